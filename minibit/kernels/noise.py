@@ -1,0 +1,143 @@
+"""Compiled Philox streams, sparse noise and subsets; `minibit.noise` teaches and specifies them.
+
+All words are held in uint64, so that a product of two is exact and nothing turns to float.
+
+May import: numpy, numba.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+W0, W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+MASK, HALF, ONE = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(1)
+
+
+@njit(cache=True, nogil=True)
+def _philox(c0: Any, c1: Any, c2: Any, c3: Any, seed: Any) -> Any:
+    """Philox4x32-10 of one counter: four words."""
+    k0, k1 = seed & MASK, seed >> HALF
+    for _ in range(10):
+        p0, p1 = M0 * c0, M1 * c2
+        c0, c1, c2, c3 = (p1 >> HALF) ^ c1 ^ k0, p1 & MASK, (p0 >> HALF) ^ c3 ^ k1, p0 & MASK
+        k0, k1 = (k0 + W0) & MASK, (k1 + W1) & MASK
+    return c0, c1, c2, c3
+
+
+@njit(cache=True, nogil=True)
+def words(
+    seed: np.uint64, domain: int, step: int, count: int, lane: int, start: int
+) -> NDArray[np.uint32]:
+    """Words ``start, ..., start + count - 1`` of a stream."""
+    out = np.empty(count, np.uint32)
+    purpose, lane64, step64 = np.uint64(domain << 24), np.uint64(lane), np.uint64(step)
+    first = start // 4
+    for block in range(first, (start + count + 3) // 4):
+        four = _philox(np.uint64(block), purpose, lane64, step64, seed)
+        at = 4 * block - start
+        if at >= 0 and at + 4 <= count:
+            out[at] = four[0]
+            out[at + 1] = four[1]
+            out[at + 2] = four[2]
+            out[at + 3] = four[3]
+        else:
+            for i in range(4):
+                if 0 <= at + i < count:
+                    out[at + i] = four[i]
+    return out
+
+
+@njit(cache=True, nogil=True)
+def sparse_noise(
+    seed: np.uint64,
+    step: int,
+    perturbations: NDArray[np.int64],
+    blocks: NDArray[np.int64],
+    size: int,
+    block_bits: int,
+    table: NDArray[np.uint64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int8]]:
+    """Draw the given blocks of each perturbation, sorted by position within each."""
+    most, shift = len(table), np.uint64(32 - block_bits)
+    step64, never = np.uint64(step), most == 0
+    positions = np.empty(1024, np.int64)
+    signs = np.empty(1024, np.int8)
+    offsets = np.zeros(len(perturbations) + 1, np.int64)
+    end = 0
+    for i in range(len(perturbations)):
+        number = np.uint64(perturbations[i])
+        for block in blocks:
+            if never:
+                break
+            draw = np.uint64(0)  # domain NOISE is 0
+            four = _philox(np.uint64(block), draw, number, step64, seed)
+            u = four[0] << HALF | four[1]
+            count = 0
+            while count < most and table[count] <= u:
+                count += 1
+            if count == 0:
+                continue
+            if end + count > len(positions):
+                bigger = np.empty(2 * len(positions), np.int64)
+                bigger[:end] = positions[:end]
+                positions = bigger
+                more = np.empty(len(positions), np.int8)
+                more[:end] = signs[:end]
+                signs = more
+            begin, base, word = end, block << block_bits, 2
+            while end < begin + count:
+                if word == 4:
+                    draw += ONE
+                    four = _philox(np.uint64(block), draw, number, step64, seed)
+                    word = 0
+                if word == 0:
+                    value = four[0]
+                elif word == 1:
+                    value = four[1]
+                elif word == 2:
+                    value = four[2]
+                else:
+                    value = four[3]
+                word += 1
+                position = base + np.int64(value >> shift)
+                at = end  # insert in order
+                while at > begin and positions[at - 1] > position:
+                    at -= 1
+                if at > begin and positions[at - 1] == position:
+                    continue  # taken
+                for later in range(end, at, -1):
+                    positions[later] = positions[later - 1]
+                    signs[later] = signs[later - 1]
+                positions[at] = position
+                signs[at] = -1 if value & ONE else 1
+                end += 1
+            while end > begin and positions[end - 1] >= size:
+                end -= 1
+        offsets[i + 1] = end
+    return offsets, positions[:end].copy(), signs[:end].copy()
+
+
+@njit(cache=True, nogil=True)
+def subset(
+    seed: np.uint64, domain: int, step: int, lane: int, n: int, count: int
+) -> NDArray[np.int64]:
+    """Floyd's algorithm: `count` distinct numbers below n, in order."""
+    drawn = words(seed, domain, step, 2 * count, lane, 0)
+    taken = np.zeros(n, np.bool_)
+    for i in range(count):
+        limit = np.uint64(n - count + i + 1)
+        high, low = np.uint64(drawn[2 * i]), np.uint64(drawn[2 * i + 1])
+        t = np.int64((high * limit + (low * limit >> HALF)) >> HALF)
+        taken[n - count + i if taken[t] else t] = True
+    out = np.empty(count, np.int64)
+    at = 0
+    for t in range(n):
+        if taken[t]:
+            out[at] = t
+            at += 1
+    return out
