@@ -75,7 +75,7 @@ class Dataset:
     @property
     def features(self) -> int:
         """Number of inputs of a sample."""
-        return self.train_x.shape[1]
+        return int(self.train_x.shape[1])
 
     @property
     def classes(self) -> int:
@@ -211,7 +211,7 @@ def read_idx(source: str | os.PathLike[str] | bytes) -> NDArray[Any]:
     dtype, start = np.dtype(_IDX_TYPES[data[2]]), 4 + 4 * data[3]
     if len(data) < start:
         raise ValueError(
-            f"{name}: ends at byte {len(data)}, inside its {data[3]} dimensions, which end at {start}"
+            f"{name}: ends at byte {len(data)}, inside its {data[3]} dimensions (to byte {start})"
         )
     shape = tuple(int(n) for n in np.frombuffer(data[4:start], ">u4"))
     if len(shape) > 32:
@@ -345,23 +345,21 @@ def _npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Load the arrays of an npz file that a data set may use."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    try:
-        archive = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a NumPy .npz file") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise ValueError(
-            f"{path}: holds a single array; write one with np.savez(path, x=..., y=...)"
-        )
     found = {}
-    with archive:
-        for key in archive.files:
-            if key not in (*_FOUR_KEYS, "x", "y"):
-                continue
+    with path.open("rb") as file:
+        try:
+            archive = np.load(file, allow_pickle=False)
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: not a NumPy .npz file") from error
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError(
+                f"{path}: holds one array without a key; write np.savez(path, x=x, y=y)"
+            )
+        for key in {*_FOUR_KEYS, "x", "y"} & set(archive.files):
             try:
                 found[key] = archive[key]
             except (
-                *(ValueError, OSError, EOFError, MemoryError, KeyError, NotImplementedError),
+                *(ValueError, OSError, EOFError, MemoryError, NotImplementedError),
                 *(zlib.error, zipfile.BadZipFile),
             ) as error:
                 raise ValueError(f"{path}: {key} cannot be read: {error}") from error
