@@ -1,0 +1,218 @@
+"""Chapters as pages: each is run once, and its page is its text, its code and what it printed.
+
+A chapter is a plain script cut into cells by ``# %%`` (code) and ``# %% [markdown]`` (text). For
+the site, each one runs from top to bottom in a process of its own. After every cell, what it
+printed and the figures that it left open are kept; a cell that raises (a failing ``assert``, say)
+fails the build. The navigation is made from the chapters and reference pages that exist.
+
+MkDocs calls the ``on_*`` functions. The rest needs only the standard library, and matplotlib for
+the chapters that draw.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 300  # the longest that a chapter may run
+ROOMS = (  # reference pages in the order of the chapters; any other page follows by name
+    "dual rules ternary matmul absmean layers noise noise_step steps logfile tape transformer "
+    "checkpoint topk nf4 lora cluster training datasets plots cli bench conformance"
+).split()
+
+
+def split_cells(text: str) -> list[tuple[str, int, str]]:
+    """Cut a script into cells: ``("markdown" | "code", number of its first line, text)``."""
+    cells: list[tuple[str, int, list[str]]] = [("code", 1, [])]
+    for number, line in enumerate(text.splitlines(), start=1):
+        if marker := re.fullmatch(r"# ?%%\s*(\[markdown\])?\s*", line):
+            cells.append(("markdown" if marker[1] else "code", number + 1, []))
+        else:
+            cells[-1][2].append(line)
+    out = []
+    for kind, first, lines in cells:
+        if kind == "markdown":
+            lines = [re.sub(r"^# ?", "", line) for line in lines]
+        if any(line.strip() for line in lines):
+            while not lines[0].strip():
+                lines, first = lines[1:], first + 1
+            out.append((kind, first, "\n".join(lines).rstrip()))
+    return out
+
+
+def take_figures(folder: Path, start: int) -> list[tuple[str, str]]:
+    """Save every open figure as ``figure<N>.svg`` and close it: ``(file name, alternative text)``."""
+    if "matplotlib.pyplot" not in sys.modules:
+        return []
+    from matplotlib import pyplot as plt
+
+    figures = []
+    for number in plt.get_fignums():
+        figure = plt.figure(number)
+        name = f"figure{start + len(figures)}.svg"
+        titles = [figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]
+        titles = [" ".join(title.split()) for title in titles if title]
+        with plt.rc_context({"svg.hashsalt": name}):
+            figure.savefig(folder / name, metadata={"Date": None}, bbox_inches="tight")
+        figures.append((name, "; ".join(titles) or f"Figure {start + len(figures)}"))
+    plt.close("all")
+    return figures
+
+
+def run_cells(path: Path, folder: Path) -> list[dict[str, Any]]:
+    """Run a chapter in this process, in one fresh namespace, and return its cells with results."""
+    namespace: dict[str, Any] = {"__name__": "__main__", "__file__": str(path)}
+    results: list[dict[str, Any]] = []
+    shown = 0
+    for kind, first, text in split_cells(path.read_text(encoding="utf-8")):
+        result: dict[str, Any] = {"kind": kind, "text": text, "output": "", "figures": []}
+        if kind == "code":
+            printed = io.StringIO()
+            try:
+                # Leading newlines keep the line numbers of a traceback those of the file.
+                code = compile("\n" * (first - 1) + text, str(path), "exec", dont_inherit=True)
+                with contextlib.redirect_stdout(printed):
+                    exec(code, namespace)
+                result["figures"] = take_figures(folder, shown + 1)
+            except BaseException:
+                sys.stderr.write(printed.getvalue())
+                traceback.print_exc()
+                raise SystemExit(1) from None
+            shown += len(result["figures"])
+            result["output"] = printed.getvalue().rstrip()
+        results.append(result)
+    return results
+
+
+def run_chapter(path: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """Run a chapter in a process of its own: its cells, and the figures by file name."""
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work).resolve()
+        (folder / "figures").mkdir()
+        command = [sys.executable, "-W", "error", __file__, str(path), str(folder)]
+        done = subprocess.run(
+            command,
+            cwd=folder,  # a chapter that writes a file writes it here
+            env={**os.environ, "MPLBACKEND": "svg"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            timeout=SECONDS,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{path.name} failed:\n{done.stdout}")
+        cells = json.loads((folder / "cells.json").read_text(encoding="utf-8"))
+        figures = {file.name: file.read_bytes() for file in (folder / "figures").iterdir()}
+    return cells, figures
+
+
+def fenced(text: str, *classes: str) -> str:
+    """Put `text` in a fence longer than any run of backticks inside it."""
+    ticks = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text) or [""]))
+    return f"{ticks}{{ {' '.join('.' + name for name in classes)} }}\n{text}\n{ticks}"
+
+
+def page(name: str, cells: list[dict[str, Any]]) -> str:
+    """Write the Markdown of a chapter that has run; its figures are in the folder `name`."""
+    number, room = re.fullmatch(r"ch(\d+)_(\w+)", name).groups()
+    under_title = (
+        f'<p class="chapter-line" markdown>Chapter {int(number)}, module '
+        f"[`minibit.{room}`](../reference/{room}.md), script [`{name}.py`]({name}.py)</p>"
+    )
+    parts = []
+    for cell in cells:
+        if cell["kind"] == "markdown":
+            parts.append(cell["text"])
+            continue
+        parts.append(fenced(cell["text"], "python"))
+        if cell["output"]:
+            parts.append(fenced(cell["output"], "text", "output"))
+        for file, alternative in cell["figures"]:
+            alternative = re.sub(r"[\[\]\\$*_<>]", "", alternative)
+            parts.append(f"![{alternative}]({name}/{file}){{ .figure }}")
+    text = "\n\n".join(parts)
+    title, _, rest = text.partition("\n")
+    return f"{title}\n\n{under_title}\n\n{rest}\n"
+
+
+def first_heading(path: Path) -> str:
+    """Return the title of a Markdown page or of a chapter."""
+    found = re.search(r"^(?:# )?# (?!%%)(.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1].strip() if found else path.stem
+
+
+def chapter_files() -> list[Path]:
+    """Return the chapters that exist, in order."""
+    return sorted((ROOT / "chapters").glob("ch[0-9][0-9]_*.py"))
+
+
+def navigation(docs: Path) -> list[dict[str, Any]]:
+    """Make the navigation from the files that exist."""
+    pages = [file for file in sorted(docs.glob("*.md")) if file.stem != "index"]
+    pages.sort(key=lambda file: file.stem != "getting_started")
+    reference = sorted((docs / "reference").glob("*.md"))
+    place = {room: number for number, room in enumerate(ROOMS)}
+    reference.sort(key=lambda file: place.get(file.stem, len(ROOMS)))
+    return [
+        {"Home": "index.md"},
+        *({first_heading(file): file.name} for file in pages if file.stem == "getting_started"),
+        {
+            "Chapters": [
+                {f"{int(file.stem[2:4])}. {first_heading(file)}": f"chapters/{file.stem}.md"}
+                for file in chapter_files()
+            ]
+        },
+        {"Reference": [{file.stem: f"reference/{file.name}"} for file in reference]},
+        *({first_heading(file): file.name} for file in pages if file.stem != "getting_started"),
+        {"Contributing": "contributing.md"},
+        {"Changelog": "changelog.md"},
+    ]
+
+
+def on_config(config: Any) -> Any:
+    """Set the navigation (MkDocs calls this first)."""
+    config.nav = [entry for entry in navigation(Path(config.docs_dir)) if all(entry.values())]
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Run the chapters and add their pages, figures and scripts to the site's files."""
+    from mkdocs.exceptions import PluginError
+    from mkdocs.structure.files import File
+
+    def add(uri: str, content: str | bytes) -> None:
+        files.append(File.generated(config, uri, content=content))
+
+    chapters = chapter_files()
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        try:
+            results = list(pool.map(run_chapter, chapters))
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            raise PluginError(f"a chapter failed, so there is no site: {error}") from error
+    for path, (cells, figures) in zip(chapters, results, strict=True):
+        add(f"chapters/{path.stem}.md", page(path.stem, cells))
+        add(f"chapters/{path.name}", path.read_bytes())
+        for name, svg in figures.items():
+            add(f"chapters/{path.stem}/{name}", svg)
+    for name in ("CONTRIBUTING", "CHANGELOG"):
+        add(f"{name.lower()}.md", (ROOT / f"{name}.md").read_text(encoding="utf-8"))
+    return files
+
+
+if __name__ == "__main__":  # the process that runs one chapter: chapters.py SCRIPT FOLDER
+    script, target = Path(sys.argv[1]), Path(sys.argv[2])
+    sys.path[0] = str(script.parent)  # as `python SCRIPT` has it
+    ran = run_cells(script, target / "figures")
+    (target / "cells.json").write_text(json.dumps(ran), encoding="utf-8")
