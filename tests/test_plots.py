@@ -1,0 +1,119 @@
+"""Pictures: one look, readable, the same bytes every time."""
+
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from minibit import plots
+
+mpl = pytest.importorskip("matplotlib")
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of an sRGB colour (WCAG 2)."""
+    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_every_colour_stands_out_from_white_and_from_the_others():
+    """At least 2:1 in contrast with the page; all different."""
+    assert len(set(plots.PALETTE)) == len(plots.PALETTE) >= 6
+    for colour in plots.PALETTE:
+        assert 1.05 / (luminance(colour) + 0.05) > 2, colour
+
+
+def test_a_style_as_a_context_leaves_everything_as_it_was():
+    """Settings hold inside the block and are put back after it."""
+    before = dict(mpl.rcParams)
+    with plots.style():
+        assert mpl.rcParams["axes.prop_cycle"].by_key()["color"] == plots.PALETTE
+        assert mpl.rcParams["axes.grid"]
+    assert dict(mpl.rcParams) == before
+
+
+def test_a_style_that_is_only_called_stays():
+    """Chapters call it once at their top."""
+    with mpl.rc_context():
+        plots.style()
+        assert mpl.rcParams["axes.prop_cycle"].by_key()["color"] == plots.PALETTE
+
+
+def test_importing_plots_does_not_import_matplotlib():
+    """Whoever draws nothing pays nothing."""
+    code = "import sys, minibit.plots; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
+    """The message says what to install."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'minibit\[app\]'"):
+        plots.style()
+
+
+def test_drawing_touches_no_pyplot():
+    """No window and no global list of figures: a figure can be drawn in any thread."""
+    code = (
+        "import io, sys; from minibit import plots;"
+        "made = plots.history_figure([0, 1], {'test': [.1, .9]}, title='t');"
+        "made.savefig(io.BytesIO(), format='svg'); sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_training_figure_shows_loss_and_accuracy_with_named_axes():
+    """Percent on the right; points without a measurement are left out."""
+    made = plots.training_figure(
+        [0, 1, 2], [2.3, 1.0, 0.5], [0.1, np.nan, 0.9], title="small, seed 0", accuracy_of="test"
+    )
+    left, right = made.axes
+    assert left.get_xlabel() == right.get_xlabel() == "step"
+    assert left.get_ylabel() == "training loss (nats)"
+    assert right.get_ylabel() == "accuracy, test (%)"
+    assert left.get_title(loc="left") == "small, seed 0"
+    np.testing.assert_allclose(left.lines[0].get_ydata(), [2.3, 1.0, 0.5])
+    np.testing.assert_allclose(right.lines[0].get_xydata(), [[0, 10], [2, 90]])
+
+
+def test_a_history_figure_names_every_line():
+    """One line for each set of data, in percent, named in the legend, told apart without colour."""
+    made = plots.history_figure(
+        [0, 10], {"validation": [0.1, 0.5], "test": [0.2, 0.6]}, title="model.steps"
+    )
+    (axes,) = made.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["validation", "test"]
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), [20, 60])
+    assert axes.lines[0].get_marker() != axes.lines[1].get_marker()
+    assert axes.get_ylabel() == "accuracy (%)"
+
+
+@pytest.mark.parametrize("ending", ["svg", "png", "pdf"])
+def test_a_figure_is_saved_in_the_format_of_its_name(tmp_path, ending):
+    """The file starts as its format does."""
+    made = plots.history_figure([0, 1], {"test": [0.1, 0.9]}, title="t")
+    path = plots.save(made, tmp_path / f"a.{ending}")
+    start = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}[ending]
+    assert path.read_bytes().startswith(start)
+
+
+def test_the_same_picture_is_the_same_svg(tmp_path):
+    """No date, no random names: a rebuilt site changes nothing. And it is well-formed XML."""
+    for name in ("a.svg", "b.svg"):
+        made = plots.history_figure([0, 1], {"test": [0.1, 0.9]}, title="t")
+        plots.save(made, tmp_path / name)
+    first, second = ((tmp_path / name).read_bytes() for name in ("a.svg", "b.svg"))
+    assert first == second
+    assert ElementTree.fromstring(first).tag.endswith("svg")
+
+
+def test_an_unknown_format_is_refused_and_nothing_is_written(tmp_path):
+    """The message lists the formats."""
+    made = plots.history_figure([0, 1], {"test": [0.1, 0.9]}, title="t")
+    for name in ("a.gif", "plain"):
+        with pytest.raises(ValueError, match=r"\.svg, \.png or \.pdf"):
+            plots.save(made, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
