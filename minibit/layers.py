@@ -1,0 +1,340 @@
+"""Layers as plain functions: a model is a function of (params, x).
+
+    ternary_linear   y = scale * x W^T                      W in {-1, 0, 1}
+    layer_norm       z = (x - mean x) / sqrt(var x + eps)
+    rms_norm         z = gain * x / sqrt(mean x^2 + eps)
+    relu, squared_relu, cross_entropy
+    mlp              h <- relu(layer_norm(h W^T)), logits = c h W_last^T
+
+Parameters are flat dicts of arrays. Stored ternary weights are int8; layers cast them to float32
+where they use them. `minibit.dual.jvp` differentiates every function here as it stands, given
+float32 copies of the weights. float32 in, float32 out; integer inputs (pixels) become float32.
+
+May import: numpy, minibit.dual, minibit.ternary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit.ternary import check_codes
+
+__all__ = [
+    "cross_entropy",
+    "init_mlp",
+    "layer_norm",
+    "mlp",
+    "relu",
+    "rms_norm",
+    "squared_relu",
+    "ternary_linear",
+]
+
+Array = NDArray[Any]  # or a Dual, which behaves like one
+
+
+def _floating(x: Array) -> Array:
+    """Cast integers to float32 and let everything else through (duals as they are)."""
+    if not hasattr(x, "dtype"):
+        x = np.asarray(x)
+    return x.astype(np.float32) if x.dtype.kind in "iub" else x
+
+
+def ternary_linear(x: Array, w: Array, scale: float | Array | None = None) -> Array:
+    """Multiply activations by a ternary matrix: ``y = x w^T``, times `scale` if there is one.
+
+    Parameters
+    ----------
+    x : array, shape (..., n_in)
+        Activations.
+    w : array, shape (n_out, n_in)
+        int8 codes, cast once to float32, or a float array, used as it is.
+    scale : float or array that broadcasts to (..., n_out), optional
+        The paper's MLP has none; BitNet has one number a matrix.
+
+    Returns
+    -------
+    array, shape (..., n_out)
+
+    Raises
+    ------
+    ValueError
+        If `w` is no matrix or the number of inputs differs.
+
+    Notes
+    -----
+    NaN and infinities pass as in any product: ``inf * 0`` is NaN, so an infinite input spoils also
+    the outputs that ignore it.
+
+    Examples
+    --------
+    >>> ternary_linear(np.float32([[2, 3, 5]]), np.int8([[1, 0, -1], [1, 1, 1]]))
+    array([[-3., 10.]], dtype=float32)
+    """
+    x, w = _floating(x), _floating(w)
+    if w.ndim != 2 or x.ndim == 0 or x.shape[-1] != w.shape[1]:
+        raise ValueError(f"x (..., n_in) must fit w (n_out, n_in), got {x.shape} and {w.shape}")
+    y: Array = x @ w.T  # (..., n_out)
+    return y if scale is None else scale * y
+
+
+def layer_norm(x: Array, eps: float = 1e-5) -> Array:
+    """Centre each row and divide it by its standard deviation; no gain, no bias.
+
+    ``z = (x - mean x) / sqrt(mean (x - mean x)^2 + eps)`` over the last axis.
+
+    Parameters
+    ----------
+    x : array, shape (..., width)
+    eps : float
+        Above 0, so that a constant row (variance 0) gives zeros, and not 0 / 0.
+
+    Returns
+    -------
+    array, shape (..., width)
+        Mean 0, and variance ``v / (v + eps)`` for a row of variance v: 1 for any v well above eps.
+
+    Raises
+    ------
+    ValueError
+        If `eps` is not above 0, or the last axis is empty.
+
+    Notes
+    -----
+    A NaN or infinity makes its own row NaN and no other. In float32, entries beyond 1e19 overflow
+    when squared. Tangent, with r = 1 / sqrt(v + eps):
+    ``z_dot = r (x_dot - mean x_dot - z mean(z x_dot))``. Source: Ba et al., arXiv 1607.06450.
+
+    Examples
+    --------
+    >>> layer_norm(np.array([[1.0, 2.0, 3.0], [7.0, 7.0, 7.0]])).round(3)
+    array([[-1.225,  0.   ,  1.225],
+           [ 0.   ,  0.   ,  0.   ]])
+    """
+    x = _normalisable(x, eps)
+    centred = x - np.mean(x, axis=-1, keepdims=True)  # (..., width)
+    variance = np.mean(centred * centred, axis=-1, keepdims=True)  # (..., 1)
+    z: Array = centred / np.sqrt(variance + eps)  # (..., width)
+    return z
+
+
+def rms_norm(x: Array, gain: Array | None = None, eps: float = 1e-5) -> Array:
+    """Divide each row by its root mean square: ``z = gain * x / sqrt(mean x^2 + eps)``.
+
+    Parameters
+    ----------
+    x : array, shape (..., width)
+    gain : array that broadcasts to (..., width), optional
+    eps : float
+        Above 0, so that a row of zeros gives zeros.
+
+    Returns
+    -------
+    array, shape (..., width)
+
+    Raises
+    ------
+    ValueError
+        If `eps` is not above 0, or the last axis is empty.
+
+    Notes
+    -----
+    A NaN or infinity makes its own row NaN (an infinite entry's finite neighbours become 0) and no
+    other. Source: Zhang and Sennrich, arXiv 1910.07467.
+
+    Examples
+    --------
+    >>> rms_norm(np.array([3.0, -4.0])).round(3)
+    array([ 0.849, -1.131])
+    """
+    x = _normalisable(x, eps)
+    z: Array = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)  # (..., width)
+    return z if gain is None else gain * z
+
+
+def _normalisable(x: Array, eps: float) -> Array:
+    """Cast as `_floating` does, after the checks that both norms share."""
+    x = _floating(x)
+    if not eps > 0:
+        raise ValueError(f"eps must be above 0, got {eps}")
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x must have a last axis that is not empty, got shape {x.shape}")
+    return x
+
+
+def relu(x: Array) -> Array:
+    """Set what is negative to zero: ``max(x, 0)``, with derivative 0 at 0.
+
+    NaN stays NaN; -0.0 gives 0.0.
+
+    Examples
+    --------
+    >>> relu(np.array([-1.0, 0.0, 2.0]))
+    array([0., 0., 2.])
+    """
+    x = _floating(x)
+    return np.where(x <= 0, np.zeros((), x.dtype), x)  # the constant branch at 0: relu'(0) = 0
+
+
+def squared_relu(x: Array) -> Array:
+    """Square of the rectified input: ``max(x, 0)^2``, the non-linearity of BitNet b1.58 2B4T.
+
+    NaN stays NaN; the derivative ``2 max(x, 0)`` is continuous, 0 at 0.
+
+    Examples
+    --------
+    >>> squared_relu(np.array([-1.0, 0.0, 3.0]))
+    array([0., 0., 9.])
+    """
+    rectified = relu(x)
+    return rectified * rectified
+
+
+def cross_entropy(
+    logits: Array, labels: Array, reduction: Literal["mean", "none"] = "mean"
+) -> Array | np.floating[Any]:
+    """Negative log-probability of the labels under a softmax: ``logsumexp(z) - z[label]``.
+
+    Parameters
+    ----------
+    logits : array, shape (..., classes)
+        May be as large as floats get: the maximum of a row is subtracted first.
+        ``-inf`` is a class of probability 0.
+    labels : integer array, shape (...)
+        0 to classes - 1.
+    reduction : {"mean", "none"}
+        Mean over all labels (a scalar), or one loss a label.
+
+    Returns
+    -------
+    array, shape () or (...)
+        At least 0; NaN where a row of logits holds NaN or +inf.
+
+    Raises
+    ------
+    TypeError
+        If labels are not integers.
+    ValueError
+        If shapes differ, a label is out of range (the first is named), `reduction` is unknown, or
+        the mean of no label is asked for.
+
+    Examples
+    --------
+    >>> cross_entropy(np.array([[0.0, 0.0], [100.0, 0.0]]), np.array([0, 1]), "none").round(3)
+    array([  0.693, 100.   ])
+    """
+    logits, labels = _floating(logits), np.asarray(labels)
+    if labels.size and labels.dtype.kind not in "iu":
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    if logits.ndim == 0 or labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"labels must have the shape of logits without its last axis, "
+            f"got {labels.shape} and {logits.shape}"
+        )
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
+    if reduction == "mean" and labels.size == 0:
+        raise ValueError("labels must not be empty for reduction 'mean'")
+    classes = logits.shape[-1]
+    if labels.size and (labels.min() < 0 or labels.max() >= classes):
+        first = tuple(int(i) for i in np.argwhere((labels < 0) | (labels >= classes))[0])
+        raise ValueError(f"labels must be 0 to {classes - 1}, got {labels[first]} at {first}")
+    shifted = logits - np.max(logits, axis=-1, keepdims=True)  # (..., classes)
+    log_sum = np.log(np.sum(np.exp(shifted), axis=-1))  # (...)
+    picked = np.take_along_axis(shifted, labels.astype(np.intp)[..., None], axis=-1)  # (..., 1)
+    losses: Array = log_sum - picked[..., 0]  # (...)
+    return np.mean(losses) if reduction == "mean" else losses
+
+
+def mlp(
+    params: Mapping[str, Array], x: Array, *, logit_scale: float = 1.0, eps: float = 1e-5
+) -> Array:
+    """Run the ternary multi-layer perceptron of noise_step; return its logits.
+
+    ``h <- relu(layer_norm(h W_l^T))`` for every layer but the last, ``logits = logit_scale h W^T``.
+    No layer has a scale or a bias: layer norm takes any scale away again.
+
+    Parameters
+    ----------
+    params : mapping
+        ``{"w1": W1, ..., "wL": WL}``, each (n_out, n_in), int8 codes or floats.
+    x : array, shape (..., n_in)
+        Inputs, already normalised.
+    logit_scale : float
+        Python float, or anything that keeps float32 (softmax's inverse temperature).
+    eps : float
+        As in `layer_norm`.
+
+    Returns
+    -------
+    array, shape (..., classes)
+
+    Raises
+    ------
+    ValueError
+        If `params` is empty or not named w1, w2, ...; if shapes do not fit.
+
+    Examples
+    --------
+    >>> params = {"w1": np.int8([[1, 0], [0, 1], [1, 1]]), "w2": np.int8([[1, 0, 0], [0, 0, 1]])}
+    >>> mlp(params, np.float32([[2, 1]])).round(3)
+    array([[0.   , 1.225]], dtype=float32)
+    """
+    *hidden, last = _in_order(params)
+    h = x
+    for w in hidden:
+        h = relu(layer_norm(ternary_linear(h, w), eps))  # (..., n_out)
+    return logit_scale * ternary_linear(h, last)  # (..., classes)
+
+
+def _in_order(params: Mapping[str, Array]) -> list[Array]:
+    """Weights by layer; names decide, not the dict's order."""
+    names = [f"w{layer}" for layer in range(1, len(params) + 1)]
+    if not names or set(names) != set(params):
+        raise ValueError(f"params must be named w1, w2, ... without gaps, got {list(params)}")
+    return [params[name] for name in names]
+
+
+def init_mlp(
+    widths: Sequence[int], draw: Callable[[int, tuple[int, int]], NDArray[np.int8]]
+) -> dict[str, NDArray[np.int8]]:
+    """Make the parameters of an MLP from any source of ternary codes.
+
+    Parameters
+    ----------
+    widths : sequence of ints
+        Inputs, hidden widths, classes: at least two, each at least 1.
+    draw : function
+        ``draw(layer, (n_out, n_in))`` returns the int8 codes of a layer, counted from 0.
+
+    Returns
+    -------
+    dict
+        ``{"w1": ..., "wL": ...}``, each int8 (n_out, n_in).
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two widths or one is below 1; if `draw` returns another shape or
+        something else than codes.
+
+    Examples
+    --------
+    >>> params = init_mlp((784, 256, 10), lambda layer, shape: np.zeros(shape, np.int8))
+    >>> {name: w.shape for name, w in params.items()}
+    {'w1': (256, 784), 'w2': (10, 256)}
+    """
+    if len(widths) < 2 or min(widths) < 1:
+        raise ValueError(f"widths must be at least two numbers of at least 1, got {tuple(widths)}")
+    params = {}
+    for layer, (n_in, n_out) in enumerate(pairwise(widths)):
+        codes = check_codes(draw(layer, (n_out, n_in)))
+        if codes.shape != (n_out, n_in):
+            raise ValueError(f"draw({layer}, {(n_out, n_in)}) returned shape {codes.shape}")
+        params[f"w{layer + 1}"] = codes
+    return params

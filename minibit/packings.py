@@ -1,0 +1,306 @@
+"""Trits and their dense packings: two bits, base 3, two bit-planes.
+
+A ternary code t is -1, 0 or 1. It carries log2(3) = 1.585 bits. Files and kernels keep codes as
+
+    2 bits      (t + 1) << 2i               4 codes a byte, 2.0 bits a code
+    base 3      sum_i (t_i + 1) * 3**i      5 codes a byte, 1.6 bits a code
+    bit-planes  [t = 1] and [t = -1]        2 x 8 codes in 2 bytes, 2.0 bits a code
+
+All three read the array in C order, put the first code of a byte into its lowest bits or lowest
+digit, and fill the last byte up with weight 0, so that a reader who runs past the end adds nothing
+to a product. Bytes have no endianness: a packing is the same on every machine.
+
+May import: numpy.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "check_codes",
+    "pack2",
+    "pack_base3",
+    "pack_bitplanes",
+    "unpack2",
+    "unpack_base3",
+    "unpack_bitplanes",
+]
+
+Bytes = NDArray[np.uint8]
+Codes = NDArray[np.int8]
+
+
+def check_codes(codes: ArrayLike, ndim: int | None = None) -> Codes:
+    """Return `codes` as an int8 array after checking that every entry is -1, 0 or 1.
+
+    Parameters
+    ----------
+    codes : integer array of any shape
+        Read-only and non-contiguous arrays are fine. An int8 array is returned as it is, uncopied.
+    ndim : int, optional
+        Number of axes that the array must have.
+
+    Raises
+    ------
+    TypeError
+        If the entries are not integers. Floats are refused even where they are whole: a float
+        matrix is usually a latent weight that still has to be quantised.
+    ValueError
+        If an entry is not a ternary code (the message names the first one), or `ndim` is wrong.
+
+    Examples
+    --------
+    >>> check_codes([[1, 0], [-1, 2]])
+    Traceback (most recent call last):
+        ...
+    ValueError: codes must be -1, 0 or 1, got 2 at (1, 1)
+    """
+    array = np.asarray(codes)
+    if ndim is not None and array.ndim != ndim:
+        raise ValueError(f"codes must have {ndim} axes, got shape {array.shape}")
+    if array.size == 0:
+        return array.astype(np.int8)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"codes must be integers (int8), got {array.dtype}; quantise floats first")
+    if array.min() < -1 or array.max() > 1:
+        first = tuple(int(i) for i in np.argwhere((array < -1) | (array > 1))[0])
+        raise ValueError(f"codes must be -1, 0 or 1, got {array[first]} at {first}")
+    return array.astype(np.int8, copy=False)
+
+
+def check_bytes(packed: ArrayLike, shape: tuple[int, ...], takes: str) -> Bytes:
+    """Return `packed` as a uint8 array after checking its shape; `takes` says why that shape."""
+    array = np.asarray(packed)
+    if array.dtype != np.uint8:
+        raise TypeError(f"packed must be uint8, got {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(f"packed must have shape {shape} for {takes}, got {array.shape}")
+    return array
+
+
+def check_twos(packed: Bytes) -> None:
+    """Raise where a byte holds the 2-bit code 3, which stands for no weight."""
+    illegal = packed & (packed >> 1) & 0x55  # both bits of a pair set
+    if illegal.any():
+        first = tuple(int(i) for i in np.argwhere(illegal)[0])
+        raise ValueError(
+            f"packed holds the 2-bit code 3 in byte {packed[first]:#04x} at {first}; "
+            "legal are 0, 1, 2 for -1, 0, 1"
+        )
+
+
+def _check_count(count: int) -> int:
+    """Return `count` as a plain int, refusing negative and fractional ones."""
+    count = operator.index(count)
+    if count < 0:
+        raise ValueError(f"count must not be negative, got {count}")
+    return count
+
+
+def _digits(codes: ArrayLike, group: int) -> Bytes:
+    """Flat digits t + 1, filled up to whole groups with the digit of weight 0."""
+    flat = check_codes(codes).reshape(-1)  # (count,)
+    digits = np.ones((-(-flat.size // group), group), np.uint8)  # (groups, group)
+    np.add(flat, 1, out=digits.reshape(-1)[: flat.size], casting="unsafe")
+    return digits
+
+
+def pack2(codes: ArrayLike) -> Bytes:
+    """Pack codes into two bits each, four a byte.
+
+    ``byte = sum_i (t_i + 1) << 2i``, i = 0..3: the first code sits in the lowest bits.
+
+    Parameters
+    ----------
+    codes : integer array of any shape
+        -1, 0 or 1; read in C order. May be empty.
+
+    Returns
+    -------
+    uint8 array, shape (ceil(count / 4),)
+        The missing codes of the last byte are filled with weight 0 (bits 01).
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `check_codes` does.
+
+    Examples
+    --------
+    >>> [f"{byte:08b}" for byte in pack2([-1, 0, 1, 1, -1])]
+    ['10100100', '01010100']
+    """
+    d = _digits(codes, 4).T  # (4, groups)
+    packed: Bytes = d[0] | d[1] << 2 | d[2] << 4 | d[3] << 6  # (groups,)
+    return packed
+
+
+def unpack2(packed: ArrayLike, count: int) -> Codes:
+    """Unpack `count` codes from two bits each: the inverse of `pack2`.
+
+    Parameters
+    ----------
+    packed : uint8 array, shape (ceil(count / 4),)
+    count : int
+        Number of codes; what follows in the last byte is ignored, but must be legal.
+
+    Returns
+    -------
+    int8 array, shape (count,)
+
+    Raises
+    ------
+    TypeError
+        If `packed` is not uint8.
+    ValueError
+        If its length does not fit `count`, or a byte holds the 2-bit code 3; the first is named.
+
+    Examples
+    --------
+    >>> unpack2(pack2([-1, 0, 1, 1, -1]), 5)
+    array([-1,  0,  1,  1, -1], dtype=int8)
+    """
+    count = _check_count(count)
+    packed = check_bytes(packed, (-(-count // 4),), f"count = {count} (four a byte)")
+    check_twos(packed)
+    twos = packed[:, None] >> np.array([0, 2, 4, 6], np.uint8) & 3  # (groups, 4)
+    return twos.reshape(-1)[:count].view(np.int8) - np.int8(1)  # (count,)
+
+
+def pack_base3(codes: ArrayLike) -> Bytes:
+    """Pack codes as base-3 digits, five a byte: 1.6 bits a code.
+
+    ``byte = sum_i (t_i + 1) * 3**i``, i = 0..4: the first code is the lowest digit. The byte is the
+    plain number 0..242. (The TQ1_0 files of ggml hold the same five digits as a binary fraction,
+    highest digit first, in another order: see `minibit.ternary.to_tq1_0`.)
+
+    Parameters
+    ----------
+    codes : integer array of any shape
+        -1, 0 or 1; read in C order. May be empty.
+
+    Returns
+    -------
+    uint8 array, shape (ceil(count / 5),)
+        The missing codes of the last byte are filled with weight 0 (digit 1).
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `check_codes` does.
+
+    Examples
+    --------
+    >>> pack_base3([-1, -1, -1, -1, -1, 1, 0, -1, -1, -1])
+    array([0, 5], dtype=uint8)
+    """
+    d = _digits(codes, 5).T  # (5, groups)
+    packed: Bytes = d[0] + 3 * (d[1] + 3 * (d[2] + 3 * (d[3] + 3 * d[4])))  # (groups,)
+    return packed
+
+
+def unpack_base3(packed: ArrayLike, count: int) -> Codes:
+    """Unpack `count` codes from base-3 bytes: the inverse of `pack_base3`.
+
+    Parameters
+    ----------
+    packed : uint8 array, shape (ceil(count / 5),)
+    count : int
+        Number of codes; what follows in the last byte is ignored.
+
+    Returns
+    -------
+    int8 array, shape (count,)
+
+    Raises
+    ------
+    TypeError
+        If `packed` is not uint8.
+    ValueError
+        If its length does not fit `count`, or a byte is above 242; the first is named.
+
+    Examples
+    --------
+    >>> unpack_base3(np.array([0, 5], np.uint8), 7)
+    array([-1, -1, -1, -1, -1,  1,  0], dtype=int8)
+    """
+    count = _check_count(count)
+    packed = check_bytes(packed, (-(-count // 5),), f"count = {count} (five a byte)")
+    if packed.size and packed.max() > 242:
+        first = int(np.argmax(packed > 242))
+        raise ValueError(
+            f"packed must be 0..242 (five base-3 digits), got {packed[first]} at {first}"
+        )
+    threes = packed[:, None] // np.array([1, 3, 9, 27, 81], np.uint8) % 3  # (groups, 5)
+    return threes.reshape(-1)[:count].view(np.int8) - np.int8(1)  # (count,)
+
+
+def pack_bitplanes(codes: ArrayLike) -> Bytes:
+    """Pack codes into two bit-planes: where the code is 1, and where it is -1.
+
+    A product then needs no decoding: ``x . t = sum(x[plus]) - sum(x[minus])``.
+
+    Parameters
+    ----------
+    codes : integer array of any shape
+        -1, 0 or 1; read in C order. May be empty.
+
+    Returns
+    -------
+    uint8 array, shape (2, ceil(count / 8))
+        Row 0 is the plane of the ones, row 1 that of the minus ones; bit k of byte j (k = 0 the
+        lowest) stands for code ``8j + k``. The last byte is filled with 0 in both planes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `check_codes` does.
+
+    Examples
+    --------
+    >>> pack_bitplanes([1, -1, 0, 1])
+    array([[9],
+           [2]], dtype=uint8)
+    """
+    flat = check_codes(codes).reshape(-1)  # (count,)
+    return np.packbits(np.stack([flat == 1, flat == -1]), axis=1, bitorder="little")
+
+
+def unpack_bitplanes(packed: ArrayLike, count: int) -> Codes:
+    """Unpack `count` codes from two bit-planes: the inverse of `pack_bitplanes`.
+
+    Parameters
+    ----------
+    packed : uint8 array, shape (2, ceil(count / 8))
+    count : int
+        Number of codes; what follows in the last byte is ignored, but must be legal.
+
+    Returns
+    -------
+    int8 array, shape (count,)
+
+    Raises
+    ------
+    TypeError
+        If `packed` is not uint8.
+    ValueError
+        If its shape does not fit `count`, or a code is marked both 1 and -1; the first is named.
+
+    Examples
+    --------
+    >>> unpack_bitplanes(np.array([[9], [2]], np.uint8), 4)
+    array([ 1, -1,  0,  1], dtype=int8)
+    """
+    count = _check_count(count)
+    packed = check_bytes(packed, (2, -(-count // 8)), f"count = {count} (eight a byte, two planes)")
+    plus, minus = packed
+    if (plus & minus).any():
+        first = int(np.argmax(np.unpackbits(plus & minus, bitorder="little")))
+        raise ValueError(f"packed marks code {first} both 1 and -1")
+    bits = np.unpackbits(packed, axis=1, count=count, bitorder="little").view(np.int8)  # (2, count)
+    codes: Codes = bits[0] - bits[1]  # (count,)
+    return codes

@@ -1,0 +1,170 @@
+"""Ternary codes, their packings, and a matrix that holds them.
+
+A ternary layer is a matrix of codes and one scale:
+
+    W ~ scale * codes,   codes in {-1, 0, 1}
+
+Codes are int8 arrays of shape (n_out, n_in) wherever they are computed with, and packed wherever
+they are stored: `minibit.packings` has the dense packings, `minibit.layouts` and
+`minibit.ggml_blocks` the layouts of published files, and this module the matrix. All of their names
+are public here.
+
+May import: numpy, minibit.packings, minibit.layouts, minibit.ggml_blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from minibit.ggml_blocks import from_tq1_0, from_tq2_0, to_tq1_0, to_tq2_0
+from minibit.layouts import from_hf, from_i2_s, to_hf, to_i2_s
+from minibit.packings import (
+    check_codes,
+    pack2,
+    pack_base3,
+    pack_bitplanes,
+    unpack2,
+    unpack_base3,
+    unpack_bitplanes,
+)
+
+__all__ = [
+    "TernaryMatrix",
+    "check_codes",
+    "from_hf",
+    "from_i2_s",
+    "from_tq1_0",
+    "from_tq2_0",
+    "pack2",
+    "pack_base3",
+    "pack_bitplanes",
+    "to_hf",
+    "to_i2_s",
+    "to_tq1_0",
+    "to_tq2_0",
+    "unpack2",
+    "unpack_base3",
+    "unpack_bitplanes",
+]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TernaryMatrix:
+    """An immutable ternary matrix: packed codes and one scale, ``W = scale * codes``.
+
+    Make one with `from_codes` or `from_packed2`. It holds a single copy of the weights, in the one
+    private attribute `_held`, and everybody else asks `codes` or `packed2`, which derive what they
+    return: how `_held` is laid out is an affair of this class and of the product that reads it, and
+    may differ between machines. Pickles carry the canonical 2-bit form, so they travel between
+    machines. Safe to share between threads: nothing in it changes.
+
+    Attributes
+    ----------
+    shape : tuple of two ints
+        (n_out, n_in).
+    scale : float32
+        One factor for the whole matrix; finite.
+
+    Examples
+    --------
+    >>> matrix = TernaryMatrix.from_codes([[1, 0, -1], [0, 0, 1]], scale=0.5)
+    >>> matrix
+    TernaryMatrix(shape=(2, 3), scale=0.5, nbytes=2)
+    >>> matrix.codes()
+    array([[ 1,  0, -1],
+           [ 0,  0,  1]], dtype=int8)
+    """
+
+    _held: NDArray[np.uint8]  # read-only; here the canonical 2-bit form, see `packed2`
+    shape: tuple[int, int]
+    scale: np.float32
+
+    @classmethod
+    def from_codes(cls, codes: ArrayLike, scale: float | np.float32 = 1.0) -> TernaryMatrix:
+        """Pack a matrix of codes.
+
+        Parameters
+        ----------
+        codes : integer array, shape (n_out, n_in)
+            -1, 0 or 1. May be empty, read-only, of any memory order; it is copied.
+        scale : float
+            One finite number (an array of one entry will do); rounded to float32.
+
+        Raises
+        ------
+        TypeError
+            If `codes` are not integers, or `scale` is not a number.
+        ValueError
+            If an entry is no ternary code (the first is named), `codes` is no matrix, or `scale` is
+            not one finite number.
+        """
+        codes = check_codes(codes, ndim=2)
+        n_out, n_in = codes.shape
+        held = pack2(codes)
+        held.flags.writeable = False
+        return cls(held, (n_out, n_in), _one_scale(scale))
+
+    @classmethod
+    def from_packed2(
+        cls, packed: ArrayLike, shape: tuple[int, int], scale: float | np.float32 = 1.0
+    ) -> TernaryMatrix:
+        """Read a matrix from the canonical 2-bit form: `pack2` of its codes in C order.
+
+        Parameters
+        ----------
+        packed : uint8 array, shape (ceil(n_out * n_in / 4),)
+            Copied; what it holds beyond the last code is dropped.
+        shape : tuple of two ints
+            (n_out, n_in).
+        scale : float
+            One finite number; rounded to float32.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `unpack2` does, and for a `shape` or `scale` that is none.
+        """
+        if len(shape) != 2 or min(shape) < 0:
+            raise ValueError(f"shape must be (n_out, n_in), got {shape}")
+        return cls.from_codes(unpack2(packed, shape[0] * shape[1]).reshape(shape), scale)
+
+    def codes(self) -> NDArray[np.int8]:
+        """Codes as a fresh int8 array, shape (n_out, n_in)."""
+        return unpack2(self._held, self.shape[0] * self.shape[1]).reshape(self.shape)
+
+    def packed2(self) -> NDArray[np.uint8]:
+        """Canonical 2-bit form for files, `pack2` of the codes: uint8, read-only."""
+        return self._held.view()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the weights take in memory as held here (the scale not counted)."""
+        return self._held.nbytes
+
+    def __repr__(self) -> str:
+        """Shape, scale and size; never the weights."""
+        return (
+            f"{type(self).__name__}(shape={self.shape}, scale={self.scale:g}, nbytes={self.nbytes})"
+        )
+
+    def __reduce__(self) -> tuple[Callable[..., TernaryMatrix], tuple[object, ...]]:
+        """Pickle through the canonical form: a layout made for one CPU never reaches another."""
+        return (TernaryMatrix.from_packed2, (self.packed2(), self.shape, self.scale))
+
+
+def _one_scale(scale: float | np.float32) -> np.float32:
+    """Round a scale to float32, refusing what is not one finite number."""
+    array = np.asarray(scale)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"scale must be a real number, got {array.dtype}")
+    if array.size != 1:
+        raise ValueError(f"scale must be one number, got shape {array.shape}")
+    with np.errstate(over="ignore"):
+        one = np.float32(array.reshape(()))
+    if not np.isfinite(one):
+        raise ValueError(f"scale must be finite as float32, got {array.reshape(())}")
+    return one
