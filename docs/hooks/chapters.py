@@ -27,9 +27,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300  # the longest that a chapter may run
 ROOMS = (  # reference pages in the order of the chapters; any other page follows by name
-    "dual rules ternary matmul absmean layers noise noise_step steps logfile tape transformer "
-    "checkpoint topk nf4 lora cluster training datasets plots cli bench conformance"
-).split()
+    *("dual", "ternary", "matmul", "absmean", "layers", "noise", "noise_step", "steps", "tape"),
+    *("transformer", "checkpoint", "topk", "nf4", "lora", "cluster"),
+    *("training", "datasets", "plots", "cli", "bench", "conformance"),
+)
 
 
 def split_cells(text: str) -> list[tuple[str, int, str]]:
@@ -52,7 +53,7 @@ def split_cells(text: str) -> list[tuple[str, int, str]]:
 
 
 def take_figures(folder: Path, start: int) -> list[tuple[str, str]]:
-    """Save every open figure as ``figure<N>.svg`` and close it: ``(file name, alternative text)``."""
+    """Save every open figure as ``figure<N>.svg`` and close it: its file name and its titles."""
     if "matplotlib.pyplot" not in sys.modules:
         return []
     from matplotlib import pyplot as plt
