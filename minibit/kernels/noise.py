@@ -36,20 +36,21 @@ def words(
     """Words ``start, ..., start + count - 1`` of a stream."""
     out = np.empty(count, np.uint32)
     purpose, lane64, step64 = np.uint64(domain << 24), np.uint64(lane), np.uint64(step)
-    first = start // 4
-    for block in range(first, (start + count + 3) // 4):
+    for block in range(start // 4, (start + count + 3) // 4):
         four = _philox(np.uint64(block), purpose, lane64, step64, seed)
         at = 4 * block - start
-        if at >= 0 and at + 4 <= count:
-            out[at] = four[0]
-            out[at + 1] = four[1]
-            out[at + 2] = four[2]
-            out[at + 3] = four[3]
-        else:
-            for i in range(4):
-                if 0 <= at + i < count:
-                    out[at + i] = four[i]
+        for i in range(4):
+            if 0 <= at + i < count:
+                out[at + i] = four[i]
     return out
+
+
+@njit(cache=True, nogil=True)
+def _doubled(old: Any) -> Any:
+    """Copy an array into the front of one of twice its length."""
+    new = np.empty(2 * len(old), old.dtype)
+    new[: len(old)] = old
+    return new
 
 
 @njit(cache=True, nogil=True)
@@ -62,50 +63,33 @@ def sparse_noise(
     block_bits: int,
     table: NDArray[np.uint64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int8]]:
-    """Draw the given blocks of each perturbation, sorted by position within each."""
-    most, shift = len(table), np.uint64(32 - block_bits)
-    step64, never = np.uint64(step), most == 0
+    """Draw the given blocks (increasing) of each perturbation, sorted by position within each."""
+    most, shift, step64 = len(table), np.uint64(32 - block_bits), np.uint64(step)
     positions = np.empty(1024, np.int64)
     signs = np.empty(1024, np.int8)
     offsets = np.zeros(len(perturbations) + 1, np.int64)
     end = 0
-    for i in range(len(perturbations)):
+    for i in range(len(perturbations) if most else 0):
         number = np.uint64(perturbations[i])
         for block in blocks:
-            if never:
-                break
-            draw = np.uint64(0)  # domain NOISE is 0
+            draw = np.uint64(0)  # of domain NOISE, which is 0
             four = _philox(np.uint64(block), draw, number, step64, seed)
             u = four[0] << HALF | four[1]
-            count = 0
+            count = 0  # #{j : T_j <= u}
             while count < most and table[count] <= u:
                 count += 1
-            if count == 0:
-                continue
-            if end + count > len(positions):
-                bigger = np.empty(2 * len(positions), np.int64)
-                bigger[:end] = positions[:end]
-                positions = bigger
-                more = np.empty(len(positions), np.int8)
-                more[:end] = signs[:end]
-                signs = more
-            begin, base, word = end, block << block_bits, 2
+            while end + count > len(positions):
+                positions, signs = _doubled(positions), _doubled(signs)
+            begin, word = end, 2
             while end < begin + count:
                 if word == 4:
                     draw += ONE
                     four = _philox(np.uint64(block), draw, number, step64, seed)
                     word = 0
-                if word == 0:
-                    value = four[0]
-                elif word == 1:
-                    value = four[1]
-                elif word == 2:
-                    value = four[2]
-                else:
-                    value = four[3]
+                value = four[word]
                 word += 1
-                position = base + np.int64(value >> shift)
-                at = end  # insert in order
+                position = (block << block_bits) + np.int64(value >> shift)
+                at = end
                 while at > begin and positions[at - 1] > position:
                     at -= 1
                 if at > begin and positions[at - 1] == position:
@@ -130,14 +114,9 @@ def subset(
     drawn = words(seed, domain, step, 2 * count, lane, 0)
     taken = np.zeros(n, np.bool_)
     for i in range(count):
-        limit = np.uint64(n - count + i + 1)
+        j = n - count + i
         high, low = np.uint64(drawn[2 * i]), np.uint64(drawn[2 * i + 1])
+        limit = np.uint64(j + 1)  # below 2**32
         t = np.int64((high * limit + (low * limit >> HALF)) >> HALF)
-        taken[n - count + i if taken[t] else t] = True
-    out = np.empty(count, np.int64)
-    at = 0
-    for t in range(n):
-        if taken[t]:
-            out[at] = t
-            at += 1
-    return out
+        taken[j if taken[t] else t] = True
+    return np.flatnonzero(taken)

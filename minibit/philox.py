@@ -1,0 +1,266 @@
+"""Counter-based random words that every language reproduces: Philox4x32-10 streams.
+
+A generator with a state must be run from its start. Philox (Salmon et al. 2011) has none: it turns
+four 32-bit counter words and a 64-bit seed into four random words, in integers alone.
+
+    key     = (seed mod 2**32, seed div 2**32)                0 <= seed < 2**64
+    counter = (block, draw + 2**24 domain, lane, step)        draw < 2**24, domain < 2**8
+
+The domain keeps uses apart (`NOISE`, `INITIAL`, ...): no two ever see the same counter. A *stream*
+is the words of the counters ``(0, 2**24 domain, lane, step), (1, ...), (2, ...), ...`` laid end to
+end, so any word is found without those before it. A *64-bit draw* is two neighbouring words, the
+high half first.
+
+`words_reference` is plain NumPy and the specification; the kernel equals it bit for bit.
+
+May import: numpy, minibit.kernels.
+"""
+
+from __future__ import annotations
+
+import operator
+from math import prod
+from typing import Any, SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from minibit.kernels import compiled
+
+__all__ = ["integers", "philox4x32", "uniform", "words"]
+
+NOISE, INITIAL, BATCH, UNITS, INPUTS, SHIFTS, LEVELS = range(7)  # domains
+USER = 255  # the domain that minibit itself never draws from
+
+Shape = int | tuple[int, ...]
+Index = SupportsIndex
+
+MASK = np.uint64(0xFFFFFFFF)
+MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)  # Random123: PHILOX_M4x32_0, _1
+KEY_STEPS = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)  # golden ratio and sqrt(3) - 1
+HALF = np.uint64(32)
+
+
+def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
+    """Encrypt counters with Philox4x32-10: ten rounds of two multiplications.
+
+    One round, with ``hi`` and ``lo`` the halves of a 64-bit product (Salmon et al. 2011, fig. 2)::
+
+        (c0, c1, c2, c3) <- (hi(M1 c2) ^ c1 ^ k0, lo(M1 c2), hi(M0 c0) ^ c3 ^ k1, lo(M0 c0))
+        (k0, k1)         <- (k0 + W0, k1 + W1)  mod 2**32
+
+    Parameters
+    ----------
+    counter : uint32 array, shape (..., 4)
+        Integers of other types are taken if every value fits.
+    key : uint32 array, shape (..., 2)
+        Broadcast against the counters' leading axes.
+
+    Returns
+    -------
+    uint32 array, shape (..., 4)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument holds no integers, a value outside [0, 2**32), or ends in another axis.
+
+    Examples
+    --------
+    >>> [f"{int(word):08x}" for word in philox4x32([0, 0, 0, 0], [0, 0])]
+    ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
+    """
+    c0, c1, c2, c3 = np.moveaxis(check_words("counter", counter, 4), -1, 0).astype(np.uint64)
+    k0, k1 = np.moveaxis(check_words("key", key, 2), -1, 0).astype(np.uint64)
+    for _ in range(10):
+        p0 = MULTIPLIERS[0] * c0  # 32 x 32 -> 64 bits
+        p1 = MULTIPLIERS[1] * c2
+        c0, c1, c2, c3 = (p1 >> HALF) ^ c1 ^ k0, p1 & MASK, (p0 >> HALF) ^ c3 ^ k1, p0 & MASK
+        k0, k1 = (k0 + KEY_STEPS[0]) & MASK, (k1 + KEY_STEPS[1]) & MASK
+    return np.stack((c0, c1, c2, c3), axis=-1).astype(np.uint32)  # (..., 4)
+
+
+def words(
+    seed: Index, domain: Index, step: Index, count: Index, lane: Index = 0, start: Index = 0
+) -> NDArray[np.uint32]:
+    """Return words ``start, ..., start + count - 1`` of a stream; all other draws are made of it.
+
+    Word ``m`` is word ``m mod 4`` of ``philox4x32((m div 4, 2**24 domain, lane, step), key)``.
+
+    Parameters
+    ----------
+    seed, domain, step, lane : int
+        Name the stream: below 2**64, 2**8, 2**32 and 2**32.
+    count, start : int
+        ``start + count <= 2**34``, the length of a stream. A count of 0 gives an empty array.
+
+    Returns
+    -------
+    uint32 array, shape (count,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is no integer or out of range.
+
+    Examples
+    --------
+    >>> words(0, 0, 0, 3)
+    array([1713891541, 3781805453, 3159862348], dtype=uint32)
+    >>> words(0, 0, 0, 1, start=2)
+    array([3159862348], dtype=uint32)
+    """
+    count, start = check_below("count", count, 2**34 + 1), check_below("start", start, 2**34 + 1)
+    if start + count > 2**34:
+        raise ValueError(f"a stream has 2**34 words, got start + count = {start + count}")
+    arguments = (
+        check_below("seed", seed, 2**64),
+        check_below("domain", domain, 2**8),
+        check_below("step", step, 2**32),
+        count,
+        check_below("lane", lane, 2**32),
+        start,
+    )
+    if not compiled():
+        return words_reference(*arguments)
+    from minibit.kernels import noise as kernel
+
+    out: NDArray[np.uint32] = kernel.words(np.uint64(arguments[0]), *arguments[1:])
+    return out
+
+
+def words_reference(
+    seed: int, domain: int, step: int, count: int, lane: int, start: int
+) -> NDArray[np.uint32]:
+    """`words` in plain NumPy."""
+    first, last = start // 4, -(-(start + count) // 4)
+    counter = np.empty((last - first, 4), np.uint32)
+    counter[:, 0] = np.arange(first, last)
+    counter[:, 1:] = domain << 24, lane, step
+    stream = philox4x32(counter, key_words(seed)).reshape(-1)  # (4 blocks,)
+    return stream[start - 4 * first :][:count]
+
+
+def uniform(
+    seed: Index, shape: Shape, *, domain: Index = USER, step: Index = 0, lane: Index = 0
+) -> NDArray[np.float64]:
+    """Draw numbers in [0, 1), each a multiple of 2**-53.
+
+    Number ``i`` (C order) is ``(2**26 (w[2i] >> 5) + (w[2i+1] >> 6)) / 2**53`` of the stream's
+    words ``w``. Every operation is exact, so every language with IEEE doubles agrees.
+
+    Parameters
+    ----------
+    seed, domain, step, lane : int
+        Name the stream, as in `words`. The default domain is one that minibit itself never uses.
+    shape : int or tuple of int
+        An empty shape gives an empty array.
+
+    Returns
+    -------
+    float64 array of that shape
+
+    Examples
+    --------
+    >>> uniform(7, 2).round(4)
+    array([0.3281, 0.1127])
+    """
+    shape, count = check_shape(shape)
+    high, low = words(seed, domain, step, 2 * count, lane).reshape(-1, 2).T
+    return (((high >> 5) * 2.0**26 + (low >> 6)) / 2**53).reshape(shape)
+
+
+def integers(
+    seed: Index, high: Index, shape: Shape, *, domain: Index, step: Index = 0, lane: Index = 0
+) -> NDArray[np.int64]:
+    """Draw integers in [0, high).
+
+    Number ``i`` (C order) is ``floor(u_i high / 2**64)`` with the 64-bit draw
+    ``u_i = 2**32 w[2i] + w[2i+1]``. No value's probability is off by as much as 2**-64.
+
+    Parameters
+    ----------
+    seed, domain, step, lane : int
+        Name the stream, as in `words`.
+    high : int
+        1 <= high <= 2**63.
+    shape : int or tuple of int
+
+    Returns
+    -------
+    int64 array of that shape
+
+    Examples
+    --------
+    >>> integers(0, 10, 5, domain=BATCH)
+    array([2, 5, 1, 4, 7])
+    """
+    limit = np.uint64(check_below("high", high, 2**63 + 1, least=1))
+    shape, count = check_shape(shape)
+    halves = words(seed, domain, step, 2 * count, lane).reshape(-1, 2).T.astype(np.uint64)
+    return _multiply_high(halves[0], halves[1], limit).astype(np.int64).reshape(shape)
+
+
+# --- 64-bit arithmetic, and what the arguments may be
+
+
+def _multiply_high(
+    high: NDArray[np.uint64], low: NDArray[np.uint64], limit: np.uint64
+) -> NDArray[np.uint64]:
+    """Floor ``(2**32 high + low) limit / 2**64`` from 32-bit halves."""
+    a, b = limit >> HALF, limit & MASK
+    middle = high * b + (low * b >> HALF)  # below 2**64
+    carry = (middle & MASK) + low * a  # below 2**64
+    product: NDArray[np.uint64] = high * a + (middle >> HALF) + (carry >> HALF)
+    return product
+
+
+def key_words(seed: int) -> NDArray[np.uint32]:
+    """Return the Philox key of a seed: its low half, then its high half."""
+    return np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
+
+
+def check_below(name: str, value: Any, limit: int, least: int = 0) -> int:
+    """Return an integer argument, checked: ``least <= value < limit``."""
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be an integer, got {value!r} of type {type(value).__name__}"
+        ) from None
+    if not least <= number < limit:
+        raise ValueError(f"{name} must lie in {interval(least, limit)}, got {number}")
+    return number
+
+
+def interval(least: int, limit: int) -> str:
+    """Write ``[least, limit)``, powers of two as such."""
+    power = limit.bit_length() - 1
+    if power < 16 or limit - (1 << power) not in (0, 1):
+        return f"[{least}, {limit})"
+    return f"[{least}, 2**{power}" + ("]" if limit & 1 else ")")
+
+
+def check_shape(shape: Shape) -> tuple[tuple[int, ...], int]:
+    """Check a shape; return it as a tuple, with its size."""
+    sides = shape if isinstance(shape, tuple | list) else (shape,)
+    checked = tuple(check_below("shape", side, 2**34 + 1) for side in sides)
+    return checked, prod(checked)
+
+
+def check_words(name: str, values: ArrayLike, last: int) -> NDArray[np.uint32]:
+    """Check an array of 32-bit words with a last axis of the given length."""
+    given = np.asarray(values)
+    if given.ndim == 0 or given.shape[-1] != last:
+        raise ValueError(f"{name} must have shape (..., {last}), got {given.shape}")
+    if given.dtype == np.uint32:
+        return given
+    if given.dtype.kind not in "iu":
+        raise TypeError(f"{name} must hold uint32 words, got {given.dtype}")
+    if given.size and not 0 <= int(given.min()) <= int(given.max()) < 2**32:
+        raise ValueError(
+            f"{name} must hold words in [0, 2**32), got {given.min()} to {given.max()}"
+        )
+    return given.astype(np.uint32)
