@@ -260,7 +260,5 @@ def check_words(name: str, values: ArrayLike, last: int) -> NDArray[np.uint32]:
     if given.dtype.kind not in "iu":
         raise TypeError(f"{name} must hold uint32 words, got {given.dtype}")
     if given.size and not 0 <= int(given.min()) <= int(given.max()) < 2**32:
-        raise ValueError(
-            f"{name} must hold words in [0, 2**32), got {given.min()} to {given.max()}"
-        )
+        raise ValueError(f"{name} must lie in [0, 2**32), got {given.min()} to {given.max()}")
     return given.astype(np.uint32)
