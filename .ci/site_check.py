@@ -52,7 +52,7 @@ FLAGS = (
 LOOK = r"""
 (async () => {
   await document.fonts.ready;
-  const width = document.documentElement.clientWidth;
+  const width = WIDTH;
   const name = (e) => `<${e.tagName.toLowerCase()} class="${e.getAttribute("class") || ""}">`;
   const clips = (e) => {
     for (; e && e !== document.body; e = e.parentElement) {
@@ -91,7 +91,7 @@ LOOK = r"""
 
 
 class Browser:
-    """One headless Chromium, spoken to over its DevTools pipe (JSON messages, each ended by NUL)."""
+    """One headless Chromium, spoken to over its DevTools pipe: JSON messages, ended by NUL."""
 
     def __init__(self, program: str, profile: str) -> None:
         in_read, in_write = os.pipe()
@@ -220,12 +220,13 @@ def check_page(
     call = functools.partial(browser.call, session=session)
     for domain in ("Page", "Runtime", "Log", "Network"):
         call(f"{domain}.enable")
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     call("Emulation.setDeviceMetricsOverride", **size)
     browser.events.clear()
     call("Page.navigate", url=f"{base}/{path}")
     browser.wait_for("Page.loadEventFired")
-    answer = call("Runtime.evaluate", expression=LOOK, awaitPromise=True, returnByValue=True)
+    look = LOOK.replace("WIDTH", str(width))
+    answer = call("Runtime.evaluate", expression=look, awaitPromise=True, returnByValue=True)
     if "exceptionDetails" in answer:
         raise RuntimeError(f"{path}: {answer['exceptionDetails']}")
     found = json.loads(answer["result"]["value"])

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "minibit"
 
 # The order of the rooms, by chapter; beside each, the other files that its idea is cut into.
 ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
-    "dual": (1, ("rules",)),
+    "dual": (1, ("tangents", "rules")),
     "ternary": (2, ("packings", "layouts", "ggml_blocks")),
     "matmul": (3, ()),
     "absmean": (4, ()),

@@ -7,5 +7,15 @@ document.addEventListener("DOMContentLoaded", () => {
         { left: "\\(", right: "\\)", display: false },
       ],
     });
+    // A comma or a full stop stays on the line of the short formula that it follows.
+    const next = element.nextSibling;
+    const mark = next?.nodeType === Node.TEXT_NODE && next.data.match(/^[,.;:!?)]+/)?.[0];
+    if (mark && element.getBoundingClientRect().width < 160) {
+      const together = document.createElement("span");
+      together.style.whiteSpace = "nowrap";
+      element.replaceWith(together);
+      together.append(element, mark);
+      next.data = next.data.slice(mark.length);
+    }
   }
 });

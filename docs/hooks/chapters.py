@@ -212,6 +212,11 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Turn a docstring's ``::`` before a literal block into the colon that a reader expects."""
+    return html.replace("::</p>", ":</p>")
+
+
 if __name__ == "__main__":  # the process that runs one chapter: chapters.py SCRIPT FOLDER
     script, target = Path(sys.argv[1]), Path(sys.argv[2])
     sys.path[0] = str(script.parent)  # as `python SCRIPT` has it

@@ -1,0 +1,165 @@
+"""The documentation is true: its examples run, and the tools of the site see what they should."""
+
+import doctest
+import importlib
+import os
+import re
+import runpy
+import socket
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = sorted(path.stem for path in (ROOT / "minibit").glob("[a-z]*.py"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+HOOK = runpy.run_path(str(ROOT / "docs" / "hooks" / "chapters.py"))
+CHECK = runpy.run_path(str(ROOT / ".ci" / "site_check.py"))
+
+
+def fences(path: Path, language: str) -> list[str]:
+    """The fenced blocks of one language in a page, in order."""
+    pattern = rf"^```{language}\n(.*?)^```$"
+    return re.findall(pattern, path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_example_in_a_docstring_prints_what_it_shows(name):
+    """The doctests of each module pass."""
+    result = doctest.testmod(importlib.import_module(f"minibit.{name}"))
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_every_python_example_on_a_page_runs(page):
+    """Blocks of Python in the README and the pages run in order, in one namespace a page."""
+    namespace: dict[str, object] = {}
+    for block in fences(page, "python"):
+        exec(compile(block, f"<{page.name}>", "exec", dont_inherit=True), namespace)
+
+
+def test_the_readme_begins_with_the_main_job_and_then_the_tests():
+    """The first command sets up and trains, the second tests; each sets up only once."""
+    first, second, *_ = fences(ROOT / "README.md", "sh")
+    assert re.search(r"^test -x .venv/bin/minibit \|\| .*pip install", first)
+    assert first.endswith("\n.venv/bin/minibit train\n")
+    assert re.search(r"^test -x .venv/bin/pytest \|\| .*pip install", second)
+    assert second.endswith("\n.venv/bin/pytest\n")
+
+
+def test_a_script_is_cut_into_text_and_code_with_its_line_numbers():
+    """Markdown cells lose their comment signs; cells without text vanish; lines count from 1."""
+    script = "# %% [markdown]\n# # Title\n#\n# Text.\n\n# %%\n\nx = 1\n# a comment\n\n# %%\n\n"
+    assert HOOK["split_cells"](script) == [
+        ("markdown", 2, "# Title\n\nText."),
+        ("code", 8, "x = 1\n# a comment"),
+    ]
+
+
+def test_a_chapter_page_shows_what_each_cell_printed_and_drew(tmp_path):
+    """Output and figures come right after the cell that made them; names last from cell to cell."""
+    chapter = tmp_path / "ch99_little.py"
+    chapter.write_text(
+        textwrap.dedent("""\
+        # %% [markdown]
+        # # Little
+        #
+        # The question.
+
+        # %%
+        x = 41
+        print("x is", x)
+
+        # %%
+        import matplotlib.pyplot as plt
+
+        fig, ax = plt.subplots()
+        ax.set_title("A line")
+        print("x + 1 is", x + 1)
+
+        # %%
+        print(plt.get_fignums())
+        """),
+        encoding="utf-8",
+    )
+    cells, figures = HOOK["run_chapter"](chapter)
+    assert [cell["output"] for cell in cells] == ["", "x is 41", "x + 1 is 42", "[]"]
+    assert [cell["figures"] for cell in cells] == [[], [], [["figure1.svg", "A line"]], []]
+    assert b"<svg" in figures["figure1.svg"]
+    text = HOOK["page"](chapter.stem, cells)
+    assert text.startswith("# Little\n\n<p class")
+    assert "``` { .text .output }\nx is 41\n```" in text.replace("```{", "``` {")
+    order = [text.index(part) for part in ("x = 41", "x is 41", "x + 1 is 42\n", "![A line](")]
+    assert order == sorted(order)
+
+
+def test_a_failing_claim_stops_the_site_and_names_its_line(tmp_path):
+    """A chapter whose assert fails raises, with the file, the line and what it printed."""
+    chapter = tmp_path / "ch99_wrong.py"
+    chapter.write_text("# %% [markdown]\n# # Wrong\n\n# %%\nprint('before')\nassert 1 + 1 == 3\n")
+    with pytest.raises(RuntimeError, match=r"(?s)ch99_wrong.py failed:.*before.*line 6"):
+        HOOK["run_chapter"](chapter)
+
+
+def test_a_warning_in_a_chapter_stops_the_site(tmp_path):
+    """Warnings are errors in chapters, as in tests."""
+    chapter = tmp_path / "ch99_warns.py"
+    chapter.write_text("# %%\nimport numpy as np\nnp.log(np.zeros(1))\n")
+    with pytest.raises(RuntimeError, match="RuntimeWarning"):
+        HOOK["run_chapter"](chapter)
+
+
+def test_a_fence_is_longer_than_any_inside():
+    """Text that holds three backticks is fenced by four."""
+    assert HOOK["fenced"]("a ``` b", "text") == "````{ .text }\na ``` b\n````"
+
+
+FAULTS = {
+    "none": ("<p>Quiet.</p>", None),
+    "script": ("<script>lost()</script>", "an error in a script"),
+    "console": ("<script>console.error('broken')</script>", "console error: broken"),
+    "host": ("<img src='http://minibit.invalid/a.png' alt=''>", "a request to another host"),
+    "missing": ("<img src='nowhere.png' alt=''>", "404 for"),
+    "wide": ("<div style='width: 1500px'>wide</div>", "the page is 1500 pixels wide"),
+    "hidden": (
+        "<style>html { overflow-x: hidden }</style><p style='width: 1500px'>wide</p>",
+        "the page is 1500 pixels wide",
+    ),
+    "who": (
+        "<main class='md-content'><p style='width: 1500px'>wide</p></main>",
+        '<p class=""> ends at 1500 of',
+    ),
+    "undrawn": ("<span class='arithmatex'>\\(x\\)</span>", "a formula was not drawn"),
+    "refused": ("<span class='katex-error' title='no'>\\bad</span>", "KaTeX refused"),
+    "raw": ("<p>so $x^2$ stays</p>", "raw formula in the text: $x^2$"),
+}
+
+
+def loopback_works() -> bool:
+    """Whether a server on this machine can be reached from it."""
+    with socket.socket() as server, socket.socket() as client:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        return client.connect_ex(server.getsockname()) == 0
+
+
+@pytest.mark.skipif(
+    os.name != "posix" or CHECK["find_browser"]() is None, reason="no Chromium here"
+)
+def test_the_site_check_sees_every_kind_of_fault(tmp_path):
+    """Small pages with one fault each, and one with none: it tells of each fault, and only then."""
+    if not loopback_works():
+        pytest.skip("no loopback address here")
+    for name, (body, _) in FAULTS.items():
+        head = "<style>body { margin: 0 }</style><link rel='icon' href='data:,'>"
+        (tmp_path / f"{name}.html").write_text(f"<!doctype html>{head}<body>{body}</body>")
+    told = CHECK["check_site"](tmp_path, CHECK["find_browser"]())
+    seen = {(path.removesuffix(".html"), width): faults for path, width, faults, _ in told}
+    assert len(seen) == len(FAULTS) * len(CHECK["WIDTHS"])
+    for (name, _), faults in seen.items():
+        wanted = FAULTS[name][1]
+        if wanted is None:
+            assert faults == []
+        else:
+            assert any(fault.startswith(wanted) for fault in faults), (name, faults)
