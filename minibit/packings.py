@@ -63,7 +63,7 @@ def check_codes(codes: ArrayLike, ndim: int | None = None) -> Codes:
     if ndim is not None and array.ndim != ndim:
         raise ValueError(f"codes must have {ndim} axes, got shape {array.shape}")
     if array.size == 0:
-        return array.astype(np.int8)
+        return array.astype(np.int8, copy=False)
     if array.dtype.kind not in "iu":
         raise TypeError(f"codes must be integers (int8), got {array.dtype}; quantise floats first")
     if array.min() < -1 or array.max() > 1:

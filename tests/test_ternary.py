@@ -1,0 +1,511 @@
+"""Ternary codes: every packing brings every matrix back, and refuses bytes that it never wrote."""
+
+import copy
+import dataclasses
+import itertools
+import json
+import pickle
+from importlib.resources import files
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from minibit import ternary
+from minibit.ternary import (
+    TernaryMatrix,
+    check_codes,
+    from_hf,
+    from_i2_s,
+    from_tq1_0,
+    from_tq2_0,
+    pack2,
+    pack_base3,
+    pack_bitplanes,
+    to_hf,
+    to_i2_s,
+    to_tq1_0,
+    to_tq2_0,
+    unpack2,
+    unpack_base3,
+    unpack_bitplanes,
+)
+
+trits = st.integers(-1, 1)
+any_codes = arrays(np.int8, array_shapes(min_dims=0, max_dims=3, min_side=0), elements=trits)
+matrices = arrays(
+    np.int8, array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=11), elements=trits
+)
+DENSE = {
+    "2-bit": (pack2, unpack2, 4, 1),
+    "base 3": (pack_base3, unpack_base3, 5, 1),
+    "bit-planes": (pack_bitplanes, unpack_bitplanes, 8, 2),
+}
+dense = pytest.mark.parametrize("name", DENSE)
+TQ = {"TQ1_0": (to_tq1_0, from_tq1_0, 54), "TQ2_0": (to_tq2_0, from_tq2_0, 66)}
+tq = pytest.mark.parametrize("name", TQ)
+LAYOUTS = ("x86", "arm", "rows")
+
+
+def random_codes(*shape, seed=0):
+    """A matrix of evenly drawn codes."""
+    return np.random.default_rng(seed).integers(-1, 2, shape).astype(np.int8)
+
+
+# --- codes -------------------------------------------------------------------------------------
+
+
+@given(any_codes)
+def test_codes_pass_the_check_unchanged_and_uncopied(codes):
+    """check_codes is the identity on int8 codes."""
+    assert check_codes(codes) is codes
+
+
+@pytest.mark.parametrize("bad", [-2, 2, 127, -128])
+def test_the_first_entry_that_is_no_code_is_named(bad):
+    """The message holds the value and the index of the first offender, in C order."""
+    codes = np.zeros((2, 3), np.int8)
+    codes[0, 2] = bad
+    codes[1, 0] = 5
+    with pytest.raises(ValueError, match=rf"got {bad} at \(0, 2\)"):
+        check_codes(codes)
+
+
+def test_wide_integers_are_checked_before_they_are_narrowed():
+    """255 and 257 are -1 and 1 modulo 256, and are refused all the same."""
+    for bad in (255, 257):
+        with pytest.raises(ValueError, match=f"got {bad}"):
+            check_codes(np.array([bad]))
+    with pytest.raises(ValueError, match="got 255"):
+        check_codes(np.array([0, 255], np.uint8))
+    np.testing.assert_array_equal(check_codes(np.array([-1, 1], np.int64)), np.int8([-1, 1]))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.bool_, np.complex64, object])
+def test_only_integers_are_codes(dtype):
+    """Floats are latent weights, even where they are whole."""
+    with pytest.raises(TypeError, match="must be integers"):
+        check_codes(np.ones(3, dtype))
+
+
+# --- dense packings ----------------------------------------------------------------------------
+
+
+@dense
+@given(any_codes)
+def test_a_packing_brings_every_array_back(name, codes):
+    """unpack(pack(t), t.size) = t in C order, at the size that the layout promises."""
+    pack, unpack, per_byte, planes = DENSE[name]
+    packed = pack(codes)
+    assert packed.dtype == np.uint8
+    assert packed.size == planes * -(-codes.size // per_byte)
+    unpacked = unpack(packed, codes.size)
+    assert unpacked.dtype == np.int8
+    np.testing.assert_array_equal(unpacked, codes.reshape(-1))
+
+
+@dense
+@given(any_codes)
+def test_padding_weighs_nothing(name, codes):
+    """A reader who decodes the whole last byte gets zeros behind the codes."""
+    pack, unpack, per_byte, _ = DENSE[name]
+    whole = -(-codes.size // per_byte) * per_byte
+    assert not unpack(pack(codes), whole)[codes.size :].any()
+
+
+@dense
+def test_a_packing_reads_any_memory_order_and_read_only_arrays(name):
+    """Transposed, strided, reversed and frozen inputs pack as their plain copies do."""
+    pack = DENSE[name][0]
+    codes = random_codes(13, 10)
+    codes.flags.writeable = False
+    for view in (codes, codes.T, codes[::2, ::3], codes[::-1]):
+        np.testing.assert_array_equal(pack(view), pack(view.copy()))
+
+
+def test_two_bits_are_legal_unless_both_are_set():
+    """Of 256 bytes, unpack2 takes the 81 that hold no pair 11, and packs them back."""
+    legal = []
+    for byte in range(256):
+        packed = np.array([byte], np.uint8)
+        if any(byte >> shift & 3 == 3 for shift in (0, 2, 4, 6)):
+            with pytest.raises(ValueError, match=r"2-bit code 3 .* at \(0,\)"):
+                unpack2(packed, 4)
+        else:
+            legal.append(byte)
+            np.testing.assert_array_equal(pack2(unpack2(packed, 4)), packed)
+    assert len(legal) == 3**4
+
+
+def test_base_3_bytes_are_the_numbers_below_243():
+    """Each of 0..242 unpacks to its five digits, lowest first; each of 243..255 is refused."""
+    for byte in range(243):
+        digits = [byte // 3**i % 3 - 1 for i in range(5)]
+        np.testing.assert_array_equal(unpack_base3(np.array([byte], np.uint8), 5), digits)
+    for byte in range(243, 256):
+        with pytest.raises(ValueError, match=f"got {byte} at 1"):
+            unpack_base3(np.array([0, byte], np.uint8), 10)
+
+
+def test_bit_planes_are_disjoint():
+    """No code is both 1 and -1; the first that claims to be is named."""
+    assert not (pack_bitplanes(random_codes(99))[0] & pack_bitplanes(random_codes(99))[1]).any()
+    with pytest.raises(ValueError, match="marks code 11 both"):
+        unpack_bitplanes(np.array([[0, 0b11001000], [0, 0b01001000]], np.uint8), 16)
+
+
+def test_bit_planes_multiply_without_decoding():
+    """The product is the sum of x over the plane of ones - sum over the plane of minus ones."""
+    codes, x = random_codes(40), np.arange(40)
+    plus, minus = np.unpackbits(pack_bitplanes(codes), axis=1, bitorder="little").astype(bool)
+    assert x[plus].sum() - x[minus].sum() == x @ codes
+
+
+@dense
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_length_that_does_not_fit_the_count_is_refused(name, change):
+    """Too few bytes and too many are errors that name both."""
+    pack, unpack, per_byte, _ = DENSE[name]
+    packed = pack(random_codes(3 * per_byte))
+    with pytest.raises(ValueError, match=f"for count = {(3 + change) * per_byte}"):
+        unpack(packed, (3 + change) * per_byte)
+
+
+@dense
+def test_counts_and_bytes_of_a_wrong_kind_are_refused(name):
+    """A negative or fractional count, signed or wide bytes."""
+    pack, unpack, per_byte, _ = DENSE[name]
+    packed = pack(random_codes(per_byte))
+    with pytest.raises(ValueError, match="count must not be negative, got -1"):
+        unpack(packed, -1)
+    with pytest.raises(TypeError):
+        unpack(packed, float(per_byte))
+    with pytest.raises(TypeError, match="packed must be uint8, got int8"):
+        unpack(packed.view(np.int8), per_byte)
+    with pytest.raises(ValueError, match="packed must have shape"):
+        unpack(packed[None, None], per_byte)
+
+
+@pytest.mark.parametrize("pack", [pack2, pack_base3, pack_bitplanes, to_hf, to_tq1_0, to_tq2_0])
+def test_packing_refuses_what_is_no_code(pack):
+    """Every way in checks its codes."""
+    codes = np.zeros((1, 256), np.int8)
+    codes[0, 7] = 3
+    with pytest.raises(ValueError, match=r"got 3 at \(0, 7\)"):
+        pack(codes)
+    with pytest.raises(TypeError, match="got float64"):
+        pack(np.zeros((1, 256)))
+
+
+# --- Hugging Face ------------------------------------------------------------------------------
+
+
+@given(matrices)
+def test_the_hf_layout_brings_every_matrix_back(codes):
+    """from_hf(to_hf(t), n_out) = t, at a quarter of the rows, rounded up."""
+    packed = to_hf(codes)
+    assert packed.shape == (-(-codes.shape[0] // 4), codes.shape[1])
+    np.testing.assert_array_equal(from_hf(packed, codes.shape[0]), codes)
+
+
+@given(matrices)
+def test_hf_padding_decodes_to_minus_one(codes):
+    """The published padding is bits 00: whoever forgets to slice gets rows of -1."""
+    packed = to_hf(codes)
+    assert (from_hf(packed, 4 * packed.shape[0])[codes.shape[0] :] == -1).all()
+
+
+def test_an_hf_byte_holds_rows_a_quarter_of_the_matrix_apart():
+    """Byte row r changes when row i R + r does, and no other byte row."""
+    codes = random_codes(11, 3)
+    quarter = 3
+    for row in range(11):
+        changed = codes.copy()
+        changed[row] = (codes[row] + 2) % 3 - 1
+        different = (to_hf(changed) != to_hf(codes)).any(axis=1)
+        assert np.flatnonzero(different).tolist() == [row % quarter]
+
+
+def test_an_hf_matrix_of_other_rows_is_refused():
+    """n_out must be within the last byte's rows; shapes other than a matrix never fit."""
+    packed = to_hf(random_codes(8, 3))
+    for n_out in (4, 9, 0, -8):
+        with pytest.raises(ValueError, match=f"for n_out = {n_out}"):
+            from_hf(packed, n_out)
+    with pytest.raises(ValueError, match="packed must have shape"):
+        from_hf(packed.reshape(-1), 8)
+    with pytest.raises(TypeError, match="packed must be uint8"):
+        from_hf(packed.astype(np.int32), 8)
+    with pytest.raises(ValueError, match="codes must have 2 axes"):
+        to_hf(random_codes(8))
+
+
+# --- ggml --------------------------------------------------------------------------------------
+
+
+@tq
+@given(seed=st.integers(0, 2**32), rows=st.integers(0, 4), blocks=st.integers(0, 3))
+def test_a_tq_layout_brings_codes_and_scales_back(name, seed, rows, blocks):
+    """from(to(t, s)) = (t, s) for scales that float16 holds, and the size is as published."""
+    to, back, size = TQ[name]
+    codes = random_codes(rows, 256 * blocks, seed=seed)
+    scales = 2.0 ** np.random.default_rng(seed).integers(-14, 15, (rows, blocks))
+    packed = to(codes, scales)
+    assert packed.shape == (rows, size * blocks)
+    codes_again, scales_again = back(packed)
+    np.testing.assert_array_equal(codes_again, codes)
+    np.testing.assert_array_equal(scales_again, scales)
+    assert codes_again.dtype == np.int8
+    assert scales_again.dtype == np.float32
+
+
+@tq
+def test_a_tq_block_of_zeros_has_scale_zero(name):
+    """As ggml takes the scale from the block's largest magnitude: 0 here."""
+    to, back, _ = TQ[name]
+    codes = random_codes(2, 512)
+    codes[1, :256] = 0
+    np.testing.assert_array_equal(back(to(codes, 0.5))[1], [[0.5, 0.5], [0.0, 0.5]])
+
+
+def test_a_tq1_byte_is_read_by_multiplying():
+    """Digit n of a byte is the carry of 3 * (byte * 3^n mod 256): ggml's decoder, on integers."""
+    for value in range(243):
+        byte = -(-256 * value // 243)
+        carries = [(byte * 3**n % 256) * 3 >> 8 for n in range(5)]
+        assert carries == [value // 3 ** (4 - n) % 3 for n in range(5)]
+        row = np.zeros((1, 256), np.int8)
+        row[0, [0, 32, 64, 96, 128]] = np.array(carries) - 1
+        assert to_tq1_0(row)[0, 0] == byte
+
+
+def test_tq1_bytes_that_no_encoder_writes_are_refused():
+    """13 of 256 bytes in the body, and all but 81 in the tail of four digits; named by place."""
+    packed = to_tq1_0(random_codes(2, 512))
+    written = (
+        {-(-256 * v // 243) for v in range(243)},
+        {-(-256 * v // 243) for v in range(0, 243, 3)},
+    )
+    for place, legal in ((54 + 13, written[0]), (54 + 50, written[1])):
+        refused = 0
+        for byte in set(range(256)) - legal:
+            damaged = packed.copy()
+            damaged[1, place] = byte
+            with pytest.raises(ValueError, match=rf"holds {byte} at \(1, {place}\)"):
+                from_tq1_0(damaged)
+            refused += 1
+        assert refused == 256 - len(legal)
+        for byte in legal:
+            changed = packed.copy()
+            changed[1, place] = byte
+            np.testing.assert_array_equal(to_tq1_0(*from_tq1_0(changed)), changed)
+
+
+def test_tq2_code_3_is_refused():
+    """Decoders of ggml read it as twice the scale."""
+    packed = to_tq2_0(random_codes(2, 512))
+    packed[1, 66 + 5] |= 0b00110000
+    with pytest.raises(ValueError, match=r"2-bit code 3 .* at \(1, 1, 5\)"):
+        from_tq2_0(packed)
+
+
+@tq
+@pytest.mark.parametrize("scale", [np.nan, np.inf, -1.0, 1e6, 1e-9, 1e300])
+def test_a_scale_that_float16_cannot_hold_is_refused(name, scale):
+    """Not finite, negative, above 65504, or so small that it would turn into 0."""
+    with pytest.raises(ValueError, match="scale must be finite, >= 0 and within float16's range"):
+        TQ[name][0](random_codes(1, 256), scale)
+
+
+@tq
+def test_tq_shapes_and_damaged_scales_are_refused(name):
+    """Rows of whole blocks; scales that broadcast; no NaN or negative scale read from a file."""
+    to, back, size = TQ[name]
+    codes = random_codes(2, 256)
+    with pytest.raises(ValueError, match=r"n_in a multiple of 256, got shape \(2, 255\)"):
+        to(codes[:, 1:])
+    with pytest.raises(ValueError, match=r"must broadcast to .* \(2, 1\), got \(3,\)"):
+        to(codes, np.ones(3))
+    packed = to(codes)
+    with pytest.raises(ValueError, match=rf"\(n_out, blocks \* {size}\), got"):
+        back(packed[:, :-1])
+    for half in (np.float16(np.nan), np.float16(-1)):
+        packed[1, -2:] = np.array([half]).view(np.uint8)
+        with pytest.raises(ValueError, match=r"finite scales >= 0, .* in block \(1, 0\)"):
+            back(packed)
+
+
+# --- bitnet.cpp --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@given(seed=st.integers(0, 2**32), rows=st.integers(0, 3), groups=st.integers(0, 3))
+def test_i2_s_brings_codes_and_scale_back(layout, seed, rows, groups):
+    """from(to(t, s)) = (t, s); a quarter of a byte a code and a tail of 32."""
+    codes = random_codes(4 * rows, 128 * groups, seed=seed)
+    packed = to_i2_s(codes, 0.3, layout)
+    assert packed.shape == (codes.size // 4 + 32,)
+    codes_again, scale = from_i2_s(packed, codes.shape, layout)
+    np.testing.assert_array_equal(codes_again, codes)
+    assert scale == np.float32(0.3)
+    assert isinstance(scale, np.float32)
+
+
+def test_the_three_i2_s_layouts_cannot_be_told_apart_by_their_bytes():
+    """Read as another layout, a file gives as many of each code, in another order, and no error."""
+    codes = random_codes(4, 128)
+    for wrote, read in itertools.permutations(LAYOUTS, 2):
+        other, _ = from_i2_s(to_i2_s(codes, 1.0, wrote), codes.shape, read)
+        assert (other != codes).any()
+        assert (np.sort(other, axis=None) == np.sort(codes, axis=None)).all()
+
+
+def test_i2_s_shapes_layouts_and_scales_are_checked():
+    """What a layout cannot hold is refused where bitnet.cpp would drop it."""
+    codes = random_codes(6, 64)
+    with pytest.raises(ValueError, match="'x86' needs n_in a multiple of 128"):
+        to_i2_s(codes)
+    with pytest.raises(ValueError, match="'arm' needs n_in a multiple of 64"):
+        to_i2_s(codes[:, 1:], layout="arm")
+    with pytest.raises(ValueError, match="'rows' needs n_out a multiple of 4"):
+        to_i2_s(codes, layout="rows")
+    with pytest.raises(ValueError, match="layout must be 'x86', 'arm' or 'rows', got 'x64'"):
+        to_i2_s(codes, layout="x64")
+    for scale in (np.nan, -0.5, [1.0, 2.0]):
+        with pytest.raises(ValueError, match="scale must be one finite number >= 0"):
+            to_i2_s(codes, scale, "arm")
+
+
+def test_damaged_i2_s_bytes_are_refused():
+    """A wrong length, a code 3, a scale that is negative or no number."""
+    packed = to_i2_s(random_codes(4, 128), 1.0)
+    with pytest.raises(ValueError, match=r"for shape = \(8, 128\)"):
+        from_i2_s(packed, (8, 128))
+    with pytest.raises(ValueError, match=r"shape must be \(n_out, n_in\), got \(512,\)"):
+        from_i2_s(packed, (512,))
+    damaged = packed.copy()
+    damaged[77] = 0b11_00_00_00
+    with pytest.raises(ValueError, match=r"code 3 .* at \(77,\)"):
+        from_i2_s(damaged, (4, 128))
+    for scale in (-1.0, np.nan):
+        damaged = packed.copy()
+        damaged[128:132] = np.array([scale], "<f4").view(np.uint8)
+        with pytest.raises(ValueError, match="finite scale >= 0 at byte 128"):
+            from_i2_s(damaged, (4, 128))
+
+
+# --- TernaryMatrix -----------------------------------------------------------------------------
+
+
+@given(matrices, st.floats(-(2.0**100), 2.0**100))
+def test_a_matrix_gives_back_its_codes_shape_and_scale(codes, scale):
+    """from_codes(t, s) holds t and s rounded to float32, in either of its forms."""
+    matrix = TernaryMatrix.from_codes(codes, scale)
+    again = TernaryMatrix.from_packed2(matrix.packed2(), matrix.shape, matrix.scale)
+    for held in (matrix, again):
+        np.testing.assert_array_equal(held.codes(), codes)
+        assert held.shape == codes.shape
+        assert held.scale == np.float32(scale)
+        assert isinstance(held.scale, np.float32)
+    np.testing.assert_array_equal(matrix.packed2(), pack2(codes))
+
+
+def test_a_matrix_takes_about_two_bits_a_weight():
+    """It counts the packed weights as held: 50 KB for the largest layer of the MLP."""
+    assert TernaryMatrix.from_codes(random_codes(256, 784)).nbytes == 256 * 784 // 4
+
+
+def test_a_matrix_cannot_change():
+    """Its fields are frozen, what it hands out is read-only or fresh, and it keeps no reference."""
+    codes = random_codes(3, 5)
+    matrix = TernaryMatrix.from_codes(codes)
+    before = codes.copy()
+    codes[:] = 0
+    matrix.codes()[:] = 0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        matrix.scale = np.float32(2)
+    with pytest.raises(ValueError, match="read-only"):
+        matrix.packed2()[0] = 0
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        matrix.packed2().flags.writeable = True
+    np.testing.assert_array_equal(matrix.codes(), before)
+
+
+def test_padding_of_a_file_does_not_reach_the_matrix():
+    """Bits beyond the last code differ between files of one matrix; the canonical form does not."""
+    minus_filled = np.array([0b00_00_00_10], np.uint8)
+    matrix = TernaryMatrix.from_packed2(minus_filled, (1, 1))
+    np.testing.assert_array_equal(matrix.packed2(), [0b01_01_01_10])
+
+
+def test_a_matrix_survives_pickling_and_copying():
+    """Both go through the canonical form, and end read-only."""
+    matrix = TernaryMatrix.from_codes(random_codes(7, 9), 0.1)
+    for again in (pickle.loads(pickle.dumps(matrix)), copy.deepcopy(matrix), copy.copy(matrix)):
+        np.testing.assert_array_equal(again.codes(), matrix.codes())
+        assert again.scale == matrix.scale
+        assert not again.packed2().flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("scale", "error", "message"),
+    [
+        (np.nan, ValueError, "must be finite"),
+        (np.inf, ValueError, "must be finite"),
+        (1e39, ValueError, "must be finite as float32"),
+        ([1.0, 2.0], ValueError, r"one number, got shape \(2,\)"),
+        ("1", TypeError, "must be a real number"),
+        (1j, TypeError, "must be a real number"),
+    ],
+)
+def test_a_scale_is_one_finite_number(scale, error, message):
+    """Anything else is refused; an array of one entry, as checkpoints hold it, is taken."""
+    with pytest.raises(error, match=message):
+        TernaryMatrix.from_codes(random_codes(2, 2), scale)
+    assert TernaryMatrix.from_codes(random_codes(2, 2), np.array([0.5])).scale == 0.5
+
+
+def test_a_matrix_has_two_axes():
+    """Vectors and stacks are refused, and so are shapes that are none."""
+    with pytest.raises(ValueError, match=r"2 axes, got shape \(4,\)"):
+        TernaryMatrix.from_codes(random_codes(4))
+    for shape in ((4,), (-2, -2), (1, 2, 2)):
+        with pytest.raises(ValueError, match="shape must be"):
+            TernaryMatrix.from_packed2(np.zeros(1, np.uint8), shape)
+
+
+# --- vectors -----------------------------------------------------------------------------------
+
+INVERSE = {
+    "pack2": lambda packed, codes, case: unpack2(packed, codes.size).reshape(codes.shape),
+    "pack_base3": lambda packed, codes, case: unpack_base3(packed, codes.size).reshape(codes.shape),
+    "pack_bitplanes": lambda packed, codes, case: unpack_bitplanes(packed, codes.size),
+    "to_hf": lambda packed, codes, case: from_hf(packed, codes.shape[0]),
+    "to_tq1_0": lambda packed, codes, case: from_tq1_0(packed)[0],
+    "to_tq2_0": lambda packed, codes, case: from_tq2_0(packed)[0],
+    "to_i2_s": lambda packed, codes, case: from_i2_s(packed, codes.shape, case["layout"])[0],
+}
+
+
+def cases():
+    """The language-neutral cases that every port runs."""
+    text = files("minibit").joinpath("vectors", "ternary.json").read_text(encoding="utf-8")
+    return [pytest.param(case, id=case["id"]) for case in json.loads(text)["cases"]]
+
+
+@pytest.mark.parametrize("case", cases())
+def test_vectors(case):
+    """Codes pack to the published bytes and come back; illegal bytes are refused."""
+    function = getattr(ternary, case["function"])
+    packed = np.array(case["packed"], np.uint8)
+    if "error" in case:
+        takes = {key: case[key] for key in ("count", "n_out") if key in case}
+        with pytest.raises(ValueError, match="packed"):
+            function(packed, **takes)
+        return
+    codes = np.array(case["codes"], np.int8)
+    options = {key: case[key] for key in ("scale", "layout") if key in case}
+    np.testing.assert_array_equal(function(codes, **options), packed)
+    np.testing.assert_array_equal(INVERSE[case["function"]](packed, codes, case), codes)
