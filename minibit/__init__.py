@@ -6,18 +6,14 @@ command line are imported only where they are first used.
 
 from __future__ import annotations
 
-from minibit import layers, matmul, noise, noise_step, ternary
+from minibit import layers, noise, ternary
 from minibit.layers import *
-from minibit.matmul import *
 from minibit.noise import *
-from minibit.noise_step import *
 from minibit.ternary import *
 
 __all__ = ["__version__"]
 __all__ += ternary.__all__
-__all__ += matmul.__all__
 __all__ += layers.__all__
 __all__ += noise.__all__
-__all__ += noise_step.__all__
 
 __version__ = "0.1.0"
