@@ -64,16 +64,17 @@ def noise_constants(density: Share) -> tuple[int, int, NDArray[np.uint64]]:
     """Fix the integers behind a density: its numerator, the block size and the count table.
 
     - ``numerator = round(density 2**32)``, ties to even. An ``int`` *is* the numerator, so that a
-      log names integers only: 1 means 2**-32, and 1.0 means every weight.
+      log names integers only: 1 means ``2**-32``, and 1.0 means every weight.
     - ``block_bits`` b: the largest b in 4, ..., 16 with ``numerator 2**b <= 2**32``, and 4 if none.
       A block of ``B = 2**b`` weights then has one nonzero or fewer on average, up to density 1/16.
     - ``table``: ``T_j = floor(2**64 P(k <= j))`` for a count k of law Binomial(B, numerator/2**32),
-      the floor of an exact rational, for j = 0, 1, ... and ends before the first T_j >= 2**64 - 1.
+      the floor of an exact rational, for j = 0, 1, ..., up to before the first that reaches
+      ``2**64 - 1``.
 
     Parameters
     ----------
     density : float, Fraction or int
-        In [0, 1], or a numerator in [0, 2**32].
+        In [0, 1], or a numerator in ``[0, 2**32]``.
 
     Returns
     -------
@@ -108,7 +109,7 @@ def sparse_noise(
     density: Share,
     blocks: Index | Iterable[int] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
-    """Draw one sparse ternary perturbation: each weight is +1 or -1 with probability `density`.
+    """Draw one sparse ternary perturbation: a share `density` of nonzeros, +1 and -1 evenly.
 
     The flat vector is cut into blocks of ``B = 2**b`` weights (`noise_constants`). Block ``i`` is
     drawn alone, from the counters ``(i, draw, perturbation, step)``, draw = 0, 1, ..., of domain
@@ -126,7 +127,7 @@ def sparse_noise(
     Parameters
     ----------
     seed, step, perturbation : int
-        Below 2**64, 2**32, 2**32.
+        Below ``2**64``, ``2**32``, ``2**32``.
     size : int
         Number of weights, at most ``2**32 B``. 0 gives nothing.
     density : float, Fraction or int
@@ -255,7 +256,7 @@ def initial_codes(seed: Index, shape: Shape, zeros: Share, layer: Index = 0) -> 
     Parameters
     ----------
     seed, layer : int
-        Below 2**64 and 2**32.
+        Below ``2**64`` and ``2**32``.
     shape : int or tuple of int
         ``(n_out, n_in)`` of a layer; at most 2**34 weights.
     zeros : float, Fraction or int
@@ -296,7 +297,7 @@ def draw_units(
     Parameters
     ----------
     seed, step, layer : int
-        Below 2**64, 2**32, 2**32.
+        Below ``2**64``, ``2**32``, ``2**32``.
     n_out, count : int
         ``0 <= count <= n_out <= 2**24``. All units if ``count == n_out``, and none for 0.
 
@@ -328,7 +329,7 @@ def draw_inputs(
     Parameters
     ----------
     seed, step, layer, unit : int
-        Below 2**64, 2**32, 2**12, 2**20.
+        Below ``2**64``, ``2**32``, ``2**12``, ``2**20``.
     n_in, count : int
         ``0 <= count <= n_in <= 2**24``. All inputs if ``count == n_in``, and none for 0.
 

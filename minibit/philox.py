@@ -6,7 +6,8 @@ four 32-bit counter words and a 64-bit seed into four random words, in integers 
     key     = (seed mod 2**32, seed div 2**32)                0 <= seed < 2**64
     counter = (block, draw + 2**24 domain, lane, step)        draw < 2**24, domain < 2**8
 
-The domain keeps uses apart (`NOISE`, `INITIAL`, ...): no two ever see the same counter. A *stream*
+The domain keeps uses apart, so that no two ever see the same counter: `NOISE` 0, `INITIAL` 1,
+`BATCH` 2, `UNITS` 3, `INPUTS` 4, `SHIFTS` 5, `LEVELS` 6, and `USER` 255 for your own. A *stream*
 is the words of the counters ``(0, 2**24 domain, lane, step), (1, ...), (2, ...), ...`` laid end to
 end, so any word is found without those before it. A *64-bit draw* is two neighbouring words, the
 high half first.
@@ -44,10 +45,13 @@ HALF = np.uint64(32)
 def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
     """Encrypt counters with Philox4x32-10: ten rounds of two multiplications.
 
-    One round, with ``hi`` and ``lo`` the halves of a 64-bit product (Salmon et al. 2011, fig. 2)::
+    One round, with ``hi`` and ``lo`` the halves of a 64-bit product, followed by a step of the key
+    (Salmon et al. 2011; the constants are those of Random123)::
 
         (c0, c1, c2, c3) <- (hi(M1 c2) ^ c1 ^ k0, lo(M1 c2), hi(M0 c0) ^ c3 ^ k1, lo(M0 c0))
         (k0, k1)         <- (k0 + W0, k1 + W1)  mod 2**32
+
+        M0 = d2511f53, M1 = cd9e8d57, W0 = 9e3779b9, W1 = bb67ae85  (hexadecimal)
 
     Parameters
     ----------
@@ -63,7 +67,7 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
     Raises
     ------
     TypeError, ValueError
-        If an argument holds no integers, a value outside [0, 2**32), or ends in another axis.
+        If an argument holds no integers, a value outside ``[0, 2**32)``, or ends in another axis.
 
     Examples
     --------
@@ -90,7 +94,7 @@ def words(
     Parameters
     ----------
     seed, domain, step, lane : int
-        Name the stream: below 2**64, 2**8, 2**32 and 2**32.
+        Name the stream: below ``2**64``, ``2**8``, ``2**32`` and ``2**32``.
     count, start : int
         ``start + count <= 2**34``, the length of a stream. A count of 0 gives an empty array.
 
@@ -144,7 +148,7 @@ def words_reference(
 def uniform(
     seed: Index, shape: Shape, *, domain: Index = USER, step: Index = 0, lane: Index = 0
 ) -> NDArray[np.float64]:
-    """Draw numbers in [0, 1), each a multiple of 2**-53.
+    """Draw numbers in [0, 1), each a multiple of ``2**-53``.
 
     Number ``i`` (C order) is ``(2**26 (w[2i] >> 5) + (w[2i+1] >> 6)) / 2**53`` of the stream's
     words ``w``. Every operation is exact, so every language with IEEE doubles agrees.
@@ -183,7 +187,7 @@ def integers(
     seed, domain, step, lane : int
         Name the stream, as in `words`.
     high : int
-        1 <= high <= 2**63.
+        ``1 <= high <= 2**63``.
     shape : int or tuple of int
 
     Returns
