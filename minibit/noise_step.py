@@ -1,160 +1,577 @@
 """Training in ternary without backpropagation (noise_step, Brickner 2024).
 
-A step proposes sparse ternary changes, measures how the loss would change along each of them with
-one forward tangent, keeps the best, and forgets everything else. What is kept is integers, so a
-model is its seed and its steps.
+A step proposes sparse ternary changes of the weights, measures along each of them how the loss
+would change (its *alignment* with the gradient, by one forward tangent), keeps the best, and
+forgets everything else: no latent weights, no gradient or momentum memory, no backward pass. What
+is kept is integers, so a model is its seed and its steps.
+
+``sampled``, the paper's method. K perturbations v_i, each weight nonzero with probability `density`
+and then +1 or -1; a_i = grad(L) . v_i; c_i = sign(a_i) where |a_i| >= median_j |a_j|, else 0:
+
+    w <- clamp(w - sum_i c_i v_i, -1, 1)
+
+``units``. A few units of every layer are drawn; every weight into them is a candidate, and one
+*unit tangent* (`minibit.unit_tangents`) serves all candidates of a unit. The best-scored share
+`rate` of the candidates moves one step against its alignment; a move that the clamp would cancel is
+never kept, so such a step never clamps.
+
+With per-sample alignments a_b, the t score is |sum_b a_b| / sqrt(sum_b a_b^2), which ranks like the
+t-statistic |mean| / std.
 
 Pure: state in, codes out, no files.
 
-May import: numpy, minibit.dual, minibit.ternary, minibit.layers, minibit.noise, minibit.kernels.
+May import: numpy, minibit.dual, minibit.layers, minibit.noise, minibit.moves,
+minibit.unit_tangents, minibit.kernels.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.noise import draw_inputs, draw_units, initial_codes, sparse_noise_many
+from minibit.dual import jvp_batch
+from minibit.layers import cross_entropy, ternary_linear
+from minibit.moves import (
+    Plan,
+    SampledStep,
+    UnitsStep,
+    apply_update,
+    digest,
+    initial_params,
+    sparse_update,
+)
+from minibit.noise import draw_inputs, draw_units, sparse_noise_many, uniform
+from minibit.philox import LEVELS
+from minibit.unit_tangents import MLP, Sums, direction_sums, unit_sums
 
 __all__ = [
+    "MLP",
+    "NoiseStep",
     "Plan",
     "SampledStep",
+    "StepResult",
     "UnitsStep",
     "apply_update",
     "digest",
+    "direction_sums_by_jvp",
+    "geometric",
     "initial_params",
+    "keep_moves",
+    "keep_terns",
     "sparse_update",
+    "unit_sums_by_jvp",
 ]
 
-Params = dict[str, NDArray[np.int8]]
+Params = Mapping[str, NDArray[Any]]
+Model = Callable[..., Any]
+Loss = Callable[[Any, NDArray[Any]], Any]
+Schedule = float | Callable[[int], float]
+
+_DIRECTIONS_AT_ONCE = 16
+
+
+def geometric(start: float, end: float, steps: int, every: int = 1) -> Callable[[int], float]:
+    """Return a schedule that runs geometrically from `start` to `end` over `steps` steps.
+
+    ``value(t) = start (end / start)**(t / (steps - 1))``, held constant for `every` steps. A
+    function of the step and of nothing else, so that a resumed run goes on as it was.
+
+    >>> rate = geometric(0.08, 0.02, steps=3)
+    >>> [round(rate(t), 3) for t in range(3)]
+    [0.08, 0.04, 0.02]
+    """
+    if not (start > 0 and end > 0):
+        raise ValueError(f"start and end must be positive, got {start} and {end}")
+    if steps < 1 or every < 1:
+        raise ValueError(f"steps and every must be at least 1, got {steps} and {every}")
+    last = max(1, steps - 1)
+    return lambda step: float(start * (end / start) ** (min(step // every * every, last) / last))
+
+
+# --- what to keep ---------------------------------------------------------------------------------
+
+
+def keep_terns(
+    alignments: NDArray[Any], squares: NDArray[Any], score: Literal["absolute", "t"]
+) -> NDArray[np.int8]:
+    """Decide the terns of a `sampled` step: ``c = sign(a) where score >= median(score), else 0``.
+
+    Parameters
+    ----------
+    alignments, squares : float array, shape (perturbations,)
+        Sums over the batch of the per-sample alignments and of their squares.
+    score : "absolute" or "t"
+        The paper's |a|, or |sum a| / sqrt(sum a^2).
+
+    Returns
+    -------
+    int8 array, shape (perturbations,)
+        All scores that tie with the median are kept. An alignment of exactly 0, an empty
+        perturbation's say, scores 0 and gets code 0. The median of an even number is the mean of
+        the two middle scores: without ties exactly half are kept, of an odd K (K + 1) / 2.
+    """
+    alignments = np.asarray(alignments, np.float64)
+    scores = np.abs(alignments)
+    if score == "t":
+        scores = _t_score(alignments, squares)
+    elif score != "absolute":
+        raise ValueError(f"score must be 'absolute' or 't', got {score!r}")
+    if not scores.size:
+        return np.zeros(0, np.int8)
+    return np.where(scores >= np.median(scores), np.sign(alignments), 0).astype(np.int8)
+
+
+def keep_moves(
+    alignments: NDArray[Any], squares: NDArray[Any], weights: NDArray[np.int8], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
+    """Keep the `count` best moves of one layer of a `units` step.
+
+    Parameters
+    ----------
+    alignments, squares : float array, shape (units, inputs)
+        Sums over the batch of the candidates' per-sample alignments and of their squares.
+    weights : int8 array, shape (units, inputs)
+        The candidates' weights: a move that would leave {-1, 0, 1} is not legal.
+    count : int
+        How many moves to keep at most; fewer if fewer are legal and have an alignment.
+
+    Returns
+    -------
+    positions : int64 array, sorted
+        Candidates ``unit * inputs + input`` that move. Of equal scores the lowest candidate wins.
+    signs : int8 array
+        Their directions, ``-sign(alignment)``.
+    """
+    signs = -np.sign(alignments).astype(np.int8).ravel()
+    scores = _t_score(np.asarray(alignments, np.float64), squares).ravel()
+    scores[np.abs(weights.ravel() + signs) > 1] = 0  # the clamp would cancel it
+    count = min(count, int(np.count_nonzero(scores)))
+    if count <= 0:
+        return np.empty(0, np.int64), np.empty(0, np.int8)
+    bar = np.partition(scores, scores.size - count)[scores.size - count]
+    above, ties = np.flatnonzero(scores > bar), np.flatnonzero(scores == bar)
+    positions = np.sort(np.concatenate([above, ties[: count - above.size]]))
+    return positions, signs[positions]
+
+
+def _t_score(alignments: NDArray[np.float64], squares: NDArray[Any]) -> NDArray[np.float64]:
+    spread = np.sqrt(np.asarray(squares, np.float64))
+    score: NDArray[np.float64] = np.abs(alignments) / np.where(spread > 0, spread, np.inf)
+    return score
+
+
+# --- alignments of any pure function --------------------------------------------------------------
+
+
+def _per_sample(
+    function: Callable[[Any], Any],
+    primals: Params,
+    tangents: Mapping[str, NDArray[Any]],
+    count: int,
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Per-sample losses (batch,) and loss tangents (directions, batch), a few directions at once."""
+    losses, parts = np.empty(0), []
+    for begin in range(0, max(count, 1), _DIRECTIONS_AT_ONCE):
+        some = {name: t[begin : begin + _DIRECTIONS_AT_ONCE] for name, t in tangents.items()}
+        losses, part = jvp_batch(function, (dict(primals),), (some,))
+        parts.append(part)
+    return losses, np.concatenate(parts)
+
+
+def _sums(
+    losses: NDArray[Any], tangents: NDArray[Any], weight: NDArray[Any], threshold: float
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Weighted sums over samples, of those that are not learnt yet; and 1 - p_y."""
+    hardness = -np.expm1(-losses)  # the loss of a sample is -log p_y
+    a = tangents * np.where(hardness > threshold, weight, 0)  # (directions, batch)
+    return a.sum(axis=1), (a**2).sum(axis=1), hardness
+
+
+def direction_sums_by_jvp(
+    model: Model,
+    params: Params,
+    x: NDArray[Any],
+    y: NDArray[Any],
+    weight: NDArray[Any],
+    offsets: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    signs: NDArray[np.int8],
+    threshold: float = -1.0,
+    loss: Loss | None = None,
+    dtype: Any = np.float32,
+) -> Sums:
+    """Sums over samples of the alignments with sparse directions, by `jvp_batch` of any model.
+
+    The specification of the fast path: each direction is spelled out as a dense tangent of all
+    parameters. `positions` are flat, over the parameters laid end to end; direction p has the
+    entries ``offsets[p]`` to ``offsets[p + 1]``.
+    """
+    count = len(offsets) - 1
+    primals = {name: np.asarray(w).astype(dtype) for name, w in params.items()}
+    dense = np.zeros((count, sum(w.size for w in primals.values())), dtype)
+    dense[np.repeat(np.arange(count), np.diff(offsets)), positions] = signs
+    tangents, start = {}, 0
+    for name, w in primals.items():
+        tangents[name] = dense[:, start : start + w.size].reshape(count, *w.shape)
+        start += w.size
+    losses, slopes = _per_sample(_loss_of(model, x, y, loss), primals, tangents, count)
+    alignments, squares, hardness = _sums(losses, slopes, weight, threshold)
+    return Sums((alignments,), (squares,), losses, hardness, _correct(model, primals, x, y, losses))
+
+
+def unit_sums_by_jvp(
+    model: Model,
+    params: Params,
+    x: NDArray[Any],
+    y: NDArray[Any],
+    weight: NDArray[Any],
+    units: Sequence[NDArray[np.int64]],
+    threshold: float = -1.0,
+    loss: Loss | None = None,
+    dtype: Any = np.float32,
+) -> Sums:
+    """Sums over samples of the alignments of all weights into the drawn units, for any model.
+
+    If the model takes a ``linear`` argument and calls it for ``x w^T``, one tangent serves a unit:
+    `linear` adds a bump to the unit's pre-activation, and notes its inputs. Otherwise each candidate
+    weight is a direction of its own, which costs `n_in` times as much and needs nothing but a pure
+    function.
+    """
+    primals = {name: np.asarray(w).astype(dtype) for name, w in params.items()}
+    if "linear" in inspect.signature(model).parameters:
+        return _shared(model, primals, x, y, weight, units, threshold, loss)
+    alignments, squares, losses = [], [], np.empty(0)
+    for (name, w), drawn in zip(primals.items(), units, strict=True):
+        count = len(drawn) * w.shape[1]
+        tangent = np.zeros((count, *w.shape), dtype)
+        rows, columns = np.divmod(np.arange(count), w.shape[1])
+        tangent[np.arange(count), drawn[rows], columns] = 1
+
+        def of_layer(one: Any, rest: Params = primals) -> Any:
+            return _loss_of(model, x, y, loss)({**rest, **one})
+
+        losses, slopes = _per_sample(of_layer, {name: w}, {name: tangent}, count)
+        a, a_squared, hardness = _sums(losses, slopes, weight, threshold)
+        alignments.append(a.reshape(len(drawn), w.shape[1]))
+        squares.append(a_squared.reshape(len(drawn), w.shape[1]))
+    correct = _correct(model, primals, x, y, losses)
+    return Sums(tuple(alignments), tuple(squares), losses, hardness, correct)
+
+
+def _shared(
+    model: Model,
+    primals: Params,
+    x: NDArray[Any],
+    y: NDArray[Any],
+    weight: NDArray[Any],
+    units: Sequence[NDArray[np.int64]],
+    threshold: float,
+    loss: Loss | None,
+) -> Sums:
+    """One bump a drawn unit: t_j, then alignments t_j h_i."""
+    names = {id(w): name for name, w in primals.items()}
+    inputs: dict[str, Any] = {}
+
+    def function(bumps: Params) -> Any:
+        inputs.clear()
+
+        def linear(h: Any, w: Any) -> Any:
+            name = names.get(id(w))
+            if name is None or name in inputs:
+                what = "an array that is not a parameter" if name is None else f"{name!r} again"
+                raise ValueError(f"linear must get every parameter once, as it is; it got {what}")
+            inputs[name] = getattr(h, "primal", h)
+            return ternary_linear(h, w) + bumps[name]
+
+        logits = model(primals, x, linear=linear)
+        return loss(logits, y) if loss else cross_entropy(logits, y, reduction="none")
+
+    total = sum(len(drawn) for drawn in units)
+    bumps, tangents, start = {}, {}, 0
+    for (name, w), drawn in zip(primals.items(), units, strict=True):
+        bumps[name] = np.zeros((len(y), w.shape[0]), w.dtype)
+        tangents[name] = np.zeros((total, len(y), w.shape[0]), w.dtype)
+        tangents[name][start + np.arange(len(drawn)), :, drawn] = 1
+        start += len(drawn)
+    losses, slopes = _per_sample(function, bumps, tangents, total)  # (units, batch)
+    hardness = -np.expm1(-losses)
+    slopes = slopes * np.where(hardness > threshold, weight, 0)
+    alignments, squares, start = [], [], 0
+    for name, drawn in zip(primals, units, strict=True):
+        t = slopes[start : start + len(drawn)]  # (units, batch)
+        alignments.append(t @ inputs[name])  # (units, n_in)
+        squares.append(t**2 @ inputs[name] ** 2)
+        start += len(drawn)
+    correct = _correct(model, primals, x, y, losses)
+    return Sums(tuple(alignments), tuple(squares), losses, hardness, correct)
+
+
+def _loss_of(
+    model: Model, x: NDArray[Any], y: NDArray[Any], loss: Loss | None
+) -> Callable[[Params], Any]:
+    def function(params: Params) -> Any:
+        out = model(params, x)
+        return loss(out, y) if loss else cross_entropy(out, y, reduction="none")
+
+    return function
+
+
+def _correct(
+    model: Model, params: Params, x: NDArray[Any], y: NDArray[Any], losses: NDArray[Any]
+) -> NDArray[np.bool_]:
+    """Whether each label is the argmax; of targets that are no labels, False."""
+    out = np.asarray(model(params, x))
+    if out.ndim != 2 or np.shape(y) != losses.shape or np.asarray(y).dtype.kind not in "iu":
+        return np.zeros(losses.shape, np.bool_)
+    correct: NDArray[np.bool_] = out.argmax(axis=1) == y
+    return correct
+
+
+# --- the step -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class SampledStep:
-    """What a step of method ``sampled`` leaves behind: one tern a perturbation."""
+class StepResult:
+    """What one step did. Only `record` is needed to replay it."""
 
-    numerator: int  # density of the perturbations = numerator / 2**32
-    codes: NDArray[np.int8]  # (perturbations,), in {-1, 0, 1}
+    step: int
+    record: SampledStep | UnitsStep
+    loss: float  # weighted mean over the batch, before the step
+    accuracy: float  # of the batch, before the step
+    hardness: NDArray[np.float32]  # (batch,), 1 - p_y
+    alignments: tuple[NDArray[Any], ...]  # means over the batch, as in `Sums`
+    scores: tuple[NDArray[Any], ...]  # what was ranked
 
 
-@dataclass(frozen=True)
-class UnitsStep:
-    """What a step of method ``units`` leaves behind: the kept moves of every layer.
+class NoiseStep:
+    """Train a pure function of ternary parameters forwards only.
 
-    Move ``m`` of a layer changes the weight of candidate ``positions[m]`` by ``signs[m]``; candidate
-    ``q`` is input ``q % inputs`` of drawn unit ``q // inputs``.
+    Parameters
+    ----------
+    model : callable (params, x) -> outputs
+        Pure. An `MLP` takes the fast path; any other function goes through `jvp_batch`. For method
+        ``units`` a model that takes ``linear`` shares a tangent among a unit's inputs.
+    params : dict of int8 arrays
+        The weights to start from, codes in {-1, 0, 1}; copied. ``units`` needs ``(n_out, n_in)``.
+    seed : int
+        Names all draws, with the step number.
+    method : "sampled" or "units"
+    perturbations : int
+        ``sampled``: perturbations a step, K.
+    density : float or function of the step
+        ``sampled``: share of nonzeros in a perturbation.
+    score : "absolute" or "t"
+        ``sampled``: what is ranked. ``units`` always ranks by t.
+    units : int or one int a layer
+        ``units``: units drawn a step. Layers with fewer units use them all.
+    inputs : int or one int a layer, optional
+        ``units``: inputs of a drawn unit that are candidates; all of them by default.
+    rate : float or function of the step
+        ``units``: share of a layer's candidates that move. ``floor(rate N + u)`` moves, u uniform
+        in [0, 1), so that a rate below 1/N moves now and then.
+    threshold : float
+        Samples with ``1 - p_y <= threshold`` count as learnt and get no tangents; -1 keeps all.
+    loss : callable (outputs, y) -> (batch,), optional
+        Per-sample negative log-likelihood; cross entropy by default.
+    zeros : float or int
+        Share of zeros with which `params` were drawn (`initial_params`); only goes into `plan`.
+    workers : int, optional
+        Threads of the fast path; as many as there are cores by default. The sums do not depend on
+        it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is out of range or a parameter is not ternary; the message names it.
+
+    Notes
+    -----
+    Brickner, "Training in 1.58b With No Gradient Memory" (2024), leaves open what happens at ties,
+    zero alignments and empty perturbations: see `keep_terns`. Alignments are floats and depend on
+    the machine in their last bits; codes are decided once, here, and then logged.
     """
 
-    positions: tuple[NDArray[np.int64], ...]  # one sorted array a layer
-    signs: tuple[NDArray[np.int8], ...]  # -1 or +1
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The integers that turn step records back into weights."""
-
-    method: str  # "sampled" or "units"
-    seed: int
-    names: tuple[str, ...]  # parameter names, in order
-    shapes: tuple[tuple[int, int], ...]  # (n_out, n_in) of each
-    zeros: int  # share of zeros in the initial weights = zeros / 2**32
-    perturbations: int = 0  # sampled: codes a step
-    units: tuple[int, ...] = ()  # units: how many are drawn, per layer
-    inputs: tuple[int, ...] = ()  # units: how many inputs of each are candidates, per layer
-
-    @property
-    def size(self) -> int:
-        """Number of weights."""
-        return sum(n_out * n_in for n_out, n_in in self.shapes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plan as JSON types."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Plan:
-        """Rebuild a plan from `to_dict`'s result (lists become tuples)."""
-        return cls(
-            method=fields["method"],
-            seed=int(fields["seed"]),
-            names=tuple(fields["names"]),
-            shapes=tuple((int(n_out), int(n_in)) for n_out, n_in in fields["shapes"]),
-            zeros=int(fields["zeros"]),
-            perturbations=int(fields.get("perturbations", 0)),
-            units=tuple(int(n) for n in fields.get("units", ())),
-            inputs=tuple(int(n) for n in fields.get("inputs", ())),
+    def __init__(
+        self,
+        model: Model,
+        params: Params,
+        seed: int,
+        method: Literal["sampled", "units"] = "sampled",
+        *,
+        perturbations: int = 128,
+        density: Schedule = 6e-5,
+        score: Literal["absolute", "t"] = "absolute",
+        units: int | Sequence[int] = 16,
+        inputs: int | Sequence[int] | None = None,
+        rate: Schedule = 0.004,
+        threshold: float = -1.0,
+        loss: Loss | None = None,
+        zeros: float = 0.0,
+        workers: int | None = None,
+    ) -> None:
+        if method not in ("sampled", "units"):
+            raise ValueError(f"method must be 'sampled' or 'units', got {method!r}")
+        if score not in ("absolute", "t"):
+            raise ValueError(f"score must be 'absolute' or 't', got {score!r}")
+        if perturbations < 1:
+            raise ValueError(f"perturbations must be at least 1, got {perturbations}")
+        if not isinstance(params, Mapping) or not params:
+            raise TypeError(
+                f"params must be a non-empty dict of arrays, got {type(params).__name__}"
+            )
+        self.params = {name: _ternary(name, w, method) for name, w in params.items()}
+        self.model, self.method, self.loss = model, method, loss
+        self.density, self.rate, self.score = density, rate, score
+        self.threshold, self.workers = threshold, workers
+        self.steps = 0
+        shapes = tuple(w.shape for w in self.params.values())
+        per_layer = [s[0] for s in shapes], [s[-1] for s in shapes]
+        self.plan = Plan(
+            method=method,
+            seed=seed,
+            names=tuple(self.params),
+            shapes=shapes,
+            zeros=round(zeros * 2**32),
+            perturbations=perturbations if method == "sampled" else 0,
+            units=_per_layer("units", units, per_layer[0]) if method == "units" else (),
+            inputs=_per_layer("inputs", inputs, per_layer[1]) if method == "units" else (),
         )
 
+    def step(
+        self,
+        x: NDArray[Any],
+        y: NDArray[Any],
+        *,
+        weight: NDArray[Any] | None = None,
+        density: float | None = None,
+    ) -> StepResult:
+        """Take one step on a batch; updates `params` and `steps`.
 
-def initial_params(plan: Plan) -> Params:
-    """Draw the weights from which the plan's steps start."""
-    return {
-        name: initial_codes(plan.seed, shape, plan.zeros, layer=layer)
-        for layer, (name, shape) in enumerate(zip(plan.names, plan.shapes, strict=True))
-    }
-
-
-def sparse_update(
-    plan: Plan, step: int, record: SampledStep | UnitsStep
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Turn a record into the sum of its moves: flat positions (sorted, distinct) and deltas."""
-    if isinstance(record, SampledStep):
-        kept = np.flatnonzero(record.codes)
-        offsets, positions, signs = sparse_noise_many(
-            plan.seed, step, kept, plan.size, record.numerator
+        Parameters
+        ----------
+        x : array, shape (batch, ...)
+            Whatever the model takes.
+        y : array, shape (batch, ...)
+            Whatever the loss takes; integer labels for cross entropy.
+        weight : float array, shape (batch,), optional
+            Weights of the samples, all 1 by default.
+        density : float, optional
+            Overrides the schedule for this step (the paper lowers it when the loss falls).
+        """
+        x, y = np.asarray(x), np.asarray(y)
+        if len(x) != len(y) or not len(y):
+            raise ValueError(f"x and y must hold one entry a sample, got {x.shape} and {y.shape}")
+        weight = np.ones(len(y), np.float32) if weight is None else np.asarray(weight, np.float32)
+        if weight.shape != (len(y),) or not np.isfinite(weight).all() or not (weight >= 0).all():
+            raise ValueError(f"weight must be ({len(y)},), finite and not negative")
+        if self.method == "sampled":
+            record, sums, scores = self._sampled(x, y, weight, density)
+        else:
+            record, sums, scores = self._units(x, y, weight)
+        self.params = apply_update(self.params, *sparse_update(self.plan, self.steps, record))
+        self.steps += 1
+        return StepResult(
+            step=self.steps - 1,
+            record=record,
+            loss=float(np.average(sums.loss, weights=weight if weight.any() else None)),
+            accuracy=float(sums.correct.mean()),
+            hardness=sums.hardness,
+            alignments=tuple(a / len(y) for a in sums.alignments),
+            scores=scores,
         )
-        codes = np.repeat(record.codes[kept], np.diff(offsets))  # (nonzeros,)
-        moves = -codes.astype(np.int32) * signs  # w <- w - sum_i c_i v_i
+
+    def _sampled(
+        self, x: NDArray[Any], y: NDArray[Any], weight: NDArray[Any], density: float | None
+    ) -> tuple[SampledStep, Sums, tuple[NDArray[Any], ...]]:
+        if density is None:
+            density = self.density(self.steps) if callable(self.density) else self.density
+        numerator = round(density * 2**32)
+        drawn = sparse_noise_many(
+            self.plan.seed,
+            self.steps,
+            np.arange(self.plan.perturbations),
+            self.plan.size,
+            numerator,
+        )
+        args = (self.model, self.params, x, y, weight, *drawn, self.threshold)
+        if self._is_fast(x):
+            sums = direction_sums(*args, workers=self.workers)
+        else:
+            sums = direction_sums_by_jvp(*args, loss=self.loss)
+        a, squares = sums.alignments[0], sums.squares[0]
+        scores = _t_score(a.astype(np.float64), squares) if self.score == "t" else np.abs(a)
+        return SampledStep(numerator, keep_terns(a, squares, self.score)), sums, (scores,)
+
+    def _units(
+        self, x: NDArray[Any], y: NDArray[Any], weight: NDArray[Any]
+    ) -> tuple[UnitsStep, Sums, tuple[NDArray[Any], ...]]:
+        plan = self.plan
+        drawn = [
+            draw_units(plan.seed, self.steps, layer, shape[0], plan.units[layer])
+            for layer, shape in enumerate(plan.shapes)
+        ]
+        args = (self.model, self.params, x, y, weight, drawn, self.threshold)
+        if self._is_fast(x):
+            sums = unit_sums(*args, workers=self.workers)
+        else:
+            sums = unit_sums_by_jvp(*args, loss=self.loss)
+        rate = self.rate(self.steps) if callable(self.rate) else self.rate
+        lots = uniform(plan.seed, (len(drawn),), domain=LEVELS, step=self.steps)
+        positions, signs, scores = [], [], []
+        for layer, w in enumerate(self.params.values()):
+            a, squares = sums.alignments[layer], sums.squares[layer]
+            weights = w[drawn[layer]]  # (units, n_in)
+            n_in, count = w.shape[1], plan.inputs[layer]
+            if count < n_in:  # a share of every unit's inputs
+                columns = np.stack(
+                    [
+                        draw_inputs(plan.seed, self.steps, layer, u, n_in, count)
+                        for u in drawn[layer]
+                    ]
+                )
+                a, squares, weights = (
+                    np.take_along_axis(v, columns, axis=1) for v in (a, squares, weights)
+                )
+            quota = int(np.floor(rate * a.size + lots[layer]))
+            kept, directions = keep_moves(a, squares, weights, quota)
+            positions.append(kept)
+            signs.append(directions)
+            scores.append(_t_score(np.asarray(a, np.float64), squares))
+        return UnitsStep(tuple(positions), tuple(signs)), sums, tuple(scores)
+
+    def _is_fast(self, x: NDArray[Any]) -> bool:
+        return isinstance(self.model, MLP) and self.loss is None and x.ndim == 2
+
+
+def _ternary(name: str, w: Any, method: str) -> NDArray[np.int8]:
+    """A private int8 copy of a parameter, checked."""
+    w = np.asarray(w)
+    if w.dtype != np.int8:
+        raise TypeError(f"params[{name!r}] must be int8 codes, got {w.dtype}")
+    if method == "units" and w.ndim != 2:
+        raise ValueError(f"params[{name!r}] must be (n_out, n_in) for units, got shape {w.shape}")
+    outside = (w < -1) | (w > 1)
+    if outside.any():
+        raise ValueError(f"params[{name!r}] must hold -1, 0 and 1, got {w[outside][0]}")
+    return np.array(w, order="C")
+
+
+def _per_layer(
+    name: str, given: int | Sequence[int] | None, available: Sequence[int]
+) -> tuple[int, ...]:
+    """One count a layer, at least 1; a single number means at most that many everywhere."""
+    if given is None:
+        return tuple(available)
+    if isinstance(given, int | np.integer):
+        counts = tuple(min(int(given), n) for n in available)
     else:
-        start, all_positions, all_signs = 0, [], []
-        for layer, (n_out, n_in) in enumerate(plan.shapes):
-            picked = record.positions[layer]
-            if picked.size:
-                count = plan.inputs[layer]
-                units = draw_units(plan.seed, step, layer, n_out, plan.units[layer])
-                unit = units[picked // count]
-                if count == n_in:
-                    column = picked % count
-                else:
-                    table = np.stack(
-                        [draw_inputs(plan.seed, step, layer, int(u), n_in, count) for u in units]
-                    )
-                    column = table[picked // count, picked % count]
-                all_positions.append(start + unit * n_in + column)
-                all_signs.append(record.signs[layer])
-            start += n_out * n_in
-        positions = np.concatenate([np.empty(0, np.int64), *all_positions])
-        moves = np.concatenate([np.empty(0, np.int8), *all_signs]).astype(np.int32)
-    order = np.argsort(positions, kind="stable")
-    positions, moves = positions[order], moves[order]
-    first = np.flatnonzero(np.diff(positions, prepend=-1))
-    deltas = np.add.reduceat(moves, first) if first.size else moves
-    return positions[first], deltas.astype(np.int32)
-
-
-def apply_update(
-    params: Mapping[str, NDArray[np.int8]], positions: NDArray[np.int64], deltas: NDArray[np.int32]
-) -> Params:
-    """Return ``clamp(w + delta, -1, 1)``, summed first and clamped once, so order is no matter."""
-    start, out = 0, {}
-    for name, w in params.items():
-        low, high = np.searchsorted(positions, (start, start + w.size))
-        flat = w.reshape(-1).copy()
-        where = positions[low:high] - start
-        flat[where] = np.clip(flat[where] + deltas[low:high], -1, 1)
-        out[name] = flat.reshape(w.shape)
-        start += w.size
-    return out
-
-
-def digest(params: Mapping[str, NDArray[np.int8]]) -> str:
-    """SHA-256 of the weights: layers in order, int8, C order, ``(n_out, n_in)``; hexadecimal."""
-    sha = hashlib.sha256()
-    for w in params.values():
-        sha.update(np.ascontiguousarray(w, dtype=np.int8).tobytes())
-    return sha.hexdigest()
+        counts = tuple(int(n) for n in given)
+    good = len(counts) == len(available)
+    if not good or any(not 1 <= c <= n for c, n in zip(counts, available, strict=True)):
+        raise ValueError(f"{name} must be 1 to {tuple(available)}, one a layer, got {given}")
+    return counts

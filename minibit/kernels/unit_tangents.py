@@ -1,0 +1,463 @@
+"""Forward pass and unit tangents of the ternary MLP, one sample at a time, on additions.
+
+Weights arrive transposed and stacked, one row an input of one layer: a nonzero input adds or
+subtracts a contiguous row; zero inputs, masked units and zero weights are skipped. A sample's whole
+state is a few kilobytes, so nothing of a batch is ever stored: every sample adds to the sums and is
+forgotten.
+
+The formulas and the plain NumPy twins are in `minibit.unit_tangents`. Buffers are two-dimensional
+and functions take (buffer, row) rather than views: a view costs an atomic reference count, which two
+threads would fight over. Row numbers of the scratch buffer are named below.
+
+May import: numpy, numba.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+LANES = 16  # drawn units are padded to whole vectors of float32
+
+_fast = {"reassoc", "contract", "nsz"}
+_Z, _U, _V, _KEPT, _ONES, _START, SCRATCH_ROWS = 0, 1, 2, 3, 4, 5, 6
+
+
+@njit(cache=True, nogil=True, fastmath=_fast)
+def _add_rows(out, ro, wt, first, index, ri, value, rv, count, width):
+    """out[ro] = sum_c value[rv, c] * wt[first + index[ri, c]]: four rows at a time."""
+    for o in range(width):
+        out[ro, o] = np.float32(0)
+    c = 0
+    while c + 4 <= count:
+        i0, i1 = first + index[ri, c], first + index[ri, c + 1]
+        i2, i3 = first + index[ri, c + 2], first + index[ri, c + 3]
+        a0, a1 = value[rv, c], value[rv, c + 1]
+        a2, a3 = value[rv, c + 2], value[rv, c + 3]
+        for o in range(width):
+            out[ro, o] += (a0 * np.float32(wt[i0, o]) + a1 * np.float32(wt[i1, o])) + (
+                a2 * np.float32(wt[i2, o]) + a3 * np.float32(wt[i3, o])
+            )
+        c += 4
+    while c < count:
+        i0, a0 = first + index[ri, c], value[rv, c]
+        for o in range(width):
+            out[ro, o] += a0 * np.float32(wt[i0, o])
+        c += 1
+
+
+@njit(cache=True, nogil=True)
+def _count_rows(out, wt, first, index, count, sign, width):
+    """out += sign * sum_c wt[first + index[c]] in int16: additions alone."""
+    c = 0
+    while c + 4 <= count:
+        i0, i1 = first + index[c], first + index[c + 1]
+        i2, i3 = first + index[c + 2], first + index[c + 3]
+        if sign > 0:
+            for o in range(width):
+                four = np.int8(wt[i0, o] + wt[i1, o] + wt[i2, o] + wt[i3, o])
+                out[o] += np.int16(four)
+        else:
+            for o in range(width):
+                four = np.int8(wt[i0, o] + wt[i1, o] + wt[i2, o] + wt[i3, o])
+                out[o] -= np.int16(four)
+        c += 4
+    while c < count:
+        i0 = first + index[c]
+        for o in range(width):
+            out[o] += np.int16(sign * wt[i0, o])
+        c += 1
+
+
+@njit(cache=True, nogil=True, fastmath=_fast)
+def _norm_relu(z, rz, z_hat, h, on, row, width, eps):
+    """z_hat = (z - mean) r, h = relu(z_hat), on = z_hat > 0; return r = 1 / sqrt(var + eps)."""
+    total = np.float32(0)
+    for o in range(width):
+        total += z[rz, o]
+    mean = total / np.float32(width)
+    var = np.float32(0)
+    for o in range(width):
+        d = z[rz, o] - mean
+        var += d * d
+    r = np.float32(1.0 / np.sqrt(var / np.float32(width) + eps))
+    for o in range(width):
+        v = (z[rz, o] - mean) * r
+        z_hat[row, o] = v
+        h[row, o] = max(v, np.float32(0))
+        on[row, o] = v > 0
+    return r
+
+
+@njit(cache=True, nogil=True)
+def _nonzeros(values, row, index, kept, target, width):
+    """Compact the nonzero entries of values[row] into row `target`; return how many there are."""
+    count = 0
+    for k in range(width):
+        v = values[row, k]
+        index[target, count] = k
+        kept[target, count] = v
+        count += v != 0
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _forward(
+    x, b, wt, first, widths, base, scale, logit_scale, eps,
+    z_hat, h, on, r, index, value, counts, scratch, logits, out,
+):  # fmt: skip
+    """Logits of sample b into logits[out]; row l of index, value, counts is layer l's input."""
+    top = widths.size - 2  # layers are numbered 0 .. top, the last one gives the logits
+    counts[0] = _nonzeros(x, b, index, value, 0, widths[0])
+    for layer in range(top + 1):
+        width = widths[layer + 1]
+        _add_rows(
+            scratch, _Z, wt, first[layer], index, layer, value, layer, counts[layer], width
+        )  # fmt: skip
+        if layer == 0:
+            for o in range(width):
+                scratch[_Z, o] = scale * scratch[_Z, o] + base[o]
+        if layer < top:
+            r[layer] = _norm_relu(scratch, _Z, z_hat, h, on, layer, width, eps)
+            counts[layer + 1] = _nonzeros(h, layer, index, value, layer + 1, width)
+    for o in range(widths[top + 1]):
+        logits[out, o] = logit_scale * scratch[_Z, o]
+
+
+@njit(cache=True, nogil=True)
+def _softmax(logits, row, label, g):
+    """g = softmax - onehot; return (loss, 1 - p_label, whether label is the argmax)."""
+    classes = g.size
+    best = 0
+    for o in range(1, classes):
+        if logits[row, o] > logits[row, best]:
+            best = o
+    total = 0.0
+    for o in range(classes):
+        total += np.exp(np.float64(logits[row, o]) - np.float64(logits[row, best]))
+    others = 0.0
+    for o in range(classes):
+        p = np.exp(np.float64(logits[row, o]) - np.float64(logits[row, best])) / total
+        g[o] = p
+        if o != label:
+            others += p
+    g[label] = -others  # p - 1 without cancellation
+    loss = np.log(total) - (np.float64(logits[row, label]) - np.float64(logits[row, best]))
+    return loss, np.float32(others), best == label
+
+
+@njit(cache=True, nogil=True, fastmath=_fast)
+def _layer_norm_terms(u, ru, z_hat, layer, width, a, b):
+    """mean(u) A + mean(z_hat u) B: what layer norm subtracts from the tangent u."""
+    plain, shaped = np.float32(0), np.float32(0)
+    for o in range(width):
+        plain += u[ru, o]
+        shaped += u[ru, o] * z_hat[layer, o]
+    return (plain * a + shaped * b) / np.float32(width)
+
+
+@njit(cache=True, nogil=True, fastmath=_fast)
+def _to_loss(u, ru, w_out, g, width):
+    """g . (W_out u): the logits' tangent, forwards, then its slope."""
+    total = np.float32(0)
+    for c in range(g.size):
+        tangent = np.float32(0)
+        for o in range(width):
+            tangent += u[ru, o] * w_out[c, o]
+        total += g[c] * tangent
+    return total
+
+
+@njit(cache=True, nogil=True, fastmath=_fast)
+def _mask(u, ru, on, layer, width):
+    for o in range(width):
+        u[ru, o] *= np.float32(on[layer, o])
+
+
+@njit(cache=True, nogil=True, fastmath=_fast)
+def _follow(
+    ru, layer, wt, first, widths, w_out, g, a, b, z_hat, on, r, index, counts, scratch
+):  # fmt: skip
+    """F_layer(u) of the float32 tangent u = scratch[ru], which is used up."""
+    top = widths.size - 2
+    total, factor = np.float32(0), np.float32(1)
+    u, spare = ru, _V
+    for k in range(layer, top):
+        width = widths[k + 1]
+        factor *= r[k]
+        total -= factor * _layer_norm_terms(scratch, u, z_hat, k, width, a[k], b[k])
+        if k + 1 == top:
+            break
+        for c in range(counts[k + 1]):
+            scratch[_KEPT, c] = scratch[u, index[k + 1, c]]
+        _add_rows(
+            scratch, spare, wt, first[k + 1], index, k + 1, scratch, _KEPT, counts[k + 1],
+            widths[k + 2],
+        )  # fmt: skip
+        u, spare = spare, u
+    _mask(scratch, u, on, top - 1, widths[top])
+    return total + factor * _to_loss(scratch, u, w_out, g, widths[top])
+
+
+@njit(cache=True, nogil=True)
+def _corrections(
+    wt, first, widths, w_out, g, logits, row, eps, logit_scale, a, b, z_hat, on, r, index, counts,
+    scratch,
+):  # fmt: skip
+    """A_l = F_(l+1)(W m) and B_l = F_(l+1)(W h) of every hidden layer, from the last one down."""
+    top = widths.size - 2
+    for layer in range(top - 1, -1, -1):
+        if layer == top - 1:
+            for o in range(widths[top]):
+                scratch[_START, o] = np.float32(on[layer, o])
+            a[layer] = _to_loss(scratch, _START, w_out, g, widths[top])
+            b[layer] = np.float32(0)
+            for c in range(g.size):
+                b[layer] += g[c] * logits[row, c] / logit_scale
+        else:
+            _add_rows(
+                scratch, _START, wt, first[layer + 1], index, layer + 1, scratch, _ONES,
+                counts[layer + 1], widths[layer + 2],
+            )  # fmt: skip
+            a[layer] = _follow(
+                _START, layer + 1, wt, first, widths, w_out, g, a, b, z_hat, on, r, index, counts,
+                scratch,
+            )  # fmt: skip
+            b[layer] = eps * r[layer + 1] * r[layer + 1] * b[layer + 1]
+
+
+@njit(cache=True, nogil=True, fastmath=_fast)
+def _column_terms(z_hat, layer, wt, row, width, total, a, b):
+    """The same as `_layer_norm_terms` for a ternary tangent whose sum is known."""
+    shaped = np.float32(0)
+    for o in range(width):
+        shaped += z_hat[layer, o] * np.float32(wt[row, o])
+    return (total * a + shaped * b) / np.float32(width)
+
+
+@njit(cache=True, nogil=True)
+def _tangents(
+    layer, units, n_units, weight, t, wt, first, widths, w_out, g, a, b, z_hat, on, r, index,
+    counts, scratch, columns, column_sizes, column_first, picked, sums,
+):  # fmt: skip
+    """t[u] = weight * t_j of every drawn unit j of `layer`.
+
+    ``columns[column_first + u]`` lists the nonzero weights that leave unit u, the positive ones
+    first; ``column_sizes`` says how many there are of each sign.
+    """
+    top = widths.size - 2
+    if layer == top:
+        for u in range(n_units):
+            t[u] = weight * g[units[layer, u]]
+        return
+    width, above = widths[layer + 1], layer + 1
+    for u in range(n_units):
+        j = units[layer, u]
+        total = -(a[layer] + z_hat[layer, j] * b[layer]) / np.float32(width)
+        if on[layer, j] and above == top:
+            for c in range(g.size):
+                total += g[c] * w_out[c, j]
+        elif on[layer, j]:
+            row, n_above = first[above] + j, widths[above + 1]
+            q = column_first + u
+            n_plus, n_minus = column_sizes[q, 0], column_sizes[q, 1]
+            through = -_column_terms(
+                z_hat, above, wt, row, n_above, np.float32(n_plus - n_minus), a[above], b[above]
+            )
+            if above + 1 == top:
+                for o in range(n_above):
+                    scratch[_U, o] = np.float32(wt[row, o])
+                _mask(scratch, _U, on, above, n_above)
+                through += _to_loss(scratch, _U, w_out, g, n_above)
+            else:
+                n_out = widths[above + 2]
+                for o in range(n_out):
+                    sums[o] = 0
+                plus, minus = 0, 0
+                for c in range(n_plus):
+                    k = columns[q, c]
+                    picked[plus] = k
+                    plus += on[above, k]
+                _count_rows(sums, wt, first[above + 1], picked, plus, 1, n_out)
+                for c in range(n_plus, n_plus + n_minus):
+                    k = columns[q, c]
+                    picked[minus] = k
+                    minus += on[above, k]
+                _count_rows(sums, wt, first[above + 1], picked, minus, -1, n_out)
+                for o in range(n_out):
+                    scratch[_U, o] = np.float32(sums[o])
+                through += _follow(
+                    _U, above + 1, wt, first, widths, w_out, g, a, b, z_hat, on, r, index, counts,
+                    scratch,
+                )  # fmt: skip
+            total += r[above] * through
+        t[u] = weight * r[layer] * total
+
+
+@njit(cache=True, nogil=True)
+def list_columns(wt, first, widths, units, n_units, columns, column_sizes):
+    """For every drawn unit, the nonzero weights that leave it: positive ones, then negative ones."""
+    q = 0
+    for layer in range(widths.size - 2):
+        for u in range(n_units[layer]):
+            row, count = first[layer + 1] + units[layer, u], 0
+            for sign in (1, -1):
+                begin = count
+                for k in range(widths[layer + 2]):
+                    if wt[row, k] == sign:
+                        columns[q, count] = k
+                        count += 1
+                column_sizes[q, 0 if sign == 1 else 1] = count - begin
+            q += 1
+
+
+@njit(cache=True, nogil=True)
+def forward(
+    x, y, wt, first, widths, base, scale, logit_scale, eps, logits, loss, hardness, correct
+):  # fmt: skip
+    """Forward pass of a batch: fill logits (batch, classes), loss, 1 - p_y and correct (batch,)."""
+    hidden, wide = widths.size - 2, wt.shape[1]
+    tall = max(wide, widths[0]) + 1
+    z_hat, h = np.empty((hidden, wide), np.float32), np.empty((hidden, wide), np.float32)
+    on, r = np.empty((hidden, wide), np.uint8), np.empty(hidden, np.float32)
+    index, value = np.empty((hidden + 1, tall), np.int32), np.empty((hidden + 1, tall), np.float32)
+    counts, scratch = np.empty(hidden + 1, np.int64), np.empty((SCRATCH_ROWS, tall), np.float32)
+    g = np.empty(logits.shape[1], np.float32)
+    for b in range(x.shape[0]):
+        _forward(
+            x, b, wt, first, widths, base, scale, logit_scale, eps, z_hat, h, on, r, index, value,
+            counts, scratch, logits, b,
+        )  # fmt: skip
+        loss[b], hardness[b], correct[b] = _softmax(logits, b, y[b], g)
+
+
+@njit(cache=True, nogil=True, fastmath=_fast)
+def _accumulate(sums, squares, start, index, value, row, count, t, width, scale, offset):
+    """sums[i] += (v - offset) t and squares[i] += (v^2 - offset^2) t^2, v = scale * value + offset."""
+    for c in range(count):
+        i = start + index[row, c]
+        d = scale * value[row, c]
+        d_squared = d * (d + np.float32(2) * offset)  # v^2 - offset^2
+        for u in range(width):
+            sums[i, u] += d * t[u]
+            squares[i, u] += d_squared * (t[u] * t[u])
+
+
+@njit(cache=True, nogil=True)
+def unit_sums(
+    x, y, weight, wt, first, widths, w_out, base, scale, offset, logit_scale, eps, threshold, units,
+    n_units, columns, column_sizes, sums, squares, loss, hardness, correct,
+):  # fmt: skip
+    """Add every sample's w t_j h_i, and its square, to sums and squares (all inputs, padded units)."""
+    hidden, wide = widths.size - 2, wt.shape[1]
+    tall = max(wide, widths[0]) + 1
+    z_hat, h = np.empty((hidden, wide), np.float32), np.empty((hidden, wide), np.float32)
+    on, r = np.empty((hidden, wide), np.uint8), np.empty(hidden, np.float32)
+    index, value = np.empty((hidden + 1, tall), np.int32), np.empty((hidden + 1, tall), np.float32)
+    counts, scratch = np.empty(hidden + 1, np.int64), np.empty((SCRATCH_ROWS, tall), np.float32)
+    scratch[_ONES] = np.float32(1)
+    a, b_terms = np.empty(hidden, np.float32), np.empty(hidden, np.float32)
+    logits, g = np.empty((1, w_out.shape[0]), np.float32), np.empty(w_out.shape[0], np.float32)
+    picked, counted = np.empty(tall, np.int32), np.empty(wide, np.int16)
+    width = sums.shape[1]
+    t, total, total_squared = np.zeros(width, np.float32), np.zeros(width), np.zeros(width)
+    one, zero = np.float32(1), np.float32(0)
+    for b in range(x.shape[0]):
+        _forward(
+            x, b, wt, first, widths, base, scale, logit_scale, eps, z_hat, h, on, r, index, value,
+            counts, scratch, logits, 0,
+        )  # fmt: skip
+        loss[b], hardness[b], correct[b] = _softmax(logits, 0, y[b], g)
+        if hardness[b] <= threshold:
+            continue
+        for c in range(g.size):
+            g[c] *= logit_scale
+        _corrections(
+            wt, first, widths, w_out, g, logits, 0, eps, logit_scale, a, b_terms, z_hat, on, r,
+            index, counts, scratch,
+        )  # fmt: skip
+        q = 0
+        for layer in range(hidden + 1):
+            _tangents(
+                layer, units, n_units[layer], weight[b], t, wt, first, widths, w_out, g, a, b_terms,
+                z_hat, on, r, index, counts, scratch, columns, column_sizes, q, picked, counted,
+            )  # fmt: skip
+            q += n_units[layer]
+            for u in range(n_units[layer], width):
+                t[u] = zero
+            if layer == 0:
+                for u in range(n_units[0]):
+                    total[u] += t[u]
+                    total_squared[u] += t[u] * t[u]
+                _accumulate(sums, squares, 0, index, value, 0, counts[0], t, width, scale, offset)
+            else:
+                _accumulate(
+                    sums, squares, first[layer], index, value, layer, counts[layer], t, width, one,
+                    zero,
+                )  # fmt: skip
+    for i in range(widths[0]):
+        for u in range(n_units[0]):
+            sums[i, u] += np.float32(offset * total[u])
+            squares[i, u] += np.float32(offset * offset * total_squared[u])
+
+
+@njit(cache=True, nogil=True)
+def direction_sums(
+    x, y, weight, wt, first, widths, w_out, base, scale, offset, logit_scale, eps, threshold, units,
+    n_units, columns, column_sizes, offsets, unit_index, input_index, signs, sums, squares, loss,
+    hardness, correct,
+):  # fmt: skip
+    """Add every sample's alignment with each sparse direction, and its square, to sums and squares.
+
+    Entry m of a direction is the weight from input ``input_index[m]`` (all layers' inputs, laid end
+    to end) to drawn unit ``unit_index[m]`` (all layers' drawn units, laid end to end).
+    """
+    hidden, wide = widths.size - 2, wt.shape[1]
+    tall = max(wide, widths[0]) + 1
+    z_hat, h = np.empty((hidden, wide), np.float32), np.empty((hidden, wide), np.float32)
+    on, r = np.empty((hidden, wide), np.uint8), np.empty(hidden, np.float32)
+    index, value = np.empty((hidden + 1, tall), np.int32), np.empty((hidden + 1, tall), np.float32)
+    counts, scratch = np.empty(hidden + 1, np.int64), np.empty((SCRATCH_ROWS, tall), np.float32)
+    scratch[_ONES] = np.float32(1)
+    a, b_terms = np.empty(hidden, np.float32), np.empty(hidden, np.float32)
+    logits, g = np.empty((1, w_out.shape[0]), np.float32), np.empty(w_out.shape[0], np.float32)
+    picked, counted = np.empty(tall, np.int32), np.empty(wide, np.int16)
+    most = 1
+    for layer in range(hidden + 1):
+        most = max(most, n_units[layer])
+    t, entries = np.zeros(most, np.float32), np.empty(wt.shape[0], np.float32)
+    tangents = np.zeros(n_units.sum(), np.float32)
+    for b in range(x.shape[0]):
+        _forward(
+            x, b, wt, first, widths, base, scale, logit_scale, eps, z_hat, h, on, r, index, value,
+            counts, scratch, logits, 0,
+        )  # fmt: skip
+        loss[b], hardness[b], correct[b] = _softmax(logits, 0, y[b], g)
+        if hardness[b] <= threshold:
+            continue
+        for c in range(g.size):
+            g[c] *= logit_scale
+        _corrections(
+            wt, first, widths, w_out, g, logits, 0, eps, logit_scale, a, b_terms, z_hat, on, r,
+            index, counts, scratch,
+        )  # fmt: skip
+        q = 0
+        for layer in range(hidden + 1):
+            _tangents(
+                layer, units, n_units[layer], weight[b], t, wt, first, widths, w_out, g, a, b_terms,
+                z_hat, on, r, index, counts, scratch, columns, column_sizes, q, picked, counted,
+            )  # fmt: skip
+            for u in range(n_units[layer]):
+                tangents[q + u] = t[u]
+            q += n_units[layer]
+            for i in range(widths[layer]):
+                if layer == 0:
+                    entries[i] = scale * np.float32(x[b, i]) + offset
+                else:
+                    entries[first[layer] + i] = h[layer - 1, i]
+        for p in range(sums.size):
+            alignment = 0.0
+            for m in range(offsets[p], offsets[p + 1]):
+                alignment += signs[m] * entries[input_index[m]] * tangents[unit_index[m]]
+            sums[p] += alignment
+            squares[p] += alignment * alignment

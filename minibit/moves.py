@@ -1,0 +1,159 @@
+"""Step records, and what they do to weights: the integers of a noise_step run.
+
+A step leaves behind a few integers: one tern a perturbation (method ``sampled``), or which of the
+drawn candidates moved and in which direction (method ``units``). The perturbations and candidates
+themselves come back from the seed. This file turns records into weights; no float enters.
+
+May import: numpy, minibit.noise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit.noise import draw_inputs, draw_units, initial_codes, sparse_noise_many
+
+__all__ = [
+    "Plan",
+    "SampledStep",
+    "UnitsStep",
+    "apply_update",
+    "digest",
+    "initial_params",
+    "sparse_update",
+]
+
+Params = dict[str, NDArray[np.int8]]
+
+
+@dataclass(frozen=True)
+class SampledStep:
+    """What a step of method ``sampled`` leaves behind: one tern a perturbation."""
+
+    numerator: int  # density of the perturbations = numerator / 2**32
+    codes: NDArray[np.int8]  # (perturbations,), in {-1, 0, 1}
+
+
+@dataclass(frozen=True)
+class UnitsStep:
+    """What a step of method ``units`` leaves behind: the kept moves of every layer.
+
+    Move ``m`` of a layer changes the weight of candidate ``positions[m]`` by ``signs[m]``; candidate
+    ``q`` is input ``q % inputs`` of drawn unit ``q // inputs``.
+    """
+
+    positions: tuple[NDArray[np.int64], ...]  # one sorted array a layer
+    signs: tuple[NDArray[np.int8], ...]  # -1 or +1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The integers that turn step records back into weights."""
+
+    method: str  # "sampled" or "units"
+    seed: int
+    names: tuple[str, ...]  # parameter names, in order
+    shapes: tuple[tuple[int, ...], ...]  # of each; (n_out, n_in) for units
+    zeros: int  # share of zeros in the initial weights = zeros / 2**32
+    perturbations: int = 0  # sampled: codes a step
+    units: tuple[int, ...] = ()  # units: how many are drawn, per layer
+    inputs: tuple[int, ...] = ()  # units: how many inputs of each are candidates, per layer
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Plan:
+        """Rebuild a plan from `to_dict`'s result (lists become tuples)."""
+        return cls(
+            method=fields["method"],
+            seed=int(fields["seed"]),
+            names=tuple(fields["names"]),
+            shapes=tuple(tuple(int(n) for n in shape) for shape in fields["shapes"]),
+            zeros=int(fields["zeros"]),
+            perturbations=int(fields.get("perturbations", 0)),
+            units=tuple(int(n) for n in fields.get("units", ())),
+            inputs=tuple(int(n) for n in fields.get("inputs", ())),
+        )
+
+
+def initial_params(plan: Plan) -> Params:
+    """Draw the weights from which the plan's steps start."""
+    return {
+        name: initial_codes(plan.seed, shape, plan.zeros, layer=layer)
+        for layer, (name, shape) in enumerate(zip(plan.names, plan.shapes, strict=True))
+    }
+
+
+def sparse_update(
+    plan: Plan, step: int, record: SampledStep | UnitsStep
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Turn a record into the sum of its moves: flat positions (sorted, distinct) and deltas."""
+    if isinstance(record, SampledStep):
+        kept = np.flatnonzero(record.codes)
+        offsets, positions, signs = sparse_noise_many(
+            plan.seed, step, kept, plan.size, record.numerator
+        )
+        codes = np.repeat(record.codes[kept], np.diff(offsets))  # (nonzeros,)
+        moves = -codes.astype(np.int32) * signs  # w <- w - sum_i c_i v_i
+    else:
+        start, all_positions, all_signs = 0, [], []
+        for layer, (n_out, n_in) in enumerate(plan.shapes):
+            picked = record.positions[layer]
+            if picked.size:
+                count = plan.inputs[layer]
+                units = draw_units(plan.seed, step, layer, n_out, plan.units[layer])
+                unit = units[picked // count]
+                if count == n_in:
+                    column = picked % count
+                else:
+                    table = np.stack(
+                        [draw_inputs(plan.seed, step, layer, int(u), n_in, count) for u in units]
+                    )
+                    column = table[picked // count, picked % count]
+                all_positions.append(start + unit * n_in + column)
+                all_signs.append(record.signs[layer])
+            start += n_out * n_in
+        positions = np.concatenate([np.empty(0, np.int64), *all_positions])
+        moves = np.concatenate([np.empty(0, np.int8), *all_signs]).astype(np.int32)
+    order = np.argsort(positions, kind="stable")
+    positions, moves = positions[order], moves[order]
+    first = np.flatnonzero(np.diff(positions, prepend=-1))
+    deltas = np.add.reduceat(moves, first) if first.size else moves
+    return positions[first], deltas.astype(np.int32)
+
+
+def apply_update(
+    params: Mapping[str, NDArray[np.int8]], positions: NDArray[np.int64], deltas: NDArray[np.int32]
+) -> Params:
+    """Return ``clamp(w + delta, -1, 1)``, summed first and clamped once, so order is no matter."""
+    start, out = 0, {}
+    for name, w in params.items():
+        low, high = np.searchsorted(positions, (start, start + w.size))
+        flat = w.reshape(-1).copy()
+        where = positions[low:high] - start
+        flat[where] = np.clip(flat[where] + deltas[low:high], -1, 1)
+        out[name] = flat.reshape(w.shape)
+        start += w.size
+    return out
+
+
+def digest(params: Mapping[str, NDArray[np.int8]]) -> str:
+    """SHA-256 of the weights: layers in order, int8, C order, ``(n_out, n_in)``; hexadecimal."""
+    sha = hashlib.sha256()
+    for w in params.values():
+        sha.update(np.ascontiguousarray(w, dtype=np.int8).tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,516 @@
+"""Training runs: presets, batches, the loop that ties noise_step to a log.
+
+A *preset* names every hyper-parameter. A run draws batches of shifted images, harder samples more
+often (*re-sampling*), steps, and appends what each step kept to a log, 32 steps a record.
+
+**Re-sampling.** ``hard[i, s]`` holds 1 - p_y of image i under shift s as of its last visit, at first
+1. Draw (i, s) uniformly; accept it with weight 1 if hard, else with probability `easy_share` and
+weight 1 / easy_share, so that weighted sums stay unbiased. The table is state of the run, not of
+the model; a resumed run measures it anew.
+
+Support room: ties noise_step to logs and data.
+
+May import: anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit.datasets import Dataset, load_mnist, split
+from minibit.moves import Plan, initial_params
+from minibit.noise import integers, uniform
+from minibit.noise_step import MLP, NoiseStep, StepResult, geometric
+from minibit.philox import BATCH
+from minibit.steps import StepLog
+from minibit.unit_tangents import forward
+
+__all__ = ["PRESETS", "Preset", "Progress", "TrainResult", "evaluate", "train"]
+
+STEPS_PER_RECORD = 32
+SHIFTS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # rows, columns
+MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Every hyper-parameter of a run. Pairs run geometrically from the first step to the last."""
+
+    method: Literal["sampled", "units"]
+    steps: int
+    batch: tuple[int, int]
+    logit_scale: float = 0.12
+    zeros: float = 0.7  # share of zeros in the initial weights
+    widths: tuple[int, ...] = (784, 256, 256, 256, 10)
+    perturbations: int = 128
+    density: tuple[float, float] = (6e-5, 3.7e-6)
+    density_by_loss: tuple[
+        tuple[float, float], ...
+    ] = ()  # (loss below which, density): the paper's
+    score: Literal["absolute", "t"] = "t"
+    units: tuple[int, ...] = (16, 16, 16, 4)
+    rate: tuple[float, float] = (0.004, 0.0008)
+    threshold: float = 0.1  # 1 - p_y up to which a sample counts as learnt; -1: none does
+    easy_share: float = 0.05  # probability with which a learnt sample is drawn; 1: as any other
+    shifts: int = 5  # none and one pixel each way; 1: none
+
+
+PRESETS = {
+    "paper": Preset(
+        method="sampled",
+        steps=1550,
+        batch=(1024, 1024),
+        logit_scale=1.0,
+        zeros=1 / 3,
+        density_by_loss=((2.0, 1.5e-5), (1.0, 3.7e-6)),
+        score="absolute",
+        threshold=-1.0,
+        easy_share=1.0,
+        shifts=1,
+    ),
+    "strict": Preset(method="sampled", steps=1550, batch=(1024, 1024)),
+    "small": Preset(method="units", steps=600, batch=(1024, 4096)),
+    "accurate": Preset(method="units", steps=6000, batch=(1024, 2048), rate=(0.005, 0.0001)),
+}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands; handed to the caller about twice a second."""
+
+    step: int
+    steps: int
+    loss: float
+    accuracy: float  # of the batch
+    seconds: float
+    remaining: float
+    log_bytes: int
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to."""
+
+    preset: str
+    seed: int
+    split: str
+    test_accuracy: float
+    validation_accuracy: float | None  # None if the run trained on the validation images too
+    digest: str
+    steps: int
+    loss: float  # of the last batch
+    log_bytes: int
+    packed_weight_bytes: int  # the weights at five trits a byte
+    seconds: float  # of training, without compile_seconds
+    compile_seconds: float
+    cpu_seconds: float
+    step_seconds: NDArray[np.float64] = field(repr=False)
+    batch_sizes: NDArray[np.int64] = field(repr=False)
+    interrupted: bool = False
+
+
+def train(
+    preset: str = "small",
+    seed: int = 0,
+    out: str | Path = "model.steps",
+    *,
+    steps: int | None = None,
+    resume: bool = False,
+    workers: int | None = None,
+    dataset: Dataset | None = None,
+    widths: tuple[int, ...] | None = None,
+    split_name: Literal["final", "validation"] = "final",
+    progress: Callable[[Progress], None] | None = None,
+    **overrides: Any,
+) -> TrainResult:
+    """Train an MLP by noise_step and write its log.
+
+    Parameters
+    ----------
+    preset : str
+        A name in `PRESETS`.
+    seed : int
+        Names the initial weights and all draws.
+    out : path
+        The log; must not exist unless `resume`.
+    steps : int, optional
+        Stop after as many steps; schedules still run over the preset's own number, so that a
+        shorter run is a prefix of the whole one.
+    resume : bool
+        Go on from the last good record of `out`. Preset, seed, data and widths come from its header.
+    workers : int, optional
+        Threads; as many as there are cores by default.
+    dataset : Dataset, optional
+        MNIST by default.
+    widths : tuple of int, optional
+        Widths of the hidden layers, or of all layers.
+    split_name : "final" or "validation"
+        Train on all training samples, or keep the validation split (the last 5,000 of MNIST) apart
+        and report on it: the way to choose hyper-parameters.
+    progress : callable, optional
+        Gets a `Progress` about twice a second. If it raises KeyboardInterrupt, or Ctrl-C does, what
+        was trained so far is logged and the result says ``interrupted``.
+    **overrides
+        Fields of `Preset` to replace.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, a log does not fit, or widths and data disagree.
+    FileExistsError
+        If `out` exists and `resume` is not asked for.
+    """
+    run = _Run.open(
+        preset, seed, Path(out), resume, dataset or load_mnist(), widths, split_name, overrides
+    )
+    total = run.recipe.steps if steps is None else min(steps, run.recipe.steps)
+    begin = time.perf_counter()
+    run.warm_up()
+    compile_seconds = time.perf_counter() - begin
+    return run.go(total, compile_seconds, workers, progress)
+
+
+def evaluate(
+    params: dict[str, NDArray[np.int8]],
+    model: MLP,
+    x: NDArray[Any],
+    y: NDArray[Any],
+    workers: int | None = None,
+) -> float:
+    """Share of the samples whose label is the largest logit."""
+    correct = forward(model, params, x, y, workers)[3]
+    return float(correct.mean())
+
+
+def model_of(header: dict[str, Any]) -> MLP:
+    """The model function that a training log's weights belong to."""
+    recipe, data = header["recipe"], header["data"]
+    return MLP(
+        logit_scale=recipe["logit_scale"],
+        input_scale=data["input_scale"],
+        input_offset=data["input_offset"],
+    )
+
+
+def _header(
+    preset: str, recipe: Preset, seed: int, data: Dataset, split_name: str
+) -> dict[str, Any]:
+    """Everything that a replay, an evaluation or a resumed run needs to know."""
+    widths = recipe.widths
+    shapes = tuple(zip(widths[1:], widths[:-1], strict=True))
+    units = tuple(
+        min(n, s[0]) for n, s in zip(_units(recipe.units, len(shapes)), shapes, strict=True)
+    )
+    plan = Plan(
+        method=recipe.method,
+        seed=seed,
+        names=tuple(f"w{layer + 1}" for layer in range(len(shapes))),
+        shapes=shapes,
+        zeros=round(recipe.zeros * 2**32),
+        perturbations=recipe.perturbations if recipe.method == "sampled" else 0,
+        units=units if recipe.method == "units" else (),
+        inputs=tuple(widths[:-1]) if recipe.method == "units" else (),
+    )
+    scale, offset = _normalisation(data)
+    return {
+        "plan": plan.to_dict(),
+        "recipe": {"preset": preset, **asdict(recipe)},
+        "data": {
+            "name": data.name,
+            "digest": data.digest,
+            "split": split_name,
+            "input_scale": scale,
+            "input_offset": offset,
+        },
+    }
+
+
+def _units(units: tuple[int, ...], layers: int) -> tuple[int, ...]:
+    """Units drawn per layer: the first entry for hidden layers, the last for the output."""
+    if len(units) == layers:
+        return units
+    return (*(units[0],) * (layers - 1), units[-1])
+
+
+def _normalisation(data: Dataset) -> tuple[float, float]:
+    """Scale and offset that give the inputs mean 0 and standard deviation 1."""
+    if data.name == "mnist":
+        mean, std = 255 * MNIST_MEAN, 255 * MNIST_STD
+    else:
+        mean, std = float(data.train_x.mean()), float(data.train_x.std())
+    scale = 1 / std if std > 0 else 1.0
+    return scale, -mean * scale
+
+
+@dataclass
+class _Run:
+    """State of a training run."""
+
+    recipe: Preset
+    preset: str
+    seed: int
+    data: Dataset
+    split_name: str
+    log: StepLog
+    stepper: NoiseStep
+    images: NDArray[Any]  # (shifts, samples, n_in)
+    labels: NDArray[np.int64]
+    hard: NDArray[np.float32]  # (samples, shifts)
+    density: float
+    density_level: int = 0
+
+    @classmethod
+    def open(
+        cls,
+        preset: str,
+        seed: int,
+        out: Path,
+        resume: bool,
+        data: Dataset,
+        widths: tuple[int, ...] | None,
+        split_name: str,
+        overrides: dict[str, Any],
+    ) -> _Run:
+        if split_name not in ("final", "validation"):
+            raise ValueError(f"split_name must be 'final' or 'validation', got {split_name!r}")
+        if resume:
+            log = StepLog.recover(out)
+            if log.header["data"]["digest"] != data.digest:
+                raise ValueError(
+                    f"dataset must be the one the log was trained on, {log.header['data']['name']} "
+                    f"with digest {log.header['data']['digest']}; got {data.name}, {data.digest}"
+                )
+            preset, split_name = log.header["recipe"]["preset"], log.header["data"]["split"]
+            recipe, seed = _recipe_of(log.header["recipe"]), log.plan.seed
+        else:
+            if preset not in PRESETS:
+                raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+            recipe = replace(PRESETS[preset], **overrides)
+            n_in, classes = data.train_x.shape[1], int(data.train_y.max()) + 1
+            if widths is not None and (widths[:1] != (n_in,) or widths[-1] != classes):
+                widths = (n_in, *widths, classes)
+            recipe = replace(recipe, widths=widths or (n_in, *recipe.widths[1:-1], classes))
+            if data.name != "mnist":
+                recipe = replace(recipe, shifts=1)
+            log = StepLog.create(out, _header(preset, recipe, seed, data, split_name))
+        params = log.replay() if len(log) else initial_params(log.plan)
+        model = model_of(log.header)
+        train_x, train_y = data.train_x, data.train_y
+        if split_name == "validation":
+            train_x, train_y = split(data)[:2]
+        images = _shifted(train_x, recipe.shifts)
+        run = cls(
+            recipe=recipe,
+            preset=preset,
+            seed=seed,
+            data=data,
+            split_name=split_name,
+            log=log,
+            stepper=_stepper(model, params, log.plan, recipe),
+            images=images,
+            labels=train_y.astype(np.int64),
+            hard=np.ones((images.shape[1], images.shape[0]), np.float32),
+            density=recipe.density[0],
+        )
+        run.stepper.steps = len(log)
+        return run
+
+    def warm_up(self) -> None:
+        """Compile what a step uses on a few samples; leaves no trace in the run."""
+        few = _stepper(
+            self.stepper.model, self.stepper.params, self.log.plan, self.recipe
+        )  # fmt: skip
+        x, y = self.images[0, :8], self.labels[:8]
+        few.step(x, y)
+        evaluate(few.params, self.stepper.model, x, y)  # type: ignore[arg-type]
+        integers(self.seed, 8, 8, domain=BATCH)
+
+    def measure_hardness(self, workers: int | None) -> None:
+        """Fill the table from the present weights, as a resumed run must."""
+        for shift, images in enumerate(self.images):
+            self.hard[:, shift] = forward(
+                self.stepper.model,
+                self.stepper.params,
+                images,
+                self.labels,
+                workers,  # type: ignore[arg-type]
+            )[2]
+
+    def batch_size(self, step: int) -> int:
+        first, last = self.recipe.batch
+        return round(geometric(first, last, self.recipe.steps)(step))
+
+    def draw(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """Draw samples, shifts and weights of a batch: hard ones always, easy ones now and then."""
+        n, shifts = self.batch_size(step), self.images.shape[0]
+        samples, chosen, weights, found, turn = [], [], [], 0, 0
+        while found < n:
+            count = max(1024, 2 * (n - found))
+            pair = integers(
+                self.seed, len(self.labels) * shifts, count, domain=BATCH, step=step, lane=2 * turn
+            )
+            lot = uniform(self.seed, (count,), domain=BATCH, step=step, lane=2 * turn + 1)
+            sample, shift = pair // shifts, pair % shifts
+            is_hard = self.hard[sample, shift] > self.recipe.threshold
+            kept = is_hard | (lot < self.recipe.easy_share)
+            samples.append(sample[kept])
+            chosen.append(shift[kept])
+            weights.append(np.where(is_hard[kept], 1, 1 / self.recipe.easy_share))
+            found += int(kept.sum())
+            turn += 1
+        return (
+            np.concatenate(samples)[:n],
+            np.concatenate(chosen)[:n],
+            np.concatenate(weights)[:n].astype(np.float32),
+        )
+
+    def one_step(self) -> StepResult:
+        step = self.stepper.steps
+        sample, shift, weight = self.draw(step)
+        x, y = self.images[shift, sample], self.labels[sample]
+        if self.recipe.density_by_loss and self.recipe.method == "sampled":
+            result = self.stepper.step(x, y, weight=weight, density=self.density)
+            for level, (bar, density) in enumerate(self.recipe.density_by_loss):
+                if level >= self.density_level and result.loss < bar:
+                    self.density, self.density_level = density, level + 1
+        else:
+            result = self.stepper.step(x, y, weight=weight)
+        self.hard[sample, shift] = result.hardness
+        return result
+
+    def go(
+        self,
+        total: int,
+        compile_seconds: float,
+        workers: int | None,
+        progress: Callable[[Progress], None] | None,
+    ) -> TrainResult:
+        self.stepper.workers = workers
+        begin, cpu = time.perf_counter(), time.process_time()
+        if self.stepper.steps and self.recipe.easy_share < 1:
+            self.measure_hardness(workers)
+        first = self.stepper.steps
+        work = np.cumsum([self.batch_size(t) for t in range(first, max(first, total))])
+        pending: list[Any] = []
+        seconds: list[float] = []
+        loss, last_report, interrupted = float("nan"), begin, False
+        try:
+            while self.stepper.steps < total:
+                start = time.perf_counter()
+                result = self.one_step()
+                pending.append(result.record)
+                loss = result.loss
+                now = time.perf_counter()
+                seconds.append(now - start)
+                if len(pending) == STEPS_PER_RECORD:
+                    self.log.append(pending)
+                    pending = []
+                if progress and (now - last_report > 0.5 or self.stepper.steps == total):
+                    last_report, done = now, len(seconds)
+                    left = float((now - begin) * (work[-1] / work[done - 1] - 1))
+                    progress(
+                        Progress(
+                            self.stepper.steps,
+                            total,
+                            loss,
+                            result.accuracy,
+                            now - begin,
+                            left,
+                            self.log.nbytes,
+                        )  # fmt: skip
+                    )
+        except KeyboardInterrupt:
+            interrupted = True
+        if pending:
+            self.log.append(pending)
+        elapsed, used = time.perf_counter() - begin, time.process_time() - cpu
+        return self._result(
+            loss, elapsed, used, compile_seconds, np.array(seconds), first, interrupted
+        )
+
+    def _result(
+        self,
+        loss: float,
+        seconds: float,
+        cpu_seconds: float,
+        compile_seconds: float,
+        step_seconds: NDArray[np.float64],
+        first: int,
+        interrupted: bool,
+    ) -> TrainResult:
+        params, model = self.stepper.params, self.stepper.model
+        validation = None
+        if self.split_name == "validation":
+            validation = evaluate(params, model, *split(self.data)[2:])  # type: ignore[arg-type]
+        done = len(step_seconds)
+        return TrainResult(
+            preset=self.preset,
+            seed=self.seed,
+            split=self.split_name,
+            test_accuracy=evaluate(params, model, self.data.test_x, self.data.test_y),  # type: ignore[arg-type]
+            validation_accuracy=validation,
+            digest=self.log.digest(),
+            steps=len(self.log),
+            loss=loss,
+            log_bytes=self.log.nbytes,
+            packed_weight_bytes=-(-self.log.plan.size // 5),
+            seconds=seconds,
+            compile_seconds=compile_seconds,
+            cpu_seconds=cpu_seconds,
+            step_seconds=step_seconds,
+            batch_sizes=np.array([self.batch_size(first + t) for t in range(done)], np.int64),
+            interrupted=interrupted,
+        )
+
+
+def _stepper(
+    model: MLP, params: dict[str, NDArray[np.int8]], plan: Plan, recipe: Preset
+) -> NoiseStep:
+    return NoiseStep(
+        model,
+        params,
+        plan.seed,
+        recipe.method,
+        perturbations=max(1, plan.perturbations),
+        density=geometric(*recipe.density, recipe.steps, every=STEPS_PER_RECORD),
+        score=recipe.score,
+        units=plan.units or 1,
+        rate=geometric(*recipe.rate, recipe.steps),
+        threshold=recipe.threshold,
+        zeros=plan.zeros / 2**32,
+    )
+
+
+def _recipe_of(fields: dict[str, Any]) -> Preset:
+    """Rebuild a preset from a log's header (lists become tuples)."""
+
+    def frozen(value: Any) -> Any:
+        return tuple(frozen(v) for v in value) if isinstance(value, list) else value
+
+    return Preset(**{k: frozen(v) for k, v in fields.items() if k != "preset"})
+
+
+def _shifted(images: NDArray[Any], shifts: int) -> NDArray[Any]:
+    """All samples under each of the first `shifts` one-pixel shifts, new pixels 0."""
+    if shifts == 1:
+        return images[None]
+    side = round(images.shape[1] ** 0.5)
+    square = images.reshape(-1, side, side)
+    out = np.zeros((shifts, *square.shape), images.dtype)
+    for moved, (rows, columns) in zip(out, SHIFTS[:shifts], strict=True):
+        to_rows, from_rows = _overlap(rows, side)
+        to_columns, from_columns = _overlap(columns, side)
+        moved[:, to_rows, to_columns] = square[:, from_rows, from_columns]
+    return out.reshape(shifts, len(images), side * side)
+
+
+def _overlap(move: int, side: int) -> tuple[slice, slice]:
+    """Where pixels go and where they come from."""
+    return slice(max(move, 0), side + min(move, 0)), slice(max(-move, 0), side + min(-move, 0))
