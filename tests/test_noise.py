@@ -1,5 +1,6 @@
 """Reproducible noise, stated as laws, against an oracle that knows only Python integers."""
 
+import doctest
 import json
 import os
 from collections import Counter
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minibit import kernels
+from minibit import kernels, noise, philox
 from minibit.noise import (
     BATCH,
     INITIAL,
@@ -202,6 +203,16 @@ def test_the_vectors_name_every_function_and_what_each_catches():
     assert {case["function"] for case in VECTORS} == set(FUNCTIONS)
     assert all(case["catches"] for case in VECTORS)
     assert len({case["id"] for case in VECTORS}) == len(VECTORS)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("module", [noise, philox], ids=["noise", "philox"])
+def test_the_docstrings_examples_hold(module, path):
+    """What the reference pages show is what happens, on every path."""
+    with running(path):
+        failed, tried = doctest.testmod(module)
+    assert tried >= 4
+    assert failed == 0
 
 
 # --- Every path equals the oracle
