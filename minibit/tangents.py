@@ -1,0 +1,358 @@
+"""Tangents that are more than one array: the symbolic zero, and a stack of directions.
+
+A rule does to its tangents only what is linear in them, and only in fourteen ways (``t``, ``u``
+tangents; ``a`` an array without one):
+
+    t + u    t * a and t / a    t[index]    t @ a and a @ t    t.astype(dtype)
+    np.sum   np.cumsum   np.einsum   np.reshape   np.transpose   np.broadcast_to
+    np.concatenate   np.pad   np.where(mask, t, u)
+
+`Tangent` turns these calls into fourteen methods. Whoever implements them can flow through every
+rule: a stack of `Directions` here, and reverse mode, which writes the calls down to transpose them.
+
+May import: numpy.
+"""
+
+from __future__ import annotations
+
+import math
+import string
+from typing import Any, Final
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+__all__ = ["ZERO", "Directions", "NoRuleError", "Tangent"]
+
+Array = Any  # an ndarray, a Dual or a Tangent: NumPy's protocols make them one
+
+
+class NoRuleError(TypeError):
+    """A function met a dual number, or a tangent, and has no rule for it."""
+
+
+def name_of(function: Any) -> str:
+    """Name a NumPy function as its user wrote it: ``np.linalg.svd``, ``np.add.at``."""
+    if isinstance(function, tuple):  # a ufunc and one of its methods
+        return f"{name_of(function[0])}.{function[1]}"
+    name = str(getattr(function, "__qualname__", getattr(function, "__name__", function)))
+    module = str(getattr(function, "__module__", None) or "numpy")  # ufuncs have none
+    return f"{module}.{name}".replace("numpy", "np", 1) if module.startswith("numpy") else name
+
+
+class Tangent(NDArrayOperatorsMixin):
+    """A stand-in for a tangent array: NumPy's linear functions become calls of its methods.
+
+    A subclass has `shape` and `dtype` (of one tangent) and implements the fourteen methods that
+    raise `NotImplementedError` here. They receive axes that are not negative, shapes without -1,
+    einsum subscripts with an arrow, and matrices (not vectors) for a product.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one tangent."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> Any:
+        """Floating type of one tangent."""
+        raise NotImplementedError
+
+    def _add(self, other: Array) -> Array:
+        """Add another tangent, of any broadcastable shape."""
+        raise NotImplementedError
+
+    def _scale(self, ufunc: np.ufunc, primal: Array) -> Array:
+        """Multiply or divide (that is `ufunc`) entry by entry."""
+        raise NotImplementedError
+
+    def _sum(self, axes: tuple[int, ...], keepdims: bool) -> Array:
+        raise NotImplementedError
+
+    def _cumsum(self, axis: int) -> Array:
+        raise NotImplementedError
+
+    def _reshape(self, shape: tuple[int, ...]) -> Array:
+        raise NotImplementedError
+
+    def _transpose(self, axes: tuple[int, ...]) -> Array:
+        raise NotImplementedError
+
+    def _broadcast_to(self, shape: tuple[int, ...]) -> Array:
+        raise NotImplementedError
+
+    def _pad(self, widths: list[tuple[int, int]]) -> Array:
+        """Surround with zeros."""
+        raise NotImplementedError
+
+    def _matmul(self, primal: Array, left: bool) -> Array:
+        """``t @ a`` if the tangent stands `left`, else ``a @ t``; stacks of matrices."""
+        raise NotImplementedError
+
+    def _einsum(self, subscripts: str, operands: list[Array], place: int) -> Array:
+        """Contract with arrays; this tangent is ``operands[place]``."""
+        raise NotImplementedError
+
+    @classmethod
+    def _concatenate(cls, tangents: list[Array], axis: int) -> Array:
+        """Join; some of the tangents may be plain arrays of zeros."""
+        raise NotImplementedError
+
+    @classmethod
+    def _where(cls, mask: Array, first: Array, second: Array) -> Array:
+        """Choose by a mask; one side may be the number 0."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: Any) -> Array:
+        """Pick entries by a basic, integer-array or boolean index."""
+        raise NotImplementedError
+
+    def astype(self, dtype: Any) -> Array:
+        """Convert to another floating type."""
+        raise NotImplementedError
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes of one tangent."""
+        return len(self.shape)
+
+    @property
+    def T(self) -> Array:
+        """The tangent with its axes reversed."""
+        return _transpose(self)
+
+    def sum(self, axis: Any = None, *, keepdims: bool = False) -> Array:
+        """Sum over axes."""
+        return _sum(self, axis, keepdims=keepdims)
+
+    def reshape(self, *shape: Any) -> Array:
+        """Give the entries another shape."""
+        return _reshape(self, shape[0] if len(shape) == 1 else shape)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Array:
+        """Turn NumPy's arithmetic into addition, scaling and matrix products."""
+        if method != "__call__" or kwargs:
+            raise NoRuleError(_not_linear(ufunc))
+        if ufunc is np.negative:
+            return self._scale(np.multiply, -1)
+        if ufunc is np.subtract:
+            return inputs[0] + -inputs[1]
+        if ufunc is np.add:
+            other = inputs[1] if inputs[0] is self else inputs[0]
+            return self if other is ZERO else self._add(other)
+        if sum(isinstance(operand, Tangent) for operand in inputs) == 1 and len(inputs) == 2:
+            left, right = inputs
+            if ufunc is np.multiply:
+                return self._scale(ufunc, right if left is self else left)
+            if ufunc is np.true_divide and left is self:
+                return self._scale(ufunc, right)
+            if ufunc is np.matmul and left.ndim > 1 and right.ndim > 1:
+                return self._matmul(right if left is self else left, left is self)
+        raise NoRuleError(_not_linear(ufunc))
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Array:
+        """Turn NumPy's linear functions into this class's methods."""
+        if function not in LINEAR:
+            raise NoRuleError(_not_linear(function))
+        return LINEAR[function](*args, **kwargs)
+
+
+def _not_linear(function: Any) -> str:
+    return (
+        f"{name_of(function)} met a tangent where it is not one of the linear operations that "
+        "tangents take: + and -, * and / and @ with an array that has no tangent, indexing, "
+        f"{', '.join(name_of(f) for f in LINEAR)}"
+    )
+
+
+def _sum(t: Tangent, axis: Any = None, *, keepdims: bool = False) -> Array:
+    axes = tuple(range(t.ndim)) if axis is None else normalize_axis_tuple(axis, t.ndim)
+    return t._sum(axes, keepdims)
+
+
+def _cumsum(t: Tangent, axis: int) -> Array:
+    return t._cumsum(normalize_axis_index(axis, t.ndim))
+
+
+def _reshape(t: Tangent, shape: Any) -> Array:
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    known = math.prod(n for n in shape if n != -1)
+    return t._reshape(tuple(math.prod(t.shape) // known if n == -1 else n for n in shape))
+
+
+def _transpose(t: Tangent, axes: Any = None) -> Array:
+    axes = range(t.ndim)[::-1] if axes is None else normalize_axis_tuple(axes, t.ndim)
+    return t._transpose(tuple(axes))
+
+
+def _einsum(subscripts: str, *operands: Array, optimize: Any = False) -> Array:
+    places = [i for i, operand in enumerate(operands) if isinstance(operand, Tangent)]
+    if len(places) != 1:
+        raise NoRuleError(_not_linear(np.einsum))
+    tangent: Tangent = operands[places[0]]
+    return tangent._einsum(subscripts, list(operands), places[0])
+
+
+def _concatenate(tangents: list[Array], axis: int = 0) -> Array:
+    first = next(t for t in tangents if isinstance(t, Tangent))
+    return first._concatenate(list(tangents), normalize_axis_index(axis, first.ndim))
+
+
+def _where(mask: Array, first: Array, second: Array) -> Array:
+    tangent: Tangent = first if isinstance(first, Tangent) else second
+    return tangent._where(mask, first, second)
+
+
+LINEAR: Final[dict[Any, Any]] = {
+    np.sum: _sum,
+    np.cumsum: _cumsum,
+    np.einsum: _einsum,
+    np.reshape: _reshape,
+    np.transpose: _transpose,
+    np.broadcast_to: lambda t, shape: t._broadcast_to(tuple(shape)),
+    np.concatenate: _concatenate,
+    np.pad: lambda t, widths: t._pad(list(widths)),
+    np.where: _where,
+}
+
+
+class _Zero(Tangent):
+    """The tangent of a constant: never an array of zeros, so it costs nothing."""
+
+    def __repr__(self) -> str:
+        """Return the name."""
+        return "ZERO"
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Array:
+        if ufunc is np.add:
+            return inputs[1] if inputs[0] is self else inputs[0]
+        if ufunc is np.subtract:
+            return -inputs[1] if inputs[0] is self else inputs[0]
+        if ufunc in (np.multiply, np.true_divide, np.negative, np.matmul):
+            return self
+        raise NoRuleError(_not_linear(ufunc))
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Array:
+        if function is np.where:
+            mask, *sides = args
+            if all(side is self for side in sides):
+                return self
+            return np.where(mask, *(0.0 if side is self else side for side in sides))
+        if function not in LINEAR:
+            raise NoRuleError(_not_linear(function))
+        return self
+
+    def __getitem__(self, index: Any) -> Array:
+        return self
+
+    def astype(self, dtype: Any) -> Array:
+        """Return zero: it has no type."""
+        return self
+
+
+ZERO: Final = _Zero()
+
+
+class Directions(Tangent):
+    """Many tangents of one primal, stacked along a leading axis: ``stack`` (directions, *shape).
+
+    To a rule it looks like one tangent of the primal's shape; axes and broadcasting are those of
+    one tangent, and the leading axis stays where it is.
+    """
+
+    __slots__ = ("stack",)
+
+    def __init__(self, stack: Array) -> None:
+        self.stack = stack  # (directions, *shape): an array, or a dual of an outer derivative
+
+    def __repr__(self) -> str:
+        """Show the stack."""
+        return f"Directions({self.stack!r})"
+
+    def __len__(self) -> int:
+        """Return the number of directions."""
+        return int(self.stack.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one tangent."""
+        return tuple(self.stack.shape[1:])
+
+    @property
+    def dtype(self) -> Any:
+        """Floating type of the tangents."""
+        return self.stack.dtype
+
+    def _over(self, *others: Array) -> Array:
+        """Return the stack, with unit axes after the first so that it broadcasts over `others`."""
+        missing = max(getattr(other, "ndim", 0) for other in others) - self.ndim
+        if missing <= 0:
+            return self.stack
+        return np.reshape(self.stack, (len(self), *(1,) * missing, *self.shape))
+
+    def _add(self, other: Array) -> Array:
+        stack = other._over(self) if isinstance(other, Directions) else other
+        return Directions(self._over(other) + stack)
+
+    def _scale(self, ufunc: np.ufunc, primal: Array) -> Array:
+        return Directions(ufunc(self._over(primal), primal))
+
+    def _sum(self, axes: tuple[int, ...], keepdims: bool) -> Array:
+        return Directions(
+            np.sum(self.stack, axis=tuple(axis + 1 for axis in axes), keepdims=keepdims)
+        )
+
+    def _cumsum(self, axis: int) -> Array:
+        return Directions(np.cumsum(self.stack, axis=axis + 1))
+
+    def _reshape(self, shape: tuple[int, ...]) -> Array:
+        return Directions(np.reshape(self.stack, (len(self), *shape)))
+
+    def _transpose(self, axes: tuple[int, ...]) -> Array:
+        return Directions(np.transpose(self.stack, (0, *(axis + 1 for axis in axes))))
+
+    def _broadcast_to(self, shape: tuple[int, ...]) -> Array:
+        stack = self._over(np.broadcast_to(0, shape))
+        return Directions(np.broadcast_to(stack, (len(self), *shape)))
+
+    def _pad(self, widths: list[tuple[int, int]]) -> Array:
+        return Directions(np.pad(self.stack, [(0, 0), *widths]))
+
+    def _matmul(self, primal: Array, left: bool) -> Array:
+        stack = self._over(primal)
+        return Directions(stack @ primal if left else primal @ stack)
+
+    def _einsum(self, subscripts: str, operands: list[Array], place: int) -> Array:
+        letter = next(c for c in string.ascii_letters if c not in subscripts)
+        terms, result = subscripts.split("->")
+        inputs = terms.split(",")
+        inputs[place] = letter + inputs[place]
+        operands[place] = self.stack
+        return Directions(np.einsum(f"{','.join(inputs)}->{letter}{result}", *operands))
+
+    @classmethod
+    def _concatenate(cls, tangents: list[Array], axis: int) -> Array:
+        count = next(len(t) for t in tangents if isinstance(t, cls))
+        stacks = [
+            t.stack if isinstance(t, cls) else np.broadcast_to(t, (count, *np.shape(t)))
+            for t in tangents
+        ]
+        return cls(np.concatenate(stacks, axis=axis + 1))
+
+    @classmethod
+    def _where(cls, mask: Array, first: Array, second: Array) -> Array:
+        sides = [t._over(mask, first, second) if isinstance(t, cls) else t for t in (first, second)]
+        return cls(np.where(mask, *sides))
+
+    def __getitem__(self, index: Any) -> Array:
+        """Index every tangent; with the directions last, so that `index` meets its own axes."""
+        index = index if isinstance(index, tuple) else (index,)
+        if any(part is Ellipsis for part in index):
+            index = (*index, slice(None))  # the ellipsis must not take the axis of directions
+        last = np.moveaxis(self.stack, 0, -1)  # (*shape, directions)
+        return Directions(np.moveaxis(last[index], -1, 0))
+
+    def astype(self, dtype: Any) -> Array:
+        """Convert every tangent."""
+        return Directions(self.stack.astype(dtype, copy=False))
