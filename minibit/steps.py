@@ -1,0 +1,643 @@
+"""A model is its steps: log, replay, history, edits.
+
+The weights after step n are the seed's initial weights with the moves of steps 0 to n - 1 applied,
+
+    w <- clamp(w + delta_s, -1, 1),
+
+and each ``delta_s`` is integers alone, drawn from the seed and picked by the step's codes. So the
+log of the codes is the model and all of its history: the weights of any step, or any rows of them,
+come back bit for bit on every machine.
+
+Reading never writes. Appending is one write and one sync to disk (about a millisecond on an SSD,
+ten on a turning disk), so a killed process loses at most the records that it was writing.
+
+May import: numpy, minibit.noise_step, minibit.logfile, minibit.logcodes, minibit.replay,
+minibit.netmoves.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from itertools import groupby, islice, pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, SupportsIndex, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from minibit.logfile import (
+    DIGEST,
+    MOST_STEPS,
+    START,
+    Contents,
+    LogError,
+    Record,
+    pack_header,
+    pack_record,
+    parse_header,
+    scan,
+    write_new,
+)
+from minibit.netmoves import expand, net_moves
+from minibit.noise_step import Params, Plan, SampledStep, UnitsStep
+from minibit.replay import (
+    Flat,
+    Step,
+    advance,
+    as_params,
+    checked_plan,
+    checked_step,
+    initial_flat,
+    pack_steps,
+    rows_at,
+    unpack_steps,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows: two writers are then told apart by the file's length alone
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["LogError", "StepLog", "compact", "expand"]
+
+Steps: TypeAlias = SupportsIndex | slice | Iterable[SupportsIndex] | ArrayLike
+Rows: TypeAlias = SupportsIndex | slice | Sequence[int] | NDArray[np.integer | np.bool_]
+
+
+class StepLog:
+    """A training run on disk: its header, its steps, and through them the weights of every step.
+
+    Step numbers count from 0, and "step n" of weights means after n steps: 0 is the initial
+    weights, ``len(log)`` the final ones. Weights are dicts of int8 arrays ``(n_out, n_in)``, new
+    at every call. Reading is safe from several threads, also while another appends.
+
+    Attributes
+    ----------
+    path : Path
+    plan : Plan
+        The integers from which steps become weights.
+    torn_at : int or None
+        The byte from which on the file holds no whole record, as a killed writer leaves it; those
+        bytes are no part of the log. None if the file ends with its last record.
+    warning : str
+        What is wrong there; empty if nothing is.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> plan = Plan("units", 0, ("w1",), ((4, 8),), zeros=2**31, units=(2,), inputs=(8,))
+    >>> step = UnitsStep((np.array([3, 12]),), (np.array([1, -1], np.int8),))
+    >>> with TemporaryDirectory() as folder:
+    ...     log = StepLog.create(folder + "/run.steps", {"plan": plan.to_dict()})
+    ...     log.append([step, step])
+    ...     log.close()
+    ...     again = StepLog.open(folder + "/run.steps")
+    >>> len(again), again.digest() == log.digest() == again.verify()
+    (2, True)
+    >>> {name: int(abs(change).sum()) for name, change in again.diff(0, 1).items()}
+    {'w1': 1}
+    """
+
+    def __init__(self, path: str | os.PathLike[str], contents: Contents) -> None:
+        self.path = Path(path)
+        header = parse_header(contents.header)
+        try:
+            self.plan = checked_plan(header.get("plan"))
+            self._segments = checked_segments(header.get("segments", []))
+        except ValueError as error:
+            raise LogError(f"the header: {error}", START.size) from None
+        self._contents = contents
+        self._last: tuple[int, Flat] | None = None  # the last step, and the weights after it
+        self._lock = threading.Lock()  # held by who appends
+        self._file: int | None = None  # open for appending, and locked against other writers
+        self._close: weakref.finalize[..., Any] | None = None
+
+    # --- Files
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], header: Mapping[str, Any]) -> Self:
+        """Write a new log without steps; it appears whole or not at all, and is locked for writing.
+
+        ``header["plan"]`` is ``plan.to_dict()``; the rest is free (JSON types, at most 1 MiB).
+
+        Raises
+        ------
+        FileExistsError
+            If there is a file at `path`: a log is never written over.
+        TypeError, ValueError
+            If the header is no JSON object, or its plan is no plan.
+        """
+        contents = scan(pack_header(dict(header)))
+        log = cls(path, contents)
+        write_new(log.path, pack_header(dict(header)))
+        log._writer()
+        return log
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a log, up to where it is torn (see `torn_at`); the file is never changed.
+
+        Raises
+        ------
+        LogError
+            If the header, or a record that is not the last, is damaged; ``.offset`` says where.
+        """
+        return cls(path, scan(Path(path).read_bytes()))
+
+    @classmethod
+    def recover(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a log to go on writing it: lock it, and cut a torn tail to the last good record.
+
+        The only call that ever shortens a file. A log that is damaged elsewhere is left alone.
+
+        Raises
+        ------
+        LogError
+            As `open`, and if another writer holds the log.
+        """
+        file = _open_locked(Path(path))
+        try:
+            contents = scan(Path(path).read_bytes())
+            log = cls(path, contents)
+            if contents.torn:
+                os.ftruncate(file, contents.end)
+                os.fsync(file)
+                log._contents = replace(contents, torn="")
+        except BaseException:
+            os.close(file)
+            raise
+        log._hold(file)
+        return log
+
+    def close(self) -> None:
+        """Release the lock on the file. Reading goes on; the next `append` locks it again."""
+        with self._lock:
+            if self._close is not None:
+                self._close()
+            self._file = self._close = None
+
+    def __enter__(self) -> Self:
+        """Return the log; the block's end closes it."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the log."""
+        self.close()
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The header, as JSON types; a new copy at every call."""
+        return parse_header(self._contents.header)
+
+    @property
+    def torn_at(self) -> int | None:
+        """The byte from which on the file holds no whole record, or None."""
+        contents = self._contents
+        return contents.end if contents.torn else None
+
+    @property
+    def warning(self) -> str:
+        """Why the file's tail is no part of the log, or an empty string."""
+        contents = self._contents
+        if not contents.torn:
+            return ""
+        return f"torn at byte {contents.end}: {contents.torn}; its {len(self)} steps are good"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file up to its last good record: header, records and framing."""
+        return self._contents.end
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The framed records, as `minibit.logfile.scan` found them."""
+        return self._contents.records
+
+    def __len__(self) -> int:
+        """Count the steps."""
+        records = self._contents.records
+        return records[-1].first + records[-1].steps if records else 0
+
+    def __repr__(self) -> str:
+        """Name the file, its steps and its size."""
+        return f"StepLog({str(self.path)!r}, {len(self)} steps, {self.nbytes} bytes)"
+
+    # --- Writing
+
+    def append(self, steps: Step | Iterable[Step]) -> None:
+        """Add steps at the end: one write and one sync to disk, in records of at most 32 steps.
+
+        Sampled steps of different density go to different records, in the order given. The log
+        replays the steps as it goes, to store a digest of the weights after each record.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a step does not fit the plan; nothing is written.
+        LogError
+            If the log is torn, another writer holds it, or the file is no longer as it was read.
+        OSError
+            If the disk is full or fails. The file may then be torn: `recover` mends it.
+        """
+        given = [steps] if isinstance(steps, SampledStep | UnitsStep) else list(steps)
+        batch = [checked_step(self.plan, step) for step in given]
+        if not batch:
+            return
+        with self._lock:
+            before = self._contents
+            if before.torn:
+                raise LogError(f"cannot append to a log {self.warning} (StepLog.recover cuts it)")
+            file = self._writer()
+            flat = self._weights(len(self))
+            data, after = self._pack(before, flat, batch)
+            try:
+                _write(file, data)
+                os.fsync(file)
+            finally:  # an interrupt after the write: what the file has, the log has
+                if os.fstat(file).st_size == after.end:
+                    self._contents = after
+                    self._last = len(self), flat
+
+    def _pack(self, contents: Contents, flat: Flat, batch: list[Step]) -> tuple[bytes, Contents]:
+        """Frame steps that follow `contents`; moves the weights `flat` along, in place."""
+        data: list[bytes] = []
+        records = list(contents.records)
+        crc, end = contents.crc, contents.end
+        first = records[-1].first + records[-1].steps if records else 0
+        named = self._named(first)
+        for _, alike in groupby(batch, lambda step: getattr(step, "numerator", None)):
+            while held := list(islice(alike, MOST_STEPS)):
+                for step in held:
+                    advance(flat, *next(named), step)
+                payload, digest = pack_steps(self.plan, held), sha256(flat.tobytes()).digest()
+                framed, crc = pack_record(len(held), payload, digest[:DIGEST], crc)
+                records.append(Record(end, first, len(held), payload, digest[:DIGEST], crc))
+                data.append(framed)
+                end, first = end + len(framed), first + len(held)
+        return b"".join(data), replace(contents, records=tuple(records), crc=crc, end=end)
+
+    def _writer(self) -> int:
+        """Return the file, open and locked for appending, if it still ends where the log does."""
+        if self._file is None:
+            self._hold(_open_locked(self.path))
+        assert self._file is not None
+        there = os.path.exists(self.path) and os.path.samestat(
+            os.stat(self.path), os.fstat(self._file)
+        )
+        size = os.fstat(self._file).st_size
+        if not there or size != self._contents.end:
+            what = f"has {size} bytes, not {self._contents.end}" if there else "was moved"
+            self._release()
+            raise LogError(f"{self.path} changed since it was read: it {what}; open it again")
+        return self._file
+
+    def _hold(self, file: int) -> None:
+        self._file, self._close = file, weakref.finalize(self, os.close, file)
+
+    def _release(self) -> None:
+        if self._close is not None:
+            self._close()
+        self._file = self._close = None
+
+    # --- Reading
+
+    def replay(self, until: int | None = None) -> Params:
+        """Return the weights after the first `until` steps (all by default), from integers alone.
+
+        Raises
+        ------
+        ValueError
+            If there is no such step.
+        LogError
+            If a record holds no codes of this plan.
+        """
+        return as_params(self.plan, self._weights(self._step("until", until)))
+
+    def weights_at(self, step: int) -> Params:
+        """Return the weights after `step` steps; those of any step cost a replay up to it."""
+        return as_params(self.plan, self._weights(self._step("step", step)))
+
+    def walk(self, at: Iterable[int]) -> Iterator[tuple[int, Params]]:
+        """Yield ``(step, weights)`` for increasing step numbers, in one replay."""
+        wanted = [self._step("at", step) for step in at]
+        if any(b <= a for a, b in pairwise(wanted)):
+            raise ValueError(f"at must increase, got {wanted}")
+        flats = enumerate(self._flats(max(wanted, default=0)))
+        for step in wanted:
+            flat = next(flat for number, flat in flats if number == step)
+            yield step, as_params(self.plan, flat.copy())
+
+    def slice(self, layer: int | str, rows: Rows, step: int | None = None) -> NDArray[np.int8]:
+        """Return some rows of one layer after `step` steps, without replaying the others.
+
+        Only the noise blocks that meet the rows (sampled), or the layer's own draws (units), are
+        drawn again.
+
+        Parameters
+        ----------
+        layer : int or str
+            Its number or name.
+        rows : int, slice, int array or bool array
+            As a NumPy index of the layer's n_out rows.
+        step : int, optional
+            All steps by default.
+
+        Returns
+        -------
+        int8 array, shape (rows, n_in)
+            One row, too, keeps its axis.
+        """
+        if isinstance(layer, str):
+            if layer not in self.plan.names:
+                raise ValueError(f"layer must be one of {self.plan.names}, got {layer!r}")
+            layer = self.plan.names.index(layer)
+        elif not 0 <= layer < len(self.plan.names):
+            raise ValueError(f"layer must lie in [0, {len(self.plan.names)}), got {layer}")
+        chosen = np.atleast_1d(np.arange(self.plan.shapes[layer][0])[rows])
+        history = islice(self._history(), self._step("step", step))
+        return rows_at(self.plan, layer, chosen.reshape(-1), history)
+
+    def steps(self) -> Iterator[Step]:
+        """Yield every step as it was logged."""
+        for record in self._contents.records:
+            yield from self._unpack(record)
+
+    def diff(self, a: int, b: int) -> Params:
+        """Return what steps between a and b changed: weights after b minus weights after a."""
+        a, b = self._step("a", a), self._step("b", b)
+        found = dict(self.walk(sorted({a, b})))
+        return {name: found[b][name] - found[a][name] for name in self.plan.names}
+
+    def digest(self, step: int | None = None) -> str:
+        """Return the SHA-256 of the weights after `step` steps, in hexadecimal."""
+        return sha256(self._weights(self._step("step", step)).tobytes()).hexdigest()
+
+    def verify(self) -> str:
+        """Replay everything against the digest of each record; return the final one.
+
+        Raises
+        ------
+        LogError
+            At the first record after which the weights differ; ``.offset`` says where it begins.
+        """
+        records = self._contents.records
+        history = self._history()
+        flat = initial_flat(self.plan)
+        for number, record in enumerate(records):
+            for plan, name, step in islice(history, record.steps):
+                advance(flat, plan, name, step)
+            found = sha256(flat.tobytes()).digest()[:DIGEST]
+            if found != record.digest:
+                raise LogError(
+                    f"record {number} (steps {record.first} to {record.first + record.steps - 1}) "
+                    f"replays to digest {found.hex()}, it was written with {record.digest.hex()}",
+                    record.offset,
+                )
+        return sha256(flat.tobytes()).hexdigest()
+
+    def _weights(self, step: int) -> Flat:
+        """Replay to a step, in an array of its own; while writing, the last step's are at hand."""
+        last = self._last
+        if last is not None and last[0] == step:
+            return last[1].copy()
+        *_, flat = self._flats(step)
+        return flat
+
+    def _flats(self, until: int) -> Iterator[Flat]:
+        """Yield the weights after 0, 1, ..., `until` steps: one array, changed in place."""
+        flat = initial_flat(self.plan)
+        yield flat
+        for plan, number, step in islice(self._history(), until):
+            advance(flat, plan, number, step)
+            yield flat
+
+    def _history(self) -> Iterator[tuple[Plan, int, Step]]:
+        """Yield every step with the plan and the number by which its noise is drawn."""
+        for (plan, number), step in zip(self._named(0), self.steps(), strict=False):
+            yield plan, number, step
+
+    def _named(self, first: int) -> Iterator[tuple[Plan, int]]:
+        """Yield the plan (its seed) and the number that steps `first`, ... are drawn by, for ever.
+
+        Step s is number s of the log's own seed, unless the header's segments say otherwise.
+        """
+        at = 0
+        for seed, start, count in self._segments:
+            plan = replace(self.plan, seed=seed)
+            for number in range(start + max(0, first - at), start + count):
+                yield plan, number
+            at += count
+        at = max(at, first)
+        while True:
+            yield self.plan, at
+            at += 1
+
+    def _unpack(self, record: Record) -> list[Step]:
+        try:
+            return unpack_steps(self.plan, record.payload, record.steps)
+        except ValueError as error:
+            raise LogError(f"a record holds no steps of its plan: {error}", record.offset) from None
+
+    def _step(self, name: str, step: SupportsIndex | None) -> int:
+        length = len(self)
+        number = length if step is None else operator.index(step)
+        if not 0 <= number <= length:
+            raise ValueError(f"{name} must lie in [0, {length}], got {number}")
+        return number
+
+    # --- Edits: each writes a new file, and leaves this one alone
+
+    def negate(self, steps: Steps, out: str | os.PathLike[str]) -> Self:
+        """Write a copy in which the moves of some steps are turned round.
+
+        Parameters
+        ----------
+        steps : int, slice, iterable of int, or bool array of length ``len(log)``
+        out : path
+            Of the new log, which must not exist.
+
+        Notes
+        -----
+        The other steps stay as they were trained, for weights that are now different. Where no
+        weight is clamped, negating the same steps again gives the first model back.
+        """
+        return self._edit("negate", steps, out)
+
+    def mask(self, steps: Steps, out: str | os.PathLike[str]) -> Self:
+        """Write a copy in which some steps (as for `negate`) move nothing."""
+        return self._edit("mask", steps, out)
+
+    def concat(self, other: StepLog, out: str | os.PathLike[str]) -> Self:
+        """Write a log of this one's steps followed by those of another.
+
+        Each step keeps the seed and the number that its noise was drawn by; the header's
+        ``segments`` name them. The initial weights are this log's.
+
+        Raises
+        ------
+        ValueError
+            If the plans differ in more than seed and zeros.
+        """
+        ours, theirs = self.plan, other.plan
+        if replace(theirs, seed=ours.seed, zeros=ours.zeros) != ours:
+            raise ValueError(
+                f"only logs of one plan, up to seed and zeros, can follow each other; "
+                f"got {ours} and {theirs}"
+            )
+        mine, more = [*self.steps()], [*other.steps()]
+        segments = [*self._runs(len(mine)), *other._runs(len(more))]
+        span = [[len(mine), len(mine) + len(more)]] if more else []
+        return self._copy("concat", span, mine + more, out, segments)
+
+    def _edit(self, kind: str, steps: Steps, out: str | os.PathLike[str]) -> Self:
+        edited = [*self.steps()]
+        chosen = chosen_steps(steps, len(edited))
+        change = _negated if kind == "negate" else _masked
+        for number in chosen:
+            edited[number] = change(edited[number])
+        return self._copy(kind, runs(chosen), edited, out, self._segments)
+
+    def _copy(
+        self,
+        kind: str,
+        span: list[list[int]],
+        steps: list[Step],
+        out: str | os.PathLike[str],
+        segments: list[list[int]],
+    ) -> Self:
+        """Write an edited log in one piece; its header says what was done, and to what."""
+        edit = {"edit": kind, "steps": span, "source": self.digest()}
+        header = self.header
+        header["edits"] = [*header.get("edits", []), edit]
+        if segments:
+            header["segments"] = segments
+        start = pack_header(header)
+        log = type(self)(out, scan(start))
+        data, contents = log._pack(log._contents, initial_flat(log.plan), steps)
+        write_new(log.path, start + data)
+        log._contents = contents
+        return log
+
+    def _runs(self, length: int) -> list[list[int]]:
+        """Name the seed and numbers of the first steps as segments, neighbours joined."""
+        found: list[list[int]] = []
+        for plan, number in islice(self._named(0), length):
+            if found and [plan.seed, number] == [found[-1][0], found[-1][1] + found[-1][2]]:
+                found[-1][2] += 1
+            else:
+                found.append([plan.seed, number, 1])
+        return found
+
+
+def compact(log: StepLog, step: int | None = None) -> bytes:
+    """Code the model alone, without its history: the net moves from the seed's initial weights.
+
+    Parameters
+    ----------
+    log : StepLog
+    step : int, optional
+        The weights after so many steps; all by default.
+
+    Returns
+    -------
+    bytes
+        `expand` turns them, with the log's plan, into the same weights. `minibit.netmoves` says how
+        they are coded.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> plan = Plan("sampled", 0, ("w1",), ((40, 80),), zeros=2**31, perturbations=2)
+    >>> with TemporaryDirectory() as folder:
+    ...     with StepLog.create(folder + "/run.steps", {"plan": plan.to_dict()}) as log:
+    ...         log.append(SampledStep(2**26, np.array([1, -1], np.int8)))
+    ...     data = compact(log)
+    >>> bool((expand(plan, data)["w1"] == log.replay()["w1"]).all())
+    True
+    """
+    return net_moves(log.plan, log.replay(step))
+
+
+def chosen_steps(steps: Steps, length: int) -> list[int]:
+    """Turn an int, slice, iterable or mask into increasing step numbers in [0, length)."""
+    if isinstance(steps, slice):
+        return sorted(range(length)[steps])
+    given = np.atleast_1d(
+        np.asarray(steps if isinstance(steps, np.ndarray | int) else list(steps))  # type: ignore[arg-type]
+    )
+    if given.dtype == bool:
+        if given.shape != (length,):
+            raise ValueError(f"a mask of steps must have shape ({length},), got {given.shape}")
+        return [int(number) for number in np.flatnonzero(given)]
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise TypeError(f"steps must be integers, got shape {given.shape} of {given.dtype}")
+    if given.size and not 0 <= int(given.min()) <= int(given.max()) < length:
+        raise ValueError(f"steps must lie in [0, {length}), got {given.min()} to {given.max()}")
+    return [int(number) for number in np.unique(given)]
+
+
+def runs(numbers: list[int]) -> list[list[int]]:
+    """Increasing numbers as half-open intervals: ``[1, 2, 5] -> [[1, 3], [5, 6]]``."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and found[-1][1] == number:
+            found[-1][1] += 1
+        else:
+            found.append([number, number + 1])
+    return found
+
+
+def checked_segments(segments: Any) -> list[list[int]]:
+    """Check a header's ``segments``: a list of ``[seed, first number, count]``."""
+    if not isinstance(segments, list) or not all(
+        isinstance(part, list)
+        and len(part) == 3
+        and all(type(number) is int for number in part)
+        and 0 <= part[0] < 1 << 64
+        and 0 <= part[1] < part[1] + part[2] <= 1 << 32
+        for part in segments
+    ):
+        raise ValueError(f"segments must be a list of [seed, first, count], got {segments!r:.200}")
+    return segments
+
+
+def _negated(step: Step) -> Step:
+    if isinstance(step, SampledStep):
+        return SampledStep(step.numerator, -step.codes)
+    return UnitsStep(step.positions, tuple(-sign for sign in step.signs))
+
+
+def _masked(step: Step) -> Step:
+    if isinstance(step, SampledStep):
+        return SampledStep(step.numerator, np.zeros_like(step.codes))
+    return UnitsStep(tuple(q[:0] for q in step.positions), tuple(sign[:0] for sign in step.signs))
+
+
+def _open_locked(path: Path) -> int:
+    """Open an existing file to append, if no other writer holds it."""
+    file = os.open(path, os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0))
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(file)
+            raise LogError(f"another writer holds {path}") from None
+    return file
+
+
+def _write(file: int, data: bytes) -> None:
+    """Write everything; one call does, unless the disk is full or the data are huge."""
+    while data:
+        data = data[os.write(file, data) :]
