@@ -41,6 +41,7 @@ _MNIST = {
 }
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _FOUR_KEYS = ("train_x", "train_y", "test_x", "test_y")
+_VALIDATION_PART = 12
 _TEST_PART = 7  # of a file with x and y alone, the last seventh is the test set, as in MNIST
 
 
@@ -84,7 +85,7 @@ class Dataset:
 
 
 class Split(NamedTuple):
-    """The training images cut in two: those to train on, and those to choose by."""
+    """The training samples cut in two: those to train on, and those to choose by."""
 
     train_x: NDArray[np.uint8]
     train_y: NDArray[np.uint8]
@@ -92,15 +93,16 @@ class Split(NamedTuple):
     validation_y: NDArray[np.uint8]
 
 
-def split(dataset: Dataset, validation: int = 5000) -> Split:
-    """Cut the last `validation` training images off as the validation split.
+def split(dataset: Dataset, validation: int | None = None) -> Split:
+    """Cut the last training samples off as the validation split.
 
     Parameters
     ----------
     dataset : Dataset
         Left as it is; the parts are views of its arrays.
-    validation : int
-        How many images; 0 leaves the validation split empty.
+    validation : int, optional
+        How many samples; 0 leaves the validation split empty. Default: a twelfth of the training
+        samples, rounded down, at least one: the last 5,000 of MNIST's 60,000.
 
     Raises
     ------
@@ -114,9 +116,11 @@ def split(dataset: Dataset, validation: int = 5000) -> Split:
     ((55000, 784), (5000, 784))
     """
     total = len(dataset.train_x)
+    if validation is None:
+        validation = max(total // _VALIDATION_PART, 1)
     if not 0 <= validation < total:
         raise ValueError(
-            f"validation must be 0 to {total - 1} (of {total} training images), got {validation}"
+            f"validation must be 0 to {total - 1} (of {total} training samples), got {validation}"
         )
     cut = total - validation
     x, y = dataset.train_x, dataset.train_y

@@ -10,7 +10,7 @@ May import: numpy.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ __all__ = [
     "figure",
     "history_figure",
     "label_axes",
+    "require",
     "save",
     "style",
     "training_figure",
@@ -109,7 +110,7 @@ def style() -> Style:
     ...     mpl.rcParams["axes.grid"]
     True
     """
-    _require_matplotlib()
+    require()
     return Style()
 
 
@@ -178,7 +179,7 @@ def training_figure(
 
 
 def history_figure(
-    steps: ArrayLike, accuracies: dict[str, Sequence[float]], *, title: str
+    steps: ArrayLike, accuracies: Mapping[str, Sequence[float]], *, title: str
 ) -> Figure:
     """Draw accuracies along a run, one line for each set of data.
 
@@ -227,24 +228,28 @@ def save(made: Figure, path: str | os.PathLike[str]) -> Path:
         If the name ends otherwise; nothing is written.
     """
     path = Path(path)
-    check_format(path)
+    require(path)
     with style():
         metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
         made.savefig(path, metadata=metadata)
     return path
 
 
-def check_format(path: Path) -> None:
-    """Raise `ValueError` unless the name ends in a format that `save` writes."""
-    if path.suffix.lower() not in (".svg", ".png", ".pdf"):
-        raise ValueError(f"a plot is written as .svg, .png or .pdf, got {str(path)!r}")
+def require(path: Path | None = None) -> None:
+    """Raise unless matplotlib is there, and `path`, where given, ends in a format of `save`.
 
-
-def _require_matplotlib() -> None:
-    """Raise an error that names the extra if matplotlib is missing."""
+    Raises
+    ------
+    ModuleNotFoundError
+        The message names the extra that brings matplotlib.
+    ValueError
+        The message lists the formats.
+    """
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "pictures need matplotlib: pip install 'minibit[app]'", name="matplotlib"
         ) from error
+    if path is not None and path.suffix.lower() not in (".svg", ".png", ".pdf"):
+        raise ValueError(f"a plot is written as .svg, .png or .pdf, got {str(path)!r}")

@@ -1,0 +1,13 @@
+"""``python -m minibit``: the command line.
+
+May import: minibit.cli.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from minibit.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,258 @@
+"""``bench train`` and ``bench step``: what a training run comes to, and what a step costs.
+
+May import: anything of minibit.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit import training
+from minibit.bench import Figure, Options, Report, interleaved
+from minibit.datasets import load_mnist
+from minibit.dual import jvp
+from minibit.layers import mlp
+from minibit.noise_step import geometric
+
+__all__ = ["naive_jvp", "numpy_forward", "step", "step_cost", "train", "train_runs"]
+
+Floats = NDArray[np.float32]
+
+# Per preset: least mean test accuracy, most seconds of a run, most bytes of a log.
+BARS: dict[str, tuple[float | None, float | None, float | None]] = {
+    "small": (0.963, 60.0, 40_000.0),
+    "paper": (0.89, None, None),
+    "strict": (0.94, None, 40_500.0),
+    "accurate": (0.978, 300.0, 250_000.0),
+}
+STEP_BARS = {"strict": 20.0, "accurate": 3.0}  # forward passes of the step's own batch
+
+
+def train(options: Options) -> Report:
+    """Train a preset with several seeds: means and spreads of what a run comes to.
+
+    Seconds are the wall time of a whole run from a loaded program to its closed log, without
+    ``compile_seconds``.
+    """
+    preset = options.preset or "small"
+    if preset not in training.PRESETS:
+        names = ", ".join(training.PRESETS)
+        raise ValueError(f"preset must be one of {names}, got {preset!r}")
+    if not options.seeds:
+        raise ValueError("seeds must not be empty")
+    runs = train_runs(preset, options.seeds, workers=options.threads)
+    accuracy = np.array([run["test_accuracy"] for run in runs])
+    seconds = np.array([run["wall_seconds"] for run in runs])
+    log_bytes = np.array([run["log_bytes"] for run in runs])
+    least_accuracy, most_seconds, most_bytes = BARS.get(preset, (None, None, None))
+    spread = float(accuracy.std(ddof=1)) if len(runs) > 1 else 0.0
+    figures = (
+        Figure("test accuracy, mean", float(accuracy.mean()), "share", least_accuracy),
+        Figure("test accuracy, standard deviation", spread, "share"),
+        Figure("test accuracy, lowest", float(accuracy.min()), "share"),
+        Figure("seconds, longest run", float(seconds.max()), "s", most_seconds, at_least=False),
+        Figure("seconds, mean", float(seconds.mean()), "s"),
+        Figure("log, largest", float(log_bytes.max()), "bytes", most_bytes, at_least=False),
+        Figure("weights at five trits a byte", float(runs[0]["packed_weight_bytes"]), "bytes"),
+    )
+    seeds = ", ".join(str(seed) for seed in options.seeds)
+    notes = (
+        f"Preset {preset}, seeds {seeds}, trained on all training images. Seconds are those of a "
+        "whole run without compilation, which took "
+        f"{max(run['compile_seconds'] for run in runs):.1f} s at most.",
+    )
+    return Report(figures, notes, {"preset": preset, "runs": runs})
+
+
+def train_runs(
+    preset: str, seeds: tuple[int, ...], *, steps: int | None = None, workers: int | None = None
+) -> list[dict[str, Any]]:
+    """Train once for each seed, in a scratch folder, and return what each run came to.
+
+    Parameters
+    ----------
+    preset : str
+    seeds : tuple of int
+    steps : int, optional
+        Stop after so many, as `minibit.training.train`.
+    workers : int, optional
+        Threads; every CPU by default.
+
+    Returns
+    -------
+    list of dict
+        JSON types; ``wall_seconds`` is measured around the run, without compilation.
+    """
+    runs = []
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            result = training.train(
+                preset, seed, Path(folder) / "run.steps", steps=steps, workers=workers
+            )
+            wall = time.perf_counter() - start - result.compile_seconds
+            found = {
+                "seed": seed,
+                "test_accuracy": result.test_accuracy,
+                "digest": result.digest,
+                "steps": result.steps,
+                "log_bytes": result.log_bytes,
+                "packed_weight_bytes": result.packed_weight_bytes,
+                "wall_seconds": wall,
+                "seconds": result.seconds,
+                "compile_seconds": result.compile_seconds,
+                "cpu_seconds": result.cpu_seconds,
+            }
+        runs.append({key: _plain(value) for key, value in found.items()})
+    return runs
+
+
+def step(options: Options) -> Report:
+    """Measure a step of ``strict`` and of ``accurate`` in forward passes of its own batch.
+
+    Each preset runs from its first step to its last. About twice a second the run pauses, and NumPy
+    float32 forward passes of the present batch size are timed; a step's cost is its seconds over
+    those of the forward passes nearest to it. Steps and forward passes have the same threads.
+    """
+    figures: list[Figure] = []
+    details: dict[str, Any] = {}
+    for preset, bar in STEP_BARS.items():
+        if options.preset not in ("", preset):
+            continue
+        cost = step_cost(preset, workers=options.threads or 1)
+        details[preset] = cost
+        figures += [
+            Figure(
+                f"{preset}: a step, mean of {len(cost['step_seconds'])}",
+                cost["forward_passes"],
+                "forward passes",
+                bar,
+                at_least=False,
+            ),
+            Figure(f"{preset}: a step", 1e3 * float(np.mean(cost["step_seconds"])), "ms"),
+            Figure(f"{preset}: a forward pass", 1e3 * float(np.mean(cost["forward"])), "ms"),
+        ]
+        if cost["naive_forward_passes"] is not None:
+            name = f"{preset}: {cost['perturbations']} naive dense JVPs"
+            figures.append(Figure(name, cost["naive_forward_passes"], "forward passes"))
+    if not figures:
+        raise ValueError(f"preset must be one of {', '.join(STEP_BARS)}, got {options.preset!r}")
+    notes = (
+        "A forward pass is NumPy's, in float32, of the step's own batch, on as many threads. A "
+        "step is all of it: drawing the batch, forward pass, tangents, choice, new weights.",
+    )
+    return Report(tuple(figures), notes, details)
+
+
+def step_cost(
+    preset: str, *, steps: int | None = None, workers: int = 1, seed: int = 0
+) -> dict[str, Any]:
+    """Run a preset, timing its steps against forward passes of the same batch.
+
+    Parameters
+    ----------
+    preset : str
+    steps : int, optional
+        Stop after so many: for a look, as the steps of a run differ in cost.
+    workers : int
+        Threads of a step.
+    seed : int
+
+    Returns
+    -------
+    dict
+        JSON types. ``forward_passes``: mean over all steps; ``step_seconds``: of each step;
+        ``at``, ``forward``: the steps at which the run paused, and the seconds of a forward pass
+        then; ``perturbations`` and ``naive_forward_passes``: what as many dense JVPs would cost,
+        None for a method without.
+    """
+    recipe = training.PRESETS[preset]
+    sizes = geometric(*recipe.batch, recipe.steps)
+    images = load_mnist().train_x
+    weights = _random_weights(recipe.widths, recipe.zeros)
+    at: list[int] = []
+    forward: list[float] = []
+    naive: list[float] = []
+
+    def pause(progress: training.Progress) -> None:
+        batch = images[: round(sizes(progress.step - 1))]
+        x = batch.astype(np.float32) / np.float32(255)  # (batch, n_in)
+        candidates = {"forward": lambda: numpy_forward(weights, x)}
+        found = interleaved(candidates, seconds=0, least_rounds=3, warmups=1)["forward"]
+        at.append(progress.step)
+        forward.append(float(np.median(found)))
+        if recipe.method == "sampled" and len(naive) < 5:
+            start = time.perf_counter()
+            naive_jvp(weights, x)
+            naive.append((time.perf_counter() - start) / forward[-1])
+
+    with tempfile.TemporaryDirectory() as folder:
+        result = training.train(
+            preset, seed, Path(folder) / "run.steps", steps=steps, workers=workers, progress=pause
+        )
+    windows = np.minimum(np.searchsorted(at, np.arange(1, result.steps + 1)), len(at) - 1)
+    ratios = result.step_seconds / np.array(forward)[windows]  # (steps,)
+    count = recipe.perturbations if recipe.method == "sampled" else 0
+    return {
+        "preset": preset,
+        "workers": workers,
+        "forward_passes": float(ratios.mean()),
+        "step_seconds": [round(float(s), 7) for s in result.step_seconds],
+        "at": at,
+        "forward": forward,
+        "perturbations": count,
+        "naive_forward_passes": count * float(np.median(naive)) if naive else None,
+    }
+
+
+def numpy_forward(weights: Mapping[str, Floats], x: Floats) -> Floats:
+    """Return the logits of the MLP in plain NumPy, float32, in place where that is quicker.
+
+    Parameters
+    ----------
+    weights : dict of float32 arrays, shape (n_out, n_in)
+    x : float32 array, shape (batch, n_in)
+
+    Returns
+    -------
+    float32 array, shape (batch, classes)
+        As `minibit.layers.mlp`.
+    """
+    *hidden, last = weights.values()
+    for w in hidden:
+        x = x @ w.T  # (batch, n_out)
+        x -= x.mean(axis=1, keepdims=True)
+        variance = np.einsum("bi,bi->b", x, x) / np.float32(x.shape[1])
+        x *= (1 / np.sqrt(variance + np.float32(1e-5)))[:, None]
+        np.maximum(x, 0, out=x)
+    return x @ last.T  # (batch, classes)
+
+
+def naive_jvp(weights: Mapping[str, Floats], x: Floats) -> Floats:
+    """Return the tangent of the logits along one dense direction, by `minibit.dual.jvp`."""
+    direction = {name: np.ones_like(w) for name, w in weights.items()}
+    tangent: Floats = jvp(lambda params: mlp(params, x), (dict(weights),), (direction,))[1]
+    return tangent
+
+
+def _random_weights(widths: tuple[int, ...], zeros: float) -> dict[str, Floats]:
+    """Draw ternary weights as float32: the time of a product does not depend on them."""
+    draws = np.random.default_rng(0)
+    odds = ((1 - zeros) / 2, zeros, (1 - zeros) / 2)
+    return {
+        f"w{layer + 1}": draws.choice(np.array([-1, 0, 1], np.float32), (n_out, n_in), p=odds)
+        for layer, (n_in, n_out) in enumerate(pairwise(widths))
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Give a NumPy number as a Python one."""
+    return value.item() if isinstance(value, np.generic) else value

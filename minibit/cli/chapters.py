@@ -1,0 +1,153 @@
+"""``minibit chapters``: the chapters that the package carries, listed, shown or run.
+
+May import: minibit.plots, minibit.cli.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from minibit.cli.common import BadUse, Json, Output
+
+# What a chapter runs in: its figures stay open, and are written when its last line is done.
+_RUNNER = """
+import runpy, sys
+script, folder = sys.argv[1:]
+sys.path[0] = str(__import__("pathlib").Path(script).parent)
+sys.argv = [script]
+runpy.run_path(script, run_name="__main__")
+if folder and "matplotlib.pyplot" in sys.modules:
+    from matplotlib import pyplot
+    from minibit import plots
+    for number in pyplot.get_fignums():
+        name = f"{__import__('pathlib').Path(script).stem}_{number}.svg"
+        plots.save(pyplot.figure(number), f"{folder}/{name}")
+"""
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A chapter's script: ``chNN_name.py``."""
+
+    number: int
+    name: str
+    title: str
+    path: Path
+
+
+def chapters(
+    which: Annotated[str, typer.Argument(metavar="[N|NAME]", help="Its number or name.")] = "",
+    run: Annotated[bool, typer.Option("--run", help="Run it (without a name: all).")] = False,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Folder for a copy, and for figures of a run.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the chapters; print one to read; copy one to work on; run one or all."""
+    out = Output(as_json)
+    with out.failures():
+        found = find_chapters()
+        chosen = [_choose(found, which)] if which else found
+        if out_dir is not None:
+            if out_dir.exists() and not out_dir.is_dir():
+                raise BadUse(f"--out {out_dir} is a file; it takes a folder")
+            for chapter in chosen:
+                if (out_dir / chapter.path.name).exists():
+                    raise BadUse(f"{out_dir / chapter.path.name} exists; nothing was changed")
+        if run:
+            _run(out, chosen, out_dir)
+            return
+        if out_dir is not None:
+            for chapter in chosen:
+                out.say(f"{_copy(chapter, out_dir)}")
+        elif which and not as_json:
+            print(chosen[0].path.read_text(encoding="utf-8"), end="")
+        else:
+            out.facts({f"{chapter.number:2} {chapter.name}": chapter.title for chapter in chosen})
+        listed = [
+            {"number": c.number, "name": c.name, "title": c.title, "path": str(c.path)}
+            for c in chosen
+        ]
+        out.result({"chapters": listed})
+
+
+def find_chapters() -> list[Chapter]:
+    """Return the chapters in order: those of the installed package, else of its checkout."""
+    package = Path(str(resources.files("minibit")))
+    for folder in (package / "_chapters", package.parent / "chapters"):
+        found = []
+        for path in sorted(folder.glob("ch*.py")):
+            match = re.fullmatch(r"ch(\d\d)_(\w+)", path.stem)
+            if match:
+                heading = re.search(r"^# # (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+                title = heading[1].strip() if heading else match[2]
+                found.append(Chapter(int(match[1]), match[2], title, path))
+        if found:
+            return found
+    raise RuntimeError("this installation carries no chapters: reinstall minibit")
+
+
+def _choose(found: list[Chapter], which: str) -> Chapter:
+    """Find a chapter by its number, name or file name."""
+    wanted = Path(which).stem
+    for chapter in found:
+        if wanted in (
+            chapter.name,
+            chapter.path.stem,
+            str(chapter.number),
+            f"ch{chapter.number:02}",
+        ):
+            return chapter
+        if wanted.isdecimal() and int(wanted) == chapter.number:
+            return chapter
+    names = ", ".join(f"{chapter.number} {chapter.name}" for chapter in found)
+    raise BadUse(f"no chapter {which!r}; there are {names}")
+
+
+def _copy(chapter: Chapter, folder: Path) -> Path:
+    """Copy a chapter's script into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copyfile(chapter.path, folder / chapter.path.name))
+
+
+def _run(out: Output, chosen: list[Chapter], folder: Path | None) -> None:
+    """Run chapters one after another; leave with status 1 if one of them fails."""
+    results = []
+    for chapter in chosen:
+        out.say(f"{chapter.number} {chapter.title}", style="bold")
+        sys.stdout.flush()
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as scratch:
+            if folder is not None:
+                _copy(chapter, folder)
+            kept = str(folder.absolute()) if folder is not None else ""
+            done = subprocess.run(
+                [sys.executable, "-c", _RUNNER, str(chapter.path.absolute()), kept],
+                cwd=scratch,  # what a chapter writes is gone with it
+                env={**os.environ, "MPLBACKEND": "agg"},
+                stdin=subprocess.DEVNULL,
+                stdout=2 if out.as_json else None,  # standard error
+                check=False,
+            )
+        seconds = time.perf_counter() - start
+        passed = done.returncode == 0
+        out.say(f"{'done' if passed else 'FAILED'} in {seconds:.1f} s\n", style="dim")
+        results.append({"name": chapter.name, "passed": passed, "seconds": round(seconds, 2)})
+    failed = [row["name"] for row in results if not row["passed"]]
+    if folder is not None:
+        out.say(f"scripts and figures are in {folder}")
+    out.result({"passed": not failed, "chapters": results})
+    if failed:
+        raise typer.Exit(1)

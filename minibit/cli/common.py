@@ -1,0 +1,211 @@
+"""What every command shares: where its words go, how it fails, how lists are given.
+
+May import: minibit.datasets, minibit.plots, minibit.kernels.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperCommand
+
+from minibit import plots
+from minibit.datasets import Dataset, load_npz
+from minibit.kernels import compiled
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")
+]
+
+_EXTRA = ("matplotlib", "safetensors")
+
+
+class BadUse(Exception):
+    """What was asked for makes no sense: exit status 2."""
+
+
+class Output:
+    """Where a command's words go.
+
+    People read standard output; with ``--json`` that holds the object alone, and the words go to
+    standard error.
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self._console = Console(stderr=as_json, highlight=False, markup=False, soft_wrap=True)
+        self._errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+    def say(self, text: str = "", style: str = "") -> None:
+        """Print a line; long ones are left whole, so that they can be copied."""
+        self._console.print(text, style=style or None)
+
+    def warn(self, text: str) -> None:
+        """Print a warning to standard error."""
+        self._errors.print(f"warning: {text}", style="yellow")
+
+    def facts(self, pairs: Mapping[str, object]) -> None:
+        """Print names and values in two columns."""
+        width = max(map(len, pairs))
+        for name, value in pairs.items():
+            self.say(f"{name:<{width}}  {value}")
+
+    def table(self, head: list[str], rows: list[list[str]]) -> None:
+        """Print rows under a head: the first column to the left, the others to the right."""
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        for number, row in enumerate([head, *rows]):
+            cells = [
+                f"{cell:<{width}}" if place == 0 else f"{cell:>{width}}"
+                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            self.say("  ".join(cells).rstrip(), style="bold" if number == 0 else "")
+
+    def result(self, fields: Mapping[str, Any]) -> None:
+        """End with the JSON object, where it was asked for."""
+        if self.as_json:
+            print(json.dumps(dict(fields), default=_plain), flush=True)
+
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """Turn errors inside the block into one sentence and an exit status."""
+        try:
+            yield
+        except typer.Exit:
+            raise
+        except BadUse as error:
+            raise self._failed(str(error), 2) from error
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in _EXTRA:
+                raise
+            message = f"this needs {error.name}: pip install 'minibit[app]'"
+            raise self._failed(message, 2) from error
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            raise self._failed(str(error) or type(error).__name__, 1) from error
+
+    def _failed(self, message: str, status: int) -> typer.Exit:
+        """Say what went wrong, and return the exit to raise."""
+        self._errors.print(f"error: {message}", style="red")
+        self.result({"error": message, "exit_status": status})
+        return typer.Exit(status)
+
+
+class ManyValues(TyperCommand):
+    """A command whose list options take several values at once: ``--seeds 0 1 2``.
+
+    Only words that look like whole numbers, ranges or lists of them are taken, so that a file name
+    after the list stays what it is.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option before each of its values, then parse as usual."""
+        names = {
+            name
+            for param in self.params
+            if getattr(param, "multiple", False)
+            for name in param.opts
+        }
+        spread: list[str] = []
+        option = ""
+        for number, word in enumerate(args):
+            if word in names:
+                option = word
+                spread.append(word)
+            elif option and re.fullmatch(r"\d[\d,-]*", word):
+                spread += [word] if args[number - 1] == option else [option, word]
+            else:
+                option = ""
+                spread.append(word)
+        return super().parse_args(ctx, spread)
+
+
+def whole_numbers(words: list[str], what: str) -> list[int]:
+    """Read ``["3", "5,8", "10-12"]`` as 3, 5, 8, 10, 11, 12, in the order given."""
+    found: list[int] = []
+    for part in ",".join(words).split(","):
+        match = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part.strip())
+        if not match:
+            raise BadUse(f"{what} takes whole numbers and ranges like 3 or 10-20, got {part!r}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last - first > 10_000_000:
+            raise BadUse(f"{what}: {part} is no range")
+        found += range(first, last + 1)
+    return found
+
+
+def check_new_file(path: Path, option: str, *, force: bool = False) -> None:
+    """Check that a file can be made: its folder is there, and it would overwrite nothing."""
+    if path.is_dir():
+        raise BadUse(f"{option} {path} is a folder")
+    if path.exists() and not force:
+        raise BadUse(f"{path} exists; nothing was changed. Choose another {option}, or add --force")
+    if not path.absolute().parent.is_dir():
+        raise BadUse(f"{option} {path}: there is no folder {path.absolute().parent}")
+
+
+def check_plot(path: Path) -> None:
+    """Check that a plot can be drawn there; one that exists is drawn anew."""
+    check_new_file(path, "--plot", force=True)
+    try:
+        plots.require(path)
+    except ValueError as error:
+        raise BadUse(f"--plot: {error}") from error
+
+
+def own_data(path: Path) -> Dataset:
+    """Load the data set of a ``--data`` option."""
+    try:
+        return load_npz(path)
+    except (ValueError, OSError) as error:
+        raise BadUse(f"--data: {error}") from error
+
+
+@contextmanager
+def compile_clock() -> Iterator[Callable[[], float]]:
+    """Time what Numba compiles inside the block; kernels from its cache cost nothing here.
+
+    Yields a function that returns the seconds so far.
+    """
+    if not compiled():
+        yield lambda: 0.0
+        return
+    from numba.core import event
+
+    with event.install_recorder("numba:compile") as recorder:
+
+        def seconds() -> float:
+            total, depth, begin = 0.0, 0, 0.0
+            for when, found in recorder.buffer:  # compilations nest: only the outermost count
+                if found.is_start:
+                    begin, depth = (when if depth == 0 else begin), depth + 1
+                else:
+                    depth -= 1
+                    total += when - begin if depth == 0 else 0.0
+            return total
+
+        yield seconds
+
+
+def kilobytes(count: int) -> str:
+    """Write a number of bytes for people: 1 KB = 1000 bytes."""
+    return f"{count / 1000:.1f} KB" if count >= 1000 else f"{count} bytes"
+
+
+def percent(share: float) -> str:
+    """Write a share for people."""
+    return f"{100 * share:.2f}%"
+
+
+def _plain(value: Any) -> Any:
+    """Give a NumPy number or a path as JSON."""
+    if hasattr(value, "item"):
+        return value.item()
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return str(value)

@@ -1,0 +1,336 @@
+"""What can be done with a log: replay, evaluate, history, info, edit, export.
+
+None of them ever changes the log that it reads.
+
+May import: minibit.datasets, minibit.training, minibit.plots, minibit.steps, minibit.cli.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from minibit import plots
+from minibit.cli.common import (
+    BadUse,
+    Json,
+    Output,
+    check_new_file,
+    check_plot,
+    compile_clock,
+    kilobytes,
+    own_data,
+    percent,
+    whole_numbers,
+)
+from minibit.datasets import Dataset, load_mnist, split
+from minibit.moves import digest as digest_of
+from minibit.steps import StepLog, compact
+
+Log = Annotated[Path, typer.Argument(metavar="LOG", help="A log that `minibit train` wrote.")]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="The .npz file that it was trained on, if not MNIST.")
+]
+Step = Annotated[
+    int | None, typer.Option("--step", min=0, help="Weights after so many steps; default: all.")
+]
+OutFile = Annotated[Path, typer.Option("--out", help="The new log.")]
+_SPLITS = ("test", "validation", "train")
+
+
+def replay(
+    log_path: Log,
+    step: Step = None,
+    out_path: Annotated[
+        Path | None, typer.Option("--out", help="Write the weights to this .npz file, int8.")
+    ] = None,
+    data: Data = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite --out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make the weights again from the log alone, check every digest, and measure the accuracy."""
+    out = Output(as_json)
+    with out.failures():
+        if out_path is not None:
+            check_new_file(out_path, "--out", force=force)
+        begin, cpu = time.perf_counter(), time.process_time()
+        with compile_clock() as compiling:
+            log = _open(out, log_path, step)
+            log.verify()  # raises where a record's digest differs
+            params = log.replay(step)
+            compile_seconds = compiling()
+        seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
+        dataset = _data(log, data)
+        accuracy = _accuracy(log, params, dataset.test_x, dataset.test_y)
+        steps = len(log) if step is None else step
+        fields = {
+            "test_accuracy": accuracy,
+            "digest": digest_of(params),
+            "steps": steps,
+            **_sizes(log),
+            "seconds": seconds - compile_seconds,
+            "compile_seconds": compile_seconds,
+            "cpu_seconds": cpu_seconds,
+        }
+        if out_path is not None:
+            with out_path.open("wb") as file:
+                np.savez(file, **params)  # type: ignore[arg-type]
+        out.facts(
+            {
+                "test accuracy": percent(accuracy),
+                "steps": f"{steps} of {len(log)}",
+                "log": kilobytes(log.nbytes),
+                "time": f"{fields['seconds']:.2f} s, and {compile_seconds:.2f} s to compile",
+                "digest": fields["digest"],
+            }
+        )
+        out.say("The digest of every record is that at which it was written.")
+        if out_path is not None:
+            out.say(f"The weights are in {out_path}.")
+        out.result(fields)
+
+
+def evaluate(
+    log_path: Log,
+    split_name: Annotated[str, typer.Option("--split", help="test, validation or train.")] = "test",
+    step: Step = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the accuracy of a log's weights on the test, validation or training samples."""
+    out = Output(as_json)
+    with out.failures():
+        if split_name not in _SPLITS:
+            raise BadUse(f"--split must be one of {', '.join(_SPLITS)}, got {split_name!r}")
+        log = _open(out, log_path, step)
+        x, y = _samples(log, _data(log, data))[split_name]
+        accuracy = _accuracy(log, log.replay(step), x, y)
+        name = _split_names(log)[split_name]
+        steps = len(log) if step is None else step
+        out.say(f"{percent(accuracy)} of {len(y)} samples: {name}, after {steps} steps")
+        out.result(
+            {
+                "accuracy": accuracy,
+                "split": split_name,
+                "seen_in_training": name.endswith("(trained on)"),
+                "samples": len(y),
+                "steps": steps,
+            }
+        )
+
+
+def history(
+    log_path: Log,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw it into this .svg, .png or .pdf file.")
+    ] = None,
+    every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between two points; default: forty points.")
+    ] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the accuracy along the run, on the validation and on the test samples."""
+    out = Output(as_json)
+    with out.failures():
+        if plot is not None:
+            check_plot(plot)
+        log = _open(out, log_path)
+        samples, names = _samples(log, _data(log, data)), _split_names(log)
+        every = every or max(1, len(log) // 40)
+        points = sorted({*range(0, len(log), every), len(log)})
+        found: dict[str, list[float]] = {"validation": [], "test": []}
+        for _, params in log.walk(points):
+            for name, accuracies in found.items():
+                accuracies.append(_accuracy(log, params, *samples[name]))
+        rows = [
+            [str(step), percent(validation), percent(test)]
+            for step, validation, test in zip(points, *found.values(), strict=True)
+        ]
+        out.table(["step", *(names[name] for name in found)], rows)
+        if plot is not None:
+            lines = {names[name]: accuracies for name, accuracies in found.items()}
+            plots.save(plots.history_figure(points, lines, title=log_path.name), plot)
+            out.say(f"Drawn in {plot}.")
+        trained_on = names["validation"].endswith("(trained on)")
+        out.result({"steps": points, **found, "validation_seen_in_training": trained_on})
+
+
+def info(log_path: Log, as_json: Json = False) -> None:
+    """Say what a log holds and where its bytes are, beside the weights that it stands for."""
+    out = Output(as_json)
+    with out.failures():
+        log = _open(out, log_path)
+        header, plan = log.header, log.plan
+        net = len(compact(log))
+        framing = log.nbytes - sum(len(record.payload) for record in log.records)
+        recipe, source = header.get("recipe", {}), header.get("data", {})
+        facts: dict[str, object] = {
+            "preset": recipe.get("preset", "none"),
+            "method": plan.method,
+            "seed": plan.seed,
+            "layers": ", ".join(f"{n_out}x{n_in}" for n_out, n_in in plan.shapes),
+            "weights": f"{plan.size:,}",
+            "steps": f"{len(log)} (records of up to 32: {len(log.records)})",
+            "data": f"{source.get('name', 'unknown')}, split {source.get('split', 'unknown')}",
+        }
+        for number, edit in enumerate(header.get("edits", []), start=1):
+            spans = ", ".join(_span(first, end) for first, end in edit["steps"])
+            facts[f"edit {number}"] = f"{edit['edit']}, steps {spans or 'none'}"
+        facts |= {
+            "log": f"{kilobytes(log.nbytes)}, {kilobytes(framing)} of it header and framing",
+            "net moves": f"{kilobytes(net)} from the seed's initial weights, without history",
+            "packed weights": f"{kilobytes(_packed(log))} at five trits a byte",
+            "float32 weights": kilobytes(4 * plan.size),
+        }
+        out.facts(facts)
+        out.result(
+            {
+                "header": header,
+                "steps": len(log),
+                "records": len(log.records),
+                **_sizes(log),
+                "framing_bytes": framing,
+                "compact_bytes": net,
+                "float32_bytes": 4 * plan.size,
+                "torn_at": log.torn_at,
+            }
+        )
+
+
+def edit(
+    log_path: Log,
+    out_path: OutFile,
+    negate: Annotated[
+        list[str] | None, typer.Option(help="Turn these steps round, e.g. --negate 7 100-119.")
+    ] = None,
+    mask: Annotated[
+        list[str] | None, typer.Option(help="Leave these steps out, e.g. --mask 7 100-119.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a copy of a log with some of its steps negated or masked. Steps count from 0."""
+    out = Output(as_json)
+    with out.failures():
+        if bool(negate) == bool(mask):
+            raise BadUse("edit takes either --negate STEPS or --mask STEPS")
+        numbers = whole_numbers(negate or mask or [], "--negate" if negate else "--mask")
+        check_new_file(out_path, "--out")
+        log = _open(out, log_path)
+        if max(numbers) >= len(log):
+            raise BadUse(f"{log_path} has steps 0 to {len(log) - 1}, there is no {max(numbers)}")
+        made = (log.negate if negate else log.mask)(numbers, out_path)
+        count = len(set(numbers))
+        out.say(f"{count} of {len(log)} steps {'negated' if negate else 'masked'}: {out_path}")
+        out.facts({"digest before": log.digest(), "digest after": made.digest()})
+        out.result({"out": str(out_path), "edited": count, "digest": made.digest(), **_sizes(made)})
+
+
+def export(
+    log_path: Log,
+    file: Annotated[Path, typer.Argument(metavar="FILE.safetensors", help="File to write.")],
+    step: Step = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a log's weights as a safetensors file: int8 codes, (n_out, n_in), with their digest."""
+    out = Output(as_json)
+    with out.failures():
+        from safetensors.numpy import save
+
+        if file.suffix != ".safetensors":
+            raise BadUse(f"export writes a .safetensors file, got {file}")
+        check_new_file(file, "FILE", force=force)
+        log = _open(out, log_path, step)
+        params = log.replay(step)
+        digest = digest_of(params)
+        header = log.header
+        about = {
+            "format": "minibit ternary codes, int8, (n_out, n_in)",
+            "digest": digest,
+            "steps": str(len(log) if step is None else step),
+            "plan": json.dumps(header["plan"]),
+            "recipe": json.dumps(header.get("recipe", {})),
+            "data": json.dumps(header.get("data", {})),
+        }
+        file.write_bytes(save(params, metadata=about))
+        out.facts({"weights": str(file), "digest": digest})
+        tensors = {name: list(codes.shape) for name, codes in params.items()}
+        out.result({"file": str(file), "digest": digest, "tensors": tensors})
+
+
+def _open(out: Output, path: Path, step: int | None = None) -> StepLog:
+    """Open a log; say so if its tail is torn, and refuse a step that it does not have."""
+    if not path.is_file():
+        raise BadUse(f"there is no log {path}")
+    log = StepLog.open(path)
+    if log.warning:
+        out.warn(f"{path}: {log.warning}")
+    if step is not None and step > len(log):
+        raise BadUse(f"{path} has {len(log)} steps, so no weights after {step}")
+    return log
+
+
+def _data(log: StepLog, given: Path | None) -> Dataset:
+    """Load the data set that a log was trained on, and check that it is the one."""
+    wanted = log.header.get("data", {})
+    if given is None and wanted.get("name") != "mnist":
+        raise BadUse(f"this log was trained on {wanted.get('name')}: give it with --data FILE.npz")
+    dataset = load_mnist() if given is None else own_data(given)
+    if dataset.digest != wanted.get("digest"):
+        raise BadUse(
+            f"{dataset.name} is not the data that the log was trained on: its digest is "
+            f"{dataset.digest}, the log names {wanted.get('digest')}"
+        )
+    return dataset
+
+
+def _samples(
+    log: StepLog, dataset: Dataset
+) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Return samples and labels by split; "train" is what the log was trained on."""
+    parts = split(dataset)
+    whole = log.header["data"]["split"] == "final"
+    return {
+        "test": (dataset.test_x, dataset.test_y),
+        "validation": (parts.validation_x, parts.validation_y),
+        "train": (dataset.train_x, dataset.train_y) if whole else (parts.train_x, parts.train_y),
+    }
+
+
+def _split_names(log: StepLog) -> dict[str, str]:
+    """Name the splits for people: validation samples that were trained on are no judge."""
+    seen = " (trained on)" if log.header["data"]["split"] == "final" else ""
+    return {"test": "test", "validation": f"validation{seen}", "train": "train (trained on)"}
+
+
+def _accuracy(
+    log: StepLog, params: Mapping[str, NDArray[Any]], x: NDArray[np.uint8], y: NDArray[np.uint8]
+) -> float:
+    """Share of samples that the log's model, with these weights, labels right."""
+    from minibit.training import evaluate as share_right
+    from minibit.training import model_of
+
+    return share_right(params, model_of(log.header), x, y)
+
+
+def _span(first: int, end: int) -> str:
+    """Write a half-open interval of steps as ``--negate`` takes it."""
+    return str(first) if end == first + 1 else f"{first}-{end - 1}"
+
+
+def _packed(log: StepLog) -> int:
+    """Bytes of the weights at five trits a byte."""
+    return -(-log.plan.size // 5)
+
+
+def _sizes(log: StepLog) -> dict[str, Any]:
+    """Return the sizes that every command reports."""
+    return {"log_bytes": log.nbytes, "packed_weight_bytes": _packed(log)}

@@ -1,0 +1,320 @@
+"""``minibit train``: the main job, with its progress, and a log that outlives it.
+
+May import: minibit.datasets, minibit.training, minibit.plots, minibit.steps, minibit.cli.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
+from rich.table import Column
+
+from minibit import plots, training
+from minibit.cli.common import (
+    BadUse,
+    Json,
+    Output,
+    check_new_file,
+    check_plot,
+    kilobytes,
+    own_data,
+    percent,
+    whole_numbers,
+)
+from minibit.logfile import MAGIC
+from minibit.steps import StepLog
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_OUT = "model.steps"
+
+
+def train(
+    preset: Annotated[
+        str | None, typer.Option(help=f"{', '.join(training.PRESETS)}; default small.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Decides all draws; default 0.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many; default: the preset's number.")
+    ] = None,
+    out_path: Annotated[
+        Path | None,
+        typer.Option("--out", help=f"Log; default {_OUT}, or the first free model-2.steps, ..."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a log that was interrupted.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing log.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads; default: one for each CPU.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw loss and accuracy into this .svg, .png or .pdf.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Train on a .npz file: train_x, train_y, test_x, test_y; or x, y."),
+    ] = None,
+    widths: Annotated[
+        list[str] | None,
+        typer.Option(help="Widths of the hidden layers, e.g. --widths 256 256 256."),
+    ] = None,
+    split: Annotated[
+        str,
+        typer.Option(help="final: train on all training samples; validation: keep some apart."),
+    ] = "final",
+    as_json: Json = False,
+) -> None:
+    """Train a ternary network without backpropagation, and keep its steps.
+
+    The log is the model: `minibit replay LOG` gives the weights back. Ctrl-C keeps every step that
+    was taken, and `--resume` goes on.
+    """
+    out = Output(as_json)
+    with out.failures():
+        split_name = _choice("--split", split, ("final", "validation"))
+        if preset is not None:
+            _choice("--preset", preset, tuple(training.PRESETS))
+        path = _log_path(out_path, resume, force)
+        if seed is not None and seed >= 2**64:
+            raise BadUse(f"--seed must be below 2**64, got {seed}")
+        if resume:
+            _check_resumed(path, preset, seed, widths)
+        if plot is not None:
+            check_plot(plot)
+        dataset = None if data is None else own_data(data)
+        numbers = tuple(whole_numbers(widths, "--widths")) if widths else None
+        if numbers and min(numbers) < 1:
+            raise BadUse("--widths must be at least 1 each")
+        if force and not resume:
+            path.unlink(missing_ok=True)
+        with _Run() as run:
+            result = training.train(
+                preset or "small",
+                seed or 0,
+                path,
+                steps=steps,
+                resume=resume,
+                workers=workers,
+                dataset=dataset,
+                widths=numbers,
+                split_name=split_name,
+                progress=run.show,
+            )
+        if plot is not None:
+            plots.save(run.figure(result), plot)
+        _summary(out, path, result, data, plot)
+        out.result({"log": str(path), **_fields(result)})
+        if result.interrupted:
+            raise typer.Exit(1)
+
+
+class _Run:
+    """The progress of a training run: shown, remembered for the plot, and stopped by Ctrl-C.
+
+    A first Ctrl-C lets the step end, so that nothing is lost or logged twice; a second one is felt
+    at once. Where standard error is no terminal, a line every ten seconds takes the bar's place.
+    """
+
+    def __init__(self) -> None:
+        self.points: list[training.Progress] = []
+        self._console = Console(stderr=True, highlight=False)
+        self._live = self._console.is_terminal
+        self._bar = Progress(
+            *_columns(self._console.width), console=self._console, transient=True, expand=False
+        )
+        self._task: TaskID | None = None
+        self._said = time.monotonic()
+        self._stop = False
+        self._before: Any = None
+
+    def __enter__(self) -> _Run:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def show(self, progress: training.Progress) -> None:
+        """Show where the run stands; stop it if Ctrl-C was pressed."""
+        self.points.append(progress)
+        if self._stop:
+            raise KeyboardInterrupt
+        if self._live:
+            self._show_bar(progress)
+        elif time.monotonic() - self._said >= 10:
+            self._said = time.monotonic()
+            self._console.print(
+                f"step {progress.step} of {progress.steps}, loss {progress.loss:.3f}, "
+                f"batch accuracy {percent(progress.accuracy)}, {clock(progress.remaining)} left, "
+                f"log {kilobytes(progress.log_bytes)}",
+                soft_wrap=True,
+            )
+
+    def figure(self, result: training.TrainResult) -> Figure:
+        """Draw loss and accuracy of what was shown."""
+        return plots.training_figure(
+            [point.step for point in self.points],
+            [point.loss for point in self.points],
+            [point.accuracy for point in self.points],
+            title=f"{result.preset}, seed {result.seed}",
+            accuracy_of="training batch",
+        )
+
+    def _show_bar(self, progress: training.Progress) -> None:
+        fields: dict[str, Any] = {
+            "loss": f"{progress.loss:.3f}",
+            "accuracy": f"{100 * progress.accuracy:.1f}%",
+            "left": clock(progress.remaining),
+            "log": kilobytes(progress.log_bytes),
+        }
+        if self._task is None:
+            self._bar.start()
+            self._task = self._bar.add_task("", total=progress.steps, **fields)
+        self._bar.update(self._task, completed=progress.step, **fields)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._stop:
+            raise KeyboardInterrupt
+        self._stop = True
+
+
+def _columns(width: int) -> list[ProgressColumn]:
+    """Choose what fits on one line of the terminal: the bar is the first to go."""
+
+    def text(template: str) -> TextColumn:
+        return TextColumn(template, table_column=Column(no_wrap=True))
+
+    columns: list[ProgressColumn] = [text("{task.completed}/{task.total}")]
+    if width >= 76:
+        columns.append(BarColumn(bar_width=min(width - 66, 40)))
+    columns.append(text("loss {task.fields[loss]}"))
+    if width >= 50:
+        columns.append(text("batch {task.fields[accuracy]}"))
+    columns.append(text("{task.fields[left]} left"))
+    if width >= 64:
+        columns.append(text("log {task.fields[log]}"))
+    return columns
+
+
+def clock(seconds: float) -> str:
+    """Write a duration for people.
+
+    Examples
+    --------
+    >>> clock(7.2), clock(83), clock(float("nan"))
+    ('8 s', '1:23', '?')
+    """
+    if not math.isfinite(seconds):
+        return "?"
+    whole = math.ceil(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def _choice(option: str, given: str, known: tuple[str, ...]) -> Any:
+    """Return what was given if it is known."""
+    if given not in known:
+        raise BadUse(f"{option} must be one of {', '.join(known)}, got {given!r}")
+    return given
+
+
+def _log_path(given: Path | None, resume: bool, force: bool) -> Path:
+    """Choose the log: what was asked for, or the default name that is free (to resume: last)."""
+    if resume and force:
+        raise BadUse("--resume goes on with a log and --force overwrites it: choose one")
+    if given is None:
+        names = [Path(_OUT)]
+        while names[-1].exists():
+            names.append(Path(f"model-{len(names) + 1}.steps"))
+        given = names[-2:][0] if resume else names[0] if force else names[-1]
+    if resume:
+        if not given.is_file():
+            raise BadUse(f"there is no log {given} to go on with; --out names another")
+        return given
+    check_new_file(given, "--out", force=force)
+    if given.exists():
+        with given.open("rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                raise BadUse(f"{given} is no minibit log, so --force doesn't overwrite it")
+    return given
+
+
+def _check_resumed(
+    path: Path, preset: str | None, seed: int | None, widths: list[str] | None
+) -> None:
+    """Refuse options that a resumed log has settled otherwise."""
+    log = StepLog.open(path)
+    settled = {"--preset": log.header["recipe"]["preset"], "--seed": log.plan.seed}
+    for option, given in (("--preset", preset), ("--seed", seed)):
+        if given is not None and given != settled[option]:
+            raise BadUse(f"{path} was begun with {option} {settled[option]}, not {given}")
+    if widths:
+        raise BadUse("--widths are settled by the log that --resume goes on with")
+
+
+def _fields(result: training.TrainResult) -> dict[str, Any]:
+    """Return what a run came to, without its arrays."""
+    fields = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+    fields["loss"] = result.loss if math.isfinite(result.loss) else None
+    return {name: value for name, value in fields.items() if not hasattr(value, "shape")}
+
+
+def _summary(
+    out: Output, path: Path, result: training.TrainResult, data: Path | None, plot: Path | None
+) -> None:
+    """Print what the run came to, and how to go on from here."""
+    more = f" --data {shlex.quote(str(data))}" if data else ""
+    minibit, quoted = _command(), shlex.quote(str(path))
+    if result.interrupted:
+        out.say(f"Stopped after {result.steps} steps; all of them are in {path}.", style="bold")
+    facts: dict[str, object] = {"test accuracy": percent(result.test_accuracy)}
+    if result.validation_accuracy is not None:
+        facts["validation accuracy"] = percent(result.validation_accuracy)
+    share = result.log_bytes / result.packed_weight_bytes
+    facts |= {
+        "log": f"{kilobytes(result.log_bytes)}, {result.steps} steps",
+        "packed weights": f"{kilobytes(result.packed_weight_bytes)} at five trits a byte; "
+        f"the log is {share:.2f} times that",
+        "time": f"{result.seconds:.1f} s, and {result.compile_seconds:.1f} s to compile",
+        "digest": result.digest,
+    }
+    out.facts(facts)
+    if plot:
+        out.say(f"Loss and accuracy are drawn in {plot}.")
+    if result.interrupted:
+        out.say(f"Go on with:  {minibit} train --resume --out {quoted}{more}")
+    out.say(f"Replay with: {minibit} replay {quoted}{more}")
+
+
+def _command() -> str:
+    """Return the command that this process was started with, as one would type it again."""
+    started = Path(sys.argv[0])
+    if started.name == "__main__.py":
+        return f"{shlex.quote(Path(sys.executable).name)} -m minibit"
+    on_path = shutil.which(started.name)
+    return started.name if on_path and started.samefile(on_path) else shlex.quote(str(started))
