@@ -13,7 +13,7 @@ code with ``m ~ ln 2 / p`` is the best for gaps of density p; as the density of 
 known at each move, no parameter is stored, and the last gap, which is uniform, costs log2(room).
 The whole stays about 0.4% above log2 C(N, K) + K for K = 10 or more, at about 1% for K = 3.
 
-May import: numpy, minibit.noise_step.
+May import: numpy, minibit.moves.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.noise_step import SampledStep, UnitsStep
+from minibit.moves import SampledStep, UnitsStep
 
 __all__ = [
     "BitReader",

@@ -22,12 +22,28 @@ from __future__ import annotations
 import json
 import os
 import struct
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-__all__ = ["Contents", "LogError", "Record", "pack_header", "pack_record", "scan", "write_new"]
+try:
+    import fcntl
+except ImportError:  # Windows: two writers are then told apart by the file's length alone
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = [
+    "Appender",
+    "Contents",
+    "LogError",
+    "Record",
+    "pack_header",
+    "pack_record",
+    "parse_header",
+    "scan",
+    "write_new",
+]
 
 MAGIC = b"\x89MBL\r\n\x1a\n"  # as PNG's: not ASCII, and broken by any conversion of line ends
 VERSION = 1
@@ -208,6 +224,49 @@ def parse_header(text: bytes) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise LogError(f"the header is a JSON {type(header).__name__}, no object", START.size)
     return header
+
+
+class Appender:
+    """An existing file, open at its end and locked against other writers until closed.
+
+    The lock is the system's, and ends with the process, however it ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = os.open(path, os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0))
+        self.close = weakref.finalize(self, os.close, self.file)
+        if fcntl is not None:
+            try:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self.close()
+                raise LogError(f"another writer holds {path}") from None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file now."""
+        return os.fstat(self.file).st_size
+
+    def expect(self, size: int) -> None:
+        """Check that the path still names this file, and that nobody else has written to it."""
+        moved = not self.path.exists() or not os.path.samestat(
+            os.stat(self.path), os.fstat(self.file)
+        )
+        if moved or self.size != size:
+            what = "it was moved" if moved else f"it has {self.size} bytes, not {size}"
+            raise LogError(f"{self.path} changed since it was read: {what}; open it again")
+
+    def append(self, data: bytes) -> None:
+        """Write at the end, in one call unless the disk is full, and sync to disk."""
+        while data:
+            data = data[os.write(self.file, data) :]
+        os.fsync(self.file)
+
+    def cut(self, size: int) -> None:
+        """Shorten the file, and sync to disk."""
+        os.ftruncate(self.file, size)
+        os.fsync(self.file)
 
 
 def write_new(path: Path, data: bytes) -> None:

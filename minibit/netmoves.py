@@ -6,7 +6,7 @@ changed, and which of these went on to the other sign. Each is a count in gamma 
 positions in the gap code of `minibit.logcodes`. The last 8 bytes are the first 8 of the SHA-256 of
 the weights, so a changed byte, or another plan, is refused.
 
-May import: numpy, minibit.noise_step, minibit.logfile, minibit.logcodes, minibit.replay.
+May import: numpy, minibit.moves, minibit.logfile, minibit.logcodes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from minibit.logcodes import BitReader, BitWriter
 from minibit.logfile import DIGEST, LogError
-from minibit.noise_step import Params, Plan, digest, initial_params
+from minibit.moves import Params, Plan, digest, initial_params
 
 __all__ = ["expand", "net_moves"]
 

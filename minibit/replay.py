@@ -3,7 +3,7 @@
 All weights lie in one flat int8 array, layer after layer, so that a step costs what it moves and
 not what the model weighs.
 
-May import: numpy, minibit.noise, minibit.noise_step, minibit.logcodes.
+May import: numpy, minibit.noise, minibit.moves, minibit.logcodes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from minibit import noise
 from minibit.logcodes import decode_sampled, decode_units, encode_sampled, encode_units
-from minibit.noise_step import (
+from minibit.moves import (
     Params,
     Plan,
     SampledStep,

@@ -11,8 +11,8 @@ come back bit for bit on every machine.
 Reading never writes. Appending is one write and one sync to disk (about a millisecond on an SSD,
 ten on a turning disk), so a killed process loses at most the records that it was writing.
 
-May import: numpy, minibit.noise_step, minibit.logfile, minibit.logcodes, minibit.replay,
-minibit.netmoves.
+May import: numpy, minibit.moves, minibit.logfile, minibit.logcodes, minibit.replay,
+minibit.netmoves, minibit.edits.
 """
 
 from __future__ import annotations
@@ -20,22 +20,33 @@ from __future__ import annotations
 import operator
 import os
 import threading
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
-from itertools import groupby, islice, pairwise
+from itertools import chain, groupby, islice, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, SupportsIndex, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from minibit.edits import (
+    Segments,
+    Steps,
+    checked_segments,
+    chosen_steps,
+    intervals,
+    masked,
+    named,
+    negated,
+    segments_of,
+)
 from minibit.logfile import (
     DIGEST,
     MOST_STEPS,
     START,
+    Appender,
     Contents,
     LogError,
     Record,
@@ -45,8 +56,8 @@ from minibit.logfile import (
     scan,
     write_new,
 )
+from minibit.moves import Params, Plan, SampledStep, UnitsStep
 from minibit.netmoves import expand, net_moves
-from minibit.noise_step import Params, Plan, SampledStep, UnitsStep
 from minibit.replay import (
     Flat,
     Step,
@@ -60,14 +71,8 @@ from minibit.replay import (
     unpack_steps,
 )
 
-try:
-    import fcntl
-except ImportError:  # Windows: two writers are then told apart by the file's length alone
-    fcntl = None  # type: ignore[assignment]
-
 __all__ = ["LogError", "StepLog", "compact", "expand"]
 
-Steps: TypeAlias = SupportsIndex | slice | Iterable[SupportsIndex] | ArrayLike
 Rows: TypeAlias = SupportsIndex | slice | Sequence[int] | NDArray[np.integer | np.bool_]
 
 
@@ -116,8 +121,7 @@ class StepLog:
         self._contents = contents
         self._last: tuple[int, Flat] | None = None  # the last step, and the weights after it
         self._lock = threading.Lock()  # held by who appends
-        self._file: int | None = None  # open for appending, and locked against other writers
-        self._close: weakref.finalize[..., Any] | None = None
+        self._appender: Appender | None = None  # holds the file from the first append to `close`
 
     # --- Files
 
@@ -162,26 +166,23 @@ class StepLog:
         LogError
             As `open`, and if another writer holds the log.
         """
-        file = _open_locked(Path(path))
+        file = Appender(Path(path))
         try:
             contents = scan(Path(path).read_bytes())
             log = cls(path, contents)
             if contents.torn:
-                os.ftruncate(file, contents.end)
-                os.fsync(file)
+                file.cut(contents.end)
                 log._contents = replace(contents, torn="")
         except BaseException:
-            os.close(file)
+            file.close()
             raise
-        log._hold(file)
+        log._appender = file
         return log
 
     def close(self) -> None:
         """Release the lock on the file. Reading goes on; the next `append` locks it again."""
         with self._lock:
-            if self._close is not None:
-                self._close()
-            self._file = self._close = None
+            self._release()
 
     def __enter__(self) -> Self:
         """Return the log; the block's end closes it."""
@@ -263,10 +264,9 @@ class StepLog:
             flat = self._weights(len(self))
             data, after = self._pack(before, flat, batch)
             try:
-                _write(file, data)
-                os.fsync(file)
+                file.append(data)
             finally:  # an interrupt after the write: what the file has, the log has
-                if os.fstat(file).st_size == after.end:
+                if file.size == after.end:
                     self._contents = after
                     self._last = len(self), flat
 
@@ -276,11 +276,11 @@ class StepLog:
         records = list(contents.records)
         crc, end = contents.crc, contents.end
         first = records[-1].first + records[-1].steps if records else 0
-        named = self._named(first)
+        names = named(self.plan, self._segments, first)
         for _, alike in groupby(batch, lambda step: getattr(step, "numerator", None)):
             while held := list(islice(alike, MOST_STEPS)):
                 for step in held:
-                    advance(flat, *next(named), step)
+                    advance(flat, *next(names), step)
                 payload, digest = pack_steps(self.plan, held), sha256(flat.tobytes()).digest()
                 framed, crc = pack_record(len(held), payload, digest[:DIGEST], crc)
                 records.append(Record(end, first, len(held), payload, digest[:DIGEST], crc))
@@ -288,28 +288,21 @@ class StepLog:
                 end, first = end + len(framed), first + len(held)
         return b"".join(data), replace(contents, records=tuple(records), crc=crc, end=end)
 
-    def _writer(self) -> int:
+    def _writer(self) -> Appender:
         """Return the file, open and locked for appending, if it still ends where the log does."""
-        if self._file is None:
-            self._hold(_open_locked(self.path))
-        assert self._file is not None
-        there = os.path.exists(self.path) and os.path.samestat(
-            os.stat(self.path), os.fstat(self._file)
-        )
-        size = os.fstat(self._file).st_size
-        if not there or size != self._contents.end:
-            what = f"has {size} bytes, not {self._contents.end}" if there else "was moved"
+        if self._appender is None:
+            self._appender = Appender(self.path)
+        try:
+            self._appender.expect(self._contents.end)
+        except LogError:
             self._release()
-            raise LogError(f"{self.path} changed since it was read: it {what}; open it again")
-        return self._file
-
-    def _hold(self, file: int) -> None:
-        self._file, self._close = file, weakref.finalize(self, os.close, file)
+            raise
+        return self._appender
 
     def _release(self) -> None:
-        if self._close is not None:
-            self._close()
-        self._file = self._close = None
+        if self._appender is not None:
+            self._appender.close()
+        self._appender = None
 
     # --- Reading
 
@@ -425,24 +418,9 @@ class StepLog:
 
     def _history(self) -> Iterator[tuple[Plan, int, Step]]:
         """Yield every step with the plan and the number by which its noise is drawn."""
-        for (plan, number), step in zip(self._named(0), self.steps(), strict=False):
+        names = named(self.plan, self._segments)
+        for (plan, number), step in zip(names, self.steps(), strict=False):
             yield plan, number, step
-
-    def _named(self, first: int) -> Iterator[tuple[Plan, int]]:
-        """Yield the plan (its seed) and the number that steps `first`, ... are drawn by, for ever.
-
-        Step s is number s of the log's own seed, unless the header's segments say otherwise.
-        """
-        at = 0
-        for seed, start, count in self._segments:
-            plan = replace(self.plan, seed=seed)
-            for number in range(start + max(0, first - at), start + count):
-                yield plan, number
-            at += count
-        at = max(at, first)
-        while True:
-            yield self.plan, at
-            at += 1
 
     def _unpack(self, record: Record) -> list[Step]:
         try:
@@ -497,17 +475,19 @@ class StepLog:
                 f"got {ours} and {theirs}"
             )
         mine, more = [*self.steps()], [*other.steps()]
-        segments = [*self._runs(len(mine)), *other._runs(len(more))]
+        names = named(ours, self._segments), named(theirs, other._segments)
+        both = chain(islice(names[0], len(mine)), islice(names[1], len(more)))
+        segments = segments_of(both, len(mine) + len(more))
         span = [[len(mine), len(mine) + len(more)]] if more else []
         return self._copy("concat", span, mine + more, out, segments)
 
     def _edit(self, kind: str, steps: Steps, out: str | os.PathLike[str]) -> Self:
         edited = [*self.steps()]
         chosen = chosen_steps(steps, len(edited))
-        change = _negated if kind == "negate" else _masked
+        change = negated if kind == "negate" else masked
         for number in chosen:
             edited[number] = change(edited[number])
-        return self._copy(kind, runs(chosen), edited, out, self._segments)
+        return self._copy(kind, intervals(chosen), edited, out, self._segments)
 
     def _copy(
         self,
@@ -515,7 +495,7 @@ class StepLog:
         span: list[list[int]],
         steps: list[Step],
         out: str | os.PathLike[str],
-        segments: list[list[int]],
+        segments: Segments,
     ) -> Self:
         """Write an edited log in one piece; its header says what was done, and to what."""
         edit = {"edit": kind, "steps": span, "source": self.digest()}
@@ -529,16 +509,6 @@ class StepLog:
         write_new(log.path, start + data)
         log._contents = contents
         return log
-
-    def _runs(self, length: int) -> list[list[int]]:
-        """Name the seed and numbers of the first steps as segments, neighbours joined."""
-        found: list[list[int]] = []
-        for plan, number in islice(self._named(0), length):
-            if found and [plan.seed, number] == [found[-1][0], found[-1][1] + found[-1][2]]:
-                found[-1][2] += 1
-            else:
-                found.append([plan.seed, number, 1])
-        return found
 
 
 def compact(log: StepLog, step: int | None = None) -> bytes:
@@ -568,76 +538,3 @@ def compact(log: StepLog, step: int | None = None) -> bytes:
     True
     """
     return net_moves(log.plan, log.replay(step))
-
-
-def chosen_steps(steps: Steps, length: int) -> list[int]:
-    """Turn an int, slice, iterable or mask into increasing step numbers in [0, length)."""
-    if isinstance(steps, slice):
-        return sorted(range(length)[steps])
-    given = np.atleast_1d(
-        np.asarray(steps if isinstance(steps, np.ndarray | int) else list(steps))  # type: ignore[arg-type]
-    )
-    if given.dtype == bool:
-        if given.shape != (length,):
-            raise ValueError(f"a mask of steps must have shape ({length},), got {given.shape}")
-        return [int(number) for number in np.flatnonzero(given)]
-    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
-        raise TypeError(f"steps must be integers, got shape {given.shape} of {given.dtype}")
-    if given.size and not 0 <= int(given.min()) <= int(given.max()) < length:
-        raise ValueError(f"steps must lie in [0, {length}), got {given.min()} to {given.max()}")
-    return [int(number) for number in np.unique(given)]
-
-
-def runs(numbers: list[int]) -> list[list[int]]:
-    """Increasing numbers as half-open intervals: ``[1, 2, 5] -> [[1, 3], [5, 6]]``."""
-    found: list[list[int]] = []
-    for number in numbers:
-        if found and found[-1][1] == number:
-            found[-1][1] += 1
-        else:
-            found.append([number, number + 1])
-    return found
-
-
-def checked_segments(segments: Any) -> list[list[int]]:
-    """Check a header's ``segments``: a list of ``[seed, first number, count]``."""
-    if not isinstance(segments, list) or not all(
-        isinstance(part, list)
-        and len(part) == 3
-        and all(type(number) is int for number in part)
-        and 0 <= part[0] < 1 << 64
-        and 0 <= part[1] < part[1] + part[2] <= 1 << 32
-        for part in segments
-    ):
-        raise ValueError(f"segments must be a list of [seed, first, count], got {segments!r:.200}")
-    return segments
-
-
-def _negated(step: Step) -> Step:
-    if isinstance(step, SampledStep):
-        return SampledStep(step.numerator, -step.codes)
-    return UnitsStep(step.positions, tuple(-sign for sign in step.signs))
-
-
-def _masked(step: Step) -> Step:
-    if isinstance(step, SampledStep):
-        return SampledStep(step.numerator, np.zeros_like(step.codes))
-    return UnitsStep(tuple(q[:0] for q in step.positions), tuple(sign[:0] for sign in step.signs))
-
-
-def _open_locked(path: Path) -> int:
-    """Open an existing file to append, if no other writer holds it."""
-    file = os.open(path, os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0))
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(file)
-            raise LogError(f"another writer holds {path}") from None
-    return file
-
-
-def _write(file: int, data: bytes) -> None:
-    """Write everything; one call does, unless the disk is full or the data are huge."""
-    while data:
-        data = data[os.write(file, data) :]

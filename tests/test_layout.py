@@ -25,7 +25,7 @@ ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "layers": (5, ()),
     "noise": (6, ("philox",)),
     "noise_step": (7, ("moves", "unit_tangents")),
-    "steps": (8, ("logfile", "logcodes", "replay", "netmoves")),
+    "steps": (8, ("logfile", "logcodes", "replay", "netmoves", "edits")),
     "tape": (9, ()),
     "transformer": (10, ()),
     "checkpoint": (11, ()),
