@@ -68,7 +68,7 @@ def test_the_first_entry_that_is_no_code_is_named(bad):
     """The message holds the value and the index of the first offender, in C order."""
     codes = np.zeros((2, 3), np.int8)
     codes[0, 2] = bad
-    codes[1, 0] = 5
+    codes[1, 0] = bad
     with pytest.raises(ValueError, match=rf"got {bad} at \(0, 2\)"):
         check_codes(codes)
 
@@ -146,7 +146,7 @@ def test_base_3_bytes_are_the_numbers_below_243():
         np.testing.assert_array_equal(unpack_base3(np.array([byte], np.uint8), 5), digits)
     for byte in range(243, 256):
         with pytest.raises(ValueError, match=f"got {byte} at 1"):
-            unpack_base3(np.array([0, byte], np.uint8), 10)
+            unpack_base3(np.array([242, byte], np.uint8), 10)
 
 
 def test_bit_planes_are_disjoint():
@@ -331,7 +331,7 @@ def test_tq_shapes_and_damaged_scales_are_refused(name):
     packed = to(codes)
     with pytest.raises(ValueError, match=rf"\(n_out, blocks \* {size}\), got"):
         back(packed[:, :-1])
-    for half in (np.float16(np.nan), np.float16(-1)):
+    for half in (np.float16(np.nan), np.float16(np.inf), np.float16(-1)):
         packed[1, -2:] = np.array([half]).view(np.uint8)
         with pytest.raises(ValueError, match=r"finite scales >= 0, .* in block \(1, 0\)"):
             back(packed)
@@ -389,7 +389,7 @@ def test_damaged_i2_s_bytes_are_refused():
     damaged[77] = 0b11_00_00_00
     with pytest.raises(ValueError, match=r"code 3 .* at \(77,\)"):
         from_i2_s(damaged, (4, 128))
-    for scale in (-1.0, np.nan):
+    for scale in (-1.0, np.nan, np.inf):
         damaged = packed.copy()
         damaged[128:132] = np.array([scale], "<f4").view(np.uint8)
         with pytest.raises(ValueError, match="finite scale >= 0 at byte 128"):
