@@ -266,9 +266,17 @@ def _apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return join_parts(out, out_dot, tag)
 
 
+_WRITES = (np.copyto, np.put, np.place, np.putmask, np.put_along_axis, np.fill_diagonal)
+
+
 def _apply_constant(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a function whose slope is 0 on the innermost primals."""
     base = function[0] if isinstance(function, tuple) else function
+    if base in _WRITES:
+        raise NoRuleError(
+            f"no rule for {name_of(function)}: it writes into an array, which has no place for a "
+            "tangent. Build the array with np.where, np.stack or np.concatenate"
+        )
     if base not in CONSTANT:
         raise NoRuleError(
             f"no rule for {name_of(function)}: a tangent cannot pass through it. custom_jvp gives "

@@ -172,7 +172,7 @@ def _divide(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Arra
     return z, (x_dot - z * y_dot) / y
 
 
-@rule(np.power, np.float_power)
+@rule(np.power)
 def _power(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
     z = x**y
     z_dot: Array = ZERO
@@ -181,6 +181,11 @@ def _power(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array
     if y_dot is not ZERO:
         z_dot = z_dot + y_dot * (z * np.log(x + (x == 0)))  # where x = 0: log 1 = 0
     return z, z_dot
+
+
+@composed(np.float_power)
+def _float_power(x: Array, y: Array) -> Array:
+    return (x * np.float64(1)) ** y
 
 
 @rule(np.remainder)
@@ -193,10 +198,10 @@ def _fmod(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]
     return np.fmod(x, y), x_dot - np.trunc(x / y) * y_dot
 
 
-@rule(np.copysign)
-def _copysign(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+@composed(np.copysign)
+def _copysign(x: Array, y: Array) -> Array:
     same = np.signbit(x) == np.signbit(y)
-    return np.copysign(x, y), np.where(same, x_dot, -x_dot)
+    return np.where(same, x, -x).astype(np.result_type(x, y))
 
 
 @rule(np.arctan2)

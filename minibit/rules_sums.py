@@ -319,8 +319,9 @@ def _det(a: Array, *, a_dot: Array) -> tuple[Array, Array]:
 @rule(np.linalg.solve)
 def _solve(a: Array, b: Array, *, a_dot: Array, b_dot: Array) -> tuple[Array, Array]:
     out = np.linalg.solve(a, b)
-    columns = (*b.shape, 1) if b.ndim == 1 else b.shape
-    residual_dot = np.reshape(b_dot, columns) - a_dot @ np.reshape(out, columns)
+    if b.ndim > 1:
+        return out, np.linalg.inv(a) @ (b_dot - a_dot @ out)
+    residual_dot = np.reshape(b_dot, (-1, 1)) - a_dot @ np.reshape(out, (*out.shape, 1))
     return out, np.reshape(np.linalg.inv(a) @ residual_dot, out.shape)
 
 

@@ -200,6 +200,7 @@ def _concatenate(tangents: list[Array], axis: int = 0) -> Array:
 
 
 def _where(mask: Array, first: Array, second: Array) -> Array:
+    first, second = (0.0 if side is ZERO else side for side in (first, second))
     tangent: Tangent = first if isinstance(first, Tangent) else second
     return tangent._where(mask, first, second)
 

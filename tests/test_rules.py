@@ -1,0 +1,477 @@
+"""The rule table, stated as laws that every rule obeys; then what happens at the kinks."""
+
+import importlib.util
+import operator
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minibit.dual import derivative, jvp, jvp_batch
+from minibit.dual_array import Dual, make_dual
+from minibit.rules import CONSTANT, RULES
+from minibit.tangents import LINEAR, Tangent
+
+_spec = importlib.util.spec_from_file_location(
+    "rule_cases", Path(__file__).with_name("rule_cases.py")
+)
+rule_cases = sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(rule_cases)
+CASES = rule_cases.CASES
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def flat(out):
+    """Put all entries of an output in one vector."""
+    parts = out if isinstance(out, list | tuple) else [out]
+    return np.concatenate([np.ravel(part) for part in parts])
+
+
+def function_of(case):
+    """Return the case's call as a function of its arrays alone."""
+    return lambda *args: case.call(np, *args)
+
+
+def directions_of(case, seed=0, dtype=np.float64, count=()):
+    """Draw a tangent for each of the case's arrays."""
+    rng = np.random.default_rng(seed)
+    return tuple(rng.standard_normal((*count, *x.shape)).astype(dtype) for x in case.args)
+
+
+def check_tangent(case):
+    """Assert that the tangent is the limit of (f(x + h v) - f(x - h v)) / 2h."""
+    v, h = directions_of(case), 1e-6
+    _, tangent = jvp(function_of(case), case.args, v)
+    ahead = case.call(np, *(x + h * d for x, d in zip(case.args, v, strict=True)))
+    behind = case.call(np, *(x - h * d for x, d in zip(case.args, v, strict=True)))
+    slope = (flat(ahead) - flat(behind)) / (2 * h)
+    np.testing.assert_allclose(flat(tangent), slope, rtol=1e-6, atol=1e-7)
+    assert np.abs(slope).max() > 1e-3, "the case says nothing: its derivative vanishes"
+
+
+def test_every_rule_has_a_case():
+    """The cases name each key of the table, and nothing else."""
+    assert {case.rule for case in CASES} == set(RULES)
+    assert len({case.name for case in CASES}) >= 60
+    assert not CONSTANT & set(RULES)
+
+
+@every_case
+def test_the_case_exercises_its_own_rule(case, monkeypatch):
+    """Without the rule, the call fails: no case is a rule's in name only."""
+    monkeypatch.delitem(RULES, case.rule)
+    with pytest.raises(TypeError, match="no rule"):
+        jvp(function_of(case), case.args, directions_of(case))
+
+
+@every_case
+def test_the_value_is_that_of_plain_numpy(case):
+    """The first output is f(x): to the bit where NumPy is not re-composed, in shape and type."""
+    plain = case.call(np, *case.args)
+    out, tangent = jvp(function_of(case), case.args, directions_of(case))
+    if case.exact:
+        np.testing.assert_array_equal(flat(out), flat(plain))
+    np.testing.assert_allclose(flat(out), flat(plain), rtol=1e-14, atol=1e-14)
+    pairs = zip(plain, out, strict=True) if isinstance(plain, list | tuple) else [(plain, out)]
+    assert all(np.shape(p) == np.shape(o) and p.dtype == o.dtype for p, o in pairs)
+    tangents = tangent if isinstance(tangent, list | tuple) else [tangent]
+    outs = out if isinstance(out, list | tuple) else [out]
+    assert all(np.shape(t) == np.shape(o) for t, o in zip(tangents, outs, strict=True))
+
+
+@every_case
+def test_the_tangent_is_the_limit_of_central_differences(case):
+    """J v = (f(x + h v) - f(x - h v)) / 2h up to h**2 and rounding."""
+    check_tangent(case)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.analytic], ids=lambda case: case.name)
+def test_the_tangent_is_the_imaginary_part_of_a_complex_step(case):
+    """J v = Im f(x + i h v) / h, with no difference taken: right to the last digits."""
+    v, h = directions_of(case), 1e-30
+    _, tangent = jvp(function_of(case), case.args, v)
+    stepped = case.call(np, *(x + 1j * h * d for x, d in zip(case.args, v, strict=True)))
+    np.testing.assert_allclose(flat(tangent), flat(stepped).imag / h, rtol=1e-11, atol=1e-12)
+
+
+@every_case
+def test_the_tangent_is_linear_in_the_direction(case):
+    """J (2 u - 3 v) = 2 J u - 3 J v."""
+    u, v = directions_of(case, 1), directions_of(case, 2)
+    mixed = tuple(2 * a - 3 * b for a, b in zip(u, v, strict=True))
+    j_u, j_v, j_mixed = (flat(jvp(function_of(case), case.args, d)[1]) for d in (u, v, mixed))
+    np.testing.assert_allclose(j_mixed, 2 * j_u - 3 * j_v, rtol=1e-10, atol=1e-11)
+
+
+@every_case
+def test_many_directions_are_a_loop_over_one(case):
+    """jvp_batch(v)[d] = jvp(v[d]), whatever the axes and the broadcasting inside."""
+    v = directions_of(case, count=(3,))
+    out, tangents = jvp_batch(function_of(case), case.args, v)
+    single = [jvp(function_of(case), case.args, tuple(t[d] for t in v)) for d in range(3)]
+    np.testing.assert_array_equal(flat(out), flat(single[0][0]))
+    parts = tangents if isinstance(tangents, list | tuple) else [tangents]
+    for d in range(3):
+        np.testing.assert_allclose(
+            flat([part[d] for part in parts]), flat(single[d][1]), rtol=1e-12, atol=1e-13
+        )
+
+
+@every_case
+def test_a_stack_of_no_directions_gives_none(case):
+    """Zero directions are allowed: outputs of shape (0, *shape)."""
+    out, tangents = jvp_batch(function_of(case), case.args, directions_of(case, count=(0,)))
+    outs, parts = (x if isinstance(x, list | tuple) else [x] for x in (out, tangents))
+    assert all(t.shape == (0, *np.shape(o)) for o, t in zip(outs, parts, strict=True))
+
+
+@every_case
+def test_nested_twice_gives_the_second_derivative(case):
+    """The JVP of a JVP is the central difference of JVPs."""
+    u, v, h = directions_of(case, 1), directions_of(case, 2), 1e-6
+
+    def first(*args):
+        return jvp(function_of(case), args, u)[1]
+
+    _, second = jvp(first, case.args, v)
+    ahead = first(*(x + h * d for x, d in zip(case.args, v, strict=True)))
+    behind = first(*(x - h * d for x, d in zip(case.args, v, strict=True)))
+    slope = (flat(ahead) - flat(behind)) / (2 * h)
+    np.testing.assert_allclose(
+        flat(second), slope, rtol=1e-5, atol=1e-6 * (1 + np.abs(slope).max())
+    )
+
+
+@every_case
+def test_nesting_commutes_in_every_combination(case):
+    """d_u d_v f = d_v d_u f, of single directions and batches, whichever is the outer."""
+    u, v = directions_of(case, 1, count=(2,)), directions_of(case, 2, count=(3,))
+    f = function_of(case)
+
+    def stack(trees):
+        return np.stack([flat(tree) for tree in trees])
+
+    def wide(tree, lead):  # (*lead, entries)
+        parts = tree if isinstance(tree, list | tuple) else [tree]
+        return np.concatenate([np.reshape(p, (*lead, -1)) for p in parts], axis=-1)
+
+    one_by_one = np.array(
+        [
+            stack(
+                jvp(
+                    lambda *a, i=i: jvp(f, a, tuple(t[i] for t in u))[1],
+                    case.args,
+                    tuple(t[j] for t in v),
+                )[1]
+                for j in range(3)
+            )
+            for i in range(2)
+        ]
+    )  # (2, 3, entries)
+    both = jvp_batch(lambda *a: jvp_batch(f, a, u)[1], case.args, v)[1]  # (3, 2, ...)
+    swapped = jvp_batch(lambda *a: jvp_batch(f, a, v)[1], case.args, u)[1]  # (2, 3, ...)
+    outer = jvp_batch(lambda *a: jvp(f, a, tuple(t[1] for t in u))[1], case.args, v)[1]
+    inner = jvp(lambda *a: jvp_batch(f, a, u)[1], case.args, tuple(t[2] for t in v))[1]
+    close = {"rtol": 1e-9, "atol": 1e-10}
+    np.testing.assert_allclose(wide(both, (3, 2)).swapaxes(0, 1), one_by_one, **close)
+    np.testing.assert_allclose(wide(swapped, (2, 3)), one_by_one, **close)
+    np.testing.assert_allclose(wide(outer, (3,)), one_by_one[1], **close)
+    np.testing.assert_allclose(wide(inner, (2,)), one_by_one[:, 2], **close)
+
+
+@every_case
+def test_float32_stays_float32(case):
+    """Out and tangent have the type that plain NumPy gives the output; values agree to float32."""
+    small = tuple(x.astype(np.float32) for x in case.args)
+    plain = case.call(np, *small)
+    out, tangent = jvp(function_of(case), small, directions_of(case, dtype=np.float32))
+    _, wide = jvp(function_of(case), case.args, directions_of(case))
+    plains, outs, tangents = (
+        x if isinstance(x, list | tuple) else [x] for x in (plain, out, tangent)
+    )
+    for p, o, t in zip(plains, outs, tangents, strict=True):
+        assert p.dtype == o.dtype == t.dtype
+    scale = np.abs(flat(wide)).max()
+    np.testing.assert_allclose(flat(tangent), flat(wide), rtol=1e-4, atol=3e-5 * scale)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if len(c.args) > 1], ids=lambda case: case.name)
+def test_an_argument_held_constant_has_tangent_zero(case):
+    """None in the place of a tangent is a tangent of zeros, in jvp and in jvp_batch."""
+    v = directions_of(case, count=(2,))
+    for held in range(len(v)):
+        nothing = tuple(None if i == held else t for i, t in enumerate(v))
+        zeros = tuple(t * 0 if i == held else t for i, t in enumerate(v))
+        without = jvp_batch(function_of(case), case.args, nothing)[1]
+        with_zeros = jvp_batch(function_of(case), case.args, zeros)[1]
+        np.testing.assert_allclose(flat(without), flat(with_zeros), rtol=1e-13, atol=1e-14)
+        first = tuple(None if t is None else t[0] for t in nothing)
+        single = jvp(function_of(case), case.args, first)[1]
+        parts = with_zeros if isinstance(with_zeros, list | tuple) else [with_zeros]
+        np.testing.assert_allclose(
+            flat(single), flat([p[0] for p in parts]), rtol=1e-13, atol=1e-14
+        )
+
+
+class Probe(Tangent):
+    """A tangent that can do the fourteen linear operations and nothing else."""
+
+    def __init__(self, array):
+        self.array = array
+
+    shape = property(lambda self: self.array.shape)
+    dtype = property(lambda self: self.array.dtype)
+
+    def _add(self, other):
+        return Probe(self.array + (other.array if isinstance(other, Probe) else other))
+
+    def _scale(self, ufunc, primal):
+        assert ufunc in (np.multiply, np.true_divide)
+        assert not isinstance(primal, Tangent)
+        return Probe(ufunc(self.array, primal))
+
+    def _sum(self, axes, keepdims):
+        assert all(axis >= 0 for axis in axes)
+        return Probe(np.asarray(np.sum(self.array, axis=axes, keepdims=keepdims)))
+
+    def _cumsum(self, axis):
+        assert axis >= 0
+        return Probe(np.cumsum(self.array, axis=axis))
+
+    def _reshape(self, shape):
+        assert -1 not in shape
+        return Probe(np.reshape(self.array, shape))
+
+    def _transpose(self, axes):
+        assert sorted(axes) == list(range(self.ndim))
+        return Probe(np.transpose(self.array, axes))
+
+    def _broadcast_to(self, shape):
+        return Probe(np.broadcast_to(self.array, shape))
+
+    def _pad(self, widths):
+        assert len(widths) == self.ndim
+        return Probe(np.pad(self.array, widths))
+
+    def _matmul(self, primal, left):
+        assert min(self.ndim, primal.ndim) >= 2
+        return Probe(self.array @ primal if left else primal @ self.array)
+
+    def _einsum(self, subscripts, operands, place):
+        assert "->" in subscripts
+        operands[place] = self.array
+        return Probe(np.asarray(np.einsum(subscripts, *operands)))
+
+    @classmethod
+    def _concatenate(cls, tangents, axis):
+        plain = [t.array if isinstance(t, cls) else t for t in tangents]
+        assert not any(np.any(p) for p, t in zip(plain, tangents, strict=True) if p is t)
+        return cls(np.concatenate(plain, axis=axis))
+
+    @classmethod
+    def _where(cls, mask, first, second):
+        sides = [t.array if isinstance(t, cls) else t for t in (first, second)]
+        assert all(np.all(s == 0) for s, t in zip(sides, (first, second), strict=True) if s is t)
+        return cls(np.where(mask, *sides))
+
+    def __getitem__(self, index):
+        """Pick entries."""
+        return Probe(np.asarray(self.array[index]))
+
+    def astype(self, dtype):
+        """Convert."""
+        return Probe(self.array.astype(dtype))
+
+
+@every_case
+def test_a_rule_needs_only_the_linear_operations(case):
+    """Any tangent that answers the fourteen operations flows through every rule."""
+    v = directions_of(case)
+    pairs = zip(case.args, v, strict=True)
+    out = case.call(np, *(make_dual(x, Probe(d), 1 << 40) for x, d in pairs))
+    outs = out if isinstance(out, list | tuple) else [out]
+    found = [o.tangent.array if isinstance(o, Dual) else np.zeros(np.shape(o)) for o in outs]
+    _, tangent = jvp(function_of(case), case.args, v)
+    np.testing.assert_allclose(flat(found), flat(tangent), rtol=1e-12, atol=1e-13)
+
+
+def test_the_linear_operations_are_the_documented_ones():
+    """A new linear operation is a decision: reverse mode must learn to transpose it."""
+    functions = {np.sum, np.cumsum, np.einsum, np.reshape, np.transpose, np.broadcast_to}
+    assert set(LINEAR) == functions | {np.concatenate, np.pad, np.where}
+
+
+# A planted error must not pass.
+
+
+def negated(tangent):
+    """Flip the sign of a tangent, or of a list of them."""
+    return [negated(t) for t in tangent] if isinstance(tangent, list) else -tangent
+
+
+def mutants():
+    """Every rule with its tangent negated, and with that of each of its arguments negated."""
+    for key, rule in RULES.items():
+        if rule.composed:
+
+            def whole(*args, formula=rule.formula, **kwargs):
+                def flip(out):
+                    if isinstance(out, list | tuple):
+                        return type(out)(flip(o) for o in out)
+                    return (
+                        make_dual(out.primal, -out.tangent, out.tag)
+                        if isinstance(out, Dual)
+                        else out
+                    )
+
+                return flip(formula(*args, **kwargs))
+
+            yield pytest.param(key, rule._replace(formula=whole), id=f"{name(key)}")
+            continue
+        for array in sorted(rule.arrays):
+
+            def one(*args, formula=rule.formula, dot=f"{array}_dot", **kwargs):
+                kwargs[dot] = negated(kwargs[dot])
+                return formula(*args, **kwargs)
+
+            yield pytest.param(key, rule._replace(formula=one), id=f"{name(key)} {array}")
+
+
+def name(key):
+    """Name a key of the table."""
+    return ".".join(
+        getattr(k, "__name__", str(k)) for k in (key if isinstance(key, tuple) else (key,))
+    )
+
+
+@pytest.mark.parametrize(("key", "mutant"), list(mutants()))
+def test_a_planted_sign_error_is_detected(key, mutant, monkeypatch):
+    """With the sign of one tangent wrong in one rule, the check against differences fails."""
+    cases = [case for case in CASES if case.rule == key]
+    monkeypatch.setitem(RULES, key, mutant)
+    failed = 0
+    for case in cases:
+        try:
+            check_tangent(case)
+        except AssertionError:
+            failed += 1
+    assert failed > 0
+
+
+# Kinks: the conventions that the rules' docstring states.
+
+KINKS = {
+    "relu at 0": (lambda x: np.maximum(x, 0), 0.0, 0.0),
+    "relu at 0, the other way": (lambda x: np.maximum(0, x), 0.0, 0.0),
+    "minimum at a tie with a constant": (lambda x: np.minimum(x, 2), 2.0, 0.0),
+    "maximum at a tie of two duals": (lambda x: np.maximum(x, 3 * x), 0.0, 2.0),
+    "minimum at a tie of two duals": (lambda x: np.minimum(x, 3 * x), 0.0, 2.0),
+    "fmax at a tie with a constant": (lambda x: np.fmax(x, 1), 1.0, 0.0),
+    "clip at its lower bound": (lambda x: np.clip(x, -1, 1), -1.0, 0.0),
+    "clip at its upper bound": (lambda x: np.clip(x, -1, 1), 1.0, 0.0),
+    "clip outside": (lambda x: np.clip(x, -1, 1), 3.0, 0.0),
+    "abs at 0": (np.abs, 0.0, 0.0),
+    "fabs at 0": (np.fabs, 0.0, 0.0),
+    "max of tied entries": (lambda x: np.max(np.stack([x, 3 * x, x - 1])), 0.0, 2.0),
+    "min of tied entries": (lambda x: np.min(np.stack([x, 3 * x, x + 1])), 0.0, 2.0),
+    "norm at 0": (lambda x: np.linalg.norm(np.stack([x, 2 * x])), 0.0, 0.0),
+    "norm of a row of zeros": (
+        lambda x: np.linalg.norm(np.stack([x, 2 * x]).reshape(1, 2), axis=-1)[0],
+        0.0,
+        0.0,
+    ),
+    "norm of order 3 at 0": (lambda x: np.linalg.norm(np.stack([x, x]), 3), 0.0, 0.0),
+    "hypot at 0": (lambda x: np.hypot(x, x), 0.0, 0.0),
+    "std where nothing varies": (lambda x: np.std(np.stack([x, x])), 1.0, 0.0),
+    "std of equal entries that part": (lambda x: np.std(np.stack([x, 2 * x])), 0.0, 0.0),
+    "0 ** 0 in the base": (lambda x: x**0, 0.0, 0.0),
+    "0 ** 0.0 in the base": (lambda x: x ** np.zeros(()), 0.0, 0.0),
+    "0 ** 1": (lambda x: x**1, 0.0, 1.0),
+    "0 ** 2": (lambda x: x**2, 0.0, 0.0),
+    "0 ** 0 in the exponent": (lambda x: 0.0**x, 0.0, 0.0),
+    "0 ** 2 in the exponent": (lambda x: 0.0**x, 2.0, 0.0),
+    "x ** x at 0": (lambda x: x**x, 0.0, 0.0),
+    "sign at 0": (np.sign, 0.0, 0.0),
+    "round at a half": (np.round, 0.5, 0.0),
+    "floor at a whole number": (np.floor, 1.0, 0.0),
+    "astype to integers": (lambda x: x.astype(np.int64), 1.7, 0.0),
+    "remainder at a jump": (lambda x: np.remainder(x, 1.0), 2.0, 1.0),
+    "prod with one zero": (lambda x: np.prod(np.stack([x, x + 2, x + 3])), 0.0, 6.0),
+    "cumprod with a zero": (lambda x: np.cumprod(np.stack([x, x + 2, x + 3]))[-1], 0.0, 6.0),
+    "logaddexp of -inf": (lambda x: np.logaddexp(x, -np.inf), 1.0, 1.0),
+    "nan_to_num of nan": (lambda x: np.nan_to_num(x * np.array([1.0, np.nan])).sum(), 2.0, 1.0),
+    "where hides a nan": (lambda x: np.where(x > 0, x, np.nan * x), 2.0, 1.0),
+    "fmax passes over nan": (lambda x: np.fmax(x, np.nan), 2.0, 1.0),
+    "max of nan": (lambda x: np.max(np.stack([x, x * np.nan])), 1.0, np.nan),
+    "median of nan": (lambda x: np.median(np.stack([x, x, x * np.nan])), 1.0, np.nan),
+}
+
+
+@pytest.mark.parametrize(("f", "x", "slope"), KINKS.values(), ids=KINKS)
+def test_the_slope_at_a_kink_is_the_documented_one(f, x, slope):
+    """Where there is no derivative, or the formula is 0 / 0, the convention decides."""
+    np.testing.assert_array_equal(derivative(f)(x), slope)
+    _, stacked = jvp_batch(f, (x,), (np.array([1.0, -2.0]),))
+    np.testing.assert_array_equal(stacked, [slope, -2 * slope])
+
+
+@pytest.mark.parametrize("f", [np.sqrt, np.cbrt])
+def test_a_root_is_infinitely_steep_at_0(f):
+    """sqrt'(0) = inf, as in calculus; NumPy warns of the division."""
+    with pytest.warns(RuntimeWarning, match="divide by zero"):
+        assert derivative(f)(0.0) == np.inf
+
+
+def test_tied_entries_of_max_share_alike():
+    """Three tied entries: a third each; the others nothing."""
+    x = np.array([[2.0, 1.0, 2.0, 2.0]])
+    _, tangent = jvp_batch(lambda x: x.max(axis=1), (x,), (np.eye(4).reshape(4, 1, 4),))
+    np.testing.assert_allclose(tangent[:, 0], [1 / 3, 0, 1 / 3, 1 / 3])
+
+
+def test_sort_keeps_the_order_of_ties():
+    """Equal entries keep their places, so each keeps its own tangent."""
+    _, tangent = jvp(np.sort, (np.array([1.0, 0.0, 1.0]),), (np.array([5.0, 6.0, 7.0]),))
+    np.testing.assert_array_equal(tangent, [6.0, 5.0, 7.0])
+
+
+@pytest.mark.parametrize("f", sorted(CONSTANT, key=lambda f: f.__name__), ids=lambda f: f.__name__)
+def test_a_function_without_slope_returns_its_plain_value(f):
+    """Comparisons, roundings and searches see the primal and give plain arrays."""
+    x = np.array([[1.25, -0.75], [2.5, 0.5]])
+    if f in (np.searchsorted, np.digitize):
+        x = np.array([0.5, 1.5, 2.5])
+    two = isinstance(f, np.ufunc) and f.nin == 2
+    more = {
+        np.argpartition: (1,), np.searchsorted: (1.0,), np.digitize: (np.array([1.0, 2.0]),),
+        np.isclose: (1.25,), np.allclose: (1.25,), np.array_equal: (x,),
+    }.get(f, (0.5,) if two else ())  # fmt: skip
+    plain = f(x, *more)
+    dual = f(make_dual(x, np.ones_like(x), 1 << 40), *more)
+    assert type(dual) is type(plain)
+    if f is not np.empty_like:
+        assert repr(dual) == repr(plain)
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 4)])
+def test_empty_arrays_have_empty_tangents(shape):
+    """Sums over nothing are 0 and move with nothing; shapes are kept."""
+    x = np.zeros(shape)
+    for f in (np.sum, np.cumsum, np.prod, np.sort, np.linalg.norm, lambda x: x * 2, np.ravel):
+        out, tangent = jvp(f, (x,), (x,))
+        assert tangent.shape == np.shape(out) == np.shape(f(x))
+        assert not np.any(tangent)
+    with pytest.raises(ValueError, match="zero-size"):
+        jvp(np.max, (x,), (x,))
+
+
+def test_an_index_picks_whole_tangents_from_a_stack():
+    """Separated integer indices move the picked axis to the front, in front of no direction."""
+    x = np.arange(24.0).reshape(2, 3, 4)
+    v = np.random.default_rng(0).standard_normal((5, 2, 3, 4))
+    index = (np.array([0, 1, 1]), slice(None), np.array([3, 0, 2]))
+    _, tangents = jvp_batch(lambda x: operator.getitem(x, index), (x,), (v,))
+    assert tangents.shape == (5, 3, 3)
+    np.testing.assert_array_equal(tangents, np.stack([t[index] for t in v]))
