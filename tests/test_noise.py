@@ -1,6 +1,7 @@
 """Reproducible noise, stated as laws, against an oracle that knows only Python integers."""
 
 import doctest
+import importlib
 import json
 import os
 from collections import Counter
@@ -417,6 +418,26 @@ def test_growing_buffers_lose_nothing():
     assert offsets[-1] > 65_536
     last = oracle_sparse_noise(3, 1, 139, 8_000, 1 / 16)
     assert (positions[offsets[139] :].tolist(), signs[offsets[139] :].tolist()) == last
+
+
+def test_a_draw_equal_to_a_threshold_counts():
+    """T_j <= u, not <: with T_0 = u the block has a nonzero, with T_0 = u + 1 it has none."""
+    high, low = words(5, NOISE, 2, 2, lane=3).tolist()  # the block's own first words
+    draws = [noise.sparse_noise_reference]
+    if kernels.compiled():
+        draws.append(importlib.import_module("minibit.kernels.noise").sparse_noise)
+    for draw in draws:
+        for above in (0, 1):
+            table = np.array([(high << 32 | low) + above], np.uint64)
+            offsets, _, _ = draw(np.uint64(5), 2, np.array([3]), np.array([0]), 16, 4, table)
+            assert offsets.tolist() == [0, 1 - above]
+
+
+def test_a_word_equal_to_the_share_of_zeros_is_no_zero():
+    """Zero is w < Z, not <=: exactly Z of the 2**32 words are zeros."""
+    word = int(words(5, INITIAL, 0, 1)[0])
+    assert on_every_path(initial_codes, 5, 1, word).tolist() != [0]
+    assert on_every_path(initial_codes, 5, 1, word + 1).tolist() == [0]
 
 
 def test_nothing_is_drawn_from_nothing():
