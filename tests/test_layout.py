@@ -151,7 +151,7 @@ def test_importing_minibit_imports_nothing_heavy():
 def test_the_package_offers_what_its_rooms_list():
     """``minibit.__all__`` joins the rooms' lists; what two rooms list is one thing."""
     offered: dict[str, object] = {"__version__": minibit.__version__}
-    for room in BUILT:
+    for room in (*BUILT, "datasets", "training"):
         module = importlib.import_module(f"minibit.{room}")
         for name in module.__all__:
             thing = getattr(module, name)
