@@ -242,27 +242,29 @@ def _apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     rule = RULES.get(function)
     if rule is None:
         return _apply_constant(function, args, kwargs)
-    given = {k: v for k, v in kwargs.items() if v is not None or k in rule.keywords}
-    unknown = sorted(given.keys() - rule.keywords)
+    unknown = [k for k, v in kwargs.items() if k not in rule.keywords and v is not None]
     if unknown or (len(args) > len(rule.parameters) and rule.star is None):
         what = " and ".join(f"{k}=" for k in unknown) or f"{len(args)} positional arguments"
         raise NoRuleError(f"no rule for {name_of(function)} with {what}")
+    kwargs = {k: v for k, v in kwargs.items() if k in rule.keywords}
     if rule.composed:
-        return rule.formula(*args, **given)
-    tag = max(map(tag_of, (*args, *given.values())))
-    names = rule.parameters + (rule.star,) * (len(args) - len(rule.parameters))
-    named = [*zip(names, args, strict=False), *given.items()]
-    for name, arg in named:
-        if name not in rule.arrays and tag_of(arg) >= 0:
+        return rule.formula(*args, **kwargs)
+    tag = max(map(tag_of, (*args, *kwargs.values())))
+    dots = dict.fromkeys(rule.arrays.values(), ZERO)
+
+    def primal_of(name: str, arg: Any) -> Any:
+        if name in rule.arrays:
+            primal, dots[rule.arrays[name]] = part(arg, tag)
+            return primal
+        if tag_of(arg) >= 0:
             raise NoRuleError(f"no rule for {name_of(function)} with a Dual as its {name}")
-    parts = [part(arg, tag) if name in rule.arrays else (arg, ZERO) for name, arg in named]
-    dots = {f"{name}_dot": dot for (name, _), (_, dot) in zip(named, parts, strict=True)}
-    if rule.star is not None:
-        dots[f"{rule.star}_dot"] = [dot for _, dot in parts[len(rule.parameters) : len(args)]]
-    primals = [primal for primal, _ in parts]
-    named_primals = dict(zip(given, primals[len(args) :], strict=True))
-    tangents = {f"{name}_dot": dots[f"{name}_dot"] for name in rule.arrays}
-    out, out_dot = rule.formula(*primals[: len(args)], **named_primals, **tangents)
+        return arg
+
+    more = args[len(rule.parameters) :]
+    primals = [primal_of(*pair) for pair in zip(rule.parameters, args, strict=False)]
+    primals += primal_of(rule.star, list(more)) if rule.star is not None else []
+    named = {name: primal_of(name, arg) for name, arg in kwargs.items()}
+    out, out_dot = rule.formula(*primals, **named, **dots)
     return join_parts(out, out_dot, tag)
 
 

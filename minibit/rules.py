@@ -49,7 +49,7 @@ class Rule(NamedTuple):
     parameters: tuple[str, ...]  # those that may be given by position, in NumPy's order
     star: str | None  # the one that takes any number more
     keywords: frozenset[str]
-    arrays: frozenset[str]  # those with a tangent: x where there is an x_dot
+    arrays: dict[str, str]  # those that may carry a tangent, and its name: x, x_dot
     composed: bool  # takes duals as they are: made of functions that have rules
 
 
@@ -58,14 +58,14 @@ RULES: Final[dict[Any, Rule]] = {}
 
 def _register(functions: tuple[Any, ...], formula: Callable[..., Any], composed: bool) -> None:
     parameters = inspect.signature(formula).parameters.values()
-    dots = {p.name for p in parameters if p.name.endswith("_dot")}
+    dots = [p.name for p in parameters if p.name.endswith("_dot")]
     own = [p for p in parameters if p.name not in dots]
     entry = Rule(
         formula=formula,
         parameters=tuple(p.name for p in own if p.kind is p.POSITIONAL_OR_KEYWORD),
         star=next((p.name for p in own if p.kind is p.VAR_POSITIONAL), None),
         keywords=frozenset(p.name for p in own if p.kind is not p.VAR_POSITIONAL),
-        arrays=frozenset(name.removesuffix("_dot") for name in dots),
+        arrays={name.removesuffix("_dot"): name for name in dots},
         composed=composed,
     )
     RULES.update(dict.fromkeys(functions, entry))
@@ -227,13 +227,13 @@ def _logaddexp2(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, 
     return z, x_dot * np.exp2(x - z) + y_dot * np.exp2(y - z)
 
 
-def _chosen(first: Array, second: Array, x_dot: Array, y_dot: Array) -> Array:
-    """Return the tangent of whichever argument was chosen, by two masks; neither is a tie."""
+def _chosen(x_wins: Array, y_wins: Array, x_dot: Array, y_dot: Array) -> Array:
+    """Return the tangent of the argument that wins; at a tie neither mask is true."""
     if y_dot is ZERO:
-        return np.where(first, x_dot, 0.0)
+        return x_dot * x_wins
     if x_dot is ZERO:
-        return np.where(second, y_dot, 0.0)
-    return np.where(first, x_dot, np.where(second, y_dot, (x_dot + y_dot) / 2))
+        return y_dot * y_wins
+    return np.where(x_wins, x_dot, np.where(y_wins, y_dot, (x_dot + y_dot) / 2))
 
 
 @rule(np.maximum)

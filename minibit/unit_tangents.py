@@ -211,7 +211,8 @@ def direction_sums_reference(
     states = _states(model, params, x)
     loss, hardness, correct, g = _outcome(states[3], y)
     kept = np.where(hardness > threshold, weight, 0).astype(np.float32)[:, None]
-    units, unit_index, input_index = _locate(params, positions)
+    units, unit_index, layer_index, column = _locate(params, positions)
+    input_index = np.cumsum([0, *(w.shape[1] for w in params.values())])[layer_index] + column
     tangents = kept * np.concatenate(_tangents(model, params, states, g, units), axis=1)
     inputs = np.concatenate(states[0], axis=1)  # (batch, all inputs)
     entries = signs * inputs[:, input_index] * tangents[:, unit_index]  # (batch, nonzeros)
@@ -228,23 +229,21 @@ def direction_sums_reference(
     )
 
 
-def _locate(
-    params: Params, positions: NDArray[np.int64]
-) -> tuple[tuple[NDArray[np.int64], ...], NDArray[np.int64], NDArray[np.int64]]:
-    """Units touched per layer; every position's place among those, and among all inputs."""
-    units, unit_index, input_index = [], np.empty_like(positions), np.empty_like(positions)
-    start = first_unit = first_input = 0
-    for w in params.values():
+def _locate(params: Params, positions: NDArray[np.int64]) -> tuple[Any, ...]:
+    """Units touched per layer; every position's place among those, its layer and its input."""
+    units, unit_index, column = [], np.empty_like(positions), np.empty_like(positions)
+    layer_index = np.empty_like(positions)
+    start = drawn = 0
+    for layer, w in enumerate(params.values()):
         inside = (positions >= start) & (positions < start + w.size)
-        unit, column = np.divmod(positions[inside] - start, w.shape[1])
+        unit, column[inside] = np.divmod(positions[inside] - start, w.shape[1])
         touched, place = np.unique(unit, return_inverse=True)
         units.append(touched)
-        unit_index[inside] = first_unit + place
-        input_index[inside] = first_input + column
+        unit_index[inside] = drawn + place
+        layer_index[inside] = layer
         start += w.size
-        first_unit += len(touched)
-        first_input += w.shape[1]
-    return tuple(units), unit_index, input_index
+        drawn += len(touched)
+    return tuple(units), unit_index, layer_index, column
 
 
 # --- the fast path --------------------------------------------------------------------------------
@@ -341,7 +340,7 @@ def forward(
     def work(_: int, start: int, stop: int) -> None:
         part = slice(start, stop)
         kernel.forward(
-            x[part], labels[part], w.wt, w.first, w.widths, w.base, w.scale, w.logit_scale, w.eps,
+            x[part], labels[part], w.wt, w.first, w.widths, w.w_out, w.base, w.scale, w.logit_scale, w.eps,
             logits[part], loss[part], hardness[part], correct[part],
         )  # fmt: skip
 
@@ -382,8 +381,7 @@ def unit_sums(
     loss, hardness = np.empty(batch, np.float32), np.empty(batch, np.float32)
     correct = np.empty(batch, np.bool_)
     table, n_units, columns, sizes = _columns(w, units)
-    width = -(-table.shape[1] // kernel.LANES) * kernel.LANES
-    sums = np.zeros((CHUNKS, len(w.wt), width), np.float32)  # (chunks, all inputs, units)
+    sums = np.zeros((CHUNKS, len(columns), max(w.widths[:-1])), np.float32)
     squares = np.zeros_like(sums)
 
     def work(chunk: int, start: int, stop: int) -> None:
@@ -397,8 +395,8 @@ def unit_sums(
     _run(work, batch, workers)
 
     def by_layer(total: Floats) -> tuple[Floats, ...]:
-        rows = np.split(total, w.first[1:-1])
-        return tuple(r[:, : len(u)].T for r, u in zip(rows, units, strict=True))
+        rows = np.split(total[: n_units.sum()], np.cumsum(n_units)[:-1])
+        return tuple(r[:, :n_in] for r, n_in in zip(rows, w.widths, strict=False))
 
     return Sums(by_layer(sums.sum(0)), by_layer(squares.sum(0)), loss, hardness, correct)
 
@@ -427,7 +425,8 @@ def direction_sums(
     batch, directions = len(x), len(offsets) - 1
     loss, hardness = np.empty(batch, np.float32), np.empty(batch, np.float32)
     correct = np.empty(batch, np.bool_)
-    units, unit_index, input_index = _locate(params, positions)
+    units, unit_index, layer_index, column = _locate(params, positions)
+    input_index = layer_index * kernel.row_size(w.widths) + column
     table, n_units, columns, sizes = _columns(w, units)
     sums, squares = np.zeros((CHUNKS, directions)), np.zeros((CHUNKS, directions))
     float_signs = signs.astype(np.float32)

@@ -13,6 +13,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -102,7 +104,7 @@ def train(
             raise BadUse("--widths must be at least 1 each")
         if force and not resume:
             path.unlink(missing_ok=True)
-        with _Run() as run:
+        with _Run() as run, _begun(path):
             result = training.train(
                 preset or "small",
                 seed or 0,
@@ -123,11 +125,23 @@ def train(
             raise typer.Exit(1)
 
 
+@contextmanager
+def _begun(path: Path) -> Iterator[None]:
+    """Say what is there after a Ctrl-C that came before the first step, or a second Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        steps = len(StepLog.open(path)) if path.exists() else 0
+        message = f"stopped; {path} has {steps} steps" if path.exists() else "stopped; no log yet"
+        raise RuntimeError(message) from None
+
+
 class _Run:
     """The progress of a training run: shown, remembered for the plot, and stopped by Ctrl-C.
 
-    A first Ctrl-C lets the step end, so that nothing is lost or logged twice; a second one is felt
-    at once. Where standard error is no terminal, a line every ten seconds takes the bar's place.
+    Once steps are taken, a first Ctrl-C lets the present one end, so that it is logged whole; a
+    second one is felt at once. Where standard error is no terminal, a line every ten seconds takes
+    the bar's place.
     """
 
     def __init__(self) -> None:
@@ -137,6 +151,7 @@ class _Run:
         self._bar = Progress(
             *_columns(self._console.width), console=self._console, transient=True, expand=False
         )
+        self._status = self._console.status("reading data, compiling what is not compiled yet")
         self._task: TaskID | None = None
         self._said = time.monotonic()
         self._stop = False
@@ -145,6 +160,8 @@ class _Run:
     def __enter__(self) -> _Run:
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._interrupt)
+        if self._live:
+            self._status.start()
         return self
 
     def __exit__(
@@ -153,6 +170,7 @@ class _Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._status.stop()
         self._bar.stop()
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
@@ -191,12 +209,13 @@ class _Run:
             "log": kilobytes(progress.log_bytes),
         }
         if self._task is None:
+            self._status.stop()
             self._bar.start()
             self._task = self._bar.add_task("", total=progress.steps, **fields)
         self._bar.update(self._task, completed=progress.step, **fields)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._stop:
+        if self._stop or not self.points:
             raise KeyboardInterrupt
         self._stop = True
 
@@ -208,13 +227,13 @@ def _columns(width: int) -> list[ProgressColumn]:
         return TextColumn(template, table_column=Column(no_wrap=True))
 
     columns: list[ProgressColumn] = [text("{task.completed}/{task.total}")]
-    if width >= 76:
-        columns.append(BarColumn(bar_width=min(width - 66, 40)))
+    if width >= 84:
+        columns.append(BarColumn(bar_width=min(width - 74, 40)))
     columns.append(text("loss {task.fields[loss]}"))
-    if width >= 50:
-        columns.append(text("batch {task.fields[accuracy]}"))
+    if width >= 60:
+        columns.append(text("batch accuracy {task.fields[accuracy]}"))
     columns.append(text("{task.fields[left]} left"))
-    if width >= 64:
+    if width >= 74:
         columns.append(text("log {task.fields[log]}"))
     return columns
 

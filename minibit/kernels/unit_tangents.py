@@ -17,10 +17,14 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-LANES = 16  # drawn units are padded to whole vectors of float32
-
 _fast = {"reassoc", "contract", "nsz"}
-_Z, _U, _V, _KEPT, _ONES, _START, SCRATCH_ROWS = 0, 1, 2, 3, 4, 5, 6
+_Z, _U, _V, _KEPT, _START, SCRATCH_ROWS = 0, 1, 2, 3, 4, 5
+
+
+@njit(cache=True, nogil=True)
+def row_size(widths):
+    """Entries of a buffer's row: the widest layer's, and one that compaction may overwrite."""
+    return widths.max() + 1
 
 
 @njit(cache=True, nogil=True, fastmath=_fast)
@@ -47,12 +51,12 @@ def _add_rows(out, ro, wt, first, index, ri, value, rv, count, width):
 
 
 @njit(cache=True, nogil=True)
-def _count_rows(out, wt, first, index, count, sign, width):
-    """out += sign * sum_c wt[first + index[c]] in int16: additions alone."""
+def _count_rows(out, wt, first, index, ri, count, sign, width):
+    """out += sign * sum_c wt[first + index[ri, c]] in int16: additions alone."""
     c = 0
     while c + 4 <= count:
-        i0, i1 = first + index[c], first + index[c + 1]
-        i2, i3 = first + index[c + 2], first + index[c + 3]
+        i0, i1 = first + index[ri, c], first + index[ri, c + 1]
+        i2, i3 = first + index[ri, c + 2], first + index[ri, c + 3]
         if sign > 0:
             for o in range(width):
                 four = np.int8(wt[i0, o] + wt[i1, o] + wt[i2, o] + wt[i3, o])
@@ -63,7 +67,7 @@ def _count_rows(out, wt, first, index, count, sign, width):
                 out[o] -= np.int16(four)
         c += 4
     while c < count:
-        i0 = first + index[c]
+        i0 = first + index[ri, c]
         for o in range(width):
             out[o] += np.int16(sign * wt[i0, o])
         c += 1
@@ -102,14 +106,46 @@ def _nonzeros(values, row, index, kept, target, width):
 
 
 @njit(cache=True, nogil=True)
+def _bytes(x, b, index, kept, width):
+    """Compact the nonzero entries of sample b, eight at a time: most of an image is empty."""
+    count = 0
+    for block in range(0, width // 8 * 8, 8):
+        some = x[b, block] != 0
+        for k in range(1, 8):
+            some |= x[b, block + k] != 0
+        if some:
+            for k in range(8):
+                v = x[b, block + k]
+                index[0, count] = block + k
+                kept[0, count] = v
+                count += v != 0
+    for k in range(width // 8 * 8, width):
+        v = x[b, k]
+        index[0, count] = k
+        kept[0, count] = v
+        count += v != 0
+    return count
+
+
+@njit(cache=True, nogil=True, fastmath=_fast)
+def _product(out, ro, w, u, ru, width, scale):
+    """out[ro] = scale * (w u[ru]) by dot products, for the few rows of the last layer."""
+    for c in range(w.shape[0]):
+        total = np.float32(0)
+        for o in range(width):
+            total += u[ru, o] * w[c, o]
+        out[ro, c] = scale * total
+
+
+@njit(cache=True, nogil=True)
 def _forward(
-    x, b, wt, first, widths, base, scale, logit_scale, eps,
+    x, b, wt, first, widths, w_out, base, scale, logit_scale, eps,
     z_hat, h, on, r, index, value, counts, scratch, logits, out,
 ):  # fmt: skip
     """Logits of sample b into logits[out]; row l of index, value, counts is layer l's input."""
     top = widths.size - 2  # layers are numbered 0 .. top, the last one gives the logits
-    counts[0] = _nonzeros(x, b, index, value, 0, widths[0])
-    for layer in range(top + 1):
+    counts[0] = _bytes(x, b, index, value, widths[0])
+    for layer in range(max(top, 1)):
         width = widths[layer + 1]
         _add_rows(
             scratch, _Z, wt, first[layer], index, layer, value, layer, counts[layer], width
@@ -117,11 +153,13 @@ def _forward(
         if layer == 0:
             for o in range(width):
                 scratch[_Z, o] = scale * scratch[_Z, o] + base[o]
-        if layer < top:
-            r[layer] = _norm_relu(scratch, _Z, z_hat, h, on, layer, width, eps)
-            counts[layer + 1] = _nonzeros(h, layer, index, value, layer + 1, width)
-    for o in range(widths[top + 1]):
-        logits[out, o] = logit_scale * scratch[_Z, o]
+        if top == 0:
+            for o in range(width):
+                logits[out, o] = logit_scale * scratch[_Z, o]
+            return
+        r[layer] = _norm_relu(scratch, _Z, z_hat, h, on, layer, width, eps)
+        counts[layer + 1] = _nonzeros(h, layer, index, value, layer + 1, width)
+    _product(logits, out, w_out, h, top - 1, widths[top], logit_scale)
 
 
 @njit(cache=True, nogil=True)
@@ -202,7 +240,7 @@ def _follow(
 @njit(cache=True, nogil=True)
 def _corrections(
     wt, first, widths, w_out, g, logits, row, eps, logit_scale, a, b, z_hat, on, r, index, counts,
-    scratch,
+    scratch, counted,
 ):  # fmt: skip
     """A_l = F_(l+1)(W m) and B_l = F_(l+1)(W h) of every hidden layer, from the last one down."""
     top = widths.size - 2
@@ -215,10 +253,12 @@ def _corrections(
             for c in range(g.size):
                 b[layer] += g[c] * logits[row, c] / logit_scale
         else:
-            _add_rows(
-                scratch, _START, wt, first[layer + 1], index, layer + 1, scratch, _ONES,
-                counts[layer + 1], widths[layer + 2],
-            )  # fmt: skip
+            width = widths[layer + 2]
+            for o in range(width):
+                counted[o] = 0
+            _count_rows(counted, wt, first[layer + 1], index, layer + 1, counts[layer + 1], 1, width)
+            for o in range(width):
+                scratch[_START, o] = np.float32(counted[o])
             a[layer] = _follow(
                 _START, layer + 1, wt, first, widths, w_out, g, a, b, z_hat, on, r, index, counts,
                 scratch,
@@ -237,18 +277,18 @@ def _column_terms(z_hat, layer, wt, row, width, total, a, b):
 
 @njit(cache=True, nogil=True)
 def _tangents(
-    layer, units, n_units, weight, t, wt, first, widths, w_out, g, a, b, z_hat, on, r, index,
-    counts, scratch, columns, column_sizes, column_first, picked, sums,
+    layer, units, n_units, weight, t, rt, q0, wt, first, widths, w_out, g, a, b, z_hat, on, r,
+    index, counts, scratch, columns, column_sizes, picked, sums,
 ):  # fmt: skip
-    """t[u] = weight * t_j of every drawn unit j of `layer`.
+    """t[rt, q0 + u] = weight * t_j of every drawn unit j = units[layer, u].
 
-    ``columns[column_first + u]`` lists the nonzero weights that leave unit u, the positive ones
-    first; ``column_sizes`` says how many there are of each sign.
+    ``columns[q0 + u]`` lists the nonzero weights that leave it, the positive ones first;
+    ``column_sizes`` says how many there are of each sign.
     """
     top = widths.size - 2
     if layer == top:
         for u in range(n_units):
-            t[u] = weight * g[units[layer, u]]
+            t[rt, q0 + u] = weight * g[units[layer, u]]
         return
     width, above = widths[layer + 1], layer + 1
     for u in range(n_units):
@@ -259,7 +299,7 @@ def _tangents(
                 total += g[c] * w_out[c, j]
         elif on[layer, j]:
             row, n_above = first[above] + j, widths[above + 1]
-            q = column_first + u
+            q = q0 + u
             n_plus, n_minus = column_sizes[q, 0], column_sizes[q, 1]
             through = -_column_terms(
                 z_hat, above, wt, row, n_above, np.float32(n_plus - n_minus), a[above], b[above]
@@ -276,14 +316,14 @@ def _tangents(
                 plus, minus = 0, 0
                 for c in range(n_plus):
                     k = columns[q, c]
-                    picked[plus] = k
+                    picked[0, plus] = k
                     plus += on[above, k]
-                _count_rows(sums, wt, first[above + 1], picked, plus, 1, n_out)
+                _count_rows(sums, wt, first[above + 1], picked, 0, plus, 1, n_out)
                 for c in range(n_plus, n_plus + n_minus):
                     k = columns[q, c]
-                    picked[minus] = k
+                    picked[0, minus] = k
                     minus += on[above, k]
-                _count_rows(sums, wt, first[above + 1], picked, minus, -1, n_out)
+                _count_rows(sums, wt, first[above + 1], picked, 0, minus, -1, n_out)
                 for o in range(n_out):
                     scratch[_U, o] = np.float32(sums[o])
                 through += _follow(
@@ -291,7 +331,7 @@ def _tangents(
                     scratch,
                 )  # fmt: skip
             total += r[above] * through
-        t[u] = weight * r[layer] * total
+        t[rt, q0 + u] = weight * r[layer] * total
 
 
 @njit(cache=True, nogil=True)
@@ -313,11 +353,11 @@ def list_columns(wt, first, widths, units, n_units, columns, column_sizes):
 
 @njit(cache=True, nogil=True)
 def forward(
-    x, y, wt, first, widths, base, scale, logit_scale, eps, logits, loss, hardness, correct
+    x, y, wt, first, widths, w_out, base, scale, logit_scale, eps, logits, loss, hardness, correct
 ):  # fmt: skip
     """Forward pass of a batch: fill logits (batch, classes), loss, 1 - p_y and correct (batch,)."""
     hidden, wide = widths.size - 2, wt.shape[1]
-    tall = max(wide, widths[0]) + 1
+    tall = row_size(widths)
     z_hat, h = np.empty((hidden, wide), np.float32), np.empty((hidden, wide), np.float32)
     on, r = np.empty((hidden, wide), np.uint8), np.empty(hidden, np.float32)
     index, value = np.empty((hidden + 1, tall), np.int32), np.empty((hidden + 1, tall), np.float32)
@@ -325,22 +365,38 @@ def forward(
     g = np.empty(logits.shape[1], np.float32)
     for b in range(x.shape[0]):
         _forward(
-            x, b, wt, first, widths, base, scale, logit_scale, eps, z_hat, h, on, r, index, value,
+            x, b, wt, first, widths, w_out, base, scale, logit_scale, eps, z_hat, h, on, r, index, value,
             counts, scratch, logits, b,
         )  # fmt: skip
         loss[b], hardness[b], correct[b] = _softmax(logits, b, y[b], g)
 
 
 @njit(cache=True, nogil=True, fastmath=_fast)
-def _accumulate(sums, squares, start, index, value, row, count, t, width, scale, offset):
-    """sums[i] += (v - offset) t and squares[i] += (v^2 - offset^2) t^2, v = scale * value + offset."""
-    for c in range(count):
-        i = start + index[row, c]
-        d = scale * value[row, c]
-        d_squared = d * (d + np.float32(2) * offset)  # v^2 - offset^2
-        for u in range(width):
-            sums[i, u] += d * t[u]
-            squares[i, u] += d_squared * (t[u] * t[u])
+def _accumulate(sums, squares, entries, t, widths, n_units):
+    """Add t_j h_i and its square for four samples: rows of sums are units, columns their inputs."""
+    q = 0
+    for layer in range(widths.size - 1):
+        for _ in range(n_units[layer]):
+            t0, t1, t2, t3 = t[0, q], t[1, q], t[2, q], t[3, q]
+            for i in range(widths[layer]):
+                a0, a1 = t0 * entries[0, layer, i], t1 * entries[1, layer, i]
+                a2, a3 = t2 * entries[2, layer, i], t3 * entries[3, layer, i]
+                sums[q, i] += (a0 + a1) + (a2 + a3)
+            for i in range(widths[layer]):  # a loop of its own: LLVM vectorises one target a loop
+                a0, a1 = t0 * entries[0, layer, i], t1 * entries[1, layer, i]
+                a2, a3 = t2 * entries[2, layer, i], t3 * entries[3, layer, i]
+                squares[q, i] += (a0 * a0 + a1 * a1) + (a2 * a2 + a3 * a3)
+            q += 1
+
+
+@njit(cache=True, nogil=True)
+def _entries(x, b, h, widths, scale, offset, entries, row):
+    """Fill entries[row, layer] with the inputs of each layer."""
+    for i in range(widths[0]):
+        entries[row, 0, i] = scale * np.float32(x[b, i]) + offset
+    for layer in range(1, widths.size - 1):
+        for i in range(widths[layer]):
+            entries[row, layer, i] = h[layer - 1, i]
 
 
 @njit(cache=True, nogil=True)
@@ -348,24 +404,23 @@ def unit_sums(
     x, y, weight, wt, first, widths, w_out, base, scale, offset, logit_scale, eps, threshold, units,
     n_units, columns, column_sizes, sums, squares, loss, hardness, correct,
 ):  # fmt: skip
-    """Add every sample's w t_j h_i, and its square, to sums and squares (all inputs, padded units)."""
+    """Add every sample's w t_j h_i, and its square, to sums and squares (units, widest input)."""
     hidden, wide = widths.size - 2, wt.shape[1]
-    tall = max(wide, widths[0]) + 1
+    tall = row_size(widths)
     z_hat, h = np.empty((hidden, wide), np.float32), np.empty((hidden, wide), np.float32)
     on, r = np.empty((hidden, wide), np.uint8), np.empty(hidden, np.float32)
     index, value = np.empty((hidden + 1, tall), np.int32), np.empty((hidden + 1, tall), np.float32)
     counts, scratch = np.empty(hidden + 1, np.int64), np.empty((SCRATCH_ROWS, tall), np.float32)
-    scratch[_ONES] = np.float32(1)
     a, b_terms = np.empty(hidden, np.float32), np.empty(hidden, np.float32)
     logits, g = np.empty((1, w_out.shape[0]), np.float32), np.empty(w_out.shape[0], np.float32)
-    picked, counted = np.empty(tall, np.int32), np.empty(wide, np.int16)
-    width = sums.shape[1]
-    t, total, total_squared = np.zeros(width, np.float32), np.zeros(width), np.zeros(width)
-    one, zero = np.float32(1), np.float32(0)
+    picked, counted = np.empty((1, tall), np.int32), np.empty(wide, np.int16)
+    t = np.zeros((4, sums.shape[0]), np.float32)
+    entries = np.zeros((4, hidden + 1, tall), np.float32)
+    filled = 0
     for b in range(x.shape[0]):
         _forward(
-            x, b, wt, first, widths, base, scale, logit_scale, eps, z_hat, h, on, r, index, value,
-            counts, scratch, logits, 0,
+            x, b, wt, first, widths, w_out, base, scale, logit_scale, eps, z_hat, h, on, r, index,
+            value, counts, scratch, logits, 0,
         )  # fmt: skip
         loss[b], hardness[b], correct[b] = _softmax(logits, 0, y[b], g)
         if hardness[b] <= threshold:
@@ -374,31 +429,23 @@ def unit_sums(
             g[c] *= logit_scale
         _corrections(
             wt, first, widths, w_out, g, logits, 0, eps, logit_scale, a, b_terms, z_hat, on, r,
-            index, counts, scratch,
+            index, counts, scratch, counted,
         )  # fmt: skip
         q = 0
         for layer in range(hidden + 1):
             _tangents(
-                layer, units, n_units[layer], weight[b], t, wt, first, widths, w_out, g, a, b_terms,
-                z_hat, on, r, index, counts, scratch, columns, column_sizes, q, picked, counted,
+                layer, units, n_units[layer], weight[b], t, filled, q, wt, first, widths, w_out, g,
+                a, b_terms, z_hat, on, r, index, counts, scratch, columns, column_sizes, picked,
+                counted,
             )  # fmt: skip
             q += n_units[layer]
-            for u in range(n_units[layer], width):
-                t[u] = zero
-            if layer == 0:
-                for u in range(n_units[0]):
-                    total[u] += t[u]
-                    total_squared[u] += t[u] * t[u]
-                _accumulate(sums, squares, 0, index, value, 0, counts[0], t, width, scale, offset)
-            else:
-                _accumulate(
-                    sums, squares, first[layer], index, value, layer, counts[layer], t, width, one,
-                    zero,
-                )  # fmt: skip
-    for i in range(widths[0]):
-        for u in range(n_units[0]):
-            sums[i, u] += np.float32(offset * total[u])
-            squares[i, u] += np.float32(offset * offset * total_squared[u])
+        _entries(x, b, h, widths, scale, offset, entries, filled)
+        filled += 1
+        if filled == 4:
+            _accumulate(sums, squares, entries, t, widths, n_units)
+            filled = 0
+    t[filled:] = np.float32(0)
+    _accumulate(sums, squares, entries, t, widths, n_units)
 
 
 @njit(cache=True, nogil=True)
@@ -409,27 +456,24 @@ def direction_sums(
 ):  # fmt: skip
     """Add every sample's alignment with each sparse direction, and its square, to sums and squares.
 
-    Entry m of a direction is the weight from input ``input_index[m]`` (all layers' inputs, laid end
-    to end) to drawn unit ``unit_index[m]`` (all layers' drawn units, laid end to end).
+    Entry m of a direction is the weight from input ``input_index[m]`` (of layer ``// row_size(...)``,
+    input ``% row_size(...)``) to drawn unit ``unit_index[m]`` (all layers', laid end to end).
     """
     hidden, wide = widths.size - 2, wt.shape[1]
-    tall = max(wide, widths[0]) + 1
+    tall = row_size(widths)
     z_hat, h = np.empty((hidden, wide), np.float32), np.empty((hidden, wide), np.float32)
     on, r = np.empty((hidden, wide), np.uint8), np.empty(hidden, np.float32)
     index, value = np.empty((hidden + 1, tall), np.int32), np.empty((hidden + 1, tall), np.float32)
     counts, scratch = np.empty(hidden + 1, np.int64), np.empty((SCRATCH_ROWS, tall), np.float32)
-    scratch[_ONES] = np.float32(1)
     a, b_terms = np.empty(hidden, np.float32), np.empty(hidden, np.float32)
     logits, g = np.empty((1, w_out.shape[0]), np.float32), np.empty(w_out.shape[0], np.float32)
-    picked, counted = np.empty(tall, np.int32), np.empty(wide, np.int16)
-    most = 1
-    for layer in range(hidden + 1):
-        most = max(most, n_units[layer])
-    t, entries = np.zeros(most, np.float32), np.empty(wt.shape[0], np.float32)
-    tangents = np.zeros(n_units.sum(), np.float32)
+    picked, counted = np.empty((1, tall), np.int32), np.empty(wide, np.int16)
+    tangents = np.zeros((1, columns.shape[0]), np.float32)
+    entries = np.empty((1, hidden + 1, tall), np.float32)
+    flat = entries.reshape(-1)
     for b in range(x.shape[0]):
         _forward(
-            x, b, wt, first, widths, base, scale, logit_scale, eps, z_hat, h, on, r, index, value,
+            x, b, wt, first, widths, w_out, base, scale, logit_scale, eps, z_hat, h, on, r, index, value,
             counts, scratch, logits, 0,
         )  # fmt: skip
         loss[b], hardness[b], correct[b] = _softmax(logits, 0, y[b], g)
@@ -439,25 +483,20 @@ def direction_sums(
             g[c] *= logit_scale
         _corrections(
             wt, first, widths, w_out, g, logits, 0, eps, logit_scale, a, b_terms, z_hat, on, r,
-            index, counts, scratch,
+            index, counts, scratch, counted,
         )  # fmt: skip
         q = 0
         for layer in range(hidden + 1):
             _tangents(
-                layer, units, n_units[layer], weight[b], t, wt, first, widths, w_out, g, a, b_terms,
-                z_hat, on, r, index, counts, scratch, columns, column_sizes, q, picked, counted,
+                layer, units, n_units[layer], weight[b], tangents, 0, q, wt, first, widths, w_out,
+                g, a, b_terms, z_hat, on, r, index, counts, scratch, columns, column_sizes, picked,
+                counted,
             )  # fmt: skip
-            for u in range(n_units[layer]):
-                tangents[q + u] = t[u]
             q += n_units[layer]
-            for i in range(widths[layer]):
-                if layer == 0:
-                    entries[i] = scale * np.float32(x[b, i]) + offset
-                else:
-                    entries[first[layer] + i] = h[layer - 1, i]
+        _entries(x, b, h, widths, scale, offset, entries, 0)
         for p in range(sums.size):
             alignment = 0.0
             for m in range(offsets[p], offsets[p + 1]):
-                alignment += signs[m] * entries[input_index[m]] * tangents[unit_index[m]]
+                alignment += signs[m] * flat[input_index[m]] * tangents[0, unit_index[m]]
             sums[p] += alignment
             squares[p] += alignment * alignment
