@@ -27,7 +27,7 @@ def row_size(widths):
     return widths.max() + 1
 
 
-@njit(cache=True, nogil=True, fastmath=_fast)
+@njit(cache=True, nogil=True, forceinline=True, fastmath=_fast)
 def _add_rows(out, ro, wt, first, index, ri, value, rv, count, width):
     """out[ro] = sum_c value[rv, c] * wt[first + index[ri, c]]: four rows at a time."""
     for o in range(width):
@@ -50,7 +50,7 @@ def _add_rows(out, ro, wt, first, index, ri, value, rv, count, width):
         c += 1
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _count_rows(out, wt, first, index, ri, count, sign, width):
     """out += sign * sum_c wt[first + index[ri, c]] in int16: additions alone."""
     c = 0
@@ -73,7 +73,7 @@ def _count_rows(out, wt, first, index, ri, count, sign, width):
         c += 1
 
 
-@njit(cache=True, nogil=True, fastmath=_fast)
+@njit(cache=True, nogil=True, forceinline=True, fastmath=_fast)
 def _norm_relu(z, rz, z_hat, h, on, row, width, eps):
     """z_hat = (z - mean) r, h = relu(z_hat), on = z_hat > 0; return r = 1 / sqrt(var + eps)."""
     total = np.float32(0)
@@ -93,7 +93,7 @@ def _norm_relu(z, rz, z_hat, h, on, row, width, eps):
     return r
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _nonzeros(values, row, index, kept, target, width):
     """Compact the nonzero entries of values[row] into row `target`; return how many there are."""
     count = 0
@@ -105,7 +105,7 @@ def _nonzeros(values, row, index, kept, target, width):
     return count
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _bytes(x, b, index, kept, width):
     """Compact the nonzero entries of sample b, eight at a time: most of an image is empty."""
     count = 0
@@ -127,7 +127,7 @@ def _bytes(x, b, index, kept, width):
     return count
 
 
-@njit(cache=True, nogil=True, fastmath=_fast)
+@njit(cache=True, nogil=True, forceinline=True, fastmath=_fast)
 def _product(out, ro, w, u, ru, width, scale):
     """out[ro] = scale * (w u[ru]) by dot products, for the few rows of the last layer."""
     for c in range(w.shape[0]):
@@ -137,7 +137,7 @@ def _product(out, ro, w, u, ru, width, scale):
         out[ro, c] = scale * total
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _forward(
     x, b, wt, first, widths, w_out, base, scale, logit_scale, eps,
     z_hat, h, on, r, index, value, counts, scratch, logits, out,
@@ -162,7 +162,7 @@ def _forward(
     _product(logits, out, w_out, h, top - 1, widths[top], logit_scale)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _softmax(logits, row, label, g):
     """g = softmax - onehot; return (loss, 1 - p_label, whether label is the argmax)."""
     classes = g.size
@@ -184,7 +184,7 @@ def _softmax(logits, row, label, g):
     return loss, np.float32(others), best == label
 
 
-@njit(cache=True, nogil=True, fastmath=_fast)
+@njit(cache=True, nogil=True, forceinline=True, fastmath=_fast)
 def _layer_norm_terms(u, ru, z_hat, layer, width, a, b):
     """mean(u) A + mean(z_hat u) B: what layer norm subtracts from the tangent u."""
     plain, shaped = np.float32(0), np.float32(0)
@@ -194,7 +194,7 @@ def _layer_norm_terms(u, ru, z_hat, layer, width, a, b):
     return (plain * a + shaped * b) / np.float32(width)
 
 
-@njit(cache=True, nogil=True, fastmath=_fast)
+@njit(cache=True, nogil=True, forceinline=True, fastmath=_fast)
 def _to_loss(u, ru, w_out, g, width):
     """g . (W_out u): the logits' tangent, forwards, then its slope."""
     total = np.float32(0)
@@ -206,13 +206,13 @@ def _to_loss(u, ru, w_out, g, width):
     return total
 
 
-@njit(cache=True, nogil=True, fastmath=_fast)
+@njit(cache=True, nogil=True, forceinline=True, fastmath=_fast)
 def _mask(u, ru, on, layer, width):
     for o in range(width):
         u[ru, o] *= np.float32(on[layer, o])
 
 
-@njit(cache=True, nogil=True, fastmath=_fast)
+@njit(cache=True, nogil=True, forceinline=True, fastmath=_fast)
 def _follow(
     ru, layer, wt, first, widths, w_out, g, a, b, z_hat, on, r, index, counts, scratch
 ):  # fmt: skip
@@ -237,7 +237,7 @@ def _follow(
     return total + factor * _to_loss(scratch, u, w_out, g, widths[top])
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _corrections(
     wt, first, widths, w_out, g, logits, row, eps, logit_scale, a, b, z_hat, on, r, index, counts,
     scratch, counted,
@@ -256,7 +256,9 @@ def _corrections(
             width = widths[layer + 2]
             for o in range(width):
                 counted[o] = 0
-            _count_rows(counted, wt, first[layer + 1], index, layer + 1, counts[layer + 1], 1, width)
+            _count_rows(
+                counted, wt, first[layer + 1], index, layer + 1, counts[layer + 1], 1, width
+            )
             for o in range(width):
                 scratch[_START, o] = np.float32(counted[o])
             a[layer] = _follow(
@@ -266,7 +268,7 @@ def _corrections(
             b[layer] = eps * r[layer + 1] * r[layer + 1] * b[layer + 1]
 
 
-@njit(cache=True, nogil=True, fastmath=_fast)
+@njit(cache=True, nogil=True, forceinline=True, fastmath=_fast)
 def _column_terms(z_hat, layer, wt, row, width, total, a, b):
     """The same as `_layer_norm_terms` for a ternary tangent whose sum is known."""
     shaped = np.float32(0)
@@ -275,7 +277,7 @@ def _column_terms(z_hat, layer, wt, row, width, total, a, b):
     return (total * a + shaped * b) / np.float32(width)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _tangents(
     layer, units, n_units, weight, t, rt, q0, wt, first, widths, w_out, g, a, b, z_hat, on, r,
     index, counts, scratch, columns, column_sizes, picked, sums,
@@ -289,49 +291,49 @@ def _tangents(
     if layer == top:
         for u in range(n_units):
             t[rt, q0 + u] = weight * g[units[layer, u]]
-        return
-    width, above = widths[layer + 1], layer + 1
-    for u in range(n_units):
-        j = units[layer, u]
-        total = -(a[layer] + z_hat[layer, j] * b[layer]) / np.float32(width)
-        if on[layer, j] and above == top:
-            for c in range(g.size):
-                total += g[c] * w_out[c, j]
-        elif on[layer, j]:
-            row, n_above = first[above] + j, widths[above + 1]
-            q = q0 + u
-            n_plus, n_minus = column_sizes[q, 0], column_sizes[q, 1]
-            through = -_column_terms(
-                z_hat, above, wt, row, n_above, np.float32(n_plus - n_minus), a[above], b[above]
-            )
-            if above + 1 == top:
-                for o in range(n_above):
-                    scratch[_U, o] = np.float32(wt[row, o])
-                _mask(scratch, _U, on, above, n_above)
-                through += _to_loss(scratch, _U, w_out, g, n_above)
-            else:
-                n_out = widths[above + 2]
-                for o in range(n_out):
-                    sums[o] = 0
-                plus, minus = 0, 0
-                for c in range(n_plus):
-                    k = columns[q, c]
-                    picked[0, plus] = k
-                    plus += on[above, k]
-                _count_rows(sums, wt, first[above + 1], picked, 0, plus, 1, n_out)
-                for c in range(n_plus, n_plus + n_minus):
-                    k = columns[q, c]
-                    picked[0, minus] = k
-                    minus += on[above, k]
-                _count_rows(sums, wt, first[above + 1], picked, 0, minus, -1, n_out)
-                for o in range(n_out):
-                    scratch[_U, o] = np.float32(sums[o])
-                through += _follow(
-                    _U, above + 1, wt, first, widths, w_out, g, a, b, z_hat, on, r, index, counts,
-                    scratch,
-                )  # fmt: skip
-            total += r[above] * through
-        t[rt, q0 + u] = weight * r[layer] * total
+    else:
+        width, above = widths[layer + 1], layer + 1
+        for u in range(n_units):
+            j = units[layer, u]
+            total = -(a[layer] + z_hat[layer, j] * b[layer]) / np.float32(width)
+            if on[layer, j] and above == top:
+                for c in range(g.size):
+                    total += g[c] * w_out[c, j]
+            elif on[layer, j]:
+                row, n_above = first[above] + j, widths[above + 1]
+                q = q0 + u
+                n_plus, n_minus = column_sizes[q, 0], column_sizes[q, 1]
+                through = -_column_terms(
+                    z_hat, above, wt, row, n_above, np.float32(n_plus - n_minus), a[above], b[above]
+                )
+                if above + 1 == top:
+                    for o in range(n_above):
+                        scratch[_U, o] = np.float32(wt[row, o])
+                    _mask(scratch, _U, on, above, n_above)
+                    through += _to_loss(scratch, _U, w_out, g, n_above)
+                else:
+                    n_out = widths[above + 2]
+                    for o in range(n_out):
+                        sums[o] = 0
+                    plus, minus = 0, 0
+                    for c in range(n_plus):
+                        k = columns[q, c]
+                        picked[0, plus] = k
+                        plus += on[above, k]
+                    _count_rows(sums, wt, first[above + 1], picked, 0, plus, 1, n_out)
+                    for c in range(n_plus, n_plus + n_minus):
+                        k = columns[q, c]
+                        picked[0, minus] = k
+                        minus += on[above, k]
+                    _count_rows(sums, wt, first[above + 1], picked, 0, minus, -1, n_out)
+                    for o in range(n_out):
+                        scratch[_U, o] = np.float32(sums[o])
+                    through += _follow(
+                        _U, above + 1, wt, first, widths, w_out, g, a, b, z_hat, on, r, index, counts,
+                        scratch,
+                    )  # fmt: skip
+                total += r[above] * through
+            t[rt, q0 + u] = weight * r[layer] * total
 
 
 @njit(cache=True, nogil=True)
@@ -371,7 +373,7 @@ def forward(
         loss[b], hardness[b], correct[b] = _softmax(logits, b, y[b], g)
 
 
-@njit(cache=True, nogil=True, fastmath=_fast)
+@njit(cache=True, nogil=True, forceinline=True, fastmath=_fast)
 def _accumulate(sums, squares, entries, t, widths, n_units):
     """Add t_j h_i and its square for four samples: rows of sums are units, columns their inputs."""
     q = 0
@@ -389,7 +391,7 @@ def _accumulate(sums, squares, entries, t, widths, n_units):
             q += 1
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _entries(x, b, h, widths, scale, offset, entries, row):
     """Fill entries[row, layer] with the inputs of each layer."""
     for i in range(widths[0]):
