@@ -161,8 +161,8 @@ def _push(fn: Callable[..., Tree], primals: Any, tangents: Any, batch: bool) -> 
     def tangent_of(leaf: Any) -> Any:
         if isinstance(leaf, Dual) and leaf.tag == tag:
             dot = leaf.tangent
-            if isinstance(dot, Directions):
-                return dot.stack
+            if isinstance(dot, Tangent):  # without lead: of a derivative that calls fn from a rule
+                return dot.stack if lead and isinstance(dot, Directions) else dot
             if lead:  # the same along every direction
                 dot = np.broadcast_to(dot, (*lead, *leaf.shape))
             shared = isinstance(dot, np.ndarray) and not dot.flags.writeable
@@ -291,11 +291,13 @@ def forward_gradient(
         raise ValueError(f"fn must return one number, got shape {np.shape(value)}")
     n = max(len(slopes), 1)
 
-    def estimate(primal: Any, direction: Any, name: str) -> Any:
+    def estimate(direction: Any, primal: Any, _: str) -> Any:
+        if direction is None:
+            return None
         v = direction if isinstance(direction, Dual) else np.asarray(direction, dtype_of(primal))
         return np.tensordot(slopes, v, axes=1) / n  # (*shape)
 
-    return value, zip_trees(estimate, params, directions, "params")
+    return value, zip_trees(estimate, directions, params, "directions")
 
 
 def stop_gradient(tree: Tree) -> Tree:

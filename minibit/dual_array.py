@@ -157,6 +157,10 @@ class Dual(NDArrayOperatorsMixin):
             raise TypeError(f"{name_of(function)}: out= has no place for a tangent; leave it away")
         return _apply(function, args, kwargs)
 
+    def __format__(self, spec: str) -> str:
+        """Format the primal, so that a loss may be printed on the way."""
+        return format(self.primal, spec) if spec else repr(self)
+
     def __setitem__(self, index: Any, value: Any) -> None:
         """Refuse: what shares these entries would not know."""
         raise TypeError("a Dual is not written to: build the array with np.where or np.concatenate")
@@ -352,7 +356,7 @@ def matching(tangent: Any, primal: Array, name: str, batch: bool) -> Array:
             raise TypeError(f"the tangent of {name} is {tangent.dtype}, it must be real numbers")
     shape = tuple(tangent.shape)
     if (shape[1:] if batch else shape) != tuple(primal.shape) or (batch and not shape):
-        wanted = f"(directions, *{primal.shape})" if batch else f"{primal.shape}"
+        wanted = str(("directions", *primal.shape) if batch else primal.shape).replace("'", "")
         raise ValueError(f"the tangent of {name} has shape {shape}, it must have {wanted}")
     return tangent if tangent.dtype == primal.dtype else tangent.astype(primal.dtype)
 

@@ -70,7 +70,7 @@ def _concatenate(
 @rule(np.ndarray.astype, getattr(np, "astype", np.ndarray.astype))
 def _astype(x: Array, dtype: Any, *, copy: bool = True, x_dot: Array) -> tuple[Array, Array]:
     out = x.astype(dtype, copy=copy)
-    return out, x_dot.astype(dtype) if out.dtype.kind == "f" else ZERO  # to integers: truncation
+    return out, ZERO if out.dtype.kind in "iub" else x_dot.astype(dtype)  # truncation is flat
 
 
 @rule(np.copy)

@@ -38,6 +38,8 @@ def zip_trees(leaf: Callable[[Any, Any, str], Any], tree: Tree, other: Tree, nam
     """Apply `leaf` to the arrays of two trees of one structure; None stands for no tangents."""
     if other is None:
         return tree
+    if tree is None:
+        return leaf(tree, other, name)
     if isinstance(tree, dict) and isinstance(other, dict) and tree.keys() == other.keys():
         return {k: zip_trees(leaf, item, other[k], f"{name}[{k!r}]") for k, item in tree.items()}
     sequences = isinstance(tree, list | tuple) and isinstance(other, list | tuple)

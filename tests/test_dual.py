@@ -1,0 +1,687 @@
+"""Forward mode, stated as laws: JVPs, nesting, many directions, own rules, clear refusals."""
+
+import copy
+import itertools
+import json
+import math
+import threading
+import warnings
+from importlib import resources
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minibit.dual import (
+    Dual,
+    NoRuleError,
+    custom_jvp,
+    derivative,
+    forward_gradient,
+    jacfwd,
+    jvp,
+    jvp_batch,
+    stop_gradient,
+    straight_through,
+)
+
+D = derivative
+rng = np.random.default_rng(0)
+
+
+def layer_norm(x):
+    """Centre and scale the last axis."""
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+def network(params, x):
+    """Two layers, ReLU and a layer norm between: plain NumPy."""
+    h = np.maximum(layer_norm(x @ params["w1"].T), 0)
+    return h @ params["w2"].T
+
+
+def cross_entropy(logits, labels):
+    """Mean negative log-probability of the labels."""
+    z = logits - logits.max(axis=-1, keepdims=True)
+    log_p = z - np.log(np.sum(np.exp(z), axis=-1, keepdims=True))
+    return -np.mean(log_p[np.arange(len(labels)), labels])
+
+
+PARAMS = {"w1": rng.standard_normal((6, 5)), "w2": rng.standard_normal((3, 6))}
+X = rng.standard_normal((4, 5))
+LABELS = np.array([0, 2, 1, 2])
+
+
+def loss(params, x=X):
+    """Return the network's cross entropy."""
+    return cross_entropy(network(params, x), LABELS)
+
+
+def random_like(tree, *lead, seed=1):
+    """Draw a direction for a dict of arrays."""
+    draw = np.random.default_rng(seed)
+    return {k: draw.standard_normal((*lead, *v.shape)) for k, v in tree.items()}
+
+
+# One direction.
+
+
+def test_plain_code_of_a_network_is_differentiated_as_it_stands():
+    """The JVP of a loss is its central difference along the direction."""
+    v, h = random_like(PARAMS), 1e-6
+    out, slope = jvp(loss, (PARAMS,), (v,))
+    ahead, behind = ({k: w + s * h * v[k] for k, w in PARAMS.items()} for s in (1, -1))
+    assert out == loss(PARAMS)
+    np.testing.assert_allclose(slope, (loss(ahead) - loss(behind)) / (2 * h), rtol=1e-7)
+
+
+def test_a_dual_made_by_hand_is_a_number_plus_epsilon():
+    """(3 + e)(2 + 4e) = 6 + 14e: every dual made by hand has the same e."""
+    z = Dual(3.0, 1.0) * Dual(2.0, 4.0)
+    assert (float(z.primal), float(z.tangent)) == (6.0, 14.0)
+    assert repr(Dual(3.0, 1.0)) == "Dual(3.0, 1.0)"
+
+
+def test_trees_go_in_and_come_out_in_their_structure():
+    """Dicts, lists, tuples and named tuples, nested; None among the outputs stays."""
+
+    class Pair(NamedTuple):
+        first: object
+        second: object
+
+    def f(tree, scale):
+        return {"sum": tree["a"][0] + tree["a"][1], "pair": Pair(tree["b"] * scale, None)}, [
+            1,
+            scale,
+        ]
+
+    tree = {"a": [np.ones(2), np.zeros(2)], "b": np.full(3, 2.0)}
+    tangents = {"a": (np.ones(2), None), "b": np.ones(3)}
+    out, dot = jvp(f, (tree, 3.0), (tangents, 1.0))
+    assert isinstance(out[0]["pair"], Pair)
+    assert isinstance(dot[0]["pair"], Pair)
+    np.testing.assert_array_equal(dot[0]["sum"], [1, 1])
+    np.testing.assert_array_equal(dot[0]["pair"].first, [5, 5, 5])
+    assert dot[0]["pair"].second is None
+    assert [float(d) for d in dot[1]] == [0.0, 1.0]
+
+
+def test_an_argument_without_a_tangent_arrives_as_it_was_given():
+    """None costs nothing: the function sees the plain array, of whatever type."""
+    seen = []
+
+    def f(x, labels, name):
+        seen.extend([labels, name])
+        return x * 2
+
+    labels = np.array([1, 2])
+    jvp(f, (1.0, labels, "name"), (1.0, None, None))
+    assert seen[0] is labels
+    assert seen[1] == "name"
+
+
+def test_an_output_that_does_not_depend_on_the_primals_has_tangent_zero():
+    """Zeros of its shape and type; float64 for integers."""
+    out, dot = jvp(lambda x: (np.float32([1, 2]), np.argmax(x), 7), (np.ones(3),), (np.ones(3),))
+    assert dot[0].dtype == np.float32
+    assert [np.shape(d) for d in dot] == [(2,), (), ()]
+    assert not any(np.any(d) for d in dot)
+    assert out[2] == 7
+    _, dots = jvp_batch(lambda x: np.ones(2), (1.0,), (np.ones(5),))
+    np.testing.assert_array_equal(dots, np.zeros((5, 2)))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
+def test_a_tangent_takes_the_floating_type_of_its_primal(dtype):
+    """Directions of int8 or float64 are converted; nothing widens on the way."""
+    w = np.ones((2, 3), dtype)
+    out, dot = jvp(lambda w: layer_norm(w) * 2 + 1.5, (w,), (np.eye(2, 3, dtype=np.int8),))
+    assert out.dtype == dot.dtype == dtype
+    _, dot = jvp(np.sum, (w,), (np.ones((2, 3)),))
+    assert dot.dtype == dtype
+
+
+def test_results_do_not_alias_read_only_memory():
+    """What comes back can be written to, and the given tangents are unchanged."""
+    v = np.ones((3, 1))
+    _, dot = jvp(lambda x: x + np.zeros((3, 4)), (np.ones((3, 1)),), (v,))
+    dot += 1
+    np.testing.assert_array_equal(v, np.ones((3, 1)))
+    assert dot.shape == (3, 4)
+
+
+def test_nan_and_infinity_flow_as_in_the_formula():
+    """An infinite slope times a direction; NaN stays NaN and stays in its place."""
+    _, dot = jvp(lambda x: x * x, (np.array([np.nan, np.inf, 2.0]),), (np.ones(3),))
+    np.testing.assert_array_equal(dot, [np.nan, np.inf, 4.0])
+
+
+def test_a_branch_goes_the_way_of_the_primal():
+    """Comparisons, bool, len and iteration see the primal, so control flow is unchanged."""
+
+    def f(x):
+        total = 0.0
+        for row in x:
+            if row[0] > 0 and np.any(row < 5):
+                total = total + row.sum() * len(x)
+        return total
+
+    x = np.array([[1.0, 2.0], [-1.0, 2.0], [3.0, 4.0]])
+    out, dot = jvp(f, (x,), (np.arange(6.0).reshape(3, 2),))
+    assert float(out) == f(x) == 30.0
+    assert float(dot) == (0 + 1 + 4 + 5) * 3
+    assert type(Dual(1.0, 1.0) < 2) is np.bool_
+    assert bool(Dual(0.0, 1.0)) is False
+    assert Dual(2.0, 1.0) == 2.0
+    assert f"{Dual(2.0, 1.0):.1f}" == "2.0"
+    assert max(Dual(2.0, 1.0), Dual(3.0, 7.0)).tangent == 7.0
+
+
+# Nesting.
+
+
+@pytest.mark.parametrize("order", range(1, 7))
+def test_derivatives_of_any_order_nest(order):
+    """D^n exp = exp; D^n x^6 = 6! / (6 - n)! x^(6 - n)."""
+    f, g = np.exp, lambda x: x**6
+    for _ in range(order):
+        f, g = D(f), D(g)
+    np.testing.assert_allclose(f(0.3), np.exp(0.3), rtol=1e-13)
+    expected = math.factorial(6) / math.factorial(6 - order) * 1.5 ** (6 - order)
+    np.testing.assert_allclose(g(1.5), expected, rtol=1e-13)
+
+
+def test_perturbations_are_not_confused():
+    """ForwardDiff's suite: D(x -> x D(y -> x + y)(1))(1) = 1, where one shared e gives 2."""
+    assert D(lambda x: x * D(lambda y: x + y)(1.0))(1.0) == 1.0
+    assert D(lambda x: x * D(lambda y: x * y)(2.0))(3.0) == 6.0
+    assert D(lambda x: D(lambda y: D(lambda z: x * y * z)(3.0))(2.0))(1.0) == 1.0
+    assert D(lambda x: x * D(lambda y: y * D(lambda z: x + y + z)(1.0))(2.0))(5.0) == 1.0
+
+    def summed(v):
+        return np.sum(v) * D(lambda y: y * np.linalg.norm(v))(1.0)
+
+    np.testing.assert_array_equal(
+        jacfwd(summed)(np.ones(1)), jacfwd(lambda v: np.sum(v) * np.linalg.norm(v))(np.ones(1))
+    )
+
+
+def test_perturbations_are_not_confused_across_jacobians():
+    """ForwardDiff's suite, issue 83: d/dx grad_y (y . A x) = A."""
+    a = rng.standard_normal((10, 8))
+    x, y = rng.standard_normal(8), rng.standard_normal(10)
+    jacobian = jacfwd(lambda x: jacfwd(lambda y: np.dot(y, a @ x))(y))(x)
+    np.testing.assert_allclose(jacobian, a, rtol=1e-12)
+
+
+def test_perturbations_are_not_confused_in_a_legendre_transformation():
+    """ForwardDiff's suite, issue 238: the Hamiltonian of a falling mass has dH/dq = (0, m g)."""
+    m, g = 1.0, 9.8
+
+    def lagrangian(q, q_dot):
+        return m / 2 * np.dot(q_dot, q_dot) - m * g * q[1]
+
+    def legendre(f, w):
+        z = np.zeros(2)
+        gradient, hessian = jacfwd(f)(z), jacfwd(jacfwd(f))(z)
+        v = np.linalg.solve(hessian, w - gradient)
+        return np.dot(w, v) - f(v)
+
+    q, p = np.array([1.0, 2.0]), np.array([5.0, 6.0])
+    force = jacfwd(lambda q: legendre(lambda v: lagrangian(q, v), p))(q)
+    np.testing.assert_allclose(force, [0.0, m * g], atol=1e-12)
+    mixed = jacfwd(lambda q: jacfwd(lambda v: lagrangian(q, v))(np.array([3.0, 4.0])))(q)
+    np.testing.assert_array_equal(mixed, np.zeros((2, 2)))
+
+
+def test_an_outer_variable_is_a_constant_of_the_inner_derivative():
+    """D(y -> x)(1) = 0 though x carries the outer tangent; a closed-over tangent passes through."""
+    assert D(lambda x: D(lambda y: x)(1.0))(2.0) == 0.0
+    assert D(lambda x: jvp(lambda y: y * y, (3.0,), (x,))[1])(2.0) == 6.0
+    assert D(lambda x: jvp(lambda y: y * y, (x,), (x,))[1])(2.0) == 8.0
+
+
+def test_tags_stay_apart_across_threads():
+    """Eight threads differentiate nested functions at once; each gets its own answer."""
+    results = {}
+
+    def work(i):
+        for _ in range(50):
+            results[i] = float(D(lambda x: x**i * D(lambda y: x * y)(1.0))(1.0))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {i: i + 1.0 for i in range(8)}
+
+
+# Many directions.
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 5), st.integers(0, 2**32 - 1))
+def test_many_directions_of_a_network_are_a_loop_over_one(count, seed):
+    """jvp_batch(V)[d] = jvp(V[d]) for every d, and the value is computed once."""
+    v = random_like(PARAMS, count, seed=seed)
+    out, slopes = jvp_batch(loss, (PARAMS,), (v,))
+    assert out == loss(PARAMS)
+    assert slopes.shape == (count,)
+    single = [jvp(loss, (PARAMS,), ({k: t[d] for k, t in v.items()},))[1] for d in range(count)]
+    np.testing.assert_allclose(slopes, np.reshape(single, count), rtol=1e-9, atol=1e-12)
+
+
+def test_directions_are_not_taken_for_a_batch():
+    """Four directions of a vector of four, added to a 4 x 4 matrix: each meets its own axis."""
+    x, v = np.ones(4), np.arange(16.0).reshape(4, 4)
+    matrix = np.ones((4, 4))
+    _, dots = jvp_batch(lambda x: x + matrix, (x,), (v,))
+    np.testing.assert_array_equal(dots, np.broadcast_to(v[:, None, :], (4, 4, 4)))
+    _, dots = jvp_batch(lambda x: x[:, None] * matrix, (x,), (v,))
+    np.testing.assert_array_equal(dots, np.broadcast_to(v[:, :, None], (4, 4, 4)))
+
+
+def test_the_identity_has_its_directions_as_tangents():
+    """What is returned unchanged, and what moves equally everywhere, has the right shape."""
+    v = rng.standard_normal((3, 2))
+    out, dots = jvp_batch(lambda x: (x, x * 0 + 1), (np.ones(2),), (v,))
+    np.testing.assert_array_equal(dots[0], v)
+    np.testing.assert_array_equal(dots[1], np.zeros((3, 2)))
+    np.testing.assert_array_equal(out[0], np.ones(2))
+
+
+def test_a_jacobian_has_the_axes_of_the_output_then_of_the_input():
+    """J[i, j, k, l] = d out[i, j] / d x[k, l]; trees of outputs give trees of Jacobians."""
+    x, a = rng.standard_normal((2, 3)), rng.standard_normal((4, 2))
+    jacobian = jacfwd(lambda x: {"y": a @ x})(x)["y"]
+    assert jacobian.shape == (4, 3, 2, 3)
+    np.testing.assert_allclose(jacobian, np.einsum("ik,jl->ijkl", a, np.eye(3)), rtol=1e-14)
+    assert jacfwd(np.sin)(np.float64(0.0)).shape == ()
+
+
+def test_a_hessian_is_symmetric_and_right():
+    """jacfwd(jacfwd(f)): for f = x A x / 2 it is (A + A^T) / 2; for a network it is symmetric."""
+    a, x = rng.standard_normal((3, 3)), rng.standard_normal(3)
+    hessian = jacfwd(jacfwd(lambda x: x @ a @ x / 2))(x)
+    np.testing.assert_allclose(hessian, (a + a.T) / 2, rtol=1e-12)
+    w2 = PARAMS["w2"]
+    hessian = jacfwd(jacfwd(lambda w: loss({"w1": PARAMS["w1"], "w2": w})))(w2).reshape(18, 18)
+    np.testing.assert_allclose(hessian, hessian.T, atol=1e-12)
+    assert np.abs(hessian).max() > 1e-2
+
+
+# Forward gradients.
+
+
+def gradient_of(f, params):
+    """Take the gradient, a direction an entry."""
+    return {k: jacfwd(lambda w, k=k: f({**params, k: w}))(w) for k, w in params.items()}
+
+
+def test_a_forward_gradient_over_every_sign_vector_is_the_gradient():
+    """E[v v^T] = I holds exactly over all 2^n sign vectors, so the estimate is exact."""
+    params = {"a": np.array([0.3, -1.0]), "b": np.array([[2.0, 0.5]])}
+
+    def f(p):
+        return np.sum(np.sin(p["a"]) * np.exp(p["b"]))
+
+    signs = np.array(list(itertools.product([-1, 1], repeat=4)))  # (directions, entries)
+    directions = {"a": signs[:, :2], "b": signs[:, 2:].reshape(16, 1, 2)}
+    value, estimate = forward_gradient(f, params, directions)
+    assert value == f(params)
+    for k, g in gradient_of(f, params).items():
+        np.testing.assert_allclose(estimate[k], g, rtol=1e-12)
+
+
+def test_a_forward_gradient_is_the_mean_of_slope_times_direction():
+    """The formula g = mean_d (grad f . v_d) v_d, in the type of the parameters."""
+    v = random_like(PARAMS, 3)
+    _, estimate = forward_gradient(loss, PARAMS, v)
+    slopes = jvp_batch(loss, (PARAMS,), (v,))[1]
+    for k in PARAMS:
+        expected = np.mean([s * d for s, d in zip(slopes, v[k], strict=True)], axis=0)
+        np.testing.assert_allclose(estimate[k], expected, rtol=1e-12)
+    small = {k: w.astype(np.float32) for k, w in PARAMS.items()}
+    _, estimate = forward_gradient(lambda p: loss(p, X.astype(np.float32)), small, v)
+    assert all(g.dtype == np.float32 for g in estimate.values())
+    _, nothing = forward_gradient(loss, PARAMS, random_like(PARAMS, 0))
+    assert not any(np.any(g) for g in nothing.values())
+
+
+def test_a_parameter_without_directions_has_no_estimate():
+    """None holds a part of the parameters constant; its estimate is None."""
+    v = {"w1": np.ones((2, 6, 5)), "w2": None}
+    _, estimate = forward_gradient(loss, PARAMS, v)
+    assert estimate["w2"] is None
+    assert estimate["w1"].shape == (6, 5)
+
+
+def test_a_forward_gradient_needs_one_number():
+    """A vector-valued function has no gradient."""
+    with pytest.raises(ValueError, match=r"one number, got shape \(3,\)"):
+        forward_gradient(lambda x: x * 2, np.ones(3), np.ones((2, 3)))
+
+
+# Rules of one's own.
+
+
+@custom_jvp
+def softplus(x, sharpness=1.0):
+    """log(1 + exp(s x)) / s."""
+    return np.log1p(np.exp(sharpness * x)) / sharpness
+
+
+@softplus.defjvp
+def _(primals, tangents, sharpness=1.0):
+    (x,), (x_dot,) = primals, tangents
+    return softplus(x, sharpness=sharpness), x_dot / (1 + np.exp(-sharpness * x))
+
+
+def test_a_custom_rule_replaces_the_derivative_and_nests():
+    """Value, first, second derivative and many directions all go by the given rule."""
+    assert softplus.__name__ == "softplus"
+    assert type(softplus(0.0)) is np.float64
+    assert softplus(0.0) == np.log(2)
+    np.testing.assert_allclose(D(softplus)(0.0), 0.5)
+    np.testing.assert_allclose(D(D(softplus))(0.0), 0.25)
+    np.testing.assert_allclose(D(lambda x: softplus(x, sharpness=2.0))(1.0), 1 / (1 + np.exp(-2)))
+    _, dots = jvp_batch(lambda x: softplus(x * np.ones(3)), (0.0,), (np.array([1.0, 2.0]),))
+    np.testing.assert_allclose(dots, [[0.5] * 3, [1.0] * 3])
+
+
+def test_a_custom_rule_decides_even_when_it_is_wrong():
+    """Nothing else is consulted: a rule that says 7 gives 7."""
+
+    @custom_jvp
+    def f(x, y):
+        return {"sum": x + y, "label": 3}
+
+    @f.defjvp
+    def _(primals, tangents):
+        assert tangents[1] is not None
+        return f(*primals), {"sum": 7 * tangents[0] + 0 * tangents[1], "label": None}
+
+    out, dot = jvp(lambda x: f(x, 2.0), (1.0,), (1.0,))
+    assert (float(out["sum"]), float(dot["sum"]), out["label"]) == (3.0, 7.0, 3)
+
+
+def test_a_custom_rule_gets_zeros_for_constants_and_none_for_integers():
+    """Constants have tangents of zeros of their shape; labels have none."""
+    seen = []
+
+    @custom_jvp
+    def f(params, labels, scale):
+        return params["w"] * scale
+
+    @f.defjvp
+    def _(primals, tangents):
+        seen.append(tangents)
+        return f(*primals), tangents[0]["w"] * primals[2]
+
+    jvp(lambda w: f({"w": w, "b": np.ones(2)}, np.arange(3), 2.0), (np.ones(4),), (np.ones(4),))
+    ((tree, labels, scale),) = seen
+    np.testing.assert_array_equal(tree["b"], np.zeros(2))
+    assert labels is None
+    assert scale == 0.0
+
+
+def test_a_custom_rule_may_take_a_jvp_itself():
+    """A rule that pushes its tangents through another function holds for many directions too."""
+
+    @custom_jvp
+    def f(x):
+        return np.round(x)
+
+    @f.defjvp
+    def _(primals, tangents):
+        return f(*primals), jvp(lambda x: np.sin(x).sum() * np.ones(2), primals, tangents)[1]
+
+    v = rng.standard_normal((3, 2))
+    x = np.array([0.1, 2.0])
+    _, dots = jvp_batch(f, (x,), (v,))
+    np.testing.assert_allclose(dots, (v @ np.cos(x))[:, None] * np.ones(2), rtol=1e-12)
+
+
+def test_custom_rules_that_cannot_work_are_refused():
+    """No rule yet, a dual as keyword, a tangent of another shape: each says so."""
+
+    @custom_jvp
+    def f(x):
+        return x * 1.0
+
+    with pytest.raises(NoRuleError, match=r"no rule for f.*defjvp"):
+        D(f)(1.0)
+    f.defjvp(lambda primals, tangents: (f(*primals), np.ones(3)))
+    with pytest.raises(ValueError, match=r"rule of f returned a tangent of shape \(3,\)"):
+        D(f)(1.0)
+    with pytest.raises(NoRuleError, match="keyword"):
+        D(lambda x: f(x=x))(1.0)
+    f.defjvp(lambda primals, tangents: (f(*primals), tangents[0] * tangents[0]))
+    with pytest.raises(NoRuleError, match=r"np.multiply.*linear"):
+        jvp_batch(f, (1.0,), (np.ones(2),))
+
+
+def test_stop_gradient_drops_tangents_of_every_order():
+    """The slope of x stop(x) is x, its curvature 0; trees keep their structure; arrays pass."""
+    assert D(lambda x: x * stop_gradient(x))(3.0) == 3.0
+    assert D(D(lambda x: x * stop_gradient(x) ** 2))(3.0) == 0.0
+    tree = stop_gradient({"a": [Dual(1.0, 2.0)], "b": PARAMS["w1"]})
+    assert tree == {"a": [1.0], "b": PARAMS["w1"]} or tree["b"] is PARAMS["w1"]
+    assert not isinstance(tree["a"][0], Dual)
+
+
+def test_straight_through_has_the_value_of_the_function_and_the_slope_of_the_identity():
+    """Here y = f(x) to the bit and y_dot = x_dot; integer codes take the type of x."""
+    x = np.array([-1.7, 0.2, 0.5], np.float32)
+    codes = straight_through(lambda x: np.clip(np.rint(x), -1, 1).astype(np.int8))
+    out, dot = jvp(codes, (x,), (np.arange(3.0),))
+    np.testing.assert_array_equal(out, [-1, 0, 0])
+    np.testing.assert_array_equal(dot, [0, 1, 2])
+    assert codes(x).dtype == out.dtype == dot.dtype == np.float32
+    assert D(D(straight_through(np.sin)))(0.3) == 0.0
+    assert D(lambda x: straight_through(np.round)(x) * x)(1.7) == 2.0 + 1.7
+    _, dots = jvp_batch(codes, (x,), (np.eye(3),))
+    np.testing.assert_array_equal(dots, np.eye(3))
+
+
+def test_the_other_arguments_of_straight_through_are_constants():
+    """A threshold that moves does not move the codes."""
+    f = straight_through(lambda x, threshold: (x > threshold) * 1.0)
+    assert D(lambda t: f(2.0 * t, t))(1.0) == 2.0
+    with pytest.raises(ValueError, match=r"\(3,\) became \(\)"):
+        straight_through(np.sum)(np.ones(3))
+    with pytest.raises(TypeError, match="int64"):
+        straight_through(np.sign)(np.arange(3))
+
+
+# Refusals: an error, never a lost tangent.
+
+
+def refusals():
+    """Everything that would lose a tangent."""
+    plain = np.zeros(3)
+    generator = np.random.default_rng(0)
+
+    def in_place(x):
+        x += 1
+
+    def into_plain(x):
+        plain[:] = x
+
+    def into_plain_in_place(x):
+        p = plain.copy()
+        p += x
+
+    def into_entry(x):
+        x[0] = 1.0
+
+    def shuffle(x):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # NumPy's own doubts come first
+            generator.shuffle(x)
+
+    def element(x):
+        plain[0] = x[0]
+
+    return {
+        "asarray": (lambda x: np.asarray(x), "cannot become a plain array"),
+        "array": (lambda x: np.array([x, x]), "cannot become a plain array"),
+        "mixed array": (lambda x: np.array([1.0, x[0]]), "cannot become a"),
+        "ascontiguousarray": (lambda x: np.ascontiguousarray(x), "plain array"),
+        "float": (lambda x: float(x[0]), "Python number"),
+        "int": (lambda x: int(x[0]), "Python number"),
+        "complex number": (lambda x: complex(x[0]), "Python number"),
+        "math": (lambda x: math.sin(x[0]), "np.sin, not math.sin"),
+        "scalar type": (lambda x: np.float32(x), "plain array"),
+        "item": (lambda x: x[0].item(), r"\.item"),
+        "tolist": (lambda x: x.tolist(), r"\.tolist"),
+        "sort method": (lambda x: x.sort(), r"\.sort"),
+        "fill": (lambda x: x.fill(0), r"\.fill"),
+        "flat": (lambda x: x.flat, r"\.flat"),
+        "in place": (in_place, r"\+="),
+        "into a plain array": (into_plain, "plain array"),
+        "in place into a plain array": (into_plain_in_place, r"np.add with out="),
+        "into an entry": (into_entry, "not written to"),
+        "out of a ufunc": (lambda x: np.exp(x, out=plain), r"np.exp with out="),
+        "out of a function": (lambda x: np.sum(x, out=np.zeros(())), r"np.sum: out="),
+        "out by position": (lambda x: np.add(x, 1, plain), r"out="),
+        "dual as out": (lambda x: np.add(plain, 1, out=x), r"out="),
+        "copyto": (lambda x: np.copyto(plain, x), r"np.copyto.*writes"),
+        "put_along_axis": (lambda x: np.put_along_axis(plain, np.array([0]), x[:1], 0), "writes"),
+        "add.at": (lambda x: np.add.at(plain, [0], x[:1]), r"np.add.at"),
+        "svd": (lambda x: np.linalg.svd(np.stack([x, x])), r"np.linalg.svd"),
+        "eigh": (lambda x: np.linalg.eigh(np.stack([x, x, x])), r"np.linalg.eigh"),
+        "fft": (lambda x: np.fft.fft(x), r"np.fft.*fft"),
+        "interp": (lambda x: np.interp(x, [0, 1], [0, 1]), r"np.interp"),
+        "unique": (lambda x: np.unique(x), r"np.unique"),
+        "reduceat": (lambda x: np.add.reduceat(x, [0, 1]), r"np.add.reduceat"),
+        "nextafter": (lambda x: np.nextafter(x, 1), r"np.nextafter"),
+        "where=": (lambda x: np.sum(x, where=[True, False, True]), r"np.sum with where="),
+        "initial=": (lambda x: np.max(x, initial=3.0), r"np.max with initial="),
+        "where= of a ufunc": (lambda x: np.exp(x, where=[True, False, True]), r"with where="),
+        "order=": (lambda x: np.reshape(x, (1, 3), order="F"), r"np.reshape with order="),
+        "too many": (lambda x: np.sum(x, 0, None, None), r"4 positional"),
+        "matrix norm": (lambda x: np.linalg.norm(np.stack([x, x]), 2), r"ord=2"),
+        "pad": (lambda x: np.pad(x, 1, "linear_ramp"), "linear_ramp"),
+        "einsum of lists": (lambda x: np.einsum(x, [0], [0]), "subscripts"),
+        "dual as an index": (lambda x: np.take(plain, x), "Dual|plain array|cannot"),
+        "dual as a mask": (lambda x: np.where(x, x, 0), "Dual as its condition"),
+        "complex": (lambda x: x * 1j, "complex128"),
+        "astype complex": (lambda x: x.astype(complex), "complex128"),
+        "random loc": (lambda x: generator.normal(x), "plain array"),
+        "random choice": (lambda x: generator.choice(x), "plain array"),
+        "random permutation": (lambda x: generator.permutation(x), "plain array"),
+        "random shuffle": (shuffle, "not written to|plain array"),
+        "save": (lambda x: np.save("/dev/null", x), "np.save"),
+        "nothing a number": (lambda x: "text", "got str"),
+        "entry of a plain array": (element, None),
+    }
+
+
+@pytest.mark.parametrize(("f", "message"), refusals().values(), ids=refusals())
+@pytest.mark.parametrize("many", [False, True], ids=["jvp", "jvp_batch"])
+def test_what_would_lose_a_tangent_is_refused(f, message, many):
+    """A TypeError that names the function or the way out."""
+    x = np.array([0.5, 1.5, 2.5])
+    push, tangent = (jvp_batch, np.ones((2, 3))) if many else (jvp, np.ones(3))
+    error = (TypeError, ValueError) if message is None else TypeError  # NumPy wraps the last one
+    with pytest.raises(error, match=message):
+        push(f, (x,), (tangent,))
+
+
+def test_an_error_for_a_missing_rule_is_a_type_error_with_a_way_out():
+    """NoRuleError is a TypeError; the message offers custom_jvp and stop_gradient."""
+    assert issubclass(NoRuleError, TypeError)
+    with pytest.raises(NoRuleError, match=r"np\.linalg\.qr.*custom_jvp.*stop_gradient"):
+        jvp(np.linalg.qr, (np.eye(2),), (np.eye(2),))
+
+
+@pytest.mark.parametrize(
+    ("primals", "tangents", "error", "message"),
+    [
+        ((2,), (1.0,), TypeError, r"primals\[0\] is int64: only floating"),
+        ((True,), (1.0,), TypeError, "bool"),
+        ((1j,), (1.0,), TypeError, "complex128"),
+        ((np.array([None]),), (np.ones(1),), TypeError, "object"),
+        (("text",), (1.0,), TypeError, "U4"),
+        ((1.0,), (1j,), TypeError, r"tangent of primals\[0\] is complex128"),
+        ((1.0,), ("a",), TypeError, "U1"),
+        ((np.ones(3),), (np.ones(4),), ValueError, r"shape \(4,\), it must have \(3,\)"),
+        ((np.ones((3, 1)),), (np.ones(3),), ValueError, r"shape \(3,\), it must have \(3, 1\)"),
+        ((np.ones(3),), (1.0,), ValueError, r"shape \(\)"),
+        ((1.0, 2.0), (1.0,), TypeError, "a tuple of 2, its tangent a tuple of 1"),
+        (({"a": 1.0},), ({"b": 1.0},), TypeError, r"primals\[0\] is a dict of 'a'.*dict of 'b'"),
+        (({"a": 1.0},), (1.0,), TypeError, "a dict of 'a', its tangent a float"),
+        ((np.ones(2),), ({"a": 1.0},), TypeError, "a ndarray, its tangent a dict"),
+        (({"a": {"b": [1.0, 2]}},), ({"a": {"b": [1, 1]}},), TypeError, r"\['a'\]\['b'\]\[1\]"),
+        (np.ones(2), np.ones(2), TypeError, "must be tuples"),
+        (1.0, (1.0,), TypeError, "must be tuples"),
+    ],
+)
+def test_primals_and_tangents_that_do_not_fit_are_refused_by_name(
+    primals, tangents, error, message
+):
+    """The error names the place, what it got and what it takes."""
+    with pytest.raises(error, match=message):
+        jvp(lambda *args: args, primals, tangents)
+
+
+def test_directions_that_do_not_fit_are_refused_by_name():
+    """Different counts, no leading axis, no tangent at all."""
+    with pytest.raises(ValueError, match=r"2 for primals\[0\], 3 for primals\[1\]"):
+        jvp_batch(np.add, (1.0, 2.0), (np.ones(2), np.ones(3)))
+    with pytest.raises(ValueError, match=r"must have \(directions, 3\)"):
+        jvp_batch(np.sum, (np.ones(3),), (np.ones(3),))
+    with pytest.raises(ValueError, match=r"must have \(directions,\)"):
+        jvp_batch(np.sin, (1.0,), (1.0,))
+    with pytest.raises(ValueError, match="at least one tangent"):
+        jvp_batch(np.sum, (np.ones(3),), (None,))
+
+
+def test_derivative_and_jacfwd_say_what_they_take():
+    """A number, not an array, not an integer."""
+    with pytest.raises(ValueError, match=r"shape \(3,\): use jacfwd"):
+        D(np.sin)(np.ones(3))
+    with pytest.raises(TypeError, match=r"2\.0, not 2"):
+        D(np.sin)(2)
+    with pytest.raises(TypeError, match="int64"):
+        jacfwd(np.sin)(np.arange(3))
+    with pytest.raises(TypeError, match="int64"):
+        Dual(1, 1.0)
+    with pytest.raises(ValueError, match=r"must have \(2,\)"):
+        Dual(np.ones(2), np.ones(3))
+
+
+def test_a_dual_has_the_attributes_of_an_array_and_says_which_not():
+    """shape, ndim, size, dtype, T; hasattr answers; a copy is equal; it is not hashable."""
+    x = Dual(np.ones((2, 3), np.float32), np.zeros((2, 3)))
+    assert (x.shape, x.ndim, x.size, x.dtype, x.T.shape) == ((2, 3), 2, 6, np.float32, (3, 2))
+    assert np.shape(x) == (2, 3)
+    assert np.size(x) == 6
+    assert not hasattr(x, "tolist")
+    assert not hasattr(x, "no_such_thing")
+    assert copy.deepcopy(x).primal.tolist() == x.primal.tolist()
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(x)
+
+
+VECTORS = json.loads(resources.files("minibit").joinpath("vectors/dual.json").read_text())["cases"]
+
+
+@pytest.mark.parametrize("case", VECTORS, ids=lambda case: case["id"])
+def test_vectors(case):
+    """The language-neutral cases that every port runs."""
+    names = list(case["primals"])
+    primals = tuple(np.array(case["primals"][n]) for n in names)
+    tangents = tuple(None if (t := case["tangents"][n]) is None else np.array(t) for n in names)
+
+    def f(*args):
+        scope = {"np": np, "D": D, **dict(zip(names, args, strict=True))}
+        return eval(case["expression"], scope)
+
+    out, tangent = jvp(f, primals, tangents)
+    np.testing.assert_allclose(out, case["out"], rtol=1e-14)
+    np.testing.assert_allclose(tangent, case["tangent"], rtol=1e-14)
