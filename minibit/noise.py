@@ -383,7 +383,7 @@ def _sparse_noise(
     if blocks is None:
         chosen = np.arange(total)
     else:
-        listed = np.asarray(list(blocks) if isinstance(blocks, Iterable) else [blocks])
+        listed = np.asarray(list(blocks) if np.iterable(blocks) else [blocks])
         chosen = np.unique(_numbers("blocks", listed, total))
     if not compiled():
         return sparse_noise_reference(seed, step, perturbations, chosen, size, block_bits, table)

@@ -380,6 +380,10 @@ def test_blocks_are_a_set():
             np.testing.assert_array_equal(a, b)
     assert some[0].size > 0
     assert sparse_noise(1, 2, 3, 1_000, 0.05, blocks=[])[0].size == 0
+    for one in (5, np.int64(5), np.array(5)):
+        assert sparse_noise(1, 2, 3, 1_000, 0.05, blocks=one)[0].tolist() == [
+            position for position in some[0].tolist() if position >> 4 == 5
+        ]
     everything = sparse_noise(1, 2, 3, 1_000, 0.05, blocks=range(63))
     np.testing.assert_array_equal(everything[0], whole[0])
 
