@@ -292,6 +292,16 @@ def test_the_validation_split_is_the_last_training_images():
     assert len(split(mnist, 0).validation_x) == 0
 
 
+@pytest.mark.parametrize(("rows", "expected"), [(240, 20), (12, 1), (2, 1)])
+def test_other_data_keep_a_twelfth_for_validation(tmp_path, rows, expected):
+    """As 5,000 is of 60,000; at least one sample."""
+    x, y = np.zeros((rows, 1), np.uint8), np.zeros(rows, int)
+    contents = {"train_x": x, "train_y": y, "test_x": x, "test_y": y}
+    parts = split(load_npz(saved(tmp_path / "own.npz", contents)))
+    assert len(parts.validation_x) == expected
+    assert len(parts.train_x) == rows - expected
+
+
 @pytest.mark.parametrize("validation", [-1, 60000, 10**9])
 def test_a_split_that_leaves_nothing_to_train_on_is_refused(validation):
     """The message gives the range."""

@@ -232,7 +232,8 @@ def _columns(width: int) -> list[ProgressColumn]:
     columns.append(text("loss {task.fields[loss]}"))
     if width >= 60:
         columns.append(text("batch accuracy {task.fields[accuracy]}"))
-    columns.append(text("{task.fields[left]} left"))
+    if width >= 36:
+        columns.append(text("{task.fields[left]} left"))
     if width >= 74:
         columns.append(text("log {task.fields[log]}"))
     return columns

@@ -1,0 +1,691 @@
+"""The command line: what each command does, says, returns, and refuses."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minibit
+from minibit.datasets import load_npz
+from minibit.layers import mlp
+from minibit.moves import digest, initial_params
+from minibit.steps import StepLog, compact
+
+typer = pytest.importorskip("typer")
+
+from typer.testing import CliRunner  # noqa: E402
+
+from minibit import bench, plots  # noqa: E402
+from minibit.cli import chapters as chapters_command  # noqa: E402
+from minibit.cli.app import app  # noqa: E402
+from minibit.cli.common import BadUse, kilobytes, whole_numbers  # noqa: E402
+from minibit.cli.train import _columns, clock  # noqa: E402
+
+STEPS = 6
+
+
+def call(*words: object):
+    """Run a command in this process."""
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def answer(*words: object, status: int = 0) -> dict:
+    """Run a command with --json and return the object of its last line."""
+    done = call(*words, "--json")
+    assert done.exit_code == status, done.output
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def refused(*words: object, status: int = 2) -> str:
+    """Run a command that must fail; return its one sentence."""
+    done = call(*words)
+    assert done.exit_code == status, done.output
+    assert "Traceback" not in done.output
+    assert isinstance(done.exception, SystemExit | None)
+    return done.stderr
+
+
+def spawn(*words: object, **settings) -> subprocess.Popen:
+    """Start a command in a process of its own."""
+    command = [sys.executable, "-m", "minibit", *map(str, words)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings
+    )
+
+
+def make_data(path: Path, seed: int = 0) -> Path:
+    """Three noisy patterns of 8 x 8 pixels: easy to learn, quick to train on."""
+    rng = np.random.default_rng(seed)
+    patterns = rng.integers(0, 200, (3, 8, 8))
+    labels = rng.integers(0, 3, 300)
+    x = (patterns[labels] + rng.integers(0, 56, (300, 8, 8))).astype(np.uint8)
+    np.savez(path, train_x=x[:240], train_y=labels[:240], test_x=x[240:], test_y=labels[240:])
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A small data set of one's own."""
+    return make_data(tmp_path_factory.mktemp("data") / "patterns.npz")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data):
+    """A log of a few steps, and what `train` said of it. Tests leave it as it is."""
+    path = tmp_path_factory.mktemp("run") / "run.steps"
+    words = ("train", "--data", data, "--widths", "16", "--steps", STEPS, "--out", path)
+    return path, answer(*words, "--workers", 1)
+
+
+# --- Starting
+
+
+def test_the_version_is_that_of_the_package(tmp_path):
+    """``--version`` works in any folder, and as ``python -m minibit``."""
+    assert call("--version").stdout == f"minibit {minibit.__version__}\n"
+    source = str(Path(minibit.__file__).parents[1])
+    process = spawn("--version", cwd=tmp_path, env={**os.environ, "PYTHONPATH": source})
+    assert process.communicate() == (f"minibit {minibit.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "status"), [([], 2), (["info", "a.steps"], 2), (["--version"], 0)]
+)
+def test_without_the_extra_a_sentence_names_it(words, status):
+    """No typer, no traceback: what to install, and status 2; the version is told all the same."""
+    code = (
+        "import sys; sys.modules['typer'] = None;"
+        f"sys.argv = ['minibit', *{words!r}]; from minibit.cli import main; sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    if status:
+        assert "pip install 'minibit[app]'" in done.stderr
+        assert "Traceback" not in done.stderr
+    else:
+        assert done.stdout == f"minibit {minibit.__version__}\n"
+
+
+@pytest.mark.parametrize(("module", "words"), [("matplotlib", ("history", "--plot", "a.svg"))])
+def test_a_command_whose_library_is_missing_names_the_extra(
+    trained, data, monkeypatch, module, words
+):
+    """Status 2, and what to install."""
+    monkeypatch.setitem(sys.modules, module, None)
+    complaint = refused(words[0], trained[0], *words[1:], "--data", data)
+    assert "pip install 'minibit[app]'" in complaint
+
+
+def test_safetensors_missing_names_the_extra(trained, tmp_path, monkeypatch):
+    """Status 2, what to install, and no file."""
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    complaint = refused("export", trained[0], tmp_path / "a.safetensors")
+    assert "pip install 'minibit[app]'" in complaint
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("fly",),
+        ("train", "--steps", "0"),
+        ("train", "--steps", "many"),
+        ("train", "--seed", "-1"),
+        ("train", "--workers", "0"),
+        ("train", "now"),
+        ("replay",),
+        ("history", "a.steps", "--every", "0"),
+        ("edit", "a.steps", "--negate", "1"),
+        ("bench", "train", "--threads", "0"),
+    ],
+)
+def test_wrong_words_end_with_status_two_before_any_work(words, tmp_path, monkeypatch):
+    """The parser refuses them; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    assert refused(*words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["replay", "evaluate", "history", "info", "edit", "export"])
+def test_every_command_helps(command):
+    """``--help`` says what it takes."""
+    done = call(command, "--help")
+    assert done.exit_code == 0
+    assert "--json" in done.stdout
+
+
+# --- train
+
+
+def test_training_says_what_it_came_to(trained, data):
+    """The JSON line: accuracy, digest, steps, sizes and times, all those of the log on disk."""
+    path, said = trained
+    log = StepLog.open(path)
+    assert said["steps"] == len(log) == STEPS
+    assert said["log_bytes"] == path.stat().st_size == log.nbytes
+    assert said["packed_weight_bytes"] == -(-(16 * 64 + 3 * 16) // 5)
+    assert said["digest"] == log.digest()
+    held = load_npz(data)
+    source = log.header["data"]
+    x = held.test_x * np.float32(source["input_scale"]) + np.float32(source["input_offset"])
+    right = mlp(log.replay(), x).argmax(axis=1) == held.test_y
+    assert said["test_accuracy"] == right.mean()
+    assert min(said["seconds"], said["compile_seconds"], said["cpu_seconds"]) >= 0
+    assert said["interrupted"] is False
+    assert log.header["data"]["digest"] == load_npz(data).digest
+
+
+def test_training_tells_people_how_to_come_back(data, tmp_path):
+    """Accuracy, sizes side by side, time, digest and the command to replay; a plot is drawn."""
+    path, plot = tmp_path / "a log.steps", tmp_path / "a.svg"
+    done = call(
+        *("train", "--data", data, "--widths", 16, "--steps", 2, "--out", path, "--plot", plot)
+    )
+    assert done.exit_code == 0, done.output
+    for word in ("test accuracy", "packed weights", "time", StepLog.open(path).digest()):
+        assert word in done.stdout
+    assert f"replay '{path}' --data {data}" in done.stdout
+    assert plot.read_bytes().startswith(b"<?xml")
+
+
+def test_without_a_name_the_log_takes_the_first_that_is_free(data, tmp_path, monkeypatch):
+    """Nothing is ever overwritten: model.steps, then model-2.steps; --resume takes the last."""
+    monkeypatch.chdir(tmp_path)
+    words = ("train", "--data", data, "--widths", 16, "--steps", 1)
+    assert [answer(*words)["log"] for _ in range(3)] == [
+        "model.steps",
+        "model-2.steps",
+        "model-3.steps",
+    ]
+    assert answer("train", "--data", data, "--steps", 2, "--resume")["log"] == "model-3.steps"
+    assert [len(StepLog.open(path)) for path in sorted(tmp_path.iterdir())] == [1, 2, 1]
+
+
+def test_an_existing_log_is_overwritten_only_by_force(trained, data, tmp_path):
+    """Without --force: status 2 and the same bytes; with it: a new log."""
+    path = Path(shutil.copy(trained[0], tmp_path / "run.steps"))
+    before = path.read_bytes()
+    words = ("train", "--data", data, "--widths", 16, "--steps", 1, "--out", path)
+    assert "exists; nothing was changed" in refused(*words)
+    assert path.read_bytes() == before
+    assert answer(*words, "--force", "--seed", 5)["steps"] == 1
+    assert StepLog.open(path).plan.seed == 5
+
+
+def test_force_spares_what_is_no_log(data, tmp_path):
+    """A mistyped --out doesn't cost a document."""
+    path = tmp_path / "thesis.txt"
+    path.write_text("years of work")
+    assert "no minibit log" in refused("train", "--data", data, "--out", path, "--force")
+    assert path.read_text() == "years of work"
+
+
+def test_a_resumed_run_goes_on_where_the_log_ends(trained, data, tmp_path):
+    """The old steps stay as they are; preset, seed and widths come from the log."""
+    path = Path(shutil.copy(trained[0], tmp_path / "run.steps"))
+    said = answer("train", "--resume", "--out", path, "--data", data, "--steps", STEPS + 3)
+    assert said["steps"] == STEPS + 3
+    assert StepLog.open(path).digest(STEPS) == trained[1]["digest"]
+    assert said["digest"] == StepLog.open(path).digest()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--preset", "paper"), "begun with --preset small"),
+        (("--seed", "3"), "begun with --seed 0"),
+        (("--widths", "8"), "settled by the log"),
+        (("--force",), "choose one"),
+    ],
+)
+def test_resuming_refuses_what_the_log_has_settled(trained, data, tmp_path, words, complaint):
+    """Status 2, and the log stays as it is."""
+    path = Path(shutil.copy(trained[0], tmp_path / "run.steps"))
+    assert complaint in refused("train", "--resume", "--out", path, "--data", data, *words)
+    assert path.read_bytes() == trained[0].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--preset", "huge"), "--preset must be one of paper, strict, small, accurate"),
+        (("--split", "half"), "--split must be one of final, validation"),
+        (("--seed", 2**64), "--seed must be below 2**64"),
+        (("--widths", "0"), "--widths must be at least 1"),
+        (("--widths", "ten"), "--widths takes whole numbers"),
+        (("--plot", "a.gif"), ".svg, .png or .pdf"),
+        (("--plot", "nowhere/a.svg"), "there is no folder"),
+        (("--out", "nowhere/a.steps"), "there is no folder"),
+        (("--out", "."), "is a folder"),
+        (("--resume", "--out", "none.steps"), "there is no log none.steps"),
+        (("--data", "none.npz"), "--data: none.npz: no such file"),
+    ],
+)
+def test_training_refuses_what_makes_no_sense(tmp_path, monkeypatch, words, complaint):
+    """One sentence that names the option, status 2, and no file."""
+    monkeypatch.chdir(tmp_path)
+    assert complaint in refused("train", *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_data_file_is_an_error_that_names_the_key(tmp_path):
+    """Status 2; nothing is trained."""
+    path = tmp_path / "bad.npz"
+    np.savez(path, x=np.zeros((4, 3)), y=np.zeros(4, int))
+    complaint = refused("train", "--data", path, "--out", tmp_path / "a.steps")
+    assert "x must be uint8" in complaint
+    assert not (tmp_path / "a.steps").exists()
+
+
+def test_ctrl_c_keeps_every_step_and_says_how_to_go_on(tmp_path):
+    """SIGINT: status 1, a log that replays, the command to resume; and resuming works."""
+    rng = np.random.default_rng(0)
+    source, path = tmp_path / "wide.npz", tmp_path / "run.steps"
+    x, y = rng.integers(0, 256, (600, 400), dtype=np.uint8), rng.integers(0, 10, 600)
+    np.savez(source, x=x, y=y)
+    words = ("train", "--data", source, "--widths", "64", "--workers", 1, "--out", path)
+    process = spawn(*words, "--json")
+    end = time.monotonic() + 240
+    while not (path.exists() and len(StepLog.open(path))) and time.monotonic() < end:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 1, stderr
+    assert "Traceback" not in stderr
+    assert f"train --resume --out {path} --data {source}" in stderr
+    said = json.loads(stdout.splitlines()[-1])
+    log = StepLog.open(path)
+    assert said["interrupted"] is True
+    assert 32 <= said["steps"] == len(log) < 600
+    assert said["digest"] == log.verify()
+    more = answer("train", "--resume", "--out", path, "--data", source, "--steps", len(log) + 1)
+    assert more["steps"] == len(log) + 1
+
+
+def test_mnist_is_trained_and_replayed_without_naming_data(tmp_path):
+    """The main job: no --data; replay gives the same digest and the same accuracy."""
+    path = tmp_path / "digits.steps"
+    trained = answer("train", "--steps", 2, "--out", path)
+    replayed = answer("replay", path)
+    assert trained["packed_weight_bytes"] == 66_868
+    for name in ("test_accuracy", "digest", "steps", "log_bytes", "packed_weight_bytes"):
+        assert trained[name] == replayed[name], name
+
+
+# --- What is done with a log
+
+
+def test_a_replay_gives_digest_and_accuracy_of_the_training(trained, data):
+    """Same numbers from the log alone, with the fields that scripts rely on."""
+    path, said = trained
+    replayed = answer("replay", path, "--data", data)
+    for name in ("test_accuracy", "digest", "steps", "log_bytes", "packed_weight_bytes"):
+        assert replayed[name] == said[name], name
+    assert {"seconds", "compile_seconds", "cpu_seconds"} <= replayed.keys()
+
+
+def test_a_replay_to_a_step_writes_those_weights(trained, data, tmp_path):
+    """--step N --out FILE: int8 weights after N steps, and their digest."""
+    out = tmp_path / "weights.npz"
+    said = answer("replay", trained[0], "--data", data, "--step", 2, "--out", out)
+    log = StepLog.open(trained[0])
+    assert said["digest"] == log.digest(2)
+    with np.load(out, allow_pickle=False) as weights:
+        found = dict(weights)
+    assert digest(found) == log.digest(2)
+    assert {w.dtype for w in found.values()} == {np.dtype(np.int8)}
+    assert "exists" in refused("replay", trained[0], "--data", data, "--out", out)
+
+
+def test_a_digest_that_does_not_fit_is_a_failure(trained, data, monkeypatch):
+    """Status 1: the work was asked for rightly, and failed."""
+
+    def wrong(log):
+        raise ValueError("record 0 replays to another digest")
+
+    monkeypatch.setattr(StepLog, "verify", wrong)
+    assert "another digest" in refused("replay", trained[0], "--data", data, status=1)
+
+
+def test_evaluate_measures_each_split(trained, data):
+    """60 test samples, 20 = 240 / 12 for validation; what was trained on is named so."""
+    found = {
+        name: answer("evaluate", trained[0], "--data", data, "--split", name)
+        for name in ("test", "validation", "train")
+    }
+    assert [found[name]["samples"] for name in found] == [60, 20, 240]
+    assert found["test"]["accuracy"] == trained[1]["test_accuracy"]
+    assert [found[name]["seen_in_training"] for name in found] == [False, True, True]
+    assert "--split must be" in refused("evaluate", trained[0], "--split", "all")
+
+
+def test_a_validation_run_keeps_its_validation_samples_apart(data, tmp_path):
+    """--split validation: 220 samples trained on, 20 kept; history and evaluate say so."""
+    path = tmp_path / "run.steps"
+    words = ("--data", data, "--widths", 16, "--steps", 3)
+    said = answer("train", *words, "--split", "validation", "--out", path)
+    measured = answer("evaluate", path, "--data", data, "--split", "validation")
+    assert measured["accuracy"] == said["validation_accuracy"]
+    assert measured["seen_in_training"] is False
+    assert answer("evaluate", path, "--data", data, "--split", "train")["samples"] == 220
+    assert answer("history", path, "--data", data)["validation_seen_in_training"] is False
+
+
+def test_history_runs_from_the_first_weights_to_the_last(trained, data, tmp_path):
+    """Points every N steps and the end; the last one is the trained accuracy; a plot is drawn."""
+    plot = tmp_path / "history.png"
+    said = answer("history", trained[0], "--data", data, "--every", 4, "--plot", plot)
+    assert said["steps"] == [0, 4, 6]
+    assert len(said["validation"]) == len(said["test"]) == 3
+    assert said["test"][-1] == trained[1]["test_accuracy"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    shown = call("history", trained[0], "--data", data).stdout.splitlines()
+    assert shown[0].split("  ")[0] == "step"
+    assert "validation (trained on)" in shown[0]
+    assert len(shown) == 1 + STEPS + 1
+
+
+def test_info_counts_every_byte(trained):
+    """Sizes of the file, of the net moves and of the packed weights; no data is needed."""
+    path, _ = trained
+    log, said = StepLog.open(path), answer("info", path)
+    assert said["log_bytes"] == path.stat().st_size
+    assert said["compact_bytes"] == len(compact(log))
+    payloads = sum(len(record.payload) for record in log.records)
+    assert said["framing_bytes"] == said["log_bytes"] - payloads
+    assert said["float32_bytes"] == 4 * log.plan.size
+    assert said["header"] == log.header
+    assert "seed" in call("info", path).stdout
+
+
+def test_masking_every_step_gives_the_initial_weights(trained, tmp_path):
+    """The edited copy replays to them, the source is as it was, and info tells of the edit."""
+    before, out = trained[0].read_bytes(), tmp_path / "masked.steps"
+    said = answer("edit", trained[0], "--mask", "0", "1-3", "4,5", "--out", out)
+    assert said["edited"] == STEPS
+    assert said["digest"] == digest(initial_params(StepLog.open(trained[0]).plan))
+    assert trained[0].read_bytes() == before
+    assert "mask, steps 0-5" in call("info", out).stdout
+
+
+def test_negating_a_step_twice_gives_the_log_back(trained, tmp_path):
+    """The last step clamps nothing of the others: turned round twice, the same digest."""
+    last = STEPS - 1
+    once, twice = tmp_path / "once.steps", tmp_path / "twice.steps"
+    assert answer("edit", trained[0], "--negate", last, "--out", once)["edited"] == 1
+    assert StepLog.open(once).digest() != trained[1]["digest"]
+    assert answer("edit", "--negate", last, once, "--out", twice)["digest"] == trained[1]["digest"]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ((), "either --negate STEPS or --mask STEPS"),
+        (("--negate", "1", "--mask", "2"), "either --negate STEPS or --mask STEPS"),
+        (("--mask", STEPS), f"steps 0 to {STEPS - 1}, there is no {STEPS}"),
+        (("--mask", "3-1"), "3-1 is no range"),
+        (("--mask", "1.5"), "takes whole numbers"),
+        (("--mask", "0-999999999999"), "is no range"),
+    ],
+)
+def test_an_edit_that_makes_no_sense_writes_nothing(trained, tmp_path, words, complaint):
+    """Status 2, one sentence, no file."""
+    out = tmp_path / "edited.steps"
+    assert complaint in refused("edit", trained[0], *words, "--out", out)
+    assert not out.exists()
+
+
+def test_an_edit_never_overwrites(trained):
+    """Not even the log that it reads."""
+    before = trained[0].read_bytes()
+    assert "exists" in refused("edit", trained[0], "--mask", "1", "--out", trained[0])
+    assert trained[0].read_bytes() == before
+
+
+def test_an_export_is_what_other_libraries_read(trained, tmp_path):
+    """safetensors: int8 tensors equal to the replayed weights, with their digest beside them."""
+    from safetensors import safe_open
+
+    out = tmp_path / "model.safetensors"
+    answer("export", trained[0], out, "--step", 3)
+    log = StepLog.open(trained[0])
+    with safe_open(out, framework="np") as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about = file.metadata()
+    for name, codes in log.replay(3).items():
+        assert found[name].dtype == np.int8
+        np.testing.assert_array_equal(found[name], codes)
+    assert about["digest"] == log.digest(3)
+    assert json.loads(about["plan"]) == log.header["plan"]
+    assert "exists" in refused("export", trained[0], out)
+    assert ".safetensors" in refused("export", trained[0], tmp_path / "model.bin")
+
+
+@pytest.mark.parametrize("command", ["replay", "evaluate", "history", "info", "export"])
+def test_a_damaged_log_is_a_failure_that_names_the_byte(trained, data, tmp_path, command):
+    """Status 1, the offset, and nothing written; with --json the object says the same."""
+    whole = bytearray(trained[0].read_bytes())
+    whole[40] ^= 1
+    path = tmp_path / "bad.steps"
+    path.write_bytes(whole)
+    more = [tmp_path / "a.safetensors"] if command == "export" else []
+    assert "byte" in refused(command, path, *more, status=1)
+    said = answer(command, path, *more, status=1)
+    assert said["exit_status"] == 1
+    assert "byte" in said["error"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("command", ["replay", "evaluate", "history", "info", "export"])
+def test_a_log_that_is_not_there_is_bad_use(tmp_path, command):
+    """Status 2; a folder is no log either."""
+    more = [tmp_path / "a.safetensors"] if command == "export" else []
+    assert "there is no log" in refused(command, tmp_path / "none.steps", *more)
+    assert "there is no log" in refused(command, tmp_path, *more)
+
+
+def test_a_torn_log_is_read_up_to_its_tear_with_a_warning(trained, tmp_path):
+    """A killed run: what is whole is used, the rest is told of, the file stays as it is."""
+    path = tmp_path / "torn.steps"
+    path.write_bytes(trained[0].read_bytes() + b"\x01\x02")
+    done = call("info", path, "--json")
+    assert done.exit_code == 0
+    assert f"torn at byte {trained[0].stat().st_size}" in done.stderr
+    assert json.loads(done.stdout)["torn_at"] == trained[0].stat().st_size
+    assert path.stat().st_size == trained[0].stat().st_size + 2
+
+
+@pytest.mark.parametrize("command", ["replay", "evaluate", "history"])
+def test_another_data_set_than_the_logs_is_refused(trained, tmp_path, command):
+    """By digest, not by name; and a log that was not trained on MNIST asks for its data."""
+    other = make_data(tmp_path / "patterns.npz", seed=1)
+    assert "is not the data" in refused(command, trained[0], "--data", other)
+    assert "trained on patterns.npz: give it with --data" in refused(command, trained[0])
+
+
+@pytest.mark.parametrize("command", ["replay", "evaluate", "export"])
+def test_a_step_beyond_the_end_is_refused(trained, tmp_path, command):
+    """Status 2, with the number of steps."""
+    more = [tmp_path / "a.safetensors"] if command == "export" else []
+    complaint = refused(command, trained[0], *more, "--step", STEPS + 1)
+    assert f"has {STEPS} steps" in complaint
+
+
+# --- chapters
+
+
+@pytest.fixture
+def two_chapters(tmp_path, monkeypatch):
+    """A folder of two chapters: one draws, the other fails."""
+    folder = tmp_path / "chapters"
+    folder.mkdir()
+    (folder / "ch01_good.py").write_text(
+        "# %% [markdown]\n# # A good one\n\n# %%\nimport matplotlib.pyplot as plt\n"
+        "from pathlib import Path\nPath('scratch.txt').write_text('x')\n"
+        "plt.subplots()\nprint('forty-two')\n"
+    )
+    (folder / "ch02_bad.py").write_text("# %% [markdown]\n# # A bad one\n\n# %%\nassert 1 == 2\n")
+    found = [
+        chapters_command.Chapter(1, "good", "A good one", folder / "ch01_good.py"),
+        chapters_command.Chapter(2, "bad", "A bad one", folder / "ch02_bad.py"),
+    ]
+    monkeypatch.setattr(chapters_command, "find_chapters", lambda: found)
+    return folder
+
+
+def test_every_chapter_is_listed_under_its_title():
+    """Numbers, names and first headings, from wherever minibit is installed."""
+    found = answer("chapters")["chapters"]
+    assert found
+    for chapter in found:
+        text = Path(chapter["path"]).read_text(encoding="utf-8")
+        assert f"# # {chapter['title']}\n" in text
+        assert chapter["path"].endswith(f"ch{chapter['number']:02}_{chapter['name']}.py")
+
+
+@pytest.mark.parametrize("which", ["1", "01", "good", "ch01", "ch01_good", "ch01_good.py"])
+def test_a_chapter_is_shown_by_number_or_name(two_chapters, which):
+    """Its script, to read or to redirect into a file."""
+    assert call("chapters", which).stdout == (two_chapters / "ch01_good.py").read_text()
+
+
+def test_a_chapter_that_is_not_there_is_refused(two_chapters):
+    """With the list of those that are."""
+    assert "there are 1 good, 2 bad" in refused("chapters", "17")
+
+
+def test_a_chapter_is_run_and_its_figures_kept(two_chapters, tmp_path):
+    """Script and SVG in the folder; what the chapter wrote elsewhere is gone with its scratch."""
+    out = tmp_path / "kept"
+    said = answer("chapters", "good", "--run", "--out", out)
+    assert said["passed"] is True
+    assert sorted(path.name for path in out.iterdir()) == ["ch01_good.py", "ch01_good_1.svg"]
+    assert not Path("scratch.txt").exists()
+    assert "exists; nothing was changed" in refused("chapters", "good", "--out", out)
+
+
+def test_a_chapter_that_fails_fails_the_run(two_chapters):
+    """All are run; status 1 names the one whose claim does not hold."""
+    said = answer("chapters", "--run", status=1)
+    assert {row["name"]: row["passed"] for row in said["chapters"]} == {"good": True, "bad": False}
+
+
+# --- bench
+
+
+@pytest.fixture
+def low(monkeypatch):
+    """A benchmark that misses one of its bars."""
+
+    def measured(options):
+        figures = (
+            bench.Figure("fast", 3.0, "x", 2.0),
+            bench.Figure("small", 5.0, "bytes", 4.0, at_least=False),
+            bench.Figure("seeds", float(sum(options.seeds)), "x"),
+        )
+        return bench.Report(figures, ("Made up.",))
+
+    monkeypatch.setattr(sys.modules[__name__], "measured", measured, raising=False)
+    monkeypatch.setitem(
+        bench.BENCHMARKS, "low", bench.Benchmark("made up", f"{__name__}:measured", False)
+    )
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+
+
+def test_bench_lists_its_benchmarks():
+    """Without a name."""
+    assert {"train", "step"} <= set(answer("bench")["benchmarks"])
+    assert "step" in call("bench").stdout
+
+
+def test_bench_check_fails_below_a_bar(low):
+    """Status 1 with --check, 0 without; the table says which; every figure is in the JSON."""
+    assert call("bench", "low").exit_code == 0
+    done = call("bench", "low", "--check")
+    assert done.exit_code == 1
+    assert "MISSED" in done.stdout
+    said = answer("bench", "low", "--check", status=1)
+    assert [figure["passed"] for figure in said["figures"]] == [True, False, True]
+    assert {"cpu", "kernel_path", "threads", "versions"} <= said["environment"].keys()
+
+
+def test_bench_takes_several_seeds_after_one_option(low):
+    """--seeds 3 4 5, with the name before or after."""
+    for words in (("bench", "low", "--seeds", "3", "4", "5"), ("bench", "--seeds", "3-5", "low")):
+        assert answer(*words)["figures"][2]["value"] == 12
+
+
+def test_an_unknown_benchmark_is_refused():
+    """With the list of those that are."""
+    assert "there are step, train" in refused("bench", "nothing").replace("matmul, ", "")
+
+
+# --- Small things
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=8))
+def test_whole_numbers_come_back_from_every_way_of_writing_them(numbers):
+    """Apart, with commas, and as ranges."""
+    words = [str(number) for number in numbers]
+    assert whole_numbers(words, "--x") == numbers
+    assert whole_numbers([",".join(words)], "--x") == numbers
+    assert whole_numbers([f"{n}-{n + 2}" for n in numbers[:1]], "--x") == [
+        *range(numbers[0], numbers[0] + 3)
+    ]
+
+
+@pytest.mark.parametrize("bad", ["", "-1", "1-", "1--2", "a", "1.0", "2-1", "1 2", "٣x"])
+def test_what_is_no_whole_number_is_refused(bad):
+    """The message quotes it."""
+    with pytest.raises(BadUse, match="--x"):
+        whole_numbers([bad], "--x")
+
+
+def test_sizes_and_times_are_written_for_people():
+    """1 KB = 1000 bytes; minutes and hours."""
+    assert [kilobytes(n) for n in (7, 999, 1000, 66_868)] == [
+        "7 bytes",
+        "999 bytes",
+        "1.0 KB",
+        "66.9 KB",
+    ]
+    assert [clock(s) for s in (0, 59.2, 61, 3600)] == ["0 s", "1:00", "1:01", "1:00:00"]
+    assert clock(float("inf")) == "?"
+
+
+@pytest.mark.parametrize("width", [24, 40, 60, 80, 84, 100, 200])
+def test_the_progress_line_fits_its_terminal(width):
+    """One line at every width from 24 columns on."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(width=width, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
+    bar = Progress(*_columns(width), console=console)
+    fields = {"loss": "0.123", "accuracy": "99.9%", "left": "59:59", "log": "999.9 KB"}
+    bar.add_task("", total=600, completed=599, **fields)
+    lines = console.render_lines(bar.get_renderable(), console.options)
+    text = "".join(segment.text for segment in lines[0])
+    console.file.close()
+    assert len(lines) == 1
+    assert "599/600" in text
+    assert "loss 0.123" in text
+    assert ("59:59 left" in text) == (width >= 40)
+    assert ("log 999.9 KB" in text) == (width >= 80)
+    assert ("━" in text) == (width >= 84)
+
+
+def test_plots_are_checked_before_the_work(monkeypatch, tmp_path):
+    """A wrong name for the plot costs no training."""
+    monkeypatch.setattr(plots, "save", None)
+    assert "--plot" in refused("train", "--plot", tmp_path / "a.jpeg")
