@@ -202,7 +202,7 @@ def cross_entropy(
     Parameters
     ----------
     logits : array, shape (..., classes)
-        May be as large as floats get: the maximum of a row is subtracted first.
+        May be large: the maximum of a row is subtracted before anything is raised to a power.
         ``-inf`` is a class of probability 0.
     labels : integer array, shape (...)
         0 to classes - 1.
@@ -212,7 +212,7 @@ def cross_entropy(
     Returns
     -------
     array, shape () or (...)
-        At least 0; NaN where a row of logits holds NaN or +inf.
+        At least 0; NaN where a row of logits holds NaN or +inf, or -inf only.
 
     Raises
     ------
@@ -251,7 +251,12 @@ def cross_entropy(
 
 
 def mlp(
-    params: Mapping[str, Array], x: Array, *, logit_scale: float = 1.0, eps: float = 1e-5
+    params: Mapping[str, Array],
+    x: Array,
+    *,
+    logit_scale: float = 1.0,
+    eps: float = 1e-5,
+    linear: Callable[[Array, Array], Array] = ternary_linear,
 ) -> Array:
     """Run the ternary multi-layer perceptron of noise_step; return its logits.
 
@@ -268,6 +273,8 @@ def mlp(
         Python float, or anything that keeps float32 (softmax's inverse temperature).
     eps : float
         As in `layer_norm`.
+    linear : callable (h, W) -> h W^T
+        What multiplies; gets every weight as it stands in `params`.
 
     Returns
     -------
@@ -287,8 +294,8 @@ def mlp(
     *hidden, last = _in_order(params)
     h = x
     for w in hidden:
-        h = relu(layer_norm(ternary_linear(h, w), eps))  # (..., n_out)
-    return logit_scale * ternary_linear(h, last)  # (..., classes)
+        h = relu(layer_norm(linear(h, w), eps))  # (..., n_out)
+    return logit_scale * linear(h, last)  # (..., classes)
 
 
 def _in_order(params: Mapping[str, Array]) -> list[Array]:
