@@ -15,15 +15,14 @@ wherever it exists (`CONSTANT`: comparisons, rounding, argsort).
 This file holds the functions of numbers. `minibit.rules_sums` enters reductions and products of
 matrices, `minibit.rules_shape` what only moves entries about. Conventions at kinks:
 
-====================  ==================================================================
-``maximum``, ``clip``  at a tie with a constant the constant wins: slope 0, so relu'(0) = 0;
-                      a tie of two duals is shared, half each
-``np.max``, ``np.min``  tied entries share alike
-``abs``, ``norm``     0 at 0; likewise ``std`` where nothing varies, and ``hypot(0, 0)``
-``sqrt``, ``cbrt``    infinite at 0, as in calculus (NumPy warns of the division)
-``x ** y``            d/dx is 0 where y = 0, also at 0 ** 0; d/dy is 0 where x = 0
-``sign``, ``round``   0 everywhere, also at the jump
-====================  ==================================================================
+- ``maximum``, ``minimum``, ``clip``: at a tie with a constant the constant wins, slope 0; so
+  relu'(0) = 0, whichever argument the 0 is. A tie of two duals is shared, half each.
+- ``max``, ``min`` over axes: tied entries share alike. ``sort``: ties keep their order.
+- ``abs``, ``norm``, ``hypot``: 0 at 0. ``std``: 0 where nothing varies.
+- ``sqrt``, ``cbrt``: infinite at 0, as in calculus, and NumPy warns of the division.
+- ``x ** y``: the slope in x is 0 where y = 0, also at 0 ** 0; the slope in y is 0 where x = 0.
+- ``sign``, ``round``, ``floor`` and the like: 0 everywhere, also at the jump. Conversion to
+  integers likewise.
 
 May import: numpy, minibit.tangents.
 """
