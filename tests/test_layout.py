@@ -19,7 +19,7 @@ PACKAGE = ROOT / "minibit"
 # The order of the rooms, by chapter; beside each, the other files that its idea is cut into.
 ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "dual": (1, ("trees", "tangents", "rules", "rules_sums", "rules_shape", "dual_array")),
-    "ternary": (2, ("packings", "layouts", "ggml_blocks")),
+    "ternary": (2, ("packings", "layouts", "ggml_blocks", "panels")),
     "matmul": (3, ()),
     "absmean": (4, ()),
     "layers": (5, ()),
