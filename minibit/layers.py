@@ -107,7 +107,8 @@ def layer_norm(x: Array, eps: float = 1e-5) -> Array:
     Notes
     -----
     A NaN or infinity makes its own row NaN and no other. In float32, entries beyond 1e19 overflow
-    when squared. Tangent, with r = 1 / sqrt(v + eps):
+    when squared, and the rounding of the mean is divided by sqrt(eps) in a row that hardly varies:
+    a constant row of 0.1 may give some 1e-6 in place of 0. Tangent, with r = 1 / sqrt(v + eps):
     ``z_dot = r (x_dot - mean x_dot - z mean(z x_dot))``. Source: Ba et al., arXiv 1607.06450.
 
     Examples

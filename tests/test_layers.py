@@ -23,7 +23,7 @@ from minibit.layers import (
     ternary_linear,
 )
 
-numbers = st.floats(-100, 100, width=32, allow_subnormal=False)
+numbers = st.integers(-102_400, 102_400).map(lambda n: n / 1024)  # exact in float32, none tiny
 rows = arrays(np.float32, array_shapes(min_dims=1, max_dims=3, max_side=7), elements=numbers)
 matrices = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=7), elements=numbers)
 NORMS = (layer_norm, rms_norm)
@@ -115,7 +115,8 @@ def test_layer_norm_gives_mean_zero_and_variance_v_over_v_plus_eps(x):
     z = layer_norm(x, eps=0.5)
     assert z.dtype == np.float32
     variance = x.astype(float).var(axis=-1)
-    np.testing.assert_allclose(z.mean(axis=-1), 0, atol=1e-5)
+    rounding = x.shape[-1] * 2.0**-23 * np.abs(x).max() / np.sqrt(0.5)  # of the mean, over the root
+    np.testing.assert_allclose(z.mean(axis=-1), 0, atol=1e-6 + rounding)
     np.testing.assert_allclose(z.var(axis=-1), variance / (variance + 0.5), atol=1e-4)
 
 
