@@ -190,6 +190,12 @@ def test_the_naive_jvp_is_a_whole_tangent():
     np.testing.assert_allclose(tangent, (up - down) / (2 * nudge), rtol=1e-4, atol=1e-4)
 
 
+def test_each_step_is_measured_by_the_pause_that_follows_it():
+    """Steps 1 and 2 by the pause after step 2, step 3 by that after 3; the rest by the last."""
+    ratios = bench_training.in_forward_passes(np.array([4.0, 6.0, 9.0, 3.0]), [2, 3], [2.0, 3.0])
+    np.testing.assert_array_equal(ratios, [2, 3, 3, 1])
+
+
 @pytest.fixture
 def tiny(monkeypatch):
     """Presets small enough to run here."""
@@ -207,8 +213,8 @@ def test_the_cost_of_a_step_is_the_mean_of_its_ratios(tiny, preset):
     assert len(cost["step_seconds"]) == 4
     assert cost["at"][-1] == 4
     assert len(cost["at"]) == len(cost["forward"])
-    ends = np.searchsorted(cost["at"], np.arange(1, 5))
-    ratios = np.array(cost["step_seconds"]) / np.array(cost["forward"])[ends]
+    seconds = np.array(cost["step_seconds"])
+    ratios = bench_training.in_forward_passes(seconds, cost["at"], cost["forward"])
     assert cost["forward_passes"] == pytest.approx(ratios.mean(), rel=1e-3)
     assert (cost["naive_forward_passes"] is None) == (preset == "accurate")
     assert cost["perturbations"] == (4 if preset == "strict" else 0)

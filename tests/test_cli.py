@@ -565,13 +565,14 @@ def test_a_chapter_that_is_not_there_is_refused(two_chapters):
     assert "there are 1 good, 2 bad" in refused("chapters", "17")
 
 
-def test_a_chapter_is_run_and_its_figures_kept(two_chapters, tmp_path):
+def test_a_chapter_is_run_and_its_figures_kept(two_chapters, tmp_path, monkeypatch):
     """Script and SVG in the folder; what the chapter wrote elsewhere is gone with its scratch."""
+    monkeypatch.chdir(tmp_path)
     out = tmp_path / "kept"
     said = answer("chapters", "good", "--run", "--out", out)
     assert said["passed"] is True
     assert sorted(path.name for path in out.iterdir()) == ["ch01_good.py", "ch01_good_1.svg"]
-    assert not Path("scratch.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chapters", "kept"]
     assert "exists; nothing was changed" in refused("chapters", "good", "--out", out)
 
 

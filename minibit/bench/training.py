@@ -22,7 +22,15 @@ from minibit.dual import jvp
 from minibit.layers import mlp
 from minibit.noise_step import geometric
 
-__all__ = ["naive_jvp", "numpy_forward", "step", "step_cost", "train", "train_runs"]
+__all__ = [
+    "in_forward_passes",
+    "naive_jvp",
+    "numpy_forward",
+    "step",
+    "step_cost",
+    "train",
+    "train_runs",
+]
 
 Floats = NDArray[np.float32]
 
@@ -198,8 +206,7 @@ def step_cost(
         result = training.train(
             preset, seed, Path(folder) / "run.steps", steps=steps, workers=workers, progress=pause
         )
-    windows = np.minimum(np.searchsorted(at, np.arange(1, result.steps + 1)), len(at) - 1)
-    ratios = result.step_seconds / np.array(forward)[windows]  # (steps,)
+    ratios = in_forward_passes(result.step_seconds, at, forward)
     count = recipe.perturbations if recipe.method == "sampled" else 0
     return {
         "preset": preset,
@@ -211,6 +218,35 @@ def step_cost(
         "perturbations": count,
         "naive_forward_passes": count * float(np.median(naive)) if naive else None,
     }
+
+
+def in_forward_passes(
+    step_seconds: NDArray[np.float64], at: list[int], forward: list[float]
+) -> NDArray[np.float64]:
+    """Divide each step's seconds by those of a forward pass at the next pause.
+
+    Parameters
+    ----------
+    step_seconds : float64 array, shape (steps,)
+    at : list of int
+        How many steps were done at each pause, increasing.
+    forward : list of float
+        Seconds of a forward pass at each pause.
+
+    Returns
+    -------
+    float64 array, shape (steps,)
+        Steps after the last pause are divided by that pause's.
+
+    Examples
+    --------
+    >>> in_forward_passes(np.array([2.0, 2.0, 9.0]), [2, 3], [1.0, 3.0])
+    array([2., 2., 3.])
+    """
+    numbers = np.arange(1, len(step_seconds) + 1)  # (steps,)
+    pauses = np.minimum(np.searchsorted(at, numbers), len(at) - 1)
+    ratios: NDArray[np.float64] = step_seconds / np.array(forward)[pauses]
+    return ratios
 
 
 def numpy_forward(weights: Mapping[str, Floats], x: Floats) -> Floats:
