@@ -54,7 +54,7 @@ def expand(plan: Plan, data: bytes) -> Params:
 
     Returns
     -------
-    dict of int8 arrays, shape (n_out, n_in)
+    dict of int8 arrays, of the plan's shapes
 
     Raises
     ------

@@ -9,6 +9,7 @@ May import: numpy, minibit.noise, minibit.moves, minibit.logcodes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -39,6 +40,7 @@ __all__ = [
 Step: TypeAlias = SampledStep | UnitsStep
 Flat: TypeAlias = NDArray[np.int8]  # (weights,)
 WORD = 1 << 32
+MOST = 1 << 34  # weights of a layer, as many as a stream has words
 
 
 def initial_flat(plan: Plan) -> Flat:
@@ -48,7 +50,7 @@ def initial_flat(plan: Plan) -> Flat:
 
 def as_params(plan: Plan, flat: Flat) -> Params:
     """Name the layers of a flat array; they are views of it."""
-    stops = np.cumsum([n_out * n_in for n_out, n_in in plan.shapes])[:-1]
+    stops = np.cumsum([prod(shape) for shape in plan.shapes])[:-1]
     layers = np.split(flat, stops)
     return {
         name: layer.reshape(shape)
@@ -67,15 +69,16 @@ def rows_at(
 ) -> NDArray[np.int8]:
     """Replay some rows of one layer, drawing no other layer's units and no block outside them.
 
-    Returns int8 (len(rows), n_in), for rows in any order, doubled or not.
+    Returns int8 (rows, n_in), or (rows, *shape[1:]), for rows in any order, doubled or not.
     """
-    n_out, n_in = plan.shapes[layer]
-    start = sum(high * wide for high, wide in plan.shapes[:layer])
+    shape = plan.shapes[layer] or (1,)  # a single weight is a row of its own
+    n_out, n_in = shape[0], prod(shape[1:])
+    start = sum(prod(before) for before in plan.shapes[:layer])
     kept, slot = np.unique(rows, return_inverse=True)
     place = np.full(n_out, -1)
     place[kept] = np.arange(kept.size)  # row -> its place among those kept
     first = noise.initial_codes(plan.seed, plan.shapes[layer], plan.zeros, layer=layer)
-    weights = first[kept]  # (kept, n_in)
+    weights = first.reshape(n_out, n_in)[kept]  # (kept, n_in)
     flat = weights.reshape(-1)
     for seeded, number, step in history:
         if isinstance(step, SampledStep):
@@ -95,7 +98,7 @@ def rows_at(
         deltas = np.zeros(where.size, np.int32)
         np.add.at(deltas, owner, moves[inside])
         flat[where] = np.clip(flat[where] + deltas, -1, 1)
-    return weights[slot]
+    return weights[slot].reshape(-1, *shape[1:])
 
 
 def _moves_in(
@@ -205,16 +208,16 @@ def checked_plan(fields: Any) -> Plan:
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"plan cannot be read: {type(error).__name__}: {error}") from None
     layers = len(plan.names)
-    wide = [(n_out, n_in) for n_out, n_in in plan.shapes if n_out < WORD and n_in < WORD]
+    tame = all(len(shape) <= 8 and all(0 < n <= MOST for n in shape) for shape in plan.shapes)
     laws = {
         "method is 'sampled' or 'units'": plan.method in ("sampled", "units"),
         "names are distinct strings": all(isinstance(name, str) for name in plan.names)
         and layers == len(set(plan.names)),
         "there is a layer, and no more than 4096": 0 < layers <= 4096,
         "each name has a shape": layers == len(plan.shapes),
-        "shapes are positive": all(min(shape) > 0 for shape in plan.shapes),
-        "a layer has at most 2**34 weights": len(wide) == layers
-        and all(n_out * n_in <= 1 << 34 for n_out, n_in in wide),
+        "a shape has at most 8 sides, each of 1 to 2**34": tame,
+        "a layer has at most 2**34 weights": not tame
+        or all(prod(shape) <= MOST for shape in plan.shapes),
         "seed lies in [0, 2**64)": 0 <= plan.seed < 1 << 64,
         "zeros lie in [0, 2**32]": 0 <= plan.zeros <= WORD,
     }
@@ -222,14 +225,17 @@ def checked_plan(fields: Any) -> Plan:
         laws["perturbations lie in [1, 2**32)"] = 0 < plan.perturbations < WORD
     else:
         draws = (plan.units, plan.inputs)
+        flat = tame and all(len(shape) == 2 for shape in plan.shapes)
+        laws["shapes are (n_out, n_in), with n_out at most 2**20"] = flat and all(
+            shape[0] <= 1 << 20 for shape in plan.shapes
+        )
         laws["each layer has units and inputs"] = all(len(draw) == layers for draw in draws)
-        laws["units and inputs lie within the shapes"] = all(
+        laws["units and inputs lie within the shapes"] = flat and all(
             0 <= drawn <= side
             for number, draw in enumerate(draws)
             for drawn, side in zip(draw, (shape[number] for shape in plan.shapes), strict=False)
         )
-        laws["a layer has at most 2**20 rows"] = all(n_out <= 1 << 20 for n_out, _ in plan.shapes)
     for law, holds in laws.items():
         if not holds:
-            raise ValueError(f"plan: {law}; got {dict(fields)}")
+            raise ValueError(f"plan: {law}; got {dict(fields)!r:.300}")
     return plan

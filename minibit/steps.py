@@ -80,8 +80,9 @@ class StepLog:
     """A training run on disk: its header, its steps, and through them the weights of every step.
 
     Step numbers count from 0, and "step n" of weights means after n steps: 0 is the initial
-    weights, ``len(log)`` the final ones. Weights are dicts of int8 arrays ``(n_out, n_in)``, new
-    at every call. Reading is safe from several threads, also while another appends.
+    weights, ``len(log)`` the final ones. Weights are dicts of int8 arrays, ``(n_out, n_in)`` where
+    the plan says no other shape, new at every call. Reading is safe from several threads, also
+    while another appends.
 
     Attributes
     ----------
@@ -343,7 +344,7 @@ class StepLog:
         layer : int or str
             Its number or name.
         rows : int, slice, int array or bool array
-            As a NumPy index of the layer's n_out rows.
+            As a NumPy index of the layer's n_out rows (its first axis).
         step : int, optional
             All steps by default.
 
@@ -358,7 +359,7 @@ class StepLog:
             layer = self.plan.names.index(layer)
         elif not 0 <= layer < len(self.plan.names):
             raise ValueError(f"layer must lie in [0, {len(self.plan.names)}), got {layer}")
-        chosen = np.atleast_1d(np.arange(self.plan.shapes[layer][0])[rows])
+        chosen = np.atleast_1d(np.arange([*self.plan.shapes[layer], 1][0])[rows])
         history = islice(self._history(), self._step("step", step))
         return rows_at(self.plan, layer, chosen.reshape(-1), history)
 
