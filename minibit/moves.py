@@ -45,8 +45,8 @@ class SampledStep:
 class UnitsStep:
     """What a step of method ``units`` leaves behind: the kept moves of every layer.
 
-    Move ``m`` of a layer changes the weight of candidate ``positions[m]`` by ``signs[m]``; candidate
-    ``q`` is input ``q % inputs`` of drawn unit ``q // inputs``.
+    Move ``m`` of a layer changes the weight of candidate ``positions[m]`` by ``signs[m]``;
+    candidate ``q`` is input ``q % inputs`` of drawn unit ``q // inputs``.
     """
 
     positions: tuple[NDArray[np.int64], ...]  # one sorted array a layer

@@ -174,8 +174,9 @@ def _per_sample(
     tangents: Mapping[str, NDArray[Any]],
     count: int,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Per-sample losses (batch,) and loss tangents (directions, batch), a few directions at once."""
-    losses, parts = np.empty(0), []
+    """Return per-sample losses (batch,) and loss tangents (directions, batch)."""
+    losses: NDArray[Any] = np.empty(0)
+    parts = []
     for begin in range(0, max(count, 1), _DIRECTIONS_AT_ONCE):
         some = {name: t[begin : begin + _DIRECTIONS_AT_ONCE] for name, t in tangents.items()}
         losses, part = jvp_batch(function, (dict(primals),), (some,))
@@ -205,7 +206,7 @@ def direction_sums_by_jvp(
     loss: Loss | None = None,
     dtype: Any = np.float32,
 ) -> Sums:
-    """Sums over samples of the alignments with sparse directions, by `jvp_batch` of any model.
+    """Sum the alignments with sparse directions over samples, by `jvp_batch` of any model.
 
     The specification of the fast path: each direction is spelled out as a dense tangent of all
     parameters. `positions` are flat, over the parameters laid end to end; direction p has the
@@ -235,17 +236,18 @@ def unit_sums_by_jvp(
     loss: Loss | None = None,
     dtype: Any = np.float32,
 ) -> Sums:
-    """Sums over samples of the alignments of all weights into the drawn units, for any model.
+    """Sum the alignments of all weights into the drawn units over samples, for any model.
 
     If the model takes a ``linear`` argument and calls it for ``x w^T``, one tangent serves a unit:
-    `linear` adds a bump to the unit's pre-activation, and notes its inputs. Otherwise each candidate
-    weight is a direction of its own, which costs `n_in` times as much and needs nothing but a pure
-    function.
+    `linear` adds a bump to the unit's pre-activation, and notes its inputs. Otherwise each
+    candidate weight is a direction of its own, which costs `n_in` times as much and needs nothing
+    but a pure function.
     """
     primals = {name: np.asarray(w).astype(dtype) for name, w in params.items()}
     if "linear" in inspect.signature(model).parameters:
         return _shared(model, primals, x, y, weight, units, threshold, loss)
-    alignments, squares, losses = [], [], np.empty(0)
+    alignments, squares = [], []
+    losses: NDArray[Any] = np.empty(0)
     for (name, w), drawn in zip(primals.items(), units, strict=True):
         count = len(drawn) * w.shape[1]
         tangent = np.zeros((count, *w.shape), dtype)
@@ -425,6 +427,8 @@ class NoiseStep:
                 f"params must be a non-empty dict of arrays, got {type(params).__name__}"
             )
         self.params = {name: _ternary(name, w, method) for name, w in params.items()}
+        if isinstance(model, MLP):
+            model.check(self.params)
         self.model, self.method, self.loss = model, method, loss
         self.density, self.rate, self.score = density, rate, score
         self.threshold, self.workers = threshold, workers
@@ -469,10 +473,10 @@ class NoiseStep:
         weight = np.ones(len(y), np.float32) if weight is None else np.asarray(weight, np.float32)
         if weight.shape != (len(y),) or not np.isfinite(weight).all() or not (weight >= 0).all():
             raise ValueError(f"weight must be ({len(y)},), finite and not negative")
-        if self.method == "sampled":
-            record, sums, scores = self._sampled(x, y, weight, density)
-        else:
-            record, sums, scores = self._units(x, y, weight)
+        sampled = self.method == "sampled"
+        record, sums, scores = (
+            self._sampled(x, y, weight, density) if sampled else self._units(x, y, weight)
+        )
         self.params = apply_update(self.params, *sparse_update(self.plan, self.steps, record))
         self.steps += 1
         return StepResult(
@@ -487,9 +491,11 @@ class NoiseStep:
 
     def _sampled(
         self, x: NDArray[Any], y: NDArray[Any], weight: NDArray[Any], density: float | None
-    ) -> tuple[SampledStep, Sums, tuple[NDArray[Any], ...]]:
+    ) -> tuple[SampledStep | UnitsStep, Sums, tuple[NDArray[Any], ...]]:
         if density is None:
             density = self.density(self.steps) if callable(self.density) else self.density
+        if not 0 <= density <= 1:
+            raise ValueError(f"density must lie in [0, 1], got {density}")
         numerator = round(density * 2**32)
         drawn = sparse_noise_many(
             self.plan.seed,
@@ -498,34 +504,37 @@ class NoiseStep:
             self.plan.size,
             numerator,
         )
-        args = (self.model, self.params, x, y, weight, *drawn, self.threshold)
-        if self._is_fast(x):
-            sums = direction_sums(*args, workers=self.workers)
+        batch = (self.params, x, y, weight, *drawn, self.threshold)
+        if isinstance(self.model, MLP) and self.loss is None:
+            sums = direction_sums(self.model, *batch, workers=self.workers)
         else:
-            sums = direction_sums_by_jvp(*args, loss=self.loss)
+            sums = direction_sums_by_jvp(self.model, *batch, loss=self.loss)
         a, squares = sums.alignments[0], sums.squares[0]
         scores = _t_score(a.astype(np.float64), squares) if self.score == "t" else np.abs(a)
         return SampledStep(numerator, keep_terns(a, squares, self.score)), sums, (scores,)
 
     def _units(
         self, x: NDArray[Any], y: NDArray[Any], weight: NDArray[Any]
-    ) -> tuple[UnitsStep, Sums, tuple[NDArray[Any], ...]]:
+    ) -> tuple[SampledStep | UnitsStep, Sums, tuple[NDArray[Any], ...]]:
         plan = self.plan
         drawn = [
             draw_units(plan.seed, self.steps, layer, shape[0], plan.units[layer])
             for layer, shape in enumerate(plan.shapes)
         ]
-        args = (self.model, self.params, x, y, weight, drawn, self.threshold)
-        if self._is_fast(x):
-            sums = unit_sums(*args, workers=self.workers)
+        batch = (self.params, x, y, weight, drawn, self.threshold)
+        if isinstance(self.model, MLP) and self.loss is None:
+            sums = unit_sums(self.model, *batch, workers=self.workers)
         else:
-            sums = unit_sums_by_jvp(*args, loss=self.loss)
+            sums = unit_sums_by_jvp(self.model, *batch, loss=self.loss)
         rate = self.rate(self.steps) if callable(self.rate) else self.rate
+        if not 0 <= rate <= 1:
+            raise ValueError(f"rate must lie in [0, 1], got {rate}")
         lots = uniform(plan.seed, (len(drawn),), domain=LEVELS, step=self.steps)
         positions, signs, scores = [], [], []
         for layer, w in enumerate(self.params.values()):
-            a, squares = sums.alignments[layer], sums.squares[layer]
-            weights = w[drawn[layer]]  # (units, n_in)
+            a: NDArray[Any] = sums.alignments[layer]  # (units, n_in)
+            squares: NDArray[Any] = sums.squares[layer]
+            weights: NDArray[Any] = w[drawn[layer]]
             n_in, count = w.shape[1], plan.inputs[layer]
             if count < n_in:  # a share of every unit's inputs
                 columns = np.stack(
@@ -544,12 +553,9 @@ class NoiseStep:
             scores.append(_t_score(np.asarray(a, np.float64), squares))
         return UnitsStep(tuple(positions), tuple(signs)), sums, tuple(scores)
 
-    def _is_fast(self, x: NDArray[Any]) -> bool:
-        return isinstance(self.model, MLP) and self.loss is None and x.ndim == 2
-
 
 def _ternary(name: str, w: Any, method: str) -> NDArray[np.int8]:
-    """A private int8 copy of a parameter, checked."""
+    """Return a private int8 copy of a parameter, checked."""
     w = np.asarray(w)
     if w.dtype != np.int8:
         raise TypeError(f"params[{name!r}] must be int8 codes, got {w.dtype}")

@@ -3,10 +3,10 @@
 A *preset* names every hyper-parameter. A run draws batches of shifted images, harder samples more
 often (*re-sampling*), steps, and appends what each step kept to a log, 32 steps a record.
 
-**Re-sampling.** ``hard[i, s]`` holds 1 - p_y of image i under shift s as of its last visit, at first
-1. Draw (i, s) uniformly; accept it with weight 1 if hard, else with probability `easy_share` and
-weight 1 / easy_share, so that weighted sums stay unbiased. The table is state of the run, not of
-the model; a resumed run measures it anew.
+**Re-sampling.** ``hard[i, s]`` holds 1 - p_y of image i under shift s as of its last visit, at
+first 1. Draw (i, s) uniformly; accept it with weight 1 if it is hard, above `threshold`, else with
+probability `easy_share` and weight 1 / easy_share, so that weighted sums stay unbiased. The table
+is state of the run, not of the model; a resumed run measures it anew.
 
 Support room: ties noise_step to logs and data.
 
@@ -16,7 +16,7 @@ May import: anything.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -76,7 +76,7 @@ PRESETS = {
         shifts=1,
     ),
     "strict": Preset(method="sampled", steps=1550, batch=(1024, 1024)),
-    "small": Preset(method="units", steps=600, batch=(1024, 4096)),
+    "small": Preset(method="units", steps=800, batch=(1024, 8192), rate=(0.0035, 0.0004)),
     "accurate": Preset(method="units", steps=6000, batch=(1024, 2048), rate=(0.005, 0.0001)),
 }
 
@@ -144,7 +144,7 @@ def train(
         Stop after as many steps; schedules still run over the preset's own number, so that a
         shorter run is a prefix of the whole one.
     resume : bool
-        Go on from the last good record of `out`. Preset, seed, data and widths come from its header.
+        Go on from the last good record of `out`; preset, seed and widths come from its header.
     workers : int, optional
         Threads; as many as there are cores by default.
     dataset : Dataset, optional
@@ -178,7 +178,7 @@ def train(
 
 
 def evaluate(
-    params: dict[str, NDArray[np.int8]],
+    params: Mapping[str, NDArray[Any]],
     model: MLP,
     x: NDArray[Any],
     y: NDArray[Any],
@@ -190,7 +190,7 @@ def evaluate(
 
 
 def model_of(header: dict[str, Any]) -> MLP:
-    """The model function that a training log's weights belong to."""
+    """Return the model function that a training log's weights belong to."""
     recipe, data = header["recipe"], header["data"]
     return MLP(
         logit_scale=recipe["logit_scale"],
@@ -259,6 +259,7 @@ class _Run:
     data: Dataset
     split_name: str
     log: StepLog
+    model: MLP
     stepper: NoiseStep
     images: NDArray[Any]  # (shifts, samples, n_in)
     labels: NDArray[np.int64]
@@ -313,6 +314,7 @@ class _Run:
             data=data,
             split_name=split_name,
             log=log,
+            model=model,
             stepper=_stepper(model, params, log.plan, recipe),
             images=images,
             labels=train_y.astype(np.int64),
@@ -325,22 +327,22 @@ class _Run:
     def warm_up(self) -> None:
         """Compile what a step uses on a few samples; leaves no trace in the run."""
         few = _stepper(
-            self.stepper.model, self.stepper.params, self.log.plan, self.recipe
+            self.model, self.stepper.params, self.log.plan, self.recipe
         )  # fmt: skip
         x, y = self.images[0, :8], self.labels[:8]
         few.step(x, y)
-        evaluate(few.params, self.stepper.model, x, y)  # type: ignore[arg-type]
+        evaluate(few.params, self.model, x, y)
         integers(self.seed, 8, 8, domain=BATCH)
 
     def measure_hardness(self, workers: int | None) -> None:
         """Fill the table from the present weights, as a resumed run must."""
         for shift, images in enumerate(self.images):
             self.hard[:, shift] = forward(
-                self.stepper.model,
+                self.model,
                 self.stepper.params,
                 images,
                 self.labels,
-                workers,  # type: ignore[arg-type]
+                workers,
             )[2]
 
     def batch_size(self, step: int) -> int:
@@ -424,7 +426,7 @@ class _Run:
                             now - begin,
                             left,
                             self.log.nbytes,
-                        )  # fmt: skip
+                        )
                     )
         except KeyboardInterrupt:
             interrupted = True
@@ -445,16 +447,16 @@ class _Run:
         first: int,
         interrupted: bool,
     ) -> TrainResult:
-        params, model = self.stepper.params, self.stepper.model
+        params, model = self.stepper.params, self.model
         validation = None
         if self.split_name == "validation":
-            validation = evaluate(params, model, *split(self.data)[2:])  # type: ignore[arg-type]
+            validation = evaluate(params, model, *split(self.data)[2:])
         done = len(step_seconds)
         return TrainResult(
             preset=self.preset,
             seed=self.seed,
             split=self.split_name,
-            test_accuracy=evaluate(params, model, self.data.test_x, self.data.test_y),  # type: ignore[arg-type]
+            test_accuracy=evaluate(params, model, self.data.test_x, self.data.test_y),
             validation_accuracy=validation,
             digest=self.log.digest(),
             steps=len(self.log),

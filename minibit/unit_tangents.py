@@ -8,8 +8,8 @@ unit tangent t_j. Every weight into the unit moves the pre-activation in proport
 and one forward tangent serves all of the unit's inputs. A sparse perturbation v is a sum of such
 entries, so its alignment is a sum too: ``a(v) = sum over nonzeros of sign * t_j h_i``.
 
-With z the pre-activations of a hidden layer, ``z_hat = r (z - mean z)``, r = 1 / sigma, m the ReLU's
-mask and h = m z_hat, the tangent u of z has the loss tangent
+With z the pre-activations of a hidden layer, ``z_hat = r (z - mean z)``, r = 1 / sigma, m the
+ReLU's mask and h = m z_hat, the tangent u of z has the loss tangent
 
     F_l(u) = r [ F_(l+1)(W (m u)) - mean(u) F_(l+1)(W m) - mean(z_hat u) F_(l+1)(W h) ]
     F_L(u) = g . u     at the logits, g = softmax - onehot
@@ -23,6 +23,7 @@ May import: numpy, minibit.layers, minibit.kernels.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.kernels import compiled
-from minibit.layers import mlp
+from minibit.layers import mlp, ternary_linear
 
 __all__ = [
     "MLP",
@@ -48,7 +49,7 @@ __all__ = [
 
 CHUNKS = 8  # a batch is always cut in as many parts, so sums do not depend on the thread count
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]  # float32 on the fast path
 Params = Mapping[str, NDArray[Any]]
 
 
@@ -72,10 +73,24 @@ class MLP:
         if not (np.isfinite(self.eps) and self.eps > 0):
             raise ValueError(f"eps must be positive and finite, got {self.eps}")
 
-    def __call__(self, params: Params, x: Any) -> Any:
-        """Logits, ``(batch, classes)``, of inputs ``(batch, n_in)``."""
+    def __call__(
+        self, params: Params, x: Any, linear: Callable[[Any, Any], Any] = ternary_linear
+    ) -> Any:
+        """Return the logits, ``(batch, classes)``, of inputs ``(batch, n_in)``."""
         x = self.input_scale * _as_float(x) + self.input_offset
-        return mlp(params, x, logit_scale=self.logit_scale, eps=self.eps)
+        return mlp(params, x, logit_scale=self.logit_scale, eps=self.eps, linear=linear)
+
+    def check(self, params: Params) -> None:
+        """Refuse parameters that are no MLP, or not in the order of its layers."""
+        names = [f"w{layer + 1}" for layer in range(len(params))]
+        if list(params) != names:
+            raise ValueError(f"params of an MLP must be {names}, in order, got {list(params)}")
+        shapes = [np.shape(w) for w in params.values()]
+        chained = all(len(s) == 2 and min(s) > 0 for s in shapes)
+        if not chained or any(a[0] != b[1] for a, b in itertools.pairwise(shapes)):
+            raise ValueError(
+                f"params of an MLP must be (n_out, n_in), each n_in the n_out before, got {shapes}"
+            )
 
 
 @dataclass(frozen=True)
@@ -99,7 +114,7 @@ def _as_float(x: Any) -> Any:
 
 
 def _states(model: MLP, params: Params, x: Any) -> tuple[list[Any], list[Any], list[Any], Any]:
-    """Inputs of every layer, z_hat and r of every hidden layer, and the logits."""
+    """Run the model: inputs of every layer, z_hat and r of every hidden one, and the logits."""
     *hidden, last = (w.astype(np.float32) for w in params.values())
     h = model.input_scale * _as_float(x) + model.input_offset  # (batch, n_in)
     inputs, z_hats, rs = [h], [], []
@@ -165,7 +180,7 @@ def _tangents(
 def forward_reference(
     model: MLP, params: Params, x: Any, y: NDArray[Any]
 ) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
-    """Logits, loss, 1 - p_y and correctness of every sample; the twin of `forward`."""
+    """Return logits, loss, 1 - p_y and correctness of every sample; the twin of `forward`."""
     logits = _states(model, params, x)[3]
     loss, hardness, correct, _ = _outcome(logits, y)
     return logits, loss, hardness, correct
@@ -180,7 +195,7 @@ def unit_sums_reference(
     units: Sequence[NDArray[np.int64]],
     threshold: float = -1.0,
 ) -> Sums:
-    """Sums over samples of the alignments of all weights into the drawn units; plain NumPy."""
+    """Sum the alignments of all weights into the drawn units over samples; plain NumPy."""
     states = _states(model, params, x)
     loss, hardness, correct, g = _outcome(states[3], y)
     kept = np.where(hardness > threshold, weight, 0).astype(np.float32)[:, None]  # (batch, 1)
@@ -203,7 +218,7 @@ def direction_sums_reference(
     signs: NDArray[np.int8],
     threshold: float = -1.0,
 ) -> Sums:
-    """Sums over samples of the alignments with sparse directions; plain NumPy.
+    """Sum the alignments with sparse directions over samples; plain NumPy.
 
     Direction p is ``signs`` at flat ``positions`` (over the layers laid end to end), entries
     ``offsets[p]`` to ``offsets[p + 1]``.
@@ -315,23 +330,41 @@ def _run(work: Callable[[int, int, int], None], batch: int, workers: int | None)
             done.result()
 
 
-def _contiguous(x: Any, y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    x = np.asarray(x)
-    if x.dtype not in (np.uint8, np.float32):
+def check_batch(params: Params, x: Any, y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return contiguous inputs (uint8 or float32) and labels, or say what is wrong with them."""
+    x, y = np.asarray(x), np.asarray(y)
+    *_, last = params.values()
+    n_in, classes = next(iter(params.values())).shape[1], last.shape[0]
+    if x.ndim != 2 or x.shape[1] != n_in:
+        raise ValueError(f"x must be (batch, {n_in}), got shape {x.shape}")
+    if x.dtype.kind not in "uif":
+        raise TypeError(f"x must be integers or floats, got {x.dtype}")
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        first = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
+        raise ValueError(f"x must be finite, got {x[first]} at {first}")
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"y must be one label a sample, ({len(x)},), got shape {y.shape}")
+    if y.dtype.kind not in "iu":
+        raise TypeError(f"y must be integer labels, got {y.dtype}")
+    if y.size and (y.min() < 0 or y.max() >= classes):
+        wrong = y[(y < 0) | (y >= classes)][0]
+        raise ValueError(f"y must be labels from 0 to {classes - 1}, got {wrong}")
+    if x.dtype != np.uint8:
         x = x.astype(np.float32)
-    return np.array(x, order="C", copy=None), np.ascontiguousarray(y, dtype=np.int64)
+    return np.ascontiguousarray(x), np.ascontiguousarray(y, dtype=np.int64)
 
 
 def forward(
     model: MLP, params: Params, x: Any, y: NDArray[Any], workers: int | None = None
 ) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
-    """Logits (batch, classes), loss, 1 - p_y and correctness (batch,) of every sample."""
+    """Return logits (batch, classes), loss, 1 - p_y and correctness (batch,) of every sample."""
+    model.check(params)
+    x, labels = check_batch(params, x, y)
     if not compiled():
-        return forward_reference(model, params, x, y)
+        return forward_reference(model, params, x, labels)
     from minibit.kernels import unit_tangents as kernel
 
     w = _prepare(model, params)
-    x, labels = _contiguous(x, y)
     batch = len(x)
     logits = np.empty((batch, w.w_out.shape[0]), np.float32)
     loss, hardness = np.empty(batch, np.float32), np.empty(batch, np.float32)
@@ -340,8 +373,8 @@ def forward(
     def work(_: int, start: int, stop: int) -> None:
         part = slice(start, stop)
         kernel.forward(
-            x[part], labels[part], w.wt, w.first, w.widths, w.w_out, w.base, w.scale, w.logit_scale, w.eps,
-            logits[part], loss[part], hardness[part], correct[part],
+            x[part], labels[part], w.wt, w.first, w.widths, w.w_out, w.base, w.scale,
+            w.logit_scale, w.eps, logits[part], loss[part], hardness[part], correct[part],
         )  # fmt: skip
 
     _run(work, batch, workers)
@@ -358,7 +391,7 @@ def unit_sums(
     threshold: float = -1.0,
     workers: int | None = None,
 ) -> Sums:
-    """Sums over samples of the alignments of all weights into the drawn units.
+    """Sum the alignments of all weights into the drawn units over samples.
 
     Parameters
     ----------
@@ -371,12 +404,13 @@ def unit_sums(
     threshold : float
         Samples with ``1 - p_y <= threshold`` count as learnt: their tangents are skipped.
     """
+    model.check(params)
+    x, labels = check_batch(params, x, y)
     if not compiled():
-        return unit_sums_reference(model, params, x, y, weight, units, threshold)
+        return unit_sums_reference(model, params, x, labels, weight, units, threshold)
     from minibit.kernels import unit_tangents as kernel
 
     w = _prepare(model, params)
-    x, labels = _contiguous(x, y)
     batch = len(x)
     loss, hardness = np.empty(batch, np.float32), np.empty(batch, np.float32)
     correct = np.empty(batch, np.bool_)
@@ -413,15 +447,16 @@ def direction_sums(
     threshold: float = -1.0,
     workers: int | None = None,
 ) -> Sums:
-    """Sums over samples of the alignments with sparse directions (see the reference)."""
+    """Sum the alignments with sparse directions over samples; see `direction_sums_reference`."""
+    model.check(params)
+    x, labels = check_batch(params, x, y)
     if not compiled():
         return direction_sums_reference(
-            model, params, x, y, weight, offsets, positions, signs, threshold
+            model, params, x, labels, weight, offsets, positions, signs, threshold
         )
     from minibit.kernels import unit_tangents as kernel
 
     w = _prepare(model, params)
-    x, labels = _contiguous(x, y)
     batch, directions = len(x), len(offsets) - 1
     loss, hardness = np.empty(batch, np.float32), np.empty(batch, np.float32)
     correct = np.empty(batch, np.bool_)

@@ -6,8 +6,8 @@ state is a few kilobytes, so nothing of a batch is ever stored: every sample add
 forgotten.
 
 The formulas and the plain NumPy twins are in `minibit.unit_tangents`. Buffers are two-dimensional
-and functions take (buffer, row) rather than views: a view costs an atomic reference count, which two
-threads would fight over. Row numbers of the scratch buffer are named below.
+and functions take (buffer, row) rather than views: a view costs an atomic reference count, which
+two threads would fight over. Row numbers of the scratch buffer are named below.
 
 May import: numpy, numba.
 """
@@ -52,7 +52,7 @@ def _add_rows(out, ro, wt, first, index, ri, value, rv, count, width):
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _count_rows(out, wt, first, index, ri, count, sign, width):
-    """out += sign * sum_c wt[first + index[ri, c]] in int16: additions alone."""
+    """Add to out: out += sign * sum_c wt[first + index[ri, c]] in int16: additions alone."""
     c = 0
     while c + 4 <= count:
         i0, i1 = first + index[ri, c], first + index[ri, c + 1]
@@ -164,7 +164,7 @@ def _forward(
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _softmax(logits, row, label, g):
-    """g = softmax - onehot; return (loss, 1 - p_label, whether label is the argmax)."""
+    """Fill g = softmax - onehot; return (loss, 1 - p_label, whether label is the argmax)."""
     classes = g.size
     best = 0
     for o in range(1, classes):
@@ -196,7 +196,7 @@ def _layer_norm_terms(u, ru, z_hat, layer, width, a, b):
 
 @njit(cache=True, nogil=True, forceinline=True, fastmath=_fast)
 def _to_loss(u, ru, w_out, g, width):
-    """g . (W_out u): the logits' tangent, forwards, then its slope."""
+    """Return g . (W_out u): the logits' tangent, forwards, then its slope."""
     total = np.float32(0)
     for c in range(g.size):
         tangent = np.float32(0)
@@ -270,7 +270,7 @@ def _corrections(
 
 @njit(cache=True, nogil=True, forceinline=True, fastmath=_fast)
 def _column_terms(z_hat, layer, wt, row, width, total, a, b):
-    """The same as `_layer_norm_terms` for a ternary tangent whose sum is known."""
+    """Return `_layer_norm_terms` of a ternary tangent whose sum is known."""
     shaped = np.float32(0)
     for o in range(width):
         shaped += z_hat[layer, o] * np.float32(wt[row, o])
@@ -329,8 +329,8 @@ def _tangents(
                     for o in range(n_out):
                         scratch[_U, o] = np.float32(sums[o])
                     through += _follow(
-                        _U, above + 1, wt, first, widths, w_out, g, a, b, z_hat, on, r, index, counts,
-                        scratch,
+                        _U, above + 1, wt, first, widths, w_out, g, a, b, z_hat, on, r, index,
+                        counts, scratch,
                     )  # fmt: skip
                 total += r[above] * through
             t[rt, q0 + u] = weight * r[layer] * total
@@ -338,7 +338,7 @@ def _tangents(
 
 @njit(cache=True, nogil=True)
 def list_columns(wt, first, widths, units, n_units, columns, column_sizes):
-    """For every drawn unit, the nonzero weights that leave it: positive ones, then negative ones."""
+    """List the nonzero weights that leave every drawn unit: positive ones, then negative ones."""
     q = 0
     for layer in range(widths.size - 2):
         for u in range(n_units[layer]):
@@ -367,8 +367,8 @@ def forward(
     g = np.empty(logits.shape[1], np.float32)
     for b in range(x.shape[0]):
         _forward(
-            x, b, wt, first, widths, w_out, base, scale, logit_scale, eps, z_hat, h, on, r, index, value,
-            counts, scratch, logits, b,
+            x, b, wt, first, widths, w_out, base, scale, logit_scale, eps, z_hat, h, on, r, index,
+            value, counts, scratch, logits, b,
         )  # fmt: skip
         loss[b], hardness[b], correct[b] = _softmax(logits, b, y[b], g)
 
@@ -458,8 +458,8 @@ def direction_sums(
 ):  # fmt: skip
     """Add every sample's alignment with each sparse direction, and its square, to sums and squares.
 
-    Entry m of a direction is the weight from input ``input_index[m]`` (of layer ``// row_size(...)``,
-    input ``% row_size(...)``) to drawn unit ``unit_index[m]`` (all layers', laid end to end).
+    Entry m of a direction is the weight from input ``input_index[m]`` (``row_size(widths)`` times
+    the layer, plus the input) to drawn unit ``unit_index[m]`` (all layers', laid end to end).
     """
     hidden, wide = widths.size - 2, wt.shape[1]
     tall = row_size(widths)
@@ -475,8 +475,8 @@ def direction_sums(
     flat = entries.reshape(-1)
     for b in range(x.shape[0]):
         _forward(
-            x, b, wt, first, widths, w_out, base, scale, logit_scale, eps, z_hat, h, on, r, index, value,
-            counts, scratch, logits, 0,
+            x, b, wt, first, widths, w_out, base, scale, logit_scale, eps, z_hat, h, on, r, index,
+            value, counts, scratch, logits, 0,
         )  # fmt: skip
         loss[b], hardness[b], correct[b] = _softmax(logits, 0, y[b], g)
         if hardness[b] <= threshold:

@@ -1,0 +1,508 @@
+"""Training in ternary without backpropagation, stated as laws."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minibit.layers import cross_entropy, squared_relu, ternary_linear
+from minibit.moves import (
+    Plan,
+    SampledStep,
+    UnitsStep,
+    apply_update,
+    digest,
+    initial_params,
+    sparse_update,
+)
+from minibit.noise import draw_inputs, draw_units, sparse_noise, sparse_noise_many
+from minibit.noise_step import (
+    MLP,
+    NoiseStep,
+    direction_sums_by_jvp,
+    geometric,
+    keep_moves,
+    keep_terns,
+    unit_sums_by_jvp,
+)
+from minibit.unit_tangents import (
+    direction_sums,
+    direction_sums_reference,
+    forward,
+    forward_reference,
+    unit_sums,
+    unit_sums_reference,
+)
+
+widths = st.lists(st.integers(8, 40), min_size=2, max_size=5).map(tuple)
+
+
+def problem(shape, seed, batch=32, zeros=0.4):
+    """A random ternary MLP, inputs and labels."""
+    rng = np.random.default_rng(seed)
+    params = {
+        f"w{i + 1}": rng.choice(
+            np.array([-1, 0, 1], np.int8), (b, a), p=[(1 - zeros) / 2, zeros, (1 - zeros) / 2]
+        )
+        for i, (a, b) in enumerate(itertools.pairwise(shape))
+    }
+    x = rng.integers(0, 255, (batch, shape[0]), dtype=np.uint8)
+    x[rng.random(x.shape) < 0.6] = 0
+    y = rng.integers(0, shape[-1], batch)
+    weight = rng.uniform(0.5, 2, batch).astype(np.float32)
+    return params, x, y, weight
+
+
+def some_units(params, seed):
+    """A few distinct units of every layer."""
+    rng = np.random.default_rng(seed)
+    return [
+        np.sort(rng.choice(len(w), max(1, len(w) // 2), replace=False)) for w in params.values()
+    ]
+
+
+def some_directions(params, seed, count=7):
+    """Sparse directions, the first one empty."""
+    rng = np.random.default_rng(seed)
+    size = sum(w.size for w in params.values())
+    drawn = [
+        np.sort(rng.choice(size, min(size, 5) if p else 0, replace=False)) for p in range(count)
+    ]
+    positions = np.concatenate(drawn).astype(np.int64)
+    offsets = np.cumsum([0, *map(len, drawn)])
+    return offsets, positions, rng.choice(np.array([-1, 1], np.int8), positions.size)
+
+
+def model_for(shape):
+    """Constants that keep the logits of a small network in range."""
+    return MLP(logit_scale=1 / max(1, shape[-2]) ** 0.5, input_scale=0.0127, input_offset=-0.42)
+
+
+def agree(found, expected, bound):
+    """Every entry within `bound` of the largest."""
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        assert np.abs(a - b).max(initial=0) <= bound * max(np.abs(b).max(initial=0), 1e-3)
+
+
+# --- alignments -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=25)
+@given(widths, st.integers(0, 1000))
+def test_unit_tangents_equal_the_jvp_of_the_plain_model(shape, seed):
+    """Weights into a unit: fast path against float64 duals, within 1e-5 of the largest."""
+    params, x, y, weight = problem(shape, seed)
+    model, units = model_for(shape), some_units(params, seed)
+    fast = unit_sums(model, params, x, y, weight, units)
+    plain = unit_sums_by_jvp(model, params, x.astype(float), y, weight, units, dtype=np.float64)
+    agree(fast.alignments, plain.alignments, 1e-5)
+    agree(fast.squares, plain.squares, 1e-5)
+    np.testing.assert_allclose(fast.loss, plain.loss, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(fast.hardness, plain.hardness, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=25)
+@given(widths, st.integers(0, 1000))
+def test_sparse_directions_equal_the_jvp_of_the_plain_model(shape, seed):
+    """Alignments of sparse perturbations: fast path against float64 duals, 1e-5 of the largest."""
+    params, x, y, weight = problem(shape, seed)
+    model, directions = model_for(shape), some_directions(params, seed)
+    fast = direction_sums(model, params, x, y, weight, *directions)
+    plain = direction_sums_by_jvp(
+        model, params, x.astype(float), y, weight, *directions, dtype=np.float64
+    )
+    agree(fast.alignments, plain.alignments, 1e-5)
+    agree(fast.squares, plain.squares, 1e-5)
+    assert fast.alignments[0][0] == 0  # the empty direction
+
+
+@settings(max_examples=25)
+@given(widths, st.integers(0, 1000), st.sampled_from([-1.0, 0.4, 0.8]))
+def test_the_kernels_equal_their_references(shape, seed, threshold):
+    """Same sums from one sample at a time as from whole batches, easy samples left out of both."""
+    params, x, y, weight = problem(shape, seed)
+    model, units = model_for(shape), some_units(params, seed)
+    directions = some_directions(params, seed)
+    hardness = forward_reference(model, params, x, y)[2]
+    if np.abs(hardness - threshold).min() < 1e-4:
+        return  # a sample on the edge may fall on either side
+    for fast, plain in (
+        (unit_sums, unit_sums_reference),
+        (direction_sums, direction_sums_reference),
+    ):
+        what = (units,) if fast is unit_sums else directions
+        found = fast(model, params, x, y, weight, *what, threshold=threshold)
+        expected = plain(model, params, x, y, weight, *what, threshold=threshold)
+        agree(found.alignments, expected.alignments, 2e-5)
+        agree(found.squares, expected.squares, 2e-5)
+    for a, b in zip(
+        forward(model, params, x, y), forward_reference(model, params, x, y), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+def test_the_papers_network_agrees_on_every_input_type(dtype):
+    """784-256-256-256-10 at 1e-5 of the largest alignment, pixels or floats."""
+    shape = (784, 256, 256, 256, 10)
+    params, x, y, weight = problem(shape, 3, batch=24, zeros=0.7)
+    model = MLP(logit_scale=0.12, input_scale=0.0127, input_offset=-0.42)
+    units = [np.array([0, 9, 255]), np.array([7, 200]), np.array([5]), np.array([0, 9])]
+    fast = unit_sums(model, params, x.astype(dtype), y, weight, units)
+    plain = unit_sums_by_jvp(model, params, x.astype(float), y, weight, units, dtype=np.float64)
+    agree(fast.alignments, plain.alignments, 1e-5)
+    agree(fast.squares, plain.squares, 1e-5)
+
+
+def test_sums_do_not_depend_on_the_number_of_threads():
+    """A batch is always cut in the same parts: equal to the bit on 1, 2 and 5 threads."""
+    params, x, y, weight = problem((40, 30, 20, 7), 1, batch=101)
+    units = some_units(params, 1)
+    one, *others = (
+        unit_sums(model_for((40, 30, 20, 7)), params, x, y, weight, units, workers=n)
+        for n in (1, 2, 5)
+    )
+    for other in others:
+        for a, b in zip(
+            one.alignments + one.squares, other.alignments + other.squares, strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+
+
+def gated(params, x, linear=ternary_linear):
+    """A model that is no MLP: a squared-ReLU gate."""
+    h = linear(x, params["up"]) * squared_relu(linear(x, params["gate"]) / 8)
+    return 0.4 * linear(h, params["down"])
+
+
+def gated_plain(params, x):
+    """The same without the `linear` argument."""
+    return gated(params, x)
+
+
+def gated_problem():
+    """Weights, inputs and labels that the gate can learn."""
+    rng = np.random.default_rng(5)
+    params = {
+        name: rng.integers(-1, 2, shape).astype(np.int8)
+        for name, shape in (("up", (24, 9)), ("gate", (24, 9)), ("down", (4, 24)))
+    }
+    x = rng.standard_normal((160, 9)).astype(np.float32)
+    return params, x, (x[:, 0] * x[:, 1] > 0).astype(np.int64) + 2 * (x[:, 2] > 0)
+
+
+def test_a_shared_tangent_equals_one_direction_a_weight():
+    """`linear` with a bump, or a one-hot direction for every candidate: the same alignments."""
+    params, x, y = gated_problem()
+    weight, units = np.ones(len(y), np.float32), [np.array([1, 4]), np.array([0]), np.array([3])]
+    shared = unit_sums_by_jvp(gated, params, x, y, weight, units)
+    direct = unit_sums_by_jvp(gated_plain, params, x, y, weight, units)
+    agree(shared.alignments, direct.alignments, 1e-5)
+    agree(shared.squares, direct.squares, 1e-5)
+
+
+def test_a_weight_used_twice_cannot_share():
+    """One bump serves one use of a weight; a second one is an error that names it."""
+
+    def twice(params, x, linear=ternary_linear):
+        return linear(x, params["w"]) + linear(x + 1, params["w"])
+
+    params, x = {"w": np.ones((3, 2), np.int8)}, np.ones((4, 2), np.float32)
+    with pytest.raises(ValueError, match="'w' again"):
+        unit_sums_by_jvp(twice, params, x, np.zeros(4, int), np.ones(4), [np.array([0])])
+
+
+# --- what is kept ---------------------------------------------------------------------------------
+
+
+def test_half_of_an_even_number_is_kept():
+    """The median of an even number lies between the middle two."""
+    codes = keep_terns(np.array([0.1, -3.0, 2.0, -0.2]), np.ones(4), "absolute")
+    np.testing.assert_array_equal(codes, [0, -1, 1, 0])
+
+
+def test_ties_with_the_median_are_kept_and_zeros_get_no_code():
+    """A score >= median keeps all ties; an alignment of 0 has no sign."""
+    codes = keep_terns(np.array([1.0, -1.0, 1.0, 0.0, 0.0]), np.ones(5), "absolute")
+    np.testing.assert_array_equal(codes, [1, -1, 1, 0, 0])
+    np.testing.assert_array_equal(keep_terns(np.zeros(4), np.zeros(4), "t"), [0, 0, 0, 0])
+    np.testing.assert_array_equal(keep_terns(np.zeros(0), np.zeros(0), "t"), [])
+
+
+def test_an_odd_number_keeps_its_middle_score():
+    """(K + 1) / 2 of K."""
+    assert np.count_nonzero(keep_terns(np.arange(1.0, 6), np.ones(5), "absolute")) == 3
+
+
+def test_the_t_score_prefers_agreement_to_size():
+    """A large alignment whose samples disagree ranks below a small one that all share."""
+    a, squares = np.array([5.0, 1.0]), np.array([1000.0, 0.26])
+    np.testing.assert_array_equal(keep_terns(a, squares, "absolute"), [1, 0])
+    np.testing.assert_array_equal(keep_terns(a, squares, "t"), [0, 1])
+
+
+@given(st.integers(0, 10_000), st.integers(0, 30))
+def test_moves_are_legal_best_and_as_many_as_asked(seed, count):
+    """No move leaves {-1, 0, 1}; every kept score is at least every legal one left out."""
+    rng = np.random.default_rng(seed)
+    a = rng.integers(-3, 4, (3, 8)).astype(float)  # many ties and zeros
+    squares, w = rng.integers(1, 3, a.shape), rng.integers(-1, 2, a.shape).astype(np.int8)
+    positions, signs = keep_moves(a, squares, w, count)
+    score = np.abs(a).ravel() / np.sqrt(squares.ravel())
+    legal = (np.abs(w - np.sign(a)) <= 1).ravel() & (a.ravel() != 0)
+    assert len(positions) == min(count, legal.sum())
+    assert legal[positions].all()
+    np.testing.assert_array_equal(positions, np.unique(positions))
+    np.testing.assert_array_equal(signs, -np.sign(a.ravel()[positions]))
+    rest = np.setdiff1d(np.flatnonzero(legal), positions)
+    if len(positions) and len(rest):
+        assert score[positions].min() >= score[rest].max()
+        tied = score[positions].min() == score[rest]
+        last = positions[score[positions] == score[positions].min()].max()
+        assert not tied.any() or last < rest[tied].min()  # lowest candidate wins
+
+
+# --- records and weights --------------------------------------------------------------------------
+
+
+def test_a_sampled_record_is_the_clamped_sum_of_its_perturbations():
+    """The new w is clamp(w - sum_i c_i v_i), summed first."""
+    plan = Plan("sampled", 9, ("a", "b"), ((6, 50), (4, 6)), zeros=2**31, perturbations=16)
+    codes = np.array([1, -1, 0, 1] * 4, np.int8)
+    numerator = round(0.05 * 2**32)
+    total = np.zeros(plan.size, np.int64)
+    for i, c in enumerate(codes):
+        positions, signs = sparse_noise(9, 3, i, plan.size, numerator)
+        total[positions] -= c * signs.astype(np.int64)
+    start = initial_params(plan)
+    new = apply_update(start, *sparse_update(plan, 3, SampledStep(numerator, codes)))
+    flat = np.concatenate([w.ravel() for w in start.values()])
+    expected = np.clip(flat + total, -1, 1)
+    np.testing.assert_array_equal(np.concatenate([w.ravel() for w in new.values()]), expected)
+    assert np.abs(flat + total).max() > 1  # the clamp had work to do
+
+
+def test_a_units_record_moves_the_drawn_candidates_and_nothing_else():
+    """Candidate u * inputs + i is the i-th drawn input of the u-th drawn unit."""
+    plan = Plan("units", 4, ("a", "b"), ((9, 20), (5, 9)), 2**31, units=(3, 2), inputs=(6, 9))
+    record = UnitsStep(
+        (np.array([1, 13]), np.array([10])), (np.array([1, -1], np.int8), np.array([1], np.int8))
+    )
+    positions, deltas = sparse_update(plan, 7, record)
+    units = draw_units(4, 7, 0, 9, 3)
+    first = units[0] * 20 + draw_inputs(4, 7, 0, int(units[0]), 20, 6)[1]
+    second = units[2] * 20 + draw_inputs(4, 7, 0, int(units[2]), 20, 6)[1]
+    third = 180 + draw_units(4, 7, 1, 5, 2)[1] * 9 + 1
+    assert dict(zip(positions.tolist(), deltas.tolist(), strict=True)) == {
+        int(first): 1,
+        int(second): -1,
+        int(third): 1,
+    }
+
+
+def test_an_update_leaves_its_argument_alone_and_clamps_once():
+    """-1 + 2 - ... is summed before it is clamped."""
+    w = {"w": np.array([[-1, 0, 1]], np.int8)}
+    new = apply_update(w, np.array([0, 1, 2]), np.array([2, -5, 1], np.int32))
+    np.testing.assert_array_equal(new["w"], [[1, -1, 1]])
+    np.testing.assert_array_equal(w["w"], [[-1, 0, 1]])
+
+
+def test_the_digest_is_that_of_the_bytes_in_order():
+    """SHA-256 of int8 in C order, layer after layer: what any port can compute."""
+    import hashlib
+
+    w = {"a": np.array([[1, -1], [0, 1]], np.int8), "b": np.array([[1]], np.int8)}
+    assert digest(w) == hashlib.sha256(bytes([1, 255, 0, 1, 1])).hexdigest()
+    assert digest({"a": np.asfortranarray(w["a"]), "b": w["b"]}) == digest(w)
+
+
+# --- the step -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["sampled", "units"])
+def test_steps_replay_from_their_records_alone(method):
+    """Seed and records give the weights back, without the data."""
+    plan = Plan("units", 2, ("w1", "w2"), ((16, 30), (5, 16)), 2**31)
+    params, (_, x, y, _) = initial_params(plan), problem((30, 16, 5), 2)
+    stepper = NoiseStep(model_for((30, 16, 5)), params, 2, method, density=0.01, rate=0.1, units=4)
+    again = params
+    for step in range(6):
+        record = stepper.step(x, y).record
+        again = apply_update(again, *sparse_update(stepper.plan, step, record))
+    assert digest(again) == digest(stepper.params) != digest(params)
+
+
+@pytest.mark.parametrize("method", ["sampled", "units"])
+@pytest.mark.parametrize("model", [gated, gated_plain])
+def test_any_pure_function_learns(model, method):
+    """A gate that is no MLP: the loss falls by a quarter without a backward pass."""
+    params, x, y = gated_problem()
+    stepper = NoiseStep(model, params, 0, method, density=0.005, score="t", units=4, rate=0.05)
+    losses = [stepper.step(x, y).loss for _ in range(40)]
+    assert np.mean(losses[-5:]) < 0.75 * losses[0]
+
+
+def test_the_fast_path_decides_as_the_plain_model_does():
+    """Codes of both differ only where a score lies within 1e-5 of the threshold."""
+    shape = (60, 32, 32, 10)
+    params, x, y, _ = problem(shape, 8, batch=64)
+    model = model_for(shape)
+    fast = NoiseStep(model, params, 1, "sampled", density=0.005, score="t")
+    plain = NoiseStep(
+        lambda p, v: model(p, v.astype(np.float32)), params, 1, "sampled", density=0.005, score="t"
+    )
+    a, b = fast.step(x, y), plain.step(x, y)
+    bar = np.median(b.scores[0])
+    apart = np.abs(b.scores[0] - bar) > 1e-5 * b.scores[0].max()
+    np.testing.assert_array_equal(a.record.codes[apart], b.record.codes[apart])
+    assert apart.mean() > 0.9
+    np.testing.assert_allclose(a.loss, b.loss, rtol=1e-5)
+
+
+def test_units_never_clamp():
+    """Every move of a units step changes its weight: order and signs can be undone."""
+    params, x, y, _ = problem((30, 20, 6), 3)
+    stepper = NoiseStep(model_for((30, 20, 6)), params, 3, "units", units=8, rate=0.3)
+    for _ in range(5):
+        before = np.concatenate([w.ravel() for w in stepper.params.values()])
+        plan, at = stepper.plan, stepper.steps
+        positions, deltas = sparse_update(plan, at, stepper.step(x, y).record)
+        after = np.concatenate([w.ravel() for w in stepper.params.values()])
+        np.testing.assert_array_equal(after[positions], before[positions] + deltas)
+        assert len(positions)
+
+
+def test_a_fraction_of_the_inputs_can_be_candidates():
+    """With `inputs` below n_in only drawn inputs move, and replay agrees."""
+    params, x, y, _ = problem((30, 20, 6), 3)
+    stepper = NoiseStep(
+        model_for((30, 20, 6)), params, 3, "units", units=8, inputs=(5, 20), rate=0.5
+    )
+    record = stepper.step(x, y).record
+    assert record.positions[0].max() < 8 * 5
+    assert digest(stepper.params) == digest(
+        apply_update(params, *sparse_update(stepper.plan, 0, record))
+    )
+
+
+def test_weights_of_samples_count():
+    """Weight 0 removes a sample, weight 2 counts it twice."""
+    params, x, y, _ = problem((20, 12, 4), 6, batch=8)
+    model, units = model_for((20, 12, 4)), some_units(params, 6)
+    weight = np.array([0, 2, 1, 1, 1, 1, 1, 1], np.float32)
+    found = unit_sums(model, params, x, y, weight, units)
+    twice = np.array([1, 1, 2, 3, 4, 5, 6, 7])
+    expected = unit_sums(model, params, x[twice], y[twice], np.ones(8, np.float32), units)
+    agree(found.alignments, expected.alignments, 1e-5)
+
+
+def test_a_schedule_is_a_function_of_the_step():
+    """First and last value as given, geometric between, constant for `every` steps."""
+    rate = geometric(0.08, 0.02, 5)
+    np.testing.assert_allclose([rate(0), rate(2), rate(4), rate(9)], [0.08, 0.04, 0.02, 0.02])
+    held = geometric(1.0, 0.5, 100, every=32)
+    assert held(0) == held(31) != held(32) == held(63)
+
+
+def test_a_perturbation_of_density_zero_changes_nothing():
+    """Empty perturbations have alignment 0 and code 0."""
+    params, x, y, _ = problem((20, 12, 4), 6, batch=8)
+    stepper = NoiseStep(model_for((20, 12, 4)), params, 0, "sampled", density=0.0)
+    assert not stepper.step(x, y).record.codes.any()
+
+
+BAD = {
+    "method": (dict(method="gradient"), ValueError, "method"),
+    "score": (dict(score="z"), ValueError, "score"),
+    "perturbations": (dict(perturbations=0), ValueError, "perturbations"),
+    "units": (dict(method="units", units=(3, 99)), ValueError, "units"),
+    "inputs": (dict(method="units", inputs=0), ValueError, "inputs"),
+    "seed": (dict(seed=-1), ValueError, "seed"),
+    "rate": (dict(method="units", rate=1.5), ValueError, "rate"),
+    "density": (dict(density=-0.1), ValueError, "density"),
+}
+
+
+@pytest.mark.parametrize("case", BAD, ids=str)
+def test_bad_arguments_are_named(case):
+    """Each error names the argument."""
+    fields, kind, match = BAD[case]
+    params, x, y, _ = problem((20, 12, 4), 6, batch=8)
+    with pytest.raises(kind, match=match):
+        NoiseStep(model_for((20, 12, 4)), params, **{"seed": 0, **fields}).step(x, y)
+
+
+@pytest.mark.parametrize(
+    ("params", "kind", "match"),
+    [
+        ({}, TypeError, "params"),
+        ([np.ones((2, 2), np.int8)], TypeError, "params"),
+        ({"w1": np.ones((2, 2))}, TypeError, r"params\['w1'\] must be int8"),
+        ({"w1": np.full((2, 2), 2, np.int8)}, ValueError, "must hold -1, 0 and 1, got 2"),
+        ({"w1": np.full((2, 2), -128, np.int8)}, ValueError, "got -128"),
+        ({"w2": np.ones((2, 2), np.int8)}, ValueError, "in order"),
+        ({"w1": np.ones((2, 2), np.int8), "w2": np.ones((2, 3), np.int8)}, ValueError, "n_in"),
+    ],
+)
+def test_parameters_that_are_no_ternary_network_are_refused(params, kind, match):
+    """int8 codes in {-1, 0, 1}, layers that fit, in order."""
+    with pytest.raises(kind, match=match):
+        NoiseStep(MLP(), params, 0)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "weight", "match"),
+    [
+        (np.ones((3, 20)), np.zeros(2, int), None, "x and y"),
+        (np.ones((0, 20)), np.zeros(0, int), None, "x and y"),
+        (np.ones((3, 19)), np.zeros(3, int), None, "x must"),
+        (np.full((3, 20), np.nan), np.zeros(3, int), None, "x must be finite"),
+        (np.ones((3, 20)), np.array([0, 1, 4]), None, "y must"),
+        (np.ones((3, 20)), np.array([0, 1, -1]), None, "y must"),
+        (np.ones((3, 20)), np.zeros(3), None, "y must"),
+        (np.ones((3, 20)), np.zeros(3, int), np.array([1, -1, 1.0]), "weight"),
+        (np.ones((3, 20)), np.zeros(3, int), np.ones(2), "weight"),
+    ],
+)
+def test_bad_batches_are_refused_before_anything_moves(x, y, weight, match):
+    """Shapes, labels, weights and finite inputs are checked on the fast path too."""
+    params = problem((20, 12, 4), 6)[0]
+    stepper = NoiseStep(MLP(), params, 0)
+    with pytest.raises((ValueError, TypeError), match=match):
+        stepper.step(x, y, weight=weight)
+    assert stepper.steps == 0
+    assert digest(stepper.params) == digest(params)
+
+
+@pytest.mark.parametrize("field", ["logit_scale", "eps"])
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
+def test_constants_that_leave_no_model_are_refused(field, bad):
+    """Scale and eps must be positive and finite."""
+    with pytest.raises(ValueError, match=field):
+        MLP(**{field: bad})
+
+
+def test_a_loss_of_ones_own_is_used():
+    """Any per-sample negative log-likelihood; here cross entropy by hand gives the same codes."""
+    params, x, y = gated_problem()
+    own = NoiseStep(
+        gated, params, 0, density=0.02, loss=lambda z, t: cross_entropy(z, t, reduction="none")
+    )
+    default = NoiseStep(gated, params, 0, density=0.02)
+    np.testing.assert_array_equal(own.step(x, y).record.codes, default.step(x, y).record.codes)
+
+
+def test_perturbations_are_those_of_the_noise():
+    """The step's directions come from (seed, step, perturbation): nothing else is drawn."""
+    params, x, y, _ = problem((20, 12, 4), 6, batch=8)
+    stepper = NoiseStep(model_for((20, 12, 4)), params, 5, perturbations=8, density=0.02)
+    stepper.steps = 3
+    result = stepper.step(x, y)
+    drawn = sparse_noise_many(5, 3, np.arange(8), stepper.plan.size, 0.02)
+    weight = np.ones(8, np.float32)
+    sums = direction_sums(model_for((20, 12, 4)), params, x, y, weight, *drawn)
+    np.testing.assert_array_equal(result.alignments[0], sums.alignments[0] / 8)
