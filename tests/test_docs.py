@@ -32,8 +32,9 @@ def test_every_example_in_a_docstring_prints_what_it_shows(name):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
-def test_every_python_example_on_a_page_runs(page):
+def test_every_python_example_on_a_page_runs(page, tmp_path, monkeypatch):
     """Blocks of Python in the README and the pages run in order, in one namespace a page."""
+    monkeypatch.chdir(tmp_path)  # a page may write files
     namespace: dict[str, object] = {}
     for block in fences(page, "python"):
         exec(compile(block, f"<{page.name}>", "exec", dont_inherit=True), namespace)
