@@ -1,49 +1,371 @@
-"""The ternary product: activations times a ternary matrix.
+"""The ternary product: activations times a ternary matrix, as fast as the machine allows.
 
-    y = scale * x codes^T
+    ternary_matmul_int8   z = q codes^T                      int8 activations, exact int32 sums
+    ternary_matmul        s = 127 / max|x| a token,  q = rint(s x),  y = (gamma / s) (q codes^T)
 
-May import: numpy, minibit.ternary, minibit.kernels.
+Three lines of NumPy say what a product is; the kernels compute the same numbers bit for bit. Which
+kernel runs is decided when a `TernaryMatrix` is made (`minibit.kernels.path`), because it also
+decides how the weights lie in memory (`minibit.panels`). One token is a matter of memory, many are
+one of arithmetic: there are two kernels a path.
+
+Threads are used where they pay: above about 0.2 ms of work. ``MINIBIT_THREADS`` or the argument
+`threads` limits them. All functions may be called from several threads at once.
+
+May import: numpy, minibit.packings, minibit.panels, minibit.ternary, minibit.kernels.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.panels import unpack_columns
 from minibit.ternary import TernaryMatrix
 
-__all__ = ["ternary_matmul_reference"]
+__all__ = [
+    "MAX_INPUTS",
+    "ternary_matmul",
+    "ternary_matmul_int8",
+    "ternary_matmul_int8_reference",
+    "ternary_matmul_reference",
+]
+
+MAX_INPUTS = 2**19
+"""Most inputs: sums of ``64 * 2 * -128``, over a quarter of the columns, then reach -2**31."""
+
+Array = NDArray[Any]
+_INT8, _INT32, _FLOAT32 = np.dtype(np.int8), np.dtype(np.int32), np.dtype(np.float32)
 
 
-def ternary_matmul_reference(x: NDArray[Any], matrix: TernaryMatrix) -> NDArray[np.float32]:
-    """Multiply activations by a ternary matrix, in float32 and three lines of NumPy.
+def ternary_matmul_int8_reference(x: Array, matrix: TernaryMatrix) -> NDArray[np.int32]:
+    """Multiply int8 codes by ternary codes: ``z = x codes^T``, exact.
 
-    ``y = scale * (x codes^T)``. The scale comes last, so that integer activations give exact sums
-    (below 2**24) before it rounds them.
+    Sums of float64 are whole numbers far below 2**53 here, so they are exact in any order.
 
     Parameters
     ----------
-    x : array, shape (batch, n_in)
-        Activations; cast to float32.
+    x : int8 array, shape (..., n_in)
     matrix : TernaryMatrix, shape (n_out, n_in)
 
     Returns
     -------
-    float32 array, shape (batch, n_out)
+    int32 array, shape (..., n_out)
 
     Raises
     ------
-    ValueError
-        If the number of inputs differs (NumPy's own message).
+    TypeError, ValueError
+        As `ternary_matmul_int8` does.
+
+    Examples
+    --------
+    >>> matrix = TernaryMatrix.from_codes([[1, 0, -1], [1, 1, 1]])
+    >>> ternary_matmul_int8_reference(np.int8([[2, 3, 5]]), matrix)
+    array([[-3, 10]], dtype=int32)
+    """
+    x = _checked(x, matrix, _INT8)
+    w = matrix.codes().astype(np.float64)  # (n_out, n_in)
+    z: NDArray[np.int32] = (x.astype(np.float64) @ w.T).astype(np.int32)  # (..., n_out)
+    return z
+
+
+def ternary_matmul_reference(x: Array, matrix: TernaryMatrix) -> NDArray[np.float32]:
+    """Quantise activations a token, multiply exactly, scale: three lines of NumPy.
+
+    ``s = (1 / max(max|x|, 1e-5)) * 127``, ``q = rint(x s)``,
+    ``y = float32(q codes^T) (gamma / s)``, all in float32 and in this order: the specification of
+    `ternary_matmul`.
+
+    Parameters
+    ----------
+    x : float array, shape (..., n_in)
+        Cast to float32; all finite.
+    matrix : TernaryMatrix, shape (n_out, n_in)
+
+    Returns
+    -------
+    float32 array, shape (..., n_out)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `ternary_matmul` does.
 
     Examples
     --------
     >>> matrix = TernaryMatrix.from_codes([[1, 0, -1], [1, 1, 1]], scale=0.5)
-    >>> ternary_matmul_reference(np.float32([[2, 3, 5]]), matrix)
-    array([[-1.5,  5. ]], dtype=float32)
+    >>> ternary_matmul_reference(np.float32([[127, 64, -1]]), matrix)
+    array([[64., 95.]], dtype=float32)
     """
-    w = matrix.codes().astype(np.float32)  # (n_out, n_in)
-    y: NDArray[np.float32] = x.astype(np.float32) @ w.T  # (batch, n_out)
-    return matrix.scale * y
+    x = _checked(x, matrix, _FLOAT32)
+    if not np.isfinite(x).all():
+        raise _not_finite(x)
+    absmax = np.abs(x).max(axis=-1, keepdims=True, initial=np.float32(1e-5))  # (..., 1)
+    scale = np.float32(1) / absmax * np.float32(127)
+    q = np.rint(x * scale).astype(np.int8)  # (..., n_in)
+    z = ternary_matmul_int8_reference(q, matrix)  # (..., n_out)
+    y: NDArray[np.float32] = z.astype(np.float32) * (matrix.scale / scale)
+    return y
+
+
+def ternary_matmul_int8(
+    x: Array, matrix: TernaryMatrix, *, threads: int | None = None
+) -> NDArray[np.int32]:
+    """Multiply int8 activations by ternary codes: ``z = x codes^T``, exact in int32.
+
+    The scale of the matrix is not applied.
+
+    Parameters
+    ----------
+    x : int8 array, shape (..., n_in)
+        Any values, -128 included. Strided and read-only arrays are fine; no rows give no rows.
+    matrix : TernaryMatrix, shape (n_out, n_in)
+        n_in at most `MAX_INPUTS`.
+    threads : int, optional
+        At most so many threads; the default is what `minibit.kernels.threads.cpus` says.
+
+    Returns
+    -------
+    int32 array, shape (..., n_out)
+
+    Raises
+    ------
+    TypeError
+        If `x` is not int8 or `matrix` is no `TernaryMatrix`.
+    ValueError
+        If the number of inputs differs or is above `MAX_INPUTS`, or `threads` is below 1.
+
+    Examples
+    --------
+    >>> matrix = TernaryMatrix.from_codes([[1, 0, -1], [1, 1, 1]])
+    >>> ternary_matmul_int8(np.int8([[2, 3, 5]]), matrix)
+    array([[-3, 10]], dtype=int32)
+    """
+    rows = x if _is_plain(x, matrix, _INT8) else _rows(x, matrix, _INT8)
+    out = np.empty((rows.shape[0], matrix.shape[0]), _INT32)
+    _multiply(rows, matrix, out, None, threads)
+    return out if rows is x else out.reshape(*np.shape(x)[:-1], matrix.shape[0])
+
+
+def ternary_matmul(
+    x: Array, matrix: TernaryMatrix, *, threads: int | None = None
+) -> NDArray[np.float32]:
+    """Multiply float activations by a ternary matrix, with int8 activations inside.
+
+    ``s = (1 / max(max|x|, 1e-5)) * 127`` a token, ``q = rint(x s)`` (half to even),
+    ``y = float32(q codes^T) (gamma / s)``; equal to `ternary_matmul_reference` bit for bit.
+
+    Parameters
+    ----------
+    x : float array, shape (..., n_in)
+        Cast to float32; all finite. A token of zeros gives zeros; no rows give no rows.
+    matrix : TernaryMatrix, shape (n_out, n_in)
+        n_in at most `MAX_INPUTS`.
+    threads : int, optional
+        At most so many threads; the default is what `minibit.kernels.threads.cpus` says.
+
+    Returns
+    -------
+    float32 array, shape (..., n_out)
+
+    Raises
+    ------
+    TypeError
+        If `x` is not of floats or `matrix` is no `TernaryMatrix`.
+    ValueError
+        If an entry is NaN or infinite as float32 (the first is named), the number of inputs differs
+        or is above `MAX_INPUTS`, or `threads` is below 1.
+
+    Notes
+    -----
+    The error of rounding a token is at most ``max|x| / 254`` an input (BitNet b1.58, arXiv
+    2402.17764; the order of operations is that of the published code).
+
+    Examples
+    --------
+    >>> matrix = TernaryMatrix.from_codes([[1, 0, -1], [1, 1, 1]], scale=0.5)
+    >>> ternary_matmul(np.float32([[127, 64, -1]]), matrix)
+    array([[64., 95.]], dtype=float32)
+    """
+    rows = x if _is_plain(x, matrix, _FLOAT32) else _rows(x, matrix, _FLOAT32)
+    out = np.empty((rows.shape[0], matrix.shape[0]), _FLOAT32)
+    if not _multiply(rows, matrix, out, matrix.scale, threads):
+        raise _not_finite(_checked(x, matrix, _FLOAT32))
+    return out if rows is x else out.reshape(*np.shape(x)[:-1], matrix.shape[0])
+
+
+# What may go into a kernel, and what is made to.
+
+
+def _is_plain(x: Array, matrix: TernaryMatrix, dtype: np.dtype[Any]) -> bool:
+    """Whether x is what kernels are compiled for: the few tests of the fast way in."""
+    return (
+        type(x) is np.ndarray
+        and type(matrix) is TernaryMatrix
+        and x.dtype is dtype
+        and x.ndim == 2
+        and x.shape[1] == matrix.shape[1]
+        and x.flags.carray
+    )
+
+
+def _rows(x: Array, matrix: TernaryMatrix, dtype: np.dtype[Any]) -> Array:
+    """Check x and copy it into a plain matrix, one token a row."""
+    x = _checked(x, matrix, dtype)
+    n_in = matrix.shape[1]
+    batch = x.size // n_in if n_in else int(np.prod(x.shape[:-1]))
+    return np.array(x, dtype, order="C").reshape(batch, n_in)
+
+
+def _checked(x: Array, matrix: TernaryMatrix, dtype: np.dtype[Any]) -> Array:
+    """Return x as an array of `dtype` that fits the matrix, or say why it does not."""
+    if not isinstance(matrix, TernaryMatrix):
+        raise TypeError(f"matrix must be a TernaryMatrix, got {type(matrix).__name__}")
+    x = np.asarray(x)
+    if dtype is _INT8 and x.dtype != _INT8:
+        raise TypeError(f"x must be int8, got {x.dtype}")
+    if dtype is _FLOAT32 and x.dtype.kind != "f":
+        raise TypeError(f"x must be an array of floats, got {x.dtype}")
+    n_in = matrix.shape[1]
+    if x.ndim == 0 or x.shape[-1] != n_in:
+        raise ValueError(f"x must have shape (..., n_in) with n_in = {n_in}, got {x.shape}")
+    if n_in > MAX_INPUTS:
+        raise ValueError(f"matrix must have at most {MAX_INPUTS} inputs, got {n_in}")
+    with np.errstate(over="ignore"):  # what overflows is refused as infinite
+        return x.astype(dtype, copy=False)
+
+
+def _not_finite(x: Array) -> ValueError:
+    """Name the first entry that is NaN or infinite."""
+    first = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
+    return ValueError(f"x must be finite, got {x[first]} at {first}")
+
+
+# Which kernel, and how many at once.
+
+
+class _Kernels(NamedTuple):
+    """The kernels of a path; each takes (x, weights, out, first, last, gamma) and says if finite.
+
+    They compute groups first..last of 16 rows of the matrix, so ranges can run side by side.
+    """
+
+    one: Callable[..., bool]  # for one token
+    many: Callable[..., bool]
+
+
+@cache
+def _kernels(path: str) -> _Kernels:
+    """Compile nothing yet: import the kernels of a path."""
+    if path == "portable":
+        from minibit.kernels import portable
+
+        return _Kernels(portable.product, _columns_many)
+    if path == "arm":
+        from minibit.kernels import arm
+
+        return _Kernels(arm.product, arm.product)
+    if path == "avx2":
+        from minibit.kernels import avx2
+
+        return _Kernels(avx2.product, avx2.product)
+    from minibit.kernels import vnni_matmat, vnni_matvec
+
+    return _Kernels(vnni_matvec.product, vnni_matmat.product)
+
+
+def _columns_many(
+    x: Array, columns: Array, out: Array, first: int, last: int, gamma: np.float32 | None
+) -> bool:
+    """Multiply many tokens without byte instructions: unpack the rows and leave it to BLAS.
+
+    float32 sums of whole numbers up to 128 n_in are exact below 2**24, in any order.
+    """
+    from minibit.kernels.portable import product, quantise_rows
+
+    batch, n_in = x.shape
+    if batch < 24 or n_in > 2**17:
+        return bool(product(x, columns, out, first, last, gamma))
+    n_out = out.shape[1]
+    lines = columns.reshape(-1, n_out)[:, 16 * first : 16 * last]
+    w = unpack_columns(lines, (lines.shape[1], n_in)).astype(np.float32)  # (rows, n_in)
+    if gamma is None:
+        out[:, 16 * first : 16 * last] = x.astype(np.float32) @ w.T
+        return True
+    q, scale = np.empty((batch, n_in), np.float32), np.empty((batch, 1), np.float32)
+    if not quantise_rows(x, q, scale):
+        return False
+    np.multiply(q @ w.T, gamma / scale, out=out[:, 16 * first : 16 * last])
+    return True
+
+
+def _multiply(
+    x: Array,
+    matrix: TernaryMatrix,
+    out: Array,
+    gamma: np.float32 | None,
+    threads: int | None,
+) -> bool:
+    """Fill `out` with the product; False if an activation is not finite."""
+    batch, n_in = x.shape
+    n_out = matrix.shape[0]
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    if n_in > MAX_INPUTS:
+        raise ValueError(f"matrix must have at most {MAX_INPUTS} inputs, got {n_in}")
+    if matrix._path == "reference" or not out.size or not n_in:
+        return _multiply_reference(x, matrix, out, gamma)
+    groups = (n_out + 15) // 16
+    kernel = _kernels(matrix._path)[batch > 1]
+    if threads == 1 or batch * n_out * n_in < _PAYS:
+        return kernel(x, matrix._held, out, 0, groups, gamma)
+    return _multiply_parallel(kernel, x, matrix, out, gamma, threads)
+
+
+_PAYS = 40_000_000  # multiplications: about 0.2 ms of reading weights or of arithmetic
+
+
+def _multiply_reference(
+    x: Array, matrix: TernaryMatrix, out: Array, gamma: np.float32 | None
+) -> bool:
+    """Fill `out` through the references; also for products without inputs or outputs."""
+    if gamma is None:
+        out[...] = ternary_matmul_int8_reference(x, matrix)
+    elif np.isfinite(x).all():
+        out[...] = ternary_matmul_reference(x, matrix)
+    else:
+        return False
+    return True
+
+
+def _multiply_parallel(
+    kernel: Callable[..., bool],
+    x: Array,
+    matrix: TernaryMatrix,
+    out: Array,
+    gamma: np.float32 | None,
+    threads: int | None,
+) -> bool:
+    """Cut the tokens, or for few tokens the rows of the matrix, into one range a thread."""
+    from minibit.kernels.threads import cpus, run
+
+    batch, groups = x.shape[0], (matrix.shape[0] + 15) // 16
+    threads = cpus() if threads is None else threads
+    if batch >= 24 * threads:
+        step = -(-batch // (12 * threads)) * 12  # whole tiles of 12 tokens
+        return run(
+            [
+                partial(kernel, x[a : a + step], matrix._held, out[a : a + step], 0, groups, gamma)
+                for a in range(0, batch, step)
+            ]
+        )
+    step = -(-groups // (4 * threads)) * 4  # whole quartets of panels
+    return run(
+        [
+            partial(kernel, x, matrix._held, out, a, min(a + step, groups), gamma)
+            for a in range(0, groups, step)
+        ]
+    )

@@ -9,7 +9,8 @@ they are stored: `minibit.packings` has the dense packings, `minibit.layouts` an
 `minibit.ggml_blocks` the layouts of published files, and this module the matrix. All of their names
 are public here.
 
-May import: numpy, minibit.packings, minibit.layouts, minibit.ggml_blocks.
+May import: numpy, minibit.packings, minibit.layouts, minibit.ggml_blocks, minibit.panels,
+minibit.kernels.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minibit import kernels
 from minibit.ggml_blocks import from_tq1_0, from_tq2_0, to_tq1_0, to_tq2_0
 from minibit.layouts import from_hf, from_i2_s, to_hf, to_i2_s
 from minibit.packings import (
@@ -31,6 +33,7 @@ from minibit.packings import (
     unpack_base3,
     unpack_bitplanes,
 )
+from minibit.panels import pack_columns, pack_panels, unpack_columns, unpack_panels
 
 __all__ = [
     "TernaryMatrix",
@@ -56,11 +59,10 @@ __all__ = [
 class TernaryMatrix:
     """An immutable ternary matrix: packed codes and one scale, ``W = scale * codes``.
 
-    Make one with `from_codes` or `from_packed2`. It holds a single copy of the weights, in the one
-    private attribute `_held`, and everybody else asks `codes` or `packed2`, which derive what they
-    return: how `_held` is laid out is an affair of this class and of the product that reads it, and
-    may differ between machines. Pickles carry the canonical 2-bit form, so they travel between
-    machines. Safe to share between threads: nothing in it changes.
+    Make one with `from_codes` or `from_packed2`. It holds a single copy of the weights, in the
+    layout that this CPU's product reads (`minibit.panels`), chosen when the matrix is made; `codes`
+    and `packed2` derive what they return. Pickles carry the canonical 2-bit form, so they travel
+    between machines. Safe to share between threads: nothing in it changes.
 
     Attributes
     ----------
@@ -73,13 +75,16 @@ class TernaryMatrix:
     --------
     >>> matrix = TernaryMatrix.from_codes([[1, 0, -1], [0, 0, 1]], scale=0.5)
     >>> matrix
-    TernaryMatrix(shape=(2, 3), scale=0.5, nbytes=2)
+    TernaryMatrix(shape=(2, 3), scale=0.5)
+    >>> matrix.packed_nbytes
+    2
     >>> matrix.codes()
     array([[ 1,  0, -1],
            [ 0,  0,  1]], dtype=int8)
     """
 
-    _held: NDArray[np.uint8]  # read-only; here the canonical 2-bit form, see `packed2`
+    _held: NDArray[np.uint8]  # read-only: panels, columns, or for the reference path `packed2`
+    _path: str  # the kernel path that multiplies by it, see `minibit.kernels.path`
     shape: tuple[int, int]
     scale: np.float32
 
@@ -102,11 +107,20 @@ class TernaryMatrix:
             If an entry is no ternary code (the first is named), `codes` is no matrix, or `scale` is
             not one finite number.
         """
-        codes = check_codes(codes, ndim=2)
+        path = kernels.path()
+        pack = _PACK[kernels.layout(path)]
+        if type(codes) is np.ndarray and codes.dtype == np.int8 and codes.ndim == 2:
+            try:
+                held = pack(codes)  # compiled packers check as they go
+            except ValueError:
+                check_codes(codes)
+                raise
+        else:
+            codes = check_codes(codes, ndim=2)
+            held = pack(codes)
         n_out, n_in = codes.shape
-        held = pack2(codes)
         held.flags.writeable = False
-        return cls(held, (n_out, n_in), _one_scale(scale))
+        return cls(held, path, (n_out, n_in), _one_scale(scale))
 
     @classmethod
     def from_packed2(
@@ -134,26 +148,45 @@ class TernaryMatrix:
 
     def codes(self) -> NDArray[np.int8]:
         """Codes as a fresh int8 array, shape (n_out, n_in)."""
+        match kernels.layout(self._path):
+            case "panels":
+                return unpack_panels(self._held, self.shape)
+            case "columns":
+                return unpack_columns(self._held, self.shape)
         return unpack2(self._held, self.shape[0] * self.shape[1]).reshape(self.shape)
 
     def packed2(self) -> NDArray[np.uint8]:
         """Canonical 2-bit form for files, `pack2` of the codes: uint8, read-only."""
-        return self._held.view()
+        if self._path == "reference":
+            return self._held.view()
+        packed = pack2(self.codes())
+        packed.flags.writeable = False
+        return packed.view()
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the weights take in memory as held here (the scale not counted)."""
+        """Bytes that the weights take in memory as held here, padding included (no scale)."""
         return self._held.nbytes
 
+    @property
+    def packed_nbytes(self) -> int:
+        """Bytes that the weights take in a file, as `packed2`: a quarter of a byte each."""
+        return -(-self.shape[0] * self.shape[1] // 4)
+
     def __repr__(self) -> str:
-        """Shape, scale and size; never the weights."""
-        return (
-            f"{type(self).__name__}(shape={self.shape}, scale={self.scale:g}, nbytes={self.nbytes})"
-        )
+        """Shape and scale; never the weights."""
+        return f"{type(self).__name__}(shape={self.shape}, scale={self.scale:g})"
 
     def __reduce__(self) -> tuple[Callable[..., TernaryMatrix], tuple[object, ...]]:
         """Pickle through the canonical form: a layout made for one CPU never reaches another."""
         return (TernaryMatrix.from_packed2, (self.packed2(), self.shape, self.scale))
+
+
+_PACK: dict[str, Callable[..., NDArray[np.uint8]]] = {
+    "packed2": pack2,
+    "columns": pack_columns,
+    "panels": pack_panels,
+}
 
 
 def _one_scale(scale: float | np.float32) -> np.float32:

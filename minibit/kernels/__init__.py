@@ -10,27 +10,55 @@ May import: numpy, numba.
 from __future__ import annotations
 
 import os
+import platform
+import sys
+from collections.abc import Mapping
 from functools import cache
 
-__all__ = ["PATHS", "compiled", "path"]
+__all__ = ["PATHS", "compiled", "layout", "path", "supported"]
 
-PATHS = ("reference", "portable", "avx2", "vnni", "amx")
+PATHS = ("reference", "portable", "arm", "avx2", "vnni", "amx")
 
 
 @cache
-def _supported() -> tuple[str, ...]:
-    """Paths that this CPU can run, slowest first."""
-    import llvmlite.binding as llvm
+def supported() -> tuple[str, ...]:
+    """Paths that this CPU can run, slowest first.
 
-    features = llvm.get_host_cpu_features()
+    ``reference`` is NumPy, ``portable`` Numba without intrinsics, ``arm`` the byte dot product of
+    Arm (``sdot``), ``avx2``, ``vnni`` (AVX-512) and ``amx`` those of x86.
+    """
     found = ["reference", "portable"]
+    features = _cpu_features()
+    if features.get("dotprod"):
+        found.append("arm")
     if features.get("avx2"):
         found.append("avx2")
     if features.get("avx512vnni") and features.get("avx512bw") and features.get("avx512vl"):
         found.append("vnni")
-    if features.get("amx-int8") and "vnni" in found:
+    if features.get("amx-int8") and features.get("amx-tile") and "vnni" in found:
         found.append("amx")
     return tuple(found)
+
+
+def _cpu_features() -> Mapping[str, bool]:
+    """Names of the instruction sets of this CPU, by LLVM; none where LLVM cannot tell."""
+    import llvmlite.binding as llvm
+
+    try:
+        features: Mapping[str, bool] = llvm.get_host_cpu_features()
+    except RuntimeError:
+        features = {}
+    if not features and (sys.platform, platform.machine()) == ("darwin", "arm64"):
+        return {"dotprod": True}  # every Apple CPU that runs arm64 code has it
+    return features
+
+
+def layout(name: str) -> str:
+    """Layout of the weights that a path multiplies by: ``packed2``, ``columns`` or ``panels``.
+
+    See `minibit.panels`.
+    """
+    return {"reference": "packed2", "portable": "columns"}.get(name, "panels")
 
 
 def path() -> str:
@@ -54,13 +82,11 @@ def path() -> str:
     if wanted != "auto" and wanted not in PATHS:
         names = ", ".join(("auto", *PATHS))
         raise ValueError(f"MINIBIT_KERNELS must be one of {names}, got {wanted!r}")
-    supported = _supported()
+    has = supported()
     if wanted == "auto":
-        return supported[-1]
-    if wanted not in supported:
-        raise RuntimeError(
-            f"MINIBIT_KERNELS={wanted}: this CPU lacks it; it has {', '.join(supported)}"
-        )
+        return has[-1]
+    if wanted not in has:
+        raise RuntimeError(f"MINIBIT_KERNELS={wanted}: this CPU lacks it; it has {', '.join(has)}")
     return wanted
 
 

@@ -1,0 +1,107 @@
+"""The ternary product for any CPU: plain loops, no intrinsics, on weights in columns.
+
+Rows lie side by side, so the loop over rows has no sum across lanes, and a compiler turns it into
+vectors by itself. Sums stay in int16 as long as they fit, twice as many to a register as int32: 16
+columns add at most 16 * 2 * 128 = 4096, so eight such steps reach at most 8 * 4096 = 32768, and
+only downwards (2 * 128 * -128); upwards 127 stops short of it. Then int16 sums are added into the
+int32 ones. Codes are 0..2; the sum of the activations is taken off in the beginning.
+
+Many tokens go one after the other up to `FEW`; beyond, see `minibit.matmul`.
+
+May import: numpy, numba, minibit.kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from minibit.kernels.quantise import copy_row, quantise_row, sum_row
+
+__all__ = ["product", "quantise_rows"]
+
+ROWS = 16  # rows are given in groups of 16, as for panels
+FLUSH = 8  # steps of 16 columns that int16 can hold
+
+
+@njit(cache=True, nogil=True)
+def _sums(x, lines, begin, end, sums) -> None:  # type: ignore[no-untyped-def]
+    """Sum the products of rows begin..end of ``lines (n_in / 4, n_out)`` with one padded token."""
+    part = np.zeros(end - begin, np.int16)
+    sums[:] = -sum_row(x)
+    for q in range(0, lines.shape[0], 4):
+        a, b = lines[q, begin:end], lines[q + 1, begin:end]
+        c, d = lines[q + 2, begin:end], lines[q + 3, begin:end]
+        y = x[4 * q : 4 * q + 16].astype(np.int16)
+        y0, y1, y2, y3, y4, y5, y6, y7 = y[0], y[1], y[2], y[3], y[4], y[5], y[6], y[7]
+        y8, y9, y10, y11 = y[8], y[9], y[10], y[11]
+        y12, y13, y14, y15 = y[12], y[13], y[14], y[15]
+        for r in range(part.size):
+            s = (a[r] & 3) * y0 + ((a[r] >> 2) & 3) * y1 + ((a[r] >> 4) & 3) * y2
+            s += (a[r] >> 6) * y3
+            s += (b[r] & 3) * y4 + ((b[r] >> 2) & 3) * y5 + ((b[r] >> 4) & 3) * y6
+            s += (b[r] >> 6) * y7
+            s += (c[r] & 3) * y8 + ((c[r] >> 2) & 3) * y9 + ((c[r] >> 4) & 3) * y10
+            s += (c[r] >> 6) * y11
+            s += (d[r] & 3) * y12 + ((d[r] >> 2) & 3) * y13 + ((d[r] >> 4) & 3) * y14
+            s += (d[r] >> 6) * y15
+            part[r] += np.int16(s)
+        if q // 4 % FLUSH == FLUSH - 1:
+            for r in range(part.size):
+                sums[r] += part[r]
+                part[r] = 0
+    for r in range(part.size):
+        sums[r] += part[r]
+
+
+@njit(cache=True, nogil=True)
+def product(
+    x: NDArray[Any],
+    columns: NDArray[Any],
+    out: NDArray[Any],
+    first: int,
+    last: int,
+    gamma: np.float32 | None,
+) -> bool:
+    """Multiply ``x (batch, n_in)`` by rows 16 first..16 last into ``out (batch, n_out)``.
+
+    With gamma None: int8 codes in, int32 out. Else float32 in, quantised a token, and float32 out;
+    False if an entry is not finite.
+    """
+    n_out = out.shape[1]
+    begin, end = ROWS * first, min(ROWS * last, n_out)
+    codes = np.zeros((x.shape[1] + 15) // 16 * 16, np.int8)
+    lines = columns.reshape(codes.size // 4, n_out)
+    sums = np.empty(end - begin, np.int32)
+    for token in range(x.shape[0]):
+        if gamma is None:
+            copy_row(x[token], codes[: x.shape[1]])
+            _sums(codes, lines, begin, end, sums)
+            for r in range(sums.size):
+                out[token, begin + r] = sums[r]
+        else:
+            scale = quantise_row(x[token], codes)
+            if scale < 0:
+                return False
+            _sums(codes, lines, begin, end, sums)
+            factor = np.float32(gamma / scale)
+            for r in range(sums.size):
+                out[token, begin + r] = np.float32(sums[r]) * factor
+    return True
+
+
+@njit(cache=True, nogil=True)
+def quantise_rows(x: NDArray[Any], codes: NDArray[Any], scales: NDArray[Any]) -> bool:
+    """Quantise every token, into codes of any dtype; False if an entry is not finite."""
+    row = np.empty(x.shape[1], np.int8)
+    for token in range(x.shape[0]):
+        scale = quantise_row(x[token], row)
+        if scale < 0:
+            return False
+        scales[token, 0] = scale
+        for i in range(row.size):
+            codes[token, i] = row[i]
+    return True

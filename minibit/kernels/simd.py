@@ -1,0 +1,666 @@
+"""A small SIMD layer for Numba: vectors of 32-bit lanes, and the few instructions we need.
+
+LLVM's loop vectoriser does not find the byte dot products of today's CPUs (``vpdpbusd``, ``sdot``)
+in a plain loop, so the kernels name them. A `Vector` is an LLVM vector of ``lanes`` int32 lanes:
+16 lanes fill an AVX-512 register, 8 an AVX2 register, 4 a NEON register. The dot products read the
+same bits as four bytes a lane. A `Tile` is a fixed number of vectors that stay in registers: the
+accumulators of a matrix product.
+
+Inside ``@njit`` code these functions read like arithmetic::
+
+    acc = splat(int32(0), 16)
+    codes = mask(shift_right(load(panels, i, 16), 2), 0x03030303)
+    acc = dot_u8s8(acc, codes, load_splat(x, j, 16))
+    store(out, 0, acc)
+
+Offsets are bytes from the first element of a contiguous array, whatever its dtype. **Nothing is
+checked**: a kernel proves its own bounds. Numbers of lanes, vectors and bits are literals; a number
+of vectors may also be a tuple of that length, so that one kernel compiles for several.
+
+Loads, masks and shifts are plain LLVM and run on every CPU. `dot_u8s8` needs AVX-512 VNNI, at 16
+lanes; `tile_dot_pairs` AVX2, at 8; `tile_dot_signed` runs anywhere and is one ``sdot`` on Arm.
+Numba's cache does not see a change of this file in the kernels that use it: after an edit, delete
+``minibit/kernels/__pycache__``.
+
+May import: numpy, numba.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core.datamodel import PrimitiveModel, register_default
+from numba.extending import intrinsic
+
+__all__ = [
+    "Tile",
+    "Vector",
+    "add",
+    "dot_u8s8",
+    "load",
+    "load_splat",
+    "mask",
+    "permute_bytes",
+    "prefetch",
+    "shift_right",
+    "splat",
+    "store",
+    "store_lanes",
+    "tile_add",
+    "tile_add_pairs",
+    "tile_codes",
+    "tile_count",
+    "tile_dot_packed",
+    "tile_dot_pair",
+    "tile_dot_pairs",
+    "tile_dot_signed",
+    "tile_half",
+    "tile_join",
+    "tile_load",
+    "tile_read",
+    "tile_scale",
+    "tile_splat",
+    "tile_store",
+    "tile_sum",
+    "tile_transpose",
+    "tile_write",
+    "tile_zero",
+    "times",
+]
+
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+
+
+class Vector(types.Type):  # type: ignore[misc]
+    """Numba type of ``lanes`` int32 lanes in one register."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+        super().__init__(name=f"Vector({lanes})")
+
+
+class Tile(types.Type):  # type: ignore[misc]
+    """Numba type of ``count`` vectors of ``lanes`` int32 lanes each."""
+
+    def __init__(self, count: int, lanes: int) -> None:
+        self.count, self.lanes = count, lanes
+        super().__init__(name=f"Tile({count}x{lanes})")
+
+
+@register_default(Vector)
+class _VectorModel(PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Vector) -> None:
+        super().__init__(dmm, fe_type, ir.VectorType(I32, fe_type.lanes))
+
+
+@register_default(Tile)
+class _TileModel(PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Tile) -> None:
+        vector = ir.VectorType(I32, fe_type.lanes)
+        super().__init__(dmm, fe_type, ir.ArrayType(vector, fe_type.count))
+
+
+def _count(count: Any) -> int:
+    """Return a number of vectors: a literal, or the length of a tuple, which its type knows."""
+    return int(count.literal_value if hasattr(count, "literal_value") else count.count)
+
+
+# What the intrinsics are made of: plain LLVM, one helper an idea.
+
+
+def _declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+    """Return the LLVM intrinsic `name`, declared once a module."""
+    module = builder.module
+    if name in module.globals:
+        return module.globals[name]
+    return ir.Function(module, ir.FunctionType(result, arguments), name)
+
+
+def _address(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
+    """Return a byte pointer to ``offset`` bytes past the first element of `array`."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(builder.bitcast(data, I8.as_pointer()), [offset])
+
+
+def _load(builder: Any, pointer: Any, what: Any) -> Any:
+    """Load a value of LLVM type `what` from an address of any alignment."""
+    value = builder.load(builder.bitcast(pointer, what.as_pointer()))
+    value.align = 1
+    return value
+
+
+def _splat(builder: Any, value: Any, lanes: int) -> Any:
+    """Repeat one scalar in every lane."""
+    vector = ir.VectorType(value.type, lanes)
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(I32, 0))
+    zeros = ir.Constant(ir.VectorType(I32, lanes), None)
+    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
+
+
+def _constant(value: int, lanes: int) -> Any:
+    """Return the vector that holds `value` in every int32 lane."""
+    return ir.Constant(ir.VectorType(I32, lanes), [value] * lanes)
+
+
+def _dot_u8s8(builder: Any, acc: Any, unsigned: Any, signed: Any) -> Any:
+    """``vpdpbusd``: acc + the sum of the 4 products of bytes in each lane."""
+    name = "llvm.x86.avx512.vpdpbusd.512"
+    function = _declare(builder, name, acc.type, [acc.type] * 3)
+    return builder.call(function, [acc, unsigned, signed])
+
+
+def _pairs(builder: Any, unsigned: Any, signed: Any) -> Any:
+    """``vpmaddubsw``: products of bytes, summed by pairs into int16."""
+    bytes_, halves = ir.VectorType(I8, 32), ir.VectorType(I16, 16)
+    function = _declare(builder, "llvm.x86.avx2.pmadd.ub.sw", halves, [bytes_, bytes_])
+    arguments = [builder.bitcast(v, bytes_) for v in (unsigned, signed)]
+    return builder.bitcast(builder.call(function, arguments), unsigned.type)
+
+
+def _widen(builder: Any, pairs: Any) -> Any:
+    """``vpmaddwd`` with ones: the two int16 of a lane, summed into int32."""
+    halves, vector = ir.VectorType(I16, 16), pairs.type
+    function = _declare(builder, "llvm.x86.avx2.pmadd.wd", vector, [halves, halves])
+    ones = ir.Constant(halves, [1] * 16)
+    return builder.call(function, [builder.bitcast(pairs, halves), ones])
+
+
+def _partial_sum(builder: Any, acc: Any, products: Any) -> Any:
+    """Acc + the sum of each 4 neighbours: LLVM's name for what ``sdot`` does after multiplying."""
+    lanes = acc.type.count
+    version = llvm.llvm_version_info[0]
+    if version >= 19:
+        stem = "llvm.vector" if version >= 22 else "llvm.experimental.vector"
+        name = f"{stem}.partial.reduce.add.v{lanes}i32.v{4 * lanes}i32"
+        function = _declare(builder, name, acc.type, [acc.type, products.type])
+        return builder.call(function, [acc, products])
+    for byte in range(4):
+        picks = ir.Constant(ir.VectorType(I32, lanes), [4 * lane + byte for lane in range(lanes)])
+        acc = builder.add(acc, builder.shuffle_vector(products, products, picks))
+    return acc
+
+
+# The instructions. Each is `@intrinsic`: its body says its types, and emits LLVM when called.
+
+
+@intrinsic(prefer_literal=True)
+def load(typingctx, array, offset, lanes):  # type: ignore[no-untyped-def]
+    """``load(array, offset, lanes)``: a vector from `offset` bytes into `array`."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        pointer = _address(context, builder, signature.args[0], args[0], args[1])
+        return _load(builder, pointer, ir.VectorType(I32, lanes.literal_value))
+
+    return Vector(lanes.literal_value)(array, types.intp, lanes), codegen
+
+
+@intrinsic(prefer_literal=True)
+def load_splat(typingctx, array, offset, lanes):  # type: ignore[no-untyped-def]
+    """``load_splat(array, offset, lanes)``: the 4 bytes at `offset`, repeated in every lane."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        pointer = _address(context, builder, signature.args[0], args[0], args[1])
+        return _splat(builder, _load(builder, pointer, I32), lanes.literal_value)
+
+    return Vector(lanes.literal_value)(array, types.intp, lanes), codegen
+
+
+@intrinsic(prefer_literal=True)
+def splat(typingctx, value, lanes):  # type: ignore[no-untyped-def]
+    """``splat(value, lanes)``: one int32 in every lane."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return _splat(builder, args[0], lanes.literal_value)
+
+    return Vector(lanes.literal_value)(types.int32, lanes), codegen
+
+
+@intrinsic(prefer_literal=True)
+def store(typingctx, array, offset, vector):  # type: ignore[no-untyped-def]
+    """``store(array, offset, vector)``: write a vector `offset` bytes into `array`."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        pointer = _address(context, builder, signature.args[0], args[0], args[1])
+        typed = builder.bitcast(pointer, args[2].type.as_pointer())
+        builder.store(args[2], typed).align = 1
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), codegen
+
+
+@intrinsic(prefer_literal=True)
+def prefetch(typingctx, array, offset):  # type: ignore[no-untyped-def]
+    """``prefetch(array, offset)``: ask for a line to be read; an address past the end is safe."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        pointer = _address(context, builder, signature.args[0], args[0], args[1])
+        name = "llvm.prefetch.p0" if llvm.llvm_version_info[0] >= 15 else "llvm.prefetch.p0i8"
+        function = _declare(builder, name, ir.VoidType(), [pointer.type, I32, I32, I32])
+        flags = [ir.Constant(I32, flag) for flag in (0, 3, 1)]  # read, keep in all levels, data
+        builder.call(function, [pointer, *flags])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
+def add(typingctx, left, right):  # type: ignore[no-untyped-def]
+    """``add(left, right)``: lane by lane, int32."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.add(*args)
+
+    return left(left, right), codegen
+
+
+@intrinsic(prefer_literal=True)
+def mask(typingctx, vector, bits):  # type: ignore[no-untyped-def]
+    """``mask(vector, bits)``: keep the literal `bits` of every lane."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.and_(args[0], _constant(bits.literal_value, vector.lanes))
+
+    return vector(vector, bits), codegen
+
+
+@intrinsic(prefer_literal=True)
+def shift_right(typingctx, vector, bits):  # type: ignore[no-untyped-def]
+    """``shift_right(vector, bits)``: arithmetic shift of every int32 lane by literal `bits`."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.ashr(args[0], _constant(bits.literal_value, vector.lanes))
+
+    return vector(vector, bits), codegen
+
+
+@intrinsic(prefer_literal=True)
+def dot_u8s8(typingctx, acc, unsigned, signed):  # type: ignore[no-untyped-def]
+    """``dot_u8s8(acc, unsigned, signed)``: acc + the 4 products of bytes a lane, ``vpdpbusd``."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return _dot_u8s8(builder, *args)
+
+    return acc(acc, unsigned, signed), codegen
+
+
+@intrinsic(prefer_literal=True)
+def permute_bytes(typingctx, low, index, high):  # type: ignore[no-untyped-def]
+    """``permute_bytes(low, index, high)``: 64 lookups in a table of 128 bytes (``vpermi2b``).
+
+    Byte ``i`` of the result is entry ``index[i] & 127`` of low, high. Needs AVX-512 VBMI.
+    """
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        bytes_ = ir.VectorType(I8, 64)
+        name = "llvm.x86.avx512.vpermi2var.qi.512"
+        function = _declare(builder, name, bytes_, [bytes_] * 3)
+        result = builder.call(function, [builder.bitcast(v, bytes_) for v in args])
+        return builder.bitcast(result, args[0].type)
+
+    return low(low, index, high), codegen
+
+
+# Tiles: what a matrix product keeps in registers, unrolled when compiled.
+
+
+def _lane_mask(builder: Any, valid: Any, lanes: int) -> Any:
+    """Lanes below `valid` (intp) as a vector of bits."""
+    numbers = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
+    return builder.icmp_signed("<", numbers, _splat(builder, builder.trunc(valid, I32), lanes))
+
+
+def _masked_load(builder: Any, pointer: Any, vector: Any, bits: Any) -> Any:
+    """Load the lanes whose bit is set; the others are 0."""
+    typed = builder.bitcast(pointer, vector.as_pointer())
+    name = f"llvm.masked.load.v{vector.count}i32.p0"
+    arguments = [typed.type, I32, bits.type, vector]
+    function = _declare(builder, name, vector, arguments)
+    return builder.call(function, [typed, ir.Constant(I32, 1), bits, ir.Constant(vector, None)])
+
+
+def _masked_store(builder: Any, pointer: Any, value: Any, bits: Any) -> None:
+    """Store the lanes whose bit is set; the others are left alone."""
+    typed = builder.bitcast(pointer, value.type.as_pointer())
+    name = f"llvm.masked.store.v{value.type.count}i32.p0"
+    arguments = [value.type, typed.type, I32, bits.type]
+    function = _declare(builder, name, ir.VoidType(), arguments)
+    builder.call(function, [value, typed, ir.Constant(I32, 1), bits])
+
+
+def _rows(builder: Any, tile: Any) -> list[Any]:
+    """Vectors of a tile."""
+    return [builder.extract_value(tile, row) for row in range(tile.type.count)]
+
+
+def _tile(builder: Any, rows: list[Any]) -> Any:
+    """Put vectors together as a tile."""
+    result = ir.Constant(ir.ArrayType(rows[0].type, len(rows)), ir.Undefined)
+    for row, value in enumerate(rows):
+        result = builder.insert_value(result, value, row)
+    return result
+
+
+@intrinsic(prefer_literal=True)
+def tile_splat(typingctx, array, offset, count, lanes):  # type: ignore[no-untyped-def]
+    """``tile_splat(array, offset, count, lanes)``: vector ``m`` repeats int32 ``m`` from `offset`.
+
+    Each of the `count` integers fills its own vector.
+    """
+    tile = Tile(_count(count), lanes.literal_value)
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        pointer = _address(context, builder, signature.args[0], args[0], args[1])
+        starts = [builder.gep(pointer, [ir.Constant(I64, 4 * m)]) for m in range(tile.count)]
+        return _tile(
+            builder, [_splat(builder, _load(builder, at, I32), tile.lanes) for at in starts]
+        )
+
+    return tile(array, types.intp, count, lanes), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_zero(typingctx, count, lanes):  # type: ignore[no-untyped-def]
+    """``tile_zero(count, lanes)``: `count` vectors of zeros."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return _tile(builder, [_constant(0, lanes.literal_value)] * _count(count))
+
+    return Tile(_count(count), lanes.literal_value)(count, lanes), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_load(typingctx, array, offset, stride, valid, count, lanes):  # type: ignore[no-untyped-def]
+    """``tile_load(array, offset, stride, valid, count, lanes)``: `count` vectors of an array.
+
+    They start `stride` bytes apart; of each, the first `valid` lanes are read, the rest is 0.
+    """
+    tile = Tile(_count(count), lanes.literal_value)
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        vector, rows = ir.VectorType(I32, tile.lanes), []
+        bits = _lane_mask(builder, args[3], tile.lanes)
+        pointer = _address(context, builder, signature.args[0], args[0], args[1])
+        for _ in range(tile.count):
+            rows.append(_masked_load(builder, pointer, vector, bits))
+            pointer = builder.gep(pointer, [args[2]])
+        return _tile(builder, rows)
+
+    return tile(array, types.intp, types.intp, types.intp, count, lanes), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_store(typingctx, array, offset, stride, valid, tile):  # type: ignore[no-untyped-def]
+    """``tile_store(array, offset, stride, valid, tile)``: write `valid` lanes of each vector."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        bits = _lane_mask(builder, args[3], tile.lanes)
+        pointer = _address(context, builder, signature.args[0], args[0], args[1])
+        for value in _rows(builder, args[4]):
+            _masked_store(builder, pointer, value, bits)
+            pointer = builder.gep(pointer, [args[2]])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, types.intp, tile), codegen
+
+
+@intrinsic(prefer_literal=True)
+def store_lanes(typingctx, array, offset, vector, valid):  # type: ignore[no-untyped-def]
+    """``store_lanes(array, offset, vector, valid)``: write the first `valid` lanes."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        pointer = _address(context, builder, signature.args[0], args[0], args[1])
+        _masked_store(builder, pointer, args[2], _lane_mask(builder, args[3], vector.lanes))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
+def times(typingctx, vector, scale):  # type: ignore[no-untyped-def]
+    """``times(vector, scale)``: every lane as float32, times `scale`; the floats' bits."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        floats = builder.sitofp(args[0], ir.VectorType(ir.FloatType(), vector.lanes))
+        product = builder.fmul(floats, _splat(builder, args[1], vector.lanes))
+        return builder.bitcast(product, args[0].type)
+
+    return vector(vector, types.float32), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_sum(typingctx, tile, shift):  # type: ignore[no-untyped-def]
+    """``tile_sum(tile, shift)``: ``tile[0] + (tile[1] >> shift) + (tile[2] >> 2 shift) + ...``."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        total, *rest = _rows(builder, args[0])
+        for row, value in enumerate(rest, 1):
+            bits = _constant(row * shift.literal_value, tile.lanes)
+            total = builder.add(total, builder.ashr(value, bits))
+        return total
+
+    return Vector(tile.lanes)(tile, shift), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_join(typingctx, left, right):  # type: ignore[no-untyped-def]
+    """``tile_join(left, right)``: the vectors of two tiles, taken in turn, as one tile."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        pairs = zip(_rows(builder, args[0]), _rows(builder, args[1]), strict=True)
+        return _tile(builder, [row for pair in pairs for row in pair])
+
+    return Tile(2 * left.count, left.lanes)(left, right), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_count(typingctx, tile):  # type: ignore[no-untyped-def]
+    """``tile_count(tile)``: its number of vectors, known when compiled."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return ir.Constant(I64, tile.count)
+
+    return types.int64(tile), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_half(typingctx, tile, which):  # type: ignore[no-untyped-def]
+    """``tile_half(tile, which)``: undo `tile_join`; 0 is the left tile, 1 the right."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return _tile(builder, _rows(builder, args[0])[which.literal_value :: 2])
+
+    return Tile(tile.count // 2, tile.lanes)(tile, which), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_dot_pair(typingctx, tile, left, right, array, offset):  # type: ignore[no-untyped-def]
+    """``tile_dot_pair(tile, left, right, array, offset)``: one token after the other, both codes.
+
+    ``tile[2m] += dot_u8s8(left, four[m])`` and ``tile[2m + 1] += dot_u8s8(right, four[m])``, where
+    ``four[m]`` are the 4 bytes at ``offset + 4m``. In this order few broadcasts are alive at once,
+    and 24 sums fit into 32 registers.
+    """
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        rows = _rows(builder, args[0])
+        pointer = _address(context, builder, signature.args[3], args[3], args[4])
+        for row in range(0, tile.count, 2):
+            four = builder.gep(pointer, [ir.Constant(I64, 2 * row)])
+            signed = _splat(builder, _load(builder, four, I32), tile.lanes)
+            rows[row] = _dot_u8s8(builder, rows[row], args[1], signed)
+            rows[row + 1] = _dot_u8s8(builder, rows[row + 1], args[2], signed)
+        return _tile(builder, rows)
+
+    return tile(tile, left, right, array, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_dot_packed(typingctx, tile, packed, array, offset):  # type: ignore[no-untyped-def]
+    """``tile_dot_packed(tile, packed, array, offset)``: 4 codes a byte against 16 activations.
+
+    ``tile[j] += dot_u8s8(packed & (3 << 2j), array[offset + 4j])``, j = 0..3: the codes are masked
+    out and not shifted down, so vector ``j`` counts ``4**j`` times too much, exactly.
+    """
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        rows = _rows(builder, args[0])
+        pointer = _address(context, builder, signature.args[2], args[2], args[3])
+        for row in range(4):
+            four = builder.gep(pointer, [ir.Constant(I64, 4 * row)])
+            signed = _splat(builder, _load(builder, four, I32), tile.lanes)
+            codes = builder.and_(args[1], _constant(0x03030303 << 2 * row, tile.lanes))
+            rows[row] = _dot_u8s8(builder, rows[row], codes, signed)
+        return _tile(builder, rows)
+
+    return tile(tile, packed, array, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_transpose(typingctx, tile):  # type: ignore[no-untyped-def]
+    """``tile_transpose(tile)``: 16 vectors of 16 lanes, rows and columns exchanged.
+
+    Four rounds; round r exchanges bit r of the row number with bit r of the lane number.
+    """
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        rows, size = _rows(builder, args[0]), tile.lanes
+        for bit in (1, 2, 4, 8):
+            low = [lane if not lane & bit else size + lane - bit for lane in range(size)]
+            high = [lane + bit if not lane & bit else size + lane for lane in range(size)]
+            masks = [ir.Constant(ir.VectorType(I32, size), picks) for picks in (low, high)]
+            for row in range(size):
+                if not row & bit:
+                    pair = rows[row], rows[row + bit]
+                    rows[row] = builder.shuffle_vector(*pair, masks[0])
+                    rows[row + bit] = builder.shuffle_vector(*pair, masks[1])
+        return _tile(builder, rows)
+
+    if (tile.count, tile.lanes) != (16, 16):
+        raise TypeError(f"tile_transpose takes a Tile(16x16), got {tile}")
+    return tile(tile), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_read(typingctx, array, offset, count, lanes):  # type: ignore[no-untyped-def]
+    """``tile_read(array, offset, count, lanes)``: neighbouring vectors, all of their lanes."""
+    tile = Tile(_count(count), lanes.literal_value)
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        vector = ir.VectorType(I32, tile.lanes)
+        pointer = _address(context, builder, signature.args[0], args[0], args[1])
+        starts = [ir.Constant(I64, 4 * tile.lanes * row) for row in range(tile.count)]
+        return _tile(builder, [_load(builder, builder.gep(pointer, [at]), vector) for at in starts])
+
+    return tile(array, types.intp, count, lanes), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_write(typingctx, array, offset, tile):  # type: ignore[no-untyped-def]
+    """``tile_write(array, offset, tile)``: the vectors as neighbours, all of their lanes."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        pointer = _address(context, builder, signature.args[0], args[0], args[1])
+        for row, value in enumerate(_rows(builder, args[2])):
+            at = builder.gep(pointer, [ir.Constant(I64, 4 * tile.lanes * row)])
+            builder.store(value, builder.bitcast(at, value.type.as_pointer())).align = 1
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, tile), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_add(typingctx, left, right):  # type: ignore[no-untyped-def]
+    """``tile_add(left, right)``: vector by vector, lane by lane."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        both = zip(_rows(builder, args[0]), _rows(builder, args[1]), strict=True)
+        return _tile(builder, [builder.add(*pair) for pair in both])
+
+    return left(left, right), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_codes(typingctx, tile, shift):  # type: ignore[no-untyped-def]
+    """``tile_codes(tile, shift)``: bits `shift` and `shift` + 1 of every byte, as 0..3."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        shifts = _constant(shift.literal_value, tile.lanes)
+        ones = _constant(0x03030303, tile.lanes)
+        moved = [builder.lshr(row, shifts) for row in _rows(builder, args[0])]
+        return _tile(builder, [builder.and_(row, ones) for row in moved])
+
+    return tile(tile, shift), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_dot_signed(typingctx, tile, codes, four):  # type: ignore[no-untyped-def]
+    """``tile_dot_signed(tile, codes, four)``: each vector plus its 4 products of bytes a lane.
+
+    Codes below 128, `four` signed; at 4 lanes this is one ``sdot`` on Arm.
+    """
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        many = 4 * tile.lanes
+        wide, narrow = ir.VectorType(I32, many), ir.VectorType(I8, many)
+        signed = builder.sext(builder.bitcast(args[2], narrow), wide)
+        rows = []
+        for acc, row in zip(_rows(builder, args[0]), _rows(builder, args[1]), strict=True):
+            left = builder.sext(builder.bitcast(row, narrow), wide)
+            rows.append(_partial_sum(builder, acc, builder.mul(left, signed)))
+        return _tile(builder, rows)
+
+    return tile(tile, codes, four), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_dot_pairs(typingctx, tile, codes, four):  # type: ignore[no-untyped-def]
+    """``tile_dot_pairs(tile, codes, four)``: each vector, as int16, plus sums of 2 products.
+
+    AVX2's ``vpmaddubsw`` and ``vpaddw``, at 8 lanes. The caller counts how many it may add: a pair
+    of codes 0..2 times int8 is at most 512.
+    """
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        halves, rows = ir.VectorType(I16, 16), []
+        for acc, row in zip(_rows(builder, args[0]), _rows(builder, args[1]), strict=True):
+            pairs = builder.bitcast(_pairs(builder, row, args[2]), halves)
+            total = builder.add(builder.bitcast(acc, halves), pairs)
+            rows.append(builder.bitcast(total, acc.type))
+        return _tile(builder, rows)
+
+    return tile(tile, codes, four), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_add_pairs(typingctx, tile, pairs):  # type: ignore[no-untyped-def]
+    """``tile_add_pairs(tile, pairs)``: int32 sums plus the two int16 of each lane of `pairs`."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        both = zip(_rows(builder, args[0]), _rows(builder, args[1]), strict=True)
+        return _tile(builder, [builder.add(acc, _widen(builder, row)) for acc, row in both])
+
+    return tile(tile, pairs), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_scale(typingctx, tile, array, offset):  # type: ignore[no-untyped-def]
+    """``tile_scale(tile, array, offset)``: vector ``m`` as float32, times float32 ``m`` of `array`.
+
+    The result is a tile of the floats' bits.
+    """
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        floats = ir.VectorType(ir.FloatType(), tile.lanes)
+        rows = _rows(builder, args[0])
+        pointer = _address(context, builder, signature.args[1], args[1], args[2])
+        for row in range(tile.count):
+            at = builder.gep(pointer, [ir.Constant(I64, 4 * row)])
+            scale = _splat(builder, _load(builder, at, ir.FloatType()), tile.lanes)
+            product = builder.fmul(builder.sitofp(rows[row], floats), scale)
+            rows[row] = builder.bitcast(product, rows[row].type)
+        return _tile(builder, rows)
+
+    return tile(tile, array, types.intp), codegen

@@ -1,0 +1,192 @@
+"""How a matrix lies in memory while it is multiplied: panels, or columns.
+
+A product reads every weight in order, so the order of the bytes is the order of the loop. Two bits
+a code in both layouts, the code plus 1, and padding has weight 0:
+
+    panels    [n_out / 16][n_in / 64][4][16][4]   16 rows together, 64 columns at a time
+    columns   [n_in / 4][n_out]                   4 columns together, all rows side by side
+
+*Panels* are for CPUs with dot products of bytes (``vpdpbusd``, ``vpmaddubsw``, ``sdot``), which
+multiply 4 neighbouring bytes by 4 activations and add. Byte ``4 r + c`` of vector ``g`` (of 64
+bytes) of block ``t`` of panel ``p`` holds row ``16 p + r``: in bits ``2 j`` and ``2 j + 1``, the
+code of column ``64 t + 16 g + 4 j + c``. Masked with ``3 << 2 j``, a vector is 16 rows of 4
+neighbouring columns: what one instruction takes.
+
+*Columns* are for any CPU: byte ``r`` of line ``q`` holds row r and columns 4 q .. 4 q + 3, so a
+plain loop over rows multiplies by one activation at a time, and compilers turn it into vectors.
+
+May import: numpy, minibit.kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "pack_columns",
+    "pack_columns_reference",
+    "pack_panels",
+    "pack_panels_reference",
+    "unpack_columns",
+    "unpack_panels",
+]
+
+Bytes = NDArray[np.uint8]
+Codes = NDArray[np.int8]
+
+
+def _digits(codes: Codes, rows: int, columns: int) -> Bytes:
+    """Code plus 1, filled up with weight 0 to multiples of `rows` and `columns`."""
+    n_out, n_in = codes.shape
+    filled = (-(-n_out // rows) * rows, -(-n_in // columns) * columns)
+    digits = np.ones(filled, np.uint8)
+    np.add(codes, 1, out=digits[:n_out, :n_in], casting="unsafe")
+    return digits
+
+
+def pack_panels_reference(codes: Codes) -> Bytes:
+    """Pack codes into panels, in three lines of NumPy: see `pack_panels`."""
+    digits = _digits(codes, 16, 64)
+    d = digits.reshape(digits.shape[0] // 16, 16, digits.shape[1] // 64, 4, 4, 4)  # p r t g j c
+    packed = d[..., 0, :] | d[..., 1, :] << 2 | d[..., 2, :] << 4 | d[..., 3, :] << 6  # p r t g c
+    return np.ascontiguousarray(packed.transpose(0, 2, 3, 1, 4)).reshape(-1)  # p t g r c
+
+
+def pack_columns_reference(codes: Codes) -> Bytes:
+    """Pack codes into columns: see `pack_columns`."""
+    digits = _digits(codes, 1, 16)
+    d = digits.reshape(digits.shape[0], digits.shape[1] // 4, 4)  # r q j
+    packed = d[..., 0] | d[..., 1] << 2 | d[..., 2] << 4 | d[..., 3] << 6  # r q
+    return np.ascontiguousarray(packed.T).reshape(-1)  # q r
+
+
+def pack_panels(codes: Codes) -> Bytes:
+    """Pack codes into panels of 16 rows: what byte dot products read.
+
+    Parameters
+    ----------
+    codes : int8 array, shape (n_out, n_in)
+        -1, 0 or 1.
+
+    Returns
+    -------
+    uint8 array, shape (ceil(n_out / 16) * ceil(n_in / 64) * 256,)
+
+    Raises
+    ------
+    ValueError
+        If an entry is no ternary code (the compiled packer checks; the reference trusts).
+
+    Examples
+    --------
+    >>> panel = pack_panels(np.ones((1, 4), np.int8)).reshape(4, 16, 4)  # vector, row, column
+    >>> [f"{byte:08b}" for byte in panel[0, 0]]  # code 1 in the lowest bits, weight 0 above
+    ['01010110', '01010110', '01010110', '01010110']
+    """
+    from minibit import kernels
+
+    if not kernels.compiled():
+        return pack_panels_reference(codes)
+    from minibit.kernels.pack import panels
+
+    n_out, n_in = codes.shape
+    packed = np.empty(-(-n_out // 16) * -(-n_in // 64) * 256, np.uint8)
+    if not panels(_plain(codes), packed):
+        raise ValueError("codes must be -1, 0 or 1")
+    return packed
+
+
+def pack_columns(codes: Codes) -> Bytes:
+    """Pack codes into lines of 4 columns: what a plain loop over the rows reads.
+
+    Parameters
+    ----------
+    codes : int8 array, shape (n_out, n_in)
+        -1, 0 or 1.
+
+    Returns
+    -------
+    uint8 array, shape (ceil(n_in / 16) * 4 * n_out,)
+
+    Raises
+    ------
+    ValueError
+        If an entry is no ternary code (the compiled packer checks; the reference trusts).
+
+    Examples
+    --------
+    >>> [f"{byte:08b}" for byte in pack_columns(np.int8([[1, 0, -1, 0], [0, 0, 0, 1]]))[:2]]
+    ['01000110', '10010101']
+    """
+    from minibit import kernels
+
+    if not kernels.compiled():
+        return pack_columns_reference(codes)
+    from minibit.kernels.pack import columns
+
+    n_out, n_in = codes.shape
+    packed = np.empty(-(-n_in // 16) * 4 * n_out, np.uint8)
+    if not columns(_plain(codes), packed):
+        raise ValueError("codes must be -1, 0 or 1")
+    return packed
+
+
+def _plain(codes: NDArray[Any]) -> Codes:
+    """Return the codes as the one kind of array that kernels are compiled for."""
+    return codes if codes.flags.carray else np.array(codes, np.int8, order="C")
+
+
+def unpack_panels(packed: Bytes, shape: tuple[int, int]) -> Codes:
+    """Undo `pack_panels`.
+
+    Parameters
+    ----------
+    packed : uint8 array
+        As `pack_panels` returns it.
+    shape : tuple of two ints
+        (n_out, n_in).
+
+    Returns
+    -------
+    int8 array, shape (n_out, n_in)
+
+    Examples
+    --------
+    >>> unpack_panels(pack_panels(np.int8([[1, 0, -1]])), (1, 3))
+    array([[ 1,  0, -1]], dtype=int8)
+    """
+    n_out, n_in = shape
+    blocks = packed.reshape(-(-n_out // 16), -(-n_in // 64), 4, 16, 4)  # p t g r c
+    rows = np.ascontiguousarray(blocks.transpose(0, 3, 1, 2, 4))  # p r t g c
+    digits = rows[..., None, :] >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3  # p r t g j c
+    filled = digits.reshape(-(-n_out // 16) * 16, -(-n_in // 64) * 64)
+    return filled[:n_out, :n_in].view(np.int8) - np.int8(1)
+
+
+def unpack_columns(packed: Bytes, shape: tuple[int, int]) -> Codes:
+    """Undo `pack_columns`.
+
+    Parameters
+    ----------
+    packed : uint8 array
+        As `pack_columns` returns it.
+    shape : tuple of two ints
+        (n_out, n_in).
+
+    Returns
+    -------
+    int8 array, shape (n_out, n_in)
+
+    Examples
+    --------
+    >>> unpack_columns(pack_columns(np.int8([[1, 0, -1]])), (1, 3))
+    array([[ 1,  0, -1]], dtype=int8)
+    """
+    n_out, n_in = shape
+    lines = np.ascontiguousarray(packed.reshape(-(-n_in // 16) * 4, n_out).T)  # r q
+    digits = lines[..., None] >> np.array([0, 2, 4, 6], np.uint8) & 3  # r q j
+    filled = digits.reshape(n_out, -(-n_in // 16) * 16)
+    return filled[:, :n_in].view(np.int8) - np.int8(1)

@@ -1,0 +1,359 @@
+"""The ternary product, stated as laws; every law under every kernel path that this CPU has."""
+
+import json
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minibit import kernels
+from minibit.kernels import threads as pool
+from minibit.matmul import (
+    MAX_INPUTS,
+    ternary_matmul,
+    ternary_matmul_int8,
+    ternary_matmul_int8_reference,
+    ternary_matmul_reference,
+)
+from minibit.ternary import TernaryMatrix
+
+JIT = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
+PATHS = kernels.supported() if JIT else ("reference",)
+
+
+@pytest.fixture(params=PATHS)
+def path(request, monkeypatch):
+    """Each kernel path that this CPU has."""
+    monkeypatch.setenv("MINIBIT_KERNELS", request.param)
+    return request.param
+
+
+def made(path, codes, scale=1.0):
+    """A matrix laid out for `path`; Hypothesis and a monkeypatch fixture do not mix."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINIBIT_KERNELS", path)
+        return TernaryMatrix.from_codes(codes, scale)
+
+
+def product(x, codes):
+    """The exact product by another road: int64 sums of plain NumPy."""
+    return x.astype(np.int64) @ codes.astype(np.int64).T
+
+
+sizes = st.integers(1, 70) | st.sampled_from([64, 128, 129, 200])
+batches = st.integers(0, 14) | st.sampled_from([25, 40])
+
+
+@st.composite
+def problems(draw):
+    """Int8 activations of any values and ternary codes, of any small shape."""
+    batch, n_out, n_in = draw(batches), draw(sizes), draw(sizes)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    codes = rng.integers(-1, 2, (n_out, n_in)).astype(np.int8)
+    kind = draw(st.sampled_from(["any", "extreme", "lowest", "zero"]))
+    x = {
+        "any": rng.integers(-128, 128, (batch, n_in)),
+        "extreme": rng.choice([-127, 127], (batch, n_in)),
+        "lowest": np.full((batch, n_in), -128),
+        "zero": np.zeros((batch, n_in)),
+    }[kind].astype(np.int8)
+    return x, codes
+
+
+# --- int8 in, int32 out -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path_name", PATHS)
+@given(problems())
+def test_the_integer_product_is_exact(path_name, problem):
+    """z = x codes^T in int32, for any shape, batch 0 included, on every path."""
+    x, codes = problem
+    z = ternary_matmul_int8(x, made(path_name, codes))
+    assert z.dtype == np.int32
+    np.testing.assert_array_equal(z, product(x, codes))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 12, 13, 25, 400])
+def test_large_blocks_are_exact(path, batch):
+    """Several blocks of columns, of tokens and of panels: k above 1024, tokens above 384."""
+    rng = np.random.default_rng(batch)
+    codes = rng.integers(-1, 2, (83, 2100)).astype(np.int8)
+    x = rng.integers(-128, 128, (batch, 2100)).astype(np.int8)
+    z = ternary_matmul_int8(x, TernaryMatrix.from_codes(codes))
+    np.testing.assert_array_equal(z, product(x, codes))
+
+
+def test_the_reference_is_exact_where_int32_is_needed(path):
+    """The specification itself against sums of Python's integers."""
+    x, codes = np.full((1, 3000), -128, np.int8), np.ones((2, 3000), np.int8)
+    z = ternary_matmul_int8_reference(x, TernaryMatrix.from_codes(codes))
+    assert z.tolist() == [[sum([-128] * 3000)] * 2]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 2, 5, 60, 100])
+def test_the_number_of_threads_does_not_change_a_bit(path, threads, batch, monkeypatch):
+    """Ranges of rows or of tokens, computed side by side, fit together; small ones are forced."""
+    monkeypatch.setattr("minibit.matmul._PAYS", 0)
+    rng = np.random.default_rng(threads * 1000 + batch)
+    codes = rng.integers(-1, 2, (203, 130)).astype(np.int8)
+    x = rng.integers(-128, 128, (batch, 130)).astype(np.int8)
+    matrix = TernaryMatrix.from_codes(codes, 0.25)
+    z = ternary_matmul_int8(x, matrix, threads=threads)
+    np.testing.assert_array_equal(z, product(x, codes))
+    y = ternary_matmul(x.astype(np.float32), matrix, threads=threads)
+    np.testing.assert_array_equal(y, ternary_matmul_reference(x.astype(np.float32), matrix))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_bound_on_inputs_is_where_int32_ends(path, batch):
+    """At MAX_INPUTS, -128 everywhere and +1 everywhere is still exact; beyond, it is refused."""
+    codes = np.ones((17, MAX_INPUTS), np.int8)
+    codes[1] = -1
+    x = np.full((batch, MAX_INPUTS), -128, np.int8)
+    x[-1, :] = 127
+    x[0, 0] = -128
+    matrix = TernaryMatrix.from_codes(codes)
+    np.testing.assert_array_equal(ternary_matmul_int8(x, matrix), product(x, codes))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.float32])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_more_inputs_than_int32_can_sum_are_refused(path, batch, dtype):
+    """One input more than MAX_INPUTS is a ValueError that names both numbers."""
+    matrix = TernaryMatrix.from_codes(np.ones((1, MAX_INPUTS + 1), np.int8))
+    multiply = ternary_matmul_int8 if dtype is np.int8 else ternary_matmul
+    with pytest.raises(ValueError, match=f"at most {MAX_INPUTS} inputs, got {MAX_INPUTS + 1}"):
+        multiply(np.zeros((batch, MAX_INPUTS + 1), dtype), matrix)
+
+
+def test_any_memory_order_and_leading_axes_are_taken(path):
+    """Strided, reversed, transposed and read-only activations; vectors and stacks of tokens."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-1, 2, (9, 20)).astype(np.int8)
+    matrix = TernaryMatrix.from_codes(codes)
+    wide = rng.integers(-128, 128, (6, 40)).astype(np.int8)
+    frozen = wide[:, :20].copy()
+    frozen.flags.writeable = False
+    turned = np.asfortranarray(wide[:, :20])
+    for x in (wide[:, ::2], wide[:, :20][::-1], wide[:, 20:], turned, frozen):
+        np.testing.assert_array_equal(ternary_matmul_int8(x, matrix), product(x, codes))
+        y = ternary_matmul(x.astype(np.float32)[::1], matrix)
+        np.testing.assert_array_equal(y, ternary_matmul_reference(x.astype(np.float32), matrix))
+    stack = frozen.reshape(2, 3, 20)
+    z = ternary_matmul_int8(stack, matrix)
+    np.testing.assert_array_equal(z, product(frozen, codes).reshape(2, 3, 9))
+    assert ternary_matmul_int8(frozen[0], matrix).shape == (9,)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
+def test_empty_matrices_give_empty_or_zero_products(path, shape):
+    """A sum over no inputs is 0; no outputs are no columns."""
+    n_out, n_in = shape
+    matrix = TernaryMatrix.from_codes(np.zeros(shape, np.int8))
+    z = ternary_matmul_int8(np.zeros((3, n_in), np.int8), matrix)
+    y = ternary_matmul(np.zeros((3, n_in), np.float32), matrix)
+    np.testing.assert_array_equal(z, np.zeros((3, n_out), np.int32), strict=True)
+    np.testing.assert_array_equal(y, np.zeros((3, n_out), np.float32), strict=True)
+    assert ternary_matmul(np.zeros((0, n_in), np.float32), matrix).shape == (0, n_out)
+
+
+# --- floats in, floats out ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path_name", PATHS)
+@given(problems(), st.integers(-20, 20), st.sampled_from([1.0, 0.037, -2.5, 0.0]))
+def test_the_float_product_equals_its_reference_bit_for_bit(path_name, problem, power, gamma):
+    """Quantise, multiply, scale in the order of the specification, on every path."""
+    x, codes = problem
+    noise = np.random.default_rng(x.size).standard_normal(x.shape).astype(np.float32)
+    floats = (x + noise) * np.float32(2.0**power)
+    matrix = made(path_name, codes, gamma)
+    y = ternary_matmul(floats, matrix)
+    np.testing.assert_array_equal(y, ternary_matmul_reference(floats, matrix), strict=True)
+
+
+@given(problems())
+def test_the_error_of_int8_activations_is_bounded(problem):
+    """|y - x W^T| <= sum over inputs of max|x| / 254, and float32's own rounding."""
+    x, codes = problem
+    floats = x.astype(np.float32) * np.float32(0.1)
+    y = ternary_matmul(floats, TernaryMatrix.from_codes(codes))
+    exact = floats.astype(np.float64) @ codes.astype(np.float64).T
+    absmax = np.abs(floats).max(axis=1, keepdims=True, initial=0)
+    bound = codes.shape[1] * absmax * (1 / 254 + 1e-5)
+    assert (np.abs(y - exact) <= bound).all()
+
+
+def test_scaling_a_token_by_a_power_of_two_scales_its_outputs(path):
+    """Q(2^p x) has the codes of Q(x): activations have one scale a token."""
+    rng = np.random.default_rng(5)
+    matrix = TernaryMatrix.from_codes(rng.integers(-1, 2, (20, 30)).astype(np.int8), 0.3)
+    x = rng.standard_normal((4, 30)).astype(np.float32)
+    factor = np.float32([[1], [4], [0.5], [1024]])
+    np.testing.assert_array_equal(
+        ternary_matmul(x * factor, matrix), ternary_matmul(x, matrix) * factor
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_floats_are_rounded_to_float32_first(path, dtype):
+    """float16 and float64 give what their float32 copies give."""
+    x = np.random.default_rng(1).standard_normal((2, 33)).astype(dtype)
+    matrix = TernaryMatrix.from_codes(np.ones((5, 33), np.int8))
+    np.testing.assert_array_equal(
+        ternary_matmul(x, matrix), ternary_matmul(x.astype(np.float32), matrix)
+    )
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("batch", [1, 3, 30])
+def test_non_finite_activations_are_refused_by_place(path, bad, batch):
+    """The error names the first bad entry, wherever it stands."""
+    matrix = TernaryMatrix.from_codes(np.ones((40, 70), np.int8))
+    x = np.zeros((batch, 70), np.float32)
+    x[-1, 69] = bad
+    with pytest.raises(ValueError, match=rf"x must be finite, got {bad} at \({batch - 1}, 69\)"):
+        ternary_matmul(x, matrix)
+    with pytest.raises(ValueError, match=rf"at \(0, {batch - 1}, 69\)"):
+        ternary_matmul(x[None].astype(np.float64), matrix)
+
+
+def test_doubles_beyond_float32_are_refused(path):
+    """1e39 is finite as float64 and infinite as float32."""
+    matrix = TernaryMatrix.from_codes(np.ones((1, 2), np.int8))
+    with pytest.raises(ValueError, match=r"x must be finite, got inf at \(0, 1\)"):
+        ternary_matmul(np.array([[0.0, 1e39]]), matrix)
+
+
+@pytest.mark.parametrize("multiply", [ternary_matmul_int8, ternary_matmul])
+def test_wrong_shapes_types_and_threads_are_refused(path, multiply):
+    """Each error says what it got and what it takes."""
+    matrix = TernaryMatrix.from_codes(np.ones((2, 3), np.int8))
+    dtype = np.int8 if multiply is ternary_matmul_int8 else np.float32
+    x = np.zeros((1, 3), dtype)
+    with pytest.raises(ValueError, match=r"n_in = 3, got \(1, 4\)"):
+        multiply(np.zeros((1, 4), dtype), matrix)
+    with pytest.raises(ValueError, match=r"n_in = 3, got \(\)"):
+        multiply(dtype(1), matrix)
+    with pytest.raises(TypeError, match="must be a TernaryMatrix, got ndarray"):
+        multiply(x, np.ones((2, 3), np.int8))
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        multiply(x, matrix, threads=0)
+    for wrong in (np.int16, np.uint8, bool, complex, object):
+        with pytest.raises(TypeError, match="x must be"):
+            multiply(x.astype(wrong), matrix)
+
+
+def test_floats_and_integers_are_not_mixed_up(path):
+    """int8 codes have a product of their own, and floats too."""
+    matrix = TernaryMatrix.from_codes(np.ones((2, 3), np.int8))
+    with pytest.raises(TypeError, match="x must be int8, got float32"):
+        ternary_matmul_int8(np.zeros((1, 3), np.float32), matrix)
+    with pytest.raises(TypeError, match="array of floats, got int8"):
+        ternary_matmul(np.zeros((1, 3), np.int8), matrix)
+
+
+def test_codes_outside_the_trits_are_refused_by_place(path):
+    """Packing checks: 2, -2 and the int8 extremes, in the body and in the tail of a row."""
+    for bad in (2, -2, 3, 127, -128):
+        for place in ((0, 0), (18, 66), (3, 64)):
+            codes = np.zeros((19, 67), np.int8)
+            codes[place] = bad
+            with pytest.raises(ValueError, match=rf"got {bad} at \({place[0]}, {place[1]}\)"):
+                TernaryMatrix.from_codes(codes)
+
+
+# --- threads and processes ----------------------------------------------------------------------
+
+
+def test_several_threads_may_multiply_at_once(path, monkeypatch):
+    """Callers share one pool and get their own products."""
+    monkeypatch.setattr("minibit.matmul._PAYS", 0)
+    rng = np.random.default_rng(2)
+    codes = rng.integers(-1, 2, (100, 80)).astype(np.int8)
+    matrix = TernaryMatrix.from_codes(codes)
+    inputs = [rng.integers(-128, 128, (1 + i % 3, 80)).astype(np.int8) for i in range(60)]
+    with ThreadPoolExecutor(6) as callers:
+        results = list(callers.map(lambda x: ternary_matmul_int8(x, matrix, threads=3), inputs))
+    for x, z in zip(inputs, results, strict=True):
+        np.testing.assert_array_equal(z, product(x, codes))
+
+
+def _multiply_in_child(connection):
+    """Multiply with threads in a forked process and send the sum."""
+    matrix = TernaryMatrix.from_codes(np.ones((64, 64), np.int8))
+    z = ternary_matmul_int8(np.ones((1, 64), np.int8), matrix, threads=2)
+    connection.send(int(z.sum()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fork is the way of Linux")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork with threads: the point here
+def test_a_forked_process_makes_its_own_threads(monkeypatch):
+    """The pool's threads do not survive a fork; the child must not wait for them."""
+    monkeypatch.setattr("minibit.matmul._PAYS", 0)
+    pool.run([lambda: True, lambda: True])  # the parent's pool exists
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_multiply_in_child, args=(sender,))
+    child.start()
+    answered = receiver.poll(60)
+    child.kill()
+    assert answered
+    assert receiver.recv() == 64 * 64
+
+
+def test_an_error_in_a_thread_reaches_the_caller_after_all_have_ended():
+    """No task still writes when `run` raises."""
+    ended = []
+
+    def fail():
+        raise ZeroDivisionError
+
+    def slow():
+        ended.append(sum(range(10**6)))
+        return True
+
+    for tasks in ([fail, slow, slow], [slow, fail, slow]):
+        ended.clear()
+        with pytest.raises(ZeroDivisionError):
+            pool.run(tasks)
+        assert len(ended) == 2
+
+
+def test_the_number_of_threads_comes_from_the_environment(monkeypatch):
+    """MINIBIT_THREADS is a whole number above 0, or an error that says so."""
+    monkeypatch.setenv("MINIBIT_THREADS", "3")
+    assert pool.cpus() == 3
+    monkeypatch.delenv("MINIBIT_THREADS")
+    assert pool.cpus() >= 1
+    for bad in ("0", "-1", "two", "1.5", "²"):
+        monkeypatch.setenv("MINIBIT_THREADS", bad)
+        with pytest.raises(ValueError, match="whole number above 0"):
+            pool.cpus()
+
+
+# --- vectors ------------------------------------------------------------------------------------
+
+VECTORS = json.loads((resources.files("minibit") / "vectors" / "matmul.json").read_text())
+
+
+@pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["id"])
+def test_vectors(path, case):
+    """The language-neutral cases that every port runs."""
+    matrix = TernaryMatrix.from_codes(np.array(case["codes"], np.int8), case.get("scale", 1.0))
+    if "x" in case:
+        z = ternary_matmul_int8(np.array(case["x"], np.int8), matrix)
+        np.testing.assert_array_equal(z, np.array(case["int32"], np.int32), strict=True)
+    else:
+        y = ternary_matmul(np.array(case["x_float"], np.float32), matrix)
+        np.testing.assert_array_equal(y, np.array(case["float32"], np.float32), strict=True)
