@@ -171,7 +171,8 @@ def _push(fn: Callable[..., Tree], primals: Any, tangents: Any, batch: bool) -> 
             return None
         dtype = dtype_of(leaf)
         if dtype.kind not in "fiub":
-            raise TypeError(f"fn must return arrays of real numbers, got {type(leaf).__name__}")
+            what = f"{type(leaf).__name__} ({dtype})"
+            raise TypeError(f"fn must return arrays of real numbers, got {what}")
         return np.zeros((*lead, *np.shape(leaf)), dtype if dtype.kind == "f" else np.float64)
 
     out = fn(*args)

@@ -5,9 +5,11 @@ A rule computes a function and pushes a tangent through it, in one formula writt
     y = f(x),   y_dot = f'(x) x_dot
 
 Its parameters are those of the NumPy function, plus one named ``x_dot`` for each array ``x`` that
-may carry a tangent. It does to a tangent only what `minibit.tangents` lists (fourteen linear
-operations), never ``np.asarray``: so a tangent may be an array, a dual number of an outer
-derivative, a stack of directions, the symbolic `ZERO` of a constant, or a recorder.
+may carry a tangent. It does to a tangent only the fourteen linear operations of
+`minibit.tangents` (add, scale by an array, index, matmul, astype, sum, cumsum, einsum, reshape,
+transpose, broadcast_to, concatenate, pad, where), never ``np.asarray``: so a tangent may be an
+array, a dual number of an outer derivative, a stack of directions, the symbolic `ZERO` of a
+constant, or a recorder.
 
 Functions made of others need no rule of their own (`composed`), nor do those whose slope is zero
 wherever it exists (`CONSTANT`: comparisons, rounding, argsort).
