@@ -140,13 +140,18 @@ def figure(rows: int = 1, columns: int = 1, *, height: float = 3.4) -> tuple[Fig
 
 
 def label_axes(axes: Axes, x: str, y: str, title: str = "") -> None:
-    """Name both axes, with units in the names, and the panel; a legend where lines have names."""
+    """Name both axes, with units in the names, and the panel; a legend where lines have names.
+
+    An axis of steps is marked at whole numbers.
+    """
+    if x == "step":
+        axes.locator_params(axis="x", integer=True)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if title:
         axes.set_title(title, loc="left")
     if axes.get_legend_handles_labels()[1]:
-        axes.legend()
+        axes.legend(frameon=False)
 
 
 def training_figure(

@@ -24,11 +24,11 @@ typer = pytest.importorskip("typer")
 
 from typer.testing import CliRunner  # noqa: E402
 
-from minibit import bench, plots  # noqa: E402
+from minibit import bench, plots, training  # noqa: E402
 from minibit.cli import chapters as chapters_command  # noqa: E402
 from minibit.cli.app import app  # noqa: E402
 from minibit.cli.common import BadUse, kilobytes, whole_numbers  # noqa: E402
-from minibit.cli.train import _columns, clock  # noqa: E402
+from minibit.cli.train import _columns, _Run, clock  # noqa: E402
 
 STEPS = 6
 
@@ -311,6 +311,22 @@ def test_ctrl_c_keeps_every_step_and_says_how_to_go_on(tmp_path):
     assert said["digest"] == log.verify()
     more = answer("train", "--resume", "--out", path, "--data", source, "--steps", len(log) + 1)
     assert more["steps"] == len(log) + 1
+
+
+def test_a_first_ctrl_c_waits_for_the_step_to_end():
+    """Before any step it stops at once; then it is kept until the step is done; a second isn't."""
+    point = training.Progress(1, 9, 2.3, 0.1, 0.5, 4.0, 700)
+    before = signal.getsignal(signal.SIGINT)
+    with _Run() as run:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        run.show(point)
+        signal.raise_signal(signal.SIGINT)  # kept
+        with pytest.raises(KeyboardInterrupt):
+            run.show(point)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_mnist_is_trained_and_replayed_without_naming_data(tmp_path):

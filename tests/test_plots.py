@@ -82,13 +82,14 @@ def test_a_training_figure_shows_loss_and_accuracy_with_named_axes():
 def test_a_history_figure_names_every_line():
     """One line for each set of data, in percent, named in the legend, told apart without colour."""
     made = plots.history_figure(
-        [0, 10], {"validation": [0.1, 0.5], "test": [0.2, 0.6]}, title="model.steps"
+        [0, 3], {"validation": [0.1, 0.5], "test": [0.2, 0.6]}, title="model.steps"
     )
     (axes,) = made.axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["validation", "test"]
     np.testing.assert_allclose(axes.lines[1].get_ydata(), [20, 60])
     assert axes.lines[0].get_marker() != axes.lines[1].get_marker()
     assert axes.get_ylabel() == "accuracy (%)"
+    assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
 @pytest.mark.parametrize("ending", ["svg", "png", "pdf"])
