@@ -1,0 +1,361 @@
+# %% [markdown]
+# # A model is its steps
+#
+# **The question.** Training wrote nothing down but which of the seed's proposals it kept. Is that enough to be the model? And what can be done with
+# a model that is a list of decisions, and not a list of weights?
+#
+# The weights after $n$ steps are
+#
+# $$w_n = \operatorname{clamp}(w_{n-1} + \delta_{n-1},\ -1,\ 1), \qquad w_0 = \text{initial}(\text{seed}),$$
+#
+# and each $\delta$ is a sum of integers: the noise of that step, which the seed gives back, picked by the step's codes. No float is involved.
+# Whoever has the seed and the codes has every $w_n$, bit for bit.
+
+# %%
+import tempfile
+import time
+from itertools import pairwise
+from math import comb, log2
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from minibit import plots
+from minibit.datasets import load_mnist, split
+from minibit.logcodes import BitWriter
+from minibit.logfile import FRAME, LogError
+from minibit.moves import Plan, SampledStep, apply_update, digest, initial_params, sparse_update
+from minibit.steps import StepLog, compact, expand
+from minibit.training import evaluate, model_of, train
+
+plots.style()
+folder = Path(tempfile.mkdtemp())
+parts = split(load_mnist())  # 55,000 training images; the last 5,000 are for looking
+
+result = train("small", seed=0, out=folder / "run.steps", steps=240, split_name="validation")
+log = StepLog.open(folder / "run.steps")
+model = model_of(log.header)
+
+
+def accuracy(params):
+    """Share of the validation images that the weights name right."""
+    return evaluate(params, model, parts.validation_x, parts.validation_y)
+
+
+print(
+    f"{len(log)} steps, {log.nbytes / 1000:.1f} KB; validation accuracy {accuracy(log.replay()):.1%}"
+)
+print(
+    f"its {log.plan.size:,} weights at five trits a byte: {result.packed_weight_bytes / 1000:.1f} KB"
+)
+assert log.digest() == result.digest == digest(log.replay())
+assert accuracy(log.replay()) > 0.93
+assert log.nbytes < result.packed_weight_bytes / 2
+
+# %% [markdown]
+# The digest (SHA-256 of the weights) at which training ended is that of the replay. Training used floats, threads and a BLAS; replay uses none of them.
+#
+# ## What lies on disk
+#
+# A header in JSON: the *plan* (seed, shapes, how many candidates a step) which replay needs, and the recipe, which it does not. Then records of up to 32 steps.
+# Each adds 19 bytes to its codes: how many steps, how long, a check of these two, 8 bytes of the weights' digest, and a CRC-32.
+# [The log format](../log_format.md) has every byte, a reader in plain Python, and a file worked by hand.
+
+# %%
+starts = [0, *(record.offset for record in log.records), log.nbytes]
+fig, axes = plt.subplots(2, 1, figsize=(8, 3.2), height_ratios=[1, 1])
+for i, (a, b) in enumerate(pairwise(starts)):
+    colour = plots.PALETTE[6] if i == 0 else plots.PALETTE[i % 2]
+    axes[0].barh(0, b - a, left=a, color=colour, edgecolor="white")
+axes[0].text(starts[1] / 2, 0, "header", color="white", ha="center", va="center", rotation=90)
+record = log.records[0]
+left = 0
+for i, (name, size) in enumerate(
+    [("steps", 1), ("length", 4), ("check", 2), ("codes", 16), ("digest", 8), ("crc", 4)]
+):
+    axes[1].barh(0, size, left=left, color=plots.PALETTE[i % 6], edgecolor="white")
+    label = f"codes\n{len(record.payload):,}" if name == "codes" else f"{name}\n{size}"
+    axes[1].text(left + size / 2, 0, label, ha="center", va="center", rotation=90 * (size < 8))
+    left += size
+for axis, title in zip(
+    axes, ["the file, in bytes", "one record, in bytes (not to scale)"], strict=True
+):
+    axis.set(yticks=[], title=title)
+    axis.grid(False)
+axes[1].set_xticks([])
+
+print(
+    f"header {starts[1]} bytes, framing {FRAME} bytes for each of {len(log.records)} records of 32 steps or fewer"
+)
+assert FRAME == 19
+assert starts[1] < 1318
+
+# %% [markdown]
+# Why a CRC, and a check beside it? A log is written for minutes or hours, and its writer may be killed. So two things must never be confused: a file that *ends early*, which opens to
+# its longest good prefix, and a file that is *damaged*, which is an error. A length that was damaged points past the end, and would look like a file that ends early;
+# the check tells. The CRC runs on through the file, so a lost record is noticed like a changed one.
+
+# %%
+data = log.path.read_bytes()
+(folder / "cut.steps").write_bytes(data[:-100])
+cut = StepLog.open(folder / "cut.steps")
+print(cut.warning)
+assert len(cut) == log.records[-1].first
+assert cut.verify() == log.digest(len(cut))
+
+record = log.records[2]
+for name, changed in {
+    "one bit of a length": data[: record.offset + 2]
+    + bytes([data[record.offset + 2] ^ 64])
+    + data[record.offset + 3 :],
+    "a lost record": data[: record.offset] + data[record.end :],
+}.items():
+    (folder / "damaged.steps").write_bytes(changed)
+    try:
+        StepLog.open(folder / "damaged.steps")
+    except LogError as error:
+        found = error
+    print(f"{name}: {found}")
+    assert found.offset == record.offset
+    del found
+
+# %% [markdown]
+# ## What the codes cost
+#
+# Method `sampled` (the paper's) leaves one of $-1, 0, +1$ for each perturbation. `0`, `10`, `11` for $0, +1, -1$ cost $2 - p_0$ bits if a share $p_0$ is zero. The median keeps exactly half: there the
+# code costs 1.5 bits, and so does the entropy. No arithmetic coder could do better.
+#
+# Method `units` leaves *which* $K$ of $N$ candidates moved: $\log_2 \binom{N}{K}$ bits, and $K$ signs. Sorted positions are gaps, gaps are nearly geometric, and for geometric gaps
+# Golomb's code is the best that spends whole bits: a quotient by $m \approx \ln 2 / p$ in unary, the rest in binary. Rice's shortcut rounds $m$ to a power of two. Both are
+# made for a stream that goes on for ever; here each subset is short and its size is known. So `logcodes` chooses $m \approx 0.7\,\text{room}/k$ anew at each move from the room and the moves that are left,
+# stores no parameter, and spends on the last gap just the logarithm of its room.
+
+# %%
+rng = np.random.default_rng(0)
+
+
+def gap_bits(positions, size):
+    """Bits of `logcodes`' code."""
+    bits = BitWriter()
+    bits.subset(positions.tolist(), size)
+    return sum(map(len, bits.parts))
+
+
+def golomb_bits(positions, m):
+    """Bits of Golomb's code with one parameter; Rice's if m is a power of two."""
+    quotient, rest = np.divmod(np.diff(positions, prepend=-1) - 1, m)
+    width = int(m - 1).bit_length()
+    return int(np.sum(quotient + 1 + width - (rest < (1 << width) - m)))
+
+
+size, counts = 12_544, [1, 2, 4, 8, 16, 32, 64, 128, 256]
+above = {"gaps, m from what is left": [], "Golomb, one m": [], "Rice, m a power of two": []}
+for count in counts:
+    ideal = log2(comb(size, count)) + count
+    m = max(1, round(0.69 * size / count))
+    draws = [np.sort(rng.choice(size, count, replace=False)) for _ in range(200)]
+    for name, cost in zip(
+        above,
+        (
+            lambda q: gap_bits(q, size),
+            lambda q, m=m: golomb_bits(q, m),
+            lambda q, m=m: golomb_bits(q, 1 << round(np.log2(m))),
+        ),
+        strict=True,
+    ):
+        mean = np.mean([cost(q) for q in draws]) + count  # one sign bit each
+        above[name].append(100 * (mean / ideal - 1))
+
+p0 = np.linspace(0.01, 0.99, 99)
+entropy = -p0 * np.log2(p0) - (1 - p0) * np.log2((1 - p0) / 2)
+fig, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+axes[0].plot(p0, 2 - p0, label="0, 10, 11")
+axes[0].plot(p0, entropy, label="entropy")
+axes[0].axhline(log2(3), color=plots.PALETTE[6], linewidth=0.8, linestyle=":", label=r"$\log_2 3$")
+plots.label_axes(axes[0], "share of zeros", "bits a code")
+for name, percent in above.items():
+    axes[1].semilogx(counts, percent, marker="o", label=name)
+axes[1].set_ylim(0, 8)
+plots.label_axes(axes[1], f"moves K among {size:,}", "above the entropy (%)")
+
+assert np.min(2 - p0 - entropy) > -1e-12
+assert abs((2 - 0.5) - entropy[49]) < 1e-12  # they touch at one half
+assert max(above["gaps, m from what is left"][3:]) < 1.0
+assert all(
+    a < b for a, b in zip(above["gaps, m from what is left"], above["Golomb, one m"], strict=True)
+)
+
+# %% [markdown]
+# And of the run above, with everything counted: the numbers of moves, the digests, the framing. The codes come out near the "entropy", which takes every subset for equally likely.
+# They are not: some units gain more than others, so moves cluster, and a code that looks at what is left gains a little by it.
+
+# %%
+candidates = [units * inputs for units, inputs in zip(log.plan.units, log.plan.inputs, strict=True)]
+moved = np.array([[len(sign) for sign in step.signs] for step in log.steps()])  # (steps, layers)
+ideal = sum(
+    log2(comb(n, k)) + k for row in moved.tolist() for n, k in zip(candidates, row, strict=True)
+)
+payload = 8 * sum(len(record.payload) for record in log.records)
+print(
+    f"{moved.sum():,} moves; entropy {ideal / 8000:.2f} KB, codes {payload / 8000:.2f} KB, file {log.nbytes / 1000:.2f} KB"
+)
+assert 0.95 * ideal < payload < 1.03 * ideal
+assert 8 * log.nbytes < 1.12 * ideal  # this run is short, and its header weighs
+
+# %% [markdown]
+# ## History
+#
+# Any step's weights are a replay away, and one walk visits as many of them as we like. So the run can be looked at long after it ended, on data that nobody had at the time.
+
+# %%
+at = list(range(0, len(log) + 1, 20))
+begin = time.perf_counter()
+past = [accuracy(params) for _, params in log.walk(at)]
+print(f"{len(at)} points of the past, evaluated in {time.perf_counter() - begin:.1f} s")
+changed = {
+    name: np.count_nonzero(delta) / delta.size for name, delta in log.diff(0, len(log)).items()
+}
+
+fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), width_ratios=[2, 1])
+axes[0].plot(at, [100 * a for a in past], marker="o")
+plots.label_axes(axes[0], "steps", "validation accuracy (%)")
+axes[1].bar(list(changed), [100 * share for share in changed.values()])
+plots.label_axes(axes[1], "layer", "weights that differ from the seed's (%)")
+print({name: f"{share:.1%}" for name, share in changed.items()})
+assert past[0] < 0.3 < 0.93 < past[-1]
+assert all(share < 0.4 for share in changed.values())
+
+# %% [markdown]
+# Nor must all of the weights be rebuilt: a few rows of one layer need only their own draws. For `sampled` these are the noise blocks that meet the rows, for `units` the layer's.
+
+# %%
+rows = log.slice("w2", [7, 100], step=200)
+print(f"rows 7 and 100 of w2 after 200 steps: {rows.shape}, {np.count_nonzero(rows)} nonzeros")
+assert np.array_equal(rows, log.weights_at(200)["w2"][[7, 100]])
+
+# %% [markdown]
+# ## The model without its history
+#
+# A log tells how the model came to be. If only the model matters, the *net* moves from the seed's weights to the final ones will do. A weight that moved and moved back is then not told at all.
+
+# %%
+small = compact(log)
+print(
+    f"log {log.nbytes / 1000:.1f} KB, compact {len(small) / 1000:.1f} KB, weights alone {result.packed_weight_bytes / 1000:.1f} KB"
+)
+assert digest(expand(log.plan, small)) == log.digest()
+assert len(small) < log.nbytes
+
+# %% [markdown]
+# ## Editing the past
+#
+# The paper suggests to "edit past steps by masking or negation", and leaves it untried. Each edit below writes a new log; this one is never touched. Masked steps move nothing, negated ones move the other way,
+# and all others stay as they were trained, for weights that are now different.
+
+# %%
+order = rng.permutation(len(log))
+last = np.arange(len(log))
+edits = {
+    "as trained": ("mask", []),
+    "last step masked": ("mask", [len(log) - 1]),
+    "1% masked": ("mask", order[: len(log) // 100]),
+    "10% masked": ("mask", order[: len(log) // 10]),
+    "last 10% masked": ("mask", last[-len(log) // 10 :]),
+    "1% negated": ("negate", order[: len(log) // 100]),
+    "10% negated": ("negate", order[: len(log) // 10]),
+    "last 10% negated": ("negate", last[-len(log) // 10 :]),
+}
+after = {}
+for i, (name, (edit, steps)) in enumerate(edits.items()):
+    edited = getattr(log, edit)(steps, folder / f"edit{i}.steps")
+    after[name] = 100 * accuracy(edited.replay())
+
+fig, axis = plt.subplots(figsize=(8, 3))
+axis.barh(list(after)[::-1], list(after.values())[::-1])
+for i, value in enumerate(list(after.values())[::-1]):
+    axis.text(value - 1, i, f"{value:.1f}", ha="right", va="center", color="white")
+plots.label_axes(axis, "validation accuracy (%)", "")
+assert log.digest() == result.digest
+assert abs(after["last step masked"] - after["as trained"]) < 1
+assert after["10% negated"] < after["10% masked"] < after["as trained"]
+assert after["10% masked"] < after["last 10% masked"]
+
+# %% [markdown]
+# One late step hardly matters. Steps from anywhere matter more than the last ones, since all that came after was chosen on top of them, and a move that is turned round costs more than one that is missing.
+# An edit is a way to ask what a step was for; it is no way to improve a model.
+#
+# ## Taking steps back
+#
+# A move that the clamp would cancel is never kept by `units`. So nothing is lost on the way, the sum of all moves is the way itself, and steps taken back, last first, lead home.
+
+# %%
+moves = [sparse_update(log.plan, number, step) for number, step in enumerate(log.steps())]
+params = log.replay()
+for positions, deltas in reversed(moves):
+    params = apply_update(params, positions, -deltas)
+home = digest(params) == log.digest(0)
+print("back at the seed's weights:", home)
+assert home
+
+# %% [markdown]
+# `sampled` promises no such thing. Its perturbations fall anywhere, and where one pushes a weight that is 1 already, the clamp forgets the push.
+
+# %%
+plan = Plan("sampled", 0, ("w",), ((100, 100),), zeros=2**31, perturbations=32)
+codes = rng.integers(-1, 2, (100, 32)).astype(np.int8)
+with StepLog.create(folder / "sampled.steps", {"plan": plan.to_dict()}) as sampled:
+    sampled.append([SampledStep(2**21, row) for row in codes])
+params = sampled.replay()
+for number, step in reversed(list(enumerate(sampled.steps()))):
+    positions, deltas = sparse_update(plan, number, step)
+    params = apply_update(params, positions, -deltas)
+lost = np.mean(params["w"] != initial_params(plan)["w"])
+print(f"{lost:.1%} of the weights do not find home")
+assert lost > 0.01
+
+# %% [markdown]
+# ## As large as GPT-3?
+#
+# The paper puts GPT-3 (175 billion weights) at 600 KB to 19 MB of steps: 93,750 steps of 32 to 1,024 perturbations. The bytes are simple. But each step must be replayed: half of the perturbations are kept,
+# each with $3.7 \cdot 10^{-6}$ of the weights. We measure what an update costs here, at that density, and multiply.
+
+# %%
+plan = Plan("sampled", 0, ("w",), ((4000, 4000),), zeros=2**31, perturbations=128)
+step = SampledStep(round(3.7e-6 * 2**32), np.tile(np.array([0, 1, 0, -1], np.int8), 32))
+with StepLog.create(folder / "wide.steps", {"plan": plan.to_dict()}) as wide:
+    wide.append([step] * 20)
+wide = StepLog.open(folder / "wide.steps")
+wide.replay(1)  # warm
+begin = time.perf_counter()
+wide.replay(0)
+start = time.perf_counter()
+wide.replay()
+seconds = (time.perf_counter() - start) - (start - begin)
+updates = sum(sparse_update(plan, number, step)[0].size for number in range(20))
+rate = updates / max(seconds, 1e-6)
+
+low, high = (93_750 * k * 1.5 / 8 for k in (32, 1024))
+total = 93_750 * 512 * 175e9 * 3.7e-6
+print(f"codes of 32 to 1,024 perturbations: {low / 1e6:.2f} to {high / 1e6:.1f} MB")
+print(
+    f"1,024 perturbations: {total:.1e} updates, {total / 175e9:.0f} a weight; dense, as the paper counts, {93_750 * 1024 * 175e9:.0e} sums"
+)
+print(f"measured: {rate:.1e} updates a second on one core, so {total / rate / 86400:,.0f} days")
+assert round(low / 1e6, 2) == 0.56
+assert round(high / 1e6, 1) == 18.0
+assert 170 < total / 175e9 < 185
+assert rate > 1e4
+
+# %% [markdown]
+# The file is as small as claimed. Replay is the price: the weights of such a model would be kept beside its steps, and the steps replayed only by who wants its history.
+#
+# **Limits.** The clamp is not invertible: steps that clamp cannot be taken back, and negating twice gives back the steps but no step in between gives back weights that a clamp has eaten.
+# A log grows with every step and the weights do not, so a long run's log outweighs its weights; then the compact form is the smaller one, and the log is kept for its history.
+# A log fixes the noise for ever: a new sampler is a new format version. A digest tells *that* a replay differs, not why. And a step of a model says nothing about what was learnt from which image.
+#
+# **Exercises.** 1. A record's head carries 16 bits of a CRC-32. Why is one changed byte of the length never missed, though half of the CRC is thrown away? (`test_the_check_tells_every_change_of_one_byte_of_a_head`)
+# 2. Shuffle the steps of the run above. Does the digest change? Does it for the sampled one? (`test_the_tail_undone_in_reverse_gives_the_weights_before_it`)
+# 3. Join the log to its own masked copy with `concat`. Which noise do the second half's steps draw, and where does the file say so? (`test_one_log_after_another_keeps_each_steps_own_noise`)
+# 4. Write the reader of the log format in another language; `minibit/vectors/steps.json` holds files that it must read, and files that it must refuse. (`test_file_vectors`, `test_damage_vectors`)
+# 5. Kill a run with `kill -9`, and open what is left. (`test_a_killed_writer_loses_at_most_what_it_was_writing`)
