@@ -35,6 +35,7 @@ from minibit.unit_tangents import forward
 __all__ = ["PRESETS", "Preset", "Progress", "TrainResult", "evaluate", "train"]
 
 STEPS_PER_RECORD = 32
+REPORT_SECONDS = 0.5
 SHIFTS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # rows, columns
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
 
@@ -61,6 +62,25 @@ class Preset:
     easy_share: float = 0.05  # probability with which a learnt sample is drawn; 1: as any other
     shifts: int = 5  # none and one pixel each way; 1: none
 
+    def __post_init__(self) -> None:
+        """Refuse values that no run can start from; the message names the field."""
+        whole = ("steps", "batch", "widths", "perturbations", "units", "shifts")
+        positive = ("density", "rate", "logit_scale", "easy_share")
+        for name in whole + positive:
+            value = getattr(self, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if not number > 0 or (name in whole and number != int(number)):
+                    what = "positive whole numbers" if name in whole else "positive"
+                    raise ValueError(f"{name} must be {what}, got {value}")
+        for name, most in (("density", 1), ("rate", 1), ("easy_share", 1), ("shifts", len(SHIFTS))):
+            value = getattr(self, name)
+            if max(value if isinstance(value, tuple) else (value,)) > most:
+                raise ValueError(f"{name} must be at most {most}, got {value}")
+        if not 0 <= self.zeros <= 1:
+            raise ValueError(f"zeros must lie in [0, 1], got {self.zeros}")
+        if len(self.widths) < 2:
+            raise ValueError(f"widths must be at least two, inputs to classes, got {self.widths}")
+
 
 PRESETS = {
     "paper": Preset(
@@ -75,7 +95,7 @@ PRESETS = {
         easy_share=1.0,
         shifts=1,
     ),
-    "strict": Preset(method="sampled", steps=1550, batch=(1024, 1024)),
+    "strict": Preset(method="sampled", steps=1550, batch=(512, 2048)),
     "small": Preset(method="units", steps=800, batch=(1024, 8192), rate=(0.0035, 0.0004)),
     "accurate": Preset(method="units", steps=6000, batch=(1024, 2048), rate=(0.005, 0.0001)),
 }
@@ -127,6 +147,7 @@ def train(
     dataset: Dataset | None = None,
     widths: tuple[int, ...] | None = None,
     split_name: Literal["final", "validation"] = "final",
+    total_steps: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     **overrides: Any,
 ) -> TrainResult:
@@ -141,8 +162,8 @@ def train(
     out : path
         The log; must not exist unless `resume`.
     steps : int, optional
-        Stop after as many steps; schedules still run over the preset's own number, so that a
-        shorter run is a prefix of the whole one.
+        Stop after as many steps in all. Schedules still run over `total_steps`, so that a shorter
+        run is a prefix of the whole one.
     resume : bool
         Go on from the last good record of `out`; preset, seed and widths come from its header.
     workers : int, optional
@@ -152,8 +173,11 @@ def train(
     widths : tuple of int, optional
         Widths of the hidden layers, or of all layers.
     split_name : "final" or "validation"
-        Train on all training samples, or keep the validation split (the last 5,000 of MNIST) apart
-        and report on it: the way to choose hyper-parameters.
+        Train on all training samples, or keep the validation split (`minibit.datasets.split`: the
+        last 5,000 of MNIST) apart and report on it: the way to choose hyper-parameters.
+    total_steps : int, optional
+        Steps over which the schedules run: the preset's number by default, or `steps` if that is
+        more.
     progress : callable, optional
         Gets a `Progress` about twice a second. If it raises KeyboardInterrupt, or Ctrl-C does, what
         was trained so far is logged and the result says ``interrupted``.
@@ -167,10 +191,19 @@ def train(
     FileExistsError
         If `out` exists and `resume` is not asked for.
     """
-    run = _Run.open(
-        preset, seed, Path(out), resume, dataset or load_mnist(), widths, split_name, overrides
-    )
-    total = run.recipe.steps if steps is None else min(steps, run.recipe.steps)
+    if steps is not None and steps < 0:
+        raise ValueError(f"steps must not be negative, got {steps}")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    data = dataset or load_mnist()
+    if resume:
+        run = _Run.resumed(Path(out), data)
+    else:
+        recipe = _recipe(preset, data, widths, max(total_steps or 0, steps or 0), overrides)
+        run = _Run.fresh(preset, recipe, seed, Path(out), data, split_name)
+    total = run.recipe.steps if steps is None else steps
+    if total > run.recipe.steps:
+        raise ValueError(f"steps must be at most the log's {run.recipe.steps}, got {steps}")
     begin = time.perf_counter()
     run.warm_up()
     compile_seconds = time.perf_counter() - begin
@@ -197,6 +230,27 @@ def model_of(header: dict[str, Any]) -> MLP:
         input_scale=data["input_scale"],
         input_offset=data["input_offset"],
     )
+
+
+def _recipe(
+    preset: str,
+    data: Dataset,
+    widths: tuple[int, ...] | None,
+    steps: int,
+    overrides: dict[str, Any],
+) -> Preset:
+    """Fit a preset to the data, and replace what is asked for."""
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    recipe = replace(PRESETS[preset], **overrides)
+    n_in, classes = data.features, data.classes
+    inner = recipe.widths[1:-1] if widths is None else tuple(widths)
+    if len(inner) > 1 and inner[0] == n_in and inner[-1] == classes:
+        inner = inner[1:-1]
+    recipe = replace(recipe, widths=(n_in, *inner, classes), steps=max(recipe.steps, steps))
+    if len(data.sample_shape) != 2:  # no image: nothing to shift
+        recipe = replace(recipe, shifts=1)
+    return recipe
 
 
 def _header(
@@ -254,10 +308,8 @@ class _Run:
     """State of a training run."""
 
     recipe: Preset
-    preset: str
-    seed: int
+    header: dict[str, Any]
     data: Dataset
-    split_name: str
     log: StepLog
     model: MLP
     stepper: NoiseStep
@@ -268,61 +320,66 @@ class _Run:
     density_level: int = 0
 
     @classmethod
-    def open(
+    def fresh(
         cls,
         preset: str,
+        recipe: Preset,
         seed: int,
         out: Path,
-        resume: bool,
         data: Dataset,
-        widths: tuple[int, ...] | None,
         split_name: str,
-        overrides: dict[str, Any],
     ) -> _Run:
+        """Start a log, after everything else that can fail."""
         if split_name not in ("final", "validation"):
             raise ValueError(f"split_name must be 'final' or 'validation', got {split_name!r}")
-        if resume:
-            log = StepLog.recover(out)
-            if log.header["data"]["digest"] != data.digest:
-                raise ValueError(
-                    f"dataset must be the one the log was trained on, {log.header['data']['name']} "
-                    f"with digest {log.header['data']['digest']}; got {data.name}, {data.digest}"
-                )
-            preset, split_name = log.header["recipe"]["preset"], log.header["data"]["split"]
-            recipe, seed = _recipe_of(log.header["recipe"]), log.plan.seed
-        else:
-            if preset not in PRESETS:
-                raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-            recipe = replace(PRESETS[preset], **overrides)
-            n_in, classes = data.train_x.shape[1], int(data.train_y.max()) + 1
-            if widths is not None and (widths[:1] != (n_in,) or widths[-1] != classes):
-                widths = (n_in, *widths, classes)
-            recipe = replace(recipe, widths=widths or (n_in, *recipe.widths[1:-1], classes))
-            if data.name != "mnist":
-                recipe = replace(recipe, shifts=1)
-            log = StepLog.create(out, _header(preset, recipe, seed, data, split_name))
-        params = log.replay() if len(log) else initial_params(log.plan)
-        model = model_of(log.header)
+        if out.exists():
+            raise FileExistsError(f"out must not exist yet, or be resumed: {out}")
+        header = _header(preset, recipe, seed, data, split_name)
+        params = initial_params(Plan.from_dict(header["plan"]))
+        return cls._of(header, recipe, data, params, 0, lambda: StepLog.create(out, header))
+
+    @classmethod
+    def resumed(cls, out: Path, data: Dataset) -> _Run:
+        """Go on where the last good record ends; a torn tail is cut off."""
+        before = StepLog.open(out).header["data"]
+        if before["digest"] != data.digest:
+            raise ValueError(
+                f"dataset must be the one the log was trained on, {before['name']} with digest "
+                f"{before['digest']}; got {data.name} with digest {data.digest}"
+            )
+        log = StepLog.recover(out)
+        recipe = _recipe_of(log.header["recipe"])
+        return cls._of(log.header, recipe, data, log.replay(), len(log), lambda: log)
+
+    @classmethod
+    def _of(
+        cls,
+        header: dict[str, Any],
+        recipe: Preset,
+        data: Dataset,
+        params: dict[str, NDArray[np.int8]],
+        steps: int,
+        log: Callable[[], StepLog],
+    ) -> _Run:
+        plan, model = Plan.from_dict(header["plan"]), model_of(header)
         train_x, train_y = data.train_x, data.train_y
-        if split_name == "validation":
+        if header["data"]["split"] == "validation":
             train_x, train_y = split(data)[:2]
-        images = _shifted(train_x, recipe.shifts)
-        run = cls(
+        images = _shifted(train_x, recipe.shifts, data.sample_shape)
+        stepper = _stepper(model, params, plan, recipe)
+        stepper.steps = steps
+        return cls(
             recipe=recipe,
-            preset=preset,
-            seed=seed,
+            header=header,
             data=data,
-            split_name=split_name,
-            log=log,
+            log=log(),
             model=model,
-            stepper=_stepper(model, params, log.plan, recipe),
+            stepper=stepper,
             images=images,
             labels=train_y.astype(np.int64),
             hard=np.ones((images.shape[1], images.shape[0]), np.float32),
             density=recipe.density[0],
         )
-        run.stepper.steps = len(log)
-        return run
 
     def warm_up(self) -> None:
         """Compile what a step uses on a few samples; leaves no trace in the run."""
@@ -332,7 +389,7 @@ class _Run:
         x, y = self.images[0, :8], self.labels[:8]
         few.step(x, y)
         evaluate(few.params, self.model, x, y)
-        integers(self.seed, 8, 8, domain=BATCH)
+        integers(self.log.plan.seed, 8, 8, domain=BATCH)
 
     def measure_hardness(self, workers: int | None) -> None:
         """Fill the table from the present weights, as a resumed run must."""
@@ -356,9 +413,14 @@ class _Run:
         while found < n:
             count = max(1024, 2 * (n - found))
             pair = integers(
-                self.seed, len(self.labels) * shifts, count, domain=BATCH, step=step, lane=2 * turn
+                self.log.plan.seed,
+                len(self.labels) * shifts,
+                count,
+                domain=BATCH,
+                step=step,
+                lane=2 * turn,
             )
-            lot = uniform(self.seed, (count,), domain=BATCH, step=step, lane=2 * turn + 1)
+            lot = uniform(self.log.plan.seed, (count,), domain=BATCH, step=step, lane=2 * turn + 1)
             sample, shift = pair // shifts, pair % shifts
             is_hard = self.hard[sample, shift] > self.recipe.threshold
             kept = is_hard | (lot < self.recipe.easy_share)
@@ -414,7 +476,9 @@ class _Run:
                 if len(pending) == STEPS_PER_RECORD:
                     self.log.append(pending)
                     pending = []
-                if progress and (now - last_report > 0.5 or self.stepper.steps == total):
+                if progress and (
+                    now - last_report >= REPORT_SECONDS or self.stepper.steps == total
+                ):
                     last_report, done = now, len(seconds)
                     left = float((now - begin) * (work[-1] / work[done - 1] - 1))
                     progress(
@@ -449,13 +513,14 @@ class _Run:
     ) -> TrainResult:
         params, model = self.stepper.params, self.model
         validation = None
-        if self.split_name == "validation":
+        kept = self.header["data"]
+        if kept["split"] == "validation":
             validation = evaluate(params, model, *split(self.data)[2:])
         done = len(step_seconds)
         return TrainResult(
-            preset=self.preset,
-            seed=self.seed,
-            split=self.split_name,
+            preset=self.header["recipe"]["preset"],
+            seed=self.log.plan.seed,
+            split=kept["split"],
             test_accuracy=evaluate(params, model, self.data.test_x, self.data.test_y),
             validation_accuracy=validation,
             digest=self.log.digest(),
@@ -499,18 +564,17 @@ def _recipe_of(fields: dict[str, Any]) -> Preset:
     return Preset(**{k: frozen(v) for k, v in fields.items() if k != "preset"})
 
 
-def _shifted(images: NDArray[Any], shifts: int) -> NDArray[Any]:
-    """All samples under each of the first `shifts` one-pixel shifts, new pixels 0."""
+def _shifted(images: NDArray[Any], shifts: int, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Lay all samples out under each of the first `shifts` one-pixel shifts; new pixels are 0."""
     if shifts == 1:
         return images[None]
-    side = round(images.shape[1] ** 0.5)
-    square = images.reshape(-1, side, side)
+    square = images.reshape(-1, *shape)  # (samples, rows, columns)
     out = np.zeros((shifts, *square.shape), images.dtype)
-    for moved, (rows, columns) in zip(out, SHIFTS[:shifts], strict=True):
-        to_rows, from_rows = _overlap(rows, side)
-        to_columns, from_columns = _overlap(columns, side)
+    for moved, (down, right) in zip(out, SHIFTS[:shifts], strict=True):
+        to_rows, from_rows = _overlap(down, shape[0])
+        to_columns, from_columns = _overlap(right, shape[1])
         moved[:, to_rows, to_columns] = square[:, from_rows, from_columns]
-    return out.reshape(shifts, len(images), side * side)
+    return out.reshape(shifts, *images.shape)
 
 
 def _overlap(move: int, side: int) -> tuple[slice, slice]:

@@ -1,0 +1,245 @@
+"""Training runs: what a command writes, and what survives an interruption."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minibit.datasets import Dataset, load_mnist
+from minibit.kernels import compiled
+from minibit.moves import digest, initial_params
+from minibit.steps import StepLog
+from minibit.training import PRESETS, evaluate, model_of, train
+from minibit.training import _shifted as shifted
+
+KILLS = int(os.environ.get("MINIBIT_TEST_KILLS", "3"))
+
+
+def blobs(classes=4, seed=0):
+    """Sixteen-pixel images of a few well separated classes."""
+    rng = np.random.default_rng(seed)
+    centres = rng.integers(0, 200, (classes, 16))
+
+    def draw(n):
+        y = rng.integers(0, classes, n).astype(np.uint8)
+        noise = rng.integers(0, 56, (n, 16))
+        return (centres[y] + noise).astype(np.uint8), y
+
+    return Dataset(*draw(600), *draw(200), name="blobs", digest="b" * 64, sample_shape=(4, 4))
+
+
+def run(out, method="units", seed=3, **fields):
+    """A short run on blobs: schedules over 96 steps, three records."""
+    return train(
+        "small" if method == "units" else "strict",
+        seed,
+        out,
+        **{
+            "dataset": blobs(),
+            "widths": (24, 24),
+            "workers": 1,
+            "steps": 96,
+            "batch": (64, 128),
+            "rate": (0.05, 0.01),
+            "density": (0.01, 0.002),
+            **fields,
+        },
+    )
+
+
+@pytest.mark.parametrize("method", ["units", "sampled"])
+def test_a_run_learns_and_its_log_gives_the_weights_back(tmp_path, method):
+    """The digest at the end of training is that of a replay; accuracy far above chance."""
+    result = run(tmp_path / "a.steps", method)
+    log = StepLog.open(tmp_path / "a.steps")
+    params = log.replay()
+    data = blobs()
+    assert result.digest == digest(params) == log.verify()
+    assert result.test_accuracy == evaluate(params, model_of(log.header), data.test_x, data.test_y)
+    assert result.test_accuracy > 0.65
+    start = evaluate(initial_params(log.plan), model_of(log.header), data.test_x, data.test_y)
+    assert start < 0.5
+    assert result.log_bytes == (tmp_path / "a.steps").stat().st_size
+    assert result.steps == len(log) == len(result.step_seconds) == 96
+    assert result.packed_weight_bytes == -(-log.plan.size // 5)
+    assert result.batch_sizes[0] == 64
+    assert result.batch_sizes[-1] > 64
+
+
+def test_a_seed_names_a_run_and_threads_do_not_matter(tmp_path):
+    """The same file from one thread and from two; another from another seed."""
+    logs = []
+    for k, (seed, workers) in enumerate([(3, 1), (3, 2), (4, 1)]):
+        run(tmp_path / f"{k}.steps", seed=seed, workers=workers, steps=40)
+        logs.append((tmp_path / f"{k}.steps").read_bytes())
+    assert logs[0] == logs[1]
+    assert logs[0] != logs[2]
+
+
+def test_a_shorter_run_is_a_prefix(tmp_path):
+    """`steps` stops early and changes no schedule: the weights of both runs agree at its end."""
+    run(tmp_path / "whole.steps")
+    result = run(tmp_path / "short.steps", steps=40)
+    assert result.steps == 40
+    assert StepLog.open(tmp_path / "whole.steps").digest(40) == result.digest
+
+
+def test_schedules_stretch_over_more_steps_than_the_preset_has(tmp_path, monkeypatch):
+    """Asking for more steps than the preset's number is a longer run, not an error."""
+    monkeypatch.setitem(PRESETS, "small", replace(PRESETS["small"], steps=10))
+    result = run(tmp_path / "a.steps", steps=20)
+    assert result.steps == 20
+    assert StepLog.open(tmp_path / "a.steps").header["recipe"]["steps"] == 20
+    with pytest.raises(ValueError, match="steps must be at most the log's 20"):
+        train(out=tmp_path / "a.steps", resume=True, dataset=blobs(), steps=21)
+
+
+class Interrupt:
+    """A progress callback that behaves like Ctrl-C at a step."""
+
+    def __init__(self, after):
+        """Interrupt once `after` calls came."""
+        self.calls, self.after = 0, after
+
+    def __call__(self, progress):
+        """Count, and interrupt."""
+        self.calls += 1
+        if self.calls >= self.after:
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_keeps_everything_and_resume_goes_on(tmp_path, monkeypatch):
+    """No step is lost; a resumed run ends with all steps and a log that verifies."""
+    monkeypatch.setattr("minibit.training.REPORT_SECONDS", 0.0)
+    first = run(tmp_path / "a.steps", progress=Interrupt(after=41))
+    assert first.interrupted
+    assert first.steps == 41
+    again = train(out=tmp_path / "a.steps", resume=True, dataset=blobs(), workers=1, steps=96)
+    assert not again.interrupted
+    assert again.steps == 96
+    assert StepLog.open(tmp_path / "a.steps").verify() == again.digest
+    assert again.test_accuracy > 0.8
+
+
+def test_resume_takes_the_recipe_from_the_log_and_refuses_other_data(tmp_path):
+    """A log trained on one data set does not go on with another."""
+    run(tmp_path / "a.steps", steps=8)
+    before = (tmp_path / "a.steps").read_bytes()
+    other = blobs(seed=9)
+    other = replace(other, name="other", digest="c" * 64)
+    with pytest.raises(ValueError, match="dataset must be the one the log was trained on"):
+        train(out=tmp_path / "a.steps", resume=True, dataset=other)
+    assert (tmp_path / "a.steps").read_bytes() == before
+
+
+def test_an_existing_log_is_not_overwritten(tmp_path):
+    """Without `resume` a file that exists is an error."""
+    run(tmp_path / "a.steps", steps=8)
+    with pytest.raises(FileExistsError):
+        run(tmp_path / "a.steps", steps=8)
+
+
+def test_the_validation_split_is_not_trained_on(tmp_path):
+    """With split_name 'validation' the header says so and an accuracy is reported."""
+    data = blobs()
+    poisoned = data.train_y.copy()
+    poisoned[-50:] = (poisoned[-50:] + 1) % 4
+    wrong = replace(data, train_y=poisoned, name="wrong", digest="d" * 64)
+    result = train(
+        "small", 0, tmp_path / "v.steps", steps=64, dataset=wrong, widths=(24, 24), workers=1,
+        split_name="validation", batch=(64, 64), rate=(0.05, 0.02),
+    )  # fmt: skip
+    assert result.validation_accuracy < 0.3  # labels nobody learnt
+    assert result.test_accuracy > 0.8
+    assert StepLog.open(tmp_path / "v.steps").header["data"]["split"] == "validation"
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        (dict(preset="huge"), "preset must be one of"),
+        (dict(seed=-1), "seed"),
+        (dict(seed=2**64), "seed"),
+        (dict(steps=-1), "steps"),
+        (dict(workers=0), "workers"),
+        (dict(split_name="test"), "split_name"),
+        (dict(widths=(0,)), "widths"),
+        (dict(batch=(0, 3)), "batch"),
+        (dict(rate=(0.0, 0.1)), "rate"),
+        (dict(colour="red"), "colour"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_leave_no_file(tmp_path, fields, match):
+    """Each error names the argument, before a log exists."""
+    with pytest.raises((ValueError, TypeError), match=match):
+        train(**{"out": tmp_path / "a.steps", "dataset": blobs(), "steps": 2, **fields})
+    assert not list(tmp_path.iterdir())
+
+
+def test_shifts_move_images_by_one_pixel_and_fill_with_zeros():
+    """Up, down, left, right; what leaves is lost, what enters is 0."""
+    image = np.arange(1, 10, dtype=np.uint8)[None]
+    plain, up, down, left, right = shifted(image, 5, (3, 3))[:, 0].reshape(5, 3, 3)
+    np.testing.assert_array_equal(plain, image.reshape(3, 3))
+    np.testing.assert_array_equal(up, [[4, 5, 6], [7, 8, 9], [0, 0, 0]])
+    np.testing.assert_array_equal(down, [[0, 0, 0], [1, 2, 3], [4, 5, 6]])
+    np.testing.assert_array_equal(left, [[2, 3, 0], [5, 6, 0], [8, 9, 0]])
+    np.testing.assert_array_equal(right, [[0, 1, 2], [0, 4, 5], [0, 7, 8]])
+
+
+def test_mnist_is_learnt_forwards_only(tmp_path):
+    """A hundred steps of the default preset reach 85% on the test set; the log is a few KB."""
+    steps, bar = (100, 0.85) if compiled() else (8, 0.25)  # plain NumPy is a hundred times slower
+    result = train(out=tmp_path / "m.steps", steps=steps, dataset=load_mnist(), workers=2)
+    assert result.test_accuracy > bar
+    assert result.log_bytes < 20_000
+    assert result.split == "final"
+    assert result.validation_accuracy is None
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_training import blobs
+from minibit.training import train
+train("small", 3, sys.argv[1], dataset=blobs(), widths=(24, 24), workers=1, steps=3000,
+      batch=(64, 64), rate=(0.05, 0.01), resume=len(sys.argv) > 2)
+"""
+
+
+def test_a_killed_run_is_a_prefix_and_goes_on(tmp_path):
+    """After kill -9 at any moment the file replays to a prefix; at most one record is lost."""
+    rng = np.random.default_rng()
+    script = SCRIPT.format(tests=str(Path(__file__).parent))
+    whole = tmp_path / "whole.steps"
+    train(
+        "small", 3, whole, dataset=blobs(), widths=(24, 24), workers=1, steps=640,
+        total_steps=3000, batch=(64, 64), rate=(0.05, 0.01),
+    )  # fmt: skip
+    reference = StepLog.open(whole)
+    for kill in range(KILLS):
+        path = tmp_path / f"{kill}.steps"
+        process = subprocess.Popen([sys.executable, "-c", script, str(path)])
+        started = time.monotonic()
+        while not (path.exists() and path.stat().st_size > 1500):
+            assert process.poll() is None, "the writer ended by itself"
+            assert time.monotonic() - started < 120
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        found = StepLog.open(path)
+        whole_records = len(found)
+        assert whole_records % 32 == 0
+        common = min(whole_records, 640)
+        assert found.digest(common) == reference.digest(common)
+        again = train(out=path, resume=True, dataset=blobs(), workers=1, steps=whole_records + 5)
+        assert again.steps == whole_records + 5
+        assert StepLog.open(path).verify() == again.digest
