@@ -18,11 +18,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["copy_row", "quantise_row", "sum_row"]
+__all__ = ["absmax", "absmean", "copy_row", "quantise_row", "sum_row"]
 
 MAGNITUDE = np.int32(0x7FFFFFFF)
 INFINITY = np.int32(0x7F800000)
 SMALLEST = np.float32(1e-5)
+BLOCK, SUMS = 4096, 64  # weights at a time for the absmean, and its sums side by side
 
 
 @njit(cache=True, nogil=True)
@@ -60,3 +61,45 @@ def copy_row(x: NDArray[Any], codes: NDArray[Any]) -> None:
     """Copy int8 codes; a slice assignment would go byte by byte."""
     for i in range(x.size):
         codes[i] = x[i]
+
+
+@njit(cache=True, nogil=True)
+def absmax(x: NDArray[Any], codes: NDArray[Any], scales: NDArray[Any]) -> bool:
+    """Quantise every token of ``x (tokens, n)``; False if an entry is not finite."""
+    for token in range(x.shape[0]):
+        scale = quantise_row(x[token], codes[token])
+        if scale < 0:
+            return False
+        scales[token] = scale
+    return True
+
+
+@njit(cache=True, nogil=True)
+def absmean(w: NDArray[Any], codes: NDArray[Any]) -> np.float32:
+    """Quantise flat weights to ternary codes; return gamma, or -1 if an entry is not finite.
+
+    The mean is summed in float64, 64 sums side by side: vectors without a sum across lanes, and a
+    fixed order, so that every CPU finds the same.
+    """
+    bits = w.view(np.int32)
+    sums = np.zeros(SUMS, np.float64)
+    largest = np.int32(0)
+    for start in range(0, w.size, BLOCK):  # read once from memory, twice from the cache
+        end = min(start + BLOCK, w.size)
+        whole = end - (end - start) % SUMS
+        for i in range(start, whole, SUMS):
+            part = w[i : i + SUMS]
+            for lane in range(SUMS):
+                sums[lane] += np.float64(abs(part[lane]))
+        for i in range(whole, end):
+            sums[i - whole] += np.float64(abs(w[i]))
+        for i in range(start, end):
+            largest = max(largest, np.int32(bits[i] & MAGNITUDE))
+    if largest >= INFINITY:
+        return np.float32(-1)
+    gamma = max(np.float32(sums.sum() / w.size), SMALLEST)
+    inverse = np.float32(1) / gamma
+    for i in range(w.size):
+        scaled = min(max(w[i] * inverse, np.float32(-1)), np.float32(1))
+        codes[i] = np.int8(np.int32(np.rint(scaled)))
+    return gamma
