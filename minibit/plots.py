@@ -155,31 +155,33 @@ def label_axes(axes: Axes, x: str, y: str, title: str = "") -> None:
 
 
 def training_figure(
-    steps: ArrayLike, loss: ArrayLike, accuracy: ArrayLike, *, title: str, accuracy_of: str
+    steps: ArrayLike,
+    loss: ArrayLike,
+    measured_at: ArrayLike,
+    accuracies: Mapping[str, Sequence[float]],
+    *,
+    title: str,
 ) -> Figure:
-    """Draw a training run: the loss on the left, the accuracy on the right.
+    """Draw a training run: the loss on the left, accuracies on the right.
 
     Parameters
     ----------
-    steps, loss, accuracy : arrays, shape (points,)
-        Accuracies are shares, 0 to 1, drawn in percent; NaN where none was measured.
+    steps, loss : arrays, shape (points,)
+        The loss of the batch (nats) at some steps; NaN where there was none.
+    measured_at, accuracies
+        As `history_figure`.
     title : str
         What ran.
-    accuracy_of : str
-        On which data the accuracy was measured: ``"validation"``, ``"training batch"``.
 
     Returns
     -------
     matplotlib Figure
     """
-    steps, loss = np.asarray(steps), np.asarray(loss, float)
-    percent = 100 * np.asarray(accuracy, float)
     made, (left, right) = figure(1, 2)
-    left.plot(steps, loss, color=PALETTE[0])
-    label_axes(left, "step", "training loss (nats)", title)
-    known = np.isfinite(percent)
-    right.plot(steps[known], percent[known], color=PALETTE[1])
-    label_axes(right, "step", f"accuracy, {accuracy_of} (%)")
+    left.plot(np.asarray(steps), np.asarray(loss, float), color=PALETTE[2])
+    label_axes(left, "step", "loss of the batch (nats)", title)
+    _draw_accuracies(right, measured_at, accuracies)
+    label_axes(right, "step", "accuracy (%)")
     return made
 
 
@@ -202,6 +204,15 @@ def history_figure(
     matplotlib Figure
     """
     made, (axes,) = figure()
+    _draw_accuracies(axes, steps, accuracies)
+    label_axes(axes, "step", "accuracy (%)", title)
+    return made
+
+
+def _draw_accuracies(
+    axes: Axes, steps: ArrayLike, accuracies: Mapping[str, Sequence[float]]
+) -> None:
+    """Draw one line in percent for each set of data, told apart by colour and by marker."""
     for number, (name, shares) in enumerate(accuracies.items()):
         axes.plot(
             np.asarray(steps),
@@ -210,8 +221,6 @@ def history_figure(
             marker=_MARKERS[number % len(_MARKERS)],
             label=name,
         )
-    label_axes(axes, "step", "accuracy (%)", title)
-    return made
 
 
 def save(made: Figure, path: str | os.PathLike[str]) -> Path:

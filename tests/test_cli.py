@@ -570,6 +570,19 @@ def test_every_chapter_is_listed_under_its_title():
         assert chapter["path"].endswith(f"ch{chapter['number']:02}_{chapter['name']}.py")
 
 
+def test_an_installed_package_has_its_own_chapters(tmp_path, monkeypatch):
+    """``minibit/_chapters`` comes first, a checkout's folder second; without either, status 1."""
+    package = tmp_path / "minibit"
+    (package / "_chapters").mkdir(parents=True)
+    (tmp_path / "chapters").mkdir()
+    monkeypatch.setattr(chapters_command.resources, "files", lambda name: package)
+    assert "carries no chapters" in refused("chapters", status=1)
+    for folder, title in ((tmp_path / "chapters", "Outside"), (package / "_chapters", "Inside")):
+        (folder / "ch01_dual.py").write_text(f"# %% [markdown]\n# # {title}\n")
+        (folder / "notes.py").write_text("no chapter")
+        assert [row["title"] for row in answer("chapters")["chapters"]] == [title]
+
+
 @pytest.mark.parametrize("which", ["1", "01", "good", "ch01", "ch01_good", "ch01_good.py"])
 def test_a_chapter_is_shown_by_number_or_name(two_chapters, which):
     """Its script, to read or to redirect into a file."""

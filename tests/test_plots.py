@@ -65,18 +65,19 @@ def test_drawing_touches_no_pyplot():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_training_figure_shows_loss_and_accuracy_with_named_axes():
-    """Percent on the right; points without a measurement are left out."""
+def test_a_training_figure_shows_loss_and_accuracies_with_named_axes():
+    """Loss on the left at its own steps; accuracies in percent on the right, named."""
     made = plots.training_figure(
-        [0, 1, 2], [2.3, 1.0, 0.5], [0.1, np.nan, 0.9], title="small, seed 0", accuracy_of="test"
+        [1, 2, 9], [2.3, np.nan, 0.5], [0, 9], {"test": [0.1, 0.9]}, title="small, seed 0"
     )
     left, right = made.axes
     assert left.get_xlabel() == right.get_xlabel() == "step"
-    assert left.get_ylabel() == "training loss (nats)"
-    assert right.get_ylabel() == "accuracy, test (%)"
+    assert left.get_ylabel() == "loss of the batch (nats)"
+    assert right.get_ylabel() == "accuracy (%)"
     assert left.get_title(loc="left") == "small, seed 0"
-    np.testing.assert_allclose(left.lines[0].get_ydata(), [2.3, 1.0, 0.5])
-    np.testing.assert_allclose(right.lines[0].get_xydata(), [[0, 10], [2, 90]])
+    np.testing.assert_array_equal(left.lines[0].get_xydata(), [[1, 2.3], [2, np.nan], [9, 0.5]])
+    np.testing.assert_allclose(right.lines[0].get_xydata(), [[0, 10], [9, 90]])
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["test"]
 
 
 def test_a_history_figure_names_every_line():

@@ -143,13 +143,8 @@ def history(
         if plot is not None:
             check_plot(plot)
         log = _open(out, log_path)
-        samples, names = _samples(log, _data(log, data)), _split_names(log)
-        every = every or max(1, len(log) // 40)
-        points = sorted({*range(0, len(log), every), len(log)})
-        found: dict[str, list[float]] = {"validation": [], "test": []}
-        for _, params in log.walk(points):
-            for name, accuracies in found.items():
-                accuracies.append(_accuracy(log, params, *samples[name]))
+        names = _split_names(log)
+        points, found = along_the_run(log, _data(log, data), ["validation", "test"], every)
         rows = [
             [str(step), percent(validation), percent(test)]
             for step, validation, test in zip(points, *found.values(), strict=True)
@@ -161,6 +156,23 @@ def history(
             out.say(f"Drawn in {plot}.")
         trained_on = names["validation"].endswith("(trained on)")
         out.result({"steps": points, **found, "validation_seen_in_training": trained_on})
+
+
+def along_the_run(
+    log: StepLog, dataset: Dataset, splits: list[str], every: int | None = None
+) -> tuple[list[int], dict[str, list[float]]]:
+    """Measure accuracies after every so many steps, from the first weights to the last.
+
+    Returns the steps, and the accuracies by split; about forty points by default.
+    """
+    every = every or max(1, len(log) // 40)
+    points = sorted({*range(0, len(log), every), len(log)})
+    samples = _samples(log, dataset)
+    found: dict[str, list[float]] = {name: [] for name in splits}
+    for _, params in log.walk(points):
+        for name, accuracies in found.items():
+            accuracies.append(_accuracy(log, params, *samples[name]))
+    return points, found
 
 
 def info(log_path: Log, as_json: Json = False) -> None:

@@ -36,6 +36,8 @@ from minibit.cli.common import (
     percent,
     whole_numbers,
 )
+from minibit.cli.logs import along_the_run
+from minibit.datasets import Dataset, load_mnist
 from minibit.logfile import MAGIC
 from minibit.steps import StepLog
 
@@ -118,7 +120,7 @@ def train(
                 progress=run.show,
             )
         if plot is not None:
-            plots.save(run.figure(result), plot)
+            plots.save(run.figure(result, path, dataset or load_mnist()), plot)
         _summary(out, path, result, data, plot)
         out.result({"log": str(path), **_fields(result)})
         if result.interrupted:
@@ -191,14 +193,16 @@ class _Run:
                 soft_wrap=True,
             )
 
-    def figure(self, result: training.TrainResult) -> Figure:
-        """Draw loss and accuracy of what was shown."""
+    def figure(self, result: training.TrainResult, path: Path, dataset: Dataset) -> Figure:
+        """Draw the losses that were shown, and the accuracy along the run, out of the log."""
+        held = "validation" if result.split == "validation" else "test"
+        points, found = along_the_run(StepLog.open(path), dataset, [held])
         return plots.training_figure(
             [point.step for point in self.points],
             [point.loss for point in self.points],
-            [point.accuracy for point in self.points],
+            points,
+            found,
             title=f"{result.preset}, seed {result.seed}",
-            accuracy_of="training batch",
         )
 
     def _show_bar(self, progress: training.Progress) -> None:
