@@ -26,6 +26,7 @@ from minibit.datasets import load_mnist, split
 from minibit.logcodes import BitWriter
 from minibit.logfile import FRAME, LogError
 from minibit.moves import Plan, SampledStep, apply_update, digest, initial_params, sparse_update
+from minibit.replay import advance, initial_flat
 from minibit.steps import StepLog, compact, expand
 from minibit.training import evaluate, model_of, train
 
@@ -70,14 +71,10 @@ for i, (a, b) in enumerate(pairwise(starts)):
     axes[0].barh(0, b - a, left=a, color=colour, edgecolor="white")
 axes[0].text(starts[1] / 2, 0, "header", color="white", ha="center", va="center", rotation=90)
 record = log.records[0]
-left = 0
-for i, (name, size) in enumerate(
-    [("steps", 1), ("length", 4), ("check", 2), ("codes", 16), ("digest", 8), ("crc", 4)]
-):
-    axes[1].barh(0, size, left=left, color=plots.PALETTE[i % 6], edgecolor="white")
-    label = f"codes\n{len(record.payload):,}" if name == "codes" else f"{name}\n{size}"
-    axes[1].text(left + size / 2, 0, label, ha="center", va="center", rotation=90 * (size < 8))
-    left += size
+sizes = {"steps": 1, "length": 4, "check": 2, "codes": len(record.payload), "digest": 8, "crc": 4}
+for i, (name, size) in enumerate(sizes.items()):
+    axes[1].barh(0, 1, left=i, color=plots.PALETTE[i], edgecolor="white")
+    axes[1].text(i + 0.5, 0, f"{name}\n{size:,}", ha="center", va="center", color="white")
 for axis, title in zip(
     axes, ["the file, in bytes", "one record, in bytes (not to scale)"], strict=True
 ):
@@ -323,17 +320,14 @@ assert lost > 0.01
 # %%
 plan = Plan("sampled", 0, ("w",), ((4000, 4000),), zeros=2**31, perturbations=128)
 step = SampledStep(round(3.7e-6 * 2**32), np.tile(np.array([0, 1, 0, -1], np.int8), 32))
-with StepLog.create(folder / "wide.steps", {"plan": plan.to_dict()}) as wide:
-    wide.append([step] * 20)
-wide = StepLog.open(folder / "wide.steps")
-wide.replay(1)  # warm
+weights = initial_flat(plan)
+advance(weights, plan, 0, step)  # warm
 begin = time.perf_counter()
-wide.replay(0)
-start = time.perf_counter()
-wide.replay()
-seconds = (time.perf_counter() - start) - (start - begin)
-updates = sum(sparse_update(plan, number, step)[0].size for number in range(20))
-rate = updates / max(seconds, 1e-6)
+for number in range(1, 41):
+    advance(weights, plan, number, step)  # as `replay` does, step by step
+seconds = time.perf_counter() - begin
+updates = sum(sparse_update(plan, number, step)[0].size for number in range(1, 41))
+rate = updates / seconds
 
 low, high = (93_750 * k * 1.5 / 8 for k in (32, 1024))
 total = 93_750 * 512 * 175e9 * 3.7e-6
@@ -345,7 +339,7 @@ print(f"measured: {rate:.1e} updates a second on one core, so {total / rate / 86
 assert round(low / 1e6, 2) == 0.56
 assert round(high / 1e6, 1) == 18.0
 assert 170 < total / 175e9 < 185
-assert rate > 1e4
+assert 1e4 < rate < 1e9
 
 # %% [markdown]
 # The file is as small as claimed. Replay is the price: the weights of such a model would be kept beside its steps, and the steps replayed only by who wants its history.
@@ -355,7 +349,7 @@ assert rate > 1e4
 # A log fixes the noise for ever: a new sampler is a new format version. A digest tells *that* a replay differs, not why. And a step of a model says nothing about what was learnt from which image.
 #
 # **Exercises.** 1. A record's head carries 16 bits of a CRC-32. Why is one changed byte of the length never missed, though half of the CRC is thrown away? (`test_the_check_tells_every_change_of_one_byte_of_a_head`)
-# 2. Shuffle the steps of the run above. Does the digest change? Does it for the sampled one? (`test_the_tail_undone_in_reverse_gives_the_weights_before_it`)
+# 2. Sum all moves of the run above, unclamped and in any order, and add them to the first weights: are these the last? Are they for the sampled log? (`test_the_tail_undone_in_reverse_gives_the_weights_before_it`)
 # 3. Join the log to its own masked copy with `concat`. Which noise do the second half's steps draw, and where does the file say so? (`test_one_log_after_another_keeps_each_steps_own_noise`)
 # 4. Write the reader of the log format in another language; `minibit/vectors/steps.json` holds files that it must read, and files that it must refuse. (`test_file_vectors`, `test_damage_vectors`)
 # 5. Kill a run with `kill -9`, and open what is left. (`test_a_killed_writer_loses_at_most_what_it_was_writing`)
