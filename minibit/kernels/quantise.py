@@ -27,15 +27,21 @@ BLOCK = 4096  # weights at a time, for the absmean
 
 
 @njit(cache=True, nogil=True)
+def _largest_magnitude(bits: NDArray[Any]) -> np.int32:
+    """Bits of the largest |x|, or of an infinity or a NaN if there is one."""
+    largest = np.int32(0)
+    for i in range(bits.size):
+        largest = max(largest, np.int32(bits[i] & MAGNITUDE))
+    return largest
+
+
+@njit(cache=True, nogil=True)
 def quantise_row(x: NDArray[Any], codes: NDArray[Any]) -> np.float32:
     """Quantise one token: codes (at least as long as x) get ``rint(x * s)``, the rest 0; return s.
 
     ``s = (1 / max(max|x|, 1e-5)) * 127``; -1 if an entry is NaN or infinite, and codes unwritten.
     """
-    bits = x.view(np.int32)
-    largest = np.int32(0)
-    for i in range(bits.size):
-        largest = max(largest, np.int32(bits[i] & MAGNITUDE))
+    largest = _largest_magnitude(x.view(np.int32))
     if largest >= INFINITY:
         return np.float32(-1)
     absmax = np.array([largest], np.int32).view(np.float32)[0]
@@ -95,8 +101,7 @@ def absmean(w: NDArray[Any], codes: NDArray[Any]) -> np.float32:
     for start in range(0, w.size, BLOCK):  # read once from memory, twice from the cache
         end = min(start + BLOCK, w.size)
         total += _sum_magnitudes(w[start:end])
-        for i in range(start, end):
-            largest = max(largest, np.int32(bits[i] & MAGNITUDE))
+        largest = max(largest, _largest_magnitude(bits[start:end]))
     if largest >= INFINITY:
         return np.float32(-1)
     gamma = max(np.float32(total / w.size), SMALLEST)
