@@ -522,6 +522,23 @@ def test_a_torn_log_is_read_up_to_its_tear_with_a_warning(trained, tmp_path):
     assert path.stat().st_size == trained[0].stat().st_size + 2
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"recipe": None}, {"data": "mnist"}, {"data": {"name": "mnist"}}, {"edits": 7, "recipe": []}],
+    ids=str,
+)
+def test_a_log_of_no_training_run_is_told_apart(trained, data, tmp_path, change):
+    """A header is free beyond its plan: info shows what it has, other commands say what lacks."""
+    source, path = StepLog.open(trained[0]), tmp_path / "other.steps"
+    with StepLog.create(path, source.header | change) as log:
+        log.append(source.steps())
+    assert answer("info", path)["steps"] == STEPS
+    assert answer("export", path, tmp_path / "a.safetensors")["digest"] == source.digest()
+    for words in (("replay", path), ("history", path), ("train", "--resume", "--out", path)):
+        complaint = refused(*words, "--data", data, status=1)
+        assert "is no log of a training run" in complaint
+
+
 @pytest.mark.parametrize("command", ["replay", "evaluate", "history"])
 def test_another_data_set_than_the_logs_is_refused(trained, tmp_path, command):
     """By digest, not by name; and a log that was not trained on MNIST asks for its data."""

@@ -143,8 +143,8 @@ def history(
         if plot is not None:
             check_plot(plot)
         log = _open(out, log_path)
-        names = _split_names(log)
         points, found = along_the_run(log, _data(log, data), ["validation", "test"], every)
+        names = _split_names(log)
         rows = [
             [str(step), percent(validation), percent(test)]
             for step, validation, test in zip(points, *found.values(), strict=True)
@@ -183,7 +183,10 @@ def info(log_path: Log, as_json: Json = False) -> None:
         header, plan = log.header, log.plan
         net = len(compact(log))
         framing = log.nbytes - sum(len(record.payload) for record in log.records)
-        recipe, source = header.get("recipe", {}), header.get("data", {})
+        recipe, source = (
+            found if isinstance(found := header.get(part), dict) else {}
+            for part in ("recipe", "data")
+        )
         facts: dict[str, object] = {
             "preset": recipe.get("preset", "none"),
             "method": plan.method,
@@ -193,9 +196,9 @@ def info(log_path: Log, as_json: Json = False) -> None:
             "steps": f"{len(log)} (records of up to 32: {len(log.records)})",
             "data": f"{source.get('name', 'unknown')}, split {source.get('split', 'unknown')}",
         }
-        for number, edit in enumerate(header.get("edits", []), start=1):
-            spans = ", ".join(_span(first, end) for first, end in edit["steps"])
-            facts[f"edit {number}"] = f"{edit['edit']}, steps {spans or 'none'}"
+        edits = header.get("edits", [])
+        for number, edit in enumerate(edits if isinstance(edits, list) else [edits], start=1):
+            facts[f"edit {number}"] = _edit_line(edit)
         facts |= {
             "log": f"{kilobytes(log.nbytes)}, {kilobytes(framing)} of it header and framing",
             "net moves": f"{kilobytes(net)} from the seed's initial weights, without history",
@@ -237,7 +240,8 @@ def edit(
         check_new_file(out_path, "--out")
         log = _open(out, log_path)
         if max(numbers) >= len(log):
-            raise BadUse(f"{log_path} has steps 0 to {len(log) - 1}, there is no {max(numbers)}")
+            has = f"steps 0 to {len(log) - 1}" if len(log) else "no steps"
+            raise BadUse(f"{log_path} has {has}, there is no {max(numbers)}")
         made = (log.negate if negate else log.mask)(numbers, out_path)
         count = len(set(numbers))
         out.say(f"{count} of {len(log)} steps {'negated' if negate else 'masked'}: {out_path}")
@@ -290,9 +294,27 @@ def _open(out: Output, path: Path, step: int | None = None) -> StepLog:
     return log
 
 
+def training_header(log: StepLog) -> dict[str, Any]:
+    """Return the header of a log that `minibit train` wrote; others may lack recipe and data."""
+    header = log.header
+    for part, words, numbers in (
+        ("recipe", ("preset",), ("logit_scale",)),
+        ("data", ("name", "digest", "split"), ("input_scale", "input_offset")),
+    ):
+        found = header.get(part)
+        if not isinstance(found, dict):
+            found = {}
+        for name in (*words, *numbers):
+            if not isinstance(found.get(name), str if name in words else int | float):
+                raise ValueError(
+                    f"{log.path} is no log of a training run: {part}.{name} is missing"
+                )
+    return header
+
+
 def _data(log: StepLog, given: Path | None) -> Dataset:
     """Load the data set that a log was trained on, and check that it is the one."""
-    wanted = log.header.get("data", {})
+    wanted = training_header(log)["data"]
     if given is None and wanted.get("name") != "mnist":
         raise BadUse(f"this log was trained on {wanted.get('name')}: give it with --data FILE.npz")
     dataset = load_mnist() if given is None else own_data(given)
@@ -333,9 +355,13 @@ def _accuracy(
     return share_right(params, model_of(log.header), x, y)
 
 
-def _span(first: int, end: int) -> str:
-    """Write a half-open interval of steps as ``--negate`` takes it."""
-    return str(first) if end == first + 1 else f"{first}-{end - 1}"
+def _edit_line(edit: Any) -> str:
+    """Write an entry of a header's ``edits`` as the command that makes it; others as they are."""
+    try:
+        spans = [str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in edit["steps"]]
+        return f"{edit['edit']}, steps {', '.join(spans) or 'none'}"
+    except (TypeError, ValueError, KeyError):
+        return json.dumps(edit)
 
 
 def _packed(log: StepLog) -> int:

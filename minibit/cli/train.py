@@ -36,7 +36,7 @@ from minibit.cli.common import (
     percent,
     whole_numbers,
 )
-from minibit.cli.logs import along_the_run
+from minibit.cli.logs import along_the_run, training_header
 from minibit.datasets import Dataset, load_mnist
 from minibit.logfile import MAGIC
 from minibit.steps import StepLog
@@ -293,7 +293,7 @@ def _check_resumed(
 ) -> None:
     """Refuse options that a resumed log has settled otherwise."""
     log = StepLog.open(path)
-    settled = {"--preset": log.header["recipe"]["preset"], "--seed": log.plan.seed}
+    settled = {"--preset": training_header(log)["recipe"]["preset"], "--seed": log.plan.seed}
     for option, given in (("--preset", preset), ("--seed", seed)):
         if given is not None and given != settled[option]:
             raise BadUse(f"{path} was begun with {option} {settled[option]}, not {given}")
