@@ -34,7 +34,7 @@ ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "lora": (14, ()),
     "cluster": (15, ()),
 }
-SUPPORT = ("training", "datasets", "plots", "cli", "bench", "conformance")
+SUPPORT = ("training", "datasets", "plots", "cli", "bench", "experiments", "conformance")
 ROW = {name: row for room, (row, parts) in ROOMS.items() for name in (room, *parts)}
 FOLDERS = {path.parent for path in PACKAGE.glob("*/__init__.py")} - {PACKAGE / "kernels"}
 SOURCES = {  # the files of each module; a support room may be a folder

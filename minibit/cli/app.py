@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from minibit import __version__
-from minibit.cli import benchmarks, chapters, logs, train
+from minibit.cli import benchmarks, chapters, experiment, logs, train
 from minibit.cli.common import ManyValues
 
 __all__ = ["app"]
@@ -51,3 +51,4 @@ app.command("edit", cls=ManyValues)(logs.edit)
 app.command("export")(logs.export)
 app.command("chapters")(chapters.chapters)
 app.command("bench", cls=ManyValues)(benchmarks.bench)
+app.command("experiment", cls=ManyValues)(experiment.experiment)
