@@ -274,7 +274,19 @@ def _kernels(path: str) -> _Kernels:
         return _Kernels(avx2.product, avx2.product)
     from minibit.kernels import vnni_matmat, vnni_matvec
 
+    if path == "amx":
+        return _Kernels(vnni_matvec.product, _amx_many)
     return _Kernels(vnni_matvec.product, vnni_matmat.product)
+
+
+def _amx_many(
+    x: Array, panels: Array, out: Array, first: int, last: int, gamma: np.float32 | None
+) -> bool:
+    """Multiply many tokens with AMX; below a tile's 16 tokens, with VNNI, which pads less."""
+    from minibit.kernels import amx, vnni_matmat
+
+    product = amx.product if x.shape[0] > 12 else vnni_matmat.product
+    return bool(product(x, panels, out, first, last, gamma))
 
 
 def _columns_many(

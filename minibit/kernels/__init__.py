@@ -35,7 +35,8 @@ def supported() -> tuple[str, ...]:
         found.append("avx2")
     if features.get("avx512vnni") and features.get("avx512bw") and features.get("avx512vl"):
         found.append("vnni")
-    if features.get("amx-int8") and features.get("amx-tile") and "vnni" in found:
+    amx = features.get("amx-int8") and features.get("amx-tile")
+    if amx and "vnni" in found and _amx_granted():
         found.append("amx")
     return tuple(found)
 
@@ -51,6 +52,17 @@ def _cpu_features() -> Mapping[str, bool]:
     if not features and (sys.platform, platform.machine()) == ("darwin", "arm64"):
         return {"dotprod": True}  # every Apple CPU that runs arm64 code has it
     return features
+
+
+def _amx_granted() -> bool:
+    """Ask the system to let this process use AMX's tiles; Linux is asked once and remembers."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    system = ctypes.CDLL(None, use_errno=True)
+    return int(system.syscall(arch_prctl, request_permission, tile_data)) == 0
 
 
 def layout(name: str) -> str:

@@ -5,8 +5,8 @@ vector of a panel is four registers, of 4 rows each. Codes are shifted down and 
 in place, the highest would be 128, which is no signed byte. One token uses two sets of sums in
 turn, which hides the latency of ``sdot``; four tokens share each decoded code.
 
-The kernel is plain LLVM throughout, so it computes the same on every CPU, and is tested on any;
-only the choice of this path asks for an Arm CPU with the instruction.
+On other CPUs `minibit.kernels.simd` spells ``sdot`` out in plain LLVM, so that the kernel's indices
+and sums are tested anywhere; only the choice of this path asks for an Arm CPU.
 
 May import: numpy, numba, minibit.kernels.
 """

@@ -27,6 +27,7 @@ May import: numpy, numba.
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -71,6 +72,7 @@ __all__ = [
     "times",
 ]
 
+ARM = platform.machine().lower() in ("arm64", "aarch64")  # whose intrinsics LLVM may be given
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 
 
@@ -168,15 +170,17 @@ def _widen(builder: Any, pairs: Any) -> Any:
     return builder.call(function, [builder.bitcast(pairs, halves), ones])
 
 
-def _partial_sum(builder: Any, acc: Any, products: Any) -> Any:
-    """Acc + the sum of each 4 neighbours: LLVM's name for what ``sdot`` does after multiplying."""
+def _dot_s8s8(builder: Any, acc: Any, left: Any, right: Any) -> Any:
+    """acc + the sum of the 4 products of signed bytes in each lane: one ``sdot`` on Arm."""
     lanes = acc.type.count
-    version = llvm.llvm_version_info[0]
-    if version >= 19:
-        stem = "llvm.vector" if version >= 22 else "llvm.experimental.vector"
-        name = f"{stem}.partial.reduce.add.v{lanes}i32.v{4 * lanes}i32"
-        function = _declare(builder, name, acc.type, [acc.type, products.type])
-        return builder.call(function, [acc, products])
+    narrow = ir.VectorType(I8, 4 * lanes)
+    left, right = builder.bitcast(left, narrow), builder.bitcast(right, narrow)
+    if ARM:
+        name = f"llvm.aarch64.neon.sdot.v{lanes}i32.v{4 * lanes}i8"
+        function = _declare(builder, name, acc.type, [acc.type, narrow, narrow])
+        return builder.call(function, [acc, left, right])
+    wide = ir.VectorType(I32, 4 * lanes)
+    products = builder.mul(builder.sext(left, wide), builder.sext(right, wide))
     for byte in range(4):
         picks = ir.Constant(ir.VectorType(I32, lanes), [4 * lane + byte for lane in range(lanes)])
         acc = builder.add(acc, builder.shuffle_vector(products, products, picks))
@@ -603,13 +607,8 @@ def tile_dot_signed(typingctx, tile, codes, four):  # type: ignore[no-untyped-de
     """
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        many = 4 * tile.lanes
-        wide, narrow = ir.VectorType(I32, many), ir.VectorType(I8, many)
-        signed = builder.sext(builder.bitcast(args[2], narrow), wide)
-        rows = []
-        for acc, row in zip(_rows(builder, args[0]), _rows(builder, args[1]), strict=True):
-            left = builder.sext(builder.bitcast(row, narrow), wide)
-            rows.append(_partial_sum(builder, acc, builder.mul(left, signed)))
+        both = zip(_rows(builder, args[0]), _rows(builder, args[1]), strict=True)
+        rows = [_dot_s8s8(builder, acc, row, args[2]) for acc, row in both]
         return _tile(builder, rows)
 
     return tile(tile, codes, four), codegen

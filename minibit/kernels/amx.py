@@ -1,0 +1,238 @@
+"""Matrix times many vectors with Intel's AMX, on weights in panels.
+
+AMX has eight tile registers of 16 rows by 64 bytes, and one instruction that multiplies two of
+them: ``tdpbsud`` adds to a tile C of 16 by 16 int32 the products of A (16 tokens by 64 columns,
+signed) and B (64 columns by 16 rows of the matrix, unsigned). B holds 4 neighbouring columns of one
+row in a lane, line ``i`` columns 4 i .. 4 i + 3: exactly a decoded block of a panel, whose vector
+``g`` shifted by ``2 j`` is line ``4 g + j``. So decoding is a shift, a mask and a store.
+
+Two by two tiles C share two tiles A and two tiles B. For each pair of panels and each block of 1024
+columns, the codes are decoded once into 32 KB that stay in the first level of cache, and meet up to
+512 tokens. Tokens are padded to 32, columns to 64.
+
+The unit's state is switched on for the process by a system call (`minibit.kernels.supported` asks
+for it), and configured in every call, because the configuration belongs to the thread.
+
+This file has been compiled and its instructions have been checked, and its indices have been run
+against an emulation of the tile instructions; on a CPU with AMX its speed is still to be measured.
+
+May import: numpy, numba, minibit.kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from minibit.kernels.quantise import copy_row, quantise_row, sum_row
+from minibit.kernels.simd import I8, I64, _address, _declare, load, mask, shift_right, store
+
+__all__ = ["product"]
+
+LANES, ONE_CODE = 16, 0x03030303
+COLUMNS = 1024  # in a block
+TOKENS = 512  # in a block
+
+
+def _call(builder: Any, name: str, arguments: list[Any]) -> None:
+    """Emit a call of ``llvm.x86.NAME``, which returns nothing."""
+    types_ = [argument.type for argument in arguments]
+    builder.call(_declare(builder, f"llvm.x86.{name}", ir.VoidType(), types_), arguments)
+
+
+@intrinsic(prefer_literal=True)
+def amx_configure(typingctx, config):  # type: ignore[no-untyped-def]
+    """``amx_configure(config)``: load the 64 bytes that give each tile its size."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        zero = ir.Constant(I64, 0)
+        pointer = _address(context, builder, signature.args[0], args[0], zero)
+        _call(builder, "ldtilecfg", [pointer])
+        return context.get_dummy_value()
+
+    return types.void(config), codegen
+
+
+@intrinsic(prefer_literal=True)
+def amx_release(typingctx):  # type: ignore[no-untyped-def]
+    """``amx_release()``: give the tiles back, so that switching threads saves less."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        _call(builder, "tilerelease", [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic(prefer_literal=True)
+def amx_zero(typingctx, tile):  # type: ignore[no-untyped-def]
+    """``amx_zero(tile)``: fill tile register number `tile` with zeros."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        _call(builder, "tilezero", [ir.Constant(I8, tile.literal_value)])
+        return context.get_dummy_value()
+
+    return types.void(tile), codegen
+
+
+@intrinsic(prefer_literal=True)
+def amx_load(typingctx, tile, array, offset, stride):  # type: ignore[no-untyped-def]
+    """``amx_load(tile, array, offset, stride)``: 16 lines of 64 bytes, `stride` bytes apart."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        pointer = _address(context, builder, signature.args[1], args[1], args[2])
+        _call(builder, "tileloadd64", [ir.Constant(I8, tile.literal_value), pointer, args[3]])
+        return context.get_dummy_value()
+
+    return types.void(tile, array, types.intp, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
+def amx_store(typingctx, tile, array, offset, stride):  # type: ignore[no-untyped-def]
+    """``amx_store(tile, array, offset, stride)``: write a tile, `stride` bytes between lines."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        pointer = _address(context, builder, signature.args[1], args[1], args[2])
+        _call(builder, "tilestored64", [ir.Constant(I8, tile.literal_value), pointer, args[3]])
+        return context.get_dummy_value()
+
+    return types.void(tile, array, types.intp, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
+def amx_dot(typingctx, c, a, b):  # type: ignore[no-untyped-def]
+    """``amx_dot(c, a, b)``: ``tdpbsud``, tile c += signed bytes of a times unsigned bytes of b."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        numbers = [ir.Constant(I8, tile.literal_value) for tile in (c, a, b)]
+        _call(builder, "tdpbsud", numbers)
+        return context.get_dummy_value()
+
+    return types.void(c, a, b), codegen
+
+
+@njit(cache=True, nogil=True)
+def _configuration():  # type: ignore[no-untyped-def]
+    """Return the 64 bytes of palette 1 with all eight tiles at 16 lines of 64 bytes."""
+    config = np.zeros(64, np.uint8)
+    config[0] = 1
+    for tile in range(8):
+        config[16 + 2 * tile] = 64  # bytes a line, 16 bits each
+        config[48 + tile] = 16  # lines
+    return config
+
+
+@njit(cache=True, nogil=True)
+def _decode(panels, at, blocks, lines, to):  # type: ignore[no-untyped-def]
+    """Write `blocks` blocks of 64 columns of a panel as tiles B, 2048 bytes apart."""
+    for block in range(blocks):
+        for group in range(4):
+            packed = load(panels, at + 256 * block + 64 * group, LANES)
+            line = to + 2048 * block + 256 * group
+            store(lines, line, mask(packed, ONE_CODE))
+            store(lines, line + 64, mask(shift_right(packed, 2), ONE_CODE))
+            store(lines, line + 128, mask(shift_right(packed, 4), ONE_CODE))
+            store(lines, line + 192, mask(shift_right(packed, 6), ONE_CODE))
+
+
+@njit(cache=True, nogil=True)
+def _take_tokens(x, gamma, rows, minus, scales):  # type: ignore[no-untyped-def]
+    """Copy or quantise tokens into padded rows; False if an entry is not finite."""
+    for token in range(x.shape[0]):
+        if gamma is None:
+            copy_row(x[token], rows[token])
+        else:
+            scale = quantise_row(x[token], rows[token])
+            if scale < 0:
+                return False
+            scales[token] = gamma / scale
+        minus[token] = -sum_row(rows[token])
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _write(sums, minus, scales, gamma, out, begin):  # type: ignore[no-untyped-def]
+    """Write the sums of two panels as products of rows from `begin` on."""
+    for token in range(out.shape[0]):
+        for r in range(min(32, out.shape[1] - begin)):
+            total = np.int32(sums[token, r] + minus[token])
+            if gamma is None:
+                out[token, begin + r] = total
+            else:
+                out[token, begin + r] = np.float32(total) * scales[token]
+
+
+@njit(cache=True, nogil=True)
+def _multiply(rows, count, lines, blocks, k, sums):  # type: ignore[no-untyped-def]
+    """Add the products of columns from k on, decoded in `lines`, to ``sums (tokens, 32)``."""
+    width = rows.shape[1]
+    for token in range(0, count, 32):
+        at = 128 * token  # 32 int32 sums a token
+        if k == 0:
+            amx_zero(0)
+            amx_zero(1)
+            amx_zero(2)
+            amx_zero(3)
+        else:
+            amx_load(0, sums, at, 128)
+            amx_load(1, sums, at + 64, 128)
+            amx_load(2, sums, at + 2048, 128)
+            amx_load(3, sums, at + 2048 + 64, 128)
+        for block in range(blocks):
+            amx_load(4, rows, token * width + k + 64 * block, width)
+            amx_load(6, lines, 2048 * block, 64)
+            amx_dot(0, 4, 6)
+            amx_load(7, lines, 2048 * block + 1024, 64)
+            amx_dot(1, 4, 7)
+            amx_load(5, rows, (token + 16) * width + k + 64 * block, width)
+            amx_dot(2, 5, 6)
+            amx_dot(3, 5, 7)
+        amx_store(0, sums, at, 128)
+        amx_store(1, sums, at + 64, 128)
+        amx_store(2, sums, at + 2048, 128)
+        amx_store(3, sums, at + 2048 + 64, 128)
+
+
+@njit(cache=True, nogil=True)
+def product(
+    x: NDArray[Any],
+    panels: NDArray[Any],
+    out: NDArray[Any],
+    first: int,
+    last: int,
+    gamma: np.float32 | None,
+) -> bool:
+    """Multiply ``x (batch, n_in)`` by panels first..last into ``out (batch, n_out)``.
+
+    With gamma None: int8 codes in, int32 out. Else float32 in, quantised a token, and float32 out;
+    False if an entry is not finite.
+    """
+    batch, n_in = x.shape
+    width = (n_in + 63) // 64 * 64
+    size = 4 * width  # bytes of a panel
+    most = (min(batch, TOKENS) + 31) // 32 * 32
+    rows = np.zeros((most, width), np.int8)
+    minus, scales = np.zeros(most, np.int32), np.ones(most, np.float32)
+    sums = np.empty((most, 32), np.int32)
+    lines = np.zeros(2048 * (min(width, COLUMNS) // 64), np.uint8)
+    for start in range(0, batch, TOKENS):
+        count = min(TOKENS, batch - start)
+        if not _take_tokens(x[start : start + count], gamma, rows, minus, scales):
+            return False
+        amx_configure(_configuration())
+        for panel in range(first, last, 2):
+            for k in range(0, width, COLUMNS):
+                blocks = min(COLUMNS, width - k) // 64
+                _decode(panels, panel * size + 4 * k, blocks, lines, 0)
+                if panel + 1 < last:
+                    _decode(panels, (panel + 1) * size + 4 * k, blocks, lines, 1024)
+                _multiply(rows, count, lines, blocks, k, sums)
+            stop = min(out.shape[1], 16 * last)
+            _write(sums, minus, scales, gamma, out[start : start + count, :stop], 16 * panel)
+        amx_release()
+    return True

@@ -1,0 +1,403 @@
+"""The engine room: paths, instructions, and kernels of CPUs that are not here."""
+
+import os
+import platform
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from minibit import kernels
+from minibit.panels import (
+    pack_columns,
+    pack_columns_reference,
+    pack_panels,
+    pack_panels_reference,
+    unpack_columns,
+    unpack_panels,
+)
+
+JIT = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
+needs_jit = pytest.mark.skipif(not JIT, reason="kernels are compiled only with the JIT")
+
+
+def random_problem(batch, n_out, n_in):
+    """Codes, activations and their exact product."""
+    rng = np.random.default_rng(batch * 10007 + n_out * 101 + n_in)
+    codes = rng.integers(-1, 2, (n_out, n_in)).astype(np.int8)
+    x = rng.integers(-128, 128, (batch, n_in)).astype(np.int8)
+    return x, codes, x.astype(np.int64) @ codes.astype(np.int64).T
+
+
+# --- the path -----------------------------------------------------------------------------------
+
+
+@needs_jit
+def test_each_supported_path_can_be_asked_for(monkeypatch):
+    """MINIBIT_KERNELS names it; auto is the last, the fastest."""
+    for name in kernels.supported():
+        monkeypatch.setenv("MINIBIT_KERNELS", name)
+        assert kernels.path() == name
+    monkeypatch.setenv("MINIBIT_KERNELS", "auto")
+    assert kernels.path() == kernels.supported()[-1]
+
+
+@needs_jit
+def test_a_path_that_the_cpu_lacks_is_an_error(monkeypatch):
+    """It names the path and what there is; a wrong name is another error."""
+    monkeypatch.setattr(kernels, "supported", lambda: ("reference", "portable"))
+    monkeypatch.setenv("MINIBIT_KERNELS", "amx")
+    with pytest.raises(RuntimeError, match="amx: this CPU lacks it; it has reference, portable"):
+        kernels.path()
+    monkeypatch.setenv("MINIBIT_KERNELS", "fast")
+    with pytest.raises(ValueError, match="must be one of auto, reference"):
+        kernels.path()
+
+
+def test_without_the_jit_everything_is_numpy(monkeypatch):
+    """NUMBA_DISABLE_JIT=1 wins over any path."""
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    monkeypatch.setenv("MINIBIT_KERNELS", "vnni")
+    assert kernels.path() == "reference"
+    assert not kernels.compiled()
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        ({}, ("reference", "portable")),
+        ({"avx2": True}, ("reference", "portable", "avx2")),
+        ({"dotprod": True}, ("reference", "portable", "arm")),
+        (
+            {"avx2": True, "avx512vnni": True, "avx512bw": True, "avx512vl": True},
+            ("reference", "portable", "avx2", "vnni"),
+        ),
+        ({"avx2": True, "avx512vnni": True}, ("reference", "portable", "avx2")),
+        ({"amx-int8": True, "amx-tile": True}, ("reference", "portable")),
+    ],
+)
+def test_a_path_is_offered_only_with_all_that_it_needs(monkeypatch, features, expected):
+    """Each path by the features that LLVM reports."""
+    monkeypatch.setattr(kernels, "_cpu_features", lambda: features)
+    assert kernels.supported.__wrapped__() == expected
+
+
+@pytest.mark.parametrize("granted", [True, False])
+def test_amx_is_offered_only_if_the_system_grants_it(monkeypatch, granted):
+    """The CPU's features are not enough: the kernel must let the process use the tiles."""
+    names = ("avx2", "avx512vnni", "avx512bw", "avx512vl", "amx-int8", "amx-tile")
+    monkeypatch.setattr(kernels, "_cpu_features", lambda: dict.fromkeys(names, True))
+    monkeypatch.setattr(kernels, "_amx_granted", lambda: granted)
+    assert ("amx" in kernels.supported.__wrapped__()) is granted
+
+
+# --- layouts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (16, 64), (17, 65), (33, 7), (3, 130), (0, 5), (5, 0)])
+def test_layouts_hold_every_code_and_pad_with_weight_zero(shape):
+    """Packing and unpacking are inverse; compiled packers give the bytes of the references."""
+    codes = np.random.default_rng(sum(shape)).integers(-1, 2, shape).astype(np.int8)
+    frozen = np.asfortranarray(codes)
+    frozen.flags.writeable = False
+    for pack, reference, unpack in (
+        (pack_panels, pack_panels_reference, unpack_panels),
+        (pack_columns, pack_columns_reference, unpack_columns),
+    ):
+        packed = pack(frozen)
+        np.testing.assert_array_equal(packed, reference(codes), strict=True)
+        np.testing.assert_array_equal(unpack(packed, shape), codes, strict=True)
+        digits = packed[:, None] >> np.array([0, 2, 4, 6]) & 3
+        assert digits.sum(dtype=int) - digits.size == codes.sum(dtype=int)  # padding adds nothing
+
+
+def test_a_panel_puts_each_code_where_the_layout_says():
+    """Bits 2j of byte 4r + c of vector g of block t of panel p: row 16p + r, column 64t + ..."""
+    codes = np.zeros((40, 200), np.int8)
+    codes[37, 147] = 1  # p = 2, r = 5; t = 2, 147 - 128 = 19 = 16 * 1 + 4 * 0 + 3
+    panels = pack_panels(codes).reshape(3, 4, 4, 64)
+    changed = np.argwhere(panels != 0b01_01_01_01)
+    assert changed.tolist() == [[2, 2, 1, 4 * 5 + 3]]
+    assert panels[2, 2, 1, 23] == 0b01_01_01_10
+    columns = pack_columns(codes).reshape(52, 40)
+    assert np.argwhere(columns != 0b01_01_01_01).tolist() == [[147 // 4, 37]]
+    assert columns[36, 37] == 0b10_01_01_01
+
+
+# --- instructions -------------------------------------------------------------------------------
+
+COMPILE = """
+import sys
+from numba import types as t
+import importlib
+module = importlib.import_module(sys.argv[1])
+weights = t.Array(t.uint8, 1, "C", readonly=True)
+arguments = (
+    t.Array(t.int8, 2, "C"), weights, t.Array(t.int32, 2, "C"), t.int64, t.int64, t.none
+)
+if module.__name__.endswith("vnni_matmat"):
+    kernel, arguments = module._product, (*arguments, t.UniTuple(t.int64, 12))
+else:
+    kernel = module.product
+kernel.disable_cache = True
+kernel.compile(arguments)
+signature = kernel.signatures[0]
+print(kernel.inspect_asm(signature))
+"""
+
+
+def assembly_of(module, tmp_path, **environment):
+    """Assembly of a kernel, compiled in a process of its own, for a CPU of its own."""
+    settings = {"NUMBA_CACHE_DIR": str(tmp_path), **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, f"minibit.kernels.{module}"],
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def x86(cpu, *features):
+    """Settings that make Numba compile for another x86 CPU."""
+    return {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": ",".join(f"+{f}" for f in features)}
+
+
+ON_X86 = pytest.mark.skipif(
+    not JIT or platform.machine().lower() not in ("x86_64", "amd64"),
+    reason="Numba compiles x86 code on x86",
+)
+
+
+@ON_X86
+@pytest.mark.parametrize(
+    ("module", "settings", "instruction", "at_least"),
+    [
+        ("vnni_matvec", x86("cascadelake", "avx512vnni"), "vpdpbusd", 16),
+        ("vnni_matmat", x86("cascadelake", "avx512vnni"), "vpdpbusd", 96),
+        ("amx", x86("sapphirerapids", "amx-int8", "amx-tile"), "tdpbsud", 4),
+        ("avx2", x86("haswell", "avx2", "fma"), "vpmaddubsw", 8),
+        ("portable", x86("haswell", "avx2", "fma"), "vpmullw", 8),
+    ],
+)
+def test_a_kernel_uses_the_instruction_it_was_written_for(
+    module, settings, instruction, at_least, tmp_path
+):
+    """The assembly for the intended CPU holds it, and no vector spilled inside the tile."""
+    assembly = assembly_of(module, tmp_path, **settings)
+    assert assembly.count(instruction) >= at_least
+    if module == "vnni_matmat":  # 24 sums, 2 codes, a mask and broadcasts fit 32 registers
+        lines = assembly.splitlines()
+        dots = [i for i, line in enumerate(lines) if "vpdpbusd" in line]
+        loop = lines[dots[0] : dots[95] + 1]
+        assert not [line for line in loop if "(%rsp)" in line and "zmm" in line]
+
+
+CROSS_COMPILE = r"""
+import re
+import llvmlite.binding as llvm
+from numba import types as t
+from numba.core import codegen
+from minibit.kernels import arm, simd
+
+class Taken(Exception):
+    pass
+
+finish = codegen.CPUCodeLibrary._finalize_final_module
+
+def take(library):  # in place of machine code for this CPU, which may lack the instruction
+    text = str(library._final_module)
+    if "neon.sdot" in text:
+        raise Taken(text)
+    finish(library)
+
+simd.ARM = True
+codegen.CPUCodeLibrary._finalize_final_module = take
+llvm.initialize_all_targets()
+llvm.initialize_all_asmprinters()
+weights = t.Array(t.uint8, 1, "C", readonly=True)
+token, tokens = t.Array(t.int8, 1, "C"), t.Array(t.int8, 2, "C")
+sums, many = t.Array(t.int32, 1, "C"), t.Array(t.int32, 2, "C")
+for loop, arguments in (
+    (arm._one, (token, weights, t.int64, sums)),
+    (arm._four, (tokens, weights, t.int64, many)),
+):
+    try:
+        loop.compile(arguments)
+    except Taken as taken:
+        text = str(taken)
+    text = re.sub('"target-(cpu|features)"="[^"]*"', "", text)
+    text = re.sub(r"llvm\.x86\.atomic[.\w]*", "x86_atomic", text).replace("immarg", "")  # refcounts
+    module = llvm.parse_assembly(text)
+    target = llvm.Target.from_triple("aarch64-unknown-linux-gnu")
+    machine = target.create_target_machine(cpu="neoverse-n1", opt=3)
+    module.triple, module.data_layout = machine.triple, str(machine.target_data)
+    assembly = machine.emit_assembly(module)
+    print(assembly.count("sdot"), assembly.count("smull"))
+"""
+
+
+@needs_jit
+def test_the_arm_kernel_becomes_sdot(tmp_path):
+    """Its inner loops, given to LLVM's backend for Arm, multiply with ``sdot`` alone."""
+    done = subprocess.run(
+        [sys.executable, "-c", CROSS_COMPILE],
+        env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    counts = [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
+    (one, one_smull), (four, four_smull) = counts
+    assert one >= 16  # 4 registers times 4 codes
+    assert four >= 64  # and 4 tokens
+    assert one_smull == four_smull == 0
+
+
+@needs_jit
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 9])
+def test_the_arm_kernel_is_exact_wherever_it_runs(batch):
+    """It is plain LLVM, so its indices and sums can be tested on any CPU."""
+    from minibit.kernels import arm
+
+    x, codes, expected = random_problem(batch, 37, 150)
+    out = np.zeros((batch, 37), np.int32)
+    panels = pack_panels_reference(codes)
+    assert arm.product(x, panels, out, 0, 3, None)
+    np.testing.assert_array_equal(out, expected)
+    floats = np.zeros((batch, 37), np.float32)
+    assert arm.product(x.astype(np.float32), panels, floats, 0, 3, np.float32(1))
+    bad = np.full((batch, 150), np.nan, np.float32)
+    assert not arm.product(bad, panels, floats, 0, 3, np.float32(1))
+
+
+# --- AMX, emulated ------------------------------------------------------------------------------
+
+
+class TileUnit:
+    """AMX's eight tiles in NumPy, from Intel's description of the instructions."""
+
+    def __init__(self):
+        self.tiles = None
+
+    def configure(self, config):
+        """LDTILECFG: palette 1, sizes at bytes 16 (16 bits each) and 48; all tiles become 0."""
+        assert config.nbytes == 64
+        assert config[0] == 1
+        assert not config[1:16].any()
+        assert config[16:32].view(np.uint16).tolist() == [64] * 8
+        assert config[48:56].tolist() == [16] * 8
+        assert not config[32:48].any()
+        assert not config[56:].any()
+        self.tiles = np.zeros((8, 16, 64), np.uint8)
+
+    def release(self):
+        """TILERELEASE."""
+        self.tiles = None
+
+    def zero(self, tile):
+        """TILEZERO."""
+        self.tiles[tile] = 0
+
+    def load(self, tile, array, offset, stride):
+        """TILELOADD: line i from offset + i * stride; out of bounds fails here."""
+        flat = array.reshape(-1).view(np.uint8)
+        for line in range(16):
+            at = offset + line * stride
+            assert 0 <= at <= flat.size - 64
+            self.tiles[tile, line] = flat[at : at + 64]
+
+    def store(self, tile, array, offset, stride):
+        """TILESTORED."""
+        flat = array.reshape(-1).view(np.uint8)
+        for line in range(16):
+            at = offset + line * stride
+            assert 0 <= at <= flat.size - 64
+            flat[at : at + 64] = self.tiles[tile, line]
+
+    def dot(self, c, a, b):
+        """TDPBSUD: C[m][n] += sum over k, i of signed A[m][4k + i] * unsigned B[k][4n + i]."""
+        left = self.tiles[a].view(np.int8).reshape(16, 16, 4).astype(np.int32)  # m k i
+        right = self.tiles[b].reshape(16, 16, 4).astype(np.int32)  # k n i
+        self.tiles[c].view(np.int32)[...] += np.einsum("mki,kni->mn", left, right, dtype=np.int32)
+
+
+def emulated_amx():
+    """The product of `minibit.kernels.amx` as plain Python, over an emulated tile unit."""
+    from minibit.kernels import amx
+
+    unit = TileUnit()
+    replaced = {
+        "amx_configure": unit.configure,
+        "amx_release": unit.release,
+        "amx_zero": unit.zero,
+        "amx_load": unit.load,
+        "amx_store": unit.store,
+        "amx_dot": unit.dot,
+        "load": lambda a, at, lanes: a.reshape(-1).view(np.uint8)[at : at + 64].copy(),
+        "mask": lambda v, bits: (v.view(np.uint32) & np.uint32(bits)).view(np.uint8),
+        "shift_right": lambda v, bits: (v.view(np.int32) >> bits).view(np.uint8),
+        "store": lambda a, at, v: np.copyto(a.reshape(-1).view(np.uint8)[at : at + 64], v),
+    }
+    scope = vars(amx) | replaced
+    for name, thing in vars(amx).items():
+        if hasattr(thing, "py_func") and thing.py_func.__module__ == amx.__name__:
+            code = thing.py_func.__code__
+            scope[name] = types.FunctionType(code, scope, name, thing.py_func.__defaults__)
+    return scope["product"], unit
+
+
+@needs_jit
+@pytest.mark.parametrize(
+    ("batch", "n_out", "n_in"),
+    [(1, 1, 1), (2, 16, 64), (33, 50, 130), (32, 32, 1024), (40, 48, 1100), (530, 17, 70)],
+)
+def test_the_amx_kernel_is_exact_on_emulated_tiles(batch, n_out, n_in):
+    """Blocks, pairs of panels, padding and tails fall where ``tdpbsud`` expects them."""
+    product, unit = emulated_amx()
+    x, codes, expected = random_problem(batch, n_out, n_in)
+    panels = pack_panels_reference(codes)
+    groups = -(-n_out // 16)
+    out = np.full((batch, n_out), 7, np.int32)
+    assert product(x, panels, out, 0, groups, None)
+    np.testing.assert_array_equal(out, expected)
+    assert unit.tiles is None  # released
+
+
+@needs_jit
+def test_the_amx_kernel_takes_ranges_of_panels_and_floats():
+    """It writes its own rows only, quantises like the others, and reports what is not finite."""
+    product, _ = emulated_amx()
+    x, codes, expected = random_problem(3, 70, 90)
+    panels = pack_panels_reference(codes)
+    out = np.full((3, 70), 7, np.int32)
+    assert product(x, panels, out, 1, 4, None)
+    np.testing.assert_array_equal(out[:, 16:64], expected[:, 16:64])
+    assert (out[:, :16] == 7).all()
+    assert (out[:, 64:] == 7).all()
+    floats = np.zeros((3, 70), np.float32)
+    x[:, 0] = 127  # scale 1 exactly, so that the codes are x
+    x[:, 1:] = np.maximum(x[:, 1:], -127)
+    assert product(x.astype(np.float32), panels, floats, 0, 5, np.float32(0.5))
+    exact = x.astype(np.float64) @ codes.astype(np.float64).T * 0.5
+    np.testing.assert_allclose(floats, exact, rtol=1e-6)
+    assert not product(np.full((3, 90), np.inf, np.float32), panels, floats, 0, 5, np.float32(1))
+
+
+# --- time at import -----------------------------------------------------------------------------
+
+
+@needs_jit
+def test_nothing_is_compiled_before_the_first_product():
+    """Importing the modules and packing nothing imports no compiler."""
+    code = (
+        "import sys, minibit.matmul, minibit.absmean; "
+        "print('numba' in sys.modules, 'llvmlite' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
