@@ -161,14 +161,16 @@ def chapter_files() -> list[Path]:
 
 def navigation(docs: Path) -> list[dict[str, Any]]:
     """Make the navigation from the files that exist."""
-    pages = [file for file in sorted(docs.glob("*.md")) if file.stem != "index"]
-    pages.sort(key=lambda file: file.stem != "getting_started")
-    reference = sorted((docs / "reference").glob("*.md"))
+    pages = {file.stem: {first_heading(file): file.name} for file in sorted(docs.glob("*.md"))}
+    start = [pages.pop(name) for name in ("getting_started", "command_line") if name in pages]
+    del pages["index"]
     place = {room: number for number, room in enumerate(ROOMS)}
-    reference.sort(key=lambda file: place.get(file.stem, len(ROOMS)))
+    reference = sorted(
+        (docs / "reference").glob("*.md"), key=lambda file: (place.get(file.stem, 99), file.stem)
+    )
     return [
         {"Home": "index.md"},
-        *({first_heading(file): file.name} for file in pages if file.stem == "getting_started"),
+        *start,
         {
             "Chapters": [
                 {f"{int(file.stem[2:4])}. {first_heading(file)}": f"chapters/{file.stem}.md"}
@@ -176,7 +178,7 @@ def navigation(docs: Path) -> list[dict[str, Any]]:
             ]
         },
         {"Reference": [{file.stem: f"reference/{file.name}"} for file in reference]},
-        *({first_heading(file): file.name} for file in pages if file.stem != "getting_started"),
+        *pages.values(),
         {"Contributing": "contributing.md"},
         {"Changelog": "changelog.md"},
     ]
