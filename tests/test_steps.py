@@ -207,11 +207,23 @@ def test_rows_alone_equal_the_rows_of_the_whole(run, data):
         assert log.slice(layer, np.zeros(n_out, bool)).shape == (0, *others)
 
 
+def test_rows_sum_all_moves_of_a_step_before_they_clamp():
+    """At density 1/2 and eight perturbations, nearly every weight is hit several times a step."""
+    rng = np.random.default_rng(0)
+    steps = [SampledStep(2**31, rng.integers(-1, 2, 8).astype(np.int8)) for _ in range(4)]
+    with a_log(PAPER, steps) as log:
+        for step in range(5):
+            whole = log.weights_at(step)
+            np.testing.assert_array_equal(log.slice("a", slice(None), step), whole["a"])
+            np.testing.assert_array_equal(log.slice("b", [3, 1], step), whole["b"][[3, 1]])
+
+
 def test_rows_of_a_larger_layer_come_from_their_own_noise_blocks(monkeypatch):
     """Sampled: only blocks that meet the rows are drawn; the rows agree across block borders."""
     from minibit import noise
 
-    plan = Plan("sampled", 5, ("a", "b"), ((50, 700), (300, 50)), 2**31, perturbations=4)
+    shapes = ((50, 700), (300, 50), (4, 9000))
+    plan = Plan("sampled", 5, ("a", "b", "c"), shapes, 2**31, perturbations=4)
     rng = np.random.default_rng(0)
     steps = [SampledStep(2**20, rng.integers(-1, 2, 4).astype(np.int8)) for _ in range(20)]
     asked = []
@@ -224,7 +236,7 @@ def test_rows_of_a_larger_layer_come_from_their_own_noise_blocks(monkeypatch):
             return draw(seed, step, numbers, size, density, blocks)
 
         monkeypatch.setattr(noise, "_sparse_noise", watched)
-        for layer, rows in (("a", [0, 49, 20]), ("b", [299, 0]), ("b", [120])):
+        for layer, rows in (("a", [0, 49, 20]), ("c", [1]), ("b", [299, 0]), ("b", [120])):
             np.testing.assert_array_equal(log.slice(layer, rows), whole[layer][rows])
     assert [120 * 50 + 35_000 >> 12, 121 * 50 + 34_999 >> 12] == [10, 10]  # blocks of 2**12
     assert {tuple(blocks) for blocks in asked[-20:]} == {(10,)}
@@ -489,6 +501,24 @@ def test_one_log_after_another_keeps_each_steps_own_noise(run, data):
             joined.append(steps[0])
             expected = apply_update(params, *sparse_update(plan, number, steps[0]))
             same(StepLog.open(joined.path).replay(), expected)
+
+
+def test_steps_appended_within_the_headers_segments_take_their_names():
+    """As when a joined log was cut within its second part, recovered, and written on."""
+    steps = random_steps(SMALL, 6)
+    header = {**header_of(SMALL), "segments": [[5, 7, 3], [6, 0, 2]]}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x"
+        with StepLog.create(path, header) as log:
+            for step in steps:
+                log.append(step)
+        names = [(5, 7), (5, 8), (5, 9), (6, 0), (6, 1), (SMALL.seed, 5)]
+        params = initial_params(SMALL)
+        for (seed, number), step in zip(names, steps, strict=True):
+            plan = Plan.from_dict({**SMALL.to_dict(), "seed": seed})
+            params = apply_update(params, *sparse_update(plan, number, step))
+        assert StepLog.open(path).verify() == digest(params)
+        page_reader()["replay"](path.read_bytes())
 
 
 def test_logs_of_other_plans_do_not_follow_each_other():
