@@ -1,4 +1,4 @@
-"""Long measurements that pages draw: each writes one JSON file, with all that it takes to repeat it.
+"""Long measurements that pages draw: one JSON file each, and the command that repeats it.
 
 A chapter draws ``chapters/results/NAME.json`` and recomputes its cheapest point; nothing is typed
 in by hand. ``minibit experiment NAME`` writes the file again.

@@ -462,7 +462,8 @@ class _Run:
             self.measure_hardness(workers)
         first = self.stepper.steps
         work = np.cumsum([self.batch_size(t) for t in range(first, max(first, total))])
-        pending: list[Any] = []
+        pending: list[Any] = []  # steps from `begun` on that the log has not got yet
+        begun = first
         seconds: list[float] = []
         loss, last_report, interrupted = float("nan"), begin, False
         try:
@@ -475,7 +476,7 @@ class _Run:
                 seconds.append(now - start)
                 if len(pending) == STEPS_PER_RECORD:
                     self.log.append(pending)
-                    pending = []
+                    pending, begun = [], begun + STEPS_PER_RECORD
                 if progress and (
                     now - last_report >= REPORT_SECONDS or self.stepper.steps == total
                 ):
@@ -494,8 +495,7 @@ class _Run:
                     )
         except KeyboardInterrupt:
             interrupted = True
-        if pending:
-            self.log.append(pending)
+        self.log.append(pending[max(0, len(self.log) - begun) :])  # an interrupt may follow a write
         elapsed, used = time.perf_counter() - begin, time.process_time() - cpu
         return self._result(
             loss, elapsed, used, compile_seconds, np.array(seconds), first, interrupted
@@ -511,7 +511,7 @@ class _Run:
         first: int,
         interrupted: bool,
     ) -> TrainResult:
-        params, model = self.stepper.params, self.model
+        params, model = self.log.replay(), self.model
         validation = None
         kept = self.header["data"]
         if kept["split"] == "validation":

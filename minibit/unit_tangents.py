@@ -351,7 +351,14 @@ def check_batch(params: Params, x: Any, y: Any) -> tuple[NDArray[Any], NDArray[n
         raise ValueError(f"y must be labels from 0 to {classes - 1}, got {wrong}")
     if x.dtype != np.uint8:
         x = x.astype(np.float32)
-    return np.ascontiguousarray(x), np.ascontiguousarray(y, dtype=np.int64)
+    return _read_only(x), _read_only(y.astype(np.int64, copy=False))
+
+
+def _read_only(values: NDArray[Any]) -> NDArray[Any]:
+    """Return a contiguous view that is read-only, whatever came: the kernels compile once."""
+    view = np.ascontiguousarray(values)[:]
+    view.flags.writeable = False
+    return view
 
 
 def forward(

@@ -17,6 +17,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+# Inner functions use buffers that their callers own, so they need no reference counts (_nrt=False).
+_inner = {"cache": True, "nogil": True, "forceinline": True, "_nrt": False}
 _fast = {"reassoc", "contract", "nsz"}
 _Z, _U, _V, _KEPT, _START, SCRATCH_ROWS = 0, 1, 2, 3, 4, 5
 
@@ -27,7 +29,7 @@ def row_size(widths):
     return widths.max() + 1
 
 
-@njit(cache=True, nogil=True, forceinline=True, fastmath=_fast)
+@njit(**_inner, fastmath=_fast)
 def _add_rows(out, ro, wt, first, index, ri, value, rv, count, width):
     """out[ro] = sum_c value[rv, c] * wt[first + index[ri, c]]: four rows at a time."""
     for o in range(width):
@@ -50,7 +52,7 @@ def _add_rows(out, ro, wt, first, index, ri, value, rv, count, width):
         c += 1
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@njit(**_inner)
 def _count_rows(out, wt, first, index, ri, count, sign, width):
     """Add to out: out += sign * sum_c wt[first + index[ri, c]] in int16: additions alone."""
     c = 0
@@ -73,7 +75,7 @@ def _count_rows(out, wt, first, index, ri, count, sign, width):
         c += 1
 
 
-@njit(cache=True, nogil=True, forceinline=True, fastmath=_fast)
+@njit(**_inner, fastmath=_fast)
 def _norm_relu(z, rz, z_hat, h, on, row, width, eps):
     """z_hat = (z - mean) r, h = relu(z_hat), on = z_hat > 0; return r = 1 / sqrt(var + eps)."""
     total = np.float32(0)
@@ -93,7 +95,7 @@ def _norm_relu(z, rz, z_hat, h, on, row, width, eps):
     return r
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@njit(**_inner)
 def _nonzeros(values, row, index, kept, target, width):
     """Compact the nonzero entries of values[row] into row `target`; return how many there are."""
     count = 0
@@ -105,7 +107,7 @@ def _nonzeros(values, row, index, kept, target, width):
     return count
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@njit(**_inner)
 def _bytes(x, b, index, kept, width):
     """Compact the nonzero entries of sample b, eight at a time: most of an image is empty."""
     count = 0
@@ -127,7 +129,7 @@ def _bytes(x, b, index, kept, width):
     return count
 
 
-@njit(cache=True, nogil=True, forceinline=True, fastmath=_fast)
+@njit(**_inner, fastmath=_fast)
 def _product(out, ro, w, u, ru, width, scale):
     """out[ro] = scale * (w u[ru]) by dot products, for the few rows of the last layer."""
     for c in range(w.shape[0]):
@@ -137,7 +139,7 @@ def _product(out, ro, w, u, ru, width, scale):
         out[ro, c] = scale * total
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@njit(**_inner)
 def _forward(
     x, b, wt, first, widths, w_out, base, scale, logit_scale, eps,
     z_hat, h, on, r, index, value, counts, scratch, logits, out,
@@ -162,7 +164,7 @@ def _forward(
     _product(logits, out, w_out, h, top - 1, widths[top], logit_scale)
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@njit(**_inner)
 def _softmax(logits, row, label, g):
     """Fill g = softmax - onehot; return (loss, 1 - p_label, whether label is the argmax)."""
     classes = g.size
@@ -184,7 +186,7 @@ def _softmax(logits, row, label, g):
     return loss, np.float32(others), best == label
 
 
-@njit(cache=True, nogil=True, forceinline=True, fastmath=_fast)
+@njit(**_inner, fastmath=_fast)
 def _layer_norm_terms(u, ru, z_hat, layer, width, a, b):
     """mean(u) A + mean(z_hat u) B: what layer norm subtracts from the tangent u."""
     plain, shaped = np.float32(0), np.float32(0)
@@ -194,7 +196,7 @@ def _layer_norm_terms(u, ru, z_hat, layer, width, a, b):
     return (plain * a + shaped * b) / np.float32(width)
 
 
-@njit(cache=True, nogil=True, forceinline=True, fastmath=_fast)
+@njit(**_inner, fastmath=_fast)
 def _to_loss(u, ru, w_out, g, width):
     """Return g . (W_out u): the logits' tangent, forwards, then its slope."""
     total = np.float32(0)
@@ -206,13 +208,13 @@ def _to_loss(u, ru, w_out, g, width):
     return total
 
 
-@njit(cache=True, nogil=True, forceinline=True, fastmath=_fast)
+@njit(**_inner, fastmath=_fast)
 def _mask(u, ru, on, layer, width):
     for o in range(width):
         u[ru, o] *= np.float32(on[layer, o])
 
 
-@njit(cache=True, nogil=True, forceinline=True, fastmath=_fast)
+@njit(**_inner, fastmath=_fast)
 def _follow(
     ru, layer, wt, first, widths, w_out, g, a, b, z_hat, on, r, index, counts, scratch
 ):  # fmt: skip
@@ -237,7 +239,7 @@ def _follow(
     return total + factor * _to_loss(scratch, u, w_out, g, widths[top])
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@njit(**_inner)
 def _corrections(
     wt, first, widths, w_out, g, logits, row, eps, logit_scale, a, b, z_hat, on, r, index, counts,
     scratch, counted,
@@ -268,7 +270,7 @@ def _corrections(
             b[layer] = eps * r[layer + 1] * r[layer + 1] * b[layer + 1]
 
 
-@njit(cache=True, nogil=True, forceinline=True, fastmath=_fast)
+@njit(**_inner, fastmath=_fast)
 def _column_terms(z_hat, layer, wt, row, width, total, a, b):
     """Return `_layer_norm_terms` of a ternary tangent whose sum is known."""
     shaped = np.float32(0)
@@ -277,7 +279,7 @@ def _column_terms(z_hat, layer, wt, row, width, total, a, b):
     return (total * a + shaped * b) / np.float32(width)
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@njit(**_inner)
 def _tangents(
     layer, units, n_units, weight, t, rt, q0, wt, first, widths, w_out, g, a, b, z_hat, on, r,
     index, counts, scratch, columns, column_sizes, picked, sums,
@@ -373,7 +375,7 @@ def forward(
         loss[b], hardness[b], correct[b] = _softmax(logits, b, y[b], g)
 
 
-@njit(cache=True, nogil=True, forceinline=True, fastmath=_fast)
+@njit(**_inner, fastmath=_fast)
 def _accumulate(sums, squares, entries, t, widths, n_units):
     """Add t_j h_i and its square for four samples: rows of sums are units, columns their inputs."""
     q = 0
@@ -391,7 +393,7 @@ def _accumulate(sums, squares, entries, t, widths, n_units):
             q += 1
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@njit(**_inner)
 def _entries(x, b, h, widths, scale, offset, entries, row):
     """Fill entries[row, layer] with the inputs of each layer."""
     for i in range(widths[0]):
