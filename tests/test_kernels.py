@@ -276,6 +276,59 @@ def test_the_arm_kernel_is_exact_wherever_it_runs(batch):
     assert not arm.product(bad, panels, floats, 0, 3, np.float32(1))
 
 
+# --- rungs beside the main path -----------------------------------------------------------------
+
+
+def has(feature):
+    """Whether LLVM reports a feature of this CPU."""
+    return JIT and kernels._cpu_features().get(feature, False)
+
+
+@pytest.mark.skipif(not has("avx512vbmi") or not has("avx512vnni"), reason="needs VBMI and VNNI")
+@pytest.mark.parametrize("shape", [(1, 1), (16, 20), (33, 41), (17, 400), (64, 63)])
+def test_the_base3_product_is_exact(shape):
+    """Five digits a byte, taken apart by comparison and table."""
+    from minibit.kernels import base3
+
+    n_out, n_in = shape
+    x, codes, expected = random_problem(1, n_out, n_in)
+    filled = np.zeros(-(-n_in // 20) * 20, np.int8)
+    filled[:n_in] = x[0]
+    out = np.zeros(n_out, np.int32)
+    packed = base3.pack(codes)
+    assert packed.nbytes == -(-n_out // 16) * -(-n_in // 20) * 64
+    base3.product(filled, packed, base3.TABLE, out)
+    np.testing.assert_array_equal(out, expected[0])
+
+
+@needs_jit
+def test_the_base3_table_turns_digits_into_bit_fields():
+    """Entry 27 d3 + 9 d2 + 3 d1 + d0 holds d0 | d1 << 2 | d2 << 4 | d3 << 6, by hand."""
+    from minibit.kernels.base3 import TABLE
+
+    assert TABLE[0] == 0
+    assert TABLE[1 + 2 * 3 + 0 * 9 + 2 * 27] == 0b10_00_10_01
+    assert TABLE[80] == 0b10_10_10_10
+
+
+@needs_jit
+@pytest.mark.parametrize("shape", [(1, 1), (3, 64), (33, 129), (5, 63)])
+def test_the_bitplane_product_is_exact(shape):
+    """AND, count, and -128 for the highest bit of two's complement."""
+    from minibit.kernels import bitplanes
+
+    n_out, n_in = shape
+    x, codes, expected = random_problem(1, n_out, n_in)
+    x[0, 0] = -128
+    expected = codes.astype(np.int64) @ x[0]
+    planes = np.zeros((2, n_out, -(-n_in // 64) * 64), bool)
+    planes[:, :, :n_in] = codes == 1, codes == -1
+    plus, minus = np.packbits(planes, axis=2, bitorder="little").view(np.uint64)
+    out = np.zeros(n_out, np.int32)
+    bitplanes.product(x[0], plus.copy(), minus.copy(), out)
+    np.testing.assert_array_equal(out, expected)
+
+
 # --- AMX, emulated ------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from minibit import kernels
 from minibit.kernels import threads as pool
 from minibit.matmul import (
     MAX_INPUTS,
+    head_matmul,
     ternary_matmul,
     ternary_matmul_int8,
     ternary_matmul_int8_reference,
@@ -210,6 +211,42 @@ def test_other_floats_are_rounded_to_float32_first(path, dtype):
     np.testing.assert_array_equal(
         ternary_matmul(x, matrix), ternary_matmul(x.astype(np.float32), matrix)
     )
+
+
+# --- the unquantised head -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 33), (64, 200), (3, 1000)])
+@pytest.mark.parametrize("bits", [16, 32])
+def test_the_head_product_is_that_of_floats(path, shape, bits):
+    """y = x w^T within float32's rounding of a sum, for one token and for many."""
+    rng = np.random.default_rng(shape[1])
+    w = rng.standard_normal(shape).astype(np.float32)
+    held = w
+    if bits == 16:
+        held = (w.view(np.uint32) >> 16).astype(np.uint16)
+        w = (held.astype(np.uint32) << 16).view(np.float32)
+    x = rng.standard_normal((3, shape[1])).astype(np.float32)
+    bound = shape[1] * 2.0**-24 * (np.abs(x) @ np.abs(w).T.astype(np.float64)) + 1e-30
+    exact = x.astype(np.float64) @ w.T.astype(np.float64)
+    assert (np.abs(head_matmul(x, held) - exact) <= bound).all()
+    for i in range(3):
+        y = head_matmul(x[i], np.asfortranarray(held))
+        assert y.shape == (shape[0],)
+        assert (np.abs(y - exact[i]) <= bound[i]).all()
+
+
+def test_a_head_of_other_types_or_shapes_is_refused(path):
+    """Float64, float16 and int weights are not taken for bfloat16."""
+    x = np.ones((1, 2), np.float32)
+    for dtype in (np.float64, np.float16, np.int8):
+        with pytest.raises(TypeError, match="w must be float32, or uint16"):
+            head_matmul(x, np.ones((3, 2), dtype))
+    with pytest.raises(TypeError, match="x must be an array of floats"):
+        head_matmul(np.ones((1, 2), int), np.ones((3, 2), np.float32))
+    for w in (np.ones((3, 3), np.float32), np.ones(2, np.float32)):
+        with pytest.raises(ValueError, match="must fit w"):
+            head_matmul(x, w)
 
 
 # --- what is refused ----------------------------------------------------------------------------

@@ -40,11 +40,13 @@ __all__ = [
     "Tile",
     "Vector",
     "add",
+    "base3_split",
     "dot_u8s8",
     "load",
     "load_splat",
     "mask",
     "permute_bytes",
+    "popcount",
     "prefetch",
     "shift_right",
     "splat",
@@ -58,6 +60,7 @@ __all__ = [
     "tile_dot_pair",
     "tile_dot_pairs",
     "tile_dot_signed",
+    "tile_get",
     "tile_half",
     "tile_join",
     "tile_load",
@@ -307,6 +310,38 @@ def permute_bytes(typingctx, low, index, high):  # type: ignore[no-untyped-def]
     return low(low, index, high), codegen
 
 
+@intrinsic(prefer_literal=True)
+def base3_split(typingctx, vector):  # type: ignore[no-untyped-def]
+    """``base3_split(vector)``: bytes 0..242 as a tile of byte % 81 and byte // 81."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        narrow = ir.VectorType(I8, 4 * vector.lanes)
+        zeros = ir.Constant(narrow, None)
+
+        def all_bytes(value):  # type: ignore[no-untyped-def]
+            return ir.Constant(narrow, [value] * narrow.count)
+
+        value = builder.bitcast(args[0], narrow)
+        rest, digit = value, zeros
+        for bound in (81, 162):
+            above = builder.icmp_unsigned(">=", value, all_bytes(bound))
+            rest = builder.sub(rest, builder.select(above, all_bytes(81), zeros))
+            digit = builder.add(digit, builder.select(above, all_bytes(1), zeros))
+        return _tile(builder, [builder.bitcast(v, args[0].type) for v in (rest, digit)])
+
+    return Tile(2, vector.lanes)(vector), codegen
+
+
+@intrinsic
+def popcount(typingctx, word):  # type: ignore[no-untyped-def]
+    """``popcount(word)``: number of bits that are set in an integer."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.ctpop(args[0])
+
+    return word(word), codegen
+
+
 # Tiles: what a matrix product keeps in registers, unrolled when compiled.
 
 
@@ -432,6 +467,16 @@ def times(typingctx, vector, scale):  # type: ignore[no-untyped-def]
         return builder.bitcast(product, args[0].type)
 
     return vector(vector, types.float32), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_get(typingctx, tile, row):  # type: ignore[no-untyped-def]
+    """``tile_get(tile, row)``: vector number `row`, a literal."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.extract_value(args[0], row.literal_value)
+
+    return Vector(tile.lanes)(tile, row), codegen
 
 
 @intrinsic(prefer_literal=True)
