@@ -79,7 +79,7 @@ class Dual(NDArrayOperatorsMixin):
 
     def __init__(self, primal: Array, tangent: Array) -> None:
         self.primal = floating(primal, "primal")
-        self.tangent = matching(tangent, self.primal, "tangent", batch=False)
+        self.tangent = matching(tangent, self.primal, "primal", batch=False)
         self.tag = 0  # all duals that are made by hand share one eps
 
     def __repr__(self) -> str:
@@ -335,11 +335,18 @@ def value_of(arg: Any) -> Any:
     return arg
 
 
+def _unmasked(value: Any, name: str) -> NDArray[Any]:
+    """Make an array of a value; not of a masked array, whose mask would be forgotten."""
+    if isinstance(value, np.ndarray) and hasattr(value, "mask"):
+        raise TypeError(f"{name} is a masked array, which has no rules: fill it with .filled")
+    return np.asarray(value)
+
+
 def floating(value: Any, name: str) -> Array:
     """Check that a value may carry a tangent."""
     if isinstance(value, Dual):
         return value
-    array = np.asarray(value)
+    array = _unmasked(value, name)
     if array.dtype.kind != "f":
         raise TypeError(
             f"{name} is {array.dtype}: only floating arrays have tangents. Cast it (2.0, not 2), "
@@ -351,7 +358,7 @@ def floating(value: Any, name: str) -> Array:
 def matching(tangent: Any, primal: Array, name: str, batch: bool) -> Array:
     """Check a tangent, or a stack of them, against its primal."""
     if not isinstance(tangent, Dual | Tangent):
-        tangent = np.asarray(tangent)
+        tangent = _unmasked(tangent, f"the tangent of {name}")
         if tangent.dtype.kind not in "fiub":
             raise TypeError(f"the tangent of {name} is {tangent.dtype}, it must be real numbers")
     shape = tuple(tangent.shape)

@@ -266,6 +266,12 @@ def _clip(
     return a if high is None else np.minimum(a, high)
 
 
+@composed(np.heaviside)
+def _heaviside(x1: Array, x2: Array) -> Array:
+    step = np.where(x1 == 0, x2, (np.sign(x1) + 1) / 2)  # linear in x2 where x1 = 0, else flat
+    return step.astype(np.result_type(x1, x2))
+
+
 @composed(np.divmod)
 def _divmod(x: Array, y: Array) -> tuple[Array, Array]:
     return np.floor_divide(x, y), np.remainder(x, y)
@@ -301,7 +307,7 @@ def _where(
 
 CONSTANT: Final[frozenset[Any]] = frozenset(
     {
-        np.sign, np.floor, np.ceil, np.trunc, np.rint, np.floor_divide, np.heaviside,
+        np.sign, np.floor, np.ceil, np.trunc, np.rint, np.floor_divide,
         np.round, np.around, np.fix,
         np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal,
         np.logical_and, np.logical_or, np.logical_xor, np.logical_not,

@@ -187,6 +187,8 @@ def _nanmean(a: Array, axis: Any = None, *, keepdims: bool = False) -> Array:
 
 @composed(np.median)
 def _median(a: Array, axis: int | None = None, *, keepdims: bool = False) -> Array:
+    if isinstance(axis, list | tuple):
+        raise NoRuleError(f"no rule for np.median over several axes {axis}: reshape to one")
     ndim = a.ndim
     if axis is None:
         a, axes, axis = np.ravel(a), tuple(range(ndim)), 0

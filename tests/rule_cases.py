@@ -187,6 +187,12 @@ case(
     analytic=True,
 )
 case(np.average, lambda xp, x: xp.average(x, axis=0), array(*X34), analytic=True, note="plain")
+case(
+    np.heaviside,
+    lambda xp, x, h: xp.heaviside(x * xp.array([1.0, 0.0, -1.0, 0.0]), h),
+    array(*X34),
+    array(4),
+)
 case(np.median, lambda xp, x: xp.median(x, axis=1), array(*X34), note="even")
 case(np.median, lambda xp, x: xp.median(x, axis=0, keepdims=True), array(*X34), note="odd")
 case(np.median, lambda xp, x: xp.median(x), array(*X34), note="of all")
