@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minibit.packings import Bytes, Codes, check_bytes, check_codes, check_twos
+from minibit.packings import Bytes, Codes, check_bytes, check_codes, check_scale, check_twos
 
 __all__ = ["from_tq1_0", "from_tq2_0", "to_tq1_0", "to_tq2_0"]
 
@@ -211,9 +211,9 @@ def _blocks(codes: ArrayLike, scale: ArrayLike) -> tuple[Bytes, Bytes]:
     if n_in % BLOCK:
         raise ValueError(f"codes must have n_in a multiple of {BLOCK}, got shape {codes.shape}")
     blocks = codes.reshape(n_out, n_in // BLOCK, BLOCK)
+    given = check_scale(scale)
     with np.errstate(over="ignore", under="ignore"):
-        given = np.asarray(scale, np.float32)
-        halves = given.astype("<f2")
+        halves = given.astype(np.float32).astype("<f2")  # rounded twice, as gguf does
     if (
         not (np.isfinite(halves).all() and (given >= 0).all())
         or ((given > 0) & (halves == 0)).any()

@@ -18,7 +18,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minibit.packings import Bytes, Codes, check_bytes, check_codes, check_twos
+from minibit.packings import (
+    Bytes,
+    Codes,
+    check_bytes,
+    check_codes,
+    check_count,
+    check_scale,
+    check_shape,
+    check_twos,
+)
 
 __all__ = ["from_hf", "from_i2_s", "to_hf", "to_i2_s"]
 
@@ -84,7 +93,7 @@ def from_hf(packed: ArrayLike, n_out: int) -> Codes:
     Raises
     ------
     TypeError
-        If `packed` is not uint8.
+        If `packed` is not uint8, or `n_out` no integer.
     ValueError
         If its rows do not fit `n_out`, or a byte holds the 2-bit code 3; the first is named.
 
@@ -93,14 +102,13 @@ def from_hf(packed: ArrayLike, n_out: int) -> Codes:
     >>> from_hf(np.array([[34], [5]], np.uint8), n_out=5).ravel()
     array([ 1,  0, -1,  0,  1], dtype=int8)
     """
-    packed = np.asarray(packed)
+    packed, n_out = np.asarray(packed), check_count(n_out, "n_out")
     n_in = packed.shape[1] if packed.ndim == 2 else 0
     packed = check_bytes(packed, (-(-n_out // 4), n_in), f"n_out = {n_out} (four rows a byte)")
     check_twos(packed)
     twos = np.stack([packed >> 2 * i & 3 for i in range(4)])  # (4, quarter, n_in)
-    return twos.reshape(4 * packed.shape[0], n_in)[:n_out].view(np.int8) - np.int8(
-        1
-    )  # (n_out, n_in)
+    codes: Codes = twos.reshape(4 * packed.shape[0], n_in)[:n_out].view(np.int8)  # (n_out, n_in)
+    return codes - np.int8(1)
 
 
 def to_i2_s(codes: ArrayLike, scale: float = 1.0, layout: I2Layout = "x86") -> Bytes:
@@ -119,7 +127,7 @@ def to_i2_s(codes: ArrayLike, scale: float = 1.0, layout: I2Layout = "x86") -> B
     codes : integer array, shape (n_out, n_in)
         -1, 0 or 1; n_in a multiple of 128 (x86) or 64 (arm), or n_out of 4 (rows).
     scale : float
-        Finite, not negative.
+        Finite, not negative, and no number that float32 would round to 0.
     layout : {"x86", "arm", "rows"}
         Published files for x86 mostly have the first.
 
@@ -147,14 +155,16 @@ def to_i2_s(codes: ArrayLike, scale: float = 1.0, layout: I2Layout = "x86") -> B
     (64, array([149,  85], dtype=uint8), array([0.5], dtype=float32))
     """
     codes = check_codes(codes, ndim=2)
-    one = np.asarray(scale, np.float32)
-    if one.size != 1 or not (np.isfinite(one).all() and (one >= 0).all()):
-        raise ValueError(f"scale must be one finite number >= 0, got {scale!r}")
+    given = check_scale(scale)
+    with np.errstate(over="ignore", under="ignore"):
+        one = given.astype("<f4")
+    if one.size != 1 or not (np.isfinite(one) & (one >= 0) & ((one > 0) | (given == 0))).all():
+        raise ValueError(f"scale must be one finite number >= 0 as float32, got {scale!r}")
     outer, inner = _i2_groups(codes.shape, layout)
     e = (codes + np.int8(1)).view(np.uint8).reshape(outer, 4, inner)
     twos = e[:, 0] << 6 | e[:, 1] << 4 | e[:, 2] << 2 | e[:, 3]  # (outer, inner)
     tail = np.zeros(32, np.uint8)
-    tail[:4] = one.astype("<f4").reshape(1).view(np.uint8)
+    tail[:4] = one.reshape(1).view(np.uint8)
     return np.concatenate([twos.reshape(-1), tail])
 
 
@@ -191,6 +201,7 @@ def from_i2_s(
     >>> codes[0, :3], float(scale)
     (array([1, 0, 0], dtype=int8), 0.5)
     """
+    shape = check_shape(shape)
     outer, inner = _i2_groups(shape, layout)
     size = shape[0] * shape[1] // 4
     packed = check_bytes(packed, (size + 32,), f"shape = {shape} (four codes a byte, tail of 32)")
@@ -206,8 +217,6 @@ def from_i2_s(
 
 def _i2_groups(shape: tuple[int, ...], layout: str) -> tuple[int, int]:
     """Split the flat matrix into (outer, 4, inner), the four codes of a byte along the middle."""
-    if len(shape) != 2 or min(shape) < 0:
-        raise ValueError(f"shape must be (n_out, n_in), got {shape}")
     n_out, n_in = shape
     if layout == "rows":
         if n_out % 4:

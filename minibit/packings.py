@@ -16,6 +16,7 @@ May import: numpy.
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,8 +48,8 @@ def check_codes(codes: ArrayLike, ndim: int | None = None) -> Codes:
     Raises
     ------
     TypeError
-        If the entries are not integers. Floats are refused even where they are whole: a float
-        matrix is usually a latent weight that still has to be quantised.
+        If the entries are not integers, or masked. Floats are refused even where they are whole: a
+        float matrix is usually a latent weight that still has to be quantised.
     ValueError
         If an entry is not a ternary code (the message names the first one), or `ndim` is wrong.
 
@@ -59,7 +60,7 @@ def check_codes(codes: ArrayLike, ndim: int | None = None) -> Codes:
         ...
     ValueError: codes must be -1, 0 or 1, got 2 at (1, 1)
     """
-    array = np.asarray(codes)
+    array = unmasked("codes", codes)
     if ndim is not None and array.ndim != ndim:
         raise ValueError(f"codes must have {ndim} axes, got shape {array.shape}")
     if array.size == 0:
@@ -70,6 +71,29 @@ def check_codes(codes: ArrayLike, ndim: int | None = None) -> Codes:
         first = tuple(int(i) for i in np.argwhere((array < -1) | (array > 1))[0])
         raise ValueError(f"codes must be -1, 0 or 1, got {array[first]} at {first}")
     return array.astype(np.int8, copy=False)
+
+
+def unmasked(name: str, values: ArrayLike) -> NDArray[Any]:
+    """Return `values` as an array, refusing a masked one, whose mask would be forgotten."""
+    if isinstance(values, np.ndarray) and hasattr(values, "mask"):
+        raise TypeError(f"{name} must not be a masked array: fill it with .filled first")
+    return np.asarray(values)
+
+
+def check_scale(scale: ArrayLike) -> NDArray[np.float64]:
+    """Return `scale` as float64 after checking that it holds real numbers."""
+    array = unmasked("scale", scale)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"scale must be a real number, got {array.dtype}")
+    return array.astype(np.float64)
+
+
+def check_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    """Return the shape of a matrix as Python ints, whose product cannot overflow."""
+    sides = shape if isinstance(shape, list | tuple) else ()
+    if len(sides) != 2 or not all(isinstance(n, int | np.integer) and n >= 0 for n in sides):
+        raise ValueError(f"shape must be (n_out, n_in), got {shape}")
+    return int(sides[0]), int(sides[1])
 
 
 def check_bytes(packed: ArrayLike, shape: tuple[int, ...], takes: str) -> Bytes:
@@ -93,11 +117,11 @@ def check_twos(packed: Bytes) -> None:
         )
 
 
-def _check_count(count: int) -> int:
+def check_count(count: int, name: str = "count") -> int:
     """Return `count` as a plain int, refusing negative and fractional ones."""
     count = operator.index(count)
     if count < 0:
-        raise ValueError(f"count must not be negative, got {count}")
+        raise ValueError(f"{name} must not be negative, got {count}")
     return count
 
 
@@ -164,7 +188,7 @@ def unpack2(packed: ArrayLike, count: int) -> Codes:
     >>> unpack2(pack2([-1, 0, 1, 1, -1]), 5)
     array([-1,  0,  1,  1, -1], dtype=int8)
     """
-    count = _check_count(count)
+    count = check_count(count)
     packed = check_bytes(packed, (-(-count // 4),), f"count = {count} (four a byte)")
     check_twos(packed)
     twos = packed[:, None] >> np.array([0, 2, 4, 6], np.uint8) & 3  # (groups, 4)
@@ -228,7 +252,7 @@ def unpack_base3(packed: ArrayLike, count: int) -> Codes:
     >>> unpack_base3(np.array([0, 5], np.uint8), 7)
     array([-1, -1, -1, -1, -1,  1,  0], dtype=int8)
     """
-    count = _check_count(count)
+    count = check_count(count)
     packed = check_bytes(packed, (-(-count // 5),), f"count = {count} (five a byte)")
     if packed.size and packed.max() > 242:
         first = int(np.argmax(packed > 242))
@@ -295,7 +319,7 @@ def unpack_bitplanes(packed: ArrayLike, count: int) -> Codes:
     >>> unpack_bitplanes(np.array([[9], [2]], np.uint8), 4)
     array([ 1, -1,  0,  1], dtype=int8)
     """
-    count = _check_count(count)
+    count = check_count(count)
     packed = check_bytes(packed, (2, -(-count // 8)), f"count = {count} (eight a byte, two planes)")
     plus, minus = packed
     if (plus & minus).any():

@@ -26,6 +26,8 @@ from minibit.ggml_blocks import from_tq1_0, from_tq2_0, to_tq1_0, to_tq2_0
 from minibit.layouts import from_hf, from_i2_s, to_hf, to_i2_s
 from minibit.packings import (
     check_codes,
+    check_scale,
+    check_shape,
     pack2,
     pack_base3,
     pack_bitplanes,
@@ -142,8 +144,7 @@ class TernaryMatrix:
         TypeError, ValueError
             As `unpack2` does, and for a `shape` or `scale` that is none.
         """
-        if len(shape) != 2 or min(shape) < 0:
-            raise ValueError(f"shape must be (n_out, n_in), got {shape}")
+        shape = check_shape(shape)
         return cls.from_codes(unpack2(packed, shape[0] * shape[1]).reshape(shape), scale)
 
     def codes(self) -> NDArray[np.int8]:
@@ -191,12 +192,10 @@ _PACK: dict[str, Callable[..., NDArray[np.uint8]]] = {
 
 def _one_scale(scale: float | np.float32) -> np.float32:
     """Round a scale to float32, refusing what is not one finite number."""
-    array = np.asarray(scale)
-    if array.dtype.kind not in "iuf":
-        raise TypeError(f"scale must be a real number, got {array.dtype}")
+    array = check_scale(scale)
     if array.size != 1:
         raise ValueError(f"scale must be one number, got shape {array.shape}")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         one = np.float32(array.reshape(()))
     if not np.isfinite(one):
         raise ValueError(f"scale must be finite as float32, got {array.reshape(())}")

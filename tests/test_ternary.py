@@ -90,6 +90,22 @@ def test_only_integers_are_codes(dtype):
         check_codes(np.ones(3, dtype))
 
 
+def test_a_masked_array_does_not_lose_its_mask():
+    """Masked entries have no code: the array is refused, whatever lies under the mask."""
+    for take in (check_codes, pack2, TernaryMatrix.from_codes):
+        with pytest.raises(TypeError, match="codes must not be a masked array"):
+            take(np.ma.zeros((2, 2), np.int8))
+
+
+def test_small_integers_count_as_python_ones():
+    """A shape of int16 or a count of uint8 does not wrap around in a product or a sign."""
+    codes = random_codes(200, 200)
+    shape = (np.int16(200), np.int16(200))
+    assert TernaryMatrix.from_packed2(pack2(codes), shape).shape == (200, 200)
+    np.testing.assert_array_equal(from_i2_s(to_i2_s(codes, layout="rows"), shape, "rows")[0], codes)
+    np.testing.assert_array_equal(from_hf(to_hf(codes), np.uint8(200)), codes)
+
+
 # --- dense packings ----------------------------------------------------------------------------
 
 
@@ -231,9 +247,13 @@ def test_an_hf_byte_holds_rows_a_quarter_of_the_matrix_apart():
 def test_an_hf_matrix_of_other_rows_is_refused():
     """n_out must be within the last byte's rows; shapes other than a matrix never fit."""
     packed = to_hf(random_codes(8, 3))
-    for n_out in (4, 9, 0, -8):
+    for n_out in (4, 9, 0):
         with pytest.raises(ValueError, match=f"for n_out = {n_out}"):
             from_hf(packed, n_out)
+    with pytest.raises(ValueError, match="n_out must not be negative, got -3"):
+        from_hf(packed[:0], -3)
+    with pytest.raises(TypeError, match="integer"):
+        from_hf(packed, 8.0)
     with pytest.raises(ValueError, match="packed must have shape"):
         from_hf(packed.reshape(-1), 8)
     with pytest.raises(TypeError, match="packed must be uint8"):
@@ -312,7 +332,7 @@ def test_tq2_code_3_is_refused():
 
 
 @tq
-@pytest.mark.parametrize("scale", [np.nan, np.inf, -1.0, 1e6, 1e-9, 1e300])
+@pytest.mark.parametrize("scale", [np.nan, np.inf, -1.0, 1e6, 1e-9, 1e-50, 1e300])
 def test_a_scale_that_float16_cannot_hold_is_refused(name, scale):
     """Not finite, negative, above 65504, or so small that it would turn into 0."""
     with pytest.raises(ValueError, match="scale must be finite, >= 0 and within float16's range"):
@@ -373,7 +393,7 @@ def test_i2_s_shapes_layouts_and_scales_are_checked():
         to_i2_s(codes, layout="rows")
     with pytest.raises(ValueError, match="layout must be 'x86', 'arm' or 'rows', got 'x64'"):
         to_i2_s(codes, layout="x64")
-    for scale in (np.nan, -0.5, [1.0, 2.0]):
+    for scale in (np.nan, -0.5, [1.0, 2.0], 1e39, 1e-50):
         with pytest.raises(ValueError, match="scale must be one finite number >= 0"):
             to_i2_s(codes, scale, "arm")
 
@@ -457,6 +477,8 @@ def test_a_matrix_survives_pickling_and_copying():
         (np.nan, ValueError, "must be finite"),
         (np.inf, ValueError, "must be finite"),
         (1e39, ValueError, "must be finite as float32"),
+        (2**2000, TypeError, "must be a real number, got object"),
+        (np.ma.masked, TypeError, "scale must not be a masked array"),
         ([1.0, 2.0], ValueError, r"one number, got shape \(2,\)"),
         ("1", TypeError, "must be a real number"),
         (1j, TypeError, "must be a real number"),
