@@ -8,7 +8,8 @@
 
 Parameters are flat dicts of arrays. Stored ternary weights are int8; layers cast them to float32
 where they use them. `minibit.dual.jvp` differentiates every function here as it stands, given
-float32 copies of the weights. float32 in, float32 out; integer inputs (pixels) become float32.
+float32 copies of the weights. float32 in, float32 out; integer inputs (pixels) become float32, and
+what holds no real numbers is a TypeError.
 
 May import: numpy, minibit.dual, minibit.ternary.
 """
@@ -39,9 +40,12 @@ Array = NDArray[Any]  # or a Dual, which behaves like one
 
 
 def _floating(x: Array) -> Array:
-    """Cast integers to float32 and let everything else through (duals as they are)."""
+    """Cast integers to float32 and let floats through (duals as they are)."""
     if not hasattr(x, "dtype"):
         x = np.asarray(x)
+    if x.dtype.kind not in "fiub" or (isinstance(x, np.ndarray) and hasattr(x, "mask")):
+        what = f"{type(x).__name__} of {x.dtype}"
+        raise TypeError(f"layers take arrays of real numbers, none of them masked, got {what}")
     return x.astype(np.float32) if x.dtype.kind in "iub" else x
 
 
@@ -218,16 +222,18 @@ def cross_entropy(
     Raises
     ------
     TypeError
-        If labels are not integers.
+        If labels are not integers, or masked.
     ValueError
-        If shapes differ, a label is out of range (the first is named), `reduction` is unknown, or
-        the mean of no label is asked for.
+        If shapes differ, there is no class, a label is out of range (the first is named),
+        `reduction` is unknown, or the mean of no label is asked for.
 
     Examples
     --------
     >>> cross_entropy(np.array([[0.0, 0.0], [100.0, 0.0]]), np.array([0, 1]), "none").round(3)
     array([  0.693, 100.   ])
     """
+    if isinstance(labels, np.ndarray) and hasattr(labels, "mask"):
+        raise TypeError("labels must not be a masked array: pick the rows that count")
     logits, labels = _floating(logits), np.asarray(labels)
     if labels.size and labels.dtype.kind not in "iu":
         raise TypeError(f"labels must be integers, got {labels.dtype}")
@@ -241,6 +247,8 @@ def cross_entropy(
     if reduction == "mean" and labels.size == 0:
         raise ValueError("labels must not be empty for reduction 'mean'")
     classes = logits.shape[-1]
+    if classes == 0:
+        raise ValueError(f"logits must have at least one class, got shape {logits.shape}")
     if labels.size and (labels.min() < 0 or labels.max() >= classes):
         first = tuple(int(i) for i in np.argwhere((labels < 0) | (labels >= classes))[0])
         raise ValueError(f"labels must be 0 to {classes - 1}, got {labels[first]} at {first}")
@@ -336,8 +344,9 @@ def init_mlp(
     >>> {name: w.shape for name, w in params.items()}
     {'w1': (256, 784), 'w2': (10, 256)}
     """
-    if len(widths) < 2 or min(widths) < 1:
-        raise ValueError(f"widths must be at least two numbers of at least 1, got {tuple(widths)}")
+    widths = tuple(widths)
+    if len(widths) < 2 or not all(isinstance(n, int | np.integer) and n >= 1 for n in widths):
+        raise ValueError(f"widths must be at least two whole numbers of at least 1, got {widths}")
     params = {}
     for layer, (n_in, n_out) in enumerate(pairwise(widths)):
         codes = check_codes(draw(layer, (n_out, n_in)))

@@ -106,6 +106,24 @@ def test_integer_inputs_become_float32():
     assert y.tolist() == [[400.0, -400.0]]
 
 
+@pytest.mark.parametrize("kind", ["complex", "object", "text", "masked", "None"])
+def test_what_is_no_real_number_is_refused(kind):
+    """max(z, 0) orders complex numbers, and a mask does not survive a product: neither passes."""
+    x = {
+        "complex": np.ones((2, 3), np.complex64),
+        "object": np.ones((2, 3), object),
+        "text": np.full((2, 3), "1"),
+        "masked": np.ma.ones((2, 3)),
+        "None": None,
+    }[kind]
+    for function in (relu, squared_relu, layer_norm, rms_norm):
+        with pytest.raises(TypeError, match="arrays of real numbers, none of them masked, got"):
+            function(x)
+    for arguments in ((x, np.ones((2, 3))), (np.ones(3), x)):
+        with pytest.raises(TypeError, match="arrays of real numbers"):
+            ternary_linear(*arguments)
+
+
 # --- norms -------------------------------------------------------------------------------------
 
 
@@ -279,6 +297,10 @@ def test_labels_are_checked():
             cross_entropy(logits, labels)
     with pytest.raises(ValueError, match="reduction must be 'mean' or 'none', got 'sum'"):
         cross_entropy(logits, np.zeros(3, int), "sum")
+    with pytest.raises(TypeError, match="labels must not be a masked array"):
+        cross_entropy(logits, np.ma.array([0, 1, 2], mask=[0, 0, 1]))
+    with pytest.raises(ValueError, match=r"at least one class, got shape \(0, 0\)"):
+        cross_entropy(np.zeros((0, 0)), np.zeros(0, int), "none")
     with pytest.raises(ValueError, match="labels must not be empty"):
         cross_entropy(logits[:0], np.zeros(0, int))
     assert cross_entropy(logits[:0], np.zeros(0, int), "none").shape == (0,)
@@ -355,7 +377,7 @@ def test_init_mlp_asks_for_each_layer_once():
 
 def test_init_mlp_refuses_bad_widths_and_draws():
     """Fewer than two widths, an empty layer, another shape, something else than codes."""
-    for widths in ((), (784,), (784, 0, 10)):
+    for widths in ((), (784,), (784, 0, 10), (784.0, 10), ("784", 10)):
         with pytest.raises(ValueError, match="widths must be at least two"):
             init_mlp(widths, random_codes)
     with pytest.raises(ValueError, match=r"draw\(0, \(3, 2\)\) returned shape \(2, 3\)"):
