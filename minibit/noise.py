@@ -33,6 +33,7 @@ from minibit.philox import (
     check_below,
     check_shape,
     integers,
+    interval,
     key_words,
     philox4x32,
     uniform,
@@ -279,7 +280,7 @@ def initial_codes(seed: Index, shape: Shape, zeros: Share, layer: Index = 0) -> 
     """
     numerator = _numerator("zeros", zeros)
     shape, count = check_shape(shape)
-    drawn = words(seed, INITIAL, 0, count, lane=layer)
+    drawn = words(seed, INITIAL, 0, count, lane=check_below("layer", layer, 2**32))
     signs = np.int8(1) - (drawn & 1).astype(np.int8) * np.int8(2)
     signs[drawn < np.uint64(numerator)] = 0
     return signs.reshape(shape)
@@ -463,5 +464,6 @@ def _numbers(name: str, values: ArrayLike, limit: int) -> NDArray[np.int64]:
             f"{name} must be one-dimensional integers, got shape {given.shape} of {given.dtype}"
         )
     if given.size and not 0 <= int(given.min()) <= int(given.max()) < limit:
-        raise ValueError(f"{name} must lie in [0, {limit}), got {given.min()} to {given.max()}")
+        got = f"{given.min()} to {given.max()}"
+        raise ValueError(f"{name} must lie in {interval(0, limit)}, got {got}")
     return given.astype(np.int64)

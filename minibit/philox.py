@@ -67,15 +67,23 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
     Raises
     ------
     TypeError, ValueError
-        If an argument holds no integers, a value outside ``[0, 2**32)``, or ends in another axis.
+        If an argument holds no integers, a value outside ``[0, 2**32)``, or ends in another axis;
+        if the leading axes do not broadcast.
 
     Examples
     --------
     >>> [f"{int(word):08x}" for word in philox4x32([0, 0, 0, 0], [0, 0])]
     ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
     """
-    c0, c1, c2, c3 = np.moveaxis(check_words("counter", counter, 4), -1, 0).astype(np.uint64)
-    k0, k1 = np.moveaxis(check_words("key", key, 2), -1, 0).astype(np.uint64)
+    counter, key = check_words("counter", counter, 4), check_words("key", key, 2)
+    try:
+        np.broadcast_shapes(counter.shape[:-1], key.shape[:-1])
+    except ValueError:
+        raise ValueError(
+            f"key of shape {key.shape} does not broadcast against counter of shape {counter.shape}"
+        ) from None
+    c0, c1, c2, c3 = np.moveaxis(counter, -1, 0).astype(np.uint64)
+    k0, k1 = np.moveaxis(key, -1, 0).astype(np.uint64)
     for _ in range(10):
         p0 = MULTIPLIERS[0] * c0  # 32 x 32 -> 64 bits
         p1 = MULTIPLIERS[1] * c2
@@ -169,7 +177,7 @@ def uniform(
     >>> uniform(7, 2).round(4)
     array([0.852 , 0.2592])
     """
-    shape, count = check_shape(shape)
+    shape, count = check_shape(shape, each=2)
     high, low = words(seed, domain, step, 2 * count, lane).reshape(-1, 2).T
     return (((high >> 5) * 2.0**26 + (low >> 6)) / 2**53).reshape(shape)
 
@@ -200,7 +208,7 @@ def integers(
     array([6, 4, 7, 4, 5])
     """
     limit = np.uint64(check_below("high", high, 2**63 + 1, least=1))
-    shape, count = check_shape(shape)
+    shape, count = check_shape(shape, each=2)
     halves = words(seed, domain, step, 2 * count, lane).reshape(-1, 2).T.astype(np.uint64)
     return _multiply_high(halves[0], halves[1], limit).astype(np.int64).reshape(shape)
 
@@ -247,10 +255,14 @@ def interval(least: int, limit: int) -> str:
     return f"[{least}, 2**{power}" + ("]" if limit & 1 else ")")
 
 
-def check_shape(shape: Shape) -> tuple[tuple[int, ...], int]:
-    """Check a shape; return it as a tuple, with its size."""
+def check_shape(shape: Shape, each: int = 1) -> tuple[tuple[int, ...], int]:
+    """Check a shape whose entries take `each` words; return it as a tuple, with its size."""
     sides = shape if isinstance(shape, tuple | list) else (shape,)
     checked = tuple(check_below("shape", side, 2**34 + 1) for side in sides)
+    if prod(checked) * each > 2**34:
+        raise ValueError(
+            f"shape {checked} takes {prod(checked) * each} words, and a stream has 2**34"
+        )
     return checked, prod(checked)
 
 
