@@ -166,6 +166,18 @@ BENCHMARKS: dict[str, Benchmark] = {
         "what a training step costs, in forward passes of its own batch",
         "minibit.bench.training:step",
     ),
+    "gemv": Benchmark(
+        "the ternary product of one token, beside NumPy and what memory gives",
+        "minibit.bench.products:gemv",
+    ),
+    "matmul": Benchmark(
+        "the ternary product of many tokens, beside NumPy and the CPU's peak",
+        "minibit.bench.products:matmul",
+    ),
+    "quantise": Benchmark(
+        "absmean and absmax at 4096 x 4096, beside NumPy",
+        "minibit.bench.products:quantise",
+    ),
 }
 
 
