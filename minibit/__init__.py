@@ -7,6 +7,7 @@ loops. Numba, plots and the command line are imported only where they are first 
 from __future__ import annotations
 
 from minibit import (
+    absmean,
     datasets,
     dual,
     layers,
@@ -17,6 +18,7 @@ from minibit import (
     ternary,
     training,
 )
+from minibit.absmean import *
 from minibit.datasets import *
 from minibit.dual import *
 from minibit.layers import *
@@ -31,6 +33,7 @@ __all__ = ["__version__"]
 __all__ += dual.__all__
 __all__ += ternary.__all__
 __all__ += matmul.__all__
+__all__ += absmean.__all__
 __all__ += layers.__all__
 __all__ += noise.__all__
 __all__ += noise_step.__all__
