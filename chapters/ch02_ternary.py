@@ -3,7 +3,7 @@
 #
 # **The question.** A weight is -1, 0 or 1. How many bits is that, and which bit of which byte?
 #
-# The first half has an answer in mathematics. The second is folklore: five file formats hold ternary weights, none of them says in the file in which order, and the
+# The first half has an answer in mathematics. The second is folklore: every file format has an order of its own, one name stands for three of them, and the
 # wrong order gives weights that look perfectly right. This chapter draws each layout by asking it.
 
 # %%
@@ -245,7 +245,7 @@ assert (rows[10:] == -1).all()
 
 # %% [markdown]
 # **Three layouts, one name.** I2_S files don't say which of its three orders they hold. The wrong one raises no error: the same number of each code, in other places.
-# The share of weights that agree is then what chance gives, $z^2 + (1-z)^2/2$, and the model talks nonsense.
+# Reading the x86 layout as Arm's leaves one code in four where it was. The others agree as often as chance has it, $z^2 + (1-z)^2/2$ at a share $z$ of zeros, and the model talks nonsense.
 
 # %%
 codes = draw(256, 512)
@@ -254,7 +254,6 @@ agree = np.mean(wrong == codes)
 chance = np.mean(codes == 0) ** 2 + np.mean(codes != 0) ** 2 / 2
 print(f"{agree:.1%} of the weights agree; {(wrong == 0).sum() - (codes == 0).sum():+d} zeros")
 assert (wrong == 0).sum() == (codes == 0).sum()
-# Arm's groups of 64 leave one code in four where it was: the rest agree by chance.
 assert abs(agree - (1 / 4 + 3 / 4 * chance)) < 0.02
 
 # %% [markdown]

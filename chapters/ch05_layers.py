@@ -94,7 +94,7 @@ print(
 assert np.abs(scaled - logits).max() < 1e-5 * np.abs(logits).max()
 
 # %% [markdown]
-# Its other half, the centring, is what lets a rectifier cut in the middle: after it, half of the units are silent on any image. The picture follows one batch through the first and the third layer.
+# Its other half, the centring, is what lets a rectifier cut in the middle: after it, about half of the units are silent on every image. The picture follows one batch through the first and the third layer.
 
 # %%
 fig, panels = plt.subplots(2, 3, figsize=(8, 4))
@@ -105,6 +105,7 @@ for layer, name in enumerate(("w1", "w2", "w3")):
     h = relu(normed)
     silent = np.mean(h == 0)
     assert 0.48 < silent < 0.52
+    assert 0.4 < np.mean(h == 0, axis=1).min() <= np.mean(h == 0, axis=1).max() < 0.6  # an image
     assert 0.48 < np.mean(h * h) < 0.52  # half of the variance 1 is left
     if layer != 1:
         for axes, values, what in zip(
@@ -113,7 +114,11 @@ for layer, name in enumerate(("w1", "w2", "w3")):
             axes.hist(values.ravel(), bins=60, color=plots.PALETTE[layer // 2], log=True)
             axes.set_title(f"layer {layer + 1}: {what}", loc="left")
             axes.set_yticks([])
-panels[1, 1].set_xlabel("value (logarithmic counts)")
+            axes.set_yticks([], minor=True)
+panels[0, 0].set_ylabel("log count")
+panels[1, 0].set_ylabel("log count")
+for axes in panels[1]:
+    axes.set_xlabel("value")
 print(f"relu silences {silent:.1%} of the third layer")
 
 # %% [markdown]
@@ -202,7 +207,8 @@ assert np.abs(of_raw).max() == 0
 assert np.abs(of_centred).max() > 0.1
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
-left.imshow(mnist.train_x.std(axis=0).reshape(28, 28))
+image = left.imshow(mnist.train_x.std(axis=0).reshape(28, 28))
+fig.colorbar(image, ax=left, label="of 255")
 left.plot(*np.nonzero(dead.reshape(28, 28))[::-1], "s", color=plots.PALETTE[1], markersize=4)
 left.set(xticks=[], yticks=[])
 left.grid(False)
@@ -260,7 +266,7 @@ plots.label_axes(
 )
 
 # %% [markdown]
-# One weight of 256 into a unit that a norm divides by six: a step of 1 is small after all. That is the second gift of layer norm.
+# One weight of 256 into a unit that a norm divides by six: a step of 1 is small after all. Layer norm does that too.
 #
 # ## Two rectifiers
 #

@@ -22,7 +22,7 @@ plots.style()
 # %% [markdown]
 # ## Why not floats
 #
-# Sparse noise hits each weight with a small probability $s$. The usual way jumps from one hit to the next: with $u$ uniform,
+# Sparse noise hits each weight (makes it nonzero) with a small probability $s$. The usual way jumps from one hit to the next: with $u$ uniform,
 # the gap is $\lfloor \ln u / \ln(1-s) \rfloor$. But `log` is not specified to the last bit, and C libraries differ in it.
 # Here are two float32 roundings of that one formula, by natural and by binary logarithms.
 
@@ -248,6 +248,7 @@ for density in (6e-5, 3.7e-6):
 offsets, _, _ = noise.sparse_noise_many(2, 0, range(20_000), size, 3.7e-6)
 empty = np.mean(np.diff(offsets) == 0)
 law = (1 - 3.7e-6) ** size
+assert abs(round(3.7e-6 * 2**32) / 2**32 / 3.7e-6 - 1) < 3e-5  # the density that is drawn
 print(f"{offsets[-1] / 20_000:.2f} hits on average; {empty:.3f} are empty, expected {law:.3f}")
 assert abs(offsets[-1] / 20_000 - 1.24) < 0.03
 assert abs(empty - law) < 4 * np.sqrt(law * (1 - law) / 20_000)
