@@ -173,7 +173,8 @@ def test_a_public_docstring_is_a_contract(room):
         )
         if not inspect.isroutine(thing):
             continue
-        assert ">>> " in docstring, f"{where} has no example"
+        _, _, examples = docstring.partition("\nExamples\n--------\n")
+        assert ">>> " in examples, f"{where} has no example under `Examples`"
         words = set(re.findall(r"\w+", docstring))
         missing = set(inspect.signature(thing).parameters) - words
         assert not missing, f"{where} says nothing of {sorted(missing)}"
