@@ -175,7 +175,7 @@ def _normalisable(x: Array, eps: float) -> Array:
 def relu(x: Array) -> Array:
     """Set what is negative to zero: ``max(x, 0)``, with derivative 0 at 0.
 
-    NaN stays NaN.
+    Takes and returns an array of any shape. NaN stays NaN.
 
     Examples
     --------
@@ -188,7 +188,8 @@ def relu(x: Array) -> Array:
 def squared_relu(x: Array) -> Array:
     """Square of the rectified input: ``max(x, 0)^2``, the non-linearity of BitNet b1.58 2B4T.
 
-    NaN stays NaN; the derivative ``2 max(x, 0)`` is continuous, 0 at 0.
+    Takes and returns an array of any shape. NaN stays NaN; the derivative ``2 max(x, 0)`` is
+    continuous, 0 at 0.
 
     Examples
     --------

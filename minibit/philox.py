@@ -172,6 +172,11 @@ def uniform(
     -------
     float64 array of that shape
 
+    Raises
+    ------
+    TypeError, ValueError
+        As `words` does; also if the shape takes more than the stream's ``2**34`` words.
+
     Examples
     --------
     >>> uniform(7, 2).round(4)
@@ -201,6 +206,11 @@ def integers(
     Returns
     -------
     int64 array of that shape
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `words` does; also if `high` is out of range, or the shape takes over ``2**34`` words.
 
     Examples
     --------

@@ -229,6 +229,7 @@ def test_relu_keeps_what_is_positive(x):
 def test_a_rectifier_does_not_hide_nan(function):
     """A NaN is not negative: it passes."""
     assert np.isnan(function(np.array([np.nan]))).all()
+    assert function(np.array([-np.inf, np.inf])).tolist() == [0.0, np.inf]
 
 
 def test_slopes_of_the_rectifiers():

@@ -340,6 +340,13 @@ def test_a_scale_that_float16_cannot_hold_is_refused(name, scale):
 
 
 @tq
+def test_a_tq_scale_is_rounded_to_float32_first(name):
+    """1 + 2**-11 + 2**-40 is a tie in float32, and goes to the even 1; at once it would go up."""
+    to, back, _ = TQ[name]
+    assert back(to(random_codes(1, 256), 1 + 2.0**-11 + 2.0**-40))[1] == 1.0
+
+
+@tq
 def test_tq_shapes_and_damaged_scales_are_refused(name):
     """Rows of whole blocks; scales that broadcast; no NaN or negative scale read from a file."""
     to, back, size = TQ[name]
@@ -452,6 +459,7 @@ def test_a_matrix_cannot_change():
         matrix.packed2()[0] = 0
     with pytest.raises(ValueError, match="WRITEABLE"):
         matrix.packed2().flags.writeable = True
+    assert not matrix._held.flags.writeable
     np.testing.assert_array_equal(matrix.codes(), before)
 
 
