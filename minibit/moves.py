@@ -91,7 +91,23 @@ class Plan:
 
 
 def initial_params(plan: Plan) -> Params:
-    """Draw the weights from which the plan's steps start."""
+    """Draw the weights from which the plan's steps start.
+
+    Parameters
+    ----------
+    plan : Plan
+
+    Returns
+    -------
+    dict of int8 arrays
+        By name, in the plan's order: `minibit.noise.initial_codes` of each layer.
+
+    Examples
+    --------
+    >>> initial_params(Plan("sampled", 0, ("w",), ((2, 3),), zeros=2**32))
+    {'w': array([[0, 0, 0],
+           [0, 0, 0]], dtype=int8)}
+    """
     return {
         name: initial_codes(plan.seed, shape, plan.zeros, layer=layer)
         for layer, (name, shape) in enumerate(zip(plan.names, plan.shapes, strict=True))
@@ -101,7 +117,30 @@ def initial_params(plan: Plan) -> Params:
 def sparse_update(
     plan: Plan, step: int, record: SampledStep | UnitsStep
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Turn a record into the sum of its moves: flat positions (sorted, distinct) and deltas."""
+    """Turn a record into the sum of its moves.
+
+    ``sampled``: ``- sum_i c_i v_i``; ``units``: the kept moves.
+
+    Parameters
+    ----------
+    plan : Plan
+    step : int
+        Number of the step, from 0: it names the draws.
+    record : SampledStep or UnitsStep
+
+    Returns
+    -------
+    positions : int64 array, sorted and distinct
+        Flat, over the layers laid end to end.
+    deltas : int32 array
+        What to add there, before the clamp; may be 0 where perturbations cancel.
+
+    Examples
+    --------
+    >>> plan = Plan("units", 0, ("w",), ((2, 3),), zeros=0, units=(2,), inputs=(3,))
+    >>> sparse_update(plan, 0, UnitsStep((np.array([1, 5]),), (np.array([-1, 1], np.int8),)))
+    (array([1, 5]), array([-1,  1], dtype=int32))
+    """
     if isinstance(record, SampledStep):
         kept = np.flatnonzero(record.codes)
         offsets, positions, signs = sparse_noise_many(
@@ -139,7 +178,32 @@ def sparse_update(
 def apply_update(
     params: Mapping[str, NDArray[np.int8]], positions: NDArray[np.int64], deltas: NDArray[np.int32]
 ) -> Params:
-    """Return ``clamp(w + delta, -1, 1)``, summed first and clamped once, so order is no matter."""
+    """Return ``clamp(w + delta, -1, 1)``: summed first and clamped once, so order is no matter.
+
+    Parameters
+    ----------
+    params : dict of int8 arrays
+        Left as they are.
+    positions, deltas : int64 and int32 arrays
+        As `sparse_update` returns them.
+
+    Returns
+    -------
+    dict of int8 arrays
+
+    Raises
+    ------
+    ValueError
+        If a position lies outside the weights.
+
+    Examples
+    --------
+    >>> apply_update({"w": np.int8([[-1, 0, 1]])}, np.array([0, 2]), np.array([2, 1], np.int32))
+    {'w': array([[1, 0, 1]], dtype=int8)}
+    """
+    size = sum(w.size for w in params.values())
+    if positions.size and not 0 <= positions[0] <= positions[-1] < size:
+        raise ValueError(f"positions must lie in [0, {size}), got {positions[[0, -1]].tolist()}")
     start, out = 0, {}
     for name, w in params.items():
         low, high = np.searchsorted(positions, (start, start + w.size))
@@ -152,7 +216,30 @@ def apply_update(
 
 
 def digest(params: Mapping[str, NDArray[np.int8]]) -> str:
-    """SHA-256 of the weights: layers in order, int8, C order, ``(n_out, n_in)``; hexadecimal."""
+    """Return the SHA-256 of the weights: layers in order, int8, C order, ``(n_out, n_in)``.
+
+    Parameters
+    ----------
+    params : dict of int8 arrays
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+
+    Raises
+    ------
+    TypeError
+        If an array is not int8.
+
+    Examples
+    --------
+    >>> digest({"w": np.int8([[1, 0]])})[:16]
+    '47dc540c94ceb704'
+    """
+    for name, w in params.items():
+        if w.dtype != np.int8:
+            raise TypeError(f"params[{name!r}] must be int8 codes, got {w.dtype}")
     sha = hashlib.sha256()
     for w in params.values():
         sha.update(np.ascontiguousarray(w, dtype=np.int8).tobytes())

@@ -81,6 +81,26 @@ def geometric(start: float, end: float, steps: int, every: int = 1) -> Callable[
     ``value(t) = start (end / start)**(t / (steps - 1))``, held constant for `every` steps. A
     function of the step and of nothing else, so that a resumed run goes on as it was.
 
+    Parameters
+    ----------
+    start, end : float
+        Values at the first and the last step, positive. The last one holds from there on.
+    steps : int
+        How many steps the run has.
+    every : int
+        For how many steps a value holds.
+
+    Returns
+    -------
+    callable (step) -> float
+
+    Raises
+    ------
+    ValueError
+        If a value is not positive or a number of steps is below 1.
+
+    Examples
+    --------
     >>> rate = geometric(0.08, 0.02, steps=3)
     >>> [round(rate(t), 3) for t in range(3)]
     [0.08, 0.04, 0.02]
@@ -114,6 +134,16 @@ def keep_terns(
         All scores that tie with the median are kept. An alignment of exactly 0, an empty
         perturbation's say, scores 0 and gets code 0. The median of an even number is the mean of
         the two middle scores: without ties exactly half are kept, of an odd K (K + 1) / 2.
+
+    Raises
+    ------
+    ValueError
+        If the score is unknown.
+
+    Examples
+    --------
+    >>> keep_terns(np.array([0.1, -3.0, 2.0, -0.2]), np.ones(4), "absolute")
+    array([ 0, -1,  1,  0], dtype=int8)
     """
     alignments = np.asarray(alignments, np.float64)
     scores = np.abs(alignments)
@@ -146,6 +176,13 @@ def keep_moves(
         Candidates ``unit * inputs + input`` that move. Of equal scores the lowest candidate wins.
     signs : int8 array
         Their directions, ``-sign(alignment)``.
+
+    Examples
+    --------
+    >>> a = np.array([[3.0, -2.0], [-1.0, 4.0]])
+    >>> w = np.array([[-1, 0], [0, 0]], np.int8)  # the first cannot go further down
+    >>> keep_moves(a, np.ones((2, 2)), w, count=2)
+    (array([1, 3]), array([ 1, -1], dtype=int8))
     """
     signs = -np.sign(alignments).astype(np.int8).ravel()
     scores = _t_score(np.asarray(alignments, np.float64), squares).ravel()
@@ -171,15 +208,18 @@ def _t_score(alignments: NDArray[np.float64], squares: NDArray[Any]) -> NDArray[
 def _per_sample(
     function: Callable[[Any], Any],
     primals: Params,
-    tangents: Mapping[str, NDArray[Any]],
+    spell: Callable[[NDArray[np.int64]], dict[str, NDArray[Any]]],
     count: int,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return per-sample losses (batch,) and loss tangents (directions, batch)."""
+    """Return per-sample losses (batch,) and loss tangents (directions, batch).
+
+    ``spell(some)`` writes out the tangents of some directions; never more than sixteen at once.
+    """
     losses: NDArray[Any] = np.empty(0)
     parts = []
     for begin in range(0, max(count, 1), _DIRECTIONS_AT_ONCE):
-        some = {name: t[begin : begin + _DIRECTIONS_AT_ONCE] for name, t in tangents.items()}
-        losses, part = jvp_batch(function, (dict(primals),), (some,))
+        some = np.arange(begin, min(begin + _DIRECTIONS_AT_ONCE, count))
+        losses, part = jvp_batch(function, (dict(primals),), (spell(some),))
         parts.append(part)
     return losses, np.concatenate(parts)
 
@@ -189,6 +229,8 @@ def _sums(
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Weighted sums over samples, of those that are not learnt yet; and 1 - p_y."""
     hardness = -np.expm1(-losses)  # the loss of a sample is -log p_y
+    if not (np.isfinite(losses).all() and np.isfinite(tangents).all()):
+        raise ValueError("model must give finite losses and tangents, got NaN or infinity")
     a = tangents * np.where(hardness > threshold, weight, 0)  # (directions, batch)
     return a.sum(axis=1), (a**2).sum(axis=1), hardness
 
@@ -202,7 +244,7 @@ def direction_sums_by_jvp(
     offsets: NDArray[np.int64],
     positions: NDArray[np.int64],
     signs: NDArray[np.int8],
-    threshold: float = -1.0,
+    threshold: float = -np.inf,
     loss: Loss | None = None,
     dtype: Any = np.float32,
 ) -> Sums:
@@ -211,16 +253,58 @@ def direction_sums_by_jvp(
     The specification of the fast path: each direction is spelled out as a dense tangent of all
     parameters. `positions` are flat, over the parameters laid end to end; direction p has the
     entries ``offsets[p]`` to ``offsets[p + 1]``.
+
+    Parameters
+    ----------
+    model : callable (params, x) -> outputs
+        Pure.
+    params : dict of arrays
+        Cast to `dtype`.
+    x, y : arrays, shape (batch, ...)
+        What the model takes, and what the loss compares its outputs with.
+    weight : float array, shape (batch,)
+        Weight of every sample in the sums.
+    offsets, positions, signs : int64 (directions + 1,), int64 and int8 (nonzeros,)
+        As `minibit.noise.sparse_noise_many` draws them.
+    threshold : float
+        Samples with ``1 - p_y <= threshold`` are left out.
+    loss : callable (outputs, y) -> (batch,), optional
+        Cross entropy by default.
+    dtype : dtype
+        In which to compute: float32, or float64 to judge others by.
+
+    Returns
+    -------
+    Sums
+
+    Raises
+    ------
+    ValueError
+        If a loss or a tangent is not finite.
+
+    Examples
+    --------
+    >>> params, x, y = {"w1": np.int8([[1, 0], [0, 1]])}, np.float32([[2, 1]]), np.array([0])
+    >>> one = direction_sums_by_jvp(MLP(), params, x, y, np.ones(1), [0, 1], [2], [1])
+    >>> one.alignments[0].round(3)  # more of input 0 into class 1: p_1 x_0
+    array([0.538])
     """
     count = len(offsets) - 1
     primals = {name: np.asarray(w).astype(dtype) for name, w in params.items()}
-    dense = np.zeros((count, sum(w.size for w in primals.values())), dtype)
-    dense[np.repeat(np.arange(count), np.diff(offsets)), positions] = signs
-    tangents, start = {}, 0
-    for name, w in primals.items():
-        tangents[name] = dense[:, start : start + w.size].reshape(count, *w.shape)
-        start += w.size
-    losses, slopes = _per_sample(_loss_of(model, x, y, loss), primals, tangents, count)
+    size = sum(w.size for w in primals.values())
+
+    def spell(some: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        dense = np.zeros((len(some), size), dtype)
+        for row, p in zip(dense, some, strict=True):
+            entries = slice(offsets[p], offsets[p + 1])
+            row[positions[entries]] = signs[entries]
+        tangents, start = {}, 0
+        for name, w in primals.items():
+            tangents[name] = dense[:, start : start + w.size].reshape(len(some), *w.shape)
+            start += w.size
+        return tangents
+
+    losses, slopes = _per_sample(_loss_of(model, x, y, loss), primals, spell, count)
     alignments, squares, hardness = _sums(losses, slopes, weight, threshold)
     return Sums((alignments,), (squares,), losses, hardness, _correct(model, primals, x, y, losses))
 
@@ -232,7 +316,7 @@ def unit_sums_by_jvp(
     y: NDArray[Any],
     weight: NDArray[Any],
     units: Sequence[NDArray[np.int64]],
-    threshold: float = -1.0,
+    threshold: float = -np.inf,
     loss: Loss | None = None,
     dtype: Any = np.float32,
 ) -> Sums:
@@ -242,6 +326,42 @@ def unit_sums_by_jvp(
     `linear` adds a bump to the unit's pre-activation, and notes its inputs. Otherwise each
     candidate weight is a direction of its own, which costs `n_in` times as much and needs nothing
     but a pure function.
+
+    Parameters
+    ----------
+    model : callable (params, x) -> outputs
+        Pure.
+    params : dict of arrays
+        Cast to `dtype`.
+    x, y : arrays, shape (batch, ...)
+        What the model takes, and what the loss compares its outputs with.
+    weight : float array, shape (batch,)
+        Weight of every sample in the sums.
+    units : one int64 array a parameter
+        The drawn units.
+    threshold : float
+        Samples with ``1 - p_y <= threshold`` are left out.
+    loss : callable (outputs, y) -> (batch,), optional
+        Cross entropy by default.
+    dtype : dtype
+        In which to compute: float32, or float64 to judge others by.
+
+    Returns
+    -------
+    Sums
+
+    Raises
+    ------
+    ValueError
+        If a loss or a tangent is not finite, or `linear` does not get each parameter once, with one
+        row of inputs a sample.
+
+    Examples
+    --------
+    >>> params, x, y = {"w1": np.int8([[1, 0], [0, 1]])}, np.float32([[2, 1]]), np.array([0])
+    >>> sums = unit_sums_by_jvp(MLP(), params, x, y, np.ones(1), [np.array([1])])
+    >>> sums.alignments[0].round(3)  # p_1 x
+    array([[0.538, 0.269]])
     """
     primals = {name: np.asarray(w).astype(dtype) for name, w in params.items()}
     if "linear" in inspect.signature(model).parameters:
@@ -249,15 +369,17 @@ def unit_sums_by_jvp(
     alignments, squares = [], []
     losses: NDArray[Any] = np.empty(0)
     for (name, w), drawn in zip(primals.items(), units, strict=True):
-        count = len(drawn) * w.shape[1]
-        tangent = np.zeros((count, *w.shape), dtype)
-        rows, columns = np.divmod(np.arange(count), w.shape[1])
-        tangent[np.arange(count), drawn[rows], columns] = 1
+        function = _loss_of_one(model, x, y, loss, primals, name)
 
-        def of_layer(one: Any, rest: Params = primals) -> Any:
-            return _loss_of(model, x, y, loss)({**rest, **one})
+        def spell(
+            some: NDArray[np.int64], name: str = name, w: Any = w, drawn: Any = drawn
+        ) -> dict[str, NDArray[Any]]:
+            rows, columns = np.divmod(some, w.shape[1])
+            tangent = np.zeros((len(some), *w.shape), dtype)
+            tangent[np.arange(len(some)), drawn[rows], columns] = 1
+            return {name: tangent}
 
-        losses, slopes = _per_sample(of_layer, {name: w}, {name: tangent}, count)
+        losses, slopes = _per_sample(function, {name: w}, spell, len(drawn) * w.shape[1])
         a, a_squared, hardness = _sums(losses, slopes, weight, threshold)
         alignments.append(a.reshape(len(drawn), w.shape[1]))
         squares.append(a_squared.reshape(len(drawn), w.shape[1]))
@@ -287,20 +409,33 @@ def _shared(
             if name is None or name in inputs:
                 what = "an array that is not a parameter" if name is None else f"{name!r} again"
                 raise ValueError(f"linear must get every parameter once, as it is; it got {what}")
-            inputs[name] = getattr(h, "primal", h)
+            plain = getattr(h, "primal", h)
+            if plain.shape != (len(y), w.shape[1]):
+                raise ValueError(
+                    f"linear must get one row a sample with {name!r}, {(len(y), w.shape[1])}; got "
+                    f"shape {plain.shape}: a weight used at several positions shares no tangent"
+                )
+            inputs[name] = plain.astype(w.dtype)
             return ternary_linear(h, w) + bumps[name]
 
         logits = model(primals, x, linear=linear)
+        if missing := [name for name in primals if name not in inputs]:
+            raise ValueError(f"linear must get every parameter once; it never got {missing}")
         return loss(logits, y) if loss else cross_entropy(logits, y, reduction="none")
 
-    total = sum(len(drawn) for drawn in units)
-    bumps, tangents, start = {}, {}, 0
-    for (name, w), drawn in zip(primals.items(), units, strict=True):
-        bumps[name] = np.zeros((len(y), w.shape[0]), w.dtype)
-        tangents[name] = np.zeros((total, len(y), w.shape[0]), w.dtype)
-        tangents[name][start + np.arange(len(drawn)), :, drawn] = 1
-        start += len(drawn)
-    losses, slopes = _per_sample(function, bumps, tangents, total)  # (units, batch)
+    layers = np.repeat(np.arange(len(units)), [len(drawn) for drawn in units])
+    rows = np.concatenate([np.asarray(drawn, np.int64) for drawn in units])
+    bumps = {name: np.zeros((len(y), w.shape[0]), w.dtype) for name, w in primals.items()}
+
+    def spell(some: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        tangents = {name: np.zeros((len(some), *b.shape), b.dtype) for name, b in bumps.items()}
+        for k, d in enumerate(some):
+            tangents[list(bumps)[layers[d]]][k, :, rows[d]] = 1
+        return tangents
+
+    losses, slopes = _per_sample(function, bumps, spell, len(rows))  # (units, batch)
+    if not (np.isfinite(losses).all() and np.isfinite(slopes).all()):
+        raise ValueError("model must give finite losses and tangents, got NaN or infinity")
     hardness = -np.expm1(-losses)
     slopes = slopes * np.where(hardness > threshold, weight, 0)
     alignments, squares, start = [], [], 0
@@ -311,6 +446,14 @@ def _shared(
         start += len(drawn)
     correct = _correct(model, primals, x, y, losses)
     return Sums(tuple(alignments), tuple(squares), losses, hardness, correct)
+
+
+def _loss_of_one(
+    model: Model, x: NDArray[Any], y: NDArray[Any], loss: Loss | None, params: Params, name: str
+) -> Callable[[Params], Any]:
+    """Return the loss as a function of one parameter, the others held."""
+    whole = _loss_of(model, x, y, loss)
+    return lambda one: whole({**params, name: one[name]})
 
 
 def _loss_of(
@@ -343,10 +486,10 @@ class StepResult:
 
     step: int
     record: SampledStep | UnitsStep
-    loss: float  # weighted mean over the batch, before the step
-    accuracy: float  # of the batch, before the step
-    hardness: NDArray[np.float32]  # (batch,), 1 - p_y
-    alignments: tuple[NDArray[Any], ...]  # means over the batch, as in `Sums`
+    loss: float  # mean over the batch, samples weighted, before the step
+    accuracy: float  # of the batch as it was drawn, before the step
+    hardness: NDArray[np.floating[Any]]  # (batch,), 1 - p_y
+    alignments: tuple[NDArray[Any], ...]  # as in `Sums`, divided by the size of the batch
     scores: tuple[NDArray[Any], ...]  # what was ranked
 
 
@@ -377,10 +520,11 @@ class NoiseStep:
         ``units``: share of a layer's candidates that move. ``floor(rate N + u)`` moves, u uniform
         in [0, 1), so that a rate below 1/N moves now and then.
     threshold : float
-        Samples with ``1 - p_y <= threshold`` count as learnt and get no tangents; -1 keeps all.
+        Samples with ``1 - p_y <= threshold`` count as learnt and get no tangents; by default none
+        does. With a loss of one's own, ``1 - exp(-loss)``.
     loss : callable (outputs, y) -> (batch,), optional
         Per-sample negative log-likelihood; cross entropy by default.
-    zeros : float or int
+    zeros : float
         Share of zeros with which `params` were drawn (`initial_params`); only goes into `plan`.
     workers : int, optional
         Threads of the fast path; as many as there are cores by default. The sums do not depend on
@@ -411,7 +555,7 @@ class NoiseStep:
         units: int | Sequence[int] = 16,
         inputs: int | Sequence[int] | None = None,
         rate: Schedule = 0.004,
-        threshold: float = -1.0,
+        threshold: float = -np.inf,
         loss: Loss | None = None,
         zeros: float = 0.0,
         workers: int | None = None,
@@ -420,8 +564,12 @@ class NoiseStep:
             raise ValueError(f"method must be 'sampled' or 'units', got {method!r}")
         if score not in ("absolute", "t"):
             raise ValueError(f"score must be 'absolute' or 't', got {score!r}")
-        if perturbations < 1:
-            raise ValueError(f"perturbations must be at least 1, got {perturbations}")
+        if perturbations != int(perturbations) or perturbations < 1:
+            raise ValueError(f"perturbations must be 1, 2, ..., got {perturbations}")
+        if seed != int(seed) or not 0 <= seed < 2**64:
+            raise ValueError(f"seed must be an integer in [0, 2**64), got {seed}")
+        if not 0 <= zeros <= 1:
+            raise ValueError(f"zeros must lie in [0, 1], got {zeros}")
         if not isinstance(params, Mapping) or not params:
             raise TypeError(
                 f"params must be a non-empty dict of arrays, got {type(params).__name__}"
@@ -437,11 +585,11 @@ class NoiseStep:
         per_layer = [s[0] for s in shapes], [s[-1] for s in shapes]
         self.plan = Plan(
             method=method,
-            seed=seed,
+            seed=int(seed),
             names=tuple(self.params),
             shapes=shapes,
             zeros=round(zeros * 2**32),
-            perturbations=perturbations if method == "sampled" else 0,
+            perturbations=int(perturbations) if method == "sampled" else 0,
             units=_per_layer("units", units, per_layer[0]) if method == "units" else (),
             inputs=_per_layer("inputs", inputs, per_layer[1]) if method == "units" else (),
         )

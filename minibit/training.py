@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.datasets import Dataset, load_mnist, split
-from minibit.moves import Plan, initial_params
+from minibit.moves import Plan, SampledStep, initial_params
 from minibit.noise import integers, uniform
 from minibit.noise_step import MLP, NoiseStep, StepResult, geometric
 from minibit.philox import BATCH
@@ -317,7 +317,6 @@ class _Run:
     labels: NDArray[np.int64]
     hard: NDArray[np.float32]  # (samples, shifts)
     density: float
-    density_level: int = 0
 
     @classmethod
     def fresh(
@@ -349,7 +348,11 @@ class _Run:
             )
         log = StepLog.recover(out)
         recipe = _recipe_of(log.header["recipe"])
-        return cls._of(log.header, recipe, data, log.replay(), len(log), lambda: log)
+        run = cls._of(log.header, recipe, data, log.replay(), len(log), lambda: log)
+        for step in log.steps():
+            if isinstance(step, SampledStep):
+                run.density = step.numerator / 2**32  # of the last step, where it follows the loss
+        return run
 
     @classmethod
     def _of(
@@ -441,9 +444,9 @@ class _Run:
         x, y = self.images[shift, sample], self.labels[sample]
         if self.recipe.density_by_loss and self.recipe.method == "sampled":
             result = self.stepper.step(x, y, weight=weight, density=self.density)
-            for level, (bar, density) in enumerate(self.recipe.density_by_loss):
-                if level >= self.density_level and result.loss < bar:
-                    self.density, self.density_level = density, level + 1
+            for bar, density in self.recipe.density_by_loss:
+                if result.loss < bar:
+                    self.density = min(self.density, density)
         else:
             result = self.stepper.step(x, y, weight=weight)
         self.hard[sample, shift] = result.hardness

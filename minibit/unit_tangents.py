@@ -8,15 +8,21 @@ unit tangent t_j. Every weight into the unit moves the pre-activation in proport
 and one forward tangent serves all of the unit's inputs. A sparse perturbation v is a sum of such
 entries, so its alignment is a sum too: ``a(v) = sum over nonzeros of sign * t_j h_i``.
 
-With z the pre-activations of a hidden layer, ``z_hat = r (z - mean z)``, r = 1 / sigma, m the
-ReLU's mask and h = m z_hat, the tangent u of z has the loss tangent
+With z_l the pre-activations of hidden layer l, ``z_hat = r (z - mean z)``, r = 1 / sigma, m the
+ReLU's mask and h = m z_hat, the tangent u of z_l has the loss tangent
 
-    F_l(u) = r [ F_(l+1)(W (m u)) - mean(u) F_(l+1)(W m) - mean(z_hat u) F_(l+1)(W h) ]
-    F_L(u) = g . u     at the logits, g = softmax - onehot
+    F_l(u) = r_l [ F_(l+1)(W_(l+1) (m_l u)) - mean(u) A_l - mean(z_hat_l u) B_l ]
+    A_l = F_(l+1)(W_(l+1) m_l),   B_l = F_(l+1)(W_(l+1) h_l)
+    F(u) = g . u at the logits, g = logit_scale (softmax - onehot)
 
-(the second and third term are what layer norm subtracts; they serve all units of a sample), and
-``t_j = F_l(e_j)``. Products go forwards: W acts on tangents of its inputs. The sum ``sum_b t_j h``
-over all inputs is the gradient of the unit's weights, obtained forwards for the few units drawn.
+(A and B, what layer norm subtracts, serve all units of a sample), and ``t_j = F_l(e_j)``. Products
+go forwards: W acts on tangents of its inputs. The sum ``sum_b t_j h`` over all inputs is the
+gradient of the unit's weights, obtained forwards for the few units drawn, used for one ranking and
+forgotten.
+
+B needs no product: W_(l+1) h_l is z_(l+1) itself, and a layer norm answers a change of its input
+along that input through eps alone, so ``B_l = F_(l+1)(z_(l+1)) = eps r_(l+1)^2 B_(l+1)``, down from
+``B = g . logits / logit_scale`` at the last hidden layer.
 
 May import: numpy, minibit.layers, minibit.kernels.
 """
@@ -47,7 +53,7 @@ __all__ = [
     "unit_sums_reference",
 ]
 
-CHUNKS = 8  # a batch is always cut in as many parts, so sums do not depend on the thread count
+CHUNKS = 4  # a batch is always cut in as many parts, so sums do not depend on the thread count
 
 Floats = NDArray[np.floating[Any]]  # float32 on the fast path
 Params = Mapping[str, NDArray[Any]]
@@ -193,7 +199,7 @@ def unit_sums_reference(
     y: NDArray[Any],
     weight: Floats,
     units: Sequence[NDArray[np.int64]],
-    threshold: float = -1.0,
+    threshold: float = -np.inf,
 ) -> Sums:
     """Sum the alignments of all weights into the drawn units over samples; plain NumPy."""
     states = _states(model, params, x)
@@ -216,7 +222,7 @@ def direction_sums_reference(
     offsets: NDArray[np.int64],
     positions: NDArray[np.int64],
     signs: NDArray[np.int8],
-    threshold: float = -1.0,
+    threshold: float = -np.inf,
 ) -> Sums:
     """Sum the alignments with sparse directions over samples; plain NumPy.
 
@@ -354,6 +360,35 @@ def check_batch(params: Params, x: Any, y: Any) -> tuple[NDArray[Any], NDArray[n
     return _read_only(x), _read_only(y.astype(np.int64, copy=False))
 
 
+def _check_sums(params: Params, batch: int, weight: Any) -> Floats:
+    """Return the samples' weights as float32; the kernels trust what was checked here."""
+    for name, w in params.items():
+        if w.dtype != np.int8 or (w.size and not -1 <= w.min() <= w.max() <= 1):
+            raise ValueError(f"params[{name!r}] must be int8 codes -1, 0 and 1, got {w.dtype}")
+    weight = np.asarray(weight)
+    if weight.shape != (batch,):
+        raise ValueError(f"weight must be one number a sample, ({batch},), got {weight.shape}")
+    return np.ascontiguousarray(weight, np.float32)
+
+
+def _check_units(params: Params, units: Sequence[NDArray[np.int64]]) -> None:
+    if len(units) != len(params):
+        raise ValueError(f"units must be one array a layer, {len(params)}, got {len(units)}")
+    for drawn, (name, w) in zip(units, params.items(), strict=True):
+        if drawn.size and not 0 <= drawn.min() <= drawn.max() < w.shape[0]:
+            raise ValueError(f"units of {name!r} must lie in [0, {w.shape[0]}), got {drawn}")
+
+
+def _check_directions(params: Params, offsets: Any, positions: Any, signs: Any) -> None:
+    size = sum(w.size for w in params.values())
+    if positions.shape != signs.shape or positions.ndim != 1:
+        raise ValueError(f"positions and signs must match, got {positions.shape}, {signs.shape}")
+    if positions.size and not 0 <= positions.min() <= positions.max() < size:
+        raise ValueError(f"positions must lie in [0, {size}), got up to {positions.max()}")
+    if offsets[0] != 0 or offsets[-1] != positions.size or (np.diff(offsets) < 0).any():
+        raise ValueError(f"offsets must rise from 0 to {positions.size}, got {offsets}")
+
+
 def _read_only(values: NDArray[Any]) -> NDArray[Any]:
     """Return a contiguous view that is read-only, whatever came: the kernels compile once."""
     view = np.ascontiguousarray(values)[:]
@@ -395,7 +430,7 @@ def unit_sums(
     y: NDArray[Any],
     weight: Floats,
     units: Sequence[NDArray[np.int64]],
-    threshold: float = -1.0,
+    threshold: float = -np.inf,
     workers: int | None = None,
 ) -> Sums:
     """Sum the alignments of all weights into the drawn units over samples.
@@ -413,6 +448,8 @@ def unit_sums(
     """
     model.check(params)
     x, labels = check_batch(params, x, y)
+    weight = _check_sums(params, len(x), weight)
+    _check_units(params, units)
     if not compiled():
         return unit_sums_reference(model, params, x, labels, weight, units, threshold)
     from minibit.kernels import unit_tangents as kernel
@@ -451,12 +488,14 @@ def direction_sums(
     offsets: NDArray[np.int64],
     positions: NDArray[np.int64],
     signs: NDArray[np.int8],
-    threshold: float = -1.0,
+    threshold: float = -np.inf,
     workers: int | None = None,
 ) -> Sums:
     """Sum the alignments with sparse directions over samples; see `direction_sums_reference`."""
     model.check(params)
     x, labels = check_batch(params, x, y)
+    weight = _check_sums(params, len(x), weight)
+    _check_directions(params, offsets, positions, signs)
     if not compiled():
         return direction_sums_reference(
             model, params, x, labels, weight, offsets, positions, signs, threshold

@@ -437,6 +437,9 @@ BAD = {
     "units": (dict(method="units", units=(3, 99)), ValueError, "units"),
     "inputs": (dict(method="units", inputs=0), ValueError, "inputs"),
     "seed": (dict(seed=-1), ValueError, "seed"),
+    "half a seed": (dict(seed=1.5), ValueError, "seed"),
+    "half a perturbation": (dict(perturbations=2.5), ValueError, "perturbations"),
+    "zeros": (dict(zeros=1.5), ValueError, "zeros"),
     "rate": (dict(method="units", rate=1.5), ValueError, "rate"),
     "density": (dict(density=-0.1), ValueError, "density"),
 }
@@ -521,3 +524,85 @@ def test_perturbations_are_those_of_the_noise():
     weight = np.ones(8, np.float32)
     sums = direction_sums(model_for((20, 12, 4)), params, x, y, weight, *drawn)
     np.testing.assert_array_equal(result.alignments[0], sums.alignments[0] / 8)
+
+
+def test_raw_pixels_share_a_tangent_without_wrapping_around():
+    """A model that hands uint8 pixels to `linear` gets the squares of numbers, not of bytes."""
+
+    def pixels(params, x, linear=ternary_linear):
+        return 0.001 * linear(x, params["w"])
+
+    rng = np.random.default_rng(0)
+    params = {"w": rng.integers(-1, 2, (4, 6)).astype(np.int8)}
+    x, y = rng.integers(0, 256, (9, 6), dtype=np.uint8), rng.integers(0, 4, 9)
+    args = (params, x, y, np.ones(9), [np.array([0, 3])])
+    shared = unit_sums_by_jvp(pixels, *args)
+    direct = unit_sums_by_jvp(lambda p, v: pixels(p, v.astype(np.float32)), *args)
+    agree(shared.squares, direct.squares, 1e-5)
+
+
+def test_a_model_that_shares_wrongly_is_told_what_linear_needs():
+    """Each parameter once, one row a sample; a parameter left out is named."""
+    params = {"a": np.ones((2, 3), np.int8), "b": np.ones((2, 2), np.int8)}
+    args = (params, np.ones((4, 4, 3)), np.zeros(4, int), np.ones(4), [np.array([0])] * 2)
+
+    def positions(params, x, linear=ternary_linear):
+        return linear(x, params["a"]).sum(1)
+
+    def forgetful(params, x, linear=ternary_linear):
+        return linear(x[:, 0], params["a"])
+
+    with pytest.raises(ValueError, match="one row a sample with 'a'"):
+        unit_sums_by_jvp(positions, *args)
+    with pytest.raises(ValueError, match=r"never got \['b'\]"):
+        unit_sums_by_jvp(forgetful, *args)
+
+
+@pytest.mark.parametrize("method", ["sampled", "units"])
+def test_a_model_that_gives_nan_is_an_error(method):
+    """No step is taken on tangents that are no numbers."""
+    params, x, y = gated_problem()
+    stepper = NoiseStep(lambda p, v: gated(p, v) * np.nan, params, 0, method, density=0.02)
+    with pytest.raises(ValueError, match="model must give finite"):
+        stepper.step(x, y)
+    assert stepper.steps == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"weight": np.ones(3, np.float32)}, "weight must be one number a sample"),
+        ({"units": [np.array([0]), np.array([99])]}, "units of 'w2' must lie in"),
+        ({"units": [np.array([0])]}, "units must be one array a layer"),
+        ({"params": {"w1": np.ones((5, 6)), "w2": np.ones((3, 5), np.int8)}}, "w1.*int8 codes"),
+    ],
+    ids=str,
+)
+def test_the_kernels_are_called_with_nothing_unchecked(change, match):
+    """Short weights, units out of range and floats for codes never reach compiled code."""
+    params, x, y, weight = problem((6, 5, 3), 0, batch=8)
+    units = [np.array([0]), np.array([1])]
+    args = {"params": params, "x": x, "y": y, "weight": weight, "units": units, **change}
+    with pytest.raises(ValueError, match=match):
+        unit_sums(model_for((6, 5, 3)), **args)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "positions", "match"),
+    [([0, 1], [45], "positions"), ([0, 2], [1], "offsets"), ([0, 1], [-1], "positions")],
+)
+def test_directions_out_of_range_are_refused(offsets, positions, match):
+    """Positions within the weights, offsets over all of them."""
+    params, x, y, weight = problem((6, 5, 3), 0, batch=8)
+    signs = np.ones(len(positions), np.int8)
+    with pytest.raises(ValueError, match=match):
+        direction_sums(
+            model_for((6, 5, 3)),
+            params,
+            x,
+            y,
+            weight,
+            np.array(offsets),
+            np.array(positions),
+            signs,
+        )

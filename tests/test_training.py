@@ -127,6 +127,16 @@ def test_ctrl_c_keeps_everything_and_resume_goes_on(tmp_path, monkeypatch):
     assert again.test_accuracy > 0.8
 
 
+def test_a_resumed_run_keeps_the_density_that_followed_the_loss(tmp_path):
+    """Where the density falls with the loss, it does not rise again at a resume."""
+    falling = {"density_by_loss": ((1.3, 0.004), (1.2, 0.002)), "density": (0.01, 0.01)}
+    run(tmp_path / "a.steps", "sampled", steps=64, **falling)
+    train(out=tmp_path / "a.steps", resume=True, dataset=blobs(), workers=1, steps=96)
+    found = [step.numerator for step in StepLog.open(tmp_path / "a.steps").steps()]
+    assert found == sorted(found, reverse=True)
+    assert found[0] > found[63] == found[-1]
+
+
 def test_resume_takes_the_recipe_from_the_log_and_refuses_other_data(tmp_path):
     """A log trained on one data set does not go on with another."""
     run(tmp_path / "a.steps", steps=8)
