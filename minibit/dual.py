@@ -374,15 +374,15 @@ class custom_jvp:
     tangent. It must be linear in the tangents, and written with the operations that
     `minibit.tangents` lists, applied to them directly (no ``np.asarray``, no in-place change):
     then it also holds for many directions, nested derivatives and reverse mode. The tangent of a
-    constant is zeros; of an argument that is not floating, None. Keyword arguments are constants
-    and are passed to both.
+    constant is zeros; of an argument that is not floating, None. A rule may return None, too: the
+    tangent of what does not move. Keyword arguments are constants and are passed to both.
 
     Raises
     ------
     NoRuleError
         If a dual arrives before `defjvp` was called, or as a keyword argument.
-    ValueError
-        If the tangent that the rule returns has not the shape of its output.
+    TypeError, ValueError
+        If the rule returns no pair, or a tangent that is not real or not of its output's shape.
 
     Examples
     --------
@@ -418,11 +418,17 @@ class custom_jvp:
             raise NoRuleError(f"no rule for {name}: it is custom_jvp, give it one with .defjvp")
         primals = map_tree(lambda leaf: part(leaf, tag)[0], args)
         tangents = map_tree(lambda leaf: _tangent_or_zeros(leaf, tag), args)
-        out, out_dot = self.rule(primals, tangents, **kwargs)
+        returned: Any = self.rule(primals, tangents, **kwargs)
+        if not (isinstance(returned, list | tuple) and len(returned) == 2):
+            got = type(returned).__name__
+            raise TypeError(f"the rule of {name} must return (output, tangent), got a {got}")
+        out, out_dot = returned
 
         def join(leaf: Any, dot: Any, _: str) -> Any:
             leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
             dot = dot if hasattr(dot, "dtype") else np.asarray(dot)
+            if dot.dtype.kind not in "fiub":
+                raise TypeError(f"the rule of {name} returned a tangent of {dot.dtype}")
             if tuple(dot.shape) != tuple(leaf.shape):
                 raise ValueError(
                     f"the rule of {name} returned a tangent of shape {dot.shape} for an output of "

@@ -428,6 +428,13 @@ def test_a_custom_rule_gets_zeros_for_constants_and_none_for_integers():
     assert scale == 0.0
 
 
+def test_a_custom_rule_may_say_that_its_output_does_not_move():
+    """None for a tangent: zeros come out."""
+    f = custom_jvp(np.round)
+    f.defjvp(lambda primals, tangents: (f(*primals), None))
+    assert jvp(f, (1.7,), (1.0,)) == (2.0, 0.0)
+
+
 def test_a_custom_rule_may_take_a_jvp_itself():
     """A rule that pushes its tangents through another function holds for many directions too."""
 
@@ -446,7 +453,7 @@ def test_a_custom_rule_may_take_a_jvp_itself():
 
 
 def test_custom_rules_that_cannot_work_are_refused():
-    """No rule yet, a dual as keyword, a tangent of another shape: each says so."""
+    """No rule yet, a dual as keyword, no pair, a tangent that does not fit: each says so."""
 
     @custom_jvp
     def f(x):
@@ -456,6 +463,12 @@ def test_custom_rules_that_cannot_work_are_refused():
         D(f)(1.0)
     f.defjvp(lambda primals, tangents: (f(*primals), np.ones(3)))
     with pytest.raises(ValueError, match=r"rule of f returned a tangent of shape \(3,\)"):
+        D(f)(1.0)
+    f.defjvp(lambda primals, tangents: tangents[0])  # two entries, but no pair
+    with pytest.raises(TypeError, match=r"f must return \(output, tangent\), got a ndarray"):
+        jvp(f, (np.ones(2),), (np.ones(2),))
+    f.defjvp(lambda primals, tangents: (f(*primals), 1j * tangents[0]))
+    with pytest.raises(TypeError, match="rule of f returned a tangent of complex128"):
         D(f)(1.0)
     with pytest.raises(NoRuleError, match="keyword"):
         D(lambda x: f(x=x))(1.0)

@@ -3,6 +3,7 @@
 import importlib.util
 import operator
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -429,6 +430,17 @@ def test_tied_entries_of_max_share_alike():
     x = np.array([[2.0, 1.0, 2.0, 2.0]])
     _, tangent = jvp_batch(lambda x: x.max(axis=1), (x,), (np.eye(4).reshape(4, 1, 4),))
     np.testing.assert_allclose(tangent[:, 0], [1 / 3, 0, 1 / 3, 1 / 3])
+
+
+def test_a_variance_with_too_few_entries_is_numpys():
+    """ddof at or above the count divides by 0, never by less."""
+    x = np.array([1.0, 2.0, 4.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for ddof in (3, 4):
+            out, tangent = jvp(lambda x, n=ddof: np.var(x, ddof=n), (x,), (x,))
+            assert out == np.var(x, ddof=ddof) == np.inf
+            assert tangent == np.inf
 
 
 def test_sort_keeps_the_order_of_ties():
