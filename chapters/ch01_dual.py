@@ -137,7 +137,7 @@ axes.legend(loc="lower right", frameon=True, edgecolor="none")
 # ```
 #
 # A rule does to a tangent only what is *linear* in it, and in fourteen ways: add, scale, matmul, sum, index, reshape and the like. So a tangent need not be an array. It may be `ZERO` (a constant), a dual (a derivative of
-# a derivative), a stack of directions, or, in chapter 9, a recorder that writes the fourteen operations down and transposes them: that is reverse mode, out of the same rules.
+# a derivative), a stack of directions, or a recorder that writes the fourteen operations down, to transpose them: that would be reverse mode, out of the same rules.
 # Functions that are flat wherever they have a slope (comparisons, rounding, `argmax`) need none. A function with neither is an error, never a tangent that quietly got lost.
 
 # %%
@@ -279,7 +279,6 @@ print(
     f"{size:,} weights: a gradient of one batch would take {size * batch / 3600:.1f} hours forwards"
 )
 assert size == 334_336
-assert gradient.shape == last.shape
 assert size * batch / plain > 100_000  # passes
 
 # %% [markdown]

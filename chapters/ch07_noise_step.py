@@ -476,7 +476,7 @@ assert by_units < 12
 # A dense tangent adds two products to each of the forward pass, $\dot h W^T$ and $h V^T$ (one in the first layer, whose inputs don't move): as many as a backward pass has. So "alongside" is one more pass or two, for one number.
 # It is the sparsity of $v$ that makes many of them cheap: few nonzeros touch few units, and units share.
 #
-# **Memory.** What training holds besides the batch, for the same network. Adam with straight-through (the usual way, chapter 9) is counted; the steps are measured, as the largest amount that one step had allocated in NumPy at any time.
+# **Memory.** What training holds besides the batch, for the same network. Adam with straight-through (the usual way) is counted; the steps are measured, as the largest amount that one step had allocated in NumPy at any time.
 
 # %%
 megabytes = {
@@ -531,7 +531,7 @@ folder.cleanup()
 #
 # | method | what it needs of the model | published or measured |
 # |---|---|---|
-# | Adam with straight-through, the same network | float copy, backward pass, two moments | 98.0% of the test set after 1,000 steps (our study; chapter 9) |
+# | Adam with straight-through, the same network | float copy, backward pass, two moments | 98.0% of the test set after 1,000 steps (our study) |
 # | forward gradients (Baydin et al. 2022) | a JVP along a random direction | unbiased; each entry's variance is about $\lVert\nabla L\rVert^2$; 93% on MNIST with 128 directions and 400 steps in float (our study) |
 # | the same on activations, local losses (Ren et al. 2022) | JVPs | MNIST test error 2.5%, CIFAR-10 31% |
 # | MeZO (Malladi et al. 2023) | two forward passes, no tangent | 66B parameters fine-tuned; a run stored in under 0.1 MB, as a seed and 2 bytes a step |
