@@ -1,8 +1,8 @@
 """The command line: what each command does, says, returns, and refuses."""
 
 import json
-import re
 import os
+import re
 import shutil
 import signal
 import subprocess
