@@ -157,10 +157,10 @@ def sureness(c):
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
 left.plot(scales, losses)
-left.axhline(np.log(10), color="#888888", linestyle="--", label="ln 10: a tenth for each")
+left.axhline(np.log(10), color="#888888", linestyle="--", label="ln 10: guessing")
 right.plot(scales, [sureness(c) for c in scales])
 for axes in (left, right):
-    axes.axvline(0.12, color=plots.PALETTE[1], linewidth=0.8)
+    axes.axvline(0.12, color=plots.PALETTE[1], linewidth=0.8, label="c = 0.12")
     axes.set_xscale("log")
 plots.label_axes(left, "logit scale c", "cross entropy, nats", "Loss before training")
 plots.label_axes(right, "logit scale c", "probability", "How sure of its answer")
@@ -225,8 +225,12 @@ plots.label_axes(right, "bias from dead pixels", "units", "What they add to each
 #
 # it removes from a tangent what shifts all units alike, and what scales them all. So **a hidden layer's own weights are a direction of slope zero**: moving along them scales the layer, and the norm takes it away. The last layer's are not.
 
+
 # %%
-loss = lambda p: cross_entropy(mlp(p, x, logit_scale=0.12), labels)  # noqa: E731
+def loss(params):
+    return cross_entropy(mlp(params, x, logit_scale=0.12), labels)
+
+
 slopes = []
 for name in params:
     along = {other: w if other == name else np.zeros_like(w) for other, w in floats.items()}
@@ -248,7 +252,12 @@ moves = np.zeros((48, w2.size))
 moves[np.arange(48), picked] = steps
 moves = moves.reshape(48, *w2.shape)  # (directions, n_out, n_in)
 few, their = x[:256].astype(np.float64), labels[:256]
-loss_of = lambda w: cross_entropy(mlp(floats | {"w2": w}, few, logit_scale=0.12), their)  # noqa: E731
+
+
+def loss_of(w):
+    return cross_entropy(mlp(floats | {"w2": w}, few, logit_scale=0.12), their)
+
+
 before, slope = jvp_batch(loss_of, (w2,), (moves,))
 change = np.array([loss_of(w2 + step) - before for step in moves])
 agree = np.mean(np.sign(change) == np.sign(slope))
