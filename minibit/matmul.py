@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.panels import unpack_columns
 from minibit.ternary import TernaryMatrix
 
 __all__ = [
@@ -380,21 +379,21 @@ def _columns_many(
 
     float32 sums of whole numbers up to 128 n_in are exact below 2**24, in any order.
     """
-    from minibit.kernels.portable import product, quantise_rows
+    from minibit.kernels.portable import product, quantise_rows, widen
 
     batch, n_in = x.shape
-    if batch < 24 or n_in > 2**17:
+    if batch < 48 or n_in > 2**17:
         return bool(product(x, columns, out, first, last, gamma))
-    n_out = out.shape[1]
-    lines = columns.reshape(-1, n_out)[:, 16 * first : 16 * last]
-    w = unpack_columns(lines, (lines.shape[1], n_in)).astype(np.float32)  # (rows, n_in)
+    begin, end = 16 * first, min(16 * last, out.shape[1])
+    w = np.empty((n_in, end - begin), np.float32)
+    widen(columns.reshape(-1, out.shape[1]), begin, end, w)
     if gamma is None:
-        out[:, 16 * first : 16 * last] = x.astype(np.float32) @ w.T
+        out[:, begin:end] = x.astype(np.float32) @ w  # (batch, rows)
         return True
     q, scale = np.empty((batch, n_in), np.float32), np.empty((batch, 1), np.float32)
     if not quantise_rows(x, q, scale):
         return False
-    np.multiply(q @ w.T, gamma / scale, out=out[:, 16 * first : 16 * last])
+    np.multiply(q @ w, gamma / scale, out=out[:, begin:end])
     return True
 
 

@@ -48,7 +48,7 @@ def product(x, codes):
 
 
 sizes = st.integers(1, 70) | st.sampled_from([64, 128, 129, 200])
-batches = st.integers(0, 14) | st.sampled_from([25, 40])
+batches = st.integers(0, 14) | st.sampled_from([25, 60])
 
 
 @st.composite

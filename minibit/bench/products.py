@@ -1,8 +1,8 @@
 """``bench gemv``, ``bench matmul`` and ``bench quantise``: products and quantisers beside NumPy.
 
-Everything is timed through the public functions. At its turn, a candidate runs once untimed, so
-that it finds in the caches what its own weights leave there, and then about a millisecond; medians
-of many rounds are compared. Bars hold for one thread.
+Everything is timed through the public functions. At its turn, a candidate runs untimed for
+half a millisecond, so that it finds in the caches what its own weights leave there, and then timed
+for about one; medians of many rounds are compared. Bars hold for one thread.
 
 May import: anything of minibit.
 """
@@ -212,7 +212,7 @@ def _problem(
 
 
 def _medians(candidates: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds of one call of each, from turns of several calls after one that warms."""
+    """Median seconds of one call of each, from turns of several calls after some that warm."""
     calls = {}
     for name, function in candidates.items():
         alone = interleaved({name: function}, seconds=0.0, least_rounds=3, warmups=2)[name]
@@ -221,7 +221,8 @@ def _medians(candidates: Mapping[str, Callable[[], object]]) -> dict[str, float]
     end = time.perf_counter() + SECONDS
     while len(times[next(iter(times))]) < 15 or time.perf_counter() < end:
         for name, function in candidates.items():
-            function()
+            for _ in range((calls[name] + 1) // 2):  # what ran before has left the caches
+                function()
             start = time.perf_counter()
             for _ in range(calls[name]):
                 function()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from minibit.kernels.quantise import copy_row, quantise_row, sum_row
 
-__all__ = ["product", "quantise_rows"]
+__all__ = ["product", "quantise_rows", "widen"]
 
 ROWS = 16  # rows are given in groups of 16, as for panels
 FLUSH = 8  # steps of 16 columns that int16 can hold
@@ -105,3 +105,13 @@ def quantise_rows(x: NDArray[Any], codes: NDArray[Any], scales: NDArray[Any]) ->
         for i in range(row.size):
             codes[token, i] = row[i]
     return True
+
+
+@njit(cache=True, nogil=True)
+def widen(lines: NDArray[Any], begin: int, end: int, w: NDArray[Any]) -> None:
+    """Decode rows begin..end of ``lines (n_in / 4, n_out)`` into ``w (n_in, end - begin)``."""
+    for k in range(w.shape[0]):
+        line, row = lines[k // 4, begin:end], w[k]
+        shift = np.uint8(k % 4 * 2)
+        for r in range(row.size):
+            row[r] = np.float32(np.int32((line[r] >> shift) & 3) - 1)

@@ -1,0 +1,334 @@
+# %% [markdown]
+# # The ternary product: from a loop to the machine's limit
+#
+# **The question.** A product with weights of -1, 0 and 1 needs no multiplication: add some inputs, subtract others. So why does a loop that does just
+# that lose to a library that multiplies floats? And how fast can it be?
+#
+# $$z_{r} = \sum_k t_{rk}\, q_k, \qquad t \in \{-1, 0, 1\},\quad q \in \{-128, \dots, 127\}$$
+#
+# We climb a ladder. Every rung computes the same int32 numbers, checked before it is timed. What matters at each step is how many bytes it reads, and
+# how many weights one instruction handles.
+
+# %%
+import os
+import re
+import time
+
+import matplotlib.pyplot as plt
+import numpy as np
+from numba import njit
+
+from minibit import kernels, plots
+from minibit.matmul import MAX_INPUTS, ternary_matmul, ternary_matmul_int8, ternary_matmul_reference
+from minibit.packings import pack2
+from minibit.panels import pack_columns, pack_panels
+from minibit.ternary import TernaryMatrix
+
+plots.style()
+rng = np.random.default_rng(3)
+n_out, n_in = 2048, 4096
+codes = rng.integers(-1, 2, (n_out, n_in), dtype=np.int8)  # (n_out, n_in)
+q = rng.integers(-127, 128, n_in, dtype=np.int8)  # (n_in,)
+expected = codes.astype(np.int64) @ q  # (n_out,)
+seconds = {}
+
+
+def climb(name, function, rounds=15):
+    """Check a rung against the exact product, then take the median of its times."""
+    np.testing.assert_array_equal(np.ravel(function()), expected)
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    seconds[name] = float(np.median(times))
+    print(
+        f"{name:24s} {seconds[name] * 1e6:9.0f} us, {n_out * n_in / seconds[name] / 1e9:7.1f} weights a ns"
+    )
+
+
+w, x = codes.astype(np.float32), q.astype(np.float32)
+climb("NumPy float32", lambda: (w @ x).astype(np.int32))
+
+# %% [markdown]
+# NumPy reads 4 bytes a weight. That is its limit: one token uses each weight once, so the time is that of reading the matrix.
+#
+# ## Rung 1: the loop without a multiplication
+#
+# Packed at 2 bits, four weights are one byte. Take each apart, and add, subtract, or do nothing.
+
+
+# %%
+@njit
+def branches(packed, q, n_out):
+    """Add where the code is 1, subtract where it is -1."""
+    out, lines = np.zeros(n_out, np.int32), q.size // 4
+    for r in range(n_out):
+        total = 0
+        for j in range(lines):
+            byte = packed[r * lines + j]
+            for i in range(4):
+                code = (byte >> 2 * i) & 3
+                if code == 2:
+                    total += q[4 * j + i]
+                elif code == 0:
+                    total -= q[4 * j + i]
+        out[r] = total
+    return out
+
+
+packed = pack2(codes)
+climb("1 loop, no multiplication", lambda: branches(packed, q, n_out), rounds=3)
+assert packed.nbytes == w.nbytes // 16
+assert seconds["1 loop, no multiplication"] > seconds["NumPy float32"] or not kernels.compiled()
+
+# %% [markdown]
+# A sixteenth of the bytes, and slower. A branch that random weights decide is guessed wrong a third of the time or more, and a wrong guess costs as much as
+# dozens of multiplications. *Not multiplying saves nothing: the multiplier is there, and idle.* What costs is one weight at a time.
+#
+# ## Rung 2: four at a time, by table
+#
+# Four weights are one byte, and a byte has 256 values. For each four inputs, tabulate the sums of all 256; a row then looks up one sum a byte.
+
+
+# %%
+@njit
+def lookup(columns, q, n_out):
+    """Look up the sum of four columns by their byte; bytes of four columns lie side by side."""
+    out = np.zeros(n_out, np.int32)
+    table = np.zeros(256, np.int32)
+    for j in range(q.size // 4):
+        for byte in range(256):
+            total = 0
+            for i in range(4):
+                total += (((byte >> 2 * i) & 3) - 1) * q[4 * j + i]
+            table[byte] = total
+        line = columns[j * n_out : (j + 1) * n_out]
+        for r in range(n_out):
+            out[r] += table[line[r]]
+    return out
+
+
+columns = pack_columns(codes)
+climb("2 table of 256 sums", lambda: lookup(columns, q, n_out), rounds=5)
+
+# %% [markdown]
+# ## Rung 3: sixty-four at a time, by counting
+#
+# Put the ones of a row into one bit-plane, the minus ones into another, and the inputs into eight planes, one a binary digit. A product of planes is AND and
+# a count: $\sum_b \pm 2^b\,(|P \wedge X_b| - |M \wedge X_b|)$. No weight is ever decoded, but every weight is met 8 times, once a digit.
+
+# %%
+if kernels.compiled():
+    from minibit.kernels import bitplanes
+
+    planes = np.packbits(np.stack([codes == 1, codes == -1]), axis=2, bitorder="little").view(
+        np.uint64
+    )
+    plus, minus = planes[0].copy(), planes[1].copy()  # (n_out, n_in / 64) each
+    counted = np.zeros(n_out, np.int32)
+
+    def by_counting():
+        bitplanes.product(q, plus, minus, counted)
+        return counted
+
+    climb("3 bit-planes", by_counting)
+
+# %% [markdown]
+# ## Rung 4: a loop that a compiler can see through
+#
+# Now multiply. Lay four columns of *all rows* side by side (`minibit.panels`, "columns"), and loop over rows: 16 or 32 rows fill a register, each is multiplied by
+# the same input, and nothing is summed across lanes. Sums stay in int16 while they fit: $16 \cdot 2 \cdot 128 = 4096$ a step of 16 columns, so 8 steps. This is
+# the portable kernel: plain Python text, and LLVM makes the vectors.
+
+# %%
+token = q[None]  # (1, n_in)
+
+
+def on_path(path):
+    """The library's product, on a kernel path: a matrix is laid out for the path in force when it is made."""
+    before = os.environ.get("MINIBIT_KERNELS", "auto")
+    os.environ["MINIBIT_KERNELS"] = path
+    matrix = TernaryMatrix.from_codes(codes)
+    os.environ["MINIBIT_KERNELS"] = before
+    return lambda: ternary_matmul_int8(token, matrix, threads=1)
+
+
+if kernels.compiled():
+    climb("4 portable vectors", on_path("portable"))
+    assert seconds["4 portable vectors"] < seconds["1 loop, no multiplication"] / 4
+
+# %% [markdown]
+# ## Rung 5: the instruction that was made for this
+#
+# CPUs have a dot product of bytes: `vpdpbusd` (x86) multiplies 64 unsigned by 64 signed bytes and adds each four products into one of 16 int32 sums; `sdot` is Arm's.
+# A *panel* is laid out for it: a 64-byte vector holds 16 rows by 16 columns. The unsigned side is $t + 1$; the sum of the inputs, taken off once, undoes the 1:
+# $\sum_k t_k q_k = \sum_k (t_k + 1)\,q_k - \sum_k q_k$.
+#
+# The four codes of a byte are masked out and never shifted down. Code $j$ then counts $4^j$ times too much, which one shift of the *sum* takes back, exactly.
+
+# %%
+where = pack_panels(np.eye(16, 64, dtype=np.int8)).reshape(
+    4, 16, 4
+)  # row r has its one in column r
+found = np.argwhere(where != 0b01_01_01_01)  # vector, row, byte in the lane
+fig, axes = plt.subplots(figsize=(7.2, 2.6))
+cells = np.tile(np.arange(16)[None] // 4, (8, 1))
+axes.imshow(cells, cmap="Pastel1", aspect="auto")
+for row in range(8):
+    for column in range(16):
+        axes.text(column, row, f"b{4 * row + column % 4}", ha="center", va="center", fontsize=7)
+axes.set_xticks(range(16), [str(column) for column in range(16)])
+axes.set(
+    xlabel="column of the block; one colour: the same 2 bits of a byte",
+    ylabel="row (first 8 of 16)",
+)
+axes.set_title("Which byte of a 64-byte vector holds a weight", loc="left")
+axes.grid(False)
+assert all(
+    byte == row % 4 and vector == 0 for vector, row, byte in found
+)  # column r lies in byte 4 r + r % 4
+assert len(found) == 16
+
+# %%
+fastest = kernels.path()
+if kernels.compiled():
+    climb(f"5 panels ({fastest})", on_path(fastest))
+    assert seconds[f"5 panels ({fastest})"] < seconds["NumPy float32"] / 4
+
+# %% [markdown]
+# ### The inner loop, as the machine sees it
+#
+# Vectors are spelled out in Numba through a small layer of intrinsics (`minibit/kernels/simd.py`). This is what one load of weights becomes: masks, and dot products
+# whose last operand is four inputs, broadcast from memory.
+
+# %%
+if fastest in ("vnni", "amx"):
+    from numba import types
+
+    from minibit.kernels import vnni_matvec
+
+    loop = njit(nogil=True)(vnni_matvec._products.py_func)
+    weights = types.Array(types.uint8, 1, "C", readonly=True)
+    loop.compile(
+        (
+            types.Array(types.int8, 1, "C"),
+            weights,
+            types.Array(types.int32, 2, "C"),
+            types.intp,
+            types.intp,
+            types.none,
+        )
+    )
+    lines = [line.strip() for line in loop.inspect_asm(loop.signatures[0]).splitlines()]
+    dots = [i for i, line in enumerate(lines) if line.startswith("vpdpbusd")]
+    used = [line for line in lines[dots[0] - 6 : dots[15] + 1] if not line.startswith(("#", "."))]
+    print("\n".join(used[:26]))
+    assert not [line for line in used if re.search(r"\bv?p?mul", line)]  # no other multiplication
+
+# %% [markdown]
+# So there *is* a multiplication, 64 an instruction, and it is free: the additions that a "multiplication-free" kernel would do instead cost the same
+# instruction slots, one for 16 or 64 lanes. The argument against multiplying is about energy and silicon, for chips that are still to be built. On the CPU that
+# you have, ternary weights win because they are *small*.
+#
+# ## The roofline
+#
+# A kernel can be no faster than memory brings bytes, nor than the dot products multiply. One token uses each weight once: it sits on the slope. Many tokens use
+# each weight many times, and reach the roof.
+
+# %%
+tokens_each = [1, 2, 4, 8, 12, 48, 192]
+held = TernaryMatrix.from_codes(codes)
+speeds = []
+for tokens in tokens_each:
+    many = rng.integers(-127, 128, (tokens, n_in), dtype=np.int8)  # (tokens, n_in)
+    np.testing.assert_array_equal(
+        ternary_matmul_int8(many, held, threads=1),
+        many.astype(np.float64) @ codes.T.astype(np.float64),
+    )
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        ternary_matmul_int8(many, held, threads=1)
+        times.append(time.perf_counter() - start)
+    speeds.append(n_out * n_in * tokens / np.median(times) / 1e9)
+
+fig, axes = plt.subplots(figsize=(7.2, 4.2))
+intensity = np.array(tokens_each) * n_out * n_in / held.nbytes  # multiplications a byte of weights
+if fastest in ("vnni", "amx"):
+    from minibit.kernels import peaks
+
+    words = held._held.view(np.uint64)
+    scratch = np.zeros(24 * 16, np.int32)
+    peaks.read(words), peaks.vnni(10, scratch)
+    bandwidth, peak = [], []
+    for _ in range(9):
+        start = time.perf_counter()
+        peaks.read(words)
+        bandwidth.append(words.nbytes / (time.perf_counter() - start) / 1e9)
+        start = time.perf_counter()
+        done = peaks.vnni(100_000, scratch)
+        peak.append(done / (time.perf_counter() - start) / 1e9)
+    bandwidth, peak = np.median(bandwidth), np.median(peak)
+    slope = np.geomspace(0.2, 1000, 50)
+    axes.loglog(
+        slope,
+        np.minimum(slope * bandwidth, peak),
+        color="0.4",
+        label="plain read, then vpdpbusd's peak",
+    )
+    print(f"plain read {bandwidth:.0f} GB/s, peak {peak:.0f} multiplications a ns")
+    assert speeds[0] < peak  # one token is nowhere near the roof
+axes.loglog(intensity, speeds, "o-", label=f"panels, 1 to {tokens_each[-1]} tokens")
+for name, taken in seconds.items():
+    bytes_each = 4.0 if name == "NumPy float32" else 0.25
+    axes.loglog(1 / bytes_each, n_out * n_in / taken / 1e9, "s", markersize=5)
+    axes.annotate(
+        name,
+        (1 / bytes_each, n_out * n_in / taken / 1e9),
+        textcoords="offset points",
+        xytext=(6, -3),
+        fontsize=7,
+    )
+plots.label_axes(
+    axes, "multiplications a byte of weights", "multiplications a ns", "One core's roofline"
+)
+assert fastest not in ("vnni", "amx") or speeds[-1] > speeds[0]
+
+# %% [markdown]
+# ## Floats in, floats out
+#
+# A layer gets floats. `ternary_matmul` rounds each token to int8 by its largest magnitude (the next chapter), multiplies exactly, and scales. The kernels do this in
+# the same pass, and give the bits of the three-line reference. A NaN is found by the same integer maximum that finds the scale: checking costs nothing extra.
+
+# %%
+floats = rng.standard_normal((5, n_in), dtype=np.float32)  # (batch, n_in)
+scaled = TernaryMatrix.from_codes(codes, scale=0.02)
+np.testing.assert_array_equal(
+    ternary_matmul(floats, scaled), ternary_matmul_reference(floats, scaled)
+)
+exact = floats @ (scaled.scale * codes.astype(np.float32)).T
+error = np.linalg.norm(ternary_matmul(floats, scaled) - exact) / np.linalg.norm(exact)
+print(f"what int8 activations cost: {error:.2%} of the output")
+assert error < 0.02
+print(
+    f"{held.nbytes:,} bytes held, {held.packed_nbytes:,} in a file; at most {MAX_INPUTS:,} inputs"
+)
+
+# %% [markdown]
+# ## What a port needs
+#
+# 1. The panel layout of `minibit.panels`, or any other: it is private to a machine, and files never hold it.
+# 2. A dot product of unsigned by signed bytes into int32, or signed by signed with codes shifted down to 0..2 (`sdot`). AVX2's `vpmaddubsw` keeps int16 sums: count how many
+#    fit. AMX wants codes decoded into tiles; the layout above is already in its order.
+# 3. Minus the sum of the inputs, and the order of float operations of `ternary_matmul_reference`.
+# 4. The cases in `minibit/vectors/matmul.json`, and the bound: with codes left in place, sums of $64 \cdot 2 \cdot (-128)$ over a quarter of the columns reach $-2^{31}$ at
+#    $2^{19}$ inputs. More are refused.
+#
+# **Limits.** The times above are of this page's machine, on one core, beside whatever else ran there; `minibit bench gemv` and `minibit bench matmul` measure with more care.
+# The AMX kernel has been compiled, and its indices run on emulated tiles, not timed. Small matrices (256 by 256) take about a microsecond, most of which is Python's call.
+#
+# **Exercises.** 1. Base 3 packs five weights a byte, a fifth less to read. When does that win? `test_the_base3_product_is_exact` runs the kernel; multiply its arithmetic by your
+# machine's bytes a second and number of cores. 2. Set `MAX_INPUTS` one higher and see which of `test_the_bound_on_inputs_is_where_int32_ends` and
+# `test_more_inputs_than_int32_can_sum_are_refused` fails first, and on which path. 3. Change one index in `pack_panels_reference`: which tests notice? Start with
+# `test_a_panel_puts_each_code_where_the_layout_says`.
