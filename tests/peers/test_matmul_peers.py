@@ -1,4 +1,4 @@
-"""The ternary product and its quantisers against PyTorch, in the order of BitNet's published code."""
+"""The ternary product and its quantisers against PyTorch, in the order of published code."""
 
 import numpy as np
 import pytest
