@@ -42,6 +42,7 @@ _MNIST = {
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _FOUR_KEYS = ("train_x", "train_y", "test_x", "test_y")
 _VALIDATION_PART = 12
+_LARGE, _RATIO = 1 << 30, 200  # an npz member of more bytes, packed better than so, is a zip bomb
 _TEST_PART = 7  # of a file with x and y alone, the last seventh is the test set, as in MNIST
 
 
@@ -349,11 +350,15 @@ def _npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Load the arrays of an npz file that a data set may use."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    damage = (
+        *(ValueError, OSError, EOFError, MemoryError, RuntimeError, NotImplementedError),
+        *(zlib.error, lzma.LZMAError, zipfile.BadZipFile),
+    )
     found = {}
     with path.open("rb") as file:
         try:
             archive = np.load(file, allow_pickle=False)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except damage as error:
             raise ValueError(f"{path}: not a NumPy .npz file") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError(
@@ -361,13 +366,19 @@ def _npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
             )
         for key in {*_FOUR_KEYS, "x", "y"} & set(archive.files):
             try:
+                _check_member(archive.zip, key)
                 found[key] = archive[key]
-            except (
-                *(ValueError, OSError, EOFError, MemoryError, NotImplementedError),
-                *(zlib.error, zipfile.BadZipFile),
-            ) as error:
+            except damage as error:
                 raise ValueError(f"{path}: {key} cannot be read: {error}") from error
     return found
+
+
+def _check_member(archive: Any, key: str) -> None:
+    """Refuse a member that would unpack to far more than any data set does: a zip bomb."""
+    for member in archive.infolist():
+        unpacked, packed = member.file_size, member.compress_size
+        if member.filename in (key, f"{key}.npy") and unpacked > max(_LARGE, _RATIO * packed):
+            raise ValueError(f"{packed} bytes unpack to {unpacked}; write it with np.savez")
 
 
 def _check_pair(path: Path, x_key: str, x: NDArray[Any], y_key: str, y: NDArray[Any]) -> None:

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -278,6 +279,40 @@ def test_what_is_no_npz_file_is_refused(tmp_path):
     cut.write_bytes(whole)
     with pytest.raises(ValueError, match="train_x cannot be read"):
         load_npz(cut)
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_every_damage_to_an_npz_file_is_a_value_error(tmp_path, packing):
+    """Random bytes changed, whatever zip, its packers or NumPy say of it (or nothing)."""
+    path, rng = tmp_path / "own.npz", np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        for name, array in small().items():
+            buffer = io.BytesIO()
+            np.save(buffer, array)
+            archive.writestr(f"{name}.npy", buffer.getvalue())
+    whole, refused = path.read_bytes(), 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), 3):
+            damaged[place] = rng.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            load_npz(path)
+        except ValueError:
+            refused += 1
+    assert refused > 100
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    """A member that unpacks to very much more than it takes is no data set."""
+    monkeypatch.setattr(datasets, "_LARGE", 1 << 16)
+    x, y = np.zeros((1 << 10, 1 << 10), np.uint8), np.arange(1 << 10) % 3
+    np.savez_compressed(tmp_path / "bomb.npz", x=x, y=y)
+    with pytest.raises(ValueError, match="x cannot be read: .* unpack to"):
+        load_npz(tmp_path / "bomb.npz")
+    x[:] = np.random.default_rng(0).integers(0, 256, x.shape)
+    np.savez_compressed(tmp_path / "own.npz", x=x, y=y)
+    assert load_npz(tmp_path / "own.npz").features == 1 << 10
 
 
 def test_the_validation_split_is_the_last_training_images():
