@@ -159,10 +159,11 @@ def sparse_update(
                 if count == n_in:
                     column = picked % count
                 else:
+                    touched, row = np.unique(unit, return_inverse=True)
                     table = np.stack(
-                        [draw_inputs(plan.seed, step, layer, int(u), n_in, count) for u in units]
+                        [draw_inputs(plan.seed, step, layer, int(u), n_in, count) for u in touched]
                     )
-                    column = table[picked // count, picked % count]
+                    column = table[row, picked % count]
                 all_positions.append(start + unit * n_in + column)
                 all_signs.append(record.signs[layer])
             start += n_out * n_in

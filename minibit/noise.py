@@ -158,13 +158,18 @@ def sparse_noise(
 
 
 def sparse_noise_many(
-    seed: Index, step: Index, perturbations: ArrayLike, size: Index, density: Share
+    seed: Index,
+    step: Index,
+    perturbations: ArrayLike,
+    size: Index,
+    density: Share,
+    blocks: Index | Iterable[int] | None = None,
 ) -> Entries:
     """Draw several perturbations at once, each equal to its `sparse_noise`.
 
     Parameters
     ----------
-    seed, step, size, density
+    seed, step, size, density, blocks
         As in `sparse_noise`.
     perturbations : int array, shape (P,)
         Their numbers, in any order; a number may be named twice.
@@ -188,7 +193,7 @@ def sparse_noise_many(
     array([0, 3, 7])
     """
     numbers = _numbers("perturbations", perturbations, 2**32)
-    return _sparse_noise(seed, step, numbers, size, density, None)
+    return _sparse_noise(seed, step, numbers, size, density, blocks)
 
 
 def sparse_noise_reference(

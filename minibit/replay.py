@@ -111,7 +111,7 @@ def _moves_in(
     blocks = low[:, None] + span  # (rows, most blocks of a row)
     blocks = np.unique(blocks[blocks <= high[:, None]])
     kept = np.flatnonzero(step.codes)
-    offsets, positions, signs = noise._sparse_noise(
+    offsets, positions, signs = noise.sparse_noise_many(
         plan.seed, number, kept, plan.size, step.numerator, blocks
     )
     codes = np.repeat(step.codes[kept], np.diff(offsets))  # (nonzeros,)

@@ -308,7 +308,7 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "_LARGE", 1 << 16)
     x, y = np.zeros((1 << 10, 1 << 10), np.uint8), np.arange(1 << 10) % 3
     np.savez_compressed(tmp_path / "bomb.npz", x=x, y=y)
-    with pytest.raises(ValueError, match="x cannot be read: .* unpack to"):
+    with pytest.raises(ValueError, match=r"x cannot be read: .* unpack to"):
         load_npz(tmp_path / "bomb.npz")
     x[:] = np.random.default_rng(0).integers(0, 256, x.shape)
     np.savez_compressed(tmp_path / "own.npz", x=x, y=y)

@@ -370,6 +370,17 @@ def test_any_block_regenerated_alone_is_identical(path, density):
             np.testing.assert_array_equal(its_signs, signs[here])
 
 
+def test_several_perturbations_can_be_drawn_in_part():
+    """`blocks` picks from each of many what it picks from one."""
+    offsets, positions, signs = sparse_noise_many(1, 2, [3, 0, 3], 1_000, 0.05, blocks=[5, 2])
+    for i, number in enumerate((3, 0, 3)):
+        alone = sparse_noise(1, 2, number, 1_000, 0.05, blocks=[2, 5])
+        entries = slice(offsets[i], offsets[i + 1])
+        np.testing.assert_array_equal(positions[entries], alone[0])
+        np.testing.assert_array_equal(signs[entries], alone[1])
+    assert 0 < positions.size < sparse_noise_many(1, 2, [3, 0, 3], 1_000, 0.05)[1].size
+
+
 def test_blocks_are_a_set():
     """Order and repetition of `blocks` are no matter; none gives nothing; all gives all."""
     whole = sparse_noise(1, 2, 3, 1_000, 0.05)

@@ -318,6 +318,24 @@ def test_a_units_record_moves_the_drawn_candidates_and_nothing_else():
     }
 
 
+def test_only_units_that_move_have_their_inputs_drawn(monkeypatch):
+    """Replay pays for the units of the record, not for all that the step drew."""
+    from minibit import moves
+
+    plan = Plan("units", 4, ("a",), ((9, 20),), 2**31, units=(5,), inputs=(6,))
+    record = UnitsStep((np.array([7, 8, 25]),), (np.array([1, -1, 1], np.int8),))
+    expected, asked = sparse_update(plan, 7, record), []
+
+    def watched(seed, step, layer, unit, n_in, count):
+        asked.append(unit)
+        return draw_inputs(seed, step, layer, unit, n_in, count)
+
+    monkeypatch.setattr(moves, "draw_inputs", watched)
+    found = sparse_update(plan, 7, record)
+    np.testing.assert_array_equal(found, expected)
+    assert asked == draw_units(4, 7, 0, 9, 5)[[1, 4]].tolist()
+
+
 def test_an_update_leaves_its_argument_alone_and_clamps_once():
     """-1 + 2 - ... is summed before it is clamped."""
     w = {"w": np.array([[-1, 0, 1]], np.int8)}

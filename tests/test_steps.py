@@ -229,13 +229,13 @@ def test_rows_of_a_larger_layer_come_from_their_own_noise_blocks(monkeypatch):
     asked = []
     with a_log(plan, steps) as log:
         whole = log.replay()
-        draw = noise._sparse_noise
+        draw = noise.sparse_noise_many
 
         def watched(seed, step, numbers, size, density, blocks):
             asked.append([*blocks])
             return draw(seed, step, numbers, size, density, blocks)
 
-        monkeypatch.setattr(noise, "_sparse_noise", watched)
+        monkeypatch.setattr(noise, "sparse_noise_many", watched)
         for layer, rows in (("a", [0, 49, 20]), ("c", [1]), ("b", [299, 0]), ("b", [120])):
             np.testing.assert_array_equal(log.slice(layer, rows), whole[layer][rows])
     assert [120 * 50 + 35_000 >> 12, 121 * 50 + 34_999 >> 12] == [10, 10]  # blocks of 2**12
