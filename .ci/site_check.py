@@ -53,6 +53,8 @@ LOOK = r"""
 (async () => {
   await document.fonts.ready;
   const width = WIDTH;
+  if (window.innerWidth !== width || document.documentElement.clientWidth !== width)
+    throw new Error(`the window is ${window.innerWidth} pixels wide`);
   const name = (e) => `<${e.tagName.toLowerCase()} class="${e.getAttribute("class") || ""}">`;
   const clips = (e) => {
     for (; e && e !== document.body; e = e.parentElement) {
@@ -222,6 +224,7 @@ def check_page(
         call(f"{domain}.enable")
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     call("Emulation.setDeviceMetricsOverride", **size)
+    call("Emulation.setScrollbarsHidden", hidden=True)  # the page has all of the width
     browser.events.clear()
     call("Page.navigate", url=f"{base}/{path}")
     browser.wait_for("Page.loadEventFired")
