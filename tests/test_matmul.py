@@ -82,10 +82,10 @@ def test_the_integer_product_is_exact(path_name, problem):
 
 @pytest.mark.parametrize("batch", [1, 2, 12, 13, 25, 400])
 def test_large_blocks_are_exact(path, batch):
-    """Several blocks of columns, of tokens and of panels: k above 1024, tokens above 384."""
+    """Several blocks of columns, of tokens and of panels: k above 4096, tokens above 192."""
     rng = np.random.default_rng(batch)
-    codes = rng.integers(-1, 2, (83, 2100)).astype(np.int8)
-    x = rng.integers(-128, 128, (batch, 2100)).astype(np.int8)
+    codes = rng.integers(-1, 2, (83, 4200)).astype(np.int8)
+    x = rng.integers(-128, 128, (batch, 4200)).astype(np.int8)
     z = ternary_matmul_int8(x, TernaryMatrix.from_codes(codes))
     np.testing.assert_array_equal(z, product(x, codes))
 

@@ -27,14 +27,14 @@ def read(words: NDArray[Any]) -> int:
 
 @njit(cache=True, nogil=True)
 def vnni(rounds: int, scratch: NDArray[Any]) -> int:
-    """Run rounds of 24 independent ``vpdpbusd`` from registers; return the multiplications.
+    """Run rounds of 24 independent ``vpdpbusd``; return the number of multiplications.
 
     `scratch` is an int32 array of 24 * 16, read before and written after.
     """
     tile = tile_read(scratch, 0, 24, 16)
     codes = load(scratch, 0, 16)
-    for _ in range(rounds):
-        tile = tile_dot_pair(tile, codes, codes, scratch, 0)
+    for i in range(rounds):  # another place each time: kept in registers, they would be too many
+        tile = tile_dot_pair(tile, codes, codes, scratch, 4 * (i & 15))
     tile_write(scratch, 0, tile)
     store(scratch, 0, codes)
     return rounds * 24 * 64

@@ -7,9 +7,10 @@ activations of a token meets both. Activations are packed so that the loop reads
 
     packed[chunk][k / 4][tokens][4]      chunk: 12 tokens
 
-Outside, in this order, so that each level of cache holds what it can: blocks of tokens (activations
-in the second level), blocks of 1024 columns (2 KB x 4 of codes and 12 KB of activations in the
-first level), pairs of panels (weights from memory, once a block of tokens), chunks.
+Outside, in this order, so that each level of cache holds what it can: blocks of 192 tokens and of
+4096 columns (768 KB of activations, in the second level), pairs of panels (32 KB of codes, read
+from memory once a block of tokens), chunks. Longer columns would leave the second level, shorter
+ones open and close a tile more often: 24 sums are read and written each time.
 
 Smaller batches take smaller tiles, down to 2 tokens: each is the same code, compiled for its size.
 
@@ -44,10 +45,10 @@ from minibit.kernels.simd import (
 __all__ = ["product"]
 
 LANES = 16  # int32 sums in a register, and rows in a panel
-COLUMNS = 1024  # in a block
+COLUMNS = 4096  # in a block
 ONE_CODE = 0x03030303  # the lowest 2 bits of every byte
 AHEAD = 1536
-CHUNKS = 32  # of tokens, in a block
+CHUNKS = 16  # of tokens, in a block
 TOKENS = (2, 4, 6, 8, 12)  # tiles that exist
 
 
