@@ -2,6 +2,9 @@
 
     gamma = max(mean|w|, 1e-5)           codes = clip(rint(w / gamma), -1, 1)     w ~ gamma codes
     scale = 127 / max(max|x|, 1e-5)      codes = rint(x scale)                    x ~ codes / scale
+    beta = mean|w|                       codes = sign(w - mean w)                 w ~ beta codes
+
+The last line is BitNet b1, with binary weights.
 
 Weights have one gamma a matrix, activations one scale a token (the last axis). Both are computed in
 float32 in the order of the published code (huggingface/transformers, ``integrations/bitnet.py``):
@@ -9,7 +12,10 @@ the reciprocal first, then the product; ``127 / m`` would often differ in the la
 (arXiv 2402.17764, eq. 1-3) adds a small epsilon to gamma where the code takes a maximum; we follow
 the code. Rounding is half to even everywhere: ``rint``, not C's ``round``.
 
-May import: numpy, minibit.kernels.
+A network is trained through the fake-quantised forms: the forward pass sees the quantised values
+as floats, and the derivative is that of the identity (straight-through), in either mode.
+
+May import: numpy, minibit.dual, minibit.kernels.
 """
 
 from __future__ import annotations
@@ -19,11 +25,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minibit.dual import Dual, straight_through
+
 __all__ = [
     "absmax_quantize",
     "absmax_quantize_reference",
     "absmean_quantize",
     "absmean_quantize_reference",
+    "binary_quantize",
+    "fake_quant_activation",
+    "fake_quant_weight",
 ]
 
 SMALLEST = np.float32(1e-5)  # gamma and absmax are at least this
@@ -184,13 +195,174 @@ def absmax_quantize(x: ArrayLike) -> tuple[NDArray[np.int8], NDArray[np.float32]
     return codes, scale
 
 
-def _float_array(values: ArrayLike, name: str) -> NDArray[np.float32]:
-    """Return values as float32, refusing what does not hold floats."""
+def binary_quantize(w: ArrayLike) -> tuple[NDArray[np.int8], np.float32]:
+    """Quantise weights to signs and one scale: BitNet b1, with one bit a weight.
+
+    ``codes = sign(w - mean w)``, ``beta = mean|w|``.
+
+    Parameters
+    ----------
+    w : float array of any shape, usually (n_out, n_in)
+        Cast to float32. Not empty, all finite.
+
+    Returns
+    -------
+    codes : int8 array, shape of w
+        -1 or 1; -1 at the mean itself, so a constant matrix has codes -1. The paper says so;
+        published code takes torch's sign, which is 0 there and so no binary code.
+    beta : float32
+        ``beta * codes`` approximates w; 0 for a matrix of zeros: nothing divides by it. Both means
+        are summed in float64 and rounded once.
+
+    Raises
+    ------
+    TypeError
+        If `w` does not hold floats.
+    ValueError
+        If `w` is empty, or an entry is NaN or infinite as float32; the first is named.
+
+    Notes
+    -----
+    BitNet (arXiv 2310.11453), eq. 1-3. There is no kernel: it is here to be compared with.
+
+    Examples
+    --------
+    >>> codes, beta = binary_quantize(np.float32([[1, 2, 6, 3]]))
+    >>> codes
+    array([[-1, -1,  1, -1]], dtype=int8)
+    >>> float(beta)
+    3.0
+    """
+    w = _checked_weights(w)
+    mean, beta = (np.float32(v.mean(dtype=np.float64)) for v in (w, np.abs(w)))
+    return np.where(w > mean, 1, -1).astype(np.int8), beta  # w - mean > 0, without overflow
+
+
+def fake_quant_weight(w: Any, strength: float = 1.0) -> Any:
+    """Quantise weights and return floats, with the derivative of the identity.
+
+    ``y = w + strength (gamma codes - w)``, ``y_dot = w_dot``, by `absmean_quantize`.
+
+    Parameters
+    ----------
+    w : float array or Dual of any shape, usually (n_out, n_in)
+        Not empty, all finite.
+    strength : float, 0 to 1
+        The lambda of a warm-up: at 0 the weights as they are, at 1 ``gamma codes`` exactly. The
+        published fine-tuning recipe raises it as ``min(step / 1000, 1)``. A constant.
+
+    Returns
+    -------
+    array or Dual, shape and dtype of w
+        Quantised in float32, whatever the dtype.
+
+    Raises
+    ------
+    TypeError
+        If `w` does not hold floats, or `strength` carries a tangent.
+    ValueError
+        If `w` is empty or not finite as float32, or `strength` lies outside of [0, 1].
+
+    Notes
+    -----
+    The values of the published code, bit for bit given the same gamma, but that all zeros are +0:
+    it divides the codes by ``1 / gamma``, rounded, which for a sixth of all gammas differs from
+    ``gamma codes`` in the last bit. The derivative is none of the forward function's, which is a
+    step function with slope 0: it is the straight-through estimator (`minibit.dual`).
+
+    Examples
+    --------
+    >>> fake_quant_weight(np.float32([[1, -3, 0.5, 0]]))
+    array([[ 1.125, -1.125,  0.   ,  0.   ]], dtype=float32)
+    >>> fake_quant_weight(np.float32([[1, -3, 0.5, 0]]), strength=0.5)
+    array([[ 1.0625, -2.0625,  0.25  ,  0.    ]], dtype=float32)
+    """
+    return _fake_weight(_traced(w, "w"), _checked_strength(strength))
+
+
+@straight_through
+def _fake_weight(w: NDArray[Any], strength: float) -> NDArray[Any]:
+    codes, gamma = absmean_quantize(w)
+    value = np.float32(1) / (np.float32(1) / gamma)  # of the code 1, as published
+    return _warmed_up(w, codes * value, strength)
+
+
+def fake_quant_activation(x: Any, strength: float = 1.0) -> Any:
+    """Quantise activations and return floats, with the derivative of the identity.
+
+    ``y = x + strength (codes / scale - x)``, ``y_dot = x_dot``, by `absmax_quantize`.
+
+    Parameters
+    ----------
+    x : float array or Dual, shape (..., n)
+        All finite.
+    strength : float, 0 to 1
+        The lambda of a warm-up, as in `fake_quant_weight`. A constant.
+
+    Returns
+    -------
+    array or Dual, shape and dtype of x
+        Quantised in float32, whatever the dtype; no further than ``absmax / 254`` from x, but for
+        rounding.
+
+    Raises
+    ------
+    TypeError
+        If `x` does not hold floats, or `strength` carries a tangent.
+    ValueError
+        If `x` has no axis or is not finite as float32, or `strength` lies outside of [0, 1].
+
+    Notes
+    -----
+    The values of the published code, bit for bit, but that all zeros are +0.
+
+    Examples
+    --------
+    >>> fake_quant_activation(np.float32([[0.5, -1.0, 0.25]])) * 127
+    array([[  64., -127.,   32.]], dtype=float32)
+    """
+    return _fake_activation(_traced(x, "x"), _checked_strength(strength))
+
+
+@straight_through
+def _fake_activation(x: NDArray[Any], strength: float) -> NDArray[Any]:
+    codes, scale = absmax_quantize(x)
+    return _warmed_up(x, codes / scale, strength)
+
+
+def _warmed_up(x: NDArray[Any], quantised: NDArray[Any], strength: float) -> NDArray[Any]:
+    """Go a share of the way to the quantised values; at 1 they are returned, not recomputed."""
+    quantised = quantised.astype(x.dtype, copy=False)
+    return quantised if strength == 1 else x + strength * (quantised - x)
+
+
+def _traced(values: Any, name: str) -> Any:
+    """Let duals through, whose primals are floats, and check arrays."""
+    return values if isinstance(values, Dual) else _floats(values, name)
+
+
+def _checked_strength(strength: float) -> float:
+    """Return a share from 0 to 1 as a Python float, which leaves float32 what it is."""
+    share = float(strength)
+    if not 0 <= share <= 1:
+        raise ValueError(f"strength must be a share from 0 to 1, got {strength}")
+    return share
+
+
+def _floats(values: ArrayLike, name: str) -> NDArray[Any]:
+    """Return values as an array, refusing what does not hold floats, or hides some."""
     array = np.asarray(values)
     if array.dtype.kind != "f":
         raise TypeError(f"{name} must be an array of floats, got {array.dtype}")
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be lost: fill it first")
+    return array
+
+
+def _float_array(values: ArrayLike, name: str) -> NDArray[np.float32]:
+    """Return values as float32, refusing what does not hold floats."""
     with np.errstate(over="ignore"):  # what overflows is refused as infinite
-        return array.astype(np.float32, copy=False)
+        return _floats(values, name).astype(np.float32, copy=False)
 
 
 def _checked_weights(w: ArrayLike) -> NDArray[np.float32]:
