@@ -239,9 +239,11 @@ class Appender:
         if fcntl is not None:
             try:
                 fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 self.close()
                 raise LogError(f"another writer holds {path}") from None
+            except OSError:  # a file system without locks, as on Windows
+                pass
 
     @property
     def size(self) -> int:
@@ -281,6 +283,8 @@ def write_new(path: Path, data: bytes) -> None:
     """
     if path.exists():
         raise FileExistsError(f"{path} exists; a log is never written over")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
     try:
         with open(partial, "xb") as file:

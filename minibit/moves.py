@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -72,22 +73,37 @@ class Plan:
         return sum(math.prod(shape) for shape in self.shapes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as JSON types."""
-        return asdict(self)
+        """Return the plan as JSON types, NumPy's integers made plain."""
+        return asdict(Plan.from_dict(asdict(self)))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Plan:
-        """Rebuild a plan from `to_dict`'s result (lists become tuples)."""
+        """Rebuild a plan from `to_dict`'s result (lists become tuples).
+
+        Raises
+        ------
+        KeyError, TypeError
+            If a field is missing, or is no integer (or list of them) where it must be.
+        """
+        if isinstance(fields["names"], str):
+            raise TypeError(f"names must be a list of strings, got {fields['names']!r}")
         return cls(
             method=fields["method"],
-            seed=int(fields["seed"]),
+            seed=_whole(fields["seed"]),
             names=tuple(fields["names"]),
-            shapes=tuple(tuple(int(n) for n in shape) for shape in fields["shapes"]),
-            zeros=int(fields["zeros"]),
-            perturbations=int(fields.get("perturbations", 0)),
-            units=tuple(int(n) for n in fields.get("units", ())),
-            inputs=tuple(int(n) for n in fields.get("inputs", ())),
+            shapes=tuple(tuple(_whole(n) for n in shape) for shape in fields["shapes"]),
+            zeros=_whole(fields["zeros"]),
+            perturbations=_whole(fields.get("perturbations", 0)),
+            units=tuple(_whole(n) for n in fields.get("units", ())),
+            inputs=tuple(_whole(n) for n in fields.get("inputs", ())),
         )
+
+
+def _whole(value: Any) -> int:
+    """Return an integer as a plain one; 1.5, "1" and True are none."""
+    if isinstance(value, bool):
+        raise TypeError(f"{value} is no integer")
+    return operator.index(value)
 
 
 def initial_params(plan: Plan) -> Params:

@@ -27,6 +27,7 @@ minibit.unit_tangents, minibit.kernels.
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -133,7 +134,8 @@ def keep_terns(
     int8 array, shape (perturbations,)
         All scores that tie with the median are kept. An alignment of exactly 0, an empty
         perturbation's say, scores 0 and gets code 0. The median of an even number is the mean of
-        the two middle scores: without ties exactly half are kept, of an odd K (K + 1) / 2.
+        the two middle scores: without ties exactly half are kept, of an odd K (K + 1) / 2. An
+        alignment that overflowed, infinite or NaN, counts as 0.
 
     Raises
     ------
@@ -145,7 +147,7 @@ def keep_terns(
     >>> keep_terns(np.array([0.1, -3.0, 2.0, -0.2]), np.ones(4), "absolute")
     array([ 0, -1,  1,  0], dtype=int8)
     """
-    alignments = np.asarray(alignments, np.float64)
+    alignments = _finite(alignments)
     scores = np.abs(alignments)
     if score == "t":
         scores = _t_score(alignments, squares)
@@ -173,7 +175,8 @@ def keep_moves(
     Returns
     -------
     positions : int64 array, sorted
-        Candidates ``unit * inputs + input`` that move. Of equal scores the lowest candidate wins.
+        Candidates ``unit * inputs + input`` that move. Of equal scores the lowest candidate wins;
+        an alignment that overflowed, infinite or NaN, never does.
     signs : int8 array
         Their directions, ``-sign(alignment)``.
 
@@ -184,8 +187,9 @@ def keep_moves(
     >>> keep_moves(a, np.ones((2, 2)), w, count=2)
     (array([1, 3]), array([ 1, -1], dtype=int8))
     """
+    alignments = _finite(alignments)
     signs = -np.sign(alignments).astype(np.int8).ravel()
-    scores = _t_score(np.asarray(alignments, np.float64), squares).ravel()
+    scores = _t_score(alignments, squares).ravel()
     scores[np.abs(weights.ravel() + signs) > 1] = 0  # the clamp would cancel it
     count = min(count, int(np.count_nonzero(scores)))
     if count <= 0:
@@ -194,6 +198,11 @@ def keep_moves(
     above, ties = np.flatnonzero(scores > bar), np.flatnonzero(scores == bar)
     positions = np.sort(np.concatenate([above, ties[: count - above.size]]))
     return positions, signs[positions]
+
+
+def _finite(alignments: NDArray[Any]) -> NDArray[np.float64]:
+    """Alignments as float64; those that overflowed tell nothing, and are 0."""
+    return np.nan_to_num(np.asarray(alignments, np.float64), nan=0, posinf=0, neginf=0)
 
 
 def _t_score(alignments: NDArray[np.float64], squares: NDArray[Any]) -> NDArray[np.float64]:
@@ -228,9 +237,8 @@ def _sums(
     losses: NDArray[Any], tangents: NDArray[Any], weight: NDArray[Any], threshold: float
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Weighted sums over samples, of those that are not learnt yet; and 1 - p_y."""
+    _check_losses(losses, tangents, weight)
     hardness = -np.expm1(-losses)  # the loss of a sample is -log p_y
-    if not (np.isfinite(losses).all() and np.isfinite(tangents).all()):
-        raise ValueError("model must give finite losses and tangents, got NaN or infinity")
     a = tangents * np.where(hardness > threshold, weight, 0)  # (directions, batch)
     return a.sum(axis=1), (a**2).sum(axis=1), hardness
 
@@ -434,8 +442,7 @@ def _shared(
         return tangents
 
     losses, slopes = _per_sample(function, bumps, spell, len(rows))  # (units, batch)
-    if not (np.isfinite(losses).all() and np.isfinite(slopes).all()):
-        raise ValueError("model must give finite losses and tangents, got NaN or infinity")
+    _check_losses(losses, slopes, weight)
     hardness = -np.expm1(-losses)
     slopes = slopes * np.where(hardness > threshold, weight, 0)
     alignments, squares, start = [], [], 0
@@ -446,6 +453,15 @@ def _shared(
         start += len(drawn)
     correct = _correct(model, primals, x, y, losses)
     return Sums(tuple(alignments), tuple(squares), losses, hardness, correct)
+
+
+def _check_losses(losses: NDArray[Any], slopes: NDArray[Any], weight: NDArray[Any]) -> None:
+    if losses.shape != np.shape(weight):
+        raise ValueError(
+            f"loss must give one number a sample, {np.shape(weight)}, got shape {losses.shape}"
+        )
+    if not (np.isfinite(losses).all() and np.isfinite(slopes).all()):
+        raise ValueError("model must give finite losses and tangents, got NaN or infinity")
 
 
 def _loss_of_one(
@@ -570,6 +586,10 @@ class NoiseStep:
             raise ValueError(f"seed must be an integer in [0, 2**64), got {seed}")
         if not 0 <= zeros <= 1:
             raise ValueError(f"zeros must lie in [0, 1], got {zeros}")
+        if not threshold < 1:
+            raise ValueError(f"threshold must be below 1, where 1 - p_y ends, got {threshold}")
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers must be at least 1, got {workers}")
         if not isinstance(params, Mapping) or not params:
             raise TypeError(
                 f"params must be a non-empty dict of arrays, got {type(params).__name__}"
@@ -625,6 +645,9 @@ class NoiseStep:
         record, sums, scores = (
             self._sampled(x, y, weight, density) if sampled else self._units(x, y, weight)
         )
+        if not np.isfinite(sums.loss).all():
+            sample = int(np.flatnonzero(~np.isfinite(sums.loss))[0])
+            raise ValueError(f"losses must be finite, got {sums.loss[sample]} for sample {sample}")
         self.params = apply_update(self.params, *sparse_update(self.plan, self.steps, record))
         self.steps += 1
         return StepResult(
@@ -642,9 +665,9 @@ class NoiseStep:
     ) -> tuple[SampledStep | UnitsStep, Sums, tuple[NDArray[Any], ...]]:
         if density is None:
             density = self.density(self.steps) if callable(self.density) else self.density
-        if not 0 <= density <= 1:
-            raise ValueError(f"density must lie in [0, 1], got {density}")
-        numerator = round(density * 2**32)
+        numerator = round(_share("density", density) * 2**32)
+        if numerator == 2**32:
+            raise ValueError(f"density must lie below 1, got {density}")
         drawn = sparse_noise_many(
             self.plan.seed,
             self.steps,
@@ -674,9 +697,7 @@ class NoiseStep:
             sums = unit_sums(self.model, *batch, workers=self.workers)
         else:
             sums = unit_sums_by_jvp(self.model, *batch, loss=self.loss)
-        rate = self.rate(self.steps) if callable(self.rate) else self.rate
-        if not 0 <= rate <= 1:
-            raise ValueError(f"rate must lie in [0, 1], got {rate}")
+        rate = _share("rate", self.rate(self.steps) if callable(self.rate) else self.rate)
         lots = uniform(plan.seed, (len(drawn),), domain=LEVELS, step=self.steps)
         positions, signs, scores = [], [], []
         for layer, w in enumerate(self.params.values()):
@@ -702,6 +723,15 @@ class NoiseStep:
         return UnitsStep(tuple(positions), tuple(signs)), sums, tuple(scores)
 
 
+def _share(name: str, value: Any) -> float:
+    """Return what a schedule gave for this step, checked."""
+    if np.ndim(value) or not isinstance(value, int | float | np.number | np.ndarray):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+    return float(value)
+
+
 def _ternary(name: str, w: Any, method: str) -> NDArray[np.int8]:
     """Return a private int8 copy of a parameter, checked."""
     w = np.asarray(w)
@@ -721,10 +751,12 @@ def _per_layer(
     """One count a layer, at least 1; a single number means at most that many everywhere."""
     if given is None:
         return tuple(available)
+    if isinstance(given, float):
+        raise TypeError(f"{name} must be an int or one int a layer, got {given}")
     if isinstance(given, int | np.integer):
         counts = tuple(min(int(given), n) for n in available)
     else:
-        counts = tuple(int(n) for n in given)
+        counts = tuple(operator.index(n) for n in given)
     good = len(counts) == len(available)
     if not good or any(not 1 <= c <= n for c, n in zip(counts, available, strict=True)):
         raise ValueError(f"{name} must be 1 to {tuple(available)}, one a layer, got {given}")

@@ -8,6 +8,7 @@ May import: numpy, minibit.noise, minibit.moves, minibit.logcodes.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any, TypeAlias
@@ -152,12 +153,13 @@ def checked_step(plan: Plan, step: Any) -> Step:
             f"a log of method {plan.method!r} takes {wanted.__name__}, got {type(step).__name__}"
         )
     if isinstance(step, SampledStep):
-        if not 0 <= step.numerator < WORD:
-            raise ValueError(f"numerator must lie in [0, 2**32), got {step.numerator}")
+        numerator = operator.index(step.numerator)
+        if not 0 <= numerator < WORD:
+            raise ValueError(f"numerator must lie in [0, 2**32), got {numerator}")
         codes = _integers("codes", step.codes, -1, 1)
         if codes.size != plan.perturbations:
             raise ValueError(f"a step has {plan.perturbations} codes, got {codes.size}")
-        return SampledStep(int(step.numerator), codes.astype(np.int8))
+        return SampledStep(numerator, codes.astype(np.int8))
     layers = len(plan.shapes)
     if not len(step.positions) == len(step.signs) == layers:
         raise ValueError(

@@ -460,6 +460,13 @@ BAD = {
     "zeros": (dict(zeros=1.5), ValueError, "zeros"),
     "rate": (dict(method="units", rate=1.5), ValueError, "rate"),
     "density": (dict(density=-0.1), ValueError, "density"),
+    "a density no record can name": (dict(density=1.0), ValueError, "density must lie below 1"),
+    "a schedule of nothing": (dict(density=lambda step: None), TypeError, "density must be"),
+    "a schedule of NaN": (dict(density=lambda step: float("nan")), ValueError, "got nan"),
+    "a schedule of words": (dict(method="units", rate="high"), TypeError, "rate must be a number"),
+    "threshold": (dict(threshold=float("nan")), ValueError, "threshold must be below 1"),
+    "workers": (dict(workers=0), ValueError, "workers must be at least 1"),
+    "half a unit": (dict(method="units", units=2.5), TypeError, "units must be"),
 }
 
 
@@ -470,6 +477,57 @@ def test_bad_arguments_are_named(case):
     params, x, y, _ = problem((20, 12, 4), 6, batch=8)
     with pytest.raises(kind, match=match):
         NoiseStep(model_for((20, 12, 4)), params, **{"seed": 0, **fields}).step(x, y)
+
+
+@pytest.mark.parametrize("method", ["sampled", "units"])
+@pytest.mark.parametrize(
+    ("model", "loss", "match"),
+    [
+        (lambda p, x: (x @ p["w1"].T) * np.nan, None, "finite losses"),
+        (lambda p, x: x @ p["w1"].T, lambda out, y: (out**2).mean(), r"got shape \(\)"),
+        (lambda p, x: x @ p["w1"].T, lambda out, y: out**2, r"got shape \(8, 4\)"),
+    ],
+)
+def test_a_model_or_loss_that_returns_nonsense_is_refused(method, model, loss, match):
+    """NaN, one loss for the batch, one for each output: an error, and nothing moves."""
+    params, x, y, _ = problem((20, 4), 6, batch=8)
+    stepper = NoiseStep(model, params, 0, method, density=0.1, loss=loss)
+    with pytest.raises(ValueError, match=match):
+        stepper.step(x, y)
+    assert stepper.steps == 0
+    assert digest(stepper.params) == digest(params)
+
+
+def test_inputs_that_float32_does_not_hold_are_refused():
+    """The fast path's losses, too, must be finite."""
+    params, _, y, _ = problem((20, 12, 4), 6, batch=8)
+    stepper = NoiseStep(MLP(), params, 0)
+    with np.errstate(over="ignore", invalid="ignore"), pytest.raises(ValueError, match="finite"):
+        stepper.step(np.full((8, 20), 1e300), y)
+
+
+def test_an_alignment_that_overflowed_is_never_kept():
+    """Infinite and NaN alignments count as 0, and leave the others' ranks alone."""
+    a = np.array([[np.inf, 1.0, np.nan, -2.0]])
+    positions, signs = keep_moves(a, np.array([[np.inf, 1, 1, 1]]), np.zeros((1, 4), np.int8), 3)
+    np.testing.assert_array_equal(positions, [1, 3])
+    np.testing.assert_array_equal(signs, [-1, 1])
+    np.testing.assert_array_equal(keep_terns(a[0], np.ones(4), "absolute"), [0, 1, 0, -1])
+
+
+def test_numpys_integers_name_the_same_run():
+    """A seed may be a NumPy integer; the plan is JSON all the same."""
+    import json
+
+    params = problem((20, 12, 4), 6)[0]
+    plan = NoiseStep(MLP(), params, np.int64(3), "units", units=np.int64(2)).plan
+    assert json.dumps(plan.to_dict()) == json.dumps(
+        NoiseStep(MLP(), params, 3, "units", units=2).plan.to_dict()
+    )
+    loose = Plan("sampled", np.uint64(3), ("a",), ((np.int64(2), 3),), np.int64(7), np.int8(2))
+    assert json.dumps(loose.to_dict()) == json.dumps(
+        Plan("sampled", 3, ("a",), ((2, 3),), 7, 2).to_dict()
+    )
 
 
 @pytest.mark.parametrize(

@@ -678,6 +678,10 @@ def test_a_record_without_steps_of_its_plan_is_an_error_with_its_byte():
         ({"zeros": 2**32 + 1}, "zeros"),
         ({"zeros": 1e400}, "not JSON compliant"),
         ({"zeros": "a"}, "cannot be read"),
+        ({"seed": 1.5}, "cannot be read"),
+        ({"seed": True}, "cannot be read"),
+        ({"seed": "1"}, "cannot be read"),
+        ({"names": "ab"}, "names must be a list"),
         ({"units": [7, 2]}, "units and inputs lie within"),
         ({"units": [3]}, "each layer has units"),
         ({"inputs": [-1, 2]}, "units and inputs lie within"),
@@ -722,6 +726,7 @@ NONE = (np.empty(0, np.int64), np.empty(0, np.int8))
         (PAPER, SampledStep(1, np.full(8, 2, np.int8)), r"codes must lie in \[-1, 1\]"),
         (PAPER, SampledStep(1, np.zeros(8)), "codes must be one-dimensional integers"),
         (PAPER, SampledStep(2**32, np.zeros(8, np.int8)), "numerator"),
+        (PAPER, SampledStep(0.5, np.zeros(8, np.int8)), "integer"),
         (SMALL, UnitsStep((NONE[0],), (NONE[1],)), "2 layers, got 1"),
         (SMALL, UnitsStep((np.array([30]), NONE[0]), (np.array([1]), NONE[1])), r"\[0, 29\]"),
         (SMALL, UnitsStep((np.array([1, 1]), NONE[0]), (np.array([1, 1]), NONE[1])), "increase"),
@@ -745,6 +750,27 @@ def test_a_log_is_never_made_over_a_file(tmp_path):
     with pytest.raises(FileExistsError, match="never written over"):
         StepLog.create(tmp_path / "x", header_of(SMALL))
     assert (tmp_path / "x").read_text() == "mine"
+
+
+def test_a_log_in_no_folder_is_refused_by_its_own_name(tmp_path):
+    """The message names the folder, not the file that would have been written first."""
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        StepLog.create(tmp_path / "none" / "x", header_of(SMALL))
+
+
+def test_a_file_system_without_locks_can_hold_a_log(monkeypatch):
+    """Then two writers are told apart by the file's length alone; nobody else is blamed."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def unsupported(file, how):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    steps = random_steps(SMALL, 3)
+    with a_log(SMALL, steps[:1]) as log:
+        StepLog.open(log.path).append(steps[1])
+        with pytest.raises(LogError, match="changed since it was read"):
+            log.append(steps[1])
 
 
 def test_two_writers_are_told_apart():
