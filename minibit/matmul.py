@@ -146,6 +146,11 @@ def ternary_matmul_int8(
     >>> ternary_matmul_int8(np.int8([[2, 3, 5]]), matrix)
     array([[-3, 10]], dtype=int32)
     """
+    if (threads is None or threads == 1) and (kernel := _small(x, matrix, _INT8)):
+        n_out = matrix.shape[0]
+        out = np.empty((1, n_out), _INT32)
+        kernel(x, matrix._held, out, 0, (n_out + 15) // 16, None)
+        return out
     rows = x if _is_plain(x, matrix, _INT8) else _rows(x, matrix, _INT8)
     out = np.empty((rows.shape[0], matrix.shape[0]), _INT32)
     _multiply(rows, matrix, out, None, threads)
@@ -192,6 +197,12 @@ def ternary_matmul(
     >>> ternary_matmul(np.float32([[127, 64, -1]]), matrix)
     array([[64., 95.]], dtype=float32)
     """
+    if (threads is None or threads == 1) and (kernel := _small(x, matrix, _FLOAT32)):
+        n_out = matrix.shape[0]
+        out = np.empty((1, n_out), _FLOAT32)
+        if kernel(x, matrix._held, out, 0, (n_out + 15) // 16, matrix.scale):
+            return out
+        raise _not_finite(x)
     rows = x if _is_plain(x, matrix, _FLOAT32) else _rows(x, matrix, _FLOAT32)
     out = np.empty((rows.shape[0], matrix.shape[0]), _FLOAT32)
     if not _multiply(rows, matrix, out, matrix.scale, threads):
@@ -293,6 +304,23 @@ def _is_plain(x: Array, matrix: TernaryMatrix, dtype: np.dtype[Any]) -> bool:
         and x.shape[1] == matrix.shape[1]
         and x.flags.carray
     )
+
+
+def _small(x: Array, matrix: TernaryMatrix, dtype: np.dtype[Any]) -> Callable[..., bool] | None:
+    """Return the kernel for one token and a small matrix, or None: the shortest way in.
+
+    A product of 256 by 256 takes less time than asking twice what it is. A matrix that is not small
+    has no `_one_token`, so one comparison of shapes answers for both.
+    """
+    if (
+        type(x) is np.ndarray
+        and type(matrix) is TernaryMatrix
+        and x.shape == matrix._one_token
+        and x.dtype is dtype
+        and x.flags.carray
+    ):
+        return _ONE.get(matrix._path)
+    return None
 
 
 def _rows(x: Array, matrix: TernaryMatrix, dtype: np.dtype[Any]) -> Array:
@@ -414,12 +442,15 @@ def _multiply(
     if matrix._path == "reference" or not out.size or not n_in:
         return _multiply_reference(x, matrix, out, gamma)
     groups = (n_out + 15) // 16
-    kernel = _kernels(matrix._path)[batch > 1]
+    kernels = _kernels(matrix._path)
+    kernel = kernels.many if batch > 1 else kernels.one
+    _ONE[matrix._path] = kernels.one  # from now on in reach of `_small`
     if threads == 1 or batch * n_out * n_in < _PAYS:
         return kernel(x, matrix._held, out, 0, groups, gamma)
     return _multiply_parallel(kernel, x, matrix, out, gamma, threads)
 
 
+_ONE: dict[str, Callable[..., bool]] = {}  # kernels of paths that have been used
 _PAYS = 40_000_000  # multiplications: about 0.2 ms of reading weights or of arithmetic
 
 

@@ -89,6 +89,7 @@ class TernaryMatrix:
     _path: str  # the kernel path that multiplies by it, see `minibit.kernels.path`
     shape: tuple[int, int]
     scale: np.float32
+    _one_token: tuple[int, int] | None  # shape of one token if the matrix is small, for the product
 
     @classmethod
     def from_codes(cls, codes: ArrayLike, scale: float | np.float32 = 1.0) -> TernaryMatrix:
@@ -122,7 +123,8 @@ class TernaryMatrix:
             held = pack(codes)
         n_out, n_in = codes.shape
         held.flags.writeable = False
-        return cls(held, path, (n_out, n_in), _one_scale(scale))
+        small = (1, n_in) if 0 < n_in <= _SMALL and 0 < n_out <= _SMALL else None
+        return cls(held, path, (n_out, n_in), _one_scale(scale), small)
 
     @classmethod
     def from_packed2(
@@ -183,6 +185,7 @@ class TernaryMatrix:
         return (TernaryMatrix.from_packed2, (self.packed2(), self.shape, self.scale))
 
 
+_SMALL = 4096  # inputs and outputs of a matrix for which the way into a product counts
 _PACK: dict[str, Callable[..., NDArray[np.uint8]]] = {
     "packed2": pack2,
     "columns": pack_columns,
