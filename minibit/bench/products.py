@@ -221,7 +221,7 @@ def _medians(candidates: Mapping[str, Callable[[], object]]) -> dict[str, float]
     end = time.perf_counter() + SECONDS
     while len(times[next(iter(times))]) < 15 or time.perf_counter() < end:
         for name, function in candidates.items():
-            for _ in range((calls[name] + 1) // 2):  # what ran before has left the caches
+            for _ in range(max(3, calls[name] // 2)):  # what ran before has left the caches
                 function()
             start = time.perf_counter()
             for _ in range(calls[name]):

@@ -1,0 +1,49 @@
+"""The benchmarks of products: figures for every shape, with their bars, on shapes made small."""
+
+import math
+
+import pytest
+
+from minibit import kernels
+from minibit.bench import Options, products
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Small matrices and short turns: what is tested is what is reported, not how fast it is."""
+    monkeypatch.setattr(products, "LARGE", ((64, 128), (48, 64), (64, 64), (96, 128)))
+    monkeypatch.setattr(products, "SMALL", ((32, 64),))
+    monkeypatch.setattr(products, "ROUND", 1e-5)
+    monkeypatch.setattr(products, "SECONDS", 0.0)
+
+
+def test_one_token_is_measured_against_numpy_memory_and_the_portable_kernel():
+    """Every large shape has its bars: 20 times NumPy, 1.15 end to end, 0.85 of a plain read."""
+    report = products.gemv(Options(threads=1))
+    bars = {figure.name: figure.bar for figure in report.figures}
+    assert bars["64 x 128: int8, speed over NumPy float32"] == 20.0
+    assert bars["64 x 128: end to end, times int8"] == 1.15
+    assert bars["32 x 64: int8, speed over NumPy float32"] == 4.0
+    if kernels.compiled():
+        assert bars["64 x 128: share of a plain read"] == 0.85
+        assert bars["64 x 128: portable, speed over NumPy float32"] == 5.0
+    assert all(math.isfinite(figure.value) and figure.value > 0 for figure in report.figures)
+    assert set(report.details) == {"64 x 128", "48 x 64", "64 x 64", "96 x 128", "32 x 64"}
+
+
+def test_forcing_a_path_leaves_the_environment_as_it_was(monkeypatch):
+    """Set or not set before, it is the same afterwards, also after an error."""
+    monkeypatch.setenv("MINIBIT_KERNELS", "reference")
+    with pytest.raises(ZeroDivisionError), products._forced("portable"):
+        raise ZeroDivisionError
+    assert products.os.environ["MINIBIT_KERNELS"] == "reference"
+    monkeypatch.delenv("MINIBIT_KERNELS")
+    with products._forced("portable"):
+        pass
+    assert "MINIBIT_KERNELS" not in products.os.environ
+
+
+def test_a_run_with_more_threads_says_that_its_bars_are_for_one():
+    """And a run with peers but without PyTorch says so; see the notes."""
+    assert any("one thread" in note for note in products._notes(Options(threads=2)))
+    assert not any("one thread" in note for note in products._notes(Options(threads=1)))
