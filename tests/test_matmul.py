@@ -328,7 +328,7 @@ def test_several_threads_may_multiply_at_once(path, monkeypatch):
 
 def _multiply_in_child(connection):
     """Multiply with threads in a forked process and send the sum."""
-    matrix = TernaryMatrix.from_codes(np.ones((64, 64), np.int8))
+    matrix = TernaryMatrix.from_codes(np.ones((256, 64), np.int8))
     z = ternary_matmul_int8(np.ones((1, 64), np.int8), matrix, threads=2)
     connection.send(int(z.sum()))
 
@@ -343,10 +343,10 @@ def test_a_forked_process_makes_its_own_threads(monkeypatch):
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_multiply_in_child, args=(sender,))
     child.start()
-    answered = receiver.poll(60)
+    answered = receiver.poll(30)
     child.kill()
     assert answered
-    assert receiver.recv() == 64 * 64
+    assert receiver.recv() == 256 * 64
 
 
 def test_an_error_in_a_thread_reaches_the_caller_after_all_have_ended():
