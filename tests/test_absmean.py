@@ -69,7 +69,7 @@ def test_the_weight_kernel_equals_its_reference(w):
 @given(weights, st.sampled_from([0.25, 2.0, 1024.0]))
 def test_scaling_the_weights_scales_gamma_and_keeps_the_codes(w, factor):
     """Q(c w) = (codes, c gamma) where 1e-5 does not cut in; powers of two round nothing."""
-    w = np.append(w.reshape(-1), np.float32(1))  # no matrix of zeros
+    w = np.append(w.reshape(-1), np.float32(w.size))  # a mean of at least about 1
     codes, gamma = absmean_quantize(w)
     scaled_codes, scaled_gamma = absmean_quantize(w * np.float32(factor))
     np.testing.assert_array_equal(scaled_codes, codes)
