@@ -128,6 +128,16 @@ def test_an_unknown_benchmark_or_thread_count_is_refused():
         bench.run("step", Options(threads=0))
 
 
+def test_a_preset_is_checked_before_a_process_is_started(monkeypatch):
+    """Each benchmark says which it takes, and these are all that it knows."""
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
+    for name, preset in (("step", "paper"), ("train", "huge"), ("gemv", "small")):
+        with pytest.raises(ValueError, match=f"preset of benchmark {name} must be"):
+            bench.run(name, Options(preset=preset))
+    assert set(bench.BENCHMARKS["train"].presets) == set(training.PRESETS)
+    assert set(bench.BENCHMARKS["step"].presets) == set(bench_training.STEP_BARS)
+
+
 @pytest.mark.parametrize(("asked", "expected"), [(None, 1), (2, 2)])
 def test_a_benchmark_may_have_its_own_process(tmp_path, monkeypatch, asked, expected):
     """It gets its options and thread count, prints what it likes, and its report comes back."""

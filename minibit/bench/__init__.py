@@ -149,11 +149,14 @@ class Benchmark:
     own_process : bool
         Whether it compares times with NumPy, whose threads are settled before it is loaded: it then
         runs in a process of its own, on one thread or as many as asked for. Else it runs here.
+    presets : tuple of str
+        The training presets that it can be asked for; none where it trains nothing.
     """
 
     summary: str
     function: str
     own_process: bool = True
+    presets: tuple[str, ...] = ()
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -161,10 +164,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         "accuracy, seconds and log bytes of a preset over seeds",
         "minibit.bench.training:train",
         own_process=False,
+        presets=("paper", "strict", "small", "accurate"),
     ),
     "step": Benchmark(
         "what a training step costs, in forward passes of its own batch",
         "minibit.bench.training:step",
+        presets=("strict", "accurate"),
     ),
     "gemv": Benchmark(
         "the ternary product of one token, beside NumPy and what memory gives",
@@ -324,6 +329,9 @@ def run(name: str, options: Options) -> dict[str, Any]:
         raise ValueError(f"no benchmark {name!r}; there are {', '.join(sorted(BENCHMARKS))}")
     if options.threads is not None and options.threads < 1:
         raise ValueError(f"threads must be at least 1, got {options.threads}")
+    if options.preset and options.preset not in BENCHMARKS[name].presets:
+        known = ", ".join(BENCHMARKS[name].presets) or "none"
+        raise ValueError(f"preset of benchmark {name} must be {known}, got {options.preset!r}")
     if not BENCHMARKS[name].own_process:
         return run_here(name, options)
     options = replace(options, threads=options.threads or 1)

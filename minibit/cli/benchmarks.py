@@ -25,7 +25,9 @@ def bench(
         int | None,
         typer.Option(min=1, help="Default: one for costs, every CPU for training."),
     ] = None,
-    preset: Annotated[str, typer.Option(help="For train: which preset.")] = "",
+    preset: Annotated[
+        str, typer.Option(help="For train: which, default small; for step: one of its two.")
+    ] = "",
     seeds: Annotated[
         list[str] | None, typer.Option(help="For train: which seeds, e.g. --seeds 0 1 2.")
     ] = None,
@@ -40,6 +42,9 @@ def bench(
             return
         if name not in BENCHMARKS:
             raise BadUse(f"no benchmark {name!r}; there are {', '.join(sorted(BENCHMARKS))}")
+        if preset and preset not in (known := BENCHMARKS[name].presets):
+            takes = f"takes --preset {', '.join(known)}" if known else "takes no --preset"
+            raise BadUse(f"bench {name} {takes}; got {preset!r}")
         options = Options(threads=threads, peers=peers, preset=preset)
         if seeds:
             options = Options(threads, peers, preset, tuple(whole_numbers(seeds, "--seeds")))
