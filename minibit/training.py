@@ -15,6 +15,7 @@ May import: anything.
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -37,6 +38,8 @@ __all__ = ["PRESETS", "Preset", "Progress", "TrainResult", "evaluate", "train"]
 STEPS_PER_RECORD = 32
 REPORT_SECONDS = 0.5
 SHIFTS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # rows, columns
+LEAST_SHARE = 1e-3  # a batch of learnt samples takes 1 / easy_share times its size of draws
+LEAST_SIDE = 4  # a shift by a pixel takes a quarter of such an image, or all of a row
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
 
 
@@ -66,16 +69,27 @@ class Preset:
         """Refuse values that no run can start from; the message names the field."""
         whole = ("steps", "batch", "widths", "perturbations", "units", "shifts")
         positive = ("density", "rate", "logit_scale", "easy_share")
+        for name in ("batch", "density", "rate", "widths", "units"):
+            value, pair = getattr(self, name), name in ("batch", "density", "rate")
+            if not isinstance(value, tuple) or (pair and len(value) != 2):
+                raise ValueError(f"{name} must be a {'pair' if pair else 'tuple'}, got {value!r}")
         for name in whole + positive:
             value = getattr(self, name)
             for number in value if isinstance(value, tuple) else (value,):
                 if not number > 0 or (name in whole and number != int(number)):
                     what = "positive whole numbers" if name in whole else "positive"
                     raise ValueError(f"{name} must be {what}, got {value}")
-        for name, most in (("density", 1), ("rate", 1), ("easy_share", 1), ("shifts", len(SHIFTS))):
+        for name, most in (("rate", 1), ("easy_share", 1), ("shifts", len(SHIFTS))):
             value = getattr(self, name)
             if max(value if isinstance(value, tuple) else (value,)) > most:
                 raise ValueError(f"{name} must be at most {most}, got {value}")
+        densities = (*self.density, *(density for _, density in self.density_by_loss))
+        if not all(0 < density < 1 for density in densities):
+            raise ValueError(f"density must lie between 0 and 1, got {densities}")
+        if self.easy_share < LEAST_SHARE:
+            raise ValueError(f"easy_share must be at least {LEAST_SHARE}, got {self.easy_share}")
+        if not self.threshold < 1:
+            raise ValueError(f"threshold must be below 1, where 1 - p_y ends, got {self.threshold}")
         if not 0 <= self.zeros <= 1:
             raise ValueError(f"zeros must lie in [0, 1], got {self.zeros}")
         if len(self.widths) < 2:
@@ -165,7 +179,8 @@ def train(
         Stop after as many steps in all. Schedules still run over `total_steps`, so that a shorter
         run is a prefix of the whole one.
     resume : bool
-        Go on from the last good record of `out`; preset, seed and widths come from its header.
+        Go on from the last good record of `out`; preset, seed, widths and split come from its
+        header.
     workers : int, optional
         Threads; as many as there are cores by default.
     dataset : Dataset, optional
@@ -176,8 +191,8 @@ def train(
         Train on all training samples, or keep the validation split (`minibit.datasets.split`: the
         last 5,000 of MNIST) apart and report on it: the way to choose hyper-parameters.
     total_steps : int, optional
-        Steps over which the schedules run: the preset's number by default, or `steps` if that is
-        more.
+        Steps over which the schedules run, at least `steps`: the preset's number by default, or
+        `steps` if that is more.
     progress : callable, optional
         Gets a `Progress` about twice a second. If it raises KeyboardInterrupt, or Ctrl-C does, what
         was trained so far is logged and the result says ``interrupted``.
@@ -187,27 +202,31 @@ def train(
     Raises
     ------
     ValueError
-        If a name is unknown, a log does not fit, or widths and data disagree.
+        If a name is unknown, a log does not fit, or is to go on with other fields of its preset.
     FileExistsError
         If `out` exists and `resume` is not asked for.
     """
+    steps = steps if steps is None else operator.index(steps)
     if steps is not None and steps < 0:
         raise ValueError(f"steps must not be negative, got {steps}")
+    if total_steps is not None and total_steps < max(1, steps or 0):
+        raise ValueError(f"total_steps must be at least {max(1, steps or 0)}, got {total_steps}")
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     data = dataset or load_mnist()
     if resume:
-        run = _Run.resumed(Path(out), data)
+        run = _Run.resumed(Path(out), data, overrides)
     else:
-        recipe = _recipe(preset, data, widths, max(total_steps or 0, steps or 0), overrides)
+        recipe = _recipe(preset, data, widths, steps, total_steps, overrides)
         run = _Run.fresh(preset, recipe, seed, Path(out), data, split_name)
-    total = run.recipe.steps if steps is None else steps
-    if total > run.recipe.steps:
-        raise ValueError(f"steps must be at most the log's {run.recipe.steps}, got {steps}")
-    begin = time.perf_counter()
-    run.warm_up()
-    compile_seconds = time.perf_counter() - begin
-    return run.go(total, compile_seconds, workers, progress)
+    with run.log:  # free for other writers again, also if the run fails
+        total = run.recipe.steps if steps is None else steps
+        if total > run.recipe.steps:
+            raise ValueError(f"steps must be at most the log's {run.recipe.steps}, got {steps}")
+        begin = time.perf_counter()
+        run.warm_up()
+        compile_seconds = time.perf_counter() - begin
+        return run.go(total, compile_seconds, workers, progress)
 
 
 def evaluate(
@@ -217,9 +236,41 @@ def evaluate(
     y: NDArray[Any],
     workers: int | None = None,
 ) -> float:
-    """Share of the samples whose label is the largest logit."""
+    """Return the share of the samples whose label is the largest logit.
+
+    Raises
+    ------
+    ValueError
+        If there are no samples, or weights, samples and labels do not fit each other.
+    """
+    if not len(y):
+        raise ValueError("y must hold at least one sample")
     correct = forward(model, params, x, y, workers)[3]
     return float(correct.mean())
+
+
+def training_header(log: StepLog) -> dict[str, Any]:
+    """Return the header of a log that `train` wrote; others may lack recipe and data.
+
+    Raises
+    ------
+    ValueError
+        If the log is of no training run; the message says what is missing.
+    """
+    header = log.header
+    for part, words, numbers in (
+        ("recipe", ("preset",), ("logit_scale",)),
+        ("data", ("name", "digest", "split"), ("input_scale", "input_offset")),
+    ):
+        found = header.get(part)
+        if not isinstance(found, dict):
+            found = {}
+        for name in (*words, *numbers):
+            if not isinstance(found.get(name), str if name in words else int | float):
+                raise ValueError(
+                    f"{log.path} is no log of a training run: {part}.{name} is missing"
+                )
+    return header
 
 
 def model_of(header: dict[str, Any]) -> MLP:
@@ -236,7 +287,8 @@ def _recipe(
     preset: str,
     data: Dataset,
     widths: tuple[int, ...] | None,
-    steps: int,
+    steps: int | None,
+    total_steps: int | None,
     overrides: dict[str, Any],
 ) -> Preset:
     """Fit a preset to the data, and replace what is asked for."""
@@ -244,11 +296,14 @@ def _recipe(
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     recipe = replace(PRESETS[preset], **overrides)
     n_in, classes = data.features, data.classes
-    inner = recipe.widths[1:-1] if widths is None else tuple(widths)
+    inner = recipe.widths[1:-1]
+    if widths is not None:
+        inner = tuple(operator.index(width) for width in np.atleast_1d(widths).tolist())
     if len(inner) > 1 and inner[0] == n_in and inner[-1] == classes:
         inner = inner[1:-1]
-    recipe = replace(recipe, widths=(n_in, *inner, classes), steps=max(recipe.steps, steps))
-    if len(data.sample_shape) != 2:  # no image: nothing to shift
+    total = total_steps or max(recipe.steps, steps or 0)
+    recipe = replace(recipe, widths=(n_in, *inner, classes), steps=total)
+    if len(data.sample_shape) != 2 or min(data.sample_shape) < LEAST_SIDE:  # no image to shift
         recipe = replace(recipe, shifts=1)
     return recipe
 
@@ -338,17 +393,24 @@ class _Run:
         return cls._of(header, recipe, data, params, 0, lambda: StepLog.create(out, header))
 
     @classmethod
-    def resumed(cls, out: Path, data: Dataset) -> _Run:
-        """Go on where the last good record ends; a torn tail is cut off."""
-        before = StepLog.open(out).header["data"]
+    def resumed(cls, out: Path, data: Dataset, overrides: dict[str, Any]) -> _Run:
+        """Go on where the last good record ends; a torn tail is cut off, once all else fits."""
+        header = training_header(StepLog.open(out))
+        before, recipe = header["data"], _recipe_of(header["recipe"])
+        for name, value in overrides.items():
+            if getattr(recipe, name, None) != value:
+                raise ValueError(f"{name} must be that of the log that is resumed, got {value!r}")
         if before["digest"] != data.digest:
             raise ValueError(
                 f"dataset must be the one the log was trained on, {before['name']} with digest "
                 f"{before['digest']}; got {data.name} with digest {data.digest}"
             )
         log = StepLog.recover(out)
-        recipe = _recipe_of(log.header["recipe"])
-        run = cls._of(log.header, recipe, data, log.replay(), len(log), lambda: log)
+        try:
+            run = cls._of(log.header, recipe, data, log.replay(), len(log), lambda: log)
+        except BaseException:
+            log.close()
+            raise
         for step in log.steps():
             if isinstance(step, SampledStep):
                 run.density = step.numerator / 2**32  # of the last step, where it follows the loss
@@ -564,7 +626,10 @@ def _recipe_of(fields: dict[str, Any]) -> Preset:
     def frozen(value: Any) -> Any:
         return tuple(frozen(v) for v in value) if isinstance(value, list) else value
 
-    return Preset(**{k: frozen(v) for k, v in fields.items() if k != "preset"})
+    try:
+        return Preset(**{k: frozen(v) for k, v in fields.items() if k != "preset"})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the log's recipe is no preset: {error}") from None
 
 
 def _shifted(images: NDArray[Any], shifts: int, shape: tuple[int, ...]) -> NDArray[Any]:

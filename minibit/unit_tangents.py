@@ -360,11 +360,14 @@ def check_batch(params: Params, x: Any, y: Any) -> tuple[NDArray[Any], NDArray[n
     return _read_only(x), _read_only(y.astype(np.int64, copy=False))
 
 
-def _check_sums(params: Params, batch: int, weight: Any) -> Floats:
-    """Return the samples' weights as float32; the kernels trust what was checked here."""
+def _check_codes(params: Params) -> None:
+    """Refuse weights that are no codes; the kernels trust what was checked here."""
     for name, w in params.items():
         if w.dtype != np.int8 or (w.size and not -1 <= w.min() <= w.max() <= 1):
             raise ValueError(f"params[{name!r}] must be int8 codes -1, 0 and 1, got {w.dtype}")
+
+
+def _check_weight(batch: int, weight: Any) -> Floats:
     weight = np.asarray(weight)
     if weight.shape != (batch,):
         raise ValueError(f"weight must be one number a sample, ({batch},), got {weight.shape}")
@@ -401,6 +404,7 @@ def forward(
 ) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
     """Return logits (batch, classes), loss, 1 - p_y and correctness (batch,) of every sample."""
     model.check(params)
+    _check_codes(params)
     x, labels = check_batch(params, x, y)
     if not compiled():
         return forward_reference(model, params, x, labels)
@@ -448,7 +452,8 @@ def unit_sums(
     """
     model.check(params)
     x, labels = check_batch(params, x, y)
-    weight = _check_sums(params, len(x), weight)
+    _check_codes(params)
+    weight = _check_weight(len(x), weight)
     _check_units(params, units)
     if not compiled():
         return unit_sums_reference(model, params, x, labels, weight, units, threshold)
@@ -494,7 +499,8 @@ def direction_sums(
     """Sum the alignments with sparse directions over samples; see `direction_sums_reference`."""
     model.check(params)
     x, labels = check_batch(params, x, y)
-    weight = _check_sums(params, len(x), weight)
+    _check_codes(params)
+    weight = _check_weight(len(x), weight)
     _check_directions(params, offsets, positions, signs)
     if not compiled():
         return direction_sums_reference(

@@ -14,6 +14,7 @@ import pytest
 from minibit.datasets import Dataset, load_mnist
 from minibit.kernels import compiled
 from minibit.moves import digest, initial_params
+from minibit.noise_step import MLP
 from minibit.steps import StepLog
 from minibit.training import PRESETS, evaluate, model_of, train
 from minibit.training import _shifted as shifted
@@ -100,6 +101,79 @@ def test_schedules_stretch_over_more_steps_than_the_preset_has(tmp_path, monkeyp
         train(out=tmp_path / "a.steps", resume=True, dataset=blobs(), steps=21)
 
 
+def test_schedules_run_over_the_steps_asked_for(tmp_path):
+    """`total_steps` below the preset's number is a shorter run, as it is a longer one above."""
+    result = run(tmp_path / "a.steps", steps=None, total_steps=20)
+    assert result.steps == StepLog.open(tmp_path / "a.steps").header["recipe"]["steps"] == 20
+    assert result.batch_sizes[-1] == 128
+
+
+def test_numpys_integers_name_the_same_run(tmp_path):
+    """Seed and widths may be NumPy's."""
+    run(tmp_path / "a.steps", steps=2)
+    run(tmp_path / "b.steps", steps=np.int64(2), seed=np.uint64(3), widths=np.array([24, 24]))
+    assert (tmp_path / "a.steps").read_bytes() == (tmp_path / "b.steps").read_bytes()
+
+
+@pytest.mark.parametrize("side", [1, 3, 4])
+def test_samples_that_are_no_images_are_not_shifted(tmp_path, side):
+    """A pixel's shift would leave nothing of a row."""
+    y = np.arange(30, dtype=np.uint8) % 3
+    x = np.repeat(40 * y[:, None], side * 5, axis=1)
+    data = Dataset(x, y, x, y, name="rows", digest="e" * 64, sample_shape=(side, 5))
+    run(tmp_path / "a.steps", dataset=data, steps=1)
+    shifts = StepLog.open(tmp_path / "a.steps").header["recipe"]["shifts"]
+    assert shifts == (5 if side == 4 else 1)
+
+
+def test_a_run_that_fails_lets_go_of_its_log(tmp_path, monkeypatch):
+    """Also while its error is kept, as a notebook does: the log can be resumed at once."""
+    monkeypatch.setattr("minibit.training.REPORT_SECONDS", 0.0)
+
+    def fails(progress):
+        raise ValueError("no display")
+
+    with pytest.raises(ValueError, match="no display") as kept:
+        run(tmp_path / "a.steps", progress=fails)
+    assert train(out=tmp_path / "a.steps", resume=True, dataset=blobs(), steps=3).steps == 3
+    assert kept.tb is not None
+
+
+def test_resuming_what_is_no_training_log_is_refused(tmp_path):
+    """A log without recipe, or with one that no preset can be: an error that says so."""
+    run(tmp_path / "a.steps", steps=1)
+    header = StepLog.open(tmp_path / "a.steps").header
+    for name, change, match in (
+        ("b", {"recipe": {}}, "no log of a training run"),
+        ("c", {"data": None}, "no log of a training run"),
+        ("d", {"recipe": {**header["recipe"], "batch": "x"}}, "recipe is no preset: batch"),
+        ("e", {"recipe": {**header["recipe"], "colour": 1}}, "recipe is no preset: .*colour"),
+    ):
+        StepLog.create(tmp_path / name, {**header, **change}).close()
+        with pytest.raises(ValueError, match=match):
+            train(out=tmp_path / name, resume=True, dataset=blobs())
+
+
+def test_resuming_with_another_recipe_is_refused(tmp_path):
+    """The log's recipe is settled; the same fields again are fine."""
+    run(tmp_path / "a.steps", steps=1)
+    with pytest.raises(ValueError, match="rate must be that of the log"):
+        train(out=tmp_path / "a.steps", resume=True, dataset=blobs(), rate=(0.1, 0.1))
+    again = train(
+        out=tmp_path / "a.steps", resume=True, dataset=blobs(), rate=(0.05, 0.01), steps=2
+    )
+    assert again.steps == 2
+
+
+def test_weights_that_are_no_codes_are_not_measured():
+    """The kernels hold int8: a float weight would be cut to an integer without a word."""
+    data, x = blobs(), {"w1": np.full((4, 16), 0.3, np.float32)}
+    with pytest.raises(ValueError, match="must be int8 codes"):
+        evaluate(x, MLP(), data.test_x, data.test_y)
+    with pytest.raises(ValueError, match="at least one sample"):
+        evaluate({"w1": np.ones((4, 16), np.int8)}, MLP(), data.test_x[:0], data.test_y[:0])
+
+
 class Interrupt:
     """A progress callback that behaves like Ctrl-C at a step."""
 
@@ -183,6 +257,15 @@ def test_the_validation_split_is_not_trained_on(tmp_path):
         (dict(batch=(0, 3)), "batch"),
         (dict(rate=(0.0, 0.1)), "rate"),
         (dict(colour="red"), "colour"),
+        (dict(batch=64), "batch must be a pair"),
+        (dict(units=4), "units must be a tuple"),
+        (dict(widths=(24.0,)), "integer"),
+        (dict(density=(1.0, 0.1)), "density must lie between 0 and 1"),
+        (dict(density_by_loss=((2.0, 5.0),)), "density must lie between 0 and 1"),
+        (dict(threshold=float("nan")), "threshold"),
+        (dict(easy_share=1e-9), "easy_share must be at least"),
+        (dict(steps=1.5), "integer"),
+        (dict(total_steps=1), "total_steps must be at least 2"),
     ],
     ids=str,
 )
