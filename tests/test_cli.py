@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import minibit
 from minibit.datasets import load_npz
 from minibit.layers import mlp
-from minibit.moves import digest, initial_params
+from minibit.moves import Plan, digest, initial_params
 from minibit.steps import StepLog, compact
 
 typer = pytest.importorskip("typer")
@@ -223,6 +223,29 @@ def test_an_existing_log_is_overwritten_only_by_force(trained, data, tmp_path):
     assert StepLog.open(path).plan.seed == 5
 
 
+def test_force_keeps_the_old_log_until_there_is_a_new_one(trained, data, tmp_path, monkeypatch):
+    """A run that cannot begin costs nothing."""
+    path = Path(shutil.copy(trained[0], tmp_path / "run.steps"))
+    words = ("train", "--data", data, "--steps", 1, "--out", path, "--force")
+    monkeypatch.setenv("MINIBIT_KERNELS", "none")
+    monkeypatch.delenv("NUMBA_DISABLE_JIT", raising=False)
+    assert "MINIBIT_KERNELS must be one of" in refused(*words, status=1)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [trained[0].read_bytes()]
+
+
+def test_no_other_command_overwrites_a_log(trained, data, tmp_path):
+    """Not even with --force, nor a plot of that name; and a run's log and plot are two files."""
+    path = Path(shutil.copy(trained[0], tmp_path / "run.svg"))
+    for words in (
+        ("history", path, "--data", data, "--plot", path),
+        ("replay", path, "--data", data, "--out", path, "--force"),
+    ):
+        assert "is a minibit log; nothing was changed" in refused(*words)
+    new = tmp_path / "new.svg"
+    assert "both" in refused("train", "--data", data, "--steps", 1, "--out", new, "--plot", new)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [trained[0].read_bytes()]
+
+
 def test_force_spares_what_is_no_log(data, tmp_path):
     """A mistyped --out doesn't cost a document."""
     path = tmp_path / "thesis.txt"
@@ -245,6 +268,7 @@ def test_a_resumed_run_goes_on_where_the_log_ends(trained, data, tmp_path):
     [
         (("--preset", "paper"), "begun with --preset small"),
         (("--seed", "3"), "begun with --seed 0"),
+        (("--split", "validation"), "begun with --split final"),
         (("--widths", "8"), "settled by the log"),
         (("--force",), "choose one"),
     ],
@@ -424,6 +448,25 @@ def test_info_counts_every_byte(trained):
     assert said["float32_bytes"] == 4 * log.plan.size
     assert said["header"] == log.header
     assert "seed" in call("info", path).stdout
+
+
+def test_info_tells_layers_of_any_shape(tmp_path):
+    """A sampled log's parameters need not be matrices."""
+    plan = Plan("sampled", 0, ("a", "b"), ((4, 3, 2), (5,)), zeros=0, perturbations=2)
+    StepLog.create(tmp_path / "a.steps", {"plan": plan.to_dict()}).close()
+    assert "4x3x2, 5\n" in call("info", tmp_path / "a.steps").stdout
+
+
+def test_one_training_sample_is_enough_for_all_but_a_validation_split(tmp_path):
+    """It can be trained on, replayed and measured; only a split of it makes no sense."""
+    x = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    data, log = tmp_path / "one.npz", tmp_path / "one.steps"
+    np.savez(data, train_x=x[:1], train_y=[0], test_x=x, test_y=[0, 1, 0])
+    answer("train", "--data", data, "--widths", 4, "--steps", 1, "--out", log, "--workers", 1)
+    for split in ("test", "train"):
+        answer("evaluate", log, "--data", data, "--split", split)
+    said = refused("evaluate", log, "--data", data, "--split", "validation", status=1)
+    assert "of 1 training samples" in said
 
 
 def test_masking_every_step_gives_the_initial_weights(trained, tmp_path):
@@ -672,6 +715,12 @@ def test_bench_takes_several_seeds_after_one_option(low):
     """--seeds 3 4 5, with the name before or after."""
     for words in (("bench", "low", "--seeds", "3", "4", "5"), ("bench", "--seeds", "3-5", "low")):
         assert answer(*words)["figures"][2]["value"] == 12
+
+
+def test_a_preset_that_a_benchmark_does_not_know_is_bad_use():
+    """Status 2 and a sentence, before any process is started."""
+    assert "takes --preset strict, accurate" in refused("bench", "step", "--preset", "paper")
+    assert "takes no --preset" in refused("bench", "gemv", "--preset", "small")
 
 
 def test_an_unknown_benchmark_is_refused():

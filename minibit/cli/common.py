@@ -1,6 +1,6 @@
 """What every command shares: where its words go, how it fails, how lists are given.
 
-May import: minibit.datasets, minibit.plots, minibit.kernels.
+May import: minibit.datasets, minibit.plots, minibit.kernels, minibit.logfile.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typer.core import TyperCommand
 from minibit import plots
 from minibit.datasets import Dataset, load_npz
 from minibit.kernels import compiled
+from minibit.logfile import MAGIC
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")
@@ -140,13 +141,26 @@ def whole_numbers(words: list[str], what: str) -> list[int]:
 
 
 def check_new_file(path: Path, option: str, *, force: bool = False) -> None:
-    """Check that a file can be made: its folder is there, and it would overwrite nothing."""
+    """Check that a file can be made: its folder is there, and it would overwrite nothing.
+
+    With `force` it may overwrite any file but a log.
+    """
     if path.is_dir():
         raise BadUse(f"{option} {path} is a folder")
+    if force and is_log(path):
+        raise BadUse(f"{path} is a minibit log; nothing was changed. Choose another {option}")
     if path.exists() and not force:
         raise BadUse(f"{path} exists; nothing was changed. Choose another {option}, or add --force")
     if not path.absolute().parent.is_dir():
         raise BadUse(f"{option} {path}: there is no folder {path.absolute().parent}")
+
+
+def is_log(path: Path) -> bool:
+    """Whether a file begins as a log does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def check_plot(path: Path) -> None:

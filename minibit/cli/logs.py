@@ -33,6 +33,7 @@ from minibit.cli.common import (
 from minibit.datasets import Dataset, load_mnist, split
 from minibit.moves import digest as digest_of
 from minibit.steps import StepLog, compact
+from minibit.training import training_header
 
 Log = Annotated[Path, typer.Argument(metavar="LOG", help="A log that `minibit train` wrote.")]
 Data = Annotated[
@@ -110,7 +111,7 @@ def evaluate(
         if split_name not in _SPLITS:
             raise BadUse(f"--split must be one of {', '.join(_SPLITS)}, got {split_name!r}")
         log = _open(out, log_path, step)
-        x, y = _samples(log, _data(log, data))[split_name]
+        x, y = _samples(log, _data(log, data), split_name)
         accuracy = _accuracy(log, log.replay(step), x, y)
         name = _split_names(log)[split_name]
         steps = len(log) if step is None else step
@@ -167,7 +168,7 @@ def along_the_run(
     """
     every = every or max(1, len(log) // 40)
     points = sorted({*range(0, len(log), every), len(log)})
-    samples = _samples(log, dataset)
+    samples = {name: _samples(log, dataset, name) for name in splits}
     found: dict[str, list[float]] = {name: [] for name in splits}
     for _, params in log.walk(points):
         for name, accuracies in found.items():
@@ -191,7 +192,7 @@ def info(log_path: Log, as_json: Json = False) -> None:
             "preset": recipe.get("preset", "none"),
             "method": plan.method,
             "seed": plan.seed,
-            "layers": ", ".join(f"{n_out}x{n_in}" for n_out, n_in in plan.shapes),
+            "layers": ", ".join("x".join(map(str, shape)) for shape in plan.shapes),
             "weights": f"{plan.size:,}",
             "steps": f"{len(log)} (records of up to 32: {len(log.records)})",
             "data": f"{source.get('name', 'unknown')}, split {source.get('split', 'unknown')}",
@@ -294,24 +295,6 @@ def _open(out: Output, path: Path, step: int | None = None) -> StepLog:
     return log
 
 
-def training_header(log: StepLog) -> dict[str, Any]:
-    """Return the header of a log that `minibit train` wrote; others may lack recipe and data."""
-    header = log.header
-    for part, words, numbers in (
-        ("recipe", ("preset",), ("logit_scale",)),
-        ("data", ("name", "digest", "split"), ("input_scale", "input_offset")),
-    ):
-        found = header.get(part)
-        if not isinstance(found, dict):
-            found = {}
-        for name in (*words, *numbers):
-            if not isinstance(found.get(name), str if name in words else int | float):
-                raise ValueError(
-                    f"{log.path} is no log of a training run: {part}.{name} is missing"
-                )
-    return header
-
-
 def _data(log: StepLog, given: Path | None) -> Dataset:
     """Load the data set that a log was trained on, and check that it is the one."""
     wanted = training_header(log)["data"]
@@ -327,16 +310,15 @@ def _data(log: StepLog, given: Path | None) -> Dataset:
 
 
 def _samples(
-    log: StepLog, dataset: Dataset
-) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Return samples and labels by split; "train" is what the log was trained on."""
+    log: StepLog, dataset: Dataset, split_name: str
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return samples and labels of a split; "train" is what the log was trained on."""
+    if split_name == "test":
+        return dataset.test_x, dataset.test_y
+    if split_name == "train" and log.header["data"]["split"] == "final":
+        return dataset.train_x, dataset.train_y
     parts = split(dataset)
-    whole = log.header["data"]["split"] == "final"
-    return {
-        "test": (dataset.test_x, dataset.test_y),
-        "validation": (parts.validation_x, parts.validation_y),
-        "train": (dataset.train_x, dataset.train_y) if whole else (parts.train_x, parts.train_y),
-    }
+    return parts[:2] if split_name == "train" else parts[2:]
 
 
 def _split_names(log: StepLog) -> dict[str, str]:

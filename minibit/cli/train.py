@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import shlex
 import shutil
 import signal
@@ -31,14 +32,14 @@ from minibit.cli.common import (
     Output,
     check_new_file,
     check_plot,
+    is_log,
     kilobytes,
     own_data,
     percent,
     whole_numbers,
 )
-from minibit.cli.logs import along_the_run, training_header
+from minibit.cli.logs import along_the_run
 from minibit.datasets import Dataset, load_mnist
-from minibit.logfile import MAGIC
 from minibit.steps import StepLog
 
 if TYPE_CHECKING:
@@ -78,9 +79,11 @@ def train(
         typer.Option(help="Widths of the hidden layers, e.g. --widths 256 256 256."),
     ] = None,
     split: Annotated[
-        str,
-        typer.Option(help="final: train on all training samples; validation: keep some apart."),
-    ] = "final",
+        str | None,
+        typer.Option(
+            help="final (the default): train on all training samples; validation: keep some apart."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a ternary network without backpropagation, and keep its steps.
@@ -90,23 +93,24 @@ def train(
     """
     out = Output(as_json)
     with out.failures():
-        split_name = _choice("--split", split, ("final", "validation"))
+        if split is not None:
+            _choice("--split", split, ("final", "validation"))
         if preset is not None:
             _choice("--preset", preset, tuple(training.PRESETS))
         path = _log_path(out_path, resume, force)
         if seed is not None and seed >= 2**64:
             raise BadUse(f"--seed must be below 2**64, got {seed}")
         if resume:
-            _check_resumed(path, preset, seed, widths)
+            _check_resumed(path, preset, seed, split, widths)
         if plot is not None:
             check_plot(plot)
+            if plot.absolute() == path.absolute():
+                raise BadUse(f"--plot and --out are both {path}")
         dataset = None if data is None else own_data(data)
         numbers = tuple(whole_numbers(widths, "--widths")) if widths else None
         if numbers and min(numbers) < 1:
             raise BadUse("--widths must be at least 1 each")
-        if force and not resume:
-            path.unlink(missing_ok=True)
-        with _Run() as run, _begun(path):
+        with _Run() as run, _begun(path), _replaced(path if force else None):
             result = training.train(
                 preset or "small",
                 seed or 0,
@@ -116,7 +120,7 @@ def train(
                 workers=workers,
                 dataset=dataset,
                 widths=numbers,
-                split_name=split_name,
+                split_name=_choice("--split", split or "final", ("final", "validation")),
                 progress=run.show,
             )
         if plot is not None:
@@ -136,6 +140,23 @@ def _begun(path: Path) -> Iterator[None]:
         steps = len(StepLog.open(path)) if path.exists() else 0
         message = f"stopped; {path} has {steps} steps" if path.exists() else "stopped; no log yet"
         raise RuntimeError(message) from None
+
+
+@contextmanager
+def _replaced(path: Path | None) -> Iterator[None]:
+    """Move an old log out of the way; bring it back if no new one takes its place."""
+    if path is None or not path.exists():
+        yield
+        return
+    aside = path.with_name(f"{path.name}.{os.getpid()}.old")
+    path.rename(aside)
+    try:
+        yield
+    finally:
+        if path.exists():
+            aside.unlink()
+        else:
+            aside.rename(path)
 
 
 class _Run:
@@ -280,21 +301,25 @@ def _log_path(given: Path | None, resume: bool, force: bool) -> Path:
         if not given.is_file():
             raise BadUse(f"there is no log {given} to go on with; --out names another")
         return given
-    check_new_file(given, "--out", force=force)
-    if given.exists():
-        with given.open("rb") as file:
-            if file.read(len(MAGIC)) != MAGIC:
-                raise BadUse(f"{given} is no minibit log, so --force doesn't overwrite it")
+    if given.is_file() and force and not is_log(given):
+        raise BadUse(f"{given} is no minibit log, so --force doesn't overwrite it")
+    if not (force and is_log(given)):
+        check_new_file(given, "--out")
     return given
 
 
 def _check_resumed(
-    path: Path, preset: str | None, seed: int | None, widths: list[str] | None
+    path: Path, preset: str | None, seed: int | None, split: str | None, widths: list[str] | None
 ) -> None:
     """Refuse options that a resumed log has settled otherwise."""
     log = StepLog.open(path)
-    settled = {"--preset": training_header(log)["recipe"]["preset"], "--seed": log.plan.seed}
-    for option, given in (("--preset", preset), ("--seed", seed)):
+    header = training.training_header(log)
+    settled = {
+        "--preset": header["recipe"]["preset"],
+        "--seed": log.plan.seed,
+        "--split": header["data"]["split"],
+    }
+    for option, given in (("--preset", preset), ("--seed", seed), ("--split", split)):
         if given is not None and given != settled[option]:
             raise BadUse(f"{path} was begun with {option} {settled[option]}, not {given}")
     if widths:
