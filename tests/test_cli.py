@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import minibit
 from minibit.datasets import load_npz
 from minibit.layers import mlp
+from minibit.logfile import Appender
 from minibit.moves import Plan, digest, initial_params
 from minibit.steps import StepLog, compact
 
@@ -231,6 +232,22 @@ def test_force_keeps_the_old_log_until_there_is_a_new_one(trained, data, tmp_pat
     monkeypatch.delenv("NUMBA_DISABLE_JIT", raising=False)
     assert "MINIBIT_KERNELS must be one of" in refused(*words, status=1)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [trained[0].read_bytes()]
+
+
+def test_a_full_disk_says_what_was_kept_and_how_to_go_on(data, tmp_path, monkeypatch):
+    """Status 1, the error's own words, and the steps that the log has."""
+    write, path = Appender.append, tmp_path / "run.steps"
+
+    def fills(file, framed):
+        if len(StepLog.open(path)):
+            raise OSError(28, "No space left on device")
+        write(file, framed)
+
+    monkeypatch.setattr(Appender, "append", fills)
+    words = ("train", "--data", data, "--widths", 4, "--steps", 40, "--out", path, "--workers", 1)
+    said = refused(*words, status=1)
+    assert "No space left on device" in said
+    assert "has 32 good steps, --resume goes on" in said.replace("\n", " ")
 
 
 def test_no_other_command_overwrites_a_log(trained, data, tmp_path):

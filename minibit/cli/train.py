@@ -133,13 +133,18 @@ def train(
 
 @contextmanager
 def _begun(path: Path) -> Iterator[None]:
-    """Say what is there after a Ctrl-C that came before the first step, or a second Ctrl-C."""
+    """Say what is there after a full disk, a second Ctrl-C, or one before the first step."""
     try:
         yield
     except KeyboardInterrupt:
         steps = len(StepLog.open(path)) if path.exists() else 0
         message = f"stopped; {path} has {steps} steps" if path.exists() else "stopped; no log yet"
         raise RuntimeError(message) from None
+    except OSError as error:
+        if isinstance(error, FileExistsError) or not path.exists():
+            raise
+        steps = len(StepLog.open(path))
+        raise RuntimeError(f"{error}; {path} has {steps} good steps, --resume goes on") from None
 
 
 @contextmanager
