@@ -371,4 +371,6 @@ def _command() -> str:
     if started.name == "__main__.py":
         return f"{shlex.quote(Path(sys.executable).name)} -m minibit"
     on_path = shutil.which(started.name)
-    return started.name if on_path and started.samefile(on_path) else shlex.quote(str(started))
+    if on_path and started.exists() and started.samefile(on_path):  # argv[0] may be relative
+        return started.name
+    return shlex.quote(str(started))
