@@ -30,7 +30,6 @@ May import: numpy, minibit.layers, minibit.kernels.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.kernels import compiled
+from minibit.kernels.threads import cpus
 from minibit.layers import mlp, ternary_linear
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "unit_sums_reference",
 ]
 
+WIDEST = 2**15 - 1  # units of a hidden layer: the kernels count their tangents in int16
 CHUNKS = 4  # a batch is always cut in as many parts, so sums do not depend on the thread count
 
 Floats = NDArray[np.floating[Any]]  # float32 on the fast path
@@ -93,6 +94,8 @@ class MLP:
             raise ValueError(f"params of an MLP must be {names}, in order, got {list(params)}")
         shapes = [np.shape(w) for w in params.values()]
         chained = all(len(s) == 2 and min(s) > 0 for s in shapes)
+        if chained and any(s[0] > WIDEST for s in shapes[:-1]):
+            raise ValueError(f"params of an MLP may have hidden layers of {WIDEST}, got {shapes}")
         if not chained or any(a[0] != b[1] for a, b in itertools.pairwise(shapes)):
             raise ValueError(
                 f"params of an MLP must be (n_out, n_in), each n_in the n_out before, got {shapes}"
@@ -326,7 +329,7 @@ def _run(work: Callable[[int, int, int], None], batch: int, workers: int | None)
     """Call work(chunk, start, stop) for every chunk of the batch, on up to `workers` threads."""
     edges = np.linspace(0, batch, CHUNKS + 1).astype(int)
     jobs = [(k, int(edges[k]), int(edges[k + 1])) for k in range(CHUNKS)]
-    workers = min(workers or os.cpu_count() or 1, CHUNKS)
+    workers = min(workers or cpus(), CHUNKS)
     if workers == 1:
         for job in jobs:
             work(*job)

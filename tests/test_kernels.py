@@ -454,3 +454,30 @@ def test_nothing_is_compiled_before_the_first_product():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"
+
+
+def test_numba_gets_a_cache_where_nothing_can_be_written(monkeypatch):
+    """A read-only install without a home compiles into a folder of the process."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")  # remembers what to restore
+    monkeypatch.setattr("minibit.kernels._is_writable", lambda folder: False)
+    monkeypatch.setattr("sys.modules", {k: v for k, v in sys.modules.items() if k != "numba"})
+    kernels._give_numba_a_cache.cache_clear()
+    try:
+        kernels._give_numba_a_cache()
+        folder = os.environ["NUMBA_CACHE_DIR"]
+        assert os.path.isdir(folder)
+        monkeypatch.setattr("minibit.kernels._is_writable", lambda folder: True)
+        monkeypatch.delenv("NUMBA_CACHE_DIR")
+        kernels._give_numba_a_cache.cache_clear()
+        kernels._give_numba_a_cache()
+        assert "NUMBA_CACHE_DIR" not in os.environ
+    finally:
+        kernels._give_numba_a_cache.cache_clear()
+
+
+def test_an_empty_setting_is_no_setting(monkeypatch):
+    """MINIBIT_KERNELS= means the same as leaving it out."""
+    monkeypatch.delenv("MINIBIT_KERNELS", raising=False)
+    expected = kernels.path()
+    monkeypatch.setenv("MINIBIT_KERNELS", "")
+    assert kernels.path() == expected

@@ -9,9 +9,12 @@ May import: numpy, numba.
 
 from __future__ import annotations
 
+import atexit
 import os
 import platform
+import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 from functools import cache
 
@@ -88,7 +91,7 @@ def path() -> str:
     """
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         return "reference"
-    wanted = os.environ.get("MINIBIT_KERNELS", "auto")
+    wanted = os.environ.get("MINIBIT_KERNELS") or "auto"
     if wanted == "reference":
         return wanted
     if wanted != "auto" and wanted not in PATHS:
@@ -104,4 +107,39 @@ def path() -> str:
 
 def compiled() -> bool:
     """Whether hot paths run their Numba kernels (else their plain NumPy references)."""
-    return path() != "reference"
+    if path() == "reference":
+        return False
+    _give_numba_a_cache()
+    return True
+
+
+@cache
+def _give_numba_a_cache() -> None:
+    """Let Numba keep its compiled code in a folder of this process where it finds no other.
+
+    It looks beside the source, then in the user's cache folder, and refuses to compile if it can
+    write to neither: on a read-only system without a home.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    while home and not os.path.exists(home) and home != os.path.dirname(home):
+        home = os.path.dirname(home)
+    if (
+        os.environ.get("NUMBA_CACHE_DIR")
+        or _is_writable(os.path.dirname(__file__))
+        or _is_writable(home)
+    ):
+        return
+    folder = tempfile.mkdtemp(prefix="minibit-numba-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["NUMBA_CACHE_DIR"] = folder
+    if "numba" in sys.modules:
+        sys.modules["numba"].config.CACHE_DIR = folder
+
+
+def _is_writable(folder: str) -> bool:
+    """Whether a file can be made there; asked by making one."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
