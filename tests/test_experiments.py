@@ -20,7 +20,7 @@ def test_the_file_holds_the_command_the_seeds_and_a_row_a_preset(tmp_path, monke
         figures = dict.fromkeys(["log_bytes", "packed_weight_bytes", "seconds", "cpu_seconds"], 7)
         return [{"seed": seeds[0], "test_accuracy": next(accuracy), **figures}]
 
-    monkeypatch.setattr("minibit.experiments.train_runs", quick)
+    monkeypatch.setattr("minibit.experiments.training.train_runs", quick)
     lines = []
     experiment("train", tmp_path / "new", seeds=(4, 5), say=lines.append)
     found = json.loads((tmp_path / "new" / "train.json").read_text())

@@ -27,8 +27,7 @@ def experiment(
     out = Output(as_json)
     with out.failures():
         if not name:
-            facts = {key: (function.__doc__ or "") for key, function in EXPERIMENTS.items()}
-            out.facts({key: text.splitlines()[0] for key, text in facts.items()})
+            out.facts({key: entry.summary for key, entry in EXPERIMENTS.items()})
             out.result({"experiments": sorted(EXPERIMENTS)})
             return
         if name not in EXPERIMENTS:

@@ -8,55 +8,42 @@ May import: anything of minibit.
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from minibit.bench import environment
-from minibit.bench.training import train_runs
-from minibit.training import PRESETS
 
-__all__ = ["EXPERIMENTS", "experiment", "train_presets"]
+__all__ = ["EXPERIMENTS", "Experiment", "experiment"]
 
 Say = Callable[[str], None]
 
 
-def train_presets(seeds: Sequence[int], say: Say) -> list[dict[str, Any]]:
-    """Train every preset once a seed on all training images; one row a preset."""
-    rows = []
-    for name, recipe in PRESETS.items():
-        runs = []
-        for seed in seeds:
-            (run,) = train_runs(name, (seed,))
-            runs.append(run)
-            say(
-                f"{name}, seed {seed}: test accuracy {run['test_accuracy']:.2%}, "
-                f"log {run['log_bytes']:,} bytes, {run['cpu_seconds']:.0f} CPU seconds"
-            )
-        accuracy = np.array([run["test_accuracy"] for run in runs])
-        rows.append(
-            {
-                "preset": name,
-                "method": recipe.method,
-                "steps": recipe.steps,
-                "seeds": list(seeds),
-                "test_accuracy": float(accuracy.mean()),
-                "test_accuracy_std": float(accuracy.std(ddof=1)) if len(runs) > 1 else 0.0,
-                "log_bytes": max(run["log_bytes"] for run in runs),
-                "packed_weight_bytes": runs[0]["packed_weight_bytes"],
-                "seconds": float(np.mean([run["seconds"] for run in runs])),
-                "cpu_seconds": float(np.mean([run["cpu_seconds"] for run in runs])),
-                "runs": runs,
-            }
-        )
-    return rows
+@dataclass(frozen=True)
+class Experiment:
+    """A named experiment.
+
+    Attributes
+    ----------
+    summary : str
+        One line for the list.
+    function : str
+        ``"module:function"``, imported when it runs; the function takes the seeds and a callable
+        that gets a line after every run, and returns the rows of the file: JSON types.
+    """
+
+    summary: str
+    function: str
 
 
-EXPERIMENTS: dict[str, Callable[[Sequence[int], Say], list[dict[str, Any]]]] = {
-    "train": train_presets,
+EXPERIMENTS: dict[str, Experiment] = {
+    "train": Experiment(
+        "every preset of noise_step on all training images, once a seed",
+        "minibit.experiments.training:train_presets",
+    ),
 }
 
 
@@ -97,9 +84,17 @@ def experiment(
         "command": f"minibit experiment {name} --seeds {' '.join(map(str, seeds))}",
         "seeds": list(seeds),
         "environment": environment(2),
-        "rows": EXPERIMENTS[name](seeds, say),
+        "rows": _function(name)(seeds, say),
     }
     part = folder / f"{name}.json.part"
     part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     part.replace(folder / f"{name}.json")
+    return found
+
+
+def _function(name: str) -> Callable[[Sequence[int], Say], list[dict[str, Any]]]:
+    """Import the function of an experiment."""
+    module, _, function = EXPERIMENTS[name].function.partition(":")
+    found: Callable[[Sequence[int], Say], list[dict[str, Any]]]
+    found = getattr(importlib.import_module(module), function)
     return found
