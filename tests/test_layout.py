@@ -27,14 +27,25 @@ ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "noise_step": (7, ("moves", "unit_tangents", "alignments")),
     "steps": (8, ("logfile", "logcodes", "replay", "netmoves", "edits")),
     "tape": (9, ()),
-    "transformer": (10, ()),
+    "transformer": (10, ("attention", "blocks")),
     "checkpoint": (11, ()),
     "topk": (12, ()),
     "nf4": (13, ()),
     "lora": (14, ()),
     "cluster": (15, ()),
 }
-SUPPORT = ("training", "datasets", "plots", "cli", "bench", "experiments", "conformance")
+SUPPORT = (
+    "training", "language", "datasets", "plots", "cli", "bench", "experiments", "conformance",
+)  # fmt: skip
+    "training",
+    "datasets",
+    "counting",
+    "plots",
+    "cli",
+    "bench",
+    "experiments",
+    "conformance",
+)
 ROW = {name: row for room, (row, parts) in ROOMS.items() for name in (room, *parts)}
 FOLDERS = {path.parent for path in PACKAGE.glob("*/__init__.py")} - {PACKAGE / "kernels"}
 SOURCES = {  # the files of each module; a support room may be a folder
