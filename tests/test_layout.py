@@ -35,15 +35,7 @@ ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "cluster": (15, ()),
 }
 SUPPORT = (
-    "training", "language", "datasets", "plots", "cli", "bench", "experiments", "conformance",
-)  # fmt: skip
-    "training",
-    "datasets",
-    "counting",
-    "plots",
-    "cli",
-    "bench",
-    "experiments",
+    *("training", "language", "datasets", "counting", "plots", "cli", "bench", "experiments"),
     "conformance",
 )
 ROW = {name: row for room, (row, parts) in ROOMS.items() for name in (room, *parts)}
