@@ -10,7 +10,7 @@ they are stored: `minibit.packings` has the dense packings, `minibit.layouts` an
 are public here.
 
 May import: numpy, minibit.packings, minibit.layouts, minibit.ggml_blocks, minibit.panels,
-minibit.kernels.
+minibit.hf_panels, minibit.kernels.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from minibit import kernels
 from minibit.ggml_blocks import from_tq1_0, from_tq2_0, to_tq1_0, to_tq2_0
+from minibit.hf_panels import hold_hf
 from minibit.layouts import from_hf, from_i2_s, to_hf, to_i2_s
 from minibit.packings import (
     check_codes,
+    check_count,
     check_scale,
     check_shape,
     pack2,
@@ -61,10 +63,10 @@ __all__ = [
 class TernaryMatrix:
     """An immutable ternary matrix: packed codes and one scale, ``W = scale * codes``.
 
-    Make one with `from_codes` or `from_packed2`. It holds a single copy of the weights, in the
-    layout that this CPU's product reads (`minibit.panels`), chosen when the matrix is made; `codes`
-    and `packed2` derive what they return. Pickles carry the canonical 2-bit form, so they travel
-    between machines. Safe to share between threads: nothing in it changes.
+    Make one with `from_codes`, `from_packed2` or `from_hf`. It holds a single copy of the weights,
+    in the layout that this CPU's product reads (`minibit.panels`), chosen when the matrix is made;
+    `codes` and `packed2` derive what they return. Pickles carry the canonical 2-bit form, so they
+    travel between machines. Safe to share between threads: nothing in it changes.
 
     Attributes
     ----------
@@ -122,9 +124,7 @@ class TernaryMatrix:
             codes = check_codes(codes, ndim=2)
             held = pack(codes)
         n_out, n_in = codes.shape
-        held.flags.writeable = False
-        small = (1, n_in) if 0 < n_in <= _SMALL and 0 < n_out <= _SMALL else None
-        return cls(held, path, (n_out, n_in), _one_scale(scale), small)
+        return cls._made(held, path, (n_out, n_in), scale)
 
     @classmethod
     def from_packed2(
@@ -148,6 +148,45 @@ class TernaryMatrix:
         """
         shape = check_shape(shape)
         return cls.from_codes(unpack2(packed, shape[0] * shape[1]).reshape(shape), scale)
+
+    @classmethod
+    def from_hf(
+        cls, packed: ArrayLike, n_out: int, scale: float | np.float32 = 1.0
+    ) -> TernaryMatrix:
+        """Read a matrix from Hugging Face's layout, without expanding the whole of it to codes.
+
+        Parameters
+        ----------
+        packed : uint8 array, shape (ceil(n_out / 4), n_in)
+            As `to_hf` returns it; copied.
+        n_out : int
+            Number of rows.
+        scale : float
+            One finite number; rounded to float32.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `from_hf` does, and for a `scale` that is none.
+        """
+        packed, n_out = np.asarray(packed), check_count(n_out, "n_out")
+        path = kernels.path()
+        held = hold_hf(packed, n_out, kernels.layout(path))
+        return cls._made(held, path, (n_out, packed.shape[1]), scale)
+
+    @classmethod
+    def _made(
+        cls,
+        held: NDArray[np.uint8],
+        path: str,
+        shape: tuple[int, int],
+        scale: float | np.float32,
+    ) -> TernaryMatrix:
+        """Wrap bytes that lie as the path wants them."""
+        n_out, n_in = shape
+        held.flags.writeable = False
+        small = (1, n_in) if 0 < n_in <= _SMALL and 0 < n_out <= _SMALL else None
+        return cls(held, path, shape, _one_scale(scale), small)
 
     def codes(self) -> NDArray[np.int8]:
         """Codes as a fresh int8 array, shape (n_out, n_in)."""

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "minibit"
 # The order of the rooms, by chapter; beside each, the other files that its idea is cut into.
 ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "dual": (1, ("trees", "tangents", "rules", "rules_sums", "rules_shape", "dual_array")),
-    "ternary": (2, ("packings", "layouts", "ggml_blocks", "panels")),
+    "ternary": (2, ("packings", "layouts", "ggml_blocks", "panels", "hf_panels")),
     "matmul": (3, ()),
     "absmean": (4, ()),
     "layers": (5, ()),
@@ -28,7 +28,7 @@ ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "steps": (8, ("logfile", "logcodes", "replay", "netmoves", "edits")),
     "tape": (9, ()),
     "transformer": (10, ("attention", "blocks")),
-    "checkpoint": (11, ()),
+    "checkpoint": (11, ("damage", "safetensors_file", "hf_config", "hf_bitnet")),
     "topk": (12, ()),
     "nf4": (13, ()),
     "lora": (14, ()),

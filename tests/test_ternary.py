@@ -479,6 +479,36 @@ def test_a_matrix_survives_pickling_and_copying():
         assert not again.packed2().flags.writeable
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (1, 1), (5, 7), (17, 130), (65, 64), (140, 96)])
+@pytest.mark.parametrize("path", ["reference", "portable", "auto"])
+def test_a_matrix_of_an_hf_file_is_that_of_its_codes(shape, path, monkeypatch):
+    """from_hf(to_hf(t)) = from_codes(t), byte for byte as it is held; padding weighs nothing."""
+    monkeypatch.setenv("MINIBIT_KERNELS", path)
+    codes = random_codes(*shape)
+    packed = to_hf(codes)
+    packed.flags.writeable = False
+    matrix, expected = TernaryMatrix.from_hf(packed, shape[0], 0.3), TernaryMatrix.from_codes(codes)
+    assert matrix.shape == shape
+    assert matrix.scale == np.float32(0.3)
+    np.testing.assert_array_equal(matrix._held, expected._held)
+    np.testing.assert_array_equal(matrix.codes(), codes)
+
+
+@pytest.mark.parametrize("path", ["reference", "portable", "auto"])
+@pytest.mark.parametrize("byte", [3, 3 << 2, 3 << 4, 3 << 6])
+def test_a_matrix_of_an_hf_file_holds_no_code_3(path, byte, monkeypatch):
+    """Wherever in a byte the code 3 is, padding included, the byte is named."""
+    monkeypatch.setenv("MINIBIT_KERNELS", path)
+    packed = np.zeros((2, 3), np.uint8)
+    packed[1, 2] = byte
+    with pytest.raises(ValueError, match=r"code 3 in byte 0x.. at \(1, 2\)"):
+        TernaryMatrix.from_hf(packed, 5)
+    with pytest.raises(TypeError, match="packed must be uint8"):
+        TernaryMatrix.from_hf(packed.astype(np.int8), 5)
+    with pytest.raises(ValueError, match="four rows a byte"):
+        TernaryMatrix.from_hf(packed, 9)
+
+
 @pytest.mark.parametrize(
     ("scale", "error", "message"),
     [
