@@ -1,0 +1,374 @@
+"""What a language model costs on paper: memory, bytes read, energy, batch and throughput.
+
+The claims of BitNet b1.58 about LLaMA-shaped models follow from a handful of products. A model of L
+layers, hidden size d, GLU size f and vocabulary V has, where K/H of the heads keep keys and values,
+
+    matrices    L (2 d d (1 + K/H) + 3 d f)         2 bytes each in FP16, 1/4 in b1.58 (2-bit codes)
+    embedding and head    2 V d                     2 bytes each in both
+    cache       2 L d K/H values a token            2 bytes each, or 1
+
+    memory      1.018 matrices + 3.285 (embedding and head)
+    time        bytes read / bandwidth, or operations / peak, whichever is longer
+    energy      operations and bytes read, each times its picojoules
+
+Every constant names its source. Two are fitted: the factors of `memory_gb`, to the seven points of
+the paper's Table 1. Nothing else is; where a model and a published figure part, that is the answer.
+
+Sources, by the names used below. *Paper*: arXiv 2402.17764. *Tips*: "The Era of 1-bit LLMs:
+Training Tips, Code and FAQ". *LLaMA*: arXiv 2302.13971. *Llama 2*: arXiv 2307.09288. *Horowitz*:
+"Computing's energy problem", ISSCC 2014 (45 nm). *Jouppi*: "Ten lessons from three generations
+shaped Google's TPUv4i", ISCA 2021, Table 2 (7 nm). *O'Connor*: "Fine-Grained DRAM", MICRO 2017.
+*A100*: NVIDIA's data sheet of the A100 80 GB SXM, 2021.
+
+May import: nothing.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import NamedTuple
+
+__all__ = [
+    "B158",
+    "FP16",
+    "SHAPES",
+    "Energy",
+    "Shape",
+    "Weights",
+    "cache_bytes",
+    "largest_batch",
+    "memory_gb",
+    "multiply_adds",
+    "step_bytes",
+    "step_seconds",
+    "token_energy",
+]
+
+MATRIX_FACTOR, EMBEDDING_FACTOR = 1.018, 3.285  # fitted; see memory_gb
+BANDWIDTH = 2.039e12  # A100: bytes a second
+PEAK = 312e12  # A100: FP16 operations a second, dense; a multiply-add is two
+DRAM_PJ_PER_BYTE = 8 * 3.97  # O'Connor: HBM2, the device alone
+ENERGY_PJ = {  # one operation, in picojoules
+    "45 nm": {  # Horowitz
+        "int8 add": 0.03,
+        "int32 add": 0.1,
+        "fp16 add": 0.4,
+        "fp16 multiply": 1.1,
+    },
+    "7 nm": {  # Jouppi
+        "int8 add": 0.007,
+        "int32 add": 0.03,
+        "fp16 add": 0.16,
+        "fp16 multiply": 0.34,
+    },
+}
+
+
+class Shape(NamedTuple):
+    """The sizes of a LLaMA-shaped model, on which all of its costs depend.
+
+    Attributes
+    ----------
+    hidden, intermediate, layers, heads, kv_heads : int
+        d, f, L, H and K.
+    vocabulary : int
+        V. Embedding and head are two matrices.
+    """
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int = 32000
+
+    @property
+    def matrix_weights(self) -> int:
+        """Weights of all linear layers but the head: those that b1.58 makes ternary."""
+        d, kept = self.hidden, self.hidden * self.kv_heads // self.heads
+        return self.layers * (2 * d * d + 2 * d * kept + 3 * d * self.intermediate)
+
+    @property
+    def head_weights(self) -> int:
+        """Weights of the head, which stays in FP16; the embedding has as many."""
+        return self.vocabulary * self.hidden
+
+
+SHAPES = {
+    "700M": Shape(1536, 4096, 24, 24, 24),  # Tips
+    "1.3B": Shape(2048, 5460, 24, 32, 32),  # Tips
+    "3B": Shape(3200, 8640, 26, 32, 32),  # Tips
+    "3.9B": Shape(3200, 12800, 26, 32, 32),  # Tips
+    "7B": Shape(4096, 11008, 32, 32, 32),  # LLaMA
+    "13B": Shape(5120, 13824, 40, 40, 40),  # LLaMA
+    "30B": Shape(6656, 17920, 60, 52, 52),  # LLaMA
+    "65B": Shape(8192, 22016, 80, 64, 64),  # LLaMA
+    "70B": Shape(8192, 28672, 80, 64, 8),  # Llama 2
+}
+
+
+class Weights(NamedTuple):
+    """How the linear layers hold their weights.
+
+    Attributes
+    ----------
+    bytes : float
+        Of one weight.
+    pj : float
+        Of one multiply-add with it, in picojoules: at 7 nm (Jouppi).
+    """
+
+    bytes: float
+    pj: float
+
+
+FP16 = Weights(2.0, ENERGY_PJ["7 nm"]["fp16 multiply"] + ENERGY_PJ["7 nm"]["fp16 add"])
+B158 = Weights(0.25, ENERGY_PJ["7 nm"]["int8 add"])  # the sign chooses between x, -x and nothing
+
+
+class Energy(NamedTuple):
+    """The energy of one token, in joules: of the arithmetic, and of reading what it works on."""
+
+    arithmetic: float
+    reading: float
+
+
+def memory_gb(shape: Shape, weights: Weights) -> float:
+    """Memory of a running model, by the model of the paper's Table 1.
+
+    ``(1.018 matrices bytes + 3.285 (2 V d) 2) / 10^9``.
+
+    The two factors are the least-squares fit to the seven published points, rounded: two constants,
+    seven points. The first is near 1, so the matrices are all that grows with the weights. The
+    second says that a runtime holds 3.3 times the bytes of embedding and head in things that grow
+    with d alone; the paper doesn't say what they are.
+
+    Parameters
+    ----------
+    shape : Shape
+    weights : Weights
+
+    Returns
+    -------
+    float
+        GB of 10^9 bytes.
+
+    Examples
+    --------
+    >>> round(memory_gb(SHAPES["3B"], FP16), 2), round(memory_gb(SHAPES["3B"], B158), 2)
+    (7.9, 2.17)
+    """
+    matrices = shape.matrix_weights * weights.bytes
+    embeddings = 2 * shape.head_weights * FP16.bytes
+    return (MATRIX_FACTOR * matrices + EMBEDDING_FACTOR * embeddings) / 1e9
+
+
+def cache_bytes(shape: Shape, tokens: int, value_bytes: float = 2) -> float:
+    """Bytes of the keys and values of one sequence: ``2 L d (K/H) tokens value_bytes``.
+
+    Parameters
+    ----------
+    shape : Shape
+    tokens : int
+        In the sequence so far, 0 or more.
+    value_bytes : float
+        2 in FP16; 1 if b1.58's 8-bit activations are what is kept.
+
+    Raises
+    ------
+    ValueError
+        If `tokens` is negative.
+
+    Examples
+    --------
+    >>> cache_bytes(SHAPES["65B"], 512) / 1e9, cache_bytes(SHAPES["70B"], 512) / 1e9
+    (1.34217728, 0.16777216)
+    """
+    kept = shape.hidden * shape.kv_heads // shape.heads
+    return 2 * shape.layers * kept * _counted(tokens, "tokens", 0) * value_bytes
+
+
+def multiply_adds(shape: Shape, tokens: int = 0) -> tuple[int, int]:
+    """Count the multiply-adds of one token: in the linear layers, and in head and attention.
+
+    ``matrices`` and ``V d + 2 L d tokens``: scores and sums over the tokens so far.
+
+    Parameters
+    ----------
+    shape : Shape
+    tokens : int
+        In the sequence so far, 0 or more.
+
+    Returns
+    -------
+    linear, other : int
+        The first are additions in b1.58; the second are FP16 in both.
+
+    Raises
+    ------
+    ValueError
+        If `tokens` is negative.
+
+    Examples
+    --------
+    >>> multiply_adds(SHAPES["3B"], 512)
+    (3221504000, 187596800)
+    """
+    attention = 2 * shape.layers * shape.hidden * _counted(tokens, "tokens", 0)
+    return shape.matrix_weights, shape.head_weights + attention
+
+
+def step_bytes(
+    shape: Shape, weights: Weights, *, batch: int = 1, tokens: int = 0, value_bytes: float = 2
+) -> float:
+    """Bytes read for one more token of each sequence of a batch: matrices, head and caches.
+
+    ``matrices bytes + 2 V d + batch cache``. Of the embedding only single rows are read.
+
+    Parameters
+    ----------
+    shape : Shape
+    weights : Weights
+    batch : int
+        Sequences, 1 or more: the weights are read once for all of them.
+    tokens : int
+        In each sequence so far, 0 or more.
+    value_bytes : float
+        Of one number in the cache, as in `cache_bytes`.
+
+    Raises
+    ------
+    ValueError
+        If `batch` is below 1 or `tokens` negative.
+
+    Examples
+    --------
+    >>> step_bytes(SHAPES["13B"], B158) < step_bytes(SHAPES["3B"], FP16)
+    True
+    """
+    held = shape.matrix_weights * weights.bytes + shape.head_weights * FP16.bytes
+    return held + _counted(batch, "batch", 1) * cache_bytes(shape, tokens, value_bytes)
+
+
+def step_seconds(
+    shape: Shape,
+    weights: Weights,
+    *,
+    batch: int = 1,
+    tokens: int = 0,
+    value_bytes: float = 2,
+    cards: int = 1,
+) -> float:
+    """Least time for one more token of each sequence of a batch, on A100 cards of 80 GB.
+
+    ``max(bytes read / bandwidth, 2 multiply-adds / peak)``, with both at the data sheet's values:
+    no program is faster, and all are slower.
+
+    Parameters
+    ----------
+    shape : Shape
+    weights : Weights
+    batch, tokens, value_bytes
+        As in `step_bytes`.
+    cards : int
+        With more than one, each holds its share of the layers (pipeline parallelism) and the batch
+        is cut into as many parts, so that all cards are busy: each reads its weights once for each
+        part, its caches and its operations are shared out.
+
+    Raises
+    ------
+    ValueError
+        If `batch` or `cards` is below 1, or `tokens` negative.
+
+    Examples
+    --------
+    >>> round(1000 * step_seconds(SHAPES["3B"], FP16), 2)  # milliseconds; measured: 5.07
+    3.26
+    """
+    cards = _counted(cards, "cards", 1)
+    held = step_bytes(shape, weights)
+    caches = step_bytes(shape, weights, batch=batch, tokens=tokens, value_bytes=value_bytes) - held
+    operations = 2 * batch * sum(multiply_adds(shape, tokens))
+    return max((held + caches / cards) / BANDWIDTH, operations / cards / PEAK)
+
+
+def token_energy(
+    shape: Shape, weights: Weights, *, batch: int = 1, tokens: int = 0, value_bytes: float = 2
+) -> Energy:
+    """Energy of one token, of arithmetic at 7 nm and of reading HBM2.
+
+    Arithmetic: `multiply_adds` times the picojoules of each, all but the linear layers in FP16.
+    Reading: ``step_bytes / batch`` times 31.8 pJ.
+
+    Parameters
+    ----------
+    shape : Shape
+    weights : Weights
+    batch, tokens, value_bytes
+        As in `step_bytes`.
+
+    Returns
+    -------
+    Energy
+        Joules a token. A lower bound: no cache of the chip, register, wire, norm or softmax counts.
+
+    Raises
+    ------
+    ValueError
+        If `batch` is below 1 or `tokens` negative.
+
+    Examples
+    --------
+    >>> energy = token_energy(SHAPES["7B"], FP16)
+    >>> round(energy.arithmetic, 4), round(energy.reading, 4)
+    (0.0033, 0.4197)
+    """
+    linear, other = multiply_adds(shape, tokens)
+    read = step_bytes(shape, weights, batch=batch, tokens=tokens, value_bytes=value_bytes) / batch
+    return Energy(1e-12 * (linear * weights.pj + other * FP16.pj), 1e-12 * read * DRAM_PJ_PER_BYTE)
+
+
+def largest_batch(
+    shape: Shape, weights: Weights, *, memory: float, tokens: int, value_bytes: float = 2
+) -> int:
+    """How many sequences fit beside the weights: ``(memory - weights) / cache``, rounded down.
+
+    Weights are the matrices, the embedding and the head, each once; nothing else is held.
+
+    Parameters
+    ----------
+    shape : Shape
+    weights : Weights
+    memory : float
+        Bytes, of all cards together.
+    tokens : int
+        In each sequence, 1 or more.
+    value_bytes : float
+        As in `cache_bytes`.
+
+    Returns
+    -------
+    int
+        0 if not even the weights fit.
+
+    Raises
+    ------
+    ValueError
+        If `tokens` is below 1.
+
+    Examples
+    --------
+    >>> largest_batch(SHAPES["65B"], FP16, memory=160e9, tokens=512)
+    21
+    """
+    tokens = _counted(tokens, "tokens", 1)
+    held = shape.matrix_weights * weights.bytes + 2 * shape.head_weights * FP16.bytes
+    return max(int((memory - held) // cache_bytes(shape, tokens, value_bytes)), 0)
+
+
+def _counted(number: int, name: str, least: int) -> int:
+    """Return a whole number that is large enough."""
+    whole = operator.index(number)
+    if whole < least:
+        raise ValueError(f"{name} must be {least} or more, got {number}")
+    return whole
