@@ -27,7 +27,7 @@ ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "noise_step": (7, ("moves", "unit_tangents", "alignments")),
     "steps": (8, ("logfile", "logcodes", "replay", "netmoves", "edits")),
     "tape": (9, ()),
-    "transformer": (10, ("attention", "blocks")),
+    "transformer": (10, ("costs", "attention", "blocks")),
     "checkpoint": (11, ("damage", "safetensors_file", "hf_config", "hf_bitnet")),
     "topk": (12, ()),
     "nf4": (13, ()),
