@@ -42,6 +42,7 @@ from minibit.philox import (
 )
 from minibit.philox import LEVELS as LEVELS
 from minibit.philox import SHIFTS as SHIFTS
+from minibit.philox import TOKENS as TOKENS
 from minibit.philox import USER as USER
 
 __all__ = [

@@ -26,6 +26,7 @@ from minibit.noise import (
     LEVELS,
     NOISE,
     SHIFTS,
+    TOKENS,
     UNITS,
     USER,
     draw_inputs,
@@ -622,8 +623,8 @@ def test_uniforms_and_integers_are_uniform():
 
 def test_streams_of_another_domain_step_lane_or_seed_share_no_word():
     """Sixty words of each: a chance meeting of two of 900 words has probability 1e-4."""
-    domains = (NOISE, INITIAL, BATCH, UNITS, INPUTS, SHIFTS, LEVELS, USER)
-    assert len(set(domains)) == 8
+    domains = (NOISE, INITIAL, BATCH, UNITS, INPUTS, SHIFTS, LEVELS, TOKENS, USER)
+    assert len(set(domains)) == 9
     streams = [words(20, domain, 0, 60) for domain in domains]
     streams += [words(20, BATCH, 1, 60), words(20, BATCH, 2**31, 60)]
     streams += [words(20, BATCH, 0, 60, lane=1), words(20, BATCH, 0, 60, lane=2**31)]
