@@ -9,8 +9,8 @@ kernel runs is decided when a `TernaryMatrix` is made (`minibit.kernels.path`), 
 decides how the weights lie in memory (`minibit.panels`). One token is a matter of memory, many are
 one of arithmetic: there are two kernels a path.
 
-Threads are used where they pay: above about 0.2 ms of work. ``MINIBIT_THREADS`` or the argument
-`threads` limits them. All functions may be called from several threads at once.
+Threads are used where they pay: above some 25 microseconds of work. ``MINIBIT_THREADS`` or the
+argument `threads` limits them. All functions may be called from several threads at once.
 
 May import: numpy, minibit.packings, minibit.panels, minibit.ternary, minibit.kernels.
 """
@@ -146,7 +146,15 @@ def ternary_matmul_int8(
     >>> ternary_matmul_int8(np.int8([[2, 3, 5]]), matrix)
     array([[-3, 10]], dtype=int32)
     """
-    if (threads is None or threads == 1) and (kernel := _small(x, matrix, _INT8)):
+    if (
+        (threads is None or threads == 1)
+        and type(x) is np.ndarray
+        and type(matrix) is TernaryMatrix
+        and x.shape == matrix._one_token
+        and x.dtype is _INT8
+        and x.flags.carray
+        and (kernel := _ONE.get(matrix._path))
+    ):  # the shortest way in: 256 by 256 takes less time than asking twice what it is
         n_out = matrix.shape[0]
         out = np.empty((1, n_out), _INT32)
         kernel(x, matrix._held, out, 0, (n_out + 15) // 16, None)
@@ -197,7 +205,15 @@ def ternary_matmul(
     >>> ternary_matmul(np.float32([[127, 64, -1]]), matrix)
     array([[64., 95.]], dtype=float32)
     """
-    if (threads is None or threads == 1) and (kernel := _small(x, matrix, _FLOAT32)):
+    if (
+        (threads is None or threads == 1)
+        and type(x) is np.ndarray
+        and type(matrix) is TernaryMatrix
+        and x.shape == matrix._one_token
+        and x.dtype is _FLOAT32
+        and x.flags.carray
+        and (kernel := _ONE.get(matrix._path))
+    ):
         n_out = matrix.shape[0]
         out = np.empty((1, n_out), _FLOAT32)
         if kernel(x, matrix._held, out, 0, (n_out + 15) // 16, matrix.scale):
@@ -304,23 +320,6 @@ def _is_plain(x: Array, matrix: TernaryMatrix, dtype: np.dtype[Any]) -> bool:
         and x.shape[1] == matrix.shape[1]
         and x.flags.carray
     )
-
-
-def _small(x: Array, matrix: TernaryMatrix, dtype: np.dtype[Any]) -> Callable[..., bool] | None:
-    """Return the kernel for one token and a small matrix, or None: the shortest way in.
-
-    A product of 256 by 256 takes less time than asking twice what it is. A matrix that is not small
-    has no `_one_token`, so one comparison of shapes answers for both.
-    """
-    if (
-        type(x) is np.ndarray
-        and type(matrix) is TernaryMatrix
-        and x.shape == matrix._one_token
-        and x.dtype is dtype
-        and x.flags.carray
-    ):
-        return _ONE.get(matrix._path)
-    return None
 
 
 def _rows(x: Array, matrix: TernaryMatrix, dtype: np.dtype[Any]) -> Array:
@@ -444,14 +443,14 @@ def _multiply(
     groups = (n_out + 15) // 16
     kernels = _kernels(matrix._path)
     kernel = kernels.many if batch > 1 else kernels.one
-    _ONE[matrix._path] = kernels.one  # from now on in reach of `_small`
+    _ONE[matrix._path] = kernels.one  # from now on the shortest way in is open
     if threads == 1 or batch * n_out * n_in < _PAYS:
         return kernel(x, matrix._held, out, 0, groups, gamma)
     return _multiply_parallel(kernel, x, matrix, out, gamma, threads)
 
 
 _ONE: dict[str, Callable[..., bool]] = {}  # kernels of paths that have been used
-_PAYS = 40_000_000  # multiplications: about 0.2 ms of reading weights or of arithmetic
+_PAYS = 8_000_000  # multiplications: about 25 microseconds of reading weights or of arithmetic
 
 
 def _multiply_reference(

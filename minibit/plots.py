@@ -29,6 +29,7 @@ __all__ = [
     "history_figure",
     "label_axes",
     "require",
+    "roofline_figure",
     "save",
     "style",
     "training_figure",
@@ -206,6 +207,50 @@ def history_figure(
     made, (axes,) = figure()
     _draw_accuracies(axes, steps, accuracies)
     label_axes(axes, "step", "accuracy (%)", title)
+    return made
+
+
+def roofline_figure(
+    points: Mapping[str, tuple[float, float]],
+    *,
+    bandwidth: float | None = None,
+    peak: float | None = None,
+    title: str,
+) -> Figure:
+    """Draw products on a roofline: no faster than memory brings weights, nor than the arithmetic.
+
+    Parameters
+    ----------
+    points : dict
+        Name to (multiplications a byte of weights, multiplications a second).
+    bandwidth : float, optional
+        Bytes a second of a plain read, the slope.
+    peak : float, optional
+        Multiplications a second at best, the roof.
+    title : str
+        What was measured.
+
+    Returns
+    -------
+    matplotlib Figure
+    """
+    made, (axes,) = figure(height=4.2)
+    found = np.array(list(points.values()), float).reshape(-1, 2)  # (points, 2)
+    low, high = (found[:, 0].min(), found[:, 0].max()) if len(found) else (1.0, 1.0)
+    x = np.geomspace(low / 2, high * 2, 50)
+    roof = np.full(50, np.inf)
+    if bandwidth is not None:
+        roof = np.minimum(roof, x * bandwidth)
+    if peak is not None:
+        roof = np.minimum(roof, peak)
+    if np.isfinite(roof).all():
+        axes.loglog(x, roof / 1e9, color="0.4", label="plain read, then the peak of dot products")
+    for number, (name, (intensity, speed)) in enumerate(points.items()):
+        color = PALETTE[number % len(PALETTE)]
+        axes.loglog(intensity, speed / 1e9, "os^Dv<>"[number % 7], color=color, label=name)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    label_axes(axes, "multiplications a byte of weights", "multiplications a ns", title)
     return made
 
 

@@ -224,7 +224,7 @@ class TernaryMatrix:
         return (TernaryMatrix.from_packed2, (self.packed2(), self.shape, self.scale))
 
 
-_SMALL = 4096  # inputs and outputs of a matrix for which the way into a product counts
+_SMALL = 2048  # inputs and outputs of a matrix for which the way into a product counts
 _PACK: dict[str, Callable[..., NDArray[np.uint8]]] = {
     "packed2": pack2,
     "columns": pack_columns,

@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from minibit import kernels
 from minibit.bench import Options, products
+from minibit.plots import roofline_figure
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +17,7 @@ def small(monkeypatch):
     monkeypatch.setattr(products, "SMALL", ((32, 64),))
     monkeypatch.setattr(products, "ROUND", 1e-5)
     monkeypatch.setattr(products, "SECONDS", 0.0)
+    monkeypatch.setattr(products, "CACHE", 100_000)
 
 
 def test_one_token_is_measured_against_numpy_memory_and_the_portable_kernel():
@@ -28,7 +31,27 @@ def test_one_token_is_measured_against_numpy_memory_and_the_portable_kernel():
         assert bars["64 x 128: share of a plain read"] == 0.85
         assert bars["64 x 128: portable, speed over NumPy float32"] == 5.0
     assert all(math.isfinite(figure.value) and figure.value > 0 for figure in report.figures)
-    assert set(report.details) == {"64 x 128", "48 x 64", "64 x 64", "96 x 128", "32 x 64"}
+    shapes = {"64 x 128", "48 x 64", "64 x 64", "96 x 128", "32 x 64"}
+    assert set(report.details) == shapes | {"roofline"}
+
+
+def test_the_details_are_a_roofline_that_can_be_drawn():
+    """Every way to multiply has its place: multiplications a byte, multiplications a second."""
+    roofline = products.gemv(Options(threads=1)).details["roofline"]
+    assert roofline["points"]["numpy float32"][0] == 0.25
+    assert roofline["points"]["int8"][0] == 4.0
+    drawn = roofline_figure(**roofline)
+    assert {"int8", "numpy float32"} <= {line.get_label() for line in drawn.axes[0].lines}
+
+
+def test_one_copy_more_than_the_caches_hold_is_read_in_turn(monkeypatch):
+    """Copies are no views: each has bytes of its own."""
+    monkeypatch.setattr(products, "CACHE", 10_000)
+    _, _, held = products._problem(64, 128, 1)
+    copies = products._copies(held)
+    assert len(copies) * held.nbytes <= 10_000 < (len(copies) + 1) * held.nbytes
+    assert not any(np.shares_memory(one._held, held._held) for one in copies)
+    np.testing.assert_array_equal(copies[0].codes(), held.codes())
 
 
 def test_forcing_a_path_leaves_the_environment_as_it_was(monkeypatch):

@@ -93,6 +93,17 @@ def test_a_history_figure_names_every_line():
     assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
+def test_a_roofline_bends_where_arithmetic_becomes_the_limit():
+    """The line is the smaller of slope and roof; without either there is none, only points."""
+    points = {"one": (1.0, 2e9), "many": (64.0, 3e10)}
+    drawn = plots.roofline_figure(points, bandwidth=1e10, peak=8e10, title="x")
+    x, y = drawn.axes[0].lines[0].get_data()
+    np.testing.assert_allclose(y, np.minimum(10 * x, 80))
+    assert x.min() == pytest.approx(0.5)
+    assert x.max() == pytest.approx(128)
+    assert len(plots.roofline_figure(points, title="x").axes[0].lines) == 2
+
+
 @pytest.mark.parametrize("ending", ["svg", "png", "pdf"])
 def test_a_figure_is_saved_in_the_format_of_its_name(tmp_path, ending):
     """The file starts as its format does."""

@@ -151,12 +151,15 @@ class Benchmark:
         runs in a process of its own, on one thread or as many as asked for. Else it runs here.
     presets : tuple of str
         The training presets that it can be asked for; none where it trains nothing.
+    roofline : bool
+        Whether its details hold what `minibit.plots.roofline_figure` takes.
     """
 
     summary: str
     function: str
     own_process: bool = True
     presets: tuple[str, ...] = ()
+    roofline: bool = False
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -174,10 +177,12 @@ BENCHMARKS: dict[str, Benchmark] = {
     "gemv": Benchmark(
         "the ternary product of one token, beside NumPy and what memory gives",
         "minibit.bench.products:gemv",
+        roofline=True,
     ),
     "matmul": Benchmark(
         "the ternary product of many tokens, beside NumPy and the CPU's peak",
         "minibit.bench.products:matmul",
+        roofline=True,
     ),
     "quantise": Benchmark(
         "absmean and absmax at 4096 x 4096, beside NumPy",

@@ -1,8 +1,10 @@
 """``bench gemv``, ``bench matmul`` and ``bench quantise``: products and quantisers beside NumPy.
 
 Everything is timed through the public functions. At its turn, a candidate runs untimed for
-half a millisecond, so that it finds in the caches what its own weights leave there, and then timed
-for about one; medians of many rounds are compared. Bars hold for one thread.
+two milliseconds and at least eight calls, so that it finds in the caches what its own weights leave
+there, and then timed for as long; medians of many rounds are compared. What is read "from memory"
+goes in turn through copies that no cache holds, as decoding goes through a model's layers. Bars
+hold for one thread.
 
 May import: anything of minibit.
 """
@@ -10,6 +12,7 @@ May import: anything of minibit.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,8 +36,10 @@ Candidates = dict[str, Callable[[], object]]
 LARGE = ((4096, 4096), (2560, 6912), (6912, 2560), (14336, 4096))  # (n_out, n_in)
 SMALL = ((256, 256), (256, 784))
 PEERS = ("torch float32", "torch bfloat16", "torch int8")
-ROUND = 1e-3  # seconds that a candidate is timed at a turn, and at least one call
-SECONDS = 2.0  # for all candidates of a shape
+ROUND = 2e-3  # seconds that a candidate is timed at a turn, after as many that are not
+LEAST = 8  # calls of each kind: a shared cache takes several passes to hold what was read anew
+CACHE = 256_000_000  # bytes; more than the last cache of a CPU, or a core's share of it, holds
+SECONDS = 3.0  # for all candidates of a shape
 
 
 def gemv(options: Options) -> Report:
@@ -55,6 +60,8 @@ def gemv(options: Options) -> Report:
         if large and kernels.compiled():
             share = times["read"] / fast
             figures.append(Figure(f"{name}: share of a plain read", share, "share", 0.85))
+            share = times["read from memory"] / times["int8 from memory"]
+            figures.append(Figure(f"{name}: the same from memory", share, "share", 0.85))
             speed = numpy / times["portable"]
             figures.append(_ratio(name, "portable", speed, "NumPy float32", 5.0))
         for peer in PEERS:
@@ -65,6 +72,20 @@ def gemv(options: Options) -> Report:
             speed = times["one thread"] / times["two threads"]
             figures.append(_ratio(name, "two threads", speed, "one thread", 1.5))
         figures.append(Figure(f"{name}: packed weights read", held / fast / 1e9, "GB/s"))
+    n_out, n_in = LARGE[0]
+    times, work = details[f"{n_out} x {n_in}"], n_out * n_in
+    bytes_each = dict.fromkeys(("int8", "end to end", "portable"), 0.25)
+    bytes_each |= {"numpy float32": 4, "torch float32": 4, "torch bfloat16": 2, "torch int8": 1}
+    details["roofline"] = {
+        "title": f"One token, {n_out} x {n_in}",
+        "bandwidth": work / 4 / times["read"] if "read" in times else None,
+        "peak": _peak(),
+        "points": {
+            name: (1 / size, work / times[name])
+            for name, size in bytes_each.items()
+            if name in times
+        },
+    }
     return Report(tuple(figures), _notes(options), details)
 
 
@@ -87,6 +108,12 @@ def _one_token(n_out: int, n_in: int, options: Options) -> tuple[dict[str, float
             plain = TernaryMatrix.from_codes(codes)
         candidates["portable"] = lambda: ternary_matmul_int8(x, plain, threads=1)
         candidates["read"] = lambda: peaks.read(words)
+        turns, several = itertools.count(), [held, *_copies(held)]
+        plains = [one._held[: one.nbytes // 8 * 8].view(np.uint64) for one in several]
+        candidates["int8 from memory"] = lambda: ternary_matmul_int8(
+            x, several[next(turns) % len(several)], threads=threads
+        )
+        candidates["read from memory"] = lambda: peaks.read(plains[next(turns) % len(several)])
         if cpus() >= 2:
             candidates["one thread"] = lambda: ternary_matmul_int8(x, held, threads=1)
             candidates["two threads"] = lambda: ternary_matmul_int8(x, held, threads=2)
@@ -124,6 +151,20 @@ def matmul(options: Options) -> Report:
             share = n_out * n_in * tokens * times["peak"] / times["int8"]
             bar = 0.85 if tokens >= 192 and large and path == "vnni" else None
             figures.append(Figure(f"{name}: share of the VNNI peak", share, "share", bar))
+    n_out, n_in, _ = problems[0]
+    details["roofline"] = {
+        "title": f"{n_out} x {n_in}, by tokens",
+        "bandwidth": _bandwidth(),
+        "peak": _peak(),
+        "points": {
+            f"{tokens} tokens": (
+                4.0 * tokens,
+                n_out * n_in * tokens / details[f"{n_out} x {n_in}, {tokens} tokens"]["end to end"],
+            )
+            for *shape, tokens in problems
+            if shape == [n_out, n_in]
+        },
+    }
     if gains:
         mean = float(np.exp(np.mean(np.log(gains))))
         figures.append(Figure("AMX: geometric mean over torch's", mean, "x", 1.4))
@@ -186,6 +227,26 @@ def quantise(options: Options) -> Report:
     return Report(tuple(figures), _notes(options), {"4096 x 4096": dict(times)})
 
 
+def _peak() -> float | None:
+    """Multiplications a second that ``vpdpbusd`` reaches at best; None on a CPU without it."""
+    if kernels.path() not in ("vnni", "amx"):
+        return None
+    from minibit.kernels import peaks
+
+    scratch, rounds = np.zeros(24 * 16, np.int32), 20_000
+    return rounds * 24 * 64 / _medians({"peak": lambda: peaks.vnni(rounds, scratch)}, 0.2)["peak"]
+
+
+def _bandwidth() -> float | None:
+    """Bytes a second of a plain read of 4096 by 4096 packed weights; None without compiler."""
+    if not kernels.compiled():
+        return None
+    from minibit.kernels import peaks
+
+    words = np.zeros(4096 * 4096 // 32, np.uint64)
+    return words.nbytes / _medians({"read": lambda: peaks.read(words)}, 0.2)["read"]
+
+
 def _ratio(shape: str, ours: str, value: float, theirs: str, bar: float | None = None) -> Figure:
     """Say how many times as fast as another way ours is."""
     return Figure(f"{shape}: {ours}, speed over {theirs}", float(value), "x", bar)
@@ -211,17 +272,19 @@ def _problem(
     return codes, x, TernaryMatrix.from_codes(codes, 0.02)
 
 
-def _medians(candidates: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+def _medians(
+    candidates: Mapping[str, Callable[[], object]], seconds: float = SECONDS
+) -> dict[str, float]:
     """Median seconds of one call of each, from turns of several calls after some that warm."""
     calls = {}
     for name, function in candidates.items():
         alone = interleaved({name: function}, seconds=0.0, least_rounds=3, warmups=2)[name]
-        calls[name] = max(1, min(1000, round(ROUND / float(alone.min()))))
+        calls[name] = max(LEAST, min(2000, round(ROUND / float(alone.min()))))
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    end = time.perf_counter() + SECONDS
+    end = time.perf_counter() + seconds
     while len(times[next(iter(times))]) < 15 or time.perf_counter() < end:
         for name, function in candidates.items():
-            for _ in range(max(3, calls[name] // 2)):  # what ran before has left the caches
+            for _ in range(calls[name]):  # what ran before has left the caches
                 function()
             start = time.perf_counter()
             for _ in range(calls[name]):
@@ -242,6 +305,15 @@ def _forced(path: str) -> Iterator[None]:
             del os.environ["MINIBIT_KERNELS"]
         else:
             os.environ["MINIBIT_KERNELS"] = before
+
+
+def _copies(matrix: TernaryMatrix) -> list[TernaryMatrix]:
+    """Return so many copies that no cache holds all: read in turn, they come from memory."""
+    many = max(1, CACHE // matrix.nbytes)
+    return [
+        TernaryMatrix._made(matrix._held.copy(), matrix._path, matrix.shape, matrix.scale)
+        for _ in range(many)
+    ]
 
 
 def _torch(

@@ -1,16 +1,18 @@
 """``minibit bench``: measure, and compare with the bar.
 
-May import: minibit.bench, minibit.cli.
+May import: minibit.bench, minibit.cli, minibit.plots.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from minibit.bench import BENCHMARKS, Options, run
-from minibit.cli.common import BadUse, Json, Output, percent, whole_numbers
+from minibit.cli.common import BadUse, Json, Output, check_plot, percent, whole_numbers
+from minibit.plots import roofline_figure, save
 
 
 def bench(
@@ -31,6 +33,9 @@ def bench(
     seeds: Annotated[
         list[str] | None, typer.Option(help="For train: which seeds, e.g. --seeds 0 1 2.")
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="For gemv and matmul: draw a roofline (SVG, PNG, PDF).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a benchmark: figures beside their bars, and what they were measured on."""
@@ -45,11 +50,18 @@ def bench(
         if preset and preset not in (known := BENCHMARKS[name].presets):
             takes = f"takes --preset {', '.join(known)}" if known else "takes no --preset"
             raise BadUse(f"bench {name} {takes}; got {preset!r}")
+        if plot is not None:
+            if not BENCHMARKS[name].roofline:
+                raise BadUse(f"bench {name} draws no plot")
+            check_plot(plot)
         options = Options(threads=threads, peers=peers, preset=preset)
         if seeds:
             options = Options(threads, peers, preset, tuple(whole_numbers(seeds, "--seeds")))
         result = run(name, options)
         _show(out, result)
+        if plot is not None:
+            save(roofline_figure(**result["details"]["roofline"]), plot)
+            out.say(f"wrote {plot}")
         out.result(result)
         if check and not result["passed"]:
             raise typer.Exit(1)
