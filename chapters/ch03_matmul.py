@@ -296,6 +296,26 @@ plots.label_axes(
 assert fastest not in ("vnni", "amx") or speeds[-1] > speeds[0]
 
 # %% [markdown]
+# ## Two threads
+#
+# Products of one matrix's rows don't depend on each other, so threads share them as ranges of rows, and no bit changes. Two things keep two threads from being twice
+# as fast. Where one core already takes all that memory gives, a second gets nothing more. And to wake a sleeping thread takes some 50 µs, as long as this whole
+# product: so the workers look for the next product for a tenth of a millisecond before they sleep, without Python's lock (`minibit.kernels.threads`).
+
+# %%
+token = rng.integers(-127, 128, (1, n_in), dtype=np.int8)  # (1, n_in)
+for threads in (1, 2):
+    np.testing.assert_array_equal(
+        ternary_matmul_int8(token, held, threads=threads), ternary_matmul_int8(token, held)
+    )
+    times = []
+    for _ in range(30):
+        start = time.perf_counter()
+        ternary_matmul_int8(token, held, threads=threads)
+        times.append(time.perf_counter() - start)
+    print(f"{threads} thread(s): {1e6 * np.median(times):.0f} µs a token")
+
+# %% [markdown]
 # ## Floats in, floats out
 #
 # A layer gets floats. `ternary_matmul` rounds each token to int8 by its largest magnitude (the next chapter), multiplies exactly, and scales. The kernels do this in
