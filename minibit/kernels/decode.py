@@ -1,0 +1,358 @@
+"""One token through a packed language model: a layer as one kernel, for one thread or several.
+
+A layer has five phases, which the threads share chunk by chunk (`minibit.kernels.sharing`):
+
+    1  norm, quantise once        rows of q, k and v
+    2                             heads of keys and values: rotate, append, attend
+    3  norm, quantise             rows of o, added to the stream
+    4  norm, quantise once        rows of gate and up together, squared ReLU and product
+    5  norm, quantise             rows of down, added to the stream
+
+Norms and quantised activations are a few microseconds of work, less than it takes to hand them
+over: every thread that takes a chunk computes its own copy. A copy is used only after a claim, and
+a claim shows that the phase is not over: so nobody has gone on to change what the copy was made of.
+
+Products are exact sums of integers, so they equal the plain forward pass of `minibit.transformer`
+bit for bit, as do rotations and gates. The sums of norms, of scores and of mixed values, which
+NumPy and BLAS take in orders of their own, and the exponential may differ in the last bits.
+
+May import: numpy, numba, minibit.kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numba.extending import overload
+from numpy.typing import NDArray
+
+from minibit.kernels import arm, avx2, portable, vnni_matvec
+from minibit.kernels.head import matvec_bfloat16, matvec_float32
+from minibit.kernels.quantise import quantise_row
+from minibit.kernels.sharing import claim, finish, is_open, wait
+
+__all__ = ["KINDS", "PHASES", "head", "layer", "norm_row"]
+
+KINDS = {"portable": (0,), "arm": (0,) * 2, "avx2": (0,) * 3, "vnni": (0,) * 4, "amx": (0,) * 4}
+"""For each kernel path a tuple whose length, a part of its type, picks the product."""
+
+PHASES = 5  # of a layer
+CHUNK = 65536  # bytes of weights in a chunk, about
+HEAD_ROWS = 64  # rows of the head in a chunk
+
+
+def _rows(kind, codes, held, sums, first, last):  # type: ignore[no-untyped-def]
+    """Write the int32 products of groups first..last of 16 rows with one token's codes."""
+
+
+@overload(_rows)
+def _rows_of_kind(kind, codes, held, sums, first, last):  # type: ignore[no-untyped-def]
+    """Pick the product of a path by the length of `kind`."""
+    modules = {1: portable, 2: arm, 3: avx2, 4: vnni_matvec}
+    product = modules[len(kind)].product
+
+    def rows(kind, codes, held, sums, first, last):  # type: ignore[no-untyped-def]
+        product(codes, held, sums, first, last, None)
+
+    return rows
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def _mean_square(x):  # type: ignore[no-untyped-def]
+    """Mean of the squares, summed in the order that fills the vectors."""
+    total = np.float32(0)
+    for i in range(x.size):
+        total += x[i] * x[i]
+    return total / np.float32(x.size)
+
+
+@njit(cache=True, nogil=True)
+def norm_row(x: NDArray[Any], gain: NDArray[Any], eps: np.float32, out: NDArray[Any]) -> None:
+    """Write ``x (1 / sqrt(mean x^2 + eps)) gain`` of one token."""
+    inverse = np.float32(1) / np.sqrt(_mean_square(x) + eps)
+    for i in range(x.size):
+        out[i] = (x[i] * inverse) * gain[i]
+
+
+@njit(cache=True, nogil=True)
+def _codes(x, gain, eps, normed, codes):  # type: ignore[no-untyped-def]
+    """Normalise one token and quantise it; return the scale, -1 if an entry is not finite.
+
+    With an empty gain the token is taken as it is: the model has no norm there.
+    """
+    if gain.size == 0:
+        return quantise_row(x, codes)
+    norm_row(x, gain, eps, normed)
+    return quantise_row(normed, codes)
+
+
+@njit(cache=True, nogil=True)
+def _step(held, n_out):  # type: ignore[no-untyped-def]
+    """Return the groups of 16 rows in a chunk: whole quartets, about `CHUNK` bytes of weights."""
+    groups = (n_out + 15) // 16
+    return max(4, CHUNK // max(held.size // groups, 1) // 4 * 4)
+
+
+@njit(cache=True, nogil=True)
+def _chunks(held, n_out):  # type: ignore[no-untyped-def]
+    """Chunks that the rows of a matrix are cut into."""
+    return ((n_out + 15) // 16 + _step(held, n_out) - 1) // _step(held, n_out)
+
+
+@njit(cache=True, nogil=True)
+def _product(kind, codes, held, sums, chunk, factor, out, begin):  # type: ignore[no-untyped-def]
+    """Write one chunk of rows of a product, scaled, from ``out[begin]`` on."""
+    n_out = sums.shape[1]
+    step = _step(held, n_out)
+    first, last = chunk * step, min((chunk + 1) * step, (n_out + 15) // 16)
+    _rows(kind, codes, held, sums, first, last)
+    for r in range(16 * first, min(16 * last, n_out)):
+        out[begin + r] = np.float32(sums[0, r]) * factor
+
+
+@njit(cache=True, nogil=True)
+def _add_product(kind, codes, held, sums, chunk, factor, out):  # type: ignore[no-untyped-def]
+    """Add one chunk of rows of a product, scaled, to `out`."""
+    n_out = sums.shape[1]
+    step = _step(held, n_out)
+    first, last = chunk * step, min((chunk + 1) * step, (n_out + 15) // 16)
+    _rows(kind, codes, held, sums, first, last)
+    for r in range(16 * first, min(16 * last, n_out)):
+        out[r] = out[r] + np.float32(sums[0, r]) * factor
+
+
+@njit(cache=True, nogil=True)
+def _rotate(x, begin, cos, sin, out):  # type: ignore[no-untyped-def]
+    """Rotate one head's pairs ``(i, i + half)``: the rotate-half form of RoPE."""
+    half = out.size // 2
+    for i in range(half):
+        left, right = x[begin + i], x[begin + half + i]
+        out[i] = left * cos[i] - right * sin[i]
+        out[half + i] = right * cos[i] + left * sin[i]
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def _scores(queries, keys, length, scores):  # type: ignore[no-untyped-def]
+    """Write ``queries keys^T``; each key is read once for all queries."""
+    for t in range(length):
+        for j in range(queries.shape[0]):
+            total = np.float32(0)
+            for i in range(keys.shape[1]):
+                total += queries[j, i] * keys[t, i]
+            scores[j, t] = total
+
+
+@njit(cache=True, nogil=True)
+def _attend(  # type: ignore[no-untyped-def]
+    projected, keys, values, position, cos, sin, head, mixed
+):
+    """Append one head's key and value, and let its group of queries attend to all so far."""
+    kv_heads, _, width = keys.shape
+    group = mixed.size // width // kv_heads
+    own_keys, own_values = keys[head], values[head]  # (capacity, width)
+    at_key = mixed.size + head * width
+    at_value = at_key + kv_heads * width
+    _rotate(projected, at_key, cos, sin, own_keys[position])
+    for i in range(width):
+        own_values[position, i] = projected[at_value + i]
+    queries, factor = np.empty((group, width), np.float32), np.float32(1 / np.sqrt(width))
+    for j in range(group):
+        _rotate(projected, (head * group + j) * width, cos, sin, queries[j])
+        for i in range(width):
+            queries[j, i] *= factor
+    length = position + 1
+    scores = np.empty((group, length), np.float32)
+    _scores(queries, own_keys, length, scores)
+    for j in range(group):
+        largest = scores[j, 0]
+        for t in range(1, length):
+            largest = max(largest, scores[j, t])
+        total = np.float32(0)
+        for t in range(length):
+            scores[j, t] = np.exp(np.float32(scores[j, t] - largest))
+            total += scores[j, t]
+        begin = (head * group + j) * width
+        for i in range(width):
+            mixed[begin + i] = np.float32(0)
+        for t in range(length):
+            weight = np.float32(scores[j, t] / total)
+            for i in range(width):
+                mixed[begin + i] += weight * own_values[t, i]
+
+
+@njit(cache=True, nogil=True)
+def _into_stream(  # type: ignore[no-untyped-def]
+    kind, x, gain, eps, normed, codes, held, gamma, sums, stream, work, phase
+):
+    """Phases 3 and 5: norm, quantise, multiply, add to the stream; False if not finite."""
+    chunks, finite = _chunks(held, stream.size), True
+    if is_open(work, phase, chunks):
+        token = codes[: x.size].reshape(1, x.size)
+        scale = _codes(x, gain, eps, normed[: x.size], codes[: x.size])
+        chunk = claim(work, phase)
+        while chunk < chunks:
+            if scale > 0:
+                factor = np.float32(gamma / scale)
+                _add_product(kind, token, held, sums, chunk, factor, stream)
+            else:
+                finite = False
+            finish(work, phase)
+            chunk = claim(work, phase)
+    wait(work, phase, chunks)
+    return finite
+
+
+@njit(cache=True, nogil=True)
+def _project(  # type: ignore[no-untyped-def]
+    kind, x, gain, eps, normed, codes, weights, gammas, sums, projected, work, phase
+):
+    """Phase 1: queries, keys and values of one token, end to end; False if not finite."""
+    n_q, n_kv = sums[0].shape[1], sums[1].shape[1]
+    in_q, in_k = _chunks(weights[0], n_q), _chunks(weights[1], n_kv)
+    chunks, finite = in_q + in_k + _chunks(weights[2], n_kv), True
+    if is_open(work, phase, chunks):
+        token = codes[: x.size].reshape(1, x.size)
+        scale = _codes(x, gain, eps, normed[: x.size], codes[: x.size])
+        chunk = claim(work, phase)
+        while chunk < chunks:
+            which, part, begin = 0, chunk, 0
+            if chunk >= in_q + in_k:
+                which, part, begin = 2, chunk - in_q - in_k, n_q + n_kv
+            elif chunk >= in_q:
+                which, part, begin = 1, chunk - in_q, n_q
+            if scale > 0:
+                factor = np.float32(gammas[which] / scale)
+                _product(kind, token, weights[which], sums[which], part, factor, projected, begin)
+            else:
+                finite = False
+            finish(work, phase)
+            chunk = claim(work, phase)
+    wait(work, phase, chunks)
+    return finite
+
+
+@njit(cache=True, nogil=True)
+def _gate(  # type: ignore[no-untyped-def]
+    kind, x, gain, eps, normed, codes, weights, gammas, sums, gated, work, phase
+):
+    """Phase 4: ``relu(gate)^2 up``, the same rows of both matrices in turn; False if not finite."""
+    inner = gated.size
+    chunks, finite = _chunks(weights[4], inner), True
+    if is_open(work, phase, chunks):
+        token, rows = codes[: x.size].reshape(1, x.size), 16 * _step(weights[4], inner)
+        scale = _codes(x, gain, eps, normed[: x.size], codes[: x.size])
+        chunk = claim(work, phase)
+        while chunk < chunks:
+            if scale > 0:
+                first, last = chunk * rows, min((chunk + 1) * rows, inner)
+                _rows(kind, token, weights[4], sums[4], first // 16, (last + 15) // 16)
+                _rows(kind, token, weights[5], sums[5], first // 16, (last + 15) // 16)
+                for_gate = np.float32(gammas[4] / scale)
+                for_up = np.float32(gammas[5] / scale)
+                for r in range(first, last):
+                    positive = max(np.float32(sums[4][0, r]) * for_gate, np.float32(0))
+                    up = np.float32(sums[5][0, r]) * for_up
+                    gated[r] = (positive * positive) * up
+            else:
+                finite = False
+            finish(work, phase)
+            chunk = claim(work, phase)
+    wait(work, phase, chunks)
+    return finite
+
+
+@njit(cache=True, nogil=True)
+def layer(
+    kind: tuple[int, ...],
+    x: NDArray[Any],
+    gains: tuple[NDArray[Any], ...],
+    eps: np.float32,
+    weights: tuple[NDArray[Any], ...],
+    gammas: NDArray[Any],
+    sums: tuple[NDArray[Any], ...],
+    room: tuple[NDArray[Any], ...],
+    keys: NDArray[Any],
+    values: NDArray[Any],
+    position: int,
+    cos: NDArray[Any],
+    sin: NDArray[Any],
+    work: NDArray[Any],
+    phase: int,
+) -> bool:
+    """Take one token through a layer: ``x (hidden,)`` is changed in place by all who call this.
+
+    Each thread calls it with the same arguments. `gains`: those before q, k, v; before o; before
+    gate and up; before down (the second and last may be empty). `weights`, `gammas` and `sums`
+    (int32, ``(1, n_out)``): q, k, v, o, gate, up, down. `room`: q, k and v end to end; the mixed
+    heads; the gated units. `keys`, `values`: ``(kv_heads, capacity, head_dim)``; this token's go
+    to `position`. `phase`: the first of this layer's `PHASES`. False if an activation is not
+    finite; the rest is then meaningless.
+    """
+    projected, mixed, gated = room
+    widest = max(x.size, mixed.size, gated.size)
+    normed, codes = np.empty(widest, np.float32), np.empty(widest, np.int8)
+    finite = _project(
+        kind, x, gains[0], eps, normed, codes, weights, gammas, sums, projected, work, phase
+    )
+    heads = keys.shape[0]
+    if is_open(work, phase + 1, heads):
+        head = claim(work, phase + 1)
+        while head < heads:
+            _attend(projected, keys, values, position, cos, sin, head, mixed)
+            finish(work, phase + 1)
+            head = claim(work, phase + 1)
+    wait(work, phase + 1, heads)
+    finite &= _into_stream(
+        kind, mixed, gains[1], eps, normed, codes, weights[3], gammas[3], sums[3], x, work,
+        phase + 2,
+    )  # fmt: skip
+    finite &= _gate(
+        kind, x, gains[2], eps, normed, codes, weights, gammas, sums, gated, work, phase + 3
+    )
+    finite &= _into_stream(
+        kind, gated, gains[3], eps, normed, codes, weights[6], gammas[6], sums[6], x, work,
+        phase + 4,
+    )  # fmt: skip
+    return bool(finite)
+
+
+def _matvec(x, w, out):  # type: ignore[no-untyped-def]
+    """Write ``w x`` in float32."""
+
+
+@overload(_matvec)
+def _matvec_of_type(x, w, out):  # type: ignore[no-untyped-def]
+    """Pick the product by the type of the weights: float32, or the bits of bfloat16."""
+    matvec = matvec_float32 if w.dtype.name == "float32" else matvec_bfloat16
+
+    def product(x, w, out):  # type: ignore[no-untyped-def]
+        matvec(x, w, out)
+
+    return product
+
+
+@njit(cache=True, nogil=True)
+def head(
+    x: NDArray[Any],
+    gain: NDArray[Any],
+    eps: np.float32,
+    w: NDArray[Any],
+    logits: NDArray[Any],
+    work: NDArray[Any],
+    phase: int,
+) -> bool:
+    """Write the logits of one token: last norm, then ``w (vocabulary, hidden)``; shared by rows."""
+    chunks = (w.shape[0] + HEAD_ROWS - 1) // HEAD_ROWS
+    if is_open(work, phase, chunks):
+        normed = np.empty(x.size, np.float32)
+        norm_row(x, gain, eps, normed)
+        chunk = claim(work, phase)
+        while chunk < chunks:
+            rows = slice(chunk * HEAD_ROWS, min((chunk + 1) * HEAD_ROWS, w.shape[0]))
+            _matvec(normed, w[rows], logits[rows])
+            finish(work, phase)
+            chunk = claim(work, phase)
+    wait(work, phase, chunks)
+    return True

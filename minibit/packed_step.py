@@ -1,0 +1,177 @@
+"""One token through a packed model: what the threads of a machine do together.
+
+A layer is one kernel (`minibit.kernels.decode`), which all threads enter with the same arguments;
+they share its rows chunk by chunk. Activations are quantised once for q, k and v, and once for gate
+and up. So a token costs one start of the threads, and little more than reading the weights.
+
+May import: numpy, minibit.attention, minibit.blocks, minibit.ternary, minibit.transformer,
+minibit.kernels.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit import kernels
+from minibit.attention import positions
+from minibit.blocks import widen
+from minibit.kernels.threads import cpus, run
+from minibit.ternary import TernaryMatrix
+
+if TYPE_CHECKING:
+    from minibit.decoding import KVCache
+    from minibit.transformer import BitNetConfig, BitNetModel
+
+__all__ = ["Plan", "packed_step", "plan"]
+
+Floats = NDArray[np.float32]
+
+PAYS = 4_000_000  # bytes of weights from which a second thread is worth its start
+PROJECTIONS = (
+    *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+    *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+)
+
+
+class Plan(NamedTuple):
+    """What the kernels take: arrays of every layer, and room for what lies between the phases."""
+
+    config: BitNetConfig
+    kind: tuple[int, ...]  # which product, see `minibit.kernels.decode.KINDS`
+    gains: list[tuple[Floats, ...]]  # a layer's: before q, k and v; o; gate and up; down
+    weights: list[tuple[NDArray[np.uint8], ...]]  # a layer's, in the order of `PROJECTIONS`
+    gammas: list[Floats]  # (7,) a layer
+    sums: tuple[NDArray[np.int32], ...]  # (1, n_out) for each projection
+    room: tuple[Floats, ...]  # q, k and v; the mixed heads; the gated units
+    embedding: NDArray[Any]  # (vocab, hidden)
+    norm: Floats
+    head: NDArray[Any]  # (vocab, hidden)
+    nbytes: int  # that one token reads
+
+
+def plan(model: BitNetModel) -> Plan | None:
+    """Gather a packed model's arrays; None if another way must be taken."""
+    from minibit.transformer import packed_linear
+
+    config, params = model.config, model.params
+    if model.linear not in (None, packed_linear) or not kernels.compiled():
+        return None
+    layers = [f"layers.{layer}." for layer in range(config.layers)]
+    matrices = [[params[name + projection] for projection in PROJECTIONS] for name in layers]
+    flat = [matrix for row in matrices for matrix in row]
+    if not all(isinstance(matrix, TernaryMatrix) for matrix in flat):
+        return None
+    path = flat[0]._path
+    embedding = np.asarray(params["embed_tokens"])  # the array itself, also if it is a file's
+    head = embedding if config.tied else np.asarray(params["lm_head"])
+    if path == "reference" or any(matrix._path != path for matrix in flat):
+        return None
+    if any(w.dtype not in (np.float32, np.uint16) or not w.flags.c_contiguous
+           for w in (embedding, head)):  # fmt: skip
+        return None
+    from minibit.kernels.decode import KINDS
+
+    hidden, inner = config.hidden_size, config.intermediate_size
+    kept = config.kv_heads * config.head_dim
+
+    def gain(name: str) -> Floats:
+        return np.ascontiguousarray(widen(params[name]), np.float32)
+
+    none = np.empty(0, np.float32)
+    return Plan(
+        config,
+        KINDS[path],
+        [
+            (
+                gain(name + "input_layernorm"),
+                gain(name + "self_attn.attn_sub_norm") if config.sub_norms else none,
+                gain(name + "post_attention_layernorm"),
+                gain(name + "mlp.ffn_sub_norm") if config.sub_norms else none,
+            )
+            for name in layers
+        ],
+        [tuple(_read_only(matrix._held) for matrix in row) for row in matrices],
+        [np.array([matrix.scale for matrix in row], np.float32) for row in matrices],
+        tuple(np.empty((1, matrix.shape[0]), np.int32) for matrix in matrices[0]),
+        (
+            np.empty(hidden + 2 * kept, np.float32),
+            np.empty(hidden, np.float32),
+            np.empty(inner, np.float32),
+        ),
+        embedding,
+        gain("norm"),
+        head,
+        sum(matrix.nbytes for matrix in flat) + head.nbytes,
+    )
+
+
+def _read_only(held: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """View the bytes as read-only, as most are: the kernels are compiled for one kind of array."""
+    view = held.view()
+    view.flags.writeable = False
+    return view
+
+
+def packed_step(plan: Plan, token: int, cache: KVCache, *, threads: int | None = None) -> Floats:
+    """Read one token into the cache and return the logits after it, (vocab,).
+
+    Equal to `_read` of that token but for the sums over the hidden width (norms), over a head's
+    width and over positions, whose order differs, and the exponential: some 1e-7 of them, unless
+    that decides how an activation is rounded to int8.
+    """
+    from minibit.kernels.decode import PHASES
+    from minibit.kernels.sharing import LINE
+
+    config, place = plan.config, cache.length
+    cache.reserve(place + 1)
+    at = positions(1, 1, config.head_dim, config.rope_theta, place)
+    cos, sin = at.cos[0, 0, 0], at.sin[0, 0, 1]  # (head_dim / 2,)
+    x = np.array(widen(plan.embedding[token]), np.float32)  # (hidden,)
+    logits = np.empty(plan.head.shape[0], np.float32)
+    work = np.zeros((config.layers * PHASES + 1, LINE), np.int64)
+    if threads is None:
+        threads = cpus() if plan.nbytes > PAYS else 1
+    walk = partial(_walk, plan, x, cache, place, cos, sin, work, logits)
+    if not run([walk] * threads):
+        raise ValueError(f"the model computed NaN or infinity at position {place}")
+    cache._length = place + 1
+    return logits
+
+
+def _walk(
+    plan: Plan,
+    x: Floats,
+    cache: KVCache,
+    place: int,
+    cos: Floats,
+    sin: Floats,
+    work: NDArray[np.int64],
+    logits: Floats,
+) -> bool:
+    """Do one thread's share of every phase of a token; return whether all was finite."""
+    from minibit.kernels.decode import PHASES, head, layer
+
+    finite, eps = True, np.float32(plan.config.rms_eps)
+    for number in range(plan.config.layers):
+        finite &= layer(
+            plan.kind,
+            x,
+            plan.gains[number],
+            eps,
+            plan.weights[number],
+            plan.gammas[number],
+            plan.sums,
+            plan.room,
+            cache._keys[number][0],
+            cache._values[number][0],
+            place,
+            cos,
+            sin,
+            work,
+            PHASES * number,
+        )
+    return head(x, plan.norm, eps, plan.head, logits, work, PHASES * plan.config.layers) and finite

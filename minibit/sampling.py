@@ -1,0 +1,117 @@
+"""Sampling: a token from its logits and one number in [0, 1).
+
+    p_i = exp((z_i - max z) / temperature),   of the k largest,   of those the fewest with top_p
+
+Nothing here is random: where the number comes from, the caller decides.
+
+May import: numpy.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["check_sampling", "sample"]
+
+
+def sample(
+    logits: ArrayLike,
+    uniform: float,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> int:
+    """Draw a token from its logits with one number in [0, 1): everything else is decided.
+
+    At temperature 0: the largest logit, of equal ones the first. Else, in this order and in
+    float64:
+
+    1. ``p_i = exp((z_i - max z) / temperature)``, not yet divided by its sum.
+    2. `top_k`: keep the k largest.
+    3. `top_p`: of those kept, keep the fewest largest whose p sum to at least top_p times the sum
+       of all kept.
+    4. In the order of the vocabulary, the first kept token at which the running sum of p exceeds
+       `uniform` times the sum of the kept.
+
+    Equal p are kept from the lowest index on.
+
+    Parameters
+    ----------
+    logits : float array, shape (vocab,)
+        Minus infinity rules a token out.
+    uniform : float
+        In [0, 1).
+    temperature : float
+        At least 0; 1 leaves the model's probabilities as they are.
+    top_k : int, optional
+        At least 1; beyond the vocabulary it keeps all.
+    top_p : float, optional
+        Above 0, at most 1; the most probable token is always kept.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range, a logit is NaN or plus infinity, or all are minus infinity.
+
+    Examples
+    --------
+    >>> z = np.log([0.5, 0.3, 0.2])
+    >>> [sample(z, u) for u in (0.0, 0.4, 0.6, 0.9)]
+    [0, 0, 1, 2]
+    >>> [sample(z, u, top_p=0.8) for u in (0.0, 0.4, 0.6, 0.9)]  # 0.5 / 0.8 and 0.3 / 0.8
+    [0, 0, 0, 1]
+    >>> sample(z, 0.99, temperature=0)
+    0
+    """
+    check_sampling(temperature, top_k, top_p)
+    z = np.asarray(logits)
+    if z.ndim != 1 or not z.size or z.dtype.kind not in "fiu":
+        raise ValueError(f"logits must be numbers of shape (vocab,), got {z.dtype} {z.shape}")
+    if not 0 <= uniform < 1:
+        raise ValueError(f"uniform must lie in [0, 1), got {uniform}")
+    best = int(np.argmax(z))  # the first of the largest, or the first NaN
+    if not np.isfinite(z[best]):
+        raise ValueError(f"logits must hold a finite largest number, got {z[best]} at {best}")
+    if temperature == 0:
+        return best
+    with np.errstate(over="ignore", under="ignore"):
+        p = np.exp((z.astype(np.float64) - float(z[best])) / temperature)  # (vocab,)
+    if top_k is not None and top_k < p.size:
+        p = _keep_largest(p, top_k)
+    if top_p is not None and top_p < 1:
+        falling = np.sort(p[p > 0])[::-1]
+        sums = np.cumsum(falling)
+        p = _keep_largest(p, 1 + int(np.searchsorted(sums, top_p * sums[-1])))
+    sums = np.cumsum(p)
+    # Rounding can push uniform * sum up to the sum itself: then it is the last token kept.
+    drawn = int(np.searchsorted(sums, uniform * sums[-1], side="right"))
+    return drawn if drawn < p.size else int(np.flatnonzero(p)[-1])
+
+
+def _keep_largest(p: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Set all but the `count` largest to 0; of equal ones the first are kept."""
+    if count >= p.size:
+        return p
+    least = np.partition(p, p.size - count)[p.size - count]
+    kept = p > least
+    ties = np.flatnonzero(p == least)[: count - np.count_nonzero(kept)]
+    kept[ties] = True
+    return np.where(kept, p, 0.0)
+
+
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raise a TypeError or ValueError that names what `sample` cannot take."""
+    if not 0 <= temperature < np.inf:
+        raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
+    if top_k is not None and operator.index(top_k) < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
