@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from minibit.steps import *
     from minibit.ternary import *
     from minibit.training import *
+    from minibit.transformer import *
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ _ROOMS = (
     "noise",
     "noise_step",
     "steps",
+    "transformer",
     "datasets",
     "training",
 )

@@ -31,7 +31,7 @@ SECONDS = 300  # the longest that a chapter may run
 ROOMS = (  # reference pages in the order of the chapters; any other page follows by name
     *("dual", "ternary", "matmul", "absmean", "layers", "noise", "noise_step", "steps", "tape"),
     *("transformer", "checkpoint", "topk", "nf4", "lora", "cluster"),
-    *("training", "datasets", "plots", "cli", "bench", "conformance"),
+    *("training", "language", "datasets", "plots", "cli", "bench", "conformance"),
 )
 
 

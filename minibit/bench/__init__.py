@@ -184,9 +184,18 @@ BENCHMARKS: dict[str, Benchmark] = {
         "minibit.bench.products:matmul",
         roofline=True,
     ),
+    "lm": Benchmark(
+        "a training step of a language model, beside PyTorch and on two threads",
+        "minibit.bench.language:lm",
+    ),
     "quantise": Benchmark(
         "absmean and absmax at 4096 x 4096, beside NumPy",
         "minibit.bench.products:quantise",
+    ),
+    "decode": Benchmark(
+        "tokens a second and memory of the published 2B size, beside what memory gives",
+        "minibit.bench.decoding:decode",
+        own_process=False,  # what it measures runs in processes of its own
     ),
 }
 

@@ -44,6 +44,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         "every preset of noise_step on all training images, once a seed",
         "minibit.experiments.training:train_presets",
     ),
+    "language": Experiment(
+        "float and b1.58 language models of three sizes on the text of the package, once a seed",
+        "minibit.experiments.language:language",
+    ),
+    "mlp": Experiment(
+        "Adam with straight-through on noise_step's network, beside noise_step",
+        "minibit.experiments.mlp:train_mlp",
+    ),
 }
 
 

@@ -1,0 +1,611 @@
+"""Character-level language models: vocabulary, batches from Philox, training, and files.
+
+The text is cut once: the last tenth is held out. A batch is drawn from Philox by seed and step, so
+that every model of one seed sees the same characters in the same order. The loss is the mean
+negative log-probability of the next character, in nats.
+
+    loss, gradient   of each half of the batch on a thread of its own, then their mean
+    gradient         scaled down to length 1 if longer
+    step             AdamW, betas (0.9, 0.95); weight decay 0.1 in the first half, then 0
+    learning rate    peak (1 - step / steps) after a warm-up, times 2/3 from half-way on
+
+May import: anything of minibit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit.blocks import token_loss
+from minibit.datasets import load_text
+from minibit.decoding import Decoder, sample
+from minibit.kernels.threads import run
+from minibit.philox import BATCH, TOKENS, integers, uniform
+from minibit.tape import Adam, clip_by_global_norm, two_stage, value_and_grad
+from minibit.transformer import (
+    BitNetConfig,
+    BitNetModel,
+    Linear,
+    bit_linear,
+    check_params,
+    float_linear,
+    forward,
+    init_params,
+    pack_params,
+)
+
+__all__ = [
+    "SIZES",
+    "Recipe",
+    "TrainedModel",
+    "Vocabulary",
+    "draw_batch",
+    "evaluate_loss",
+    "loss_and_gradient",
+    "recipe",
+    "shipped_text",
+    "train_language",
+    "write_text",
+]
+
+Tokens = NDArray[np.int64]
+Weights = Literal["float", "b1.58"]
+LINEAR: dict[str, Linear] = {"float": float_linear, "b1.58": bit_linear}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The characters of a text, in order of their code points: a character is its index.
+
+    Attributes
+    ----------
+    characters : str
+        Distinct.
+
+    Examples
+    --------
+    >>> vocabulary = Vocabulary.of("banana")
+    >>> vocabulary.encode("nab")
+    array([2, 0, 1])
+    >>> vocabulary.decode([1, 0, 2])
+    'ban'
+    """
+
+    characters: str
+
+    def __post_init__(self) -> None:
+        """Check that no character stands twice."""
+        if not self.characters or len(set(self.characters)) != len(self.characters):
+            raise ValueError(f"characters must be distinct, and one at least: {self.characters!r}")
+
+    @classmethod
+    def of(cls, text: str) -> Vocabulary:
+        """List the characters of a text."""
+        return cls("".join(sorted(set(text))))
+
+    def __len__(self) -> int:
+        """Return the number of characters."""
+        return len(self.characters)
+
+    def encode(self, text: str) -> Tokens:
+        """Return the index of every character; one that is not listed is a ValueError."""
+        index = {character: i for i, character in enumerate(self.characters)}
+        unknown = next((c for c in text if c not in index), None)
+        if unknown is not None:
+            raise ValueError(f"text has the character {unknown!r}, which the vocabulary has not")
+        return np.array([index[character] for character in text], np.int64)
+
+    def decode(self, tokens: Any) -> str:
+        """Return the characters of tokens, joined; one out of range is a ValueError."""
+        array = np.asarray(tokens, np.int64).reshape(-1)
+        if array.size and not 0 <= array.min() <= array.max() < len(self):
+            raise ValueError(f"tokens must be 0 to {len(self) - 1}, got {array.tolist()}")
+        return "".join(self.characters[i] for i in array)
+
+
+def shipped_text() -> tuple[Vocabulary, Tokens, Tokens]:
+    """Return the vocabulary of the text in the package, its first nine tenths and its last.
+
+    Returns
+    -------
+    vocabulary : Vocabulary
+    train, validation : int64 arrays
+
+    Examples
+    --------
+    >>> vocabulary, train, validation = shipped_text()
+    >>> len(vocabulary), len(train), len(validation)
+    (83, 342614, 38069)
+    """
+    text = load_text()
+    vocabulary = Vocabulary.of(text)
+    tokens = vocabulary.encode(text)
+    cut = len(tokens) * 9 // 10
+    return vocabulary, tokens[:cut], tokens[cut:]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a language model is made and trained.
+
+    Attributes
+    ----------
+    weights : {"float", "b1.58"}
+        Which projections: float, or ternary with int8 activations (`bit_linear`).
+    hidden, inner, heads, layers : int
+        Widths of the stream and of the gated unit, heads, blocks.
+    context, batch : int
+        Tokens of a row, rows of a batch.
+    peak : float
+        Highest learning rate.
+    steps, warmup : int
+        Batches, and how many of them the learning rate rises.
+    weight_decay : float
+        In the first half.
+    clip : float
+        Most length of a gradient.
+    sub_norms : bool
+        As `BitNetConfig`.
+    """
+
+    weights: Weights
+    hidden: int
+    inner: int
+    heads: int
+    peak: float
+    layers: int = 2
+    context: int = 64
+    batch: int = 16
+    steps: int = 1953  # about 2 million tokens of 16 x 64 a step
+    warmup: int = 100
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    sub_norms: bool = True
+
+    def __post_init__(self) -> None:
+        """Check what the configuration of the model does not."""
+        if self.weights not in LINEAR:
+            raise ValueError(f"weights must be one of {', '.join(LINEAR)}, got {self.weights!r}")
+        for name in ("steps", "batch", "context"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def config(self, vocabulary: int) -> BitNetConfig:
+        """Return the configuration of the model for a vocabulary of that size."""
+        return BitNetConfig(
+            vocabulary,
+            self.hidden,
+            self.inner,
+            self.layers,
+            self.heads,
+            self.heads,
+            max_positions=self.context,
+            sub_norms=self.sub_norms,
+        )
+
+    @property
+    def projections(self) -> int:
+        """Number of weights in projections: those that are ternary in b1.58."""
+        return self.layers * (4 * self.hidden**2 + 3 * self.hidden * self.inner)
+
+
+SIZES: dict[str, dict[str, Any]] = {  # b1.58 wants about twice the float's learning rate
+    "55k": {"hidden": 48, "inner": 128, "heads": 2, "peaks": (8e-3, 1.2e-2)},
+    "221k": {"hidden": 96, "inner": 256, "heads": 4, "peaks": (4e-3, 8e-3)},
+    "885k": {"hidden": 192, "inner": 512, "heads": 6, "peaks": (2.5e-3, 4e-3)},
+}
+
+
+def recipe(size: str, weights: Weights, **overrides: Any) -> Recipe:
+    """Return the recipe of a size, named by its number of weights in projections.
+
+    Parameters
+    ----------
+    size : str
+        A key of `SIZES`.
+    weights : {"float", "b1.58"}
+    overrides
+        Fields of `Recipe` to replace.
+
+    Raises
+    ------
+    ValueError
+        If the size or the kind of weights is unknown.
+
+    Examples
+    --------
+    >>> recipe("221k", "b1.58").projections
+    221184
+    """
+    if size not in SIZES:
+        raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+    fields = dict(SIZES[size])
+    peaks = dict(zip(LINEAR, fields.pop("peaks"), strict=True))
+    fields["peak"] = peaks.get(weights, 0.0)
+    return Recipe(weights, **(fields | overrides))
+
+
+def draw_batch(
+    tokens: Tokens, seed: int, step: int, batch: int = 16, context: int = 64
+) -> tuple[Tokens, Tokens]:
+    """Draw rows of a text, and for every token the one after it.
+
+    The starts are ``integers(seed, len(tokens) - context, batch)`` of the stream of domain `BATCH`
+    and this step.
+
+    Parameters
+    ----------
+    tokens : int64 array
+        Longer than `context`.
+    seed, step, batch, context : int
+
+    Returns
+    -------
+    x, y : int64 arrays, shape (batch, context)
+
+    Raises
+    ------
+    ValueError
+        If the text is too short.
+
+    Examples
+    --------
+    >>> x, y = draw_batch(np.arange(100), seed=0, step=3, batch=2, context=5)
+    >>> x
+    array([[41, 42, 43, 44, 45],
+           [31, 32, 33, 34, 35]])
+    >>> bool((y == x + 1).all())
+    True
+    """
+    if len(tokens) <= context:
+        raise ValueError(f"tokens must be more than context = {context}, got {len(tokens)}")
+    starts = integers(seed, len(tokens) - context, batch, domain=BATCH, step=step)  # (batch,)
+    rows = tokens[starts[:, None] + np.arange(context + 1)]  # (batch, context + 1)
+    return rows[:, :-1], rows[:, 1:]
+
+
+def loss_and_gradient(
+    config: BitNetConfig,
+    params: Mapping[str, Any],
+    x: Tokens,
+    y: Tokens,
+    *,
+    linear: Linear = float_linear,
+    threads: int = 1,
+) -> tuple[float, dict[str, Any]]:
+    """Compute the mean loss of a batch and its gradient, a part of the rows on every thread.
+
+    Parameters
+    ----------
+    config : BitNetConfig
+    params : mapping of float arrays
+    x, y : int64 arrays, shape (batch, context)
+        Tokens and those after them.
+    linear : callable
+        As in `minibit.transformer.forward`.
+    threads : int
+        Parts. Keep NumPy's own threads at one (``OPENBLAS_NUM_THREADS=1``), or they compete.
+
+    Returns
+    -------
+    loss : float
+    gradient : dict
+        Of the names, shapes and types of `params`.
+
+    Examples
+    --------
+    >>> config = BitNetConfig(9, 4, 8, layers=1, heads=1, kv_heads=1, max_positions=8)
+    >>> x = np.array([[1, 2, 3], [4, 5, 6]])
+    >>> loss, gradient = loss_and_gradient(config, init_params(config, 0), x, x + 1)
+    >>> gradient["norm"].shape
+    (4,)
+    """
+
+    def loss_of(params: Mapping[str, Any], x: Tokens, y: Tokens) -> Any:
+        return token_loss(forward(config, params, x, linear=linear), y)
+
+    parts = np.array_split(np.arange(len(x)), min(threads, len(x)))
+    found: list[Any] = [None] * len(parts)
+
+    def part(i: int) -> bool:
+        rows = slice(parts[i][0], parts[i][-1] + 1)
+        found[i] = value_and_grad(loss_of)(params, x[rows], y[rows])
+        return True
+
+    run([partial(part, i) for i in range(len(parts))])
+    if len(parts) == 1:
+        loss, gradient = found[0]
+        return float(loss), gradient
+    shares = [len(rows) / len(x) for rows in parts]
+    loss = sum(share * float(value) for share, (value, _) in zip(shares, found, strict=True))
+    gradient = {
+        name: sum(g[name] * np.float32(share) for share, (_, g) in zip(shares, found, strict=True))
+        for name in params
+    }
+    return loss, gradient
+
+
+def evaluate_loss(
+    config: BitNetConfig,
+    params: Mapping[str, Any],
+    tokens: Tokens,
+    *,
+    linear: Linear = float_linear,
+    rows: int = 128,
+) -> float:
+    """Mean loss over a text, cut into rows of `max_positions` tokens one after the other.
+
+    Every token but the first is predicted once, from those before it in its row: 0 to
+    ``max_positions - 1`` of them besides the one just read. A rest shorter than a row is left out.
+
+    Parameters
+    ----------
+    config : BitNetConfig
+    params : mapping
+    tokens : int64 array
+        More than `max_positions`.
+    linear : callable
+        As in `minibit.transformer.forward`.
+    rows : int
+        At a time.
+
+    Returns
+    -------
+    float
+        In nats a token.
+
+    Raises
+    ------
+    ValueError
+        If the text is too short.
+
+    Examples
+    --------
+    >>> config = BitNetConfig(9, 4, 8, layers=1, heads=1, kv_heads=1, max_positions=8)
+    >>> params = init_params(config, 0) | {"norm": np.zeros(4, np.float32)}  # knows nothing
+    >>> f"{evaluate_loss(config, params, np.arange(17) % 9):.4f}"  # log 9
+    '2.1972'
+    """
+    context = config.max_positions
+    count = (len(tokens) - 1) // context
+    if not count:
+        raise ValueError(f"tokens must be more than {context}, got {len(tokens)}")
+    x = tokens[: count * context].reshape(count, context)
+    y = tokens[1 : count * context + 1].reshape(count, context)
+    total = 0.0
+    for first in range(0, count, rows):
+        part = slice(first, first + rows)
+        logits = forward(config, params, x[part], linear=linear)  # (rows, context, vocab)
+        total += float(token_loss(logits, y[part])) * len(x[part])
+    return total / count
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A character-level model, and how it was trained.
+
+    Attributes
+    ----------
+    recipe : Recipe
+    seed : int
+    vocabulary : Vocabulary
+    params : dict of float32 arrays
+        The latent ones for b1.58.
+    losses : float32 array, shape (steps,)
+        Of every batch, before its step.
+    seconds : float
+        Of training.
+    """
+
+    recipe: Recipe
+    seed: int
+    vocabulary: Vocabulary
+    params: dict[str, NDArray[np.float32]]
+    losses: NDArray[np.float32]
+    seconds: float
+
+    @property
+    def config(self) -> BitNetConfig:
+        """Configuration of the model."""
+        return self.recipe.config(len(self.vocabulary))
+
+    @property
+    def linear(self) -> Linear:
+        """What multiplied in training."""
+        return LINEAR[self.recipe.weights]
+
+    def model(self) -> BitNetModel:
+        """Return the model to be used: float, or with packed ternary projections."""
+        if self.recipe.weights == "float":
+            return BitNetModel(self.config, dict(self.params), float_linear)
+        return BitNetModel(self.config, pack_params(self.params))
+
+    def loss(self, tokens: Tokens) -> float:
+        """Return the mean loss over a text; see `evaluate_loss`."""
+        return evaluate_loss(self.config, self.params, tokens, linear=self.linear)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything into an ``.npz`` file, whole or not at all."""
+        about = {
+            "recipe": asdict(self.recipe),
+            "seed": self.seed,
+            "characters": self.vocabulary.characters,
+            "seconds": self.seconds,
+        }
+        part = Path(f"{os.fspath(path)}.part")
+        named: dict[str, Any] = {f"params.{name}": w for name, w in self.params.items()}
+        with part.open("wb") as file:
+            np.savez_compressed(file, about=json.dumps(about), losses=self.losses, **named)
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TrainedModel:
+        """Read what `save` wrote; anything else is a ValueError."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                about = json.loads(str(file["about"]))
+                losses = file["losses"]
+                params = {
+                    name.removeprefix("params."): file[name]
+                    for name in file.files
+                    if name.startswith("params.")
+                }
+            found = cls(
+                Recipe(**about["recipe"]),
+                about["seed"],
+                Vocabulary(about["characters"]),
+                params,
+                losses,
+                about["seconds"],
+            )
+            check_params(found.config, params)
+        except OSError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{path} is no trained language model: {error}") from None
+        return found
+
+
+def train_language(
+    made: Recipe,
+    seed: int = 0,
+    *,
+    threads: int = 1,
+    stop: int | None = None,
+    text: str | None = None,
+    progress: Callable[[int, float, Mapping[str, Any]], None] | None = None,
+) -> TrainedModel:
+    """Train a character-level model.
+
+    Parameters
+    ----------
+    made : Recipe
+        See `recipe`.
+    seed : int
+        Of the initial parameters and of the batches.
+    threads : int
+        Parts of a batch that are computed side by side. The rounding of the sums depends on it.
+    stop : int, optional
+        Stop after so many steps of the schedule.
+    text : str, optional
+        To train on; the package's text, without its last tenth, by default.
+    progress : callable (steps done, loss, params), optional
+        Called after every step.
+
+    Returns
+    -------
+    TrainedModel
+
+    Raises
+    ------
+    ValueError
+        If the text is too short, or `stop` is negative.
+
+    Examples
+    --------
+    >>> trained = train_language(recipe("55k", "b1.58"), stop=2)
+    >>> trained.losses.shape
+    (2,)
+    """
+    if text is None:
+        vocabulary, tokens, _ = shipped_text()
+    else:
+        vocabulary = Vocabulary.of(text)
+        tokens = vocabulary.encode(text)
+    steps = made.steps if stop is None else min(stop, made.steps)
+    if steps < 0:
+        raise ValueError(f"stop must not be negative, got {stop}")
+    config, linear = made.config(len(vocabulary)), LINEAR[made.weights]
+    params: Any = init_params(config, seed)
+    optimizer = Adam(params, betas=(0.9, 0.95))
+    losses = np.empty(steps, np.float32)
+    begin = time.perf_counter()
+    for step in range(steps):
+        x, y = draw_batch(tokens, seed, step, made.batch, made.context)
+        loss, gradient = loss_and_gradient(config, params, x, y, linear=linear, threads=threads)
+        params = optimizer.step(
+            clip_by_global_norm(gradient, made.clip),
+            lr=learning_rate(made, step),
+            weight_decay=made.weight_decay if step < made.steps / 2 else 0.0,
+        )
+        losses[step] = loss
+        if progress is not None:
+            progress(step + 1, loss, params)
+    return TrainedModel(made, seed, vocabulary, params, losses, time.perf_counter() - begin)
+
+
+def write_text(
+    model: BitNetModel,
+    vocabulary: Vocabulary,
+    prompt: str,
+    count: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+) -> str:
+    """Go on with a text of characters, for longer than the model's context.
+
+    Whenever the context is full, the model reads the last half of it anew and goes on from there.
+    Character t of the text is `minibit.decoding.sample` of its logits with number 0 of the stream
+    of domain `TOKENS`, step t, as in `minibit.decoding.generate`.
+
+    Parameters
+    ----------
+    model : BitNetModel
+    vocabulary : Vocabulary
+    prompt : str
+        One character at least; it is no part of the result.
+    count : int
+        How many characters.
+    temperature, top_k, top_p
+        As in `minibit.decoding.sample`.
+    seed : int
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ValueError
+        If the prompt is empty or has a character that the vocabulary has not.
+
+    Examples
+    --------
+    >>> trained = train_language(recipe("55k", "b1.58"), stop=0)
+    >>> len(write_text(trained.model(), trained.vocabulary, "A", 70))
+    70
+    """
+    if not prompt:
+        raise ValueError("prompt must have one character at least")
+    limit = model.config.max_positions
+    text: list[int] = vocabulary.encode(prompt).tolist()
+    begin, decoder = len(text), Decoder(model)
+    decoder.append(text[-max(1, limit // 2) :])
+    for place in range(begin, begin + count):
+        if len(decoder.text) == limit:
+            decoder = Decoder(model)
+            decoder.append(text[-max(1, limit // 2) :])
+        number = float(uniform(seed, 1, domain=TOKENS, step=place)[0])
+        token = sample(decoder.logits(), number, temperature=temperature, top_k=top_k, top_p=top_p)
+        text.append(token)
+        if len(decoder.text) < limit:
+            decoder.append([token])
+    return vocabulary.decode(text[begin:])
+
+
+def learning_rate(made: Recipe, step: int) -> float:
+    """Learning rate of a step: linear decay to 0, times 2/3 from half-way on; a linear warm-up."""
+    return two_stage(step, made.steps, made.peak, made.peak * 2 / 3, made.warmup)

@@ -1,0 +1,574 @@
+"""The language model as laws: what a token may see, what positions mean, what each piece is."""
+
+import dataclasses
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minibit.absmean import absmean_quantize
+from minibit.attention import causal_attention, positions, rotate
+from minibit.blocks import ONE_HOT, embed, gated_unit, normalize, token_loss, widen
+from minibit.dual import jvp, jvp_batch
+from minibit.layers import cross_entropy, rms_norm, squared_relu
+from minibit.noise import uniform
+from minibit.philox import INITIAL
+from minibit.tape import grad, value_and_grad, vjp
+from minibit.ternary import TernaryMatrix
+from minibit.transformer import (
+    BitNetConfig,
+    BitNetModel,
+    bit_linear,
+    check_params,
+    float_linear,
+    forward,
+    init_params,
+    pack_params,
+    packed_linear,
+    param_shapes,
+)
+
+VOCAB = 11
+CONFIG = BitNetConfig(VOCAB, 16, 20, layers=2, heads=4, kv_heads=2, max_positions=12)
+KINDS = {
+    "grouped": CONFIG,
+    "all heads": dataclasses.replace(CONFIG, kv_heads=4),
+    "one key head, own head": dataclasses.replace(CONFIG, kv_heads=1, tied=False),
+    "no sub-norms": dataclasses.replace(CONFIG, sub_norms=False),
+    "slow rotation": dataclasses.replace(CONFIG, rope_theta=500000.0, rms_eps=1e-3),
+}
+texts = st.lists(st.integers(0, VOCAB - 1), min_size=2, max_size=10)
+
+
+def floats(*shape, seed=0):
+    """Normal numbers in float64."""
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def draw_params(config, dtype=np.float64, seed=0):
+    """Initial parameters with gains that are not 1."""
+    drawn = init_params(config, seed)
+    rng = np.random.default_rng(seed)
+    return {
+        name: (w * (1 + 0.2 * rng.standard_normal(w.shape))).astype(dtype)
+        for name, w in drawn.items()
+    }
+
+
+def draw_tokens(*shape, seed=0):
+    """Tokens of the small vocabulary."""
+    return np.random.default_rng(seed).integers(0, VOCAB, shape)
+
+
+class PlainCache:
+    """The cache that `forward` asks for, in its simplest form."""
+
+    def __init__(self, layers):
+        self.held = [None] * layers
+        self.length = 0
+
+    def extend(self, layer, k, v):
+        """Append to a layer; the last layer completes the tokens."""
+        if self.held[layer] is not None:
+            k, v = (np.concatenate(pair, 2) for pair in zip(self.held[layer], (k, v), strict=True))
+        self.held[layer] = k, v
+        if layer == len(self.held) - 1:
+            self.length = k.shape[2]
+        return k, v
+
+
+def plain_forward(config, params, text):
+    """The published block for one text, written token by token and head by head."""
+    hidden, d = config.hidden_size, config.head_dim
+
+    def norm(x, name):
+        return params[name] * x / np.sqrt(np.mean(x * x) + config.rms_eps)
+
+    def turn(x, position):
+        out = np.empty(d)
+        for i in range(d // 2):
+            angle = position * config.rope_theta ** (-2 * i / d)
+            a, b = x[i], x[i + d // 2]
+            out[i] = a * np.cos(angle) - b * np.sin(angle)
+            out[i + d // 2] = b * np.cos(angle) + a * np.sin(angle)
+        return out
+
+    stream = [params["embed_tokens"][token] for token in text]
+    for layer in range(config.layers):
+        at = f"layers.{layer}."
+        keys, values, attended = [], [], []
+        for t, x in enumerate(stream):
+            h = norm(x, at + "input_layernorm")
+            q, k, v = (params[f"{at}self_attn.{name}_proj"] @ h for name in "qkv")
+            keys.append([turn(part, t) for part in k.reshape(-1, d)])
+            values.append(v.reshape(-1, d))
+            heads = []
+            for head, part in enumerate(q.reshape(-1, d)):
+                of = head // (config.heads // config.kv_heads)
+                query = turn(part, t)
+                scores = np.array([query @ keys[s][of] / np.sqrt(d) for s in range(t + 1)])
+                odds = np.exp(scores) / np.exp(scores).sum()
+                heads.append(sum(p * values[s][of] for s, p in enumerate(odds)))
+            attended.append(np.concatenate(heads))
+        for t in range(len(text)):
+            o = attended[t]
+            if config.sub_norms:
+                o = norm(o, at + "self_attn.attn_sub_norm")
+            x = stream[t] + params[at + "self_attn.o_proj"] @ o
+            h = norm(x, at + "post_attention_layernorm")
+            gate, up = (params[f"{at}mlp.{name}_proj"] @ h for name in ("gate", "up"))
+            h = np.where(gate > 0, gate, 0) ** 2 * up
+            if config.sub_norms:
+                h = norm(h, at + "mlp.ffn_sub_norm")
+            stream[t] = x + params[at + "mlp.down_proj"] @ h
+    out = params["embed_tokens" if config.tied else "lm_head"]
+    assert out.shape == (config.vocab_size, hidden)
+    return np.array([out @ norm(x, "norm") for x in stream])
+
+
+# --- the whole model ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_model_is_the_published_block_token_by_token(kind):
+    """Against loops over tokens, heads and pairs in float64; the tables of angles are float32."""
+    config = KINDS[kind]
+    params, tokens = draw_params(config), draw_tokens(3, 9)
+    logits = forward(config, params, tokens)
+    assert logits.shape == (3, 9, VOCAB)
+    for row, text in zip(logits, tokens, strict=True):
+        np.testing.assert_allclose(row, plain_forward(config, params, text), atol=3e-6)
+
+
+def test_float32_in_float32_out():
+    """And near to float64."""
+    params, tokens = draw_params(CONFIG), draw_tokens(2, 7)
+    logits = forward(CONFIG, {k: v.astype(np.float32) for k, v in params.items()}, tokens)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, forward(CONFIG, params, tokens), atol=2e-5)
+
+
+@given(texts, st.integers(1, 9), st.integers(1, VOCAB - 1), st.sampled_from(["float", "bit"]))
+def test_no_later_token_changes_an_earlier_logit(text, place, change, kind):
+    """The causal law, to the bit: also with a scale for each token's activations."""
+    place = min(place, len(text) - 1)
+    params, linear = draw_params(CONFIG, np.float32), {"float": float_linear, "bit": bit_linear}
+    before = forward(CONFIG, params, [text], linear=linear[kind])
+    changed = [*text[:place], (text[place] + change) % VOCAB, *text[place + 1 :]]
+    after = forward(CONFIG, params, [changed], linear=linear[kind])
+    np.testing.assert_array_equal(before[0, :place], after[0, :place])
+    assert not np.array_equal(before[0, place], after[0, place])
+
+
+def test_the_rows_of_a_batch_do_not_see_each_other():
+    """A text's logits are the same alone."""
+    params, tokens = draw_params(CONFIG), draw_tokens(4, 6)
+    together = forward(CONFIG, params, tokens)
+    for row, text in zip(together, tokens, strict=True):
+        np.testing.assert_allclose(forward(CONFIG, params, text[None])[0], row, atol=1e-12)
+
+
+@settings(max_examples=25)
+@given(texts, st.sets(st.integers(1, 9)))
+def test_a_cache_changes_nothing(text, cuts):
+    """A text in pieces, each after a cache of the earlier ones, has the logits of the whole."""
+    params = draw_params(CONFIG)
+    edges = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
+    cache, pieces = PlainCache(CONFIG.layers), []
+    for start, end in pairwise(edges):
+        pieces.append(forward(CONFIG, params, [text[start:end]], cache=cache))
+    assert cache.length == len(text)
+    whole = forward(CONFIG, params, [text])
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, atol=1e-6)
+
+
+def test_grouped_queries_are_repeated_keys():
+    """Two key heads for four queries: as four key heads of which each two are equal."""
+    many = KINDS["all heads"]
+    params, tokens = draw_params(CONFIG), draw_tokens(2, 8)
+    repeated = dict(params)
+    for name, w in params.items():
+        if name.endswith(("k_proj", "v_proj")):
+            heads = w.reshape(2, CONFIG.head_dim, 16)
+            repeated[name] = np.repeat(heads, 2, axis=0).reshape(16, 16)
+    np.testing.assert_allclose(
+        forward(CONFIG, params, tokens), forward(many, repeated, tokens), atol=1e-12
+    )
+
+
+def test_the_head_is_the_embedding_only_if_tied():
+    """An own head that equals the embedding gives the tied model; another does not."""
+    own = dataclasses.replace(CONFIG, tied=False)
+    params, tokens = draw_params(CONFIG), draw_tokens(1, 5)
+    tied = forward(CONFIG, params, tokens)
+    same = forward(own, params | {"lm_head": params["embed_tokens"]}, tokens)
+    np.testing.assert_array_equal(tied, same)
+    other = forward(own, params | {"lm_head": -params["embed_tokens"]}, tokens)
+    np.testing.assert_array_equal(tied, -other)
+
+
+def test_an_embedding_of_bfloat16_bits_is_its_float32():
+    """The upper halves of float32, held as uint16: looked up and multiplied as what they are."""
+    params, tokens = draw_params(CONFIG, np.float32), draw_tokens(2, 5)
+    bits = (params["embed_tokens"].view(np.uint32) >> 16).astype(np.uint16)
+    widened = widen(bits)
+    np.testing.assert_array_equal(widened.view(np.uint32) & 0xFFFF, 0)
+    np.testing.assert_allclose(widened, params["embed_tokens"], rtol=2**-7)
+    held = forward(CONFIG, params | {"embed_tokens": bits}, tokens)
+    expected = forward(CONFIG, params | {"embed_tokens": widened}, tokens)
+    np.testing.assert_allclose(held, expected, atol=1e-5)
+
+
+# --- what multiplies, and what makes sparse ----------------------------------------------------
+
+
+def test_packed_weights_give_the_logits_of_fake_quantised_ones():
+    """int8 activations and ternary codes, summed exactly or as float32: one rounding apart."""
+    params, tokens = draw_params(CONFIG, np.float32), draw_tokens(3, 8)
+    trained = forward(CONFIG, params, tokens, linear=bit_linear)
+    packed = pack_params(params)
+    used = forward(CONFIG, packed, tokens, linear=packed_linear)
+    difference = np.abs(trained - used)
+    assert np.median(difference) < 1e-5
+    assert difference.max() < 0.05  # one activation may round the other way, and all follows
+    for name, w in packed.items():
+        assert isinstance(w, TernaryMatrix) == name.endswith("_proj")
+        if name.endswith("_proj"):
+            codes, gamma = absmean_quantize(params[name])
+            np.testing.assert_array_equal(w.codes(), codes)
+            assert w.scale == gamma
+
+
+def test_without_strength_a_bit_linear_is_a_float_linear():
+    """The warm-up starts from the float model; at full strength it is another."""
+    x, w = floats(5, 16), floats(7, 16, seed=1)
+    np.testing.assert_array_equal(bit_linear(x, w, 0.0), float_linear(x, w))
+    assert np.abs(bit_linear(x, w) - float_linear(x, w)).max() > 0.1
+    half = bit_linear(x, w, 0.5)
+    assert not np.array_equal(half, bit_linear(x, w))
+
+
+def test_sparsify_meets_the_inputs_of_the_projections():
+    """Four sites a layer, in order, with their widths; what it returns is what is multiplied."""
+    params, tokens = draw_params(CONFIG), draw_tokens(2, 3)
+    seen = []
+
+    def look(x, site):
+        seen.append((site, x.shape))
+        return x
+
+    plain = forward(CONFIG, params, tokens)
+    np.testing.assert_array_equal(forward(CONFIG, params, tokens, sparsify=look), plain)
+    layer = [("qkv", (6, 16)), ("o", (6, 16)), ("gate_up", (6, 16)), ("down", (6, 20))]
+    assert seen == 2 * layer
+    silent = {
+        site: forward(CONFIG, params, tokens, sparsify=lambda x, s, site=site: x * (s != site))
+        for site in ("o", "down", "qkv", "gate_up")
+    }
+    nothing = {k: np.zeros_like(w) if k.endswith("o_proj") else w for k, w in params.items()}
+    np.testing.assert_allclose(silent["o"], forward(CONFIG, nothing, tokens), atol=1e-12)
+    np.testing.assert_allclose(silent["qkv"], silent["o"], atol=1e-12)
+    nothing = {k: np.zeros_like(w) if k.endswith("down_proj") else w for k, w in params.items()}
+    np.testing.assert_allclose(silent["down"], forward(CONFIG, nothing, tokens), atol=1e-12)
+    np.testing.assert_allclose(silent["gate_up"], silent["down"], atol=1e-12)
+
+
+def test_a_model_multiplies_as_the_type_of_its_weights_says():
+    """Packed weights packed, float weights fake-quantised; a float model asks for it."""
+    params, tokens = draw_params(CONFIG, np.float32), draw_tokens(1, 6)
+    packed = BitNetModel(CONFIG, pack_params(params))
+    np.testing.assert_array_equal(
+        packed.logits(tokens), forward(CONFIG, packed.params, tokens, linear=packed_linear)
+    )
+    np.testing.assert_array_equal(
+        BitNetModel(CONFIG, params).logits(tokens),
+        forward(CONFIG, params, tokens, linear=bit_linear),
+    )
+    whole = BitNetModel(CONFIG, params, float_linear)
+    np.testing.assert_array_equal(whole.logits(tokens), forward(CONFIG, params, tokens))
+    assert whole.nbytes == sum(4 * w.size for w in params.values())
+    assert packed.nbytes < whole.nbytes
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        packed.params = {}
+
+
+# --- positions and attention -------------------------------------------------------------------
+
+
+def test_the_first_token_is_not_turned_and_no_length_changes():
+    """Position 0 has angle 0; a rotation keeps the length of every pair."""
+    x = floats(2, 6, 3, 8)
+    y = rotate(x, positions(2, 6, 8))
+    np.testing.assert_array_equal(y[:, 0], x[:, 0])
+    pairs = np.hypot(x[..., :4], x[..., 4:]), np.hypot(y[..., :4], y[..., 4:])
+    np.testing.assert_allclose(*pairs, rtol=1e-6)
+    assert np.abs(y[:, 1:] - x[:, 1:]).max() > 0.1
+
+
+def test_the_first_pair_turns_by_one_radian_a_token():
+    """By hand: head_dim 4, theta 100: the pairs (0, 2) and (1, 3) turn by p and by p / 10."""
+    x = np.zeros((1, 3, 1, 4))
+    x[..., 0] = x[..., 3] = 1
+    y = rotate(x, positions(1, 3, 4, theta=100.0))[0, :, 0]
+    p = np.arange(3)
+    expected = np.stack([np.cos(p), -np.sin(p / 10), np.sin(p), np.cos(p / 10)], axis=1)
+    np.testing.assert_allclose(y, expected, atol=1e-7)
+
+
+@given(st.integers(0, 200), st.integers(0, 200), st.integers(0, 300))
+def test_a_product_of_rotated_vectors_depends_on_their_distance_alone(a, b, shift):
+    """``rotate(q, a) . rotate(k, b) = rotate(q, a + s) . rotate(k, b + s)``."""
+    q, k = floats(2, 1, 1, 1, 16)
+
+    def product(a, b):
+        turned = rotate(q, positions(1, 1, 16, start=a)), rotate(k, positions(1, 1, 16, start=b))
+        return np.sum(turned[0] * turned[1])
+
+    # angles of up to 500 are float32: off by 500 * 2**-24 each, times the lengths
+    assert product(a, b) == pytest.approx(product(a + shift, b + shift), abs=2e-3)
+
+
+def test_equal_keys_average_the_values_so_far():
+    """Without a preference, token t gets the mean of values 0 to t."""
+    v = floats(1, 2, 5, 4)
+    o = causal_attention(
+        floats(1, 2, 5, 4), np.zeros((1, 2, 5, 4)), v, future=positions(1, 5, 4).future
+    )
+    expected = np.cumsum(v, axis=2) / np.arange(1, 6)[:, None]
+    np.testing.assert_allclose(o, expected, atol=1e-12)
+
+
+def test_large_scores_do_not_overflow():
+    """Scores in the thousands pick one value each; float32 would overflow at 89."""
+    q = np.float32(1000) * np.eye(4, dtype=np.float32)[None, None]
+    v = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)
+    np.testing.assert_array_equal(causal_attention(q, q, v), v)
+
+
+def test_one_token_needs_no_mask():
+    """After a cache, one query sees every key; more queries see their own past."""
+    assert positions(1, 1, 4, start=7).future is None
+    future = positions(1, 2, 4, start=3).future
+    assert future.astype(int).tolist() == [[0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]
+
+
+# --- derivatives -------------------------------------------------------------------------------
+
+
+def loss_of(config, tokens, linear=float_linear):
+    """Return the loss as a function of the parameters: what training differentiates."""
+    return lambda params: token_loss(
+        forward(config, params, tokens[:, :-1], linear=linear), tokens[:, 1:]
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tangent_is_the_slope_of_the_loss(kind):
+    """Against central differences in float64."""
+    config = KINDS[kind]
+    params, loss = draw_params(config), loss_of(config, draw_tokens(2, 7))
+    direction = draw_params(config, seed=5)
+    _, tangent = jvp(loss, (params,), (direction,))
+    ahead, behind = (
+        loss({name: w + step * direction[name] for name, w in params.items()})
+        for step in (1e-6, -1e-6)
+    )
+    assert tangent == pytest.approx((ahead - behind) / 2e-6, rel=1e-6)
+
+
+@pytest.mark.parametrize("linear", [float_linear, bit_linear])
+@pytest.mark.parametrize("kind", KINDS)
+def test_reverse_mode_is_the_transpose_of_forward_mode(kind, linear):
+    """The dot-product test on all logits: ``<c, J v> = <J^T c, v>``."""
+    config = KINDS[kind]
+    params, tokens = draw_params(config), draw_tokens(2, 6)
+    direction = {name: floats(*w.shape, seed=len(name)) for name, w in params.items()}
+
+    def logits(params):
+        return forward(config, params, tokens, linear=linear)
+
+    cotangent = floats(2, 6, VOCAB)
+    _, tangent = jvp(logits, (params,), (direction,))
+    _, pullback = vjp(logits, (params,))
+    (gradient,) = pullback(cotangent)
+    ahead = np.sum(cotangent * tangent)
+    back = sum(np.sum(gradient[name] * direction[name]) for name in params)
+    assert ahead == pytest.approx(back, rel=1e-10)
+    assert set(gradient) == set(params)
+
+
+def test_a_gradient_is_float32_and_reaches_every_parameter():
+    """No parameter is left out, and none becomes float64 on the way."""
+    params, tokens = draw_params(CONFIG, np.float32), draw_tokens(4, 9)
+    for linear in (float_linear, bit_linear):
+        loss, gradient = value_and_grad(loss_of(CONFIG, tokens, linear))(params)
+        assert loss.dtype == np.float32
+        for name, g in gradient.items():
+            assert g.dtype == np.float32, name
+            assert g.shape == params[name].shape
+            assert np.abs(g).max() > 0, name
+
+
+def test_many_directions_flow_together():
+    """`jvp_batch` gives what `jvp` gives for each."""
+    params, loss = draw_params(CONFIG), loss_of(CONFIG, draw_tokens(2, 5))
+    directions = {name: floats(3, *w.shape, seed=1) for name, w in params.items()}
+    _, together = jvp_batch(loss, (params,), (directions,))
+    for i, tangent in enumerate(together):
+        _, alone = jvp(loss, (params,), ({name: d[i] for name, d in directions.items()},))
+        assert tangent == pytest.approx(alone, rel=1e-10)
+
+
+def test_a_gradient_can_be_differentiated_again():
+    """A product with the Hessian, forward over reverse, against differences of gradients."""
+    config = dataclasses.replace(CONFIG, layers=1)
+    params, loss = draw_params(config), loss_of(config, draw_tokens(1, 5))
+    direction = draw_params(config, seed=3)
+    _, curved = jvp(grad(loss), (params,), (direction,))
+    ahead, behind = (
+        grad(loss)({name: w + step * direction[name] for name, w in params.items()})
+        for step in (1e-5, -1e-5)
+    )
+    for name, c in curved.items():
+        np.testing.assert_allclose(c, (ahead[name] - behind[name]) / 2e-5, atol=2e-6, rtol=2e-4)
+
+
+# --- the pieces --------------------------------------------------------------------------------
+
+
+def test_the_pieces_are_those_of_layers():
+    """Norm, gated unit and loss with rules of their own: the values of the plain functions."""
+    x, gain, up = floats(6, 10), floats(10, seed=1), floats(6, 10, seed=2)
+    labels = np.arange(6) % 10
+    np.testing.assert_allclose(normalize(x, gain, eps=1e-3), rms_norm(x, gain, 1e-3), rtol=1e-12)
+    np.testing.assert_allclose(gated_unit(x, up), squared_relu(x) * up, rtol=1e-12)
+    assert token_loss(x, labels) == pytest.approx(cross_entropy(x, labels), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("ours", "plain", "arguments"),
+    [
+        (
+            lambda x, g: normalize(x, g, eps=1e-3),
+            lambda x, g: rms_norm(x, g, 1e-3),
+            (floats(6, 10), floats(10, seed=1)),
+        ),
+        (gated_unit, lambda g, u: squared_relu(g) * u, (floats(6, 10), floats(6, 10, seed=2))),
+        (
+            lambda z: token_loss(z, np.arange(6)),
+            lambda z: cross_entropy(z, np.arange(6)),
+            (floats(6, 10),),
+        ),
+    ],
+    ids=["normalize", "gated_unit", "token_loss"],
+)
+def test_a_rule_of_its_own_is_the_derivative_of_the_plain_function(ours, plain, arguments):
+    """Operation by operation, `minibit.dual` comes to the same tangent."""
+    directions = tuple(floats(*x.shape, seed=7) for x in arguments)
+    expected = jvp(plain, arguments, directions)[1]
+    np.testing.assert_allclose(jvp(ours, arguments, directions)[1], expected, rtol=1e-10, atol=0)
+
+
+def test_an_embedding_adds_up_the_slopes_of_equal_tokens():
+    """In a small vocabulary by a product, in a large one by a gather: the same gradient."""
+    tokens = np.array([3, 1, 3, 3])
+    weights = floats(4, 5)
+    for vocab in (8, ONE_HOT + 1):
+        table = floats(vocab, 5, seed=1)
+        gradient = grad(lambda table: np.sum(embed(table, tokens) * weights))(table)
+        expected = np.zeros((vocab, 5))
+        np.add.at(expected, tokens, weights)
+        np.testing.assert_allclose(gradient, expected, atol=1e-12)
+
+
+def test_initial_parameters_are_uniform_draws_of_philox():
+    """Lane i for the i-th parameter; standard deviation 0.05, or one over the root of inputs."""
+    params = init_params(CONFIG, seed=3)
+    assert list(params) == list(param_shapes(CONFIG))
+    assert {w.dtype for w in params.values()} == {np.dtype(np.float32)}
+    for lane, (name, w) in enumerate(params.items()):
+        if w.ndim == 1:
+            assert (w == 1).all()
+            continue
+        std = 0.05 if name == "embed_tokens" else w.shape[1] ** -0.5
+        draws = uniform(3, w.shape, domain=INITIAL, lane=lane)
+        np.testing.assert_allclose(w, (2 * draws - 1) * np.sqrt(3) * std, rtol=1e-6)
+        assert w.std() == pytest.approx(std, rel=0.15)
+    assert not np.array_equal(params["embed_tokens"], init_params(CONFIG, 4)["embed_tokens"])
+
+
+# --- what does not fit -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"hidden_size": 18}, "hidden_size must be heads times an even number"),
+        ({"hidden_size": 12}, "hidden_size must be heads times an even number"),
+        ({"kv_heads": 3}, "kv_heads must divide heads, got 3 and 4"),
+        ({"layers": 0}, "layers must be at least 1"),
+        ({"rms_eps": 0.0}, "rms_eps must be above 0"),
+        ({"rope_theta": float("nan")}, "rope_theta must be above 0"),
+        ({"eos": VOCAB}, f"eos must be a token below {VOCAB}"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(change, match):
+    """By name, before any array is made."""
+    with pytest.raises(ValueError, match=match):
+        dataclasses.replace(CONFIG, **change)
+
+
+@pytest.mark.parametrize("size", [2.0, True, "4"])
+def test_a_size_is_a_whole_number(size):
+    """Not a float, a truth value or text."""
+    with pytest.raises(TypeError, match="layers must be a whole number"):
+        dataclasses.replace(CONFIG, layers=size)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "error", "match"),
+    [
+        ([[1, VOCAB, 2]], ValueError, rf"0 to 10, got {VOCAB} at \(0, 1\)"),
+        ([[1, 2], [0, -1]], ValueError, r"0 to 10, got -1 at \(1, 1\)"),
+        ([1, 2], ValueError, r"shape \(batch, length\), got \(2,\)"),
+        ([[]], ValueError, r"shape \(batch, length\), got \(1, 0\)"),
+        ([[1.0]], TypeError, "integers, got float64"),
+        ([[True]], TypeError, "integers, got bool"),
+        ([[1] * 13], ValueError, "max_positions = 12, got 13"),
+    ],
+)
+def test_tokens_that_do_not_fit_are_named(tokens, error, match):
+    """Where, what was there, and what would fit."""
+    with pytest.raises(error, match=match):
+        forward(CONFIG, draw_params(CONFIG), tokens)
+
+
+def test_a_full_cache_takes_no_more():
+    """The tokens of the cache count."""
+    params, cache = draw_params(CONFIG), PlainCache(CONFIG.layers)
+    forward(CONFIG, params, draw_tokens(1, 10), cache=cache)
+    with pytest.raises(ValueError, match="max_positions = 12, got 3 after 10 in the cache"):
+        forward(CONFIG, params, draw_tokens(1, 3), cache=cache)
+    assert forward(CONFIG, params, draw_tokens(1, 2), cache=cache).shape == (1, 2, VOCAB)
+
+
+def test_parameters_that_do_not_fit_are_named():
+    """Missing, unknown, transposed: in the model, and in a forward pass."""
+    params = draw_params(CONFIG)
+    name = "layers.1.mlp.down_proj"
+    missing = {key: w for key, w in params.items() if key != name}
+    with pytest.raises(ValueError, match=rf"'{name}' of shape \(16, 20\), it is missing"):
+        BitNetModel(CONFIG, missing)
+    with pytest.raises(ValueError, match=rf"\['{name}'\] must have shape \(16, 20\), got \(20, 16"):
+        forward(CONFIG, params | {name: params[name].T}, [[1]])
+    with pytest.raises(ValueError, match="'lm_head', which this configuration has not"):
+        check_params(CONFIG, params | {"lm_head": params["embed_tokens"]})
+    with pytest.raises(ValueError, match="sub_norm', which this configuration has not"):
+        BitNetModel(KINDS["no sub-norms"], params)
+
+
+def test_an_empty_batch_has_empty_logits():
+    """No rows in, no rows out."""
+    assert forward(CONFIG, draw_params(CONFIG), np.zeros((0, 4), int)).shape == (0, 4, VOCAB)
