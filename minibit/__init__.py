@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minibit.absmean import *
+    from minibit.checkpoint import *
     from minibit.datasets import *
     from minibit.dual import *
     from minibit.layers import *
@@ -35,6 +36,7 @@ _ROOMS = (
     "noise_step",
     "steps",
     "transformer",
+    "checkpoint",
     "datasets",
     "training",
 )

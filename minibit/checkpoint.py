@@ -1,0 +1,26 @@
+"""Real files: BitNet checkpoints of Hugging Face.
+
+    load_bitnet, save_bitnet   a directory of config.json and safetensors, as transformers has it
+    random_checkpoint          the same with random weights, of any size
+
+A file is a stranger's until it is checked. Sizes are compared with the file before anything of that
+size is made, and whatever is wrong is a `CheckpointError` that names file, tensor and byte.
+`minibit.safetensors_file` has the bytes, `minibit.hf_config` the configuration, `minibit.hf_reader`
+and `minibit.hf_writer` the model.
+
+May import: minibit.damage, minibit.hf_reader, minibit.hf_writer.
+"""
+
+from __future__ import annotations
+
+from minibit.damage import CheckpointError
+from minibit.hf_reader import load_bitnet
+from minibit.hf_writer import PUBLISHED_2B_4T, random_checkpoint, save_bitnet
+
+__all__ = [
+    "PUBLISHED_2B_4T",
+    "CheckpointError",
+    "load_bitnet",
+    "random_checkpoint",
+    "save_bitnet",
+]

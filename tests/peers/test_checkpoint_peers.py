@@ -1,0 +1,350 @@
+"""Checkpoints against transformers: its BitNet loads what we write, and computes what we compute.
+
+What can be equal to the bit, and what cannot:
+
+- ``bitlinear`` is decided to the bit. Its sums are of whole numbers, which float32 holds exactly up
+  to 2**24, so their order does not matter; then one product and one division round.
+- ``autobitlinear`` sums numbers that are rounded already (codes / s, and online codes * gamma), so
+  its last bits depend on the order in which a BLAS adds. It is equal to the bit where no addition
+  rounds: a token of one input, or scales that are powers of two.
+- Everywhere, the scales and the codes of activations and weights are equal to the bit, given the
+  same gamma; gamma itself is a mean, which torch sums in float32: equal within two units.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minibit.absmean import absmax_quantize, absmean_quantize
+from minibit.checkpoint import load_bitnet, random_checkpoint, save_bitnet
+from minibit.hf_config import Storage
+from minibit.hf_linear import published_linear, weight_scale_of
+from minibit.matmul import ternary_matmul
+from minibit.safetensors_file import SafetensorsFile
+from minibit.ternary import TernaryMatrix, from_hf, to_hf
+from minibit.transformer import (
+    BitNetConfig,
+    BitNetModel,
+    bit_linear,
+    float_linear,
+    init_params,
+    packed_linear,
+    param_shapes,
+)
+
+pytestmark = pytest.mark.peers
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("accelerate")
+transformers = pytest.importorskip("transformers")
+bitnet = pytest.importorskip("transformers.integrations.bitnet")
+
+CONFIG = BitNetConfig(
+    96, 64, 176, layers=3, heads=4, kv_heads=2, max_positions=64, rope_theta=5e5, bos=1, eos=2
+)
+WAYS = {
+    "bitlinear": Storage("bitlinear"),
+    "offline": Storage("autobitlinear", "offline"),
+    "online": Storage("autobitlinear", "online"),
+    "float": Storage(None),
+}
+QUANTISED = [way for way in WAYS if way != "float"]
+TOKENS = np.random.default_rng(0).integers(0, 96, (16, 40))  # 640 positions
+
+
+@pytest.fixture(autouse=True, scope="module")
+def eager():
+    """Run torch as written: its compiler may join roundings, and takes minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.compiler.set_stance("force_eager"):
+        yield
+    torch.set_num_threads(threads)
+
+
+def float_model(config=CONFIG, seed=3):
+    """Master weights and gains that are not all 1."""
+    rng = np.random.default_rng(seed)
+    params = init_params(config, seed)
+    for name, shape in param_shapes(config).items():
+        if len(shape) == 1:
+            params[name] = (1 + 0.2 * rng.standard_normal(shape)).astype(np.float32)
+    return BitNetModel(config, params)
+
+
+def save(model, folder, way):
+    """Write a model in one of the four ways."""
+    storage = WAYS[way]
+    save_bitnet(model, folder, linear_class=storage.linear_class, quantization_mode=storage.mode)
+    return folder
+
+
+def theirs(folder):
+    """Load a directory with transformers; it leaves bfloat16 of autobitlinear as it is."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype=torch.float32, attn_implementation="eager"
+    )
+    return torch.nn.Module.float(model).eval()
+
+
+def numpy(tensor):
+    """A tensor as an array."""
+    return tensor.detach().numpy()
+
+
+def layer(way, w, x):
+    """One linear layer of transformers with master weights w: its output, and its gamma."""
+    n_out, n_in = w.shape
+    codes, gamma = absmean_quantize(w)
+    if way == "bitlinear":
+        module = bitnet.BitLinear(n_in, n_out, bias=False, dtype=torch.float32)
+        module.weight.copy_(torch.from_numpy(to_hf(codes)))
+        module.weight_scale.fill_(float(weight_scale_of(gamma, WAYS[way])))
+    elif way == "offline":
+        module = bitnet.AutoBitLinear(n_in, n_out, bias=False, dtype=torch.float32)
+        module.weight.data.copy_(torch.from_numpy(codes.astype(np.float32)))
+        module.weight_scale.fill_(float(gamma))
+    else:
+        module = bitnet.AutoBitLinear(n_in, n_out, bias=False, online_quant=True)
+        module.weight.data.copy_(torch.from_numpy(w))
+        gamma = np.float32(torch.from_numpy(w).abs().mean().clamp(min=1e-5))
+    with torch.no_grad():
+        return numpy(module(torch.from_numpy(x))), codes, gamma
+
+
+# --- packing and quantising --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_out", [*range(1, 14), 64, 66])
+def test_quantised_weights_are_packed_to_the_same_bytes(n_out):
+    """pack_weights(rint(clip(w / gamma))) = to_hf(absmean_quantize(w)), ties and padding included.
+
+    Every second weight is exactly half a gamma, which rounds to 0 (half to even).
+    """
+    rng = np.random.default_rng(n_out)
+    sizes = np.tile(np.float32([0.5, 1.5]), (n_out, 12))  # gamma is 1
+    w = rng.permuted(sizes, axis=1) * rng.choice(np.float32([-1, 1]), (n_out, 24))
+    scale = 1.0 / torch.from_numpy(w).abs().mean().clamp_(min=1e-5)
+    rounded = (torch.from_numpy(w) * scale).round().clamp(-1, 1)
+    codes, gamma = absmean_quantize(w)
+    assert gamma == 1.0 == float(scale)
+    np.testing.assert_array_equal(codes, numpy(rounded))
+    assert (codes[np.abs(w) == 0.5] == 0).all()
+    packed = numpy(bitnet.pack_weights(rounded.clone()))
+    np.testing.assert_array_equal(to_hf(codes), packed)
+    np.testing.assert_array_equal(from_hf(packed, n_out), codes)
+    unpacked = numpy(bitnet.unpack_weights(torch.from_numpy(packed), dtype=torch.float32))
+    np.testing.assert_array_equal(unpacked[:n_out], codes)
+    assert (unpacked[n_out:] == -1).all()
+    np.testing.assert_array_equal(TernaryMatrix.from_hf(packed, n_out).codes(), codes)
+
+
+def test_activations_are_quantised_to_the_same_codes_and_scales():
+    """BitLinear's codes and scales, and ActQuant's values, bit for bit, ties included."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((200, 96)).astype(np.float32)
+    x[::2] = rng.integers(-254, 255, (100, 96)) / np.float32(2)  # halves: ties where s is 1
+    x[::2, 0] = 127
+    x[-1] = 0
+    module = bitnet.BitLinear(96, 4, bias=False, dtype=torch.float32)
+    their_codes, their_scale = module.activation_quant(torch.from_numpy(x))
+    codes, scale = absmax_quantize(x)
+    np.testing.assert_array_equal(codes, numpy(their_codes))
+    np.testing.assert_array_equal(scale, numpy(their_scale))
+    values = numpy(bitnet.ActQuant.apply(torch.from_numpy(x)))
+    np.testing.assert_array_equal(codes / scale, values)
+
+
+def test_gamma_is_torchs_within_two_units_and_the_codes_are_its_own():
+    """Its mean is summed in float32; given its gamma, WeightQuant's values are ours bit for bit."""
+    rng = np.random.default_rng(0)
+    for n_out, n_in in ((64, 176), (300, 257), (640, 2560)):
+        w = (rng.standard_normal((n_out, n_in)) * 0.03).astype(np.float32)
+        codes, gamma = absmean_quantize(w)
+        their_gamma = np.float32(torch.from_numpy(w).abs().mean().clamp(min=1e-5))
+        assert abs(gamma - their_gamma) <= 2 * np.spacing(gamma)
+        values = numpy(bitnet.WeightQuant.apply(torch.from_numpy(w)))
+        np.testing.assert_array_equal(values, codes / (np.float32(1) / their_gamma))
+
+
+# --- one linear layer --------------------------------------------------------------------------
+
+
+def test_a_bitlinear_layer_is_equal_to_the_bit():
+    """Any input, any order of the sum; the fused product is within two units of it."""
+    rng = np.random.default_rng(0)
+    w = (rng.standard_normal((256, 320)) * 0.04).astype(np.float32)
+    x = rng.standard_normal((64, 320)).astype(np.float32)
+    expected, codes, gamma = layer("bitlinear", w, x)
+    np.testing.assert_array_equal(published_linear(x, codes, gamma, WAYS["bitlinear"]), expected)
+    fused = ternary_matmul(x, TernaryMatrix.from_codes(codes, gamma))
+    assert (np.abs(fused - expected) <= 2 * np.spacing(np.abs(expected))).all()
+    assert (fused == expected).mean() > 0.4
+
+
+@pytest.mark.parametrize("way", ["offline", "online"])
+def test_an_autobitlinear_layer_is_equal_to_the_bit_where_nothing_is_summed(way):
+    """Tokens of one input: what is left is the order of products and quotients, given its gamma."""
+    rng = np.random.default_rng(1)
+    w = (rng.standard_normal((256, 320)) * 0.04).astype(np.float32)
+    x = np.zeros((320, 320), np.float32)
+    np.fill_diagonal(x, rng.standard_normal(320))
+    expected, codes, gamma = layer(way, w, x)
+    np.testing.assert_array_equal(published_linear(x, codes, gamma, WAYS[way]), expected)
+    assert np.count_nonzero(expected) > expected.size / 2
+
+
+@pytest.mark.parametrize("way", QUANTISED)
+def test_every_layer_is_equal_to_the_bit_where_sums_are_exact(way):
+    """Scales and gamma powers of two: both our products and theirs are the same numbers."""
+    rng = np.random.default_rng(2)
+    w = rng.choice(np.float32([-1, 0, 0, 1]), (256, 320)) / np.float32(16)
+    w[:, ::2], w[:, 1::2] = 0, np.where(w[:, 1::2] >= 0, 1, -1) / np.float32(16)  # gamma 1 / 32
+    x = rng.integers(-127, 128, (64, 320)).astype(np.float32)
+    x[:, 0] = 127
+    x *= np.float32(2) ** rng.integers(-8, 8, (64, 1)).astype(np.float32)
+    expected, codes, gamma = layer(way, w, x)
+    assert gamma == 1 / 32
+    np.testing.assert_array_equal(published_linear(x, codes, gamma, WAYS[way]), expected)
+    np.testing.assert_array_equal(
+        ternary_matmul(x, TernaryMatrix.from_codes(codes, gamma)), expected
+    )
+    np.testing.assert_array_equal(bit_linear(x, w), expected)
+
+
+@pytest.mark.parametrize("way", ["offline", "online"])
+def test_an_autobitlinear_layer_is_within_the_rounding_of_its_sums(way):
+    """|difference| <= (n_in + 4) 2**-24 sum |x_i w_i| on both sides, for any input."""
+    rng = np.random.default_rng(3)
+    w = (rng.standard_normal((256, 320)) * 0.04).astype(np.float32)
+    x = rng.standard_normal((64, 320)).astype(np.float32)
+    expected, codes, gamma = layer(way, w, x)
+    size = gamma * (np.abs(x) @ np.abs(codes).astype(np.float32).T)  # sum |x_i w_i|
+    bound = 2 * (320 + 4) * 2.0**-24 * 1.02 * size
+    for ours in (
+        ternary_matmul(x, TernaryMatrix.from_codes(codes, gamma)),
+        bit_linear(x, w),
+        published_linear(x, codes, gamma, WAYS[way]),
+    ):
+        assert (np.abs(ours - expected) <= bound).all()
+        assert np.abs(ours - expected).max() < 2e-6 * np.abs(expected).max()
+
+
+# --- a model -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", QUANTISED)
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_linear_agrees_on_the_references_own_inputs(way, tied, tmp_path):
+    """Within 1e-5 of the largest output of each of the 21 projections, and each block's as well."""
+    folder = save(float_model(dataclasses.replace(CONFIG, tied=tied)), tmp_path / "model", way)
+    reference, ours = theirs(folder), load_bitnet(folder)
+    seen = {}
+
+    def watch(name):
+        def hook(module, args, output):
+            seen[name] = numpy(args[0]), numpy(output)
+
+        return hook
+
+    for name, module in reference.model.named_modules():
+        if name.endswith("_proj"):
+            module.register_forward_hook(watch(name))
+    with torch.no_grad():
+        reference(torch.from_numpy(TOKENS))
+    assert len(seen) == 7 * CONFIG.layers
+    for name, (x, y) in seen.items():
+        w = ours.params[name]
+        linear = packed_linear if isinstance(w, TernaryMatrix) else bit_linear
+        found = linear(x.reshape(-1, x.shape[-1]), w).reshape(y.shape)
+        assert np.abs(found - y).max() <= 1e-5 * max(1, np.abs(y).max()), name
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_logits_of_a_model_agree(way, tmp_path):
+    """Over 640 positions: median difference below 1e-6, the likeliest token the same on 95%.
+
+    A single activation that rounds to the other int8 code moves some logits by a hundredth.
+    """
+    folder = save(float_model(), tmp_path / "model", way)
+    with torch.no_grad():
+        expected = numpy(theirs(folder)(torch.from_numpy(TOKENS)).logits)
+    logits = load_bitnet(folder).logits(TOKENS)
+    difference = np.abs(logits - expected)
+    assert np.median(difference) < 1e-6
+    assert (logits.argmax(-1) == expected.argmax(-1)).mean() >= 0.95
+    assert difference.max() < (1e-4 if way == "float" else 0.1)
+    assert expected.std() > 0.2
+
+
+@pytest.mark.parametrize("way", ["bitlinear", "offline"])
+def test_a_scale_of_the_other_convention_is_seen(way, tmp_path):
+    """The check can fail: gamma taken for 1 / gamma moves the logits by far more than 1e-6."""
+    folder = save(float_model(), tmp_path / "model", way)
+    model = load_bitnet(folder)
+    inverted = {
+        name: TernaryMatrix.from_codes(value.codes(), 1 / value.scale)
+        if isinstance(value, TernaryMatrix)
+        else value
+        for name, value in model.params.items()
+    }
+    with torch.no_grad():
+        expected = numpy(theirs(folder)(torch.from_numpy(TOKENS)).logits)
+    wrong = BitNetModel(model.config, inverted).logits(TOKENS)
+    assert np.median(np.abs(wrong - expected)) > 1e-3
+
+
+@pytest.mark.parametrize("way", ["bitlinear", "online", "float"])
+def test_what_transformers_saves_is_read(way, tmp_path):
+    """save_pretrained, in one file and in shards: the same parameters as ours.
+
+    (autobitlinear offline it cannot save: packing is not the reverse of its unpacking.)
+    """
+    folder = save(float_model(), tmp_path / "ours", way)
+    ours = load_bitnet(folder)
+    reference = theirs(folder)
+    for name, size in (("one", "1GB"), ("shards", "60KB")):
+        reference.save_pretrained(str(tmp_path / name), max_shard_size=size)
+        again = load_bitnet(tmp_path / name)
+        assert again.config == ours.config
+        assert (again.linear is float_linear) == (way == "float")
+        for param, value in ours.params.items():
+            if isinstance(value, TernaryMatrix):
+                np.testing.assert_array_equal(again.params[param].codes(), value.codes())
+                assert again.params[param].scale == value.scale
+            else:
+                np.testing.assert_array_equal(again.params[param], value)
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+
+
+@pytest.mark.parametrize("linear_class", ["bitlinear", "autobitlinear"])
+def test_bfloat16_checkpoints_agree_in_float32(linear_class, tmp_path):
+    """Embeddings, norms and scales of bfloat16, widened by both: the head's bits are the same."""
+    random_checkpoint(tmp_path / "model", CONFIG, seed=5, linear_class=linear_class)
+    model = load_bitnet(tmp_path / "model")
+    reference = theirs(tmp_path / "model")
+    np.testing.assert_array_equal(
+        numpy(reference.model.embed_tokens.weight).view(np.uint32) >> 16,
+        model.params["embed_tokens"],
+    )
+    with torch.no_grad():
+        expected = numpy(reference(torch.from_numpy(TOKENS)).logits)
+    difference = np.abs(model.logits(TOKENS) - expected)
+    assert np.median(difference) < 1e-6
+    assert (model.logits(TOKENS).argmax(-1) == expected.argmax(-1)).mean() >= 0.95
+
+
+def test_torch_reads_the_same_tensors(tmp_path):
+    """safetensors' own reader: every tensor of a file that we wrote, bit for bit."""
+    safe_open = pytest.importorskip("safetensors").safe_open
+    random_checkpoint(tmp_path / "model", CONFIG)
+    path = Path(tmp_path / "model" / "model.safetensors")
+    file = SafetensorsFile(path)
+    with safe_open(str(path), "pt") as reader:
+        assert set(reader.keys()) == set(file.tensors)
+        for name in file.tensors:
+            tensor = reader.get_tensor(name)
+            bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
+            np.testing.assert_array_equal(numpy(bits), file.array(name))
