@@ -178,6 +178,7 @@ class Decoder:
         self.cache = KVCache(model.config)
         self._threads = threads
         self._text: list[int] = []
+        self._forgotten = 0  # tokens before the text
         self._last: Floats | None = None
         self._plan = plan(model)
 
@@ -202,6 +203,19 @@ class Decoder:
                 f"got {len(self._text)} + {len(new)}"
             )
         self._text += new
+
+    def forget(self, keep: int) -> None:
+        """Forget all but the last `keep` tokens, which are read anew from position 0 on.
+
+        So a text can go on beyond `max_positions`. What is drawn next has the number of its place
+        in the whole text. Raises ValueError if `keep` is not 0 to the length of the text.
+        """
+        if not 0 <= keep <= len(self._text):
+            raise ValueError(f"keep must be 0 to {len(self._text)}, got {keep}")
+        self._forgotten += len(self._text) - keep
+        self._text = self._text[len(self._text) - keep :]
+        self.cache.truncate(0)
+        self._last = None
 
     def logits(self) -> Floats:
         """Read what is not yet read, and return the logits of the next token, (vocab,).
@@ -263,7 +277,7 @@ class Decoder:
         for _ in range(count):
             if len(self._text) == self.model.config.max_positions:
                 return
-            place = len(self._text)
+            place = self._forgotten + len(self._text)
             number = float(uniform(seed, 1, domain=TOKENS, step=place)[0])
             token = sample(self.logits(), number, temperature=temperature, top_k=top_k, top_p=top_p)
             if token in stop:
