@@ -493,4 +493,4 @@ assert apart[0] < 1e-5 < 0.1 < apart[-1]  # one token attends to itself alone: n
 # 4. Which tokens make a layer of `autobitlinear` equal to ours to the bit, and why these? (`test_every_layer_is_equal_to_the_bit_where_sums_are_exact`)
 # 5. An index of shards names `/etc/passwd.safetensors`, or a link to it. Where is either stopped, and why may the directories of the Hugging Face cache hold links all the same? (`test_path_tricks_of_an_index_are_refused`, `test_a_directory_of_the_hugging_face_cache_is_read`)
 # 6. Why is a matrix with a scale of $10^{-6}$ written as `i2_s` and refused as `tq2_0`? How far off would it be? (`test_what_a_type_cannot_hold_is_refused_before_a_byte_is_written`)
-# 7. A third of the codes of a misread I2_S matrix are right by chance. Where do the others come from that the Arm reading of an x86 file gets right? (`test_the_three_layouts_of_i2_s_come_back_and_the_file_says_which`)
+# 7. About a third of the codes of a misread I2_S matrix are right by chance. Where do the others come from that the Arm reading of an x86 file gets right? (`test_the_three_layouts_of_i2_s_come_back_and_the_file_says_which`)
