@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 
 from minibit.absmean import absmax_quantize, absmean_quantize
+from minibit.attention import causal_attention, positions, rotate
+from minibit.blocks import embed, gated_unit, normalize
 from minibit.checkpoint import load_bitnet, random_checkpoint, save_bitnet
 from minibit.hf_config import Storage
 from minibit.hf_linear import published_linear, weight_scale_of
@@ -235,31 +237,80 @@ def test_an_autobitlinear_layer_is_within_the_rounding_of_its_sums(way):
 # --- a model -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", QUANTISED)
-@pytest.mark.parametrize("tied", [True, False])
-def test_every_linear_agrees_on_the_references_own_inputs(way, tied, tmp_path):
-    """Within 1e-5 of the largest output of each of the 21 projections, and each block's as well."""
-    folder = save(float_model(dataclasses.replace(CONFIG, tied=tied)), tmp_path / "model", way)
-    reference, ours = theirs(folder), load_bitnet(folder)
+def watched(reference):
+    """Run the reference on the tokens, and return the input and output of every module."""
     seen = {}
 
     def watch(name):
         def hook(module, args, output):
-            seen[name] = numpy(args[0]), numpy(output)
+            if args and torch.is_tensor(args[0]) and torch.is_tensor(output):
+                seen[name] = numpy(args[0]), numpy(output)
 
         return hook
 
     for name, module in reference.model.named_modules():
-        if name.endswith("_proj"):
-            module.register_forward_hook(watch(name))
+        module.register_forward_hook(watch(name))
     with torch.no_grad():
         reference(torch.from_numpy(TOKENS))
-    assert len(seen) == 7 * CONFIG.layers
-    for name, (x, y) in seen.items():
+    return seen
+
+
+def close(ours, expected):
+    """Within 1e-5, or 1e-5 of the largest if that is above 1."""
+    return np.abs(ours - expected).max() <= 1e-5 * max(1, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_linear_agrees_on_the_references_own_inputs(way, tied, tmp_path):
+    """Each of the 21 projections, within 1e-5."""
+    folder = save(float_model(dataclasses.replace(CONFIG, tied=tied)), tmp_path / "model", way)
+    seen, ours = watched(theirs(folder)), load_bitnet(folder)
+    projections = [name for name in seen if name.endswith("_proj")]
+    assert len(projections) == 7 * CONFIG.layers
+    for name in projections:
+        x, y = seen[name]
         w = ours.params[name]
-        linear = packed_linear if isinstance(w, TernaryMatrix) else bit_linear
-        found = linear(x.reshape(-1, x.shape[-1]), w).reshape(y.shape)
-        assert np.abs(found - y).max() <= 1e-5 * max(1, np.abs(y).max()), name
+        linear = ours.linear or (packed_linear if isinstance(w, TernaryMatrix) else bit_linear)
+        assert close(linear(x.reshape(-1, x.shape[-1]), w).reshape(y.shape), y), name
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_all_between_the_linears_agrees_on_the_references_own_inputs(way, tmp_path):
+    """Embedding, norms, rotary attention of grouped queries, gated units: within 1e-5."""
+    folder = save(float_model(), tmp_path / "model", way)
+    seen, ours = watched(theirs(folder)), load_bitnet(folder)
+    batch, length = TOKENS.shape
+    at = positions(batch, length, CONFIG.head_dim, CONFIG.rope_theta)
+
+    def heads(name, count):
+        y = seen[name][1].reshape(batch, length, count, CONFIG.head_dim)
+        return y if name.endswith("v_proj") else rotate(y, at)
+
+    np.testing.assert_array_equal(
+        embed(ours.params["embed_tokens"], TOKENS), seen["embed_tokens"][1]
+    )
+    norms = [name for name in seen if name.endswith(("norm", "layernorm"))]
+    assert len(norms) == 4 * CONFIG.layers + 1
+    for name in norms:
+        x, y = seen[name]
+        rows = normalize(x.reshape(-1, x.shape[-1]), ours.params[name], eps=CONFIG.rms_eps)
+        assert close(rows.reshape(y.shape), y), name
+    for layer in range(CONFIG.layers):
+        name = f"layers.{layer}.self_attn."
+        q, k, v = (
+            heads(f"{name}{which}_proj", count).transpose(0, 2, 1, 3)
+            for which, count in (
+                ("q", CONFIG.heads),
+                ("k", CONFIG.kv_heads),
+                ("v", CONFIG.kv_heads),
+            )
+        )  # (batch, heads, length, head_dim)
+        o = causal_attention(q, k, v, future=at.future).transpose(0, 2, 1, 3)
+        assert close(o.reshape(batch, length, -1), seen[f"{name}attn_sub_norm"][0]), name
+        name = f"layers.{layer}.mlp."
+        gate, up = (seen[f"{name}{which}_proj"][1] for which in ("gate", "up"))
+        assert close(gated_unit(gate, up), seen[f"{name}ffn_sub_norm"][0]), name
 
 
 @pytest.mark.parametrize("way", WAYS)
