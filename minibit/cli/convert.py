@@ -1,0 +1,397 @@
+"""``minibit convert``: the same language model in another kind of file, and proof that it is.
+
+    source                                 becomes
+    a Hugging Face directory               a Hugging Face directory, or a GGUF file
+    a GGUF file                            a Hugging Face directory, or a GGUF file
+    a model of minibit's own (``.npz``)    a Hugging Face directory, or a GGUF file
+
+What was written is read back and compared with the source before it takes its name: codes, scales,
+all other tensors, and the logits of a few tokens.
+
+May import: minibit.checkpoint, minibit.damage, minibit.gguf_container, minibit.language,
+minibit.ternary, minibit.transformer, minibit.cli.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import numpy as np
+import typer
+
+from minibit.checkpoint import load_bitnet, load_gguf, save_bitnet, save_gguf
+from minibit.cli.common import BadUse, Json, Output, kilobytes
+from minibit.gguf_container import open_gguf
+from minibit.gguf_file import GGUFKind
+from minibit.gguf_writer import move_to_free_name
+from minibit.layouts import I2Layout
+from minibit.ternary import TernaryMatrix
+from minibit.transformer import BitNetModel, float_linear, pack_params
+
+if TYPE_CHECKING:
+    from minibit.language import Vocabulary
+
+LINEAR = ("bitlinear", "autobitlinear", "online", "float")
+TOKENIZER = "tokenizer.huggingface.json"  # the key that GGUF's specification has for it
+COMPANIONS = (  # of a Hugging Face directory: what goes along with the weights
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
+MOST = 1 << 26  # bytes of a companion
+KEPT_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".md")
+
+
+@dataclass
+class Source:
+    """A model that was read, and what goes along with it."""
+
+    form: str
+    model: BitNetModel
+    companions: dict[str, bytes] = field(default_factory=dict)
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A directory, a .gguf or a .npz file.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A .gguf file, or a directory to be made.")
+    ],
+    kind: Annotated[
+        str, typer.Option(help="Type of the projections in a GGUF file: tq2_0, tq1_0 or i2_s.")
+    ] = "tq2_0",
+    layout: Annotated[
+        str, typer.Option(help="Order of codes in I2_S, as written: x86, arm or rows.")
+    ] = "x86",
+    source_layout: Annotated[
+        str | None, typer.Option(help="Order of codes in I2_S, as read, if the file is silent.")
+    ] = None,
+    linear: Annotated[
+        str | None,
+        typer.Option(help="Of a directory: bitlinear, autobitlinear, online (masters) or float."),
+    ] = None,
+    squared_relu: Annotated[
+        bool, typer.Option("--squared-relu", help="A GGUF file named 'bitnet' has squared ReLU.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a language model as another kind of file, and check that it is the same model."""
+    out = Output(as_json)
+    with out.failures():
+        to_gguf = target.suffix == ".gguf"
+        _check_words(source, target, kind, (layout, source_layout), linear, to_gguf)
+        _check_target(target, to_gguf, force)
+        begin = time.perf_counter()
+        try:
+            found = _read(source, source_layout, squared_relu, masters=linear == "online")
+            style = "" if to_gguf else linear or _style(found.model)
+            with _in_place(target, to_gguf, force) as part:
+                if to_gguf:
+                    _write_gguf(found, part, kind, layout, source.name)
+                    again = load_gguf(part)
+                else:
+                    _write_directory(found, part, style)
+                    again = load_bitnet(part)
+                expected = found.model if style in ("online", "float") else _packed(found.model)
+                report = compare(expected, again, _leeway(kind if to_gguf else style))
+                del again
+        except ImportError as error:
+            raise BadUse(str(error)) from error
+        if to_gguf and not found.companions.get("tokenizer.json"):
+            out.warn(f"{source} has no tokenizer.json, so {target} has none either")
+        fields = {
+            "source": str(source),
+            "source_format": found.form,
+            "out": str(target),
+            "format": f"GGUF, {kind.upper()}" if to_gguf else f"Hugging Face, {style}",
+            **report,
+            "bytes": _size(target),
+            "seconds": time.perf_counter() - begin,
+        }
+        _say(out, fields)
+        out.result(fields)
+
+
+# Reading.
+
+
+def _read(path: Path, layout: Any, squared_relu: bool, masters: bool) -> Source:
+    """Read a model of any kind, and what goes along with it."""
+    if path.is_dir():
+        companions = {}
+        for name in COMPANIONS:
+            file = path / name
+            if file.is_file():
+                if file.stat().st_size > MOST:
+                    raise ValueError(f"{file} has more than {MOST} bytes; nothing was written")
+                companions[name] = file.read_bytes()
+        return Source("Hugging Face", load_bitnet(path), companions)
+    if _starts(path, b"GGUF"):
+        model = load_gguf(path, layout=layout, squared_relu=squared_relu)
+        text = open_gguf(path).metadata.get(TOKENIZER)
+        companions = {"tokenizer.json": text.encode()} if isinstance(text, str) else {}
+        return Source("GGUF", model, companions)
+    if not _starts(path, b"PK"):
+        raise ValueError(f"{path} is no directory, no GGUF file and no model of minibit's")
+    from minibit.language import TrainedModel
+
+    trained = TrainedModel.load(path)
+    kept = masters and trained.recipe.weights != "float"
+    model = BitNetModel(trained.config, dict(trained.params)) if kept else trained.model()
+    characters = character_tokenizer(trained.vocabulary).encode()
+    return Source("minibit", model, {"tokenizer.json": characters})
+
+
+def character_tokenizer(vocabulary: Vocabulary) -> str:
+    """Return a ``tokenizer.json`` whose tokens are the characters of a vocabulary.
+
+    Byte-pair encoding without a merge: what it begins with, single characters, is where it ends.
+
+    Parameters
+    ----------
+    vocabulary : Vocabulary
+
+    Examples
+    --------
+    >>> from minibit.language import Vocabulary
+    >>> json.loads(character_tokenizer(Vocabulary("ab")))["model"]["vocab"]
+    {'a': 0, 'b': 1}
+    """
+    tokenizer: dict[str, Any] = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {"type": "Fuse"},
+        "model": {
+            "type": "BPE",
+            "vocab": {character: i for i, character in enumerate(vocabulary.characters)},
+            "merges": [],
+        },
+    }
+    return json.dumps(tokenizer, ensure_ascii=False, indent=1)
+
+
+# Writing.
+
+
+def _style(model: BitNetModel) -> str:
+    """Choose how a directory stores its projections: as they are."""
+    if model.linear is float_linear:
+        return "float"
+    ternary = [isinstance(w, TernaryMatrix) for w in model.params.values()]
+    return "bitlinear" if any(ternary) else "online"
+
+
+def _write_gguf(found: Source, path: Path, kind: Any, layout: Any, name: str) -> None:
+    """Write a GGUF file, the tokenizer in its metadata."""
+    entries: dict[str, int | float | bool | str] = {"general.name": name}
+    if "tokenizer.json" in found.companions:
+        entries[TOKENIZER] = found.companions["tokenizer.json"].decode("utf-8")
+    save_gguf(found.model, path, kind, layout=layout, metadata=entries)
+
+
+def _write_directory(found: Source, folder: Path, style: str) -> None:
+    """Write a Hugging Face directory, and what goes along."""
+    names: dict[str, Any] = {
+        "bitlinear": {"linear_class": "bitlinear"},
+        "autobitlinear": {"linear_class": "autobitlinear"},
+        "online": {"linear_class": "autobitlinear", "quantization_mode": "online"},
+        "float": {"linear_class": None},
+    }
+    save_bitnet(found.model, folder, **names[style])
+    for name, content in found.companions.items():
+        (folder / name).write_bytes(content)
+
+
+@contextmanager
+def _in_place(target: Path, to_gguf: bool, force: bool) -> Iterator[Path]:
+    """Yield a place beside the target, which becomes it if the block ends well."""
+    room = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}."))
+    part = room / ("model.gguf" if to_gguf else "model")
+    try:
+        yield part
+        if to_gguf and force:
+            part.replace(target)
+            return
+        if to_gguf:
+            move_to_free_name(part, target)
+            return
+        if target.exists() and not force:
+            raise FileExistsError(f"{target} was made meanwhile; it is as it was")
+        if target.exists():
+            target.rename(room / "old")
+        try:
+            part.rename(target)
+        except OSError:
+            if (room / "old").exists():
+                (room / "old").rename(target)
+            raise
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+# Comparing.
+
+
+def _packed(model: BitNetModel) -> BitNetModel:
+    """Return the model with ternary projections, as packed files have them."""
+    return BitNetModel(model.config, pack_params(model.params))
+
+
+def _leeway(kind: str) -> float:
+    """Return how far a scale may move, relative to itself, in a kind of file."""
+    return {"tq2_0": 2**-11, "tq1_0": 2**-11, "bitlinear": 2**-22}.get(kind, 0.0)
+
+
+def compare(ours: BitNetModel, theirs: BitNetModel, leeway: float = 0.0) -> dict[str, Any]:
+    """Compare two models: configuration, codes and floats must be equal, scales nearly so.
+
+    Parameters
+    ----------
+    ours, theirs : BitNetModel
+    leeway : float
+        Largest relative difference of a scale.
+
+    Returns
+    -------
+    dict
+        ``tensors``, ``projections``, ``digest`` (SHA-256 of the codes, in order, int8),
+        ``largest_scale_change`` (relative) and ``largest_logit_difference`` (of 16 tokens).
+
+    Raises
+    ------
+    ValueError
+        If they are not the same model; what differs first is named.
+
+    Examples
+    --------
+    >>> from minibit.transformer import BitNetConfig, init_params
+    >>> config = BitNetConfig(7, 128, 128, layers=1, heads=2, kv_heads=1, max_positions=64)
+    >>> model = BitNetModel(config, pack_params(init_params(config, seed=0)))
+    >>> compare(model, model)["largest_logit_difference"]
+    0.0
+    """
+    if ours.config != theirs.config:
+        raise ValueError(f"the configuration differs: {ours.config} and {theirs.config}")
+    digest, change, projections = hashlib.sha256(), 0.0, 0
+    for name, value in ours.params.items():
+        other = theirs.params[name]
+        if type(value) is not type(other):
+            raise ValueError(f"{name} differs in kind: {type(value)} and {type(other)}")
+        if not isinstance(value, TernaryMatrix):
+            if value.dtype != other.dtype or not np.array_equal(value, other):
+                raise ValueError(f"{name} differs: {value.dtype} and {other.dtype}")
+            continue
+        codes = value.codes()
+        if not np.array_equal(codes, other.codes()):
+            raise ValueError(f"the codes of {name} differ")
+        digest.update(codes.tobytes())
+        projections += 1
+        moved = abs(float(other.scale) - float(value.scale)) / float(value.scale)
+        if not moved <= leeway:
+            raise ValueError(f"the scale of {name} differs: {value.scale} and {other.scale}")
+        change = max(change, moved)
+    count = min(16, ours.config.max_positions)
+    tokens = np.linspace(0, ours.config.vocab_size - 1, count).astype(np.int64)[None]
+    difference = float(np.abs(ours.logits(tokens) - theirs.logits(tokens)).max())
+    if change == 0 and difference != 0:
+        raise ValueError(f"all tensors are equal, and logits differ by {difference:g}")
+    return {
+        "tensors": len(ours.params),
+        "projections": projections,
+        "digest": digest.hexdigest(),
+        "largest_scale_change": change,
+        "largest_logit_difference": difference,
+    }
+
+
+def _say(out: Output, fields: dict[str, Any]) -> None:
+    """Tell what was written, and how it compares with its source."""
+    change, difference = fields["largest_scale_change"], fields["largest_logit_difference"]
+    rounded = f"rounded by the format: by {change:.2g} of themselves at most" if change else "equal"
+    out.say(f"{fields['out']} is the model of {fields['source']}.", style="bold")
+    out.facts(
+        {
+            "format": f"{fields['format']}, from {fields['source_format']}",
+            "size": kilobytes(fields["bytes"]),
+            "codes": f"equal, {fields['projections']} projections of {fields['tensors']} tensors",
+            "scales": rounded,
+            "other tensors": "equal",
+            "logits": f"{difference:.2g} apart at most" if difference else "equal",
+            "digest": fields["digest"],
+        }
+    )
+
+
+# What is asked for.
+
+
+def _check_words(
+    source: Path,
+    target: Path,
+    kind: str,
+    layouts: tuple[str | None, ...],
+    linear: str | None,
+    to_gguf: bool,
+) -> None:
+    """Refuse words that are not known, or that the target has no use for."""
+    if not source.exists():
+        raise BadUse(f"there is no {source}")
+    if kind not in get_args(GGUFKind):
+        raise BadUse(f"--kind must be one of {', '.join(get_args(GGUFKind))}, got {kind!r}")
+    known = get_args(I2Layout)
+    for option, layout in zip(("--layout", "--source-layout"), layouts, strict=True):
+        if layout is not None and layout not in known:
+            raise BadUse(f"{option} must be one of {', '.join(known)}, got {layout!r}")
+    if linear is not None and linear not in LINEAR:
+        raise BadUse(f"--linear must be one of {', '.join(LINEAR)}, got {linear!r}")
+    if to_gguf and linear is not None:
+        raise BadUse("--linear is for directories; a GGUF file has --kind")
+    if not to_gguf and target.suffix in (".npz", ".safetensors", ".bin", ".json"):
+        raise BadUse(f"OUT must be a .gguf file or a directory, got {target}")
+
+
+def _check_target(target: Path, to_gguf: bool, force: bool) -> None:
+    """Refuse a target that cannot be made, or would overwrite what nobody asked to lose."""
+    if not target.absolute().parent.is_dir():
+        raise BadUse(f"OUT {target}: there is no folder {target.absolute().parent}")
+    if not (target.exists() or target.is_symlink()):
+        return
+    if not force:
+        raise BadUse(f"{target} exists; nothing was changed. Choose another OUT, or add --force")
+    if to_gguf:
+        with_magic = target.is_file() and _starts(target, b"GGUF")
+        if not with_magic:
+            raise BadUse(f"{target} is no GGUF file, so --force doesn't overwrite it")
+        return
+    files = list(target.iterdir()) if target.is_dir() and not target.is_symlink() else [target]
+    known = all(file.is_file() and file.suffix in KEPT_SUFFIXES for file in files)
+    if not known or (files and not (target / "config.json").is_file()):
+        raise BadUse(f"{target} holds more than a checkpoint, so --force doesn't replace it")
+
+
+def _starts(path: Path, magic: bytes) -> bool:
+    """Whether a file begins with these bytes."""
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of the files of a directory."""
+    files = [path] if path.is_file() else list(path.iterdir())
+    return sum(os.stat(file).st_size for file in files)
