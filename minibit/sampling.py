@@ -30,14 +30,14 @@ def sample(
     At temperature 0: the largest logit, of equal ones the first. Else, in this order and in
     float64:
 
-    1. ``p_i = exp((z_i - max z) / temperature)``, not yet divided by its sum.
-    2. `top_k`: keep the k largest.
+    1. `top_k`: keep the k largest logits.
+    2. ``p_i = exp((z_i - max z) / temperature)``, not yet divided by its sum; 0 if not kept.
     3. `top_p`: of those kept, keep the fewest largest whose p sum to at least top_p times the sum
        of all kept.
     4. In the order of the vocabulary, the first kept token at which the running sum of p exceeds
        `uniform` times the sum of the kept.
 
-    Equal p are kept from the lowest index on.
+    Equal logits are kept from the lowest index on.
 
     Parameters
     ----------
@@ -82,29 +82,29 @@ def sample(
         raise ValueError(f"logits must hold a finite largest number, got {z[best]} at {best}")
     if temperature == 0:
         return best
+    z = z.astype(np.float64)
+    if top_k is not None and top_k < z.size:
+        z = _keep_largest(z, top_k)
     with np.errstate(over="ignore", under="ignore"):
-        p = np.exp((z.astype(np.float64) - float(z[best])) / temperature)  # (vocab,)
-    if top_k is not None and top_k < p.size:
-        p = _keep_largest(p, top_k)
+        p = np.exp((z - z[best]) / temperature)  # (vocab,)
     if top_p is not None and top_p < 1:
-        falling = np.sort(p[p > 0])[::-1]
-        sums = np.cumsum(falling)
-        p = _keep_largest(p, 1 + int(np.searchsorted(sums, top_p * sums[-1])))
+        sums = np.cumsum(np.sort(p)[::-1])
+        z = _keep_largest(z, 1 + int(np.searchsorted(sums, top_p * sums[-1])))
+        p[z == -np.inf] = 0
     sums = np.cumsum(p)
-    # Rounding can push uniform * sum up to the sum itself: then it is the last token kept.
-    drawn = int(np.searchsorted(sums, uniform * sums[-1], side="right"))
-    return drawn if drawn < p.size else int(np.flatnonzero(p)[-1])
+    # A number below 1 times the sum is below the sum also when rounded: there is such a token.
+    return int(np.searchsorted(sums, float(uniform) * sums[-1], side="right"))
 
 
-def _keep_largest(p: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Set all but the `count` largest to 0; of equal ones the first are kept."""
-    if count >= p.size:
-        return p
-    least = np.partition(p, p.size - count)[p.size - count]
-    kept = p > least
-    ties = np.flatnonzero(p == least)[: count - np.count_nonzero(kept)]
+def _keep_largest(z: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Rule out all but the `count` largest logits; of equal ones the first are kept."""
+    if count >= z.size:
+        return z
+    least = np.partition(z, z.size - count)[z.size - count]
+    kept = z > least
+    ties = np.flatnonzero(z == least)[: count - np.count_nonzero(kept)]
     kept[ties] = True
-    return np.where(kept, p, 0.0)
+    return np.where(kept, z, -np.inf)
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:

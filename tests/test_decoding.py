@@ -199,12 +199,23 @@ def test_the_lowest_number_draws_the_first_kept_and_temperature_zero_the_largest
     assert sample(z, 0.0, temperature=high) == int(np.argmax(kept))
 
 
+def test_logits_that_differ_by_less_than_their_exponentials_keep_their_order():
+    """Equal p are no ties: the larger logit is kept."""
+    z = [0.0, 1e-27, -1e-27, 1e-27]
+    assert sample(z, 0.999, top_k=1) == 1
+    assert [sample(z, u, top_p=0.5) for u in (0.0, 0.999)] == [1, 3]
+    assert [sample(z, u, top_k=2, temperature=50.0) for u in (0.0, 0.999)] == [1, 3]
+    assert sample([1.0, 0.0, 1e-27], 0.999, top_k=2) == 2  # also beside a larger one
+
+
 def test_the_largest_number_below_one_draws_the_last_kept():
     """Also where the product with the sum rounds up to the sum."""
     below = np.nextafter(1.0, 0.0)
     assert sample(np.zeros(3), below) == 2
     assert sample([0.0, 0.0, -np.inf], below) == 1
     assert sample(np.full(7, 3.3), below, top_k=6) == 5
+    for size in range(1, 400):  # some of their sums round
+        assert sample(np.linspace(0, 3, size), below, temperature=0.7) == size - 1
 
 
 @pytest.mark.parametrize(
