@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from minibit import __version__
-from minibit.cli import benchmarks, chapters, experiment, logs, train
+from minibit.cli import benchmarks, chapters, convert, experiment, language, logs, train
 from minibit.cli.common import ManyValues
 
 __all__ = ["app"]
@@ -49,6 +49,9 @@ app.command("history")(logs.history)
 app.command("info")(logs.info)
 app.command("edit", cls=ManyValues)(logs.edit)
 app.command("export")(logs.export)
+app.command("generate")(language.generate)
+app.command("chat")(language.chat)
+app.command("convert")(convert.convert)
 app.command("chapters")(chapters.chapters)
 app.command("bench", cls=ManyValues)(benchmarks.bench)
 app.command("experiment", cls=ManyValues)(experiment.experiment)

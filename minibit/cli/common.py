@@ -25,7 +25,7 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")
 ]
 
-_EXTRA = ("matplotlib", "safetensors")
+_EXTRA = ("matplotlib", "safetensors", "tokenizers")
 
 
 class BadUse(Exception):

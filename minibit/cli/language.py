@@ -1,0 +1,426 @@
+"""``minibit generate`` and ``minibit chat``: a language model goes on with a text, or answers.
+
+Tokens are printed as they come, in whole characters. Ctrl-C ends a text where it stands. A chat
+keeps what the model has read: each turn costs its own tokens only.
+
+May import: minibit.checkpoint, minibit.decoding, minibit.gguf_container, minibit.language,
+minibit.sampling, minibit.transformer, minibit.cli.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from minibit.checkpoint import load_bitnet, load_gguf
+from minibit.cli.common import BadUse, Json, Output
+from minibit.cli.texts import (
+    TEMPLATES,
+    Bytes,
+    Characters,
+    Numbers,
+    Published,
+    TextStream,
+    Tokens,
+    Turn,
+    read_text,
+    template_of,
+)
+from minibit.decoding import Decoder
+from minibit.gguf_container import open_gguf
+from minibit.sampling import check_sampling
+from minibit.transformer import BitNetModel
+
+TOKENIZER_KEY = "tokenizer.huggingface.json"  # where a GGUF file has a tokenizer.json
+
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A model directory, a .gguf or a .npz file.")
+]
+Count = Annotated[int, typer.Option("--count", min=1, help="Most tokens of a text or an answer.")]
+Seed = Annotated[int, typer.Option(min=0, help="Decides every draw.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the most probable token each time.")]
+TopK = Annotated[int | None, typer.Option("--top-k", help="Draw from the K most probable.")]
+TopP = Annotated[
+    float | None, typer.Option("--top-p", help="Draw from the fewest that hold this share.")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Default: one for each CPU, if the model is large.")
+]
+TokenizerFile = Annotated[
+    Path | None, typer.Option("--tokenizer", help="A tokenizer.json, if not the model's own.")
+]
+
+
+@dataclass
+class Loaded:
+    """A model, how it speaks, and what ends its texts."""
+
+    model: BitNetModel
+    tokens: Tokens
+    folder: Path | None  # of a model directory
+    stop: set[int]
+    seconds: float
+
+    @property
+    def room(self) -> int:
+        """Tokens that a text may have."""
+        return self.model.config.max_positions
+
+    @property
+    def slides(self) -> bool:
+        """Whether a full text goes on from its last half: models of our own have little room."""
+        return isinstance(self.tokens, Characters)
+
+
+@dataclass
+class Settings:
+    """How tokens are drawn."""
+
+    count: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn with."""
+        try:
+            check_sampling(self.temperature, self.top_k, self.top_p)
+        except ValueError as error:
+            raise BadUse(str(error)) from None
+        if self.seed >= 2**64:
+            raise BadUse(f"--seed must be below 2**64, got {self.seed}")
+
+
+@dataclass
+class Answer:
+    """Tokens that were drawn, why they ended, and when they came."""
+
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    stopped: str = "count"
+    times: list[float] = field(default_factory=list)  # of the start, then of every token
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens a second after the first, which waits for the prompt to be read."""
+        if len(self.times) < 3:
+            return None
+        return (len(self.times) - 2) / (self.times[-1] - self.times[1])
+
+
+def generate(
+    model: Model,
+    prompt: Annotated[
+        str | None, typer.Option(help="The text to go on with; '-' reads standard input.")
+    ] = None,
+    count: Count = 200,
+    temperature: Temperature = 0.8,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    tokenizer: TokenizerFile = None,
+    ids: Annotated[
+        bool, typer.Option("--ids", help="Prompt and text are numbers of tokens.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Let a language model go on with a text."""
+    out = Output(as_json)
+    with out.failures():
+        settings = Settings(count, temperature, top_k, top_p, seed)
+        loaded = _load(model, tokenizer, ids)
+        text = sys.stdin.read() if prompt == "-" else prompt or ""
+        first, decoder = _prompt(loaded, text), Decoder(loaded.model, threads=threads)
+        _append(decoder, first, loaded)
+        screen = _Screen(as_json)
+        screen.write(text if not ids else "")
+        answer = _answer(decoder, settings, loaded, screen)
+        screen.write("\n")
+        fields = {
+            "prompt": text,
+            "prompt_tokens": len(first),
+            **_fields(answer),
+            "load_seconds": loaded.seconds,
+            "seed": seed,
+        }
+        out.say()
+        out.say(_summary(answer, loaded), style="dim")
+        out.result(fields)
+        if answer.stopped == "interrupted":
+            raise typer.Exit(1)
+
+
+def chat(
+    model: Model,
+    system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
+    template: Annotated[
+        str | None, typer.Option(help=f"{', '.join(TEMPLATES)}; default: the model's own.")
+    ] = None,
+    count: Count = 512,
+    temperature: Temperature = 0.8,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    tokenizer: TokenizerFile = None,
+    as_json: Json = False,
+) -> None:
+    """Talk with a language model, line by line; /new forgets, /exit or Ctrl-D ends."""
+    out = Output(as_json)
+    with out.failures():
+        settings = Settings(count, temperature, top_k, top_p, seed)
+        if template is not None and template not in TEMPLATES:
+            raise BadUse(f"--template must be one of {', '.join(TEMPLATES)}, got {template!r}")
+        loaded = _load(model, tokenizer, False)
+        name = template or (loaded.folder and template_of(loaded.folder)) or "plain"
+        turn = TEMPLATES[name]
+        end = loaded.tokens.token(turn.end)
+        if end is None:
+            raise BadUse(
+                f"template {name} ends an answer with {turn.end!r}, which is no token of this "
+                "model: choose another by --template"
+            )
+        loaded.stop.add(end)
+        out.say(f"Template {name}. /new forgets, /exit or Ctrl-D ends, Ctrl-C stops an answer.")
+        turns = _talk(out, loaded, turn, system, settings, threads)
+        rates = [found["tokens_per_second"] for found in turns if found["tokens_per_second"]]
+        out.result(
+            {
+                "template": name,
+                "turns": turns,
+                "tokens_per_second": sum(rates) / len(rates) if rates else None,
+                "load_seconds": loaded.seconds,
+                "seed": seed,
+            }
+        )
+
+
+def _talk(
+    out: Output,
+    loaded: Loaded,
+    turn: Turn,
+    system: str | None,
+    settings: Settings,
+    threads: int | None,
+) -> list[dict[str, Any]]:
+    """Take line after line and answer each; return the turns."""
+    screen, turns = _Screen(out.as_json), []
+    decoder, pending = _new_chat(loaded, turn, system, threads)
+    while (line := screen.ask()) is not None:
+        if line.strip() in ("/exit", "/quit"):
+            break
+        if line.strip() == "/new":
+            decoder, pending = _new_chat(loaded, turn, system, threads)
+            out.say("Forgotten.", style="dim")
+            continue
+        if not line.strip():
+            continue
+        said = [*pending, *turn.message(loaded.tokens, "user", line), *turn.opening(loaded.tokens)]
+        try:
+            _append(decoder, said, loaded)
+        except ValueError as error:
+            out.warn(f"{error}; /new begins again")
+            continue
+        answer = _answer(decoder, settings, loaded, screen)
+        pending = turn.closing(loaded.tokens)
+        screen.write("\n")
+        out.say(_summary(answer, loaded), style="dim")
+        turns.append({"user": line, "prompt_tokens": len(said), **_fields(answer)})
+    return turns
+
+
+def _new_chat(
+    loaded: Loaded, turn: Turn, system: str | None, threads: int | None
+) -> tuple[Decoder, list[int]]:
+    """Return a decoder that has read nothing, and what comes before the first message."""
+    first = [] if loaded.model.config.bos is None else [loaded.model.config.bos]
+    if system is not None:
+        first += turn.message(loaded.tokens, "system", system)
+    return Decoder(loaded.model, threads=threads), first
+
+
+def _answer(decoder: Decoder, settings: Settings, loaded: Loaded, screen: _Screen) -> Answer:
+    """Draw tokens and print them as they come, until something ends them."""
+    answer, stream = Answer(), TextStream(loaded.tokens.decode)
+    answer.times.append(time.perf_counter())
+    try:
+        while (missing := settings.count - len(answer.tokens)) > 0:
+            for token in decoder.generate(
+                missing,
+                temperature=settings.temperature,
+                top_k=settings.top_k,
+                top_p=settings.top_p,
+                seed=settings.seed,
+                stop=loaded.stop,
+            ):
+                answer.times.append(time.perf_counter())
+                answer.tokens.append(token)
+                text = stream.push(token)
+                answer.text += text
+                screen.write(text)
+            full = len(decoder.text) == loaded.room
+            if len(answer.tokens) < settings.count and not (full and loaded.slides):
+                answer.stopped = "positions" if full else "end"
+                break
+            if full and loaded.slides:
+                decoder.forget(max(1, loaded.room // 2))
+    except KeyboardInterrupt:
+        answer.stopped = "interrupted"
+    rest = stream.end()
+    answer.text += rest
+    screen.write(rest)
+    return answer
+
+
+def _append(decoder: Decoder, tokens: list[int], loaded: Loaded) -> None:
+    """Add tokens to a text; where texts slide, forget the oldest if there is no room."""
+    half = max(1, loaded.room // 2)
+    if not loaded.slides or len(decoder.text) + len(tokens) <= half:
+        decoder.append(tokens)
+        return
+    for begin in range(0, len(tokens), half):  # nothing is read before its logits are asked for
+        decoder.forget(min(len(decoder.text), loaded.room - half))
+        decoder.append(tokens[begin : begin + half])
+    decoder.forget(half)
+
+
+class _Screen:
+    """Where a text appears as it grows: standard output, or with ``--json`` standard error."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._stream = sys.stderr if as_json else sys.stdout
+
+    def write(self, text: str) -> None:
+        """Show text at once; control characters are shown, not obeyed."""
+        coding = getattr(self._stream, "encoding", None) or "utf-8"
+        shown = "".join(map(_harmless, text)).encode(coding, "replace").decode(coding)
+        self._stream.write(shown)
+        self._stream.flush()
+
+    def ask(self) -> str | None:
+        """Return the next line that is typed, or None at the end, which Ctrl-C is too."""
+        if sys.stdin.isatty():
+            self.write("> ")
+        try:
+            line = sys.stdin.readline()
+        except KeyboardInterrupt:
+            line = ""
+        if not line and sys.stdin.isatty():
+            self.write("\n")
+        return line.rstrip("\r\n") if line else None
+
+
+def _harmless(character: str) -> str:
+    """Show a control character as a sign: a model's text must not steer a terminal."""
+    if character in "\n\t":
+        return character
+    code = ord(character)
+    if code < 32:
+        return chr(0x2400 + code)
+    return "\ufffd" if 127 <= code < 160 or 0xD800 <= code < 0xE000 else character
+
+
+def _load(path: Path, tokenizer: Path | None, ids: bool) -> Loaded:
+    """Read a model of any kind, and how it speaks."""
+    if not path.exists():
+        raise BadUse(f"{path}: there is no such file or directory")
+    if tokenizer is not None and not tokenizer.is_file():
+        raise BadUse(f"--tokenizer {tokenizer}: there is no such file")
+    own: Tokens | None = Numbers() if ids else None
+    if own is None and tokenizer is not None:
+        own = Published(read_text(tokenizer), str(tokenizer))
+    folder, start = None, time.perf_counter()
+    if path.is_dir():
+        folder, model = path, load_bitnet(path)
+        file = path / "tokenizer.json"
+        if own is None and file.is_file():
+            own = Published(read_text(file), str(file))
+    elif _starts(path, b"GGUF"):
+        model = load_gguf(path)
+        text = open_gguf(path).metadata.get(TOKENIZER_KEY)
+        if own is None and isinstance(text, str):
+            own = Published(text, f"{path}: {TOKENIZER_KEY}")
+    elif _starts(path, b"PK"):
+        from minibit.language import TrainedModel
+
+        trained = TrainedModel.load(path)
+        model, own = trained.model(), own or Characters(trained.vocabulary)
+    else:
+        raise BadUse(f"{path} is no directory, no GGUF file and no model of minibit's")
+    seconds = time.perf_counter() - start
+    if own is None:
+        if not 256 <= model.config.vocab_size <= 512:
+            raise BadUse(f"{path} has no tokenizer: give one by --tokenizer FILE")
+        own = Bytes()
+    return Loaded(model, own, folder, _stops(model, own, folder), seconds)
+
+
+def _starts(path: Path, magic: bytes) -> bool:
+    """Whether a file begins with these bytes."""
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
+
+
+def _stops(model: BitNetModel, tokens: Tokens, folder: Path | None) -> set[int]:
+    """Return the tokens that end a text: the configuration's, and those of generation_config."""
+    found = {model.config.eos} if model.config.eos is not None else set()
+    file = folder / "generation_config.json" if folder is not None else None
+    if file is not None and file.is_file():
+        try:
+            settings = json.loads(read_text(file))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file} is no JSON: {error}") from None
+        more = settings.get("eos_token_id") if isinstance(settings, dict) else None
+        listed = more if isinstance(more, list) else [more]
+        found |= {token for token in listed if isinstance(token, int)}
+    return found
+
+
+def _prompt(loaded: Loaded, text: str) -> list[int]:
+    """Return the tokens of a prompt: the model's first token, if it has one, then the text."""
+    tokens, bos = loaded.tokens.encode(text) if text else [], loaded.model.config.bos
+    if bos is not None and tokens[:1] != [bos] and not isinstance(loaded.tokens, Numbers):
+        tokens = [bos, *tokens]
+    if not tokens:
+        newline = loaded.tokens.token("\n")
+        if newline is None:
+            raise BadUse("this model has no token that begins a text: give a --prompt")
+        tokens = [newline]
+    return tokens
+
+
+def _fields(answer: Answer) -> dict[str, Any]:
+    """Return what a script may want to know of an answer."""
+    return {
+        "text": answer.text,
+        "tokens": answer.tokens,
+        "new_tokens": len(answer.tokens),
+        "stopped": answer.stopped,
+        "prompt_seconds": answer.times[1] - answer.times[0] if answer.tokens else None,
+        "seconds": answer.times[-1] - answer.times[0],
+        "tokens_per_second": answer.rate,
+    }
+
+
+def _summary(answer: Answer, loaded: Loaded) -> str:
+    """Say how many tokens came, how fast, and why no more."""
+    why = {
+        "count": "as many as asked for",
+        "end": "the model ended the text",
+        "positions": f"its {loaded.room} positions are full",
+        "interrupted": "stopped",
+    }[answer.stopped]
+    speed = f", {answer.rate:.1f} tokens a second" if answer.rate is not None else ""
+    return f"[{_plural(len(answer.tokens))}{speed}; {why}]"
+
+
+def _plural(count: int) -> str:
+    return f"{count} token" if count == 1 else f"{count} tokens"

@@ -1,0 +1,319 @@
+r"""Between text and tokens: tokenizers, whole characters in a stream, chat templates.
+
+A model directory brings its ``tokenizer.json``, which the ``tokenizers`` package reads. Models of
+our own bring a list of characters. A model with neither, but 256 to 512 tokens, is taken to
+speak bytes: token b below 256 is byte b of UTF-8.
+
+Chat templates are published as programs in a template language. Three of them are rendered here by
+name instead, without running anything of a stranger's:
+
+    bitnet    User: TEXT<|eot_id|>Assistant:␣              microsoft/bitnet-b1.58-2B-4T
+    llama3    <|start_header_id|>user<|end_header_id|>\n\nTEXT<|eot_id|> ...
+    chatml    <|im_start|>user\nTEXT<|im_end|>\n<|im_start|>assistant\n
+    plain     TEXT\n                                      for models without a template
+
+(The sign ␣ stands for a space.) Markers become single tokens, what people type never does.
+
+May import: minibit.language, minibit.transformer, minibit.cli.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from minibit.language import Vocabulary
+
+__all__ = [
+    "TEMPLATES",
+    "Bytes",
+    "Characters",
+    "Numbers",
+    "Published",
+    "TextStream",
+    "Tokens",
+    "Turn",
+    "template_of",
+]
+
+MOST = 1 << 26  # bytes of a tokenizer or of its settings
+HELD = 8  # tokens that may wait for the rest of a character
+
+
+class Tokens(Protocol):
+    """What turns text into tokens and back."""
+
+    def encode(self, text: str, *, typed: bool = False) -> list[int]:
+        """Return the tokens of a text; with `typed`, no marker in it counts as one."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, U+FFFD where bytes are no whole character."""
+
+    def token(self, marker: str) -> int | None:
+        """Return the token of a marker like ``<|eot_id|>``, if there is one."""
+
+
+class Published:
+    """A ``tokenizer.json``, read by the ``tokenizers`` package.
+
+    Parameters
+    ----------
+    text : str
+        Content of the file.
+    where : str
+        Named in errors.
+
+    Raises
+    ------
+    ValueError
+        If it is no tokenizer.
+    """
+
+    def __init__(self, text: str, where: str) -> None:
+        from tokenizers import Tokenizer
+
+        try:
+            self._tokenizer = Tokenizer.from_str(text)
+        except Exception as error:  # the package has no error class of its own
+            raise ValueError(f"{where} is no tokenizer: {error}") from None
+        self._typed = Tokenizer.from_str(text)
+        self._typed.encode_special_tokens = True  # markers in a text are plain text
+        self._where = where
+
+    def encode(self, text: str, *, typed: bool = False) -> list[int]:
+        """Return the tokens of a text; a character that has none is a ValueError."""
+        which = self._typed if typed else self._tokenizer
+        found = which.encode(text, add_special_tokens=False)
+        covered = bytearray(len(text))
+        for begin, end in found.offsets:
+            covered[begin:end] = b"\1" * (end - begin)
+        for place, character in enumerate(text):
+            if not covered[place] and not character.isspace():
+                raise ValueError(f"{self._where} has no token for {character!r}")
+        return list(found.ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens; markers are left out."""
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def token(self, marker: str) -> int | None:
+        """Return the token of a marker."""
+        found = self._tokenizer.token_to_id(marker)
+        return None if found is None else int(found)
+
+
+class Characters:
+    """The vocabulary of a model of our own."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+
+    def encode(self, text: str, *, typed: bool = False) -> list[int]:
+        """Return the index of every character; an unknown one is a ValueError."""
+        return [int(token) for token in self._vocabulary.encode(text)]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the characters."""
+        return self._vocabulary.decode(list(tokens))
+
+    def token(self, marker: str) -> int | None:
+        """Return the index, if the marker is one character."""
+        place = self._vocabulary.characters.find(marker) if len(marker) == 1 else -1
+        return None if place < 0 else place
+
+
+class Bytes:
+    """Tokens that are the bytes of UTF-8; what lies above 255 has no text."""
+
+    def encode(self, text: str, *, typed: bool = False) -> list[int]:
+        """Return the bytes."""
+        return list(text.encode("utf-8", "surrogateescape"))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the characters of the bytes."""
+        return bytes(token for token in tokens if token < 256).decode("utf-8", "replace")
+
+    def token(self, marker: str) -> int | None:
+        """Return the byte, if the marker is one."""
+        return ord(marker) if len(marker) == 1 and marker.isascii() else None
+
+
+class Numbers:
+    """The tokens themselves, written as numbers with spaces between them."""
+
+    def encode(self, text: str, *, typed: bool = False) -> list[int]:
+        """Read the numbers; anything else is a ValueError."""
+        words = text.replace(",", " ").split()
+        wrong = next((w for w in words if not (w.isascii() and w.isdigit() and len(w) < 10)), None)
+        if wrong is not None:
+            raise ValueError(f"with --ids, a text is numbers of tokens, got {wrong!r}")
+        return [int(word) for word in words]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Write the numbers."""
+        return "".join(f"{token} " for token in tokens)
+
+    def token(self, marker: str) -> int | None:
+        """Return None: no marker is a number."""
+        return None
+
+
+class TextStream:
+    """Text as tokens come, in whole characters.
+
+    A character may be cut into several tokens: what ends in the middle of one waits for the rest,
+    for at most 8 tokens.
+
+    Parameters
+    ----------
+    decode : callable (tokens) -> str
+
+    Examples
+    --------
+    >>> stream = TextStream(Bytes().decode)
+    >>> [stream.push(byte) for byte in "aé".encode()]
+    ['a', '', 'é']
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._tokens: list[int] = []  # the last ones told, for their context, then those that wait
+        self._told = 0
+
+    def push(self, token: int) -> str:
+        """Take a token; return the text that it completes, maybe none."""
+        self._tokens.append(token)
+        return self._take(len(self._tokens) - self._told > HELD)
+
+    def end(self) -> str:
+        """Return what still waits, broken as it is."""
+        return self._take(True)
+
+    def _take(self, whole: bool) -> str:
+        before = self._decode(self._tokens[: self._told])
+        text = self._decode(self._tokens)
+        if not whole and text.endswith("\ufffd"):
+            return ""
+        self._tokens = self._tokens[self._told :]
+        self._told = len(self._tokens)
+        return text[len(before) :]
+
+
+# Chat templates.
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How a chat is written: pieces around what is said; a piece that is a marker is one token.
+
+    Attributes
+    ----------
+    before, after : tuple of str
+        What stands before and after a message; ``{role}`` and ``{Role}`` are filled in.
+    end : str
+        The marker that ends an answer.
+    """
+
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    end: str
+
+    def message(self, tokens: Tokens, role: str, text: str) -> list[int]:
+        """Return the tokens of a message, its end included."""
+        pieces = [*self._pieces(self.before, role), (text.strip(), False)]
+        return _join(tokens, [*pieces, *self._pieces(self.after, role)])
+
+    def opening(self, tokens: Tokens) -> list[int]:
+        """Return the tokens before an answer."""
+        return _join(tokens, self._pieces(self.before, "assistant"))
+
+    def closing(self, tokens: Tokens) -> list[int]:
+        """Return the tokens after an answer, the one that ends it first."""
+        return _join(tokens, self._pieces(self.after, "assistant"))
+
+    def _pieces(self, pieces: Iterable[str], role: str) -> list[tuple[str, bool]]:
+        """Fill in the role; say of each piece whether it is a marker."""
+        return [
+            (piece.format(role=role, Role=role.capitalize()), piece.startswith("<|"))
+            for piece in pieces
+        ]
+
+
+def _join(tokens: Tokens, pieces: list[tuple[str, bool]]) -> list[int]:
+    """Return the tokens of pieces; what lies between two markers is encoded as one text."""
+    ids: list[int] = []
+    plain = ""
+    for piece, is_marker in [*pieces, ("", True)]:
+        if not is_marker:
+            plain += piece
+            continue
+        ids += tokens.encode(plain, typed=True) if plain else []
+        plain, marker = "", tokens.token(piece) if piece else None
+        if piece and marker is None:
+            raise ValueError(f"the chat template needs {piece}, which the tokenizer has not")
+        ids += [] if marker is None else [marker]
+    return ids
+
+
+TEMPLATES = {
+    "bitnet": Turn(("{Role}: ",), ("<|eot_id|>",), "<|eot_id|>"),
+    "llama3": Turn(
+        ("<|start_header_id|>", "{role}", "<|end_header_id|>", "\n\n"),
+        ("<|eot_id|>",),
+        "<|eot_id|>",
+    ),
+    "chatml": Turn(("<|im_start|>", "{role}\n"), ("<|im_end|>", "\n"), "<|im_end|>"),
+    "plain": Turn((), ("\n",), "\n"),
+}
+
+
+def template_of(folder: Path) -> str | None:
+    """Name the chat template of a model directory: one of `TEMPLATES`, or None if it has none.
+
+    Parameters
+    ----------
+    folder : Path
+        May hold ``chat_template.jinja``, or ``tokenizer_config.json`` with a ``chat_template``.
+
+    Raises
+    ------
+    ValueError
+        If there is a template, and it is none of those.
+    """
+    source, text = folder / "chat_template.jinja", ""
+    if source.is_file():
+        text = read_text(source)
+    elif (source := folder / "tokenizer_config.json").is_file():
+        try:
+            found: Any = json.loads(read_text(source))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{source} is no JSON: {error}") from None
+        found = found.get("chat_template") if isinstance(found, dict) else None
+        if isinstance(found, list):  # several, by name
+            named = [entry for entry in found if isinstance(entry, dict)]
+            found = next((e.get("template") for e in named if e.get("name") == "default"), None)
+        text = found if isinstance(found, str) else ""
+    if not text:
+        return None
+    if "<|start_header_id|>" in text:
+        return "llama3"
+    if "<|im_start|>" in text:
+        return "chatml"
+    if "capitalize" in text and "<|eot_id|>" in text:
+        return "bitnet"
+    known = ", ".join(TEMPLATES)
+    raise ValueError(f"{source} has another chat template than {known}: choose with --template")
+
+
+def read_text(path: Path) -> str:
+    """Read a file of UTF-8; one that is too large or none is a ValueError."""
+    if path.stat().st_size > MOST:
+        raise ValueError(f"{path} has more than {MOST} bytes")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text: byte {error.start}") from None
