@@ -1,0 +1,206 @@
+"""``bench decode``: a checkpoint of the published 2B size, decoded as fast as memory gives it.
+
+A random checkpoint of the real configuration is written into a scratch folder (1.2 GB). A process
+of its own loads it, goes on with a text for 16 tokens and says what memory it holds. Then tokens
+and plain reads of a buffer as large as all that a token reads (packed weights and head) take turns,
+both on all threads: a token cannot be faster than that read.
+
+A small model is decoded before, so that loading and tokens are measured without compiling; the
+files were written a moment ago, so that they come from the system's cache.
+
+May import: anything of minibit.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minibit import kernels
+from minibit.bench import Figure, Options, Report, clean_environment, interleaved
+from minibit.checkpoint import PUBLISHED_2B_4T, load_bitnet, random_checkpoint
+from minibit.decoding import Decoder
+from minibit.kernels.threads import cpus, run
+from minibit.transformer import BitNetConfig
+
+__all__ = ["decode", "measure", "measure_transformers"]
+
+CONFIG = PUBLISHED_2B_4T
+TINY = BitNetConfig(64, 64, 64, layers=1, heads=2, kv_heads=1, max_positions=64)
+SPACE = 2_000_000_000  # bytes of disk that must be free
+SECONDS = 8.0  # of tokens and reads in turn
+TOKENS = 16  # before memory is looked at
+LOAD_BAR, MEMORY_BAR, SHARE_BAR = 10.0, 1.5e9, 0.5
+
+
+def decode(options: Options) -> Report:
+    """Measure loading, memory and tokens a second of the published size."""
+    if not kernels.compiled():
+        raise ValueError("bench decode needs compiled kernels: see MINIBIT_KERNELS")
+    threads = options.threads or min(cpus(), 2)
+    with tempfile.TemporaryDirectory() as folder:
+        if shutil.disk_usage(folder).free < SPACE:
+            raise RuntimeError(f"{folder} has less than {SPACE / 1e9:.0f} GB free")
+        path = Path(folder) / "model"
+        random_checkpoint(path, CONFIG)
+        found = _in_a_process("measure", path, threads)
+        peer = {}
+        if options.peers and importlib.util.find_spec("transformers") is not None:
+            peer = _in_a_process("measure_transformers", path, threads)
+    token, read = found["token"], found["read"]
+    figures = [
+        Figure("loading", found["load"], "s", LOAD_BAR, at_least=False),
+        Figure("tokens a second", 1 / token, "tokens/s"),
+        Figure("tokens a second that memory allows", 1 / read, "tokens/s"),
+        Figure("share of what memory allows", read / token, "share", SHARE_BAR),
+        Figure("packed weights and head", found["bytes"], "bytes"),
+        Figure("bandwidth of a plain read", found["bytes"] / read / 1e9, "GB/s"),
+    ]
+    notes = [
+        f"A random checkpoint of {CONFIG.layers} layers, width {CONFIG.hidden_size}, vocabulary "
+        f"{CONFIG.vocab_size}; {threads} threads for tokens and for reads; medians of "
+        f"{found['rounds']} rounds in which each runs once."
+    ]
+    if found["memory"] is None:
+        notes.append("This system does not tell a process's resident memory: it is left out.")
+    else:
+        name = f"resident memory after {TOKENS} tokens, mapped pages counted"
+        figures.append(Figure(name, found["memory"], "bytes", MEMORY_BAR, at_least=False))
+    if peer:
+        figures.append(Figure("transformers, tokens a second", 1 / peer["token"], "tokens/s"))
+        figures.append(Figure("speed over transformers", peer["token"] / token, "x"))
+        figures.append(Figure("transformers, loading", peer["load"], "s"))
+        if peer["memory"] is not None:
+            figures.append(Figure("transformers, resident memory", peer["memory"], "bytes"))
+        notes.append(
+            "transformers reads the same files on as many threads, in bfloat16, with its cache of "
+            f"keys and values; median of {peer['rounds']} tokens. It unpacks every matrix anew for "
+            "each token."
+        )
+    elif options.peers:
+        notes.append("transformers is not installed: its figures are left out.")
+    return Report(tuple(figures), tuple(notes), {"minibit": found, "transformers": peer})
+
+
+def measure(folder: Path, threads: int, seconds: float) -> dict[str, Any]:
+    """Load a checkpoint and time its tokens beside plain reads, in this process.
+
+    Parameters
+    ----------
+    folder : Path
+    threads : int
+    seconds : float
+        For tokens and reads together.
+
+    Returns
+    -------
+    dict
+        ``load``, ``token`` and ``read`` in seconds (medians); ``bytes`` that a token reads;
+        ``memory``: resident bytes after 16 tokens, None where the system does not tell; ``rounds``.
+    """
+    from minibit.kernels import peaks
+
+    _warm_up(threads)
+    start = time.perf_counter()
+    model = load_bitnet(folder)
+    load = time.perf_counter() - start
+    decoder = Decoder(model, threads=threads)
+    decoder.append([model.config.vocab_size // 2])
+    list(decoder.generate(TOKENS))
+    memory = resident_bytes()
+    if decoder._plan is None:
+        raise ValueError(f"{folder} is no packed model")
+    size = decoder._plan.nbytes
+    words = np.ones(size // 8, np.uint64)
+    cuts = np.linspace(0, words.size, threads + 1).astype(int)
+    parts = [words[a:b] for a, b in pairwise(cuts)]
+
+    def read() -> bool:
+        return run([lambda part=part: peaks.read(part) > 0 for part in parts])  # type: ignore[misc]
+
+    def token() -> None:
+        if len(decoder.text) == model.config.max_positions:
+            raise ValueError("too many rounds for this model's positions")
+        list(decoder.generate(1))
+
+    times = interleaved({"token": token, "read": read}, seconds=seconds, least_rounds=TOKENS)
+    return {
+        "load": load,
+        "token": float(np.median(times["token"])),
+        "read": float(np.median(times["read"])),
+        "bytes": size,
+        "memory": memory,
+        "rounds": len(times["token"]),
+    }
+
+
+def measure_transformers(folder: Path, threads: int, seconds: float) -> dict[str, Any]:
+    """Load and decode the same files with transformers, in this process; as `measure` returns."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(threads)
+    start = time.perf_counter()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    load = time.perf_counter() - start
+    times: list[float] = []
+    token, cache = torch.tensor([[model.config.vocab_size // 2]]), None
+    with torch.no_grad():
+        while len(times) < 3 or (sum(times) < seconds and len(times) < TOKENS):
+            start = time.perf_counter()
+            out = model(token, past_key_values=cache, use_cache=True)
+            token, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
+            times.append(time.perf_counter() - start)
+    median = float(np.median(times[1:]))  # the first token fills caches
+    return {"load": load, "token": median, "memory": resident_bytes(), "rounds": len(times) - 1}
+
+
+def resident_bytes() -> int | None:
+    """Resident memory of this process, the pages of mapped files among it; None if not told."""
+    try:
+        text = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = [line.split() for line in text.splitlines() if line.startswith("VmRSS:")]
+    return int(found[0][1]) * 1024 if found else None
+
+
+def _warm_up(threads: int) -> None:
+    """Load and decode a tiny model: kernels compile, threads start."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tiny"
+        random_checkpoint(path, TINY)
+        decoder = Decoder(load_bitnet(path), threads=threads)
+        decoder.append([1])
+        list(decoder.generate(2))
+
+
+def _in_a_process(name: str, folder: Path, threads: int) -> dict[str, Any]:
+    """Run a function of this module in a new process, and return its result."""
+    command = [sys.executable, "-m", "minibit.bench.decoding", name, str(folder), str(threads)]
+    done = subprocess.run(
+        [*command, str(SECONDS)],
+        env=clean_environment(threads),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"the process of {name} ended with status {done.returncode}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+if __name__ == "__main__":
+    function = {"measure": measure, "measure_transformers": measure_transformers}[sys.argv[1]]
+    print(json.dumps(function(Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))))
