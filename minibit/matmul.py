@@ -291,7 +291,8 @@ def head_matmul(x: Array, w: Array) -> NDArray[np.float32]:
 
     matvec = head.matvec_float32 if w.dtype == _FLOAT32 else head.matvec_bfloat16
     out = np.empty(n_out, _FLOAT32)
-    matvec(np.array(x.reshape(n_in)), w if w.flags.carray else np.array(w, order="C"), out)
+    plain = w.flags.c_contiguous and w.flags.aligned  # also of a file that is mapped read-only
+    matvec(np.array(x.reshape(n_in)), w if plain else np.array(w, order="C"), out)
     return out.reshape(*x.shape[:-1], n_out)
 
 

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 
@@ -234,6 +235,20 @@ def test_the_head_product_is_that_of_floats(path, shape, bits):
         y = head_matmul(x[i], np.asfortranarray(held))
         assert y.shape == (shape[0],)
         assert (np.abs(y - exact[i]) <= bound[i]).all()
+
+
+def test_a_mapped_head_is_read_where_it_lies(path):
+    """A read-only head is not copied: that of a published model has hundreds of megabytes."""
+    w = np.ones((3000, 1000), np.float32)
+    w.flags.writeable = False
+    x = np.ones(1000, np.float32)
+    head_matmul(x, w)  # compiled
+    tracemalloc.start()
+    y = head_matmul(x, w)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(y, np.full(3000, 1000))
+    assert peak < w.nbytes / 10
 
 
 def test_a_head_of_other_types_or_shapes_is_refused(path):
