@@ -66,7 +66,7 @@ def sample(
     >>> z = np.log([0.5, 0.3, 0.2])
     >>> [sample(z, u) for u in (0.0, 0.4, 0.6, 0.9)]
     [0, 0, 1, 2]
-    >>> [sample(z, u, top_p=0.8) for u in (0.0, 0.4, 0.6, 0.9)]  # 0.5 / 0.8 and 0.3 / 0.8
+    >>> [sample(z, u, top_p=0.7) for u in (0.0, 0.4, 0.6, 0.9)]  # 0.5 / 0.8 and 0.3 / 0.8
     [0, 0, 0, 1]
     >>> sample(z, 0.99, temperature=0)
     0
