@@ -22,7 +22,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from minibit.kernels import compiled
+from minibit.philox import ADAPTERS as ADAPTERS
 from minibit.philox import BATCH as BATCH
+from minibit.philox import DROPOUT as DROPOUT
 from minibit.philox import (
     INITIAL,
     INPUTS,

@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 
 from minibit import kernels, noise, philox
 from minibit.noise import (
+    ADAPTERS,
     BATCH,
+    DROPOUT,
     INITIAL,
     INPUTS,
     LEVELS,
@@ -623,8 +625,20 @@ def test_uniforms_and_integers_are_uniform():
 
 def test_streams_of_another_domain_step_lane_or_seed_share_no_word():
     """Sixty words of each: a chance meeting of two of 900 words has probability 1e-4."""
-    domains = (NOISE, INITIAL, BATCH, UNITS, INPUTS, SHIFTS, LEVELS, TOKENS, USER)
-    assert len(set(domains)) == 9
+    domains = (
+        NOISE,
+        INITIAL,
+        BATCH,
+        UNITS,
+        INPUTS,
+        SHIFTS,
+        LEVELS,
+        TOKENS,
+        ADAPTERS,
+        DROPOUT,
+        USER,
+    )
+    assert len(set(domains)) == 11
     streams = [words(20, domain, 0, 60) for domain in domains]
     streams += [words(20, BATCH, 1, 60), words(20, BATCH, 2**31, 60)]
     streams += [words(20, BATCH, 0, 60, lane=1), words(20, BATCH, 0, 60, lane=2**31)]
