@@ -226,10 +226,7 @@ class _Reader:
             raise self.error(f"ends within its header, at {self.size} bytes", at=start)
         if at is None:
             self.at += length
-        try:
-            return struct.unpack_from(form, self.mapped, start)[0]
-        except struct.error as error:  # pragma: no cover - sizes are checked above
-            raise self.error(str(error), at=start) from error
+        return struct.unpack_from(form, self.mapped, start)[0]
 
     def check_count(self, count: int, least: int, what: str, at: int) -> None:
         """Refuse a count of things of `least` bytes each that the rest of the file cannot hold."""
@@ -320,7 +317,9 @@ class _Reader:
         """Turn offsets into places in the file, and see that tensors have bytes of their own."""
         unit = metadata.get("general.alignment", ALIGNMENT)
         if type(unit) is not int or not 8 <= unit <= 1 << 20 or unit & (unit - 1):
-            raise self.error(f"has general.alignment {unit!r}; takes a power of two from 8", at=24)
+            raise self.error(
+                f"has general.alignment {shown(unit)}; takes a power of two from 8", at=24
+            )
         begin = -(-self.at // unit) * unit
         table: dict[str, Tensor] = {}
         for line in lines:

@@ -125,8 +125,9 @@ def read_projection(file: GGUFFile, tensor: Tensor, layout: I2Layout) -> Ternary
     if factor is not None:
         if factor.shape != (1,):
             raise file.error(f"has shape {factor.shape}, must have (1,)", factor)
-        with np.errstate(over="ignore"):  # refused below
-            scale = scale * read_gain(file, factor)[0]
+        scale = scale * read_gain(file, factor)[0]
+        if not 0 < scale < np.inf:
+            raise file.error(f"makes the scale of {tensor.name} {scale:g}", factor)
     try:
         return TernaryMatrix._made(held, path, (tensor.shape[0], tensor.shape[1]), scale)
     except ValueError as error:
@@ -184,6 +185,9 @@ def _decoded(
         where = f"in rows {rows.start} to {rows.stop - 1}: {error}"
         raise file.error(where, tensor, rows.start * width) from error
     used = scales[codes.reshape(*scales.shape, 256).any(axis=-1)]  # of blocks that are not zero
+    if not used.all():
+        where = f"in rows {rows.start} to {rows.stop - 1}"
+        raise file.error(f"has weights in blocks of scale 0 {where}", tensor, rows.start * width)
     if used.size and (used != used[0]).any():
         raise _two_scales(file, tensor, rows, used[0], used[used != used[0]][0])
     return codes, used[0] if used.size else np.float32(0)

@@ -8,8 +8,8 @@ May import: numpy, minibit.gguf_container.
 from __future__ import annotations
 
 import os
+import secrets
 import struct
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,14 +119,12 @@ def _whole(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
     """Open a file that takes its name only when the block has ended well."""
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; nothing was changed")
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    part = Path(name)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        part.chmod(0o666 & ~_umask())
         if overwrite:
             part.replace(path)
         else:
@@ -143,10 +141,3 @@ def move_to_free_name(part: Path, path: Path) -> None:
         raise FileExistsError(f"{path} exists; nothing was changed") from None
     except OSError:  # a file system without links
         part.rename(path)
-
-
-def _umask() -> int:
-    """Return the rights that new files are refused, which can be read only by setting them."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -277,6 +277,10 @@ def test_a_scale_in_a_tensor_of_its_own_multiplies(path):
     rewrite(path, tensors={"blk.0.attn_q.scale": (0, (2,), np.float32([0.5, 1]))})
     with pytest.raises(CheckpointError, match=r"must have \(1,\)"):
         load_gguf(path)
+    for factor in (0.0, -1.0, np.inf):
+        rewrite(path, tensors={"blk.0.attn_q.scale": (0, (1,), np.float32([factor]))})
+        with pytest.raises(CheckpointError, match=r"makes the scale|holds inf"):
+            load_gguf(path)
 
 
 @pytest.mark.parametrize("name", ["bitnet-25", "bitnet"])
@@ -494,6 +498,16 @@ def test_blocks_of_different_scales_are_refused(path):
         with pytest.raises(CheckpointError, match="one scale") as caught:
             load_gguf(path)
         assert caught.value.tensor == Q
+
+
+def test_weights_in_blocks_of_scale_0_are_refused(path):
+    """Codes that the file multiplies by 0 must not come to life by their neighbours' scale."""
+    for rows in (slice(3, 4), slice(192, 256)):
+        scales = np.full((256, 1), 0.5)
+        scales[rows] = 0
+        rewrite(path, tensors={Q: tq2(random_codes(), scales)})
+        with pytest.raises(CheckpointError, match="weights in blocks of scale 0 in rows"):
+            load_gguf(path)
 
 
 @every_kind
