@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from minibit.noise import *
     from minibit.noise_step import *
     from minibit.steps import *
+    from minibit.tape import *
     from minibit.ternary import *
     from minibit.training import *
     from minibit.transformer import *
@@ -35,6 +36,7 @@ _ROOMS = (
     "noise",
     "noise_step",
     "steps",
+    "tape",
     "transformer",
     "checkpoint",
     "datasets",

@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from minibit.cli.app import app
-from minibit.experiments import EXPERIMENTS, experiment
+from minibit.experiments import EXPERIMENTS, experiment, mlp
+from minibit.noise_step import digest
 from minibit.training import PRESETS
 
 
@@ -32,6 +34,24 @@ def test_the_file_holds_the_command_the_seeds_and_a_row_a_preset(tmp_path, monke
         assert [run["seed"] for run in row["runs"]] == [4, 5]
     assert len(lines) == 2 * len(PRESETS)
     assert found["environment"]["versions"]["minibit"]
+
+
+def test_the_mlp_experiment_trains_codes_and_draws_their_way(monkeypatch):
+    """A row for each number of steps, and noise_step's; a curve ends at the run's accuracy."""
+    monkeypatch.setattr(mlp, "RUNS", ((3, 5), (2, 1)))
+    monkeypatch.setattr(mlp, "accuracy", lambda codes: float(np.mean(codes["w4"] == 0)))
+    first = {"w4": np.zeros((1, 2), np.int8)}
+    monkeypatch.setattr(mlp, "_noise_step", lambda seed: (first, [(1, 0.5, 0.25)]))
+    rows = mlp.train_mlp((0, 1), lambda line: None)
+    assert [(row["steps"], row["shifts"]) for row in rows[:2]] == [(3, 5), (2, 1)]
+    assert [len(row["runs"]) for row in rows] == [2, 2, 1]
+    for row in rows:
+        for run in row["runs"]:
+            assert run["curve"][-1][2] == run["test_accuracy"]
+    assert [step for step, _, _ in rows[0]["runs"][0]["curve"]] == [1, 2, 3]
+    codes = mlp.straight_through_run(0, 3, 5)
+    assert all(set(np.unique(w)) <= {-1, 0, 1} and w.dtype == np.int8 for w in codes.values())
+    assert rows[0]["runs"][0]["digest"] == digest(codes) != rows[0]["runs"][1]["digest"]
 
 
 @pytest.mark.parametrize(("name", "seeds", "match"), [("x", (0,), "name"), ("train", (), "seeds")])

@@ -26,7 +26,7 @@ ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "noise": (6, ("philox",)),
     "noise_step": (7, ("moves", "unit_tangents", "alignments")),
     "steps": (8, ("logfile", "logcodes", "replay", "netmoves", "edits")),
-    "tape": (9, ()),
+    "tape": (9, ("transposes", "recorder", "optimizers")),
     "transformer": (10, ("costs", "attention", "blocks", "sampling", "packed_step", "decoding")),
     "checkpoint": (
         11,

@@ -1,0 +1,194 @@
+"""``minibit experiment mlp``: Adam with straight-through on noise_step's network, and noise_step.
+
+The network computes with the ternary codes of float weights that Adam moves (*latent* weights):
+
+    codes = clip(round(w), -1, 1),   codes_dot = w_dot
+
+so what comes out is the same thing that noise_step trains: int8 codes, no scales, no biases.
+Learning rate, batch and image shifts were chosen on the last 5,000 training images.
+
+May import: anything of minibit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit.datasets import load_mnist
+from minibit.dual import straight_through
+from minibit.layers import cross_entropy, mlp, ternary_linear
+from minibit.noise import integers, uniform
+from minibit.noise_step import MLP, digest
+from minibit.philox import BATCH, INITIAL
+from minibit.steps import StepLog
+from minibit.tape import Adam, value_and_grad
+from minibit.training import (
+    MNIST_MEAN,
+    MNIST_STD,
+    PRESETS,
+    SHIFTS,
+    evaluate,
+    train,
+)
+
+__all__ = ["RUNS", "STEPS", "straight_through_run", "ternary", "train_mlp"]
+
+RUNS = ((200, 5), (800, 5), (800, 1), (2400, 5))  # steps; shifts: none and one pixel each way
+STEPS = tuple(steps for steps, shifts in RUNS if shifts > 1)
+PRESET = "small"  # of noise_step, whose curve is drawn beside
+RATE, SIZE = 0.02, 512
+LOGIT_SCALE = 0.12
+WIDTHS = (784, 256, 256, 256, 10)
+ZEROS = 0.7  # share of zeros among the first codes
+MODEL = MLP(LOGIT_SCALE, 1 / (255 * MNIST_STD), -MNIST_MEAN / MNIST_STD)
+
+Codes = dict[str, NDArray[np.int8]]
+
+
+@straight_through
+def ternary(w: NDArray[Any]) -> NDArray[Any]:
+    """Round latent weights to -1, 0, 1; the derivative is the identity."""
+    codes: NDArray[Any] = np.clip(np.rint(w), -1, 1)
+    return codes
+
+
+def straight_through_run(
+    seed: int,
+    steps: int,
+    shifts: int = 5,
+    *,
+    report: Callable[[int, float, Codes], None] = lambda step, seconds, codes: None,
+) -> Codes:
+    """Train the paper's MLP on MNIST by Adam with straight-through; return its codes.
+
+    Parameters
+    ----------
+    seed : int
+        Names the first latent weights and all batches.
+    steps : int
+        The learning rate falls linearly from 0.02 to 0 over so many.
+    shifts : int
+        5: images as they are and shifted by one pixel each way; 1: as they are.
+    report : callable
+        Gets the step, CPU seconds so far without its own, and the codes: at 1, 2, 4, ... steps and
+        at the last.
+    """
+    data = load_mnist()
+    labels = data.train_y.astype(np.int64)
+    pad = np.pad(data.train_x.reshape(-1, 28, 28), ((0, 0), (1, 1), (1, 1)))  # (samples, 30, 30)
+    shapes = zip(WIDTHS[1:], WIDTHS[:-1], strict=True)
+    edge = 0.5 / ZEROS  # uniform in -edge to edge: a share of ZEROS rounds to 0
+    latent = {
+        f"w{layer}": (edge * (2 * uniform(seed, shape, domain=INITIAL, lane=layer) - 1)).astype(
+            np.float32
+        )
+        for layer, shape in enumerate(shapes, 1)
+    }
+
+    def loss(params: dict[str, Any], x: NDArray[Any], y: NDArray[Any]) -> Any:
+        logits = mlp(
+            params,
+            x,
+            logit_scale=LOGIT_SCALE,
+            linear=lambda h, w: ternary_linear(h, ternary(w)),
+        )
+        return cross_entropy(logits, y)
+
+    optimizer, slope = Adam(latent, RATE), value_and_grad(loss)
+    seconds, begin = 0.0, time.process_time()
+    for step in range(steps):
+        pair = integers(seed, len(labels) * shifts, SIZE, domain=BATCH, step=step)
+        sample, shift = pair // shifts, pair % shifts
+        images = np.empty((SIZE, 28, 28), np.float32)
+        for k, (down, right) in enumerate(SHIFTS[:shifts]):
+            moved = pad[:, 1 - down : 29 - down, 1 - right : 29 - right]
+            images[shift == k] = moved[sample[shift == k]]
+        x = images.reshape(SIZE, 784) * np.float32(MODEL.input_scale)
+        _, gradient = slope(optimizer.params, x + np.float32(MODEL.input_offset), labels[sample])
+        optimizer.step(gradient, lr=RATE * (1 - step / steps))
+        if (step + 1) & step == 0 or step + 1 == steps:
+            seconds += time.process_time() - begin
+            report(step + 1, seconds, _codes(optimizer.params))
+            begin = time.process_time()
+    return _codes(optimizer.params)
+
+
+def _codes(latent: dict[str, NDArray[Any]]) -> Codes:
+    return {name: ternary(w).astype(np.int8) for name, w in latent.items()}
+
+
+def accuracy(codes: Codes) -> float:
+    """Share of the test images that ternary weights name rightly."""
+    data = load_mnist()
+    return evaluate(codes, MODEL, data.test_x, data.test_y.astype(np.int64), workers=1)
+
+
+def train_mlp(seeds: Sequence[int], say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Train on all training images: Adam for some numbers of steps, then noise_step once."""
+    rows = []
+    for steps, shifts in RUNS:
+        runs = []
+        for seed in seeds:
+            curve: list[tuple[int, float, float]] = []
+            codes = straight_through_run(
+                seed,
+                steps,
+                shifts,
+                report=lambda n, t, w, curve=curve: curve.append((n, t, accuracy(w))),  # type: ignore[misc]
+            )
+            runs.append(_run(seed, codes, curve))
+            say(f"Adam, {steps} steps, {shifts} shifts, seed {seed}: {curve[-1][2]:.2%}")
+        rows.append(_row("Adam, straight-through", steps, shifts, runs))
+    seed = seeds[0]
+    codes, curve = _noise_step(seed)
+    say(f"noise_step {PRESET}, seed {seed}: {curve[-1][2]:.2%}")
+    recipe = PRESETS[PRESET]
+    rows.append(
+        _row(f"noise_step {PRESET}", recipe.steps, recipe.shifts, [_run(seed, codes, curve)])
+    )
+    return rows
+
+
+def _noise_step(seed: int) -> tuple[Codes, list[tuple[int, float, float]]]:
+    """Train a preset, then replay its log to see the way."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "run.steps"
+        done = train(PRESET, seed, path, workers=1)
+        log = StepLog.open(path)
+        share = np.cumsum(done.step_seconds) / np.sum(done.step_seconds)
+        marks = [2**k for k in range(done.steps.bit_length()) if 2**k < done.steps]
+        curve = [
+            (n, float(done.cpu_seconds * share[n - 1]), accuracy(log.replay(n)))
+            for n in [*marks, done.steps]
+        ]
+        return log.replay(), curve
+
+
+def _run(seed: int, codes: Codes, curve: list[tuple[int, float, float]]) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "test_accuracy": curve[-1][2],
+        "cpu_seconds": curve[-1][1],
+        "digest": digest(codes),
+        "curve": curve,
+    }
+
+
+def _row(method: str, steps: int, shifts: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    reached = [run["test_accuracy"] for run in runs]
+    return {
+        "method": method,
+        "steps": steps,
+        "shifts": shifts,
+        "test_accuracy": float(np.mean(reached)),
+        "test_accuracy_std": float(np.std(reached, ddof=1)) if len(runs) > 1 else 0.0,
+        "cpu_seconds": float(np.mean([run["cpu_seconds"] for run in runs])),
+        "runs": runs,
+    }
