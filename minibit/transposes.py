@@ -196,7 +196,7 @@ def add_at(out: Array, c: Array, index: Any, view: bool) -> None:
     if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "iu" or out.ndim < 2:
         np.add.at(out, index, c)
     elif c.size:
-        places = np.ravel(rows) % len(out)
+        places = np.ravel(rows).astype(np.intp) % len(out)
         order = np.argsort(places, kind="stable")
         places = places[order]
         starts = np.flatnonzero(np.concatenate(([True], places[1:] != places[:-1])))

@@ -358,6 +358,15 @@ def test_rows_picked_more_than_once_get_the_sum(rows, shape, nested):
     np.testing.assert_allclose(twice, expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.uint64])
+def test_row_numbers_may_be_of_any_integer_type(kind):
+    """Bytes as tokens, into a table of more rows than a byte has values."""
+    rows, table = np.array([0, 3, 100, 3], kind), normal(0, 300, 2)
+    (back,) = vjp(lambda t: t[rows], (table,))[1](np.ones((4, 2)))
+    assert np.flatnonzero(back[:, 0]).tolist() == [0, 3, 100]
+    np.testing.assert_array_equal(back[3], [2.0, 2.0])
+
+
 # --- custom rules --------------------------------------------------------------------------------
 
 
