@@ -326,12 +326,13 @@ def loss_and_gradient(
     if len(parts) == 1:
         loss, gradient = found[0]
         return float(loss), gradient
-    shares = [len(rows) / len(x) for rows in parts]
-    loss = sum(share * float(value) for share, (value, _) in zip(shares, found, strict=True))
-    gradient = {
-        name: sum(g[name] * np.float32(share) for share, (_, g) in zip(shares, found, strict=True))
-        for name in params
-    }
+    loss, gradient = 0.0, {}
+    for rows, (value, piece) in zip(parts, found, strict=True):
+        share = len(rows) / len(x)
+        loss += share * float(value)
+        for name, g in piece.items():
+            g *= share
+            gradient[name] = np.add(gradient[name], g, out=g) if name in gradient else g
     return loss, gradient
 
 

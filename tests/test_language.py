@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -84,6 +86,14 @@ def test_a_batch_is_rows_of_the_text_that_the_seed_and_the_step_pick():
     assert not np.array_equal(x, draw_batch(tokens, 6, 7, 6, 20)[0])
 
 
+def test_every_row_of_a_text_can_be_drawn():
+    """The first and the last start included, and as often as any other."""
+    starts = np.concatenate([draw_batch(np.arange(11), 0, t, 100, 8)[0][:, 0] for t in range(9)])
+    counts = np.bincount(starts)
+    assert len(counts) == 3
+    assert (np.abs(counts - 300) < 75).all()  # five standard deviations
+
+
 def test_a_text_shorter_than_a_row_is_refused():
     """A row and the character after it are needed: for a batch, and for a loss."""
     assert draw_batch(np.arange(9), 0, 0, batch=2, context=8)[1].tolist() == 2 * [[*range(1, 9)]]
@@ -163,6 +173,37 @@ def test_a_run_depends_on_its_seed_alone():
     np.testing.assert_array_equal(short.losses, first.losses[:5])
     threaded = train_language(TINY, 3, text=text, stop=5, threads=2)
     np.testing.assert_allclose(threaded.losses, first.losses[:5], rtol=1e-3)
+
+
+def test_a_run_is_its_recipe_step_by_step():
+    """Clipped gradients, Adam with betas 0.9 and 0.95, decay in the first half: written out."""
+    made = dataclasses.replace(
+        TINY, weights="float", steps=6, warmup=2, peak=0.01, weight_decay=2.0, clip=0.3
+    )
+    text = load_text()[:500]
+    trained = train_language(made, seed=7, text=text)
+    vocabulary = Vocabulary.of(text)
+    tokens, config = vocabulary.encode(text), made.config(len(vocabulary))
+    params = {name: w.astype(np.float64) for name, w in init_params(config, 7).items()}
+    mean = {name: np.zeros_like(w) for name, w in params.items()}
+    square = {name: np.zeros_like(w) for name, w in params.items()}
+    for step, rate in enumerate((0.5, 5 / 6, 4 / 6, 2 / 6, 2 / 9, 1 / 9)):
+        x, y = draw_batch(tokens, 7, step, made.batch, made.context)
+        loss, gradient = loss_and_gradient(config, params, x, y)
+        assert trained.losses[step] == pytest.approx(loss, abs=1e-4)
+        length = np.sqrt(sum(np.sum(g * g) for g in gradient.values()))
+        assert length > made.clip
+        for name, w in params.items():
+            g = gradient[name] * made.clip / length
+            mean[name] = 0.9 * mean[name] + 0.1 * g
+            square[name] = 0.95 * square[name] + 0.05 * g * g
+            move = mean[name] / (1 - 0.9 ** (step + 1))
+            move = move / (np.sqrt(square[name] / (1 - 0.95 ** (step + 1))) + 1e-8)
+            shrink = 1 - 0.01 * rate * (2.0 if step < 3 else 0.0)
+            params[name] = shrink * w - 0.01 * rate * move
+    for name, w in params.items():
+        np.testing.assert_allclose(trained.params[name], w, atol=2e-3, err_msg=name)
+        assert np.median(np.abs(trained.params[name] - w)) < 1e-5
 
 
 def test_every_step_is_reported_with_its_parameters():
@@ -290,12 +331,13 @@ def small(monkeypatch):
     sizes = {"1k": {"hidden": 8, "inner": 12, "heads": 2, "peaks": (0.01, 0.02)}}
     for module in (experiment, bench):
         monkeypatch.setattr(module, "SIZES", sizes)
-        monkeypatch.setattr(module, "recipe", lambda *a: recipe_of(*a))
+        monkeypatch.setattr(module, "recipe", lambda *a, **b: recipe_of(*a, **b))
 
-    def recipe_of(size, weights):
+    def recipe_of(size, weights, **overrides):
         fields = dict(sizes[size])
         peak = dict(zip(LINEAR, fields.pop("peaks"), strict=True))[weights]
-        return Recipe(weights, **fields, peak=peak, context=16, steps=20, warmup=2)
+        tiny = Recipe(weights, **fields, peak=peak, context=16, steps=20, warmup=2)
+        return dataclasses.replace(tiny, **overrides)
 
     return sizes
 
@@ -309,26 +351,29 @@ def test_the_experiment_has_a_row_for_every_run_and_repeats_none(tmp_path, small
     lines = []
     rows = experiment.language((0, 5), lines.append, tmp_path)
     runs = [row for row in rows if row["kind"] == "run"]
-    assert {(row["weights"], row["seed"]) for row in runs} == {
-        (weights, seed) for weights in LINEAR for seed in (0, 5)
+    assert {(row["weights"], row["seed"], row["sub_norms"]) for row in runs} == {
+        (weights, seed, norms) for weights in LINEAR for seed in (0, 5) for norms in (True, False)
     }
     _, train, validation = shipped_text()
     for row in runs:
-        trained = TrainedModel.load(tmp_path / f"1k_{row['weights']}_{row['seed']}.npz")
+        name = f"1k_{row['weights']}_{row['seed']}" + ("" if row["sub_norms"] else "_plain")
+        trained = TrainedModel.load(tmp_path / f"{name}.npz")
+        assert trained.config.sub_norms is row["sub_norms"]
         assert row["validation_loss"] == pytest.approx(trained.loss(validation))
         assert row["training_loss"] == pytest.approx(trained.loss(train[: len(validation)]))
         assert row["tokens"] == 20 * 16 * 16
         assert row["curve"]["checked"][-1] == row["steps"]
         assert row["curve"]["validation"][-1] == pytest.approx(row["validation_loss"], abs=1e-4)
         assert np.mean(row["curve"]["training"]) == pytest.approx(trained.losses.mean(), abs=0.05)
-        assert json.loads((tmp_path / f"1k_{row['weights']}_{row['seed']}.json").read_text()) == row
-    assert len(lines) == 4
+        assert json.loads((tmp_path / f"{name}.json").read_text()) == row
+    assert len(lines) == 8
     (decode,) = (row for row in rows if row["kind"] == "decode")
     assert decode["packed"]["bytes"] < decode["float32"]["bytes"]
     assert decode["packed"]["seconds_per_token"] > 0
     monkeypatch.undo()
-    again = experiment._in_own_process("1k", "float", 5, tmp_path)
-    assert again == next(r for r in runs if (r["weights"], r["seed"]) == ("float", 5))
+    again = experiment._in_own_process("1k", "float", 5, False, tmp_path)
+    key = ("float", 5, False)
+    assert again == next(r for r in runs if (r["weights"], r["seed"], r["sub_norms"]) == key)
 
 
 def test_known_words_are_those_of_the_text_in_any_case():
@@ -370,7 +415,29 @@ def test_what_is_not_measured_is_said(small, monkeypatch):
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
     report = bench.lm(Options(threads=1))
     assert [figure.name for figure in report.figures] == ["1k float: a step", "1k b1.58: a step"]
-    assert len(report.notes) == 3
+    assert len(report.notes) == 4
+
+
+def test_kept_memory_is_not_asked_for_again():
+    """Arrays of megabytes, made and freed again and again, cost pages only once."""
+    resource = pytest.importorskip("resource")
+    code = """
+import resource, numpy as np
+from minibit.bench.language import keep_freed_memory
+kept = keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    arrays = [np.ones(500_000) for _ in range(8)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+first, *_, last = (faults() for _ in range(4))
+print(int(kept), first, last)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kept, first, last = map(int, done.stdout.split())
+    assert resource
+    if kept:
+        assert first > 5000
+        assert last < 100
 
 
 def test_the_model_of_a_run_is_frozen():

@@ -483,6 +483,13 @@ def test_an_embedding_adds_up_the_slopes_of_equal_tokens():
         np.testing.assert_allclose(gradient, expected, atol=1e-12)
 
 
+def test_a_large_vocabulary_makes_no_one_hot_matrix():
+    """Reverse mode then keeps the tokens alone, not a row of the vocabulary for each."""
+    table, tokens = np.ones((100_000, 2), np.float32), np.arange(50)
+    _, pullback = vjp(lambda table: embed(table, tokens), (table,))
+    assert pullback.nbytes < 1000
+
+
 def test_initial_parameters_are_uniform_draws_of_philox():
     """Lane i for the i-th parameter; standard deviation 0.05, or one over the root of inputs."""
     params = init_params(CONFIG, seed=3)

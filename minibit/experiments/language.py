@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from minibit.bench import clean_environment, interleaved
+from minibit.bench.language import keep_freed_memory
 from minibit.costs import SHAPES
 from minibit.counting import kneser_ney, witten_bell
 from minibit.datasets import load_text
@@ -61,14 +62,17 @@ def language(
 ) -> list[dict[str, Any]]:
     """Train every size with float and with b1.58 weights once a seed, and measure the models.
 
+    The smallest size is also trained without sub-norms.
+
     Parameters
     ----------
     seeds : sequence of int
     say : callable
         Gets a line after every run.
     folder : path, optional
-        Keeps the runs (``SIZE_WEIGHTS_SEED.json`` and the model, ``.npz``); those that are there
-        already are not repeated. By default a scratch folder, which is removed.
+        Keeps the runs (``SIZE_WEIGHTS_SEED.json`` and the model, ``.npz``; ``_plain`` is without
+        sub-norms); those that are there already are not repeated. By default a scratch folder,
+        which is removed.
 
     Returns
     -------
@@ -81,13 +85,18 @@ def language(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [
-        (size, weights, seed) for seed in seeds for size in reversed(SIZES) for weights in LINEAR
+        (size, weights, seed, True)
+        for seed in seeds
+        for size in reversed(SIZES)
+        for weights in LINEAR
     ]
+    wanted += [(next(iter(SIZES)), weights, seed, False) for seed in seeds for weights in LINEAR]
 
-    def ready(run: tuple[str, str, int]) -> dict[str, Any]:
+    def ready(run: tuple[str, str, int, bool]) -> dict[str, Any]:
         found = _in_own_process(*run, folder)
+        without = "" if found["sub_norms"] else " without sub-norms"
         say(
-            f"{found['size']} {found['weights']}, seed {found['seed']}: validation "
+            f"{found['size']} {found['weights']}{without}, seed {found['seed']}: validation "
             f"{found['validation_loss']:.4f}, training {found['training_loss']:.4f}, "
             f"{found['seconds']:.0f} s"
         )
@@ -99,9 +108,9 @@ def language(
     return rows
 
 
-def one_run(size: str, weights: Any, seed: int, folder: Path) -> dict[str, Any]:
+def one_run(size: str, weights: Any, seed: int, sub_norms: bool, folder: Path) -> dict[str, Any]:
     """Train one model in this process; keep it and what it came to in the folder."""
-    made = recipe(size, weights)
+    made = recipe(size, weights, sub_norms=sub_norms)
     vocabulary, train, validation = shipped_text()
     config, linear = made.config(len(vocabulary)), LINEAR[weights]
     checks: list[tuple[int, float]] = []
@@ -118,7 +127,7 @@ def one_run(size: str, weights: Any, seed: int, folder: Path) -> dict[str, Any]:
     trained = train_language(made, seed, progress=progress)
     cpu = time.process_time() - begin
     seconds = trained.seconds - spent
-    name = f"{size}_{weights}_{seed}"
+    name = _name(size, weights, seed, sub_norms)
     trained.save(folder / f"{name}.npz")
     tokens = made.steps * made.batch * made.context
     edges = np.linspace(0, made.steps, min(POINTS, made.steps) + 1).astype(int)
@@ -127,6 +136,7 @@ def one_run(size: str, weights: Any, seed: int, folder: Path) -> dict[str, Any]:
         "size": size,
         "weights": weights,
         "seed": seed,
+        "sub_norms": sub_norms,
         "projections": made.projections,
         "parameters": int(sum(w.size for w in trained.params.values())),
         "hidden": made.hidden,
@@ -152,11 +162,19 @@ def one_run(size: str, weights: Any, seed: int, folder: Path) -> dict[str, Any]:
     return found
 
 
-def _in_own_process(size: str, weights: str, seed: int, folder: Path) -> dict[str, Any]:
+def _name(size: str, weights: str, seed: int, sub_norms: bool) -> str:
+    """Name the files of a run."""
+    return f"{size}_{weights}_{seed}" + ("" if sub_norms else "_plain")
+
+
+def _in_own_process(
+    size: str, weights: str, seed: int, sub_norms: bool, folder: Path
+) -> dict[str, Any]:
     """Run `one_run` in a process with one thread, unless its file is there."""
-    path = folder / f"{size}_{weights}_{seed}.json"
+    path = folder / f"{_name(size, weights, seed, sub_norms)}.json"
     if not path.exists():
-        command = [sys.executable, "-m", __name__, size, weights, str(seed), str(folder)]
+        which = [size, weights, str(seed), str(int(sub_norms)), str(folder)]
+        command = [sys.executable, "-m", __name__, *which]
         done = subprocess.run(command, env=clean_environment(1), check=False)
         if done.returncode:
             raise RuntimeError(f"the run {path.stem} ended with status {done.returncode}")
@@ -231,7 +249,6 @@ def decode_rows(folder: Path, seed: int) -> list[dict[str, Any]]:
 
 def _decode_row(what: str, size: str, packed: BitNetModel, float32: BitNetModel) -> dict[str, Any]:
     """Interleave the two, as one slow moment of the machine should hit both."""
-
     count = min(DECODED, packed.config.max_positions)
 
     def passes(model: BitNetModel) -> Callable[[], object]:
@@ -258,4 +275,6 @@ def _decode_row(what: str, size: str, packed: BitNetModel, float32: BitNetModel)
 
 
 if __name__ == "__main__":
-    one_run(sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))
+    keep_freed_memory()
+    _size, _weights, _seed, _sub_norms, _folder = sys.argv[1:]
+    one_run(_size, _weights, int(_seed), bool(int(_sub_norms)), Path(_folder))
