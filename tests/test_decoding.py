@@ -32,6 +32,7 @@ CONFIGS = {
     "odd sizes": BitNetConfig(7, 36, 50, 2, heads=3, kv_heads=3, max_positions=80),
     "no sub-norms": BitNetConfig(83, 48, 128, 2, 4, 2, max_positions=80, sub_norms=False),
     "own head": BitNetConfig(83, 48, 128, 2, 4, 2, max_positions=80, tied=False),
+    "several chunks": BitNetConfig(200, 768, 1600, 1, heads=4, kv_heads=2, max_positions=80),
     "other constants": BitNetConfig(83, 48, 128, 2, 4, 2, 80, rope_theta=500.0, rms_eps=0.3),
 }
 compiled = pytest.mark.skipif(not kernels.compiled(), reason="needs compiled kernels")
@@ -288,9 +289,10 @@ def test_how_a_prompt_is_cut_changes_nothing(monkeypatch):
 
 
 @compiled
-def test_every_number_of_threads_gives_the_same_bits():
+@pytest.mark.parametrize("name", ["a head for each", "several chunks"])
+def test_every_number_of_threads_gives_the_same_bits(name):
     """Threads share rows, not sums."""
-    model, text = packed(CONFIGS["a head for each"]), tokens_of(CONFIGS["a head for each"], 40)
+    model, text = packed(CONFIGS[name]), tokens_of(CONFIGS[name], 40)
     alone = one_by_one(model, text, threads=1)
     for threads in (2, 3, 5):
         np.testing.assert_array_equal(one_by_one(model, text, threads=threads), alone)
@@ -327,6 +329,16 @@ def test_a_helper_that_comes_too_late_changes_nothing(monkeypatch):
 
     monkeypatch.setattr(packed_step, "run", late)
     np.testing.assert_array_equal(one_by_one(model, text, threads=3), alone)
+
+
+@compiled
+def test_a_large_matrix_is_cut_into_chunks():
+    """The configuration that stands for large ones has several chunks of q, of gate and of down."""
+    from minibit.kernels.decode import _chunks
+
+    plan = packed_step.plan(packed(CONFIGS["several chunks"]))
+    counts = [_chunks(w, n.shape[1]) for w, n in zip(plan.weights[0], plan.sums, strict=True)]
+    assert min(counts[0], counts[4], counts[6]) >= 3
 
 
 @compiled
