@@ -483,7 +483,7 @@ assert apart[0] < 1e-5 < 0.1 < apart[-1]  # one token attends to itself alone: n
 # %% [markdown]
 # **Limits.** The checks find what no checkpoint says, not what a checkpoint should not say: rows in another order are legal codes, and so are the weights of another model.
 # The published block is the only one that is read; a configuration that asks for more (biases, scaled positions, norms inside the linear layers) is refused, not approximated. A map of a file shows what the file holds: whoever shortens it while a
-# model uses it ends the program (replacing or deleting it is harmless). A GGUF file of ours has no `tokenizer.ggml` entries, so the programs of llama.cpp do not start on it.
+# model uses it ends the program (replacing or deleting it is harmless). What a GGUF file is for, to run in llama.cpp or bitnet.cpp, was not tried here: its bytes are held to the `gguf` package, and its vocabulary to transformers.
 #
 # **Exercises.**
 #

@@ -43,7 +43,7 @@ from minibit.gguf_tensors import (
     read_projection,
     read_table,
 )
-from minibit.gguf_writer import NewTensor, write_gguf
+from minibit.gguf_writer import Entry, NewTensor, write_gguf
 from minibit.layouts import I2Layout
 from minibit.ternary import TernaryMatrix
 from minibit.transformer import (
@@ -213,7 +213,7 @@ def save_gguf(
     kind: GGUFKind = "tq2_0",
     *,
     layout: I2Layout = "x86",
-    metadata: Mapping[str, int | float | bool | str] | None = None,
+    metadata: Mapping[str, Entry] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a BitNet model as a GGUF file, whole or not at all.
@@ -231,7 +231,7 @@ def save_gguf(
     layout : {"x86", "arm", "rows"}
         The order of codes in I2_S, see `minibit.layouts.to_i2_s`; the file says it, for us alone.
     metadata : mapping, optional
-        More entries: a name (``general.name``), a tokenizer (``tokenizer.huggingface.json``).
+        More entries: a name (``general.name``), a tokenizer (`minibit.gguf_tokenizer`).
     overwrite : bool
         Replace a file that is there.
 
@@ -267,7 +267,7 @@ def save_gguf(
         raise ValueError("model must have ternary projections, its linear is another")
     params = pack_params(model.params)
     tensors = [_new(name, params[name], kind, layout) for name in param_shapes(model.config)]
-    entries = {
+    entries: dict[str, Entry] = {
         **config_entries(model.config),
         "general.file_type": _KINDS[kind][1],
         "general.quantization_version": 2,

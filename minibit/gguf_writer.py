@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from minibit.gguf_container import ALIGNMENT, nbytes
 
-__all__ = ["NewTensor", "move_to_free_name", "write_gguf"]
+__all__ = ["Entry", "NewTensor", "move_to_free_name", "write_gguf"]
 
-_STRING = 8
+Entry = int | float | bool | str | list[str] | list[int]
+_INT32, _STRING, _ARRAY = 5, 8, 9
 
 
 class NewTensor(NamedTuple):
@@ -36,7 +37,7 @@ class NewTensor(NamedTuple):
 
 def write_gguf(
     path: str | os.PathLike[str],
-    metadata: Mapping[str, int | float | bool | str],
+    metadata: Mapping[str, Entry],
     tensors: Iterable[NewTensor],
     *,
     overwrite: bool = False,
@@ -50,7 +51,8 @@ def write_gguf(
     ----------
     path : path
     metadata : mapping
-        Strings, truth values, whole numbers from 0 to 2**32 - 1, floats.
+        Strings, truth values, whole numbers from 0 to 2**32 - 1, floats; lists of strings, or of
+        whole numbers, which become i32.
     tensors : sequence of NewTensor
         Each gives its bytes in chunks when its turn comes.
     overwrite : bool
@@ -101,10 +103,15 @@ def _packed(text: str) -> bytes:
     return struct.pack("<Q", len(raw)) + raw
 
 
-def _entry(key: str, value: int | float | bool | str) -> bytes:
+def _entry(key: str, value: Entry) -> bytes:
     """Give the type and value of a metadata entry."""
     if isinstance(value, str):
         return struct.pack("<I", _STRING) + _packed(value)
+    if isinstance(value, list):
+        if all(isinstance(item, str) for item in value):
+            strings = b"".join(_packed(str(item)) for item in value)
+            return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + strings
+        return struct.pack(f"<IIQ{len(value)}i", _ARRAY, _INT32, len(value), *value)
     if isinstance(value, bool):
         return struct.pack("<I?", 7, value)
     if isinstance(value, float):

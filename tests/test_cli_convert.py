@@ -9,6 +9,7 @@ import pytest
 
 from minibit.checkpoint import load_bitnet, load_gguf, save_bitnet, save_gguf
 from minibit.gguf_container import open_gguf
+from minibit.gguf_tokenizer import ggml_tokenizer
 from minibit.ternary import TernaryMatrix
 from minibit.transformer import (
     BitNetConfig,
@@ -26,7 +27,7 @@ from minibit.cli import convert as module  # noqa: E402
 from minibit.cli.app import app  # noqa: E402
 
 CONFIG = BitNetConfig(11, 256, 256, layers=1, heads=4, kv_heads=2, max_positions=64, bos=1, eos=2)
-TOKENIZER = '{"version": "1.0", "note": "any text, é"}'
+TOKENIZER = '{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"é": 0}}}'
 TOKENS = np.arange(24).reshape(2, 12) % 11
 
 
@@ -203,6 +204,76 @@ def test_a_missing_tokenizer_is_said(directory):
     (directory / "tokenizer.json").unlink()
     done = call(directory, directory.parent / "m.gguf")
     assert "no tokenizer.json" in done.stderr
+
+
+def byte_level(**changes):
+    """A small byte-level tokenizer.json, with a pattern, a marker and room for more tokens."""
+    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    rest = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    split = {"type": "Split", "pattern": {"Regex": words + rest}, "behavior": "Isolated"}
+    bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    marker = {"id": 4, "content": "<s>", "special": True}
+    first = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A"}}]
+    return {
+        "added_tokens": [marker, {"id": 5, "content": "<tool>", "special": False}],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, bytes_]},
+        "post_processor": {"type": "TemplateProcessing", "single": first},
+        "decoder": {"type": "ByteLevel"},
+        "model": {
+            "type": "BPE",
+            "vocab": {"a": 0, "b": 1, "Ġa": 2, "Ġ": 3},
+            "merges": [["Ġ", "a"]],
+        },
+    } | changes
+
+
+def test_a_byte_level_tokenizer_is_also_written_in_the_words_of_llama_cpp(directory):
+    """Tokens by number, their kinds, merges, the name of the pattern: and no warning."""
+    (directory / "tokenizer.json").write_text(json.dumps(byte_level()))
+    done = call(directory, directory.parent / "m.gguf")
+    assert done.exit_code == 0
+    assert "warning" not in done.stderr
+    entries = ggml_tokenizer(json.dumps(byte_level()), CONFIG.vocab_size)
+    pads = [f"[PAD{i}]" for i in range(6, 11)]
+    assert entries == {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": ["a", "b", "Ġa", "Ġ", "<s>", "<tool>", *pads],
+        "tokenizer.ggml.token_type": [1, 1, 1, 1, 3, 4, 5, 5, 5, 5, 5],
+        "tokenizer.ggml.merges": ["Ġ a"],
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.add_bos_token": True,
+    }
+    metadata = open_gguf(directory.parent / "m.gguf").metadata
+    assert metadata["tokenizer.ggml.pre"] == "llama-bpe"
+    assert set(entries) <= set(metadata)
+
+
+def test_what_llama_cpp_cannot_know_of_a_tokenizer_is_said(directory):
+    """Another pattern has no name; another kind of tokenizer is carried, for minibit alone."""
+    file = directory / "tokenizer.json"
+    other = {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated"}
+    file.write_text(json.dumps(byte_level(pre_tokenizer=other)))
+    assert "no name is known" in call(directory, directory.parent / "a.gguf").stderr
+    file.write_text(TOKENIZER, encoding="utf-8")
+    assert "llama.cpp cannot use it" in call(directory, directory.parent / "b.gguf").stderr
+    assert ggml_tokenizer(TOKENIZER, 11) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "no tokenizer.json"),
+        ("[]", "no tokenizer.json"),
+        (json.dumps(byte_level(pre_tokenizer=[1])), "no tokenizer.json"),
+        (json.dumps(byte_level(added_tokens=[{"id": 11, "content": "x"}])), "number 11, of 11"),
+        (json.dumps(byte_level(added_tokens=[{"id": 0, "content": "x"}])), "'a' and 'x' as 0"),
+    ],
+)
+def test_a_broken_tokenizer_ends_the_conversion(text, message, directory):
+    """Status 1, and no file: a model with the wrong words is no model."""
+    (directory / "tokenizer.json").write_text(text)
+    assert message in refused(directory, directory.parent / "m.gguf", status=1)
+    assert not (directory.parent / "m.gguf").exists()
 
 
 # --- nothing is lost ---------------------------------------------------------------------------

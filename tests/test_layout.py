@@ -41,6 +41,7 @@ ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
             "gguf_container",
             "gguf_metadata",
             "gguf_tensors",
+            "gguf_tokenizer",
             "gguf_writer",
             "gguf_file",
         ),

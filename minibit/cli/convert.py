@@ -33,6 +33,7 @@ from minibit.checkpoint import load_bitnet, load_gguf, save_bitnet, save_gguf
 from minibit.cli.common import BadUse, Json, Output, kilobytes
 from minibit.gguf_container import open_gguf
 from minibit.gguf_file import GGUFKind
+from minibit.gguf_tokenizer import HUGGING_FACE, ggml_tokenizer
 from minibit.gguf_writer import move_to_free_name
 from minibit.layouts import I2Layout
 from minibit.ternary import TernaryMatrix
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from minibit.language import Vocabulary
 
 LINEAR = ("bitlinear", "autobitlinear", "online", "float")
-TOKENIZER = "tokenizer.huggingface.json"  # the key that GGUF's specification has for it
 COMPANIONS = (  # of a Hugging Face directory: what goes along with the weights
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
@@ -108,8 +108,8 @@ def convert(
                 del again
         except ImportError as error:
             raise BadUse(str(error)) from error
-        if to_gguf and not found.companions.get("tokenizer.json"):
-            out.warn(f"{source} has no tokenizer.json, so {target} has none either")
+        if to_gguf:
+            _warn_of_tokenizer(out, target)
         fields = {
             "source": str(source),
             "source_format": found.form,
@@ -139,7 +139,7 @@ def _read(path: Path, layout: Any, squared_relu: bool, masters: bool) -> Source:
         return Source("Hugging Face", load_bitnet(path), companions)
     if _starts(path, b"GGUF"):
         model = load_gguf(path, layout=layout, squared_relu=squared_relu)
-        text = open_gguf(path).metadata.get(TOKENIZER)
+        text = open_gguf(path).metadata.get(HUGGING_FACE)
         companions = {"tokenizer.json": text.encode()} if isinstance(text, str) else {}
         return Source("GGUF", model, companions)
     if not _starts(path, b"PK"):
@@ -199,10 +199,27 @@ def _style(model: BitNetModel) -> str:
 
 def _write_gguf(found: Source, path: Path, kind: Any, layout: Any, name: str) -> None:
     """Write a GGUF file, the tokenizer in its metadata."""
-    entries: dict[str, int | float | bool | str] = {"general.name": name}
+    entries: dict[str, Any] = {"general.name": name}
     if "tokenizer.json" in found.companions:
-        entries[TOKENIZER] = found.companions["tokenizer.json"].decode("utf-8")
+        text = found.companions["tokenizer.json"].decode("utf-8")
+        entries |= ggml_tokenizer(text, found.model.config.vocab_size) | {HUGGING_FACE: text}
     save_gguf(found.model, path, kind, layout=layout, metadata=entries)
+
+
+def _warn_of_tokenizer(out: Output, path: Path) -> None:
+    """Say what other programs will miss in a GGUF file that was written."""
+    metadata = open_gguf(path).metadata
+    if HUGGING_FACE not in metadata:
+        out.warn(f"the source has no tokenizer.json, so {path} has no words")
+    elif "tokenizer.ggml.tokens" not in metadata:
+        out.warn(
+            f"the tokenizer is no byte-level byte-pair encoding: {path} holds it for minibit, and "
+            "llama.cpp cannot use it"
+        )
+    elif "tokenizer.ggml.pre" not in metadata:
+        out.warn(
+            "the tokenizer cuts text in a way for which no name is known: llama.cpp will guess"
+        )
 
 
 def _write_directory(found: Source, folder: Path, style: str) -> None:

@@ -183,3 +183,50 @@ def test_a_header_that_they_believe_is_refused_here(gguf, tmp_path):
         gguf.GGUFReader(path)
     with pytest.raises(ValueError, match="claims 1099511627776 metadata entries"):
         open_gguf(path)
+
+
+@pytest.mark.parametrize("pattern", ["llama-bpe", "qwen2", "gpt-2"])
+def test_transformers_reads_our_vocabulary_and_cuts_text_into_the_same_tokens(pattern, tmp_path):
+    """tokenizer.json -> tokenizer.ggml.* -> transformers' tokenizer: the same numbers."""
+    tokenizers = pytest.importorskip("tokenizers")
+    theirs = pytest.importorskip("transformers.integrations.gguf.gguf_tokenizer_mapping")
+    from minibit.datasets import load_text
+    from minibit.gguf_tokenizer import PATTERNS, ggml_tokenizer
+    from minibit.gguf_writer import write_gguf
+
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    parts = tokenizers.pre_tokenizers
+    regex = next((regex for regex, name in PATTERNS.items() if name == pattern), None)
+    tokenizer.pre_tokenizer = parts.ByteLevel(add_prefix_space=False, use_regex=regex is None)
+    if regex is not None:
+        split = parts.Split(tokenizers.Regex(regex), behavior="isolated")
+        tokenizer.pre_tokenizer = parts.Sequence([split, tokenizer.pre_tokenizer])
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=parts.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    text = load_text()[:200_000]
+    tokenizer.train_from_iterator([text], trainer)
+    entries = ggml_tokenizer(tokenizer.to_str(), 610)
+    assert entries["tokenizer.ggml.pre"] == pattern
+    assert entries["tokenizer.ggml.token_type"][:3] == [3, 3, 1]
+    write_gguf(tmp_path / "t.gguf", {"general.architecture": "bitnet-b1.58"} | entries, [])
+    architecture, words, _ = theirs.get_gguf_tokenizer(str(tmp_path / "t.gguf"))
+    read, _ = theirs.convert_gguf_tokenizer(architecture, words)
+    sample = text[1000:3000] + " 12345 don't\n\n  été <s>…"
+    assert read.encode(sample, add_special_tokens=False).ids == tokenizer.encode(sample).ids
+
+
+def test_their_reader_finds_our_arrays(gguf, tmp_path):
+    """Lists of strings and of whole numbers: ARRAY of STRING, ARRAY of INT32."""
+    from minibit.gguf_writer import write_gguf
+
+    entries = {"general.architecture": "x", "words": ["a", "", "é…"], "kinds": [1, -3, 2**31 - 1]}
+    write_gguf(tmp_path / "a.gguf", entries, [])
+    fields = gguf.GGUFReader(tmp_path / "a.gguf").fields
+    assert fields["words"].contents() == entries["words"]
+    assert fields["kinds"].contents() == entries["kinds"]
+    assert fields["kinds"].types == [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.INT32]
