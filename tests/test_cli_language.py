@@ -356,6 +356,9 @@ def test_a_model_of_our_own_speaks_characters(tmp_path):
     assert "'z'" in refused("generate", tmp_path / "own.npz", "--prompt", "zoo", status=1)
     turns = answer("chat", tmp_path / "own.npz", "--count", 50, typed="a bad cab\n")["turns"]
     assert "\n" not in turns[0]["text"]
+    done = call("chat", tmp_path / "own.npz", typed="zoo\na cab\n")
+    assert "not read: text has the character 'z'" in done.stderr
+    assert done.exit_code == 0
     long = answer("generate", tmp_path / "own.npz", "--prompt", "a cab " * 20, "--count", 200)
     assert long["text"] == write_text(
         trained.model(), vocabulary, "a cab " * 20, 200, temperature=0.8
@@ -387,6 +390,7 @@ def test_what_does_not_work_is_told_in_one_sentence(folder, tmp_path):
     words = ("--tokenizer", tmp_path / "bad.json")
     assert "bad.json is no tokenizer" in refused("generate", folder, *words, status=1)
     assert "config.json" in refused("generate", tmp_path, status=1)
+    assert "surrogate" in refused("generate", folder, "--prompt", "a\udcff", status=1)
 
 
 def test_a_model_of_many_tokens_without_a_tokenizer_is_refused(tmp_path):

@@ -223,11 +223,12 @@ def _talk(
             continue
         if not line.strip():
             continue
-        said = [*pending, *turn.message(loaded.tokens, "user", line), *turn.opening(loaded.tokens)]
         try:
+            asked = turn.message(loaded.tokens, "user", line)
+            said = [*pending, *asked, *turn.opening(loaded.tokens)]
             _append(decoder, said, loaded)
         except ValueError as error:
-            out.warn(f"{error}; /new begins again")
+            out.warn(f"that was not read: {error}; /new begins again")
             continue
         answer = _answer(decoder, settings, loaded, screen)
         pending = turn.closing(loaded.tokens)

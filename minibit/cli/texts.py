@@ -86,6 +86,10 @@ class Published:
 
     def encode(self, text: str, *, typed: bool = False) -> list[int]:
         """Return the tokens of a text; a character that has none is a ValueError."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the text is no Unicode: a surrogate at {error.start}") from None
         which = self._typed if typed else self._tokenizer
         found = which.encode(text, add_special_tokens=False)
         covered = bytearray(len(text))
