@@ -145,8 +145,8 @@ class Decoder:
     ----------
     model : BitNetModel
     threads : int, optional
-        At most so many; by default one a CPU (`minibit.kernels.threads.cpus`), and one alone for
-        models of less than 4 MB. Every number gives the same logits.
+        At most so many; by default one a CPU (`minibit.kernels.threads.cpus`), 16 at most, and one
+        alone for models of less than 4 MB. Every number gives the same logits.
 
     Attributes
     ----------

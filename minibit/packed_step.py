@@ -31,6 +31,7 @@ __all__ = ["Plan", "packed_step", "plan"]
 Floats = NDArray[np.float32]
 
 PAYS = 4_000_000  # bytes of weights from which a second thread is worth its start
+MOST = 16  # threads, unless more are asked for: phases are short, and memory is soon the limit
 PROJECTIONS = (
     *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
     *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
@@ -119,9 +120,10 @@ def _read_only(held: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def packed_step(plan: Plan, token: int, cache: KVCache, *, threads: int | None = None) -> Floats:
     """Read one token into the cache and return the logits after it, (vocab,).
 
-    Equal to `_read` of that token but for the sums over the hidden width (norms), over a head's
-    width and over positions, whose order differs, and the exponential: some 1e-7 of them, unless
-    that decides how an activation is rounded to int8.
+    Equal to the plain forward pass of that token but for the sums over the hidden width (norms),
+    over a head's width and over positions, whose order differs, and the exponential: some 1e-7 of
+    them, unless that decides how an activation is rounded to int8. Any number of threads gives the
+    same bits. A ValueError if an activation is not finite; the cache is then as long as before.
     """
     from minibit.kernels.decode import PHASES
     from minibit.kernels.sharing import LINE
@@ -134,7 +136,7 @@ def packed_step(plan: Plan, token: int, cache: KVCache, *, threads: int | None =
     logits = np.empty(plan.head.shape[0], np.float32)
     work = np.zeros((config.layers * PHASES + 1, LINE), np.int64)
     if threads is None:
-        threads = cpus() if plan.nbytes > PAYS else 1
+        threads = min(cpus(), MOST) if plan.nbytes > PAYS else 1
     walk = partial(_walk, plan, x, cache, place, cos, sin, work, logits)
     if not run([walk] * threads):
         raise ValueError(f"the model computed NaN or infinity at position {place}")
