@@ -286,7 +286,10 @@ def head_matmul(x: Array, w: Array) -> NDArray[np.float32]:
     x, w = _checked_head(x, w)
     n_out, n_in = w.shape
     if x.size != n_in or not n_in or not kernels.compiled():
-        return head_matmul_reference(x, w)
+        out = np.empty((*x.shape[:-1], n_out), _FLOAT32)
+        for a in range(0, n_out, _HEAD_ROWS):  # never all of w as float32
+            out[..., a : a + _HEAD_ROWS] = head_matmul_reference(x, w[a : a + _HEAD_ROWS])
+        return out
     from minibit.kernels import head
 
     matvec = head.matvec_float32 if w.dtype == _FLOAT32 else head.matvec_bfloat16
@@ -294,6 +297,9 @@ def head_matmul(x: Array, w: Array) -> NDArray[np.float32]:
     plain = w.flags.c_contiguous and w.flags.aligned  # also of a file that is mapped read-only
     matvec(np.array(x.reshape(n_in)), w if plain else np.array(w, order="C"), out)
     return out.reshape(*x.shape[:-1], n_out)
+
+
+_HEAD_ROWS = 4096  # rows of a head that many tokens are multiplied by at a time
 
 
 def _checked_head(x: Array, w: Array) -> tuple[Array, Array]:
