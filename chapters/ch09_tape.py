@@ -19,7 +19,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minibit import noise, plots, transposes
+from minibit import noise, plots
 from minibit.absmean import fake_quant_weight
 from minibit.datasets import load_mnist, split
 from minibit.dual import forward_gradient, jvp, straight_through
@@ -27,6 +27,7 @@ from minibit.experiments.mlp import accuracy, straight_through_run
 from minibit.layers import cross_entropy, init_mlp, mlp, ternary_linear
 from minibit.recorder import Tape
 from minibit.tape import Adam, grad, value_and_grad, vjp
+from minibit.transposes import fit
 
 plots.style()
 rng = np.random.default_rng(0)
@@ -46,9 +47,10 @@ def layer(x, w):
 x, w = rng.standard_normal((5, 3)), rng.standard_normal((4, 3))
 out, pullback = vjp(layer, (x, w))
 print(pullback)
+assert "t4 = (5, 3) @ t2" in str(pullback)
 
 # %% [markdown]
-# A shape in the place of an operand is an array that the function had computed anyway: `t4 = (5, 3) @ t3` multiplies by $x$. Two tangents, $\dot x$ and $\dot w$, go in; no line has an unknown factor. The program is a product of sparse matrices,
+# A shape in the place of an operand is an array that the function had computed anyway: `t4 = (5, 3) @ t2` multiplies by $x$. Two tangents, $\dot x$ and $\dot w$, go in; no line has an unknown factor. The program is a product of sparse matrices,
 #
 # $$J = A_n \cdots A_2 A_1 .$$
 #
@@ -69,7 +71,7 @@ c[last.place] = np.ones(())
 for k in reversed(range(len(tape.program))):
     for j, transpose, given in tape.program[k]:
         piece = transpose(c[k], tape.shapes[j], False, *given)
-        c[j] = c[j] + transposes.fit(piece, tape.shapes[j], c[j].dtype)
+        c[j] = c[j] + fit(piece, tape.shapes[j], c[j].dtype)
 
 y = np.tanh(x @ w.T)
 by_hand = (y * (1 - y * y)).T @ x  # the chain rule, written out
@@ -144,7 +146,8 @@ for name, each in passes.items():
     print(f"{name:22} {each:4.1f} forward passes")
 one_slope, all_slopes = list(passes.values())[1:]
 print(
-    f"all slopes by jvp: {one_slope * size:,.0f} forward passes, {base * one_slope * size / 3600:.1f} h"
+    f"all slopes by jvp: {one_slope * size:,.0f} forward passes, "
+    f"{base * one_slope * size / 3600:.1f} h"
 )
 assert 1 < one_slope < 10
 assert 1 < all_slopes < 20
@@ -191,7 +194,8 @@ plots.label_axes(
 growth = {name: (counts[-1] - counts[-2]) / (8 * 1024 * 256 * 4) for name, counts in held.items()}
 for name, each in growth.items():
     print(
-        f"{name:18} {held[name][-1] / 1e6:5.1f} MB; each layer adds {each:4.1f} arrays of activations"
+        f"{name:18} {held[name][-1] / 1e6:5.1f} MB; each layer adds {each:4.1f} arrays of "
+        "activations"
     )
 assert growth["forward pass"] < 0.05
 assert growth["jvp"] < 0.05
@@ -336,7 +340,7 @@ for row in found["rows"]:
     shade = {200: 0.35, 800: 0.65}.get(row["steps"], 1.0) if colour == plots.PALETTE[0] else 1.0
     steps, cpu, shares = np.array(row["runs"][0]["curve"]).T
     for panel, along_x in zip(axes, (steps, cpu), strict=True):
-        name = f"{row['method']}, {row['steps']:,} steps"
+        name = f"{row['method'].removesuffix(', straight-through')}, {row['steps']:,} steps"
         panel.plot(along_x, 100 * (1 - shares), color=colour, alpha=shade, label=name)
 for row in presets:
     for panel, place in zip(axes, (row["steps"], row["cpu_seconds"]), strict=True):

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit import kernels
+from minibit.kernels import compiled
 from minibit.trees import Tree, leaves, map_tree, zip_trees
 
 __all__ = [
@@ -185,7 +185,7 @@ def _within(name: str, value: float, below: float = math.inf) -> float:
 
 def _move() -> Callable[..., None]:
     """Pick the compiled pass where there is one."""
-    if not kernels.compiled():
+    if not compiled():
         return adam_step_reference
     from minibit.kernels.adam import adam_step
 

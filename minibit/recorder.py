@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from minibit import transposes
+import minibit.transposes as transposes
 from minibit.dual_array import value_of
 from minibit.tangents import ZERO, Array, NoRuleError, Tangent
 
@@ -126,7 +126,13 @@ class Recorder(Tangent):
         return self._line(shape, _wider(self.dtype, primal.dtype), transpose, primal, turned)
 
     def _einsum(self, subscripts: str, operands: list[Array], place: int) -> Array:
-        shape = np.shape(np.einsum(subscripts, *(_blank(_shape(operand)) for operand in operands)))
+        shapes = [_shape(operand) for operand in operands]
+        spelled, result, _ = transposes.spelled_out(subscripts, [len(shape) for shape in shapes])
+        lengths: dict[str, int] = {}
+        for term, operand_shape in zip(spelled, shapes, strict=True):
+            for letter, length in zip(term, operand_shape, strict=True):
+                lengths[letter] = length if length != 1 else lengths.get(letter, 1)
+        shape = tuple(lengths[letter] for letter in result)
         dtype = np.result_type(*(operand.dtype for operand in operands))
         others = [None if i == place else operand for i, operand in enumerate(operands)]
         return self._line(shape, dtype, transposes.einsum, subscripts, others, place)

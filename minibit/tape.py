@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from minibit import transposes
+import minibit.transposes as transposes
 from minibit.dual import jvp
 from minibit.dual_array import Dual, dtype_of, value_of
 from minibit.optimizers import (

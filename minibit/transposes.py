@@ -28,7 +28,7 @@ import numpy as np
 
 from minibit.tangents import Array
 
-__all__ = ["NEW", "add_at", "fit", "makes_a_view", "written"]
+__all__ = ["NEW", "add_at", "fit", "makes_a_view", "spelled_out", "written"]
 
 Shape = tuple[int, ...]
 
@@ -132,9 +132,10 @@ def einsum(
     """Transpose of einsum in one operand: an einsum that takes the result and gives the operand.
 
     A letter that the operand alone has was summed: it meets ones. A letter that it has twice was a
-    diagonal: it meets a unit matrix.
+    diagonal: it meets a unit matrix. Where all others repeat an axis of length 1, so does it.
     """
-    inputs, result, spare = _spelled_out(subscripts, others, place, len(shape))
+    ndims = [len(shape) if i == place else np.ndim(other) for i, other in enumerate(others)]
+    inputs, result, spare = spelled_out(subscripts, ndims)
     arrays = [c, *others[:place], *others[place + 1 :]]
     terms = [result, *inputs[:place], *inputs[place + 1 :]]
     known, wanted = set("".join(terms)), ""
@@ -145,20 +146,18 @@ def einsum(
         elif letter not in known:
             arrays, terms = [*arrays, np.ones(length, c.dtype)], [*terms, letter]
         wanted += name
-    return np.einsum(f"{','.join(terms)}->{wanted}", *arrays, optimize=len(arrays) > 1)
+    out = np.einsum(f"{','.join(terms)}->{wanted}", *arrays, optimize=len(arrays) > 1)
+    repeated = any(n != 1 == m for n, m in zip(shape, out.shape, strict=True))
+    return np.broadcast_to(out, shape) if repeated else out
 
 
-def _spelled_out(
-    subscripts: str, others: list[Array], place: int, ndim: int
-) -> tuple[list[str], str, list[str]]:
-    """Write letters for ``...``; return the terms, the result, and letters that are free."""
+def spelled_out(subscripts: str, ndims: list[int]) -> tuple[list[str], str, list[str]]:
+    """Write letters for ``...``; return the operands' terms, the result's, and unused letters."""
     left, result = subscripts.split("->")
     terms = left.split(",")
     spare = [letter for letter in string.ascii_letters if letter not in subscripts]
-    dots = [
-        (ndim if i == place else np.ndim(others[i])) - len(term) + 3 if "..." in term else 0
-        for i, term in enumerate(terms)
-    ]
+    pairs = zip(terms, ndims, strict=True)
+    dots = [ndim - len(term) + 3 if "..." in term else 0 for term, ndim in pairs]
     stack, spare = spare[: max(dots)], spare[max(dots) :]
     ends = ["".join(stack[len(stack) - n :]) for n in dots]
     terms = [term.replace("...", end) for term, end in zip(terms, ends, strict=True)]

@@ -367,6 +367,34 @@ def test_row_numbers_may_be_of_any_integer_type(kind):
     np.testing.assert_array_equal(back[3], [2.0, 2.0])
 
 
+@pytest.mark.parametrize(
+    ("subscripts", "shapes"),
+    [
+        ("ij,j->i", ((3, 1), (4,))),
+        ("ij,ij->ij", ((1, 4), (3, 4))),
+        ("...ij,...jk->...ik", ((2, 1, 3, 4), (5, 4, 2))),
+        ("i...,i->...", ((3, 2, 2), (3,))),
+        ("...,...->...", ((2, 1), (3,))),
+        ("ii,ij,ij->j", ((3, 3), (3, 2), (1, 2))),
+        ("ij,jk->ik", ((0, 3), (3, 2))),
+        ("ij,jk->ik", ((2, 0), (0, 2))),
+    ],
+)
+def test_einsum_repeats_axes_of_length_one_in_both_modes(subscripts, shapes):
+    """<J^T c, v> = <c, J v> where einsum broadcasts, and over empty axes."""
+
+    def f(*operands):
+        return np.einsum(subscripts, *operands)
+
+    args = tuple(normal(i, *shape) for i, shape in enumerate(shapes))
+    v = tuple(normal(9 + i, *shape) for i, shape in enumerate(shapes))
+    out, tangent = jvp(f, args, v)
+    c = normal(20, *out.shape)
+    back = vjp(f, args)[1](c)
+    assert [b.shape for b in back] == list(shapes)
+    np.testing.assert_allclose(flat(back) @ flat(v), flat(c) @ flat(tangent), atol=1e-12)
+
+
 # --- custom rules --------------------------------------------------------------------------------
 
 
