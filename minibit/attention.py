@@ -6,7 +6,7 @@
 Head ``h`` of ``heads`` reads key and value head ``h // (heads / kv_heads)``: with fewer key heads
 than query heads (grouped queries) there is less to keep of every token.
 
-May import: numpy, minibit.dual.
+May import: numpy, minibit.dual, minibit.recorder, minibit.blocks, minibit.kernels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.blocks import is_plain
 from minibit.dual import custom_jvp
+from minibit.kernels import compiled
+from minibit.recorder import Recorder
 
 __all__ = ["Positions", "causal_attention", "positions", "rotate"]
 
@@ -128,10 +131,50 @@ def rotate(x: Array, at: Positions) -> Array:
     array([[1.   , 0.   ],
            [0.54 , 0.841]], dtype=float32)
     """
-    cos, sin = at.cos.astype(x.dtype, copy=False), at.sin.astype(x.dtype, copy=False)
+    turned: Array = _turned(x, cos=at.cos, sin=at.sin)
+    return turned
+
+
+@custom_jvp
+def _turned(x: Array, *, cos: Array, sin: Array) -> Array:
+    if is_plain(x) and compiled():
+        return _turn_kernel(x, cos, sin, back=False)
+    return turn_reference(x, cos, sin, back=False)
+
+
+@_turned.defjvp
+def _turned_rule(
+    primals: tuple[Array], tangents: tuple[Array], *, cos: Array, sin: Array
+) -> tuple[Array, Array]:
+    (x,), (x_dot,) = primals, tangents
+    if isinstance(x_dot, Recorder):
+        x_dot = x_dot._line(x_dot.shape, x_dot.dtype, _turn_back, cos, sin)
+    else:
+        x_dot = turn_reference(x_dot, cos, sin, back=False)
+    return _turned(x, cos=cos, sin=sin), x_dot
+
+
+def turn_reference(x: Array, cos: Array, sin: Array, back: bool) -> Array:
+    """Turn every pair of x, or a tangent of it, by its angle; `back`: by minus its angle."""
+    cos, sin = cos.astype(x.dtype, copy=False), sin.astype(x.dtype, copy=False)
     pair = x.reshape(*x.shape[:-1], 2, x.shape[-1] // 2)  # (batch, length, heads, 2, half)
-    turned: Array = pair * cos + pair[..., ::-1, :] * sin
+    turned: Array = pair * cos + pair[..., ::-1, :] * (-sin if back else sin)
     return turned.reshape(x.shape)
+
+
+def _turn_back(c: Array, shape: tuple[int, ...], mine: bool, cos: Array, sin: Array) -> Array:
+    """Carry a cotangent back: the transpose of a rotation is the rotation back."""
+    if type(c) is np.ndarray and c.dtype == np.float32 and compiled():
+        return _turn_kernel(np.ascontiguousarray(c), cos, sin, back=True)
+    return turn_reference(c, cos, sin, back=True)
+
+
+def _turn_kernel(x: Array, cos: Array, sin: Array, back: bool) -> Array:
+    from minibit.kernels.blocks import turn
+
+    out = np.empty_like(x)
+    turn(x, cos, sin, back, out)
+    return out
 
 
 @custom_jvp
@@ -210,7 +253,14 @@ def _swapped(x: Array) -> Array:
 
 
 def _softmax(scores: Array, future: Any) -> Array:
-    """Softmax over the last axis; 0 where `future` is true."""
+    """Softmax over the last axis; 0 where `future` is true. May overwrite the scores."""
+    if type(scores) is np.ndarray:
+        if future is not None:
+            np.copyto(scores, -np.inf, where=future)
+        scores -= np.max(scores, axis=-1, keepdims=True)
+        np.exp(scores, out=scores)
+        scores /= np.sum(scores, axis=-1, keepdims=True)
+        return scores
     if future is not None:
         scores = np.where(future, -np.inf, scores)
     e = np.exp(scores - np.max(scores, axis=-1, keepdims=True))

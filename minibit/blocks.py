@@ -9,18 +9,24 @@ transposes that work, passes over memory as few times as a hand-written backward
     embed          a row of the table for every token
     token_loss     mean of logsumexp(z) - z[target]
 
-May import: numpy, minibit.dual.
+In reverse mode on plain float32 arrays, norm and gate run as kernels (`minibit.kernels.blocks`),
+and the norm's line of the program has a transpose of its own.
+
+May import: numpy, minibit.dual, minibit.recorder, minibit.kernels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from minibit.dual import custom_jvp
+from minibit.kernels import compiled
+from minibit.recorder import Recorder
 
-__all__ = ["embed", "gated_unit", "normalize", "token_loss", "widen"]
+__all__ = ["embed", "gated_unit", "is_plain", "normalize", "token_loss", "widen"]
 
 Array = Any  # an ndarray, or a Dual, which behaves like one
 
@@ -60,12 +66,37 @@ def _normalize_rule(
     primals: tuple[Array, Array], tangents: tuple[Array, Array], *, eps: float
 ) -> tuple[Array, Array]:
     (x, gain), (x_dot, gain_dot) = primals, tangents
+    if isinstance(x_dot, Recorder) and isinstance(gain_dot, Recorder) and is_plain(x, gain):
+        z, unit, r = _path(normalize_reference, _normalize_kernel)(x, gain, eps)
+        back = (
+            (x_dot.place, _normalize_back, (unit, r, gain)),
+            (gain_dot.place, _gain_back, (unit,)),
+        )
+        return z, x_dot.tape.variable(z.shape, z.dtype, *back)
     r = _inverse_rms(x, eps)  # (rows, 1)
     unit = x * r  # (rows, width)
     z = unit * gain
     along = np.sum(x_dot * unit, axis=-1, keepdims=True)  # (rows, 1)
     z_dot = x_dot * (r * gain) - along * (z * (r / x.shape[-1])) + gain_dot * unit
     return z, z_dot
+
+
+def normalize_reference(x: Array, gain: Array, eps: float) -> tuple[Array, Array, Array]:
+    """Normalise rows and keep what the way back needs: ``z``, ``unit = x r`` and ``r``."""
+    r = _inverse_rms(x, eps)  # (rows, 1)
+    unit = x * r  # (rows, width)
+    return unit * gain, unit, r
+
+
+def normalize_back_reference(c: Array, unit: Array, r: Array, gain: Array) -> Array:
+    """Transpose the tangent of `normalize` in x: ``r (c gain - unit mean(unit c gain))``."""
+    c = c * gain  # (rows, width)
+    return r * (c - unit * np.mean(unit * c, axis=-1, keepdims=True))
+
+
+def gain_back_reference(c: Array, unit: Array) -> Array:
+    """Transpose the tangent of `normalize` in the gain: ``sum over rows of c unit``."""
+    return np.sum(c * unit, axis=0)  # (width,)
 
 
 def _inverse_rms(x: Array, eps: float) -> Array:
@@ -104,9 +135,16 @@ def _gated_unit_rule(
     primals: tuple[Array, Array], tangents: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     (gate, up), (gate_dot, up_dot) = primals, tangents
+    kernel = _gated_unit_kernel if is_plain(gate, up) else gated_unit_reference
+    y, slope, square = _path(gated_unit_reference, kernel)(gate, up)
+    return y, gate_dot * slope + up_dot * square
+
+
+def gated_unit_reference(gate: Array, up: Array) -> tuple[Array, Array, Array]:
+    """Gate, and give the slopes in both: ``y``, ``2 max(gate, 0) up`` and ``max(gate, 0)^2``."""
     rectified = np.maximum(gate, 0)
     square = rectified * rectified
-    return square * up, gate_dot * (2 * rectified * up) + up_dot * square
+    return square * up, 2 * rectified * up, square
 
 
 @custom_jvp
@@ -212,3 +250,56 @@ def _loss_and_odds(logits: Array, targets: Array) -> tuple[Array, Array]:
     total = np.sum(e, axis=-1)  # (rows,)
     picked = z[np.arange(len(z)), np.reshape(targets, -1)]  # (rows,)
     return np.mean(np.log(total) - picked), e / total[:, None]
+
+
+# Which path runs.
+
+
+def is_plain(*arrays: Array) -> bool:
+    """Tell whether these are what kernels are compiled for: float32, not Duals, in order."""
+    return all(type(a) is np.ndarray and a.dtype == np.float32 and a.flags.carray for a in arrays)
+
+
+def _path(reference: Callable[..., Any], kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Choose a kernel where they are compiled, else its reference."""
+    return kernel if compiled() else reference
+
+
+def _normalize_kernel(x: Array, gain: Array, eps: float) -> tuple[Array, Array, Array]:
+    from minibit.kernels import blocks as kernel
+
+    z, unit, r = np.empty_like(x), np.empty_like(x), np.empty((len(x), 1), np.float32)
+    kernel.norm(x, gain, eps, z, unit, r)
+    return z, unit, r
+
+
+def _gated_unit_kernel(gate: Array, up: Array) -> tuple[Array, Array, Array]:
+    from minibit.kernels import blocks as kernel
+
+    y, slope, square = (np.empty_like(gate) for _ in range(3))
+    kernel.gate(*(a.reshape(-1) for a in (gate, up, y, slope, square)))
+    return y, slope, square
+
+
+def _normalize_back(
+    c: Array, shape: tuple[int, ...], mine: bool, unit: Array, r: Array, gain: Array
+) -> Array:
+    """Carry a cotangent back, as the transposes of `minibit.transposes` do."""
+    if not (is_plain(c) and compiled()):
+        return normalize_back_reference(c, unit, r, gain)
+    from minibit.kernels import blocks as kernel
+
+    out = np.empty_like(c)
+    kernel.norm_back(c, unit, r, gain, out)
+    return out
+
+
+def _gain_back(c: Array, shape: tuple[int, ...], mine: bool, unit: Array) -> Array:
+    """Carry a cotangent back to the gain."""
+    if not (is_plain(c) and compiled()):
+        return gain_back_reference(c, unit)
+    from minibit.kernels import blocks as kernel
+
+    out = np.empty(shape, np.float32)
+    kernel.gain_back(c, unit, out)
+    return out

@@ -15,6 +15,7 @@ May import: anything of minibit.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -31,7 +32,7 @@ from minibit.datasets import load_text
 from minibit.decoding import Decoder, sample
 from minibit.kernels.threads import run
 from minibit.philox import BATCH, TOKENS, integers, uniform
-from minibit.tape import Adam, clip_by_global_norm, two_stage, value_and_grad
+from minibit.tape import Adam, global_norm, two_stage, value_and_grad
 from minibit.transformer import (
     BitNetConfig,
     BitNetModel,
@@ -46,6 +47,7 @@ from minibit.transformer import (
 
 __all__ = [
     "SIZES",
+    "Optimizer",
     "Recipe",
     "TrainedModel",
     "Vocabulary",
@@ -311,29 +313,94 @@ def loss_and_gradient(
     (4,)
     """
 
-    def loss_of(params: Mapping[str, Any], x: Tokens, y: Tokens) -> Any:
-        return token_loss(forward(config, params, x, linear=linear), y)
+    def loss_of(params: Mapping[str, Any], x: Tokens, y: Tokens, share: float) -> Any:
+        return token_loss(forward(config, params, x, linear=linear), y) * share
 
     parts = np.array_split(np.arange(len(x)), min(threads, len(x)))
     found: list[Any] = [None] * len(parts)
 
     def part(i: int) -> bool:
         rows = slice(parts[i][0], parts[i][-1] + 1)
-        found[i] = value_and_grad(loss_of)(params, x[rows], y[rows])
+        found[i] = value_and_grad(loss_of)(params, x[rows], y[rows], len(parts[i]) / len(x))
         return True
 
     run([partial(part, i) for i in range(len(parts))])
-    if len(parts) == 1:
-        loss, gradient = found[0]
-        return float(loss), gradient
-    loss, gradient = 0.0, {}
-    for rows, (value, piece) in zip(parts, found, strict=True):
-        share = len(rows) / len(x)
-        loss += share * float(value)
-        for name, g in piece.items():
-            g *= share
-            gradient[name] = np.add(gradient[name], g, out=g) if name in gradient else g
-    return loss, gradient
+    _, gradient = found[0]
+
+    def add_up(names: list[str]) -> bool:
+        for name in names:
+            for _, piece in found[1:]:
+                np.add(gradient[name], piece[name], out=gradient[name])
+        return True
+
+    run([partial(add_up, names) for names in _shares(params, len(parts))])
+    return float(sum(loss for loss, _ in found)), gradient
+
+
+def _shares(params: Mapping[str, Any], count: int) -> list[list[str]]:
+    """Deal out parameters, the largest first, to whoever has the fewest weights."""
+    shares: list[list[str]] = [[] for _ in range(count)]
+    sizes = [0] * count
+    for name in sorted(params, key=lambda name: -int(params[name].size)):
+        least = sizes.index(min(sizes))
+        shares[least].append(name)
+        sizes[least] += int(params[name].size)
+    return shares
+
+
+class Optimizer:
+    """AdamW with betas 0.9 and 0.95, a share of the parameters on every thread.
+
+    Parameters
+    ----------
+    params : mapping of float arrays
+    threads : int
+        The result does not depend on it: every parameter moves by itself.
+
+    Examples
+    --------
+    >>> optimizer = Optimizer({"w": np.ones(2), "b": np.ones(1)}, threads=2)
+    >>> optimizer.step({"w": np.ones(2), "b": np.ones(1)}, lr=0.1, weight_decay=0.0)["b"].round(3)
+    array([0.9])
+    """
+
+    def __init__(self, params: Mapping[str, Any], *, threads: int = 1) -> None:
+        self.params = dict(params)
+        self._shares = _shares(params, min(threads, len(params)))
+        self._parts = [
+            Adam({name: params[name] for name in names}, betas=(0.9, 0.95))
+            for names in self._shares
+        ]
+
+    def step(
+        self,
+        gradient: Mapping[str, Any],
+        lr: float,
+        weight_decay: float,
+        clip: float = math.inf,
+    ) -> dict[str, Any]:
+        """Shorten the gradient to length `clip`, move against it, return the new parameters."""
+        squares = [0.0] * len(self._parts)
+
+        def measure(i: int) -> bool:
+            squares[i] = global_norm([gradient[name] for name in self._shares[i]]) ** 2
+            return True
+
+        def move(i: int) -> bool:
+            mine = {name: gradient[name] for name in self._shares[i]}
+            if shrink < 1:
+                mine = {name: g * g.dtype.type(shrink) for name, g in mine.items()}
+            self._parts[i].step(mine, lr, weight_decay)
+            return True
+
+        everyone = range(len(self._parts))
+        run([partial(measure, i) for i in everyone])
+        length = math.sqrt(sum(squares))
+        shrink = clip / length if length > clip else 1.0
+        run([partial(move, i) for i in everyone])
+        moved = {name: w for part in self._parts for name, w in part.params.items()}
+        self.params = {name: moved[name] for name in self.params}
+        return self.params
 
 
 def evaluate_loss(
@@ -528,17 +595,14 @@ def train_language(
         raise ValueError(f"stop must not be negative, got {stop}")
     config, linear = made.config(len(vocabulary)), LINEAR[made.weights]
     params: Any = init_params(config, seed)
-    optimizer = Adam(params, betas=(0.9, 0.95))
+    optimizer = Optimizer(params, threads=threads)
     losses = np.empty(steps, np.float32)
     begin = time.perf_counter()
     for step in range(steps):
         x, y = draw_batch(tokens, seed, step, made.batch, made.context)
         loss, gradient = loss_and_gradient(config, params, x, y, linear=linear, threads=threads)
-        params = optimizer.step(
-            clip_by_global_norm(gradient, made.clip),
-            lr=learning_rate(made, step),
-            weight_decay=made.weight_decay if step < made.steps / 2 else 0.0,
-        )
+        decay = made.weight_decay if step < made.steps / 2 else 0.0
+        params = optimizer.step(gradient, learning_rate(made, step), decay, made.clip)
         losses[step] = loss
         if progress is not None:
             progress(step + 1, loss, params)

@@ -19,6 +19,7 @@ from minibit.experiments import language as experiment
 from minibit.language import (
     LINEAR,
     SIZES,
+    Optimizer,
     Recipe,
     TrainedModel,
     Vocabulary,
@@ -133,6 +134,19 @@ def test_parts_of_a_batch_add_up_to_its_gradient(rows, threads):
     assert loss == pytest.approx(float(whole(params)), rel=1e-12)
     for name, g in grad(whole)(params).items():
         np.testing.assert_allclose(gradient[name], g, rtol=1e-6, atol=1e-9)
+
+
+def test_an_optimizer_on_several_threads_moves_the_same_way():
+    """Every share of the parameters is clipped by the length of the whole gradient."""
+    params = init_params(TINY.config(9), 0)
+    rng = np.random.default_rng(0)
+    gradient = {name: rng.standard_normal(w.shape).astype(np.float32) for name, w in params.items()}
+    alone, shared = (Optimizer(params, threads=threads) for threads in (1, 3))
+    for _ in range(3):
+        found = shared.step(gradient, 0.01, 0.1, clip=0.5)
+        assert list(found) == list(params)
+        for name, w in alone.step(gradient, 0.01, 0.1, clip=0.5).items():
+            np.testing.assert_allclose(found[name], w, rtol=1e-5, atol=1e-7)
 
 
 def test_the_learning_rate_rises_falls_and_drops_at_half_way():

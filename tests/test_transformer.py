@@ -8,10 +8,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minibit import attention, blocks
 from minibit.absmean import absmean_quantize
-from minibit.attention import causal_attention, positions, rotate
-from minibit.blocks import ONE_HOT, embed, gated_unit, normalize, token_loss, widen
+from minibit.attention import causal_attention, positions, rotate, turn_reference
+from minibit.blocks import (
+    ONE_HOT,
+    embed,
+    gain_back_reference,
+    gated_unit,
+    gated_unit_reference,
+    normalize,
+    normalize_back_reference,
+    normalize_reference,
+    token_loss,
+    widen,
+)
 from minibit.dual import jvp, jvp_batch
+from minibit.kernels import compiled
 from minibit.layers import cross_entropy, rms_norm, squared_relu
 from minibit.noise import uniform
 from minibit.philox import INITIAL
@@ -39,6 +52,7 @@ KINDS = {
     "no sub-norms": dataclasses.replace(CONFIG, sub_norms=False),
     "slow rotation": dataclasses.replace(CONFIG, rope_theta=500000.0, rms_eps=1e-3),
 }
+needs_kernels = pytest.mark.skipif(not compiled(), reason="kernels are not compiled")
 texts = st.lists(st.integers(0, VOCAB - 1), min_size=2, max_size=10)
 
 
@@ -471,6 +485,59 @@ def test_a_rule_of_its_own_is_the_derivative_of_the_plain_function(ours, plain, 
     np.testing.assert_allclose(jvp(ours, arguments, directions)[1], expected, rtol=1e-10, atol=0)
 
 
+@needs_kernels
+@settings(max_examples=30)
+@given(st.integers(1, 40), st.integers(1, 70), st.integers(0, 99))
+def test_kernels_of_norm_and_gate_equal_their_references(rows, width, seed):
+    """float32 sums of `width` terms apart, entry by entry; the gate to the bit."""
+    x, c, gain = (a.astype(np.float32) for a in floats(3, rows, width, seed=seed))
+    gain = gain[0]
+    near = {"rtol": width * 2.0**-23, "atol": 1e-5}
+    found, expected = blocks._normalize_kernel(x, gain, 1e-5), normalize_reference(x, gain, 1e-5)
+    for ours, plain in zip(found, expected, strict=True):
+        assert ours.dtype == plain.dtype == np.float32
+        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-6)
+    _, unit, r = expected
+    back = blocks._normalize_back(c, c.shape, False, unit, r, gain)
+    scale = 1 + np.abs(r).max() * np.abs(c * gain).max()
+    plain = normalize_back_reference(c, unit, r, gain)
+    np.testing.assert_allclose(back / scale, plain / scale, **near)
+    scale = 1 + np.abs(c * unit).sum(axis=0).max()
+    plain = gain_back_reference(c, unit)
+    found = blocks._gain_back(c, gain.shape, False, unit)
+    np.testing.assert_allclose(found / scale, plain / scale, **near)
+    for ours, plain in zip(
+        blocks._gated_unit_kernel(x, c), gated_unit_reference(x, c), strict=True
+    ):
+        np.testing.assert_array_equal(ours, plain)
+
+
+@needs_kernels
+@pytest.mark.parametrize("back", [False, True])
+def test_the_kernel_of_rotation_equals_its_reference(back):
+    """Within the rounding of two products and a sum; and back undoes forth."""
+    at = positions(3, 7, 10, start=4)
+    x = floats(3, 7, 2, 10).astype(np.float32)
+    turned = attention._turn_kernel(x, at.cos, at.sin, back)
+    np.testing.assert_allclose(turned, turn_reference(x, at.cos, at.sin, back), atol=1e-6)
+    again = attention._turn_kernel(turned, at.cos, at.sin, not back)
+    np.testing.assert_allclose(again, x, atol=2e-6)
+
+
+def test_kernels_and_plain_numpy_come_to_the_same_gradient(monkeypatch):
+    """The whole model in float32 by either path; NaN passes through both gates."""
+    params, tokens = draw_params(CONFIG, np.float32), draw_tokens(4, 9)
+    found = grad(loss_of(CONFIG, tokens))(params)
+    monkeypatch.setenv("MINIBIT_KERNELS", "reference")
+    for name, plain in grad(loss_of(CONFIG, tokens))(params).items():
+        np.testing.assert_allclose(found[name], plain, atol=2e-6 * (1 + np.abs(plain).max()))
+    monkeypatch.undo()
+    gates = np.float32([[np.nan, -1, 0, 2]])
+    for function in (gated_unit_reference, blocks._gated_unit_kernel):
+        y = function(gates, np.ones_like(gates))[0]
+        np.testing.assert_array_equal(y, [[np.nan, 0, 0, 4]])
+
+
 def test_an_embedding_adds_up_the_slopes_of_equal_tokens():
     """In a small vocabulary by a product, in a large one by a gather: the same gradient."""
     tokens = np.array([3, 1, 3, 3])
@@ -517,7 +584,9 @@ def test_initial_parameters_are_uniform_draws_of_philox():
         ({"kv_heads": 3}, "kv_heads must divide heads, got 3 and 4"),
         ({"layers": 0}, "layers must be at least 1"),
         ({"rms_eps": 0.0}, "rms_eps must be above 0"),
+        ({"rms_eps": 1e-45}, "rms_eps must be above 0 and finite in float32"),
         ({"rope_theta": float("nan")}, "rope_theta must be above 0"),
+        ({"rope_theta": 2.0**128}, "rope_theta must be above 0 and finite in float32"),
         ({"eos": VOCAB}, f"eos must be a token below {VOCAB}"),
     ],
 )

@@ -20,8 +20,15 @@ from numpy.typing import NDArray
 
 from minibit.bench import Figure, Options, Report, interleaved
 from minibit.kernels.threads import cpus
-from minibit.language import LINEAR, SIZES, draw_batch, loss_and_gradient, recipe, shipped_text
-from minibit.tape import Adam, clip_by_global_norm
+from minibit.language import (
+    LINEAR,
+    SIZES,
+    Optimizer,
+    draw_batch,
+    loss_and_gradient,
+    recipe,
+    shipped_text,
+)
 from minibit.transformer import BitNetConfig, init_params
 
 __all__ = ["keep_freed_memory", "lm", "torch_loss"]
@@ -113,13 +120,13 @@ def _problem(size: str, weights: Any) -> tuple[BitNetConfig, dict[str, Any], Any
 
 def _our_step(size: str, weights: str, threads: int) -> Callable[[], object]:
     config, params, x, y = _problem(size, weights)
-    optimizer = Adam(params, RATE, BETAS, weight_decay=DECAY)
+    optimizer = Optimizer(params, threads=threads)
 
     def step() -> object:
         _, gradient = loss_and_gradient(
             config, optimizer.params, x, y, linear=LINEAR[weights], threads=threads
         )
-        return optimizer.step(clip_by_global_norm(gradient, CLIP))
+        return optimizer.step(gradient, RATE, DECAY, CLIP)
 
     return step
 
