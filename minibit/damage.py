@@ -1,13 +1,20 @@
 """What is raised where a checkpoint is damaged, or is none: file, tensor, byte.
 
-May import: nothing of minibit.
+May import: numpy.
 """
 
 from __future__ import annotations
 
 from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
 
-__all__ = ["CheckpointError", "shown"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["CheckpointError", "check_file", "first_not_finite", "shown"]
+
+PIECE = 1 << 16  # numbers that are looked at together: what that takes stays in the cache
 
 
 class CheckpointError(ValueError):
@@ -37,6 +44,37 @@ class CheckpointError(ValueError):
         what = "" if tensor is None else f"tensor {shown(tensor)}: "
         byte = "" if offset is None else f" (byte {offset})"
         super().__init__(f"{where}{what}{message}{byte}")
+
+
+def check_file(path: Path) -> None:
+    """Raise unless this is a file, or a link to one: to open a pipe may take for ever."""
+    if path.is_file():
+        return
+    if path.is_symlink() and not path.exists():
+        raise CheckpointError("is a link to nothing", path)
+    if path.exists():
+        raise CheckpointError("is no file", path)
+    raise CheckpointError("there is no such file", path)
+
+
+def first_not_finite(numbers: NDArray[Any]) -> int | None:
+    """Return the flat index of the first NaN or infinity, or None; uint16 is bits of bfloat16.
+
+    Examples
+    --------
+    >>> first_not_finite(np.float32([[1, 2], [np.inf, np.nan]]))
+    2
+    >>> first_not_finite(np.uint16([0x3F80, 0x7F80])), first_not_finite(np.uint16([0x3F80]))
+    (1, None)
+    """
+    flat = numbers.reshape(-1)
+    for start in range(0, flat.size, PIECE):
+        part = flat[start : start + PIECE]
+        bits = part.dtype == np.uint16
+        wrong = part & np.uint16(0x7F80) == 0x7F80 if bits else ~np.isfinite(part)
+        if wrong.any():
+            return start + int(np.argmax(wrong))
+    return None
 
 
 def shown(text: object) -> str:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from minibit.damage import CheckpointError, shown
+from minibit.damage import CheckpointError, check_file, shown
 from minibit.safetensors_file import parse_json
 from minibit.transformer import BitNetConfig, param_shapes
 
@@ -94,11 +94,11 @@ def read_config(path: Path) -> tuple[BitNetConfig, Storage]:
 
     Notes
     -----
-    ``rope_theta`` lies in ``rope_parameters`` (transformers 5) or beside the sizes (before). Of
+    ``rope_theta`` lies in ``rope_parameters`` (transformers 5) or beside the sizes (before, and
+    also where the former leave it out). Of
     several end tokens, the first is taken. ``num_key_value_heads`` null means one a query head.
     """
-    if not path.is_file():
-        raise CheckpointError("there is no such file", path)
+    check_file(path)
     if path.stat().st_size > MOST_JSON:
         raise CheckpointError(f"{path.stat().st_size} bytes; the most is {MOST_JSON}", path)
     fields = parse_json(path.read_bytes(), path)
@@ -217,11 +217,15 @@ def _rope_theta(fields: dict[str, Any], path: Path) -> float:
     rope = fields.get("rope_parameters")
     if rope is None:
         return _number(fields, "rope_theta", 500_000.0, path)
-    if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else None
+    if kind != "default":
         raise CheckpointError(
             f"rope_parameters must be of rope_type 'default', got {shown(rope)}", path
         )
-    return _number(rope, "rope_theta", 500_000.0, path)
+    nested = next((name for name, value in rope.items() if isinstance(value, dict)), None)
+    if nested is not None:  # positions of their own for some layers
+        raise CheckpointError(f"rope_parameters must not have an object {shown(nested)}", path)
+    return _number(rope if "rope_theta" in rope else fields, "rope_theta", 500_000.0, path)
 
 
 def _storage(fields: Any, path: Path) -> Storage:

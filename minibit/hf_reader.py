@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.blocks import widen
-from minibit.damage import CheckpointError
+from minibit.damage import CheckpointError, first_not_finite
 from minibit.hf_config import Storage, file_name, read_config, tensor_names
 from minibit.hf_linear import gamma_of
 from minibit.hf_shards import Tensors, inside, open_tensors
@@ -66,8 +66,8 @@ def load_bitnet(directory: str | os.PathLike[str]) -> BitNetModel:
         If a file is missing, damaged or pickled; if the configuration says what the published block
         has not; if a tensor is missing, unexpected, or of another type or shape; if a packed byte
         holds the 2-bit code 3, a projection only zeros, a packed slot latent weights, a scale what
-        is not above 0, a norm or master weights a NaN or an infinity. It names file, tensor and
-        byte.
+        is not above 0, a norm, an embedding or master weights a NaN or an infinity. It names file,
+        tensor and byte.
 
     Notes
     -----
@@ -142,10 +142,16 @@ def _check_tensor(
 
 
 def _embedding(file: SafetensorsFile, tensor: Tensor) -> NDArray[Any]:
-    """Return bfloat16 bits in place, or float32."""
-    if tensor.dtype == "BF16" and tensor.begin % 2 == 0:
-        return file.array(tensor.name)
-    return np.array(file.array(tensor.name)) if tensor.dtype == "BF16" else _floats(file, tensor)
+    """Return bfloat16 bits in place, or float32: finite, and not all zero."""
+    if tensor.dtype != "BF16":
+        return _floats(file, tensor)
+    bits = file.array(tensor.name)
+    if tensor.begin % 2:
+        bits = np.array(bits)  # to an even address
+    _check_finite(file, tensor, bits)
+    if not bits.any():
+        _refuse_zeros(file, tensor)
+    return bits
 
 
 def _floats(file: SafetensorsFile, tensor: Tensor) -> NDArray[np.float32]:
@@ -154,13 +160,21 @@ def _floats(file: SafetensorsFile, tensor: Tensor) -> NDArray[np.float32]:
     floats: NDArray[np.float32] = (
         widen(array) if tensor.dtype == "BF16" else array.astype(np.float32)
     )
-    if not np.isfinite(floats).all():
-        first = int(np.argmax(~np.isfinite(floats)))
-        at = tensor.begin + first * array.itemsize
-        file.damage(f"must be finite, got {floats.reshape(-1)[first]}", tensor.name, at)
+    _check_finite(file, tensor, floats)
     if floats.ndim == 2 and not floats.any():
         _refuse_zeros(file, tensor)
     return floats
+
+
+def _check_finite(file: SafetensorsFile, tensor: Tensor, numbers: NDArray[Any]) -> None:
+    """Raise for the first NaN or infinity of a tensor, given as floats or as bits of bfloat16."""
+    first = first_not_finite(numbers)
+    if first is not None:
+        stored = file.array(tensor.name)
+        number = numbers.reshape(-1)[first : first + 1]
+        value = (widen(number) if number.dtype == np.uint16 else number)[0]
+        at = tensor.begin + first * stored.itemsize
+        file.damage(f"must be finite, got {value}", tensor.name, at)
 
 
 def _gamma(file: SafetensorsFile, tensor: Tensor, storage: Storage) -> np.float32:
@@ -188,7 +202,8 @@ def _ternary(
         return TernaryMatrix.from_codes(floats.astype(np.int8), gamma)
     packed = file.array(tensor.name)  # (ceil(n_out / 4), n_in)
     zeros = to_hf(np.zeros((n_out, 1), np.int8))  # a column of zeros: (ceil(n_out / 4), 1)
-    if (packed == zeros).all():
+    kept = zeros | zeros << 1  # without the bits of rows beyond n_out
+    if (packed & kept == zeros).all():
         _refuse_zeros(file, tensor)
     try:
         return TernaryMatrix.from_hf(packed, n_out, gamma)

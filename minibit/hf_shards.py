@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from minibit.damage import CheckpointError, shown
+from minibit.damage import CheckpointError, check_file, shown
 from minibit.safetensors_file import SafetensorsFile, Tensor, parse_json
 
 __all__ = ["Tensors", "inside", "open_tensors"]
@@ -25,6 +25,7 @@ Tensors = dict[str, tuple[SafetensorsFile, Tensor]]
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MOST_INDEX = 1 << 24  # bytes
+MOST_NAME = 255  # characters of a file's name: what file systems take
 
 
 def open_tensors(folder: Path) -> Tensors:
@@ -45,10 +46,10 @@ def open_tensors(folder: Path) -> Tensors:
         If there are no safetensors, the index is damaged or names what is no file of this
         directory, or a shard is damaged or holds other tensors than the index says.
     """
-    if (folder / SINGLE).exists():
+    if _is_there(folder / SINGLE):
         file = SafetensorsFile(inside(folder, SINGLE))
         return {name: (file, tensor) for name, tensor in file.tensors.items()}
-    if not (folder / INDEX).exists():
+    if not _is_there(folder / INDEX):
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)
         if pickled:
             raise CheckpointError(
@@ -98,19 +99,29 @@ def inside(folder: Path, name: str) -> Path:
         ...
     minibit.damage.CheckpointError: .: '../secret' is no plain file name
     """
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+    if len(name) > MOST_NAME or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
         raise CheckpointError(f"{shown(name)} is no plain file name", folder)
     home = folder.resolve()
     parents = [home]
     if home.parent.name == "snapshots":
         parents.append(home.parent.parent / "blobs")
-    if (folder / name).resolve().parent not in parents:
+    try:
+        target = (folder / name).resolve()
+    except RuntimeError:  # how Python up to 3.12 says that links go round in a circle
+        raise CheckpointError(f"{shown(name)} is a link to itself", folder) from None
+    if target.parent not in parents:
         raise CheckpointError(f"{shown(name)} is a link out of the directory", folder)
     return folder / name
 
 
+def _is_there(path: Path) -> bool:
+    """Whether there is something of this name, be it a link to nothing."""
+    return path.exists() or path.is_symlink()
+
+
 def _weight_map(path: Path) -> dict[str, str]:
     """Return the index: tensor name to file name, all of them safetensors."""
+    check_file(path)
     if path.stat().st_size > MOST_INDEX:
         raise CheckpointError(f"{path.stat().st_size} bytes; the most is {MOST_INDEX}", path)
     weight_map = parse_json(path.read_bytes(), path).get("weight_map")

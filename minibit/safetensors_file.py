@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.damage import CheckpointError, shown
+from minibit.damage import CheckpointError, check_file, shown
 
 __all__ = ["SafetensorsFile", "Tensor", "parse_json", "write_safetensors"]
 
@@ -87,14 +87,15 @@ class SafetensorsFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            raise CheckpointError("there is no such file", self.path)
+        check_file(self.path)
         with open(self.path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             text = self._header(file.read(8), size, file.read)
             self.data = 8 + len(text)  # byte at which the tensors begin
             self.tensors = self._parse(text, size)
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        if len(self._map) != size:
+            self.damage(f"had {size} bytes, and now {len(self._map)}: it is being written to")
 
     def array(self, name: str) -> NDArray[Any]:
         """Return a tensor as it lies in the map: no byte is read yet; bfloat16 as uint16 bits."""

@@ -127,8 +127,8 @@ class BitNetConfig:
             raise ValueError(f"kv_heads must divide heads, got {self.kv_heads} and {self.heads}")
         for name in ("rope_theta", "rms_eps"):
             value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be above 0 and finite, got {value}")
+            if not 2.0**-126 <= value < 2.0**128:  # what float32 holds in full
+                raise ValueError(f"{name} must be above 0 and finite in float32, got {value}")
         for name in ("bos", "eos"):
             token = getattr(self, name)
             if token is not None and not 0 <= token < self.vocab_size:

@@ -1,6 +1,7 @@
 """Checkpoints of Hugging Face: what is written comes back, what is damaged is refused by name."""
 
 import json
+import mmap
 import os
 import pickle
 import re
@@ -56,8 +57,10 @@ WAYS = {
 }
 ways = pytest.mark.parametrize("way", WAYS)
 UP = "model.layers.1.mlp.up_proj.weight"
+EMBED = "model.embed_tokens.weight"
 NORM = "model.layers.0.input_layernorm.weight"
 TOKENS = np.arange(24).reshape(2, 12)
+INDEX, SHARD = "model.safetensors.index.json", "model-00002-of-00002.safetensors"
 
 
 def float_model(config=CONFIG, seed=0):
@@ -277,6 +280,11 @@ def test_packed_rows_beyond_a_multiple_of_four_are_sliced_off(tmp_path):
     for param, expected in codes.items():
         np.testing.assert_array_equal(params[param].codes(), expected)
         assert params[param].scale == 0.5
+    k = "model.layers.0.self_attn.k_proj.weight"
+    padded = to_hf(np.zeros((6, 24), np.int8)) | 0b10_00_00_00 * np.uint8([[0], [1]])  # row 7: +1
+    retensor(folder, **{k: as_tensor(padded)})
+    with pytest.raises(CheckpointError, match=r"k_proj.*holds only zeros"):
+        load_bitnet(folder)
 
 
 # --- one name, two meanings --------------------------------------------------------------------
@@ -381,6 +389,17 @@ def test_the_published_configuration_is_understood(tmp_path):
     assert read_config(path)[0].eos == 7
 
 
+def test_a_theta_beside_the_sizes_holds_where_rope_parameters_have_none(folder):
+    """As transformers has it: theirs, else that of the configuration, else the published one."""
+    default = {"rope_type": "default"}
+    for rope, beside, expected in (
+        ({**default, "rope_theta": 7.0}, 9.0, 7.0), (default, 9.0, 9.0), (default, None, 500_000.0),
+        ({"type": "default"}, 9.0, 9.0),
+    ):  # fmt: skip
+        reconfigure(folder, rope_parameters=rope, rope_theta=beside)
+        assert read_config(folder / "config.json")[0].rope_theta == expected
+
+
 def test_the_published_configuration_has_its_number_of_parameters():
     """2,412,820,480, embeddings counted once."""
     shapes = param_shapes(PUBLISHED_2B_4T)
@@ -395,6 +414,14 @@ BAD_CONFIGS = {
     "scaled positions": ({"rope_scaling": {"factor": 2}}, "rope_scaling must be null"),
     "other positions": ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'default'"),
     "no positions": ({"rope_parameters": [1]}, "rope_type 'default'"),
+    "other positions, as of old": (
+        {"rope_parameters": {"type": "linear", "factor": 2}}, "rope_type 'default', got .*linear",
+    ),
+    "positions by layer": (
+        {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "an object 'full_attention'",
+    ),
+    "theta beyond float32": ({"rope_parameters": {"rope_theta": 1e299}}, "rope_theta must be"),
+    "eps below float32": ({"rms_norm_eps": 1e-60}, "rms_eps must be above 0 .* in float32"),
     "theta of text": ({"rope_parameters": {"rope_theta": "5e5"}}, "rope_theta must be a number"),
     "theta 0": ({"rope_parameters": {"rope_theta": 0}}, "rope_theta must be a number above 0"),
     "a huge theta": ({"rope_parameters": {"rope_theta": 10**400}}, "rope_theta must be a number"),
@@ -530,10 +557,23 @@ LOST = {
         {"model.embed_tokens.weight": as_tensor(np.ones((39, 32), np.uint16))},
         "model.embed_tokens.weight", r"of shape \(40, 32\), got BF16 \(39, 32\)",
     ),
+    "an embedding of NaN": (
+        {EMBED: as_tensor(np.where(np.arange(1280) == 70, 0xFFC0, 1).astype("u2").reshape(40, 32))},
+        EMBED, "must be finite, got nan",
+    ),
+    "an infinite embedding": (
+        {EMBED: as_tensor(np.where(np.arange(1280) == 70, 0xFF80, 1).astype("u2").reshape(40, 32))},
+        EMBED, "must be finite, got -inf",
+    ),
+    "an embedding of zeros": (
+        {EMBED: as_tensor(np.zeros((40, 32), np.uint16))}, EMBED, "holds only zeros",
+    ),
 }  # fmt: skip
 BYTES = {  # where in its tensor the damage begins, where that is not the first byte
     "a norm of NaN": 12,
     "the 2-bit code 3": 77,
+    "an embedding of NaN": 140,
+    "an infinite embedding": 140,
 }
 
 
@@ -839,7 +879,7 @@ def test_an_index_must_say_what_the_shards_hold(folder):
     "name",
     ["../x.safetensors", "/etc/x.safetensors", "a/x.safetensors", "..\\x.safetensors",
      "C:x.safetensors", "x\0.safetensors", ".safetensors", "~/x.safetensors",
-     "x.safetensors\n", "x.bin", "x.pt", ""],
+     "x.safetensors\n", "x.bin", "x.pt", "", "x" * 300 + ".safetensors"],
 )  # fmt: skip
 def test_path_tricks_of_an_index_are_refused(name, folder):
     """A shard is a plain name of this directory that ends in .safetensors."""
@@ -915,7 +955,43 @@ def test_what_is_no_directory_or_no_file_is_refused(folder, tmp_path):
         load_bitnet(tmp_path / "nowhere")
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").mkdir()
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: there is no such file"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: is no file"):
+        load_bitnet(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", INDEX, SHARD])
+def test_pipes_folders_and_links_in_place_of_a_file_are_refused_at_once(name, folder):
+    """A pipe without a writer would be waited for; a link may lead to nothing, or to itself."""
+    if name in (INDEX, SHARD):
+        shards(folder)
+    place = folder / name
+    place.unlink()
+    place.mkdir()
+    with pytest.raises(CheckpointError, match=f"{name}: is no file"):
+        load_bitnet(folder)
+    place.rmdir()
+    for target, message in ((name, "link to itself|link to nothing"), ("no", "link to nothing")):
+        link(place, target)
+        with pytest.raises(CheckpointError, match=message):
+            load_bitnet(folder)
+        place.unlink()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(place)
+        with pytest.raises(CheckpointError, match=f"{name}: is no file"):
+            load_bitnet(folder)
+
+
+def test_a_file_that_grew_while_it_was_opened_is_refused(folder, monkeypatch):
+    """Between the look at its size and the map, a download may have gone on."""
+    path, map_file = folder / "model.safetensors", mmap.mmap
+
+    def grow(*args, **kwargs):
+        with path.open("ab") as file:
+            file.write(b"more")
+        return map_file(*args, **kwargs)
+
+    monkeypatch.setattr(mmap, "mmap", grow)
+    with pytest.raises(CheckpointError, match=r"had \d+ bytes, and now \d+: it is being written"):
         load_bitnet(folder)
 
 
