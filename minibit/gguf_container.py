@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.damage import CheckpointError, shown
+from minibit.damage import CheckpointError, check_file, shown
 
 __all__ = [
     "ALIGNMENT",
@@ -182,8 +182,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     {'general.name': 'nothing'}
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError("there is no such file", path)
+    check_file(path)
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size < 24:

@@ -163,7 +163,8 @@ def load_gguf(
     chosen = _layout(file, layout)
     shapes = param_shapes(config)
     wanted = {gguf_name(name): name for name in shapes}
-    scales = {found.removesuffix(".weight") + ".scale" for found in wanted}
+    matrices = (found for found, name in wanted.items() if name.endswith("_proj"))
+    scales = {found.removesuffix(".weight") + ".scale" for found in matrices}
     for found in file.tensors:
         if found == "rope_freqs.weight":
             _check_factors(file)

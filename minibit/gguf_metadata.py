@@ -51,8 +51,10 @@ def read_config(file: GGUFFile, *, squared_relu: bool = False) -> BitNetConfig:
     if name == "bitnet" and silu:
         raise file.error(
             "is of architecture 'bitnet', which llama.cpp runs with SiLU; if its model has squared "
-            "ReLU, say so with squared_relu=True"
+            "ReLU, say so: squared_relu=True, or minibit convert --squared-relu"
         )
+    if "general.architecture" not in file.metadata:
+        raise file.error("does not say its general.architecture")
     if name not in ("bitnet", "bitnet-25", ARCHITECTURE):
         raise file.error(f"is of architecture {shown(name)}, which is no BitNet known here")
 
@@ -66,7 +68,12 @@ def read_config(file: GGUFFile, *, squared_relu: bool = False) -> BitNetConfig:
     activation = file.metadata.get(f"{name}.hidden_activation", SQUARED_RELU)
     if activation != SQUARED_RELU:
         raise file.error(f"has the activation {shown(activation)}; squared ReLU is known here")
-    if value("rope.scaling.factor", 1.0) != 1.0 or value("rope.scale_linear", 1.0) != 1.0:
+    scaling = file.metadata.get(f"{name}.rope.scaling.type", "none")
+    if (
+        value("rope.scaling.factor", 1.0) != 1.0
+        or value("rope.scale_linear", 1.0) != 1.0
+        or scaling not in ("none", "linear")  # by the factor, which is 1
+    ):
         raise file.error("has scaled rotary positions, which are not known here")
     layers = value("block_count")
     if layers > len(file.tensors):

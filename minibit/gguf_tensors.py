@@ -10,6 +10,7 @@ minibit.damage, minibit.gguf_container, minibit.kernels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit import kernels
-from minibit.damage import CheckpointError
+from minibit.damage import CheckpointError, first_not_finite
 from minibit.gguf_container import BF16, BLOCKS, F16, F32, I2_S, TQ1_0, TQ2_0, GGUFFile, Tensor
 from minibit.layouts import I2Layout, from_i2_s, to_i2_s
 from minibit.packings import pack2
@@ -41,14 +42,21 @@ _ROWS = 64  # of a matrix, decoded together: what they take stays in the cache
 def read_gain(file: GGUFFile, tensor: Tensor) -> NDArray[np.float32]:
     """Read the gains of a norm."""
     gain = np.array(read_floats(file, tensor))
-    if not np.isfinite(gain).all():
-        first = int(np.argmin(np.isfinite(gain)))
-        raise file.error(f"holds {gain[first]} at {first}", tensor, first * _width(tensor))
+    _check_finite(file, tensor, gain)
     return gain
 
 
 def read_table(file: GGUFFile, tensor: Tensor) -> NDArray[Any]:
     """Read an embedding: float32, or bfloat16 bits as uint16; mapped, where nothing changes."""
+    table = _table(file, tensor)
+    _check_finite(file, tensor, table)
+    if not table.any():
+        raise file.error("is all zeros: an upload that went wrong", tensor)
+    return table
+
+
+def _table(file: GGUFFile, tensor: Tensor) -> NDArray[Any]:
+    """Read an embedding without a look at its numbers."""
     if tensor.kind == BF16:
         return file.bytes_of(tensor).view("<u2").reshape(tensor.shape)
     if tensor.kind != F16:
@@ -61,6 +69,20 @@ def read_table(file: GGUFFile, tensor: Tensor) -> NDArray[Any]:
             return halves.astype(np.float32)
         brains[start : start + _ROWS] = bits >> 16
     return brains
+
+
+def _check_finite(file: GGUFFile, tensor: Tensor, numbers: NDArray[Any], row: int = 0) -> None:
+    """Raise for the first NaN or infinity of a tensor, or of its rows from `row` on."""
+    first = first_not_finite(numbers)
+    if first is None:
+        return
+    number = numbers.reshape(-1)[first]
+    if numbers.dtype == np.uint16:
+        number = (np.uint32(number) << np.uint32(16)).view(np.float32)
+    flat = row * math.prod(tensor.shape[1:]) + first
+    place = ", ".join(str(int(i)) for i in np.unravel_index(flat, tensor.shape))
+    _, weights, size = BLOCKS[tensor.kind]
+    raise file.error(f"holds {number} at {place}", tensor, flat // weights * size)
 
 
 def _width(tensor: Tensor) -> int:
@@ -98,8 +120,11 @@ def read_projection(file: GGUFFile, tensor: Tensor, layout: I2Layout) -> Ternary
     """Read a projection, a few rows at a time, into the layout of this CPU's product."""
     scale, largest = np.float32(0), None
     if tensor.kind in (F32, F16, BF16):
-        parts = (read_floats(file, tensor, rows) for rows in _spans(tensor.shape[0]))
-        largest = max(np.float32(np.abs(part).max()) for part in parts)
+        largest = np.float32(0)
+        for rows in _spans(tensor.shape[0]):
+            part = read_floats(file, tensor, rows)
+            _check_finite(file, tensor, part, rows.start)
+            largest = max(largest, np.float32(np.abs(part).max()))
 
     def decode(rows: slice) -> NDArray[np.int8]:
         nonlocal scale

@@ -473,9 +473,17 @@ def test_a_hostile_name_is_shown_short_and_without_escapes(tmp_path):
 
 
 def test_a_folder_and_a_missing_file_are_no_checkpoints(tmp_path):
-    """CheckpointError names the path."""
-    for path in (tmp_path, tmp_path / "none.gguf"):
-        with pytest.raises(CheckpointError, match="no such file"):
+    """CheckpointError names the path, and what is there instead."""
+    try:
+        (tmp_path / "gone.gguf").symlink_to("nothing")
+    except OSError:
+        pytest.skip("no symbolic links here")
+    for path, message in (
+        (tmp_path, "is no file"),
+        (tmp_path / "none.gguf", "no such file"),
+        (tmp_path / "gone.gguf", "a link to nothing"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
             load_gguf(path)
 
 
@@ -542,8 +550,9 @@ def test_latent_weights_are_refused_and_the_first_is_named(path):
     assert caught.value.offset == start + 4 * (70 * 256 + 5)
     floats[70, 5] = np.nan
     rewrite(path, tensors={Q: (0, (256, 256), floats)})
-    with pytest.raises(CheckpointError, match="latent weights"):
+    with pytest.raises(CheckpointError, match="holds nan at 70, 5") as caught:
         load_gguf(path)
+    assert caught.value.offset == start + 4 * (70 * 256 + 5)
 
 
 def bad_i2s(byte, value):
@@ -590,11 +599,36 @@ def test_gains_that_are_not_finite_are_refused_by_their_byte(path):
     assert caught.value.offset == open_gguf(path).tensors["blk.1.ffn_norm.weight"].offset + 36
 
 
+@pytest.mark.parametrize("kind", [0, 1, 30])
+def test_embeddings_that_are_not_finite_or_all_zero_are_refused_by_their_byte(kind, path):
+    """F32, F16 and BF16: one infinity, one NaN, or no number at all."""
+    size = 4 if kind == 0 else 2
+
+    def put(floats):
+        bits = (floats.view(np.uint32) >> 16).astype(np.uint16)
+        data = {0: floats, 1: floats.astype(np.float16), 30: bits}[kind]
+        rewrite(path, tensors={"token_embd.weight": (kind, (7, 256), data)})
+
+    for value in (-np.inf, np.nan):
+        table = np.ones((7, 256), np.float32)
+        table[5, 3] = value
+        put(table)
+        with pytest.raises(CheckpointError, match=rf"token_embd.*holds {value} at 5, 3") as caught:
+            load_gguf(path)
+        start = open_gguf(path).tensors["token_embd.weight"].offset
+        assert caught.value.offset == start + size * (5 * 256 + 3)
+    put(np.zeros((7, 256), np.float32))
+    with pytest.raises(CheckpointError, match=r"token_embd.*all zeros"):
+        load_gguf(path)
+
+
 def test_missing_and_foreign_tensors_and_other_shapes_are_refused(path):
     """The file holds what its configuration says, no less and no more."""
     whole = path.read_bytes()
     cases = [
         ({}, ["blk.1.ffn_up.weight"], "no tensor blk.1.ffn_up.weight"),
+        ({}, ["general.architecture"], "does not say its general.architecture"),
+        ({"output_norm.scale": (0, (1,), np.ones(1, "<f4"))}, [], "no part of a BitNet"),
         ({}, ["token_embd.weight", "bitnet-b1.58.vocab_size"], "vocab_size"),
         ({"blk.0.attn_q.bias": (0, (256,), np.ones(256, "<f4"))}, [], "no part of a BitNet"),
         ({"blk.2.attn_norm.weight": (0, (256,), np.ones(256, "<f4"))}, [], "no part of a BitNet"),
@@ -621,6 +655,8 @@ def test_missing_and_foreign_tensors_and_other_shapes_are_refused(path):
         ("bitnet-b1.58.rope.freq_base", -1.0, "rope_theta"),
         ("bitnet-b1.58.rope.dimension_count", 32, "dimension_count"),
         ("bitnet-b1.58.rope.scaling.factor", 4.0, "rotary"),
+        ("bitnet-b1.58.rope.scaling.type", "yarn", "rotary"),
+        ("bitnet-b1.58.rope.freq_base", 1e-45, "rope_theta must be above 0 and finite in float32"),
         ("tokenizer.ggml.bos_token_id", 7, "bos"),
         ("tokenizer.ggml.eos_token_id", "x", "must be a token"),
         ("minibit.i2_s_layout", "x87", "x87"),
