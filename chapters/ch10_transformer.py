@@ -120,7 +120,7 @@ for axes, scale, title in zip(panels, (0.3, 3.0), ("small scores", "large scores
 # ## A gate, and two norms more
 #
 # The other half of a block works on each token alone. A unit's output is $\max(\text{gate}, 0)^2\, \text{up}$: half of the gates are shut, and the square makes the open ones few and loud. The next matrix gets 8-bit activations with *one* scale a token, so a few loud entries push the quiet ones to zero.
-# That is why the published block normalises once more before each output projection (`attn_sub_norm`, `ffn_sub_norm`). A norm takes any overall scale away, so its use is not the scale but the gain $g$, which every entry has of its own.
+# The published block normalises once more before each output projection (`attn_sub_norm`, `ffn_sub_norm`). To the 8 bits an overall scale is nothing, they have one of their own; the stream is what the norms protect: what a layer adds to it no longer depends on how loud its gates are, and every entry has a gain of its own.
 
 # %%
 gate, up = rng.standard_normal((2, 1000, 512)).astype(np.float32)
@@ -274,7 +274,7 @@ assert count["kneser_ney"][-1] < best
 #
 # **Part of the parity is regularisation.** At 885k weights both models know the text they were trained on far better than the rest of it, and there float is further ahead than on the held-out part. Rounding keeps b1.58 from learning by heart what does not help. On a text that is not seen six times over, that help would be worth less; the training gap is the sterner number.
 #
-# **Counting beats them all.** A Kneser-Ney model, which looks five characters back in a table and has never heard of a gradient, has a lower loss than every transformer here. With 340,000 characters there is little to learn that a table does not hold. A transformer's advantage begins where texts are too many to count: so what follows is about trits against floats, not about transformers.
+# **Counting beats them all.** A Kneser-Ney model, which looks five characters back in a table and has never heard of a gradient, has a lower loss than every transformer here. On 340,000 characters, small transformers don't get beyond what a table holds. So this page is about trits against floats, and no praise of transformers.
 #
 # And the two norms more? Here are the smallest models without them.
 
@@ -531,6 +531,7 @@ plots.label_axes(right, "batch", "energy, FP16 / b1.58", "7B: arithmetic and rea
 # **Limits.**
 #
 # - One text of 380,683 characters, six epochs, two layers, a context of 64. Differences below a percent are of the size of a seed's spread; the sizes and learning rates were not tuned further than by a factor of two.
+# - A repeated run takes the same batches, but rounds its sums as the machine and the kernels do: expect its loss to differ by some thousandths.
 # - Losses are means over rows of 64, so that the first characters of each see little. A count model has its five characters everywhere but at the start of the text.
 # - Attention, norms, embedding and head are float32 here, and so are the cached keys and values. Only projections are ternary, as published; in a small model with a large vocabulary they are the lesser part.
 # - The words of a sample are looked up in the text one by one. That says nothing of grammar or sense, and short words are found by chance.
