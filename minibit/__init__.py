@@ -8,6 +8,7 @@ nothing; Numba, plots and the command line wait until they are needed, too.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ _ROOMS = (
 
 def __getattr__(name: str) -> Any:
     """Find a name in the rooms, which are imported on the way (PEP 562)."""
-    if name in _ROOMS:
+    if find_spec(f"minibit.{name}") is not None:  # a room, or another module
         return import_module(f"minibit.{name}")
     if name == "__all__":
         rooms = [import_module(f"minibit.{room}") for room in _ROOMS]
