@@ -359,6 +359,9 @@ def small(monkeypatch):
 def test_the_experiment_has_a_row_for_every_run_and_repeats_none(tmp_path, small, monkeypatch):
     """Curves and losses of each run; a second call finds them in the folder."""
     monkeypatch.setattr(experiment, "_in_own_process", lambda *run: experiment.one_run(*run))
+    vocabulary, train, validation = shipped_text()
+    train, validation = train[:3000], validation[:400]
+    monkeypatch.setattr(experiment, "shipped_text", lambda: (vocabulary, train, validation))
     monkeypatch.setattr(experiment, "BLOCKS", ())
     monkeypatch.setattr(experiment, "SAMPLE", 60)
     monkeypatch.setattr(experiment, "count_rows", lambda: [{"kind": "count"}])
@@ -368,7 +371,6 @@ def test_the_experiment_has_a_row_for_every_run_and_repeats_none(tmp_path, small
     assert {(row["weights"], row["seed"], row["sub_norms"]) for row in runs} == {
         (weights, seed, norms) for weights in LINEAR for seed in (0, 5) for norms in (True, False)
     }
-    _, train, validation = shipped_text()
     for row in runs:
         name = f"1k_{row['weights']}_{row['seed']}" + ("" if row["sub_norms"] else "_plain")
         trained = TrainedModel.load(tmp_path / f"{name}.npz")
