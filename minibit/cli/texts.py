@@ -20,7 +20,8 @@ May import: minibit.language, minibit.transformer, minibit.cli.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 MOST = 1 << 26  # bytes of a tokenizer or of its settings
-HELD = 8  # tokens that may wait for the rest of a character
+HELD = 64  # tokens that are looked at once more, if none of them ends in a whole character
 
 
 class Tokens(Protocol):
@@ -71,16 +72,20 @@ class Published:
     ------
     ValueError
         If it is no tokenizer.
+
+    Notes
+    -----
+    Truncation and padding, which many published files ask for, are for batches of training.
     """
 
     def __init__(self, text: str, where: str) -> None:
         from tokenizers import Tokenizer
 
-        try:
-            self._tokenizer = Tokenizer.from_str(text)
-        except Exception as error:  # the package has no error class of its own
-            raise ValueError(f"{where} is no tokenizer: {error}") from None
-        self._typed = Tokenizer.from_str(text)
+        with _asked(f"{where} is no tokenizer"):
+            self._tokenizer, self._typed = Tokenizer.from_str(text), Tokenizer.from_str(text)
+            for tokenizer in (self._tokenizer, self._typed):
+                tokenizer.no_truncation()
+                tokenizer.no_padding()
         self._typed.encode_special_tokens = True  # markers in a text are plain text
         self._where = where
 
@@ -91,7 +96,8 @@ class Published:
         except UnicodeEncodeError as error:
             raise ValueError(f"the text is no Unicode: a surrogate at {error.start}") from None
         which = self._typed if typed else self._tokenizer
-        found = which.encode(text, add_special_tokens=False)
+        with _asked(f"{self._where} fails on this text"):
+            found = which.encode(text, add_special_tokens=False)
         covered = bytearray(len(text))
         for begin, end in found.offsets:
             covered[begin:end] = b"\1" * (end - begin)
@@ -102,12 +108,28 @@ class Published:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens; markers are left out."""
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+        with _asked(f"{self._where} fails on tokens {list(tokens)}"):
+            return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def token(self, marker: str) -> int | None:
         """Return the token of a marker."""
         found = self._tokenizer.token_to_id(marker)
         return None if found is None else int(found)
+
+
+@contextmanager
+def _asked(what: str) -> Iterator[None]:
+    """Make a ValueError of whatever the ``tokenizers`` package raises.
+
+    It has no error class of its own; and where its Rust code gives up, on a file that says what it
+    did not expect, it raises what is no Exception at all.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise ValueError(f"{what}: {error}") from None
 
 
 class Characters:
@@ -169,8 +191,8 @@ class Numbers:
 class TextStream:
     """Text as tokens come, in whole characters.
 
-    A character may be cut into several tokens: what ends in the middle of one waits for the rest,
-    for at most 8 tokens.
+    A character may be cut into several tokens. The beginning of one, at most three bytes, decodes
+    to at most three U+FFFD: so many at the end of a text wait for what comes next.
 
     Parameters
     ----------
@@ -185,26 +207,30 @@ class TextStream:
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self._decode = decode
-        self._tokens: list[int] = []  # the last ones told, for their context, then those that wait
-        self._told = 0
+        self._tokens: list[int] = []
+        self._context = 0  # tokens that are told: the first may look different without them
+        self._told = 0  # characters of the others that are told
 
     def push(self, token: int) -> str:
         """Take a token; return the text that it completes, maybe none."""
         self._tokens.append(token)
-        return self._take(len(self._tokens) - self._told > HELD)
+        return self._take(len(self._tokens) - self._context >= HELD)
 
     def end(self) -> str:
         """Return what still waits, broken as it is."""
         return self._take(True)
 
     def _take(self, whole: bool) -> str:
-        before = self._decode(self._tokens[: self._told])
-        text = self._decode(self._tokens)
-        if not whole and text.endswith("\ufffd"):
-            return ""
-        self._tokens = self._tokens[self._told :]
-        self._told = len(self._tokens)
-        return text[len(before) :]
+        begin = len(self._decode(self._tokens[: self._context]))
+        text = self._decode(self._tokens)[begin:]
+        waiting = 0 if whole else min(3, len(text) - len(text.rstrip("\ufffd")))
+        end = len(text) - waiting
+        new = text[self._told : end]
+        self._told = max(self._told, end)
+        if not waiting:
+            self._tokens = self._tokens[self._context :]
+            self._context, self._told = len(self._tokens), 0
+        return new
 
 
 # Chat templates.
