@@ -43,6 +43,7 @@ from minibit.transformer import (
     forward,
     init_params,
     pack_params,
+    param_shapes,
 )
 
 __all__ = [
@@ -518,30 +519,42 @@ class TrainedModel:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TrainedModel:
-        """Read what `save` wrote; anything else is a ValueError."""
+        """Read what `save` wrote; anything else is a ValueError.
+
+        What the file says of itself is read first: no array that does not belong to that model, or
+        is larger than its own, is unpacked.
+        """
         try:
             with np.load(path, allow_pickle=False) as file:
+                sizes = {info.filename: info.file_size for info in file.zip.infolist()}
+                _check_size(sizes, "about", 1 << 20)
                 about = json.loads(str(file["about"]))
+                made, vocabulary = Recipe(**about["recipe"]), Vocabulary(about["characters"])
+                if made.layers > len(sizes):
+                    raise ValueError(f"{made.layers} layers, and {len(sizes)} arrays")
+                shapes = param_shapes(made.config(len(vocabulary)))
+                for name, shape in shapes.items():
+                    _check_size(sizes, f"params.{name}", 4 * math.prod(shape))
+                _check_size(sizes, "losses", 4 * made.steps)
+                params = {name: file[f"params.{name}"] for name in shapes}
                 losses = file["losses"]
-                params = {
-                    name.removeprefix("params."): file[name]
-                    for name in file.files
-                    if name.startswith("params.")
-                }
-            found = cls(
-                Recipe(**about["recipe"]),
-                about["seed"],
-                Vocabulary(about["characters"]),
-                params,
-                losses,
-                about["seconds"],
-            )
-            check_params(found.config, params)
+            check_params(made.config(len(vocabulary)), params)
+            if any(a.dtype != np.float32 for a in (losses, *params.values())):
+                raise ValueError("its arrays must be float32")
+            return cls(made, about["seed"], vocabulary, params, losses, about["seconds"])
         except OSError:
             raise
         except Exception as error:
             raise ValueError(f"{path} is no trained language model: {error}") from None
-        return found
+
+
+def _check_size(sizes: Mapping[str, int], name: str, most: int) -> None:
+    """Check that an archive has an array, of at most so many bytes behind its header."""
+    size = sizes.get(f"{name}.npy")
+    if size is None:
+        raise ValueError(f"{name} is missing")
+    if size > most + 4096:
+        raise ValueError(f"{name} takes {size} bytes, it may take {most}")
 
 
 def train_language(

@@ -293,6 +293,10 @@ def test_another_file_is_refused(tmp_path):
         "no recipe": {"x": np.ones(3)},
         "pickled": parts | {"losses": np.array([{}], object)},
         "another size": parts | {"params.norm": np.ones(9, np.float32)},
+        "far too large": parts | {"params.norm": np.ones(10**6, np.float32)},
+        "float64": parts | {"params.norm": np.ones(8)},
+        "too many layers": parts
+        | {"about": np.array(str(parts["about"]).replace('"layers": 2', '"layers": 1000000000'))},
         "no parameter": {key: w for key, w in parts.items() if key != "params.norm"},
     }
     for content in bad.values():
