@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from minibit.dual import *
     from minibit.layers import *
     from minibit.matmul import *
+    from minibit.nf4 import *
     from minibit.noise import *
     from minibit.noise_step import *
     from minibit.steps import *
@@ -40,6 +41,7 @@ _ROOMS = (
     "tape",
     "transformer",
     "checkpoint",
+    "nf4",
     "datasets",
     "training",
 )

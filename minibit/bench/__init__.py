@@ -192,6 +192,14 @@ BENCHMARKS: dict[str, Benchmark] = {
         "absmean and absmax at 4096 x 4096, beside NumPy",
         "minibit.bench.products:quantise",
     ),
+    "topk": Benchmark(
+        "choosing the K largest, and the ternary product that skips zeros, beside the dense one",
+        "minibit.bench.topk:topk",
+    ),
+    "nf4": Benchmark(
+        "NF4's product and its decoder at 4096 x 4096, beside NumPy and bitsandbytes",
+        "minibit.bench.nf4:nf4",
+    ),
     "decode": Benchmark(
         "tokens a second and memory of the published 2B size, beside what memory gives",
         "minibit.bench.decoding:decode",

@@ -48,6 +48,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         "float and b1.58 language models of three sizes on the text of the package, once a seed",
         "minibit.experiments.language:language",
     ),
+    "topk": Experiment(
+        "language models with sparse inputs: how much, how trained, from what start",
+        "minibit.experiments.topk:topk",
+    ),
+    "nf4": Experiment(
+        "what NF4, FP4 and Int4 add to the loss of float language models, once a seed",
+        "minibit.experiments.nf4:nf4",
+    ),
     "mlp": Experiment(
         "Adam with straight-through on noise_step's network, beside noise_step",
         "minibit.experiments.mlp:train_mlp",

@@ -1,0 +1,106 @@
+"""NF4's benchmark and experiment: what is reported, on sizes made small."""
+
+import importlib.util
+import math
+
+import numpy as np
+import pytest
+
+from minibit.bench import Options, products
+from minibit.bench import nf4 as bench
+from minibit.experiments import nf4 as experiment
+from minibit.language import TrainedModel, recipe, shipped_text, train_language
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A small matrix and short turns: what is tested is what is reported, not how fast it is."""
+    monkeypatch.setattr(bench, "SIDE", 256)
+    monkeypatch.setattr(bench, "SECONDS", 0.0)
+    monkeypatch.setattr(products, "ROUND", 1e-5)
+
+
+def test_the_benchmark_has_its_bars(small):
+    """5 times NumPy for one token; 4.5 and 4.127 bits, from the objects' own bytes."""
+    report = bench.nf4(Options(threads=1))
+    figures = {figure.name: figure for figure in report.figures}
+    assert figures["256 x 256: one token, speed over numpy float32"].bar == 5.0
+    plain, double = figures["NF4: storage"], figures["doubly quantised: storage"]
+    assert (plain.value, plain.bar, plain.at_least) == (4.5, 4.5, False)
+    assert (double.value, double.bar, double.at_least) == (4.127, 4.127, False)
+    assert plain.passed
+    assert double.passed
+    assert all(math.isfinite(figure.value) and figure.value > 0 for figure in report.figures)
+    assert len(report.notes) == 1
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")
+def test_the_benchmark_measures_the_peer_when_asked(small):
+    """15 times bitsandbytes for one token, 3 times for dequantising."""
+    pytest.importorskip("bitsandbytes")
+    report = bench.nf4(Options(threads=1, peers=True))
+    bars = {figure.name: figure.bar for figure in report.figures}
+    assert bars["256 x 256: one token, speed over bitsandbytes"] == 15.0
+    assert bars["256 x 256: dequantise, speed over bitsandbytes"] == 3.0
+
+
+def test_the_benchmark_says_what_it_leaves_out(monkeypatch):
+    """Without the peer, and with more threads than its bars are for."""
+    assert any("not installed" in note for note in bench._notes(Options(peers=True), False))
+    assert not any("not installed" in note for note in bench._notes(Options(peers=True), True))
+    assert any("one thread" in note for note in bench._notes(Options(threads=2), False))
+    assert importlib.util.find_spec("minibit.bench.nf4")
+
+
+def test_the_experiment_measures_models_and_sizes(tmp_path, monkeypatch):
+    """Trained once and kept; means are those of the rows; nothing but projections is rounded."""
+    vocabulary, train, validation = shipped_text()
+    monkeypatch.setattr(experiment, "shipped_text", lambda: (vocabulary, train, validation[:1000]))
+    monkeypatch.setattr(experiment, "SIZES", {"55k": None})
+    brief = recipe("55k", "float", steps=20)
+    trained = []
+
+    def quick(made, seed):
+        trained.append((made.hidden, seed))
+        return train_language(brief, seed)
+
+    monkeypatch.setattr(experiment, "train", quick)
+    rows = experiment.nf4((0, 1), lambda line: None, tmp_path)
+    assert trained == [(48, 0), (48, 1)]
+    assert [row["kind"] for row in rows] == ["normal", "normal", "model", "model", "size"]
+    again = experiment.nf4((0,), lambda line: None, tmp_path)  # the models are there
+    assert len(trained) == 2
+    assert again[1]["added"] == rows[2]["added"]
+    model, other, size = rows[2:]
+    for name in experiment.CODEBOOKS:
+        assert size["added"][name] == pytest.approx(
+            (model["added"][name] + other["added"][name]) / 2
+        )
+        assert 0.05 < size["relative_error"][name] < 0.25
+    for name in experiment.COMPARED:
+        assert len(model["added_by_cut"][name]) == 1 + len(experiment.CUTS)
+        assert model["added_by_cut"][name][0] == model["added"][name]
+    params = TrainedModel.load(tmp_path / "55k_float_0.npz").params
+    held = experiment.rounded(params, np.zeros_like)
+    assert {name for name in params if not held[name].any()} == {
+        name for name in params if "proj" in name
+    }
+
+
+def test_another_cut_rounds_the_same_weights_in_other_blocks():
+    """The first block starts later; what lies before it ends the last."""
+    w = np.random.default_rng(0).standard_normal((4, 48)).astype(np.float32)
+    way = experiment.CODEBOOKS["NF4"]
+    flat = w.reshape(-1)
+    for start in experiment.CUTS:
+        held = experiment.cut_at(start, way)(w).reshape(-1)
+        np.testing.assert_array_equal(held[start : start + 64], way(flat[start : start + 64]))
+        assert (held != way(flat)).any()
+
+
+def test_the_peers_fp4_has_a_smallest_number_of_a_192th():
+    """And is E2M1 otherwise."""
+    positive = experiment.PEER_FP4[8:]
+    assert positive[0] == np.float32(0.0625) / np.float32(12)
+    np.testing.assert_allclose(positive[1:] * 6, [1, 1.5, 2, 3, 4, 6], rtol=1e-6)
