@@ -67,18 +67,18 @@ def ggml_tokenizer(text: str, vocab_size: int) -> dict[str, Any]:
             return {}
         if decoder.get("type") != "ByteLevel" or not model.get("merges"):
             return {}
-        numbers = [*model["vocab"].items()]
         added = {entry["id"]: entry for entry in found.get("added_tokens") or []}
+        numbers = [*model["vocab"].items(), *((e["content"] + "", i) for i, e in added.items())]
         merges = [
             pair if isinstance(pair, str) else " ".join(part.replace(" ", "Ġ") for part in pair)
             for pair in model["merges"]
         ]
         pattern = _pattern_name(found.get("pre_tokenizer") or {})
         begins = _begins_with_marker(found.get("post_processor") or {})
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
         raise ValueError(f"the tokenizer is no tokenizer.json: {error!r}") from error
     names: dict[int, str] = {}
-    for name, number in [*numbers, *((entry["content"], i) for i, entry in added.items())]:
+    for name, number in numbers:
         if type(number) is not int or not 0 <= number < vocab_size:
             raise ValueError(f"the tokenizer's {name!r} has number {number}, of {vocab_size}")
         if names.setdefault(number, name) != name:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -265,6 +266,9 @@ def test_what_llama_cpp_cannot_know_of_a_tokenizer_is_said(directory):
         ("{", "no tokenizer.json"),
         ("[]", "no tokenizer.json"),
         (json.dumps(byte_level(pre_tokenizer=[1])), "no tokenizer.json"),
+        (json.dumps(byte_level(added_tokens=[{"id": 4}])), "no tokenizer.json: KeyError"),
+        (json.dumps(byte_level(added_tokens=[{"id": 4, "content": 5}])), "no tokenizer.json"),
+        ('{"model": ' + "[" * 100_000, "no tokenizer.json: RecursionError"),
         (json.dumps(byte_level(added_tokens=[{"id": 11, "content": "x"}])), "number 11, of 11"),
         (json.dumps(byte_level(added_tokens=[{"id": 0, "content": "x"}])), "'a' and 'x' as 0"),
     ],
@@ -338,6 +342,44 @@ def test_a_model_that_came_out_another_is_not_kept(name, there, directory, monke
     assert "the codes of layers.0.mlp.up_proj differ" in message
     assert tree(directory.parent) == before
     assert not list(directory.parent.glob(".*"))
+
+
+def test_ctrl_c_between_the_old_and_the_new_leaves_the_old(directory, monkeypatch):
+    """A directory is replaced by two renames; what was there comes back if the second fails."""
+    before, rename = tree(directory), Path.rename
+
+    def interrupted(self, target):
+        if self.name == "model":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), module._in_place(directory, False, True) as part:
+        part.mkdir()
+    assert tree(directory) == before
+    assert not list(directory.parent.glob(".*"))
+
+
+def test_a_link_out_of_the_directory_is_not_copied(directory, tmp_path):
+    """A stranger's tokenizer.json may be a link to a secret, and what is converted be published."""
+    (tmp_path / "secret").write_text("my own")
+    (directory / "tokenizer.json").unlink()
+    try:
+        (directory / "tokenizer.json").symlink_to(tmp_path / "secret")
+    except OSError:
+        pytest.skip("no symbolic links here")
+    for target in ("m.gguf", "out"):
+        message = refused(directory, tmp_path / target, status=1)
+        assert "'tokenizer.json' is a link out of the directory" in message
+        assert not (tmp_path / target).exists()
+
+
+def test_a_tokenizer_that_is_no_utf_8_is_named(directory):
+    """Before a byte of the target is there."""
+    (directory / "tokenizer.json").write_bytes(b"{\xff")
+    message = refused(directory, directory.parent / "m.gguf", status=1)
+    assert "tokenizer.json is no UTF-8 text: byte 1" in message
+    assert not (directory.parent / "m.gguf").exists()
 
 
 def test_a_comparison_sees_every_difference():

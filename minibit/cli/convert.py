@@ -8,8 +8,8 @@
 What was written is read back and compared with the source before it takes its name: codes, scales,
 all other tensors, and the logits of a few tokens.
 
-May import: minibit.checkpoint, minibit.damage, minibit.gguf_container, minibit.language,
-minibit.ternary, minibit.transformer, minibit.cli.
+May import: minibit.checkpoint, minibit.damage, minibit.gguf_container, minibit.hf_shards,
+minibit.language, minibit.ternary, minibit.transformer, minibit.cli.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from minibit.gguf_container import open_gguf
 from minibit.gguf_file import GGUFKind
 from minibit.gguf_tokenizer import HUGGING_FACE, ggml_tokenizer
 from minibit.gguf_writer import move_to_free_name
+from minibit.hf_shards import inside
 from minibit.layouts import I2Layout
 from minibit.ternary import TernaryMatrix
 from minibit.transformer import BitNetModel, float_linear, pack_params
@@ -133,6 +134,7 @@ def _read(path: Path, layout: Any, squared_relu: bool, masters: bool) -> Source:
         for name in COMPANIONS:
             file = path / name
             if file.is_file():
+                inside(path, name)  # a link elsewhere would publish what it leads to
                 if file.stat().st_size > MOST:
                     raise ValueError(f"{file} has more than {MOST} bytes; nothing was written")
                 companions[name] = file.read_bytes()
@@ -201,7 +203,10 @@ def _write_gguf(found: Source, path: Path, kind: Any, layout: Any, name: str) ->
     """Write a GGUF file, the tokenizer in its metadata."""
     entries: dict[str, Any] = {"general.name": name}
     if "tokenizer.json" in found.companions:
-        text = found.companions["tokenizer.json"].decode("utf-8")
+        try:
+            text = found.companions["tokenizer.json"].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"tokenizer.json is no UTF-8 text: byte {error.start}") from None
         entries |= ggml_tokenizer(text, found.model.config.vocab_size) | {HUGGING_FACE: text}
     save_gguf(found.model, path, kind, layout=layout, metadata=entries)
 
@@ -254,7 +259,7 @@ def _in_place(target: Path, to_gguf: bool, force: bool) -> Iterator[Path]:
             target.rename(room / "old")
         try:
             part.rename(target)
-        except OSError:
+        except BaseException:  # Ctrl-C, too
             if (room / "old").exists():
                 (room / "old").rename(target)
             raise
