@@ -308,6 +308,24 @@ def test_another_file_is_refused(tmp_path):
             TrainedModel.load(path)
 
 
+def test_an_array_that_is_too_large_is_not_unpacked(tmp_path, monkeypatch):
+    """Its size stands in the archive's table: the error comes before the array."""
+    path = tmp_path / "model.npz"
+    train_language(TINY, text="hello world " * 5, stop=0).save(path)
+    with np.load(path) as file:
+        parts = dict(file)
+    np.savez_compressed(path, **parts | {"params.norm": np.ones(10**6, np.float32)})
+    read = np.lib.npyio.NpzFile.__getitem__
+
+    def watched(self, name):
+        assert name != "params.norm"
+        return read(self, name)
+
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", watched)
+    with pytest.raises(ValueError, match="norm takes 4000128 bytes, it may take 32"):
+        TrainedModel.load(path)
+
+
 def test_a_model_is_used_as_it_was_trained():
     """Float with float weights, b1.58 with packed ones: the loss is that of training."""
     text = load_text()[:3000]
