@@ -117,6 +117,28 @@ def test_without_the_extra_a_sentence_names_it(words, status):
         assert done.stdout == f"minibit {minibit.__version__}\n"
 
 
+def test_ctrl_c_while_the_command_line_starts_is_no_traceback(monkeypatch):
+    """Between the first import and the command: status 130, as shells have it."""
+
+    class Stopped:
+        def find_spec(self, name, path=None, target=None):
+            if name == "minibit.cli.app":
+                raise KeyboardInterrupt
+
+    def stopped(**_):
+        raise KeyboardInterrupt
+
+    from minibit.cli import app as module  # noqa: F401
+    from minibit.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["minibit", "info", "a.steps"])
+    monkeypatch.setattr("minibit.cli.app.app", stopped)
+    assert main() == 130
+    monkeypatch.delitem(sys.modules, "minibit.cli.app")
+    monkeypatch.setattr(sys, "meta_path", [Stopped(), *sys.meta_path])
+    assert main() == 130
+
+
 @pytest.mark.parametrize(("module", "words"), [("matplotlib", ("history", "--plot", "a.svg"))])
 def test_a_command_whose_library_is_missing_names_the_extra(
     trained, data, monkeypatch, module, words

@@ -1,6 +1,7 @@
 """``minibit generate`` and ``minibit chat``: text in, text out, whole characters in between."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -394,6 +395,15 @@ def test_a_model_of_our_own_speaks_characters(tmp_path):
     assert long["text"] == write_text(
         trained.model(), vocabulary, "a cab " * 20, 200, temperature=0.8
     )
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("words", [["generate"], ["chat"], ["convert", "out.gguf"]])
+def test_a_pipe_for_a_model_is_not_waited_for(words, tmp_path):
+    """Nobody writes to it: an error in place of a wait without end."""
+    os.mkfifo(tmp_path / "pipe")
+    command, *target = words
+    assert "pipe: is no file" in refused(command, tmp_path / "pipe", *target, status=1)
 
 
 def test_what_makes_no_sense_is_refused_by_name(folder, tmp_path, bytes_folder):

@@ -3,7 +3,8 @@
 Only this file is imported without the ``[app]`` extra, so that its absence is a sentence and not a
 traceback. The commands lie beside it, one file for each kind of work.
 
-Exit status: 0 done, 1 the work failed, 2 it was asked for wrongly.
+Exit status: 0 done, 1 the work failed, 2 it was asked for wrongly, 130 stopped by Ctrl-C where
+nothing could be told of it.
 
 May import: minibit.
 """
@@ -26,6 +27,8 @@ def main() -> int:
         return 0
     try:
         from minibit.cli.app import app
+    except KeyboardInterrupt:
+        return 130
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
@@ -33,6 +36,8 @@ def main() -> int:
         return 2
     try:
         app(prog_name="minibit")
+    except KeyboardInterrupt:  # before a command was found
+        return 130
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     return 0

@@ -1,6 +1,6 @@
 """What every command shares: where its words go, how it fails, how lists are given.
 
-May import: minibit.datasets, minibit.plots, minibit.kernels, minibit.logfile.
+May import: minibit.damage, minibit.datasets, minibit.plots, minibit.kernels, minibit.logfile.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from minibit import plots
+from minibit.damage import check_file
 from minibit.datasets import Dataset, load_npz
 from minibit.kernels import compiled
 from minibit.logfile import MAGIC
@@ -157,10 +158,14 @@ def check_new_file(path: Path, option: str, *, force: bool = False) -> None:
 
 def is_log(path: Path) -> bool:
     """Whether a file begins as a log does."""
-    if not path.is_file():
-        return False
+    return path.is_file() and starts(path, MAGIC)
+
+
+def starts(path: Path, magic: bytes) -> bool:
+    """Whether a file begins with these bytes; what is no file, like a pipe, is an error."""
+    check_file(path)
     with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+        return file.read(len(magic)) == magic
 
 
 def check_plot(path: Path) -> None:

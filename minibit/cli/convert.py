@@ -30,7 +30,7 @@ import numpy as np
 import typer
 
 from minibit.checkpoint import load_bitnet, load_gguf, save_bitnet, save_gguf
-from minibit.cli.common import BadUse, Json, Output, kilobytes
+from minibit.cli.common import BadUse, Json, Output, kilobytes, starts
 from minibit.gguf_container import open_gguf
 from minibit.gguf_file import GGUFKind
 from minibit.gguf_tokenizer import HUGGING_FACE, ggml_tokenizer
@@ -139,12 +139,12 @@ def _read(path: Path, layout: Any, squared_relu: bool, masters: bool) -> Source:
                     raise ValueError(f"{file} has more than {MOST} bytes; nothing was written")
                 companions[name] = file.read_bytes()
         return Source("Hugging Face", load_bitnet(path), companions)
-    if _starts(path, b"GGUF"):
+    if starts(path, b"GGUF"):
         model = load_gguf(path, layout=layout, squared_relu=squared_relu)
         text = open_gguf(path).metadata.get(HUGGING_FACE)
         companions = {"tokenizer.json": text.encode()} if isinstance(text, str) else {}
         return Source("GGUF", model, companions)
-    if not _starts(path, b"PK"):
+    if not starts(path, b"PK"):
         raise ValueError(f"{path} is no directory, no GGUF file and no model of minibit's")
     from minibit.language import TrainedModel
 
@@ -397,7 +397,7 @@ def _check_target(target: Path, to_gguf: bool, force: bool) -> None:
     if not force:
         raise BadUse(f"{target} exists; nothing was changed. Choose another OUT, or add --force")
     if to_gguf:
-        with_magic = target.is_file() and _starts(target, b"GGUF")
+        with_magic = target.is_file() and starts(target, b"GGUF")
         if not with_magic:
             raise BadUse(f"{target} is no GGUF file, so --force doesn't overwrite it")
         return
@@ -405,12 +405,6 @@ def _check_target(target: Path, to_gguf: bool, force: bool) -> None:
     known = all(file.is_file() and file.suffix in KEPT_SUFFIXES for file in files)
     if not known or (files and not (target / "config.json").is_file()):
         raise BadUse(f"{target} holds more than a checkpoint, so --force doesn't replace it")
-
-
-def _starts(path: Path, magic: bytes) -> bool:
-    """Whether a file begins with these bytes."""
-    with path.open("rb") as file:
-        return file.read(len(magic)) == magic
 
 
 def _size(path: Path) -> int:

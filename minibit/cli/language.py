@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from minibit.checkpoint import load_bitnet, load_gguf
-from minibit.cli.common import BadUse, Json, Output
+from minibit.cli.common import BadUse, Json, Output, starts
 from minibit.cli.texts import (
     TEMPLATES,
     Bytes,
@@ -344,12 +344,12 @@ def _load(path: Path, tokenizer: Path | None, ids: bool) -> Loaded:
         file = path / "tokenizer.json"
         if own is None and file.is_file():
             own = Published(read_text(file), str(file))
-    elif _starts(path, b"GGUF"):
+    elif starts(path, b"GGUF"):
         model = load_gguf(path)
         text = open_gguf(path).metadata.get(TOKENIZER_KEY)
         if own is None and isinstance(text, str):
             own = Published(text, f"{path}: {TOKENIZER_KEY}")
-    elif _starts(path, b"PK"):
+    elif starts(path, b"PK"):
         from minibit.language import TrainedModel
 
         trained = TrainedModel.load(path)
@@ -362,12 +362,6 @@ def _load(path: Path, tokenizer: Path | None, ids: bool) -> Loaded:
             raise BadUse(f"{path} has no tokenizer: give one by --tokenizer FILE")
         own = Bytes()
     return Loaded(model, own, folder, _stops(model, own, folder), seconds)
-
-
-def _starts(path: Path, magic: bytes) -> bool:
-    """Whether a file begins with these bytes."""
-    with path.open("rb") as file:
-        return file.read(len(magic)) == magic
 
 
 def _stops(model: BitNetModel, tokens: Tokens, folder: Path | None) -> set[int]:
