@@ -124,6 +124,11 @@ def rotate(x: Array, at: Positions) -> Array:
     array, shape of x
         Of the same length (norm) per pair.
 
+    Raises
+    ------
+    ValueError
+        If x has another length or width of a head than the tables.
+
     Examples
     --------
     >>> x = np.float32([[[[1, 0]], [[1, 0]]]])  # one head of two entries, at positions 0 and 1
@@ -131,6 +136,11 @@ def rotate(x: Array, at: Positions) -> Array:
     array([[1.   , 0.   ],
            [0.54 , 0.841]], dtype=float32)
     """
+    length, _, _, half = at.cos.shape
+    if x.ndim != 4 or (x.shape[1], x.shape[3]) != (length, 2 * half):
+        raise ValueError(
+            f"x must have shape (batch, {length}, heads, {2 * half}), got {tuple(x.shape)}"
+        )
     turned: Array = _turned(x, cos=at.cos, sin=at.sin)
     return turned
 

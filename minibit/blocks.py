@@ -49,6 +49,11 @@ def normalize(x: Array, gain: Array, *, eps: float) -> Array:
     -------
     array, shape (rows, width)
 
+    Raises
+    ------
+    ValueError
+        If the shapes are others.
+
     Notes
     -----
     ``z_dot = gain r x_dot - z r^2 mean(x x_dot) + x r gain_dot``.
@@ -58,6 +63,7 @@ def normalize(x: Array, gain: Array, *, eps: float) -> Array:
     >>> normalize(np.array([[3.0, -4.0]]), np.ones(2), eps=1e-5).round(3)
     array([[ 0.849, -1.131]])
     """
+    _check_rows(x, gain)
     return x * _inverse_rms(x, eps) * gain
 
 
@@ -66,6 +72,7 @@ def _normalize_rule(
     primals: tuple[Array, Array], tangents: tuple[Array, Array], *, eps: float
 ) -> tuple[Array, Array]:
     (x, gain), (x_dot, gain_dot) = primals, tangents
+    _check_rows(x, gain)
     if isinstance(x_dot, Recorder) and isinstance(gain_dot, Recorder) and is_plain(x, gain):
         z, unit, r = _path(normalize_reference, _normalize_kernel)(x, gain, eps)
         back = (
@@ -99,6 +106,15 @@ def gain_back_reference(c: Array, unit: Array) -> Array:
     return np.sum(c * unit, axis=0)  # (width,)
 
 
+def _check_rows(x: Array, gain: Array) -> None:
+    """Check the shapes: a kernel would read beyond a gain that is too short."""
+    if x.ndim != 2 or tuple(gain.shape) != tuple(x.shape[1:]):
+        raise ValueError(
+            "x and gain must have shapes (rows, width) and (width,), "
+            f"got {tuple(x.shape)} and {tuple(gain.shape)}"
+        )
+
+
 def _inverse_rms(x: Array, eps: float) -> Array:
     """``1 / sqrt(mean x^2 + eps)`` of every row."""
     square = np.einsum("ri,ri->r", x, x)[:, None]  # (rows, 1)
@@ -117,6 +133,11 @@ def gated_unit(gate: Array, up: Array) -> Array:
     -------
     array of that shape
 
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+
     Notes
     -----
     ``y_dot = 2 max(gate, 0) up gate_dot + max(gate, 0)^2 up_dot``.
@@ -126,8 +147,16 @@ def gated_unit(gate: Array, up: Array) -> Array:
     >>> gated_unit(np.array([-1.0, 2.0]), np.array([3.0, 0.5]))
     array([0., 2.])
     """
+    _check_same(gate, up)
     rectified = np.maximum(gate, 0)
     return rectified * rectified * up
+
+
+def _check_same(gate: Array, up: Array) -> None:
+    if tuple(gate.shape) != tuple(up.shape):
+        raise ValueError(
+            f"gate and up must have one shape, got {tuple(gate.shape)} and {tuple(up.shape)}"
+        )
 
 
 @gated_unit.defjvp
@@ -135,6 +164,7 @@ def _gated_unit_rule(
     primals: tuple[Array, Array], tangents: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     (gate, up), (gate_dot, up_dot) = primals, tangents
+    _check_same(gate, up)
     kernel = _gated_unit_kernel if is_plain(gate, up) else gated_unit_reference
     y, slope, square = _path(gated_unit_reference, kernel)(gate, up)
     return y, gate_dot * slope + up_dot * square
@@ -155,11 +185,17 @@ def embed(table: Array, tokens: Array) -> Array:
     ----------
     table : float array, or uint16 array of bfloat16 bits, shape (vocab, hidden)
     tokens : integer array, shape (rows,)
+        0 or more.
 
     Returns
     -------
     array, shape (rows, hidden)
         float32 for bfloat16 bits, else of the table's type.
+
+    Raises
+    ------
+    ValueError
+        If a token is negative; an IndexError if the table has no such row.
 
     Notes
     -----
@@ -173,12 +209,20 @@ def embed(table: Array, tokens: Array) -> Array:
            [1., 2.],
            [3., 4.]])
     """
+    _check_tokens(tokens)
     return widen(table[tokens])
+
+
+def _check_tokens(tokens: Array) -> None:
+    """Refuse what NumPy would count from the end, and a one-hot matrix would not find."""
+    if tokens.size and tokens.min() < 0:
+        raise ValueError(f"tokens must be 0 or more, got {tokens.min()}")
 
 
 @embed.defjvp
 def _embed_rule(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
     (table, tokens), (table_dot, _) = primals, tangents
+    _check_tokens(tokens)
     vocab = table.shape[0]
     if vocab > ONE_HOT:
         return table[tokens], table_dot[tokens]
@@ -213,11 +257,16 @@ def token_loss(logits: Array, targets: Array) -> Array:
     ----------
     logits : float array, shape (..., vocab)
     targets : integer array, shape (...)
-        In range; not checked here, as the training loop makes them.
+        Below vocab.
 
     Returns
     -------
     number
+
+    Raises
+    ------
+    ValueError
+        If the shapes don't fit or a target is negative; an IndexError if one is too large.
 
     Notes
     -----
@@ -244,6 +293,12 @@ def _token_loss_rule(
 
 def _loss_and_odds(logits: Array, targets: Array) -> tuple[Array, Array]:
     """Mean loss, and the softmax of every row."""
+    if targets.shape != tuple(logits.shape[:-1]):
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} take targets of shape "
+            f"{tuple(logits.shape[:-1])}, got {targets.shape}"
+        )
+    _check_tokens(targets)
     z = np.reshape(logits, (-1, logits.shape[-1]))  # (rows, vocab)
     z = z - np.max(z, axis=-1, keepdims=True)
     e = np.exp(z)

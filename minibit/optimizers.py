@@ -35,6 +35,9 @@ __all__ = [
 
 FloatArray = NDArray[Any]
 
+TINY = 2.0**-126  # least eps: the least number that float32 holds in full
+SMALLEST = 1e-30  # sum of squares below which float32 may have lost some
+
 
 class Adam:
     """Adam with decoupled weight decay: two running means for every parameter.
@@ -47,7 +50,7 @@ class Adam:
         Learning rate; `step` may be given another.
     betas : pair of float, in [0, 1)
         Memory of the mean and of the mean square: about ``1 / (1 - beta)`` steps.
-    eps : float, above 0
+    eps : float, at least 2**-126
         Added to the root; a parameter whose gradient was always 0 does not move.
     weight_decay : float, at least 0
         Share of a parameter that a step takes away, per unit of `lr`.
@@ -71,7 +74,8 @@ class Adam:
     Notes
     -----
     Each parameter has its own rounding: all arithmetic is in its type. A NaN or an infinity in a
-    gradient spoils its own entry for good, and no other. The compiled step and the plain one agree
+    gradient spoils its own entry for good, and no other; one whose square overflows (1e20 in
+    float32) makes its entry stand still from then on. The compiled step and the plain one agree
     to the bit. Source: Kingma and Ba, arXiv 1412.6980, algorithm 1; Loshchilov and Hutter,
     arXiv 1711.05101, algorithm 2.
 
@@ -95,8 +99,8 @@ class Adam:
             _within("betas[1]", betas[1], below=1),
         )
         self.lr, self.eps = _within("lr", lr), _within("eps", eps)
-        if self.eps == 0:
-            raise ValueError("eps must be above 0, got 0")
+        if self.eps < TINY:
+            raise ValueError(f"eps must be above 0 in float32: 2**-126 at least, got {eps}")
         self.weight_decay = _within("weight_decay", weight_decay)
         self.steps = 0
         count = itertools.count()
@@ -220,19 +224,38 @@ def adam_step_reference(
 def global_norm(tree: Tree) -> float:
     """Length of all arrays of a tree, taken as one vector: ``sqrt(sum of squares)``.
 
-    None counts as nothing. Squares that overflow float32 are summed again in float64.
+    None counts as nothing. Where squares overflow or vanish, the arrays are scaled before.
+
+    Raises
+    ------
+    TypeError
+        If an array does not hold real numbers.
 
     Examples
     --------
     >>> global_norm({"a": np.array([3.0]), "b": [np.array([[0.0, 4.0]])]})
     5.0
     """
-    arrays = [np.ravel(x, order="K") for x in leaves(tree) if x is not None]
-    with np.errstate(over="ignore"):
+    arrays = [_flat(x) for x in leaves(tree) if x is not None]
+    with np.errstate(over="ignore", under="ignore"):
         total = sum(float(np.dot(x, x)) for x in arrays)
-    if math.isinf(total):
-        total = sum(float(np.sum(np.square(x, dtype=np.float64))) for x in arrays)
-    return math.sqrt(total)
+    if SMALLEST < total < math.inf:
+        return math.sqrt(total)
+    largest = float(np.max([np.max(np.abs(x), initial=0) for x in arrays], initial=0))
+    if largest == 0 or not math.isfinite(largest):
+        return largest
+    with np.errstate(under="ignore"):
+        total = sum(float(np.sum(np.square(x.astype(np.float64) / largest))) for x in arrays)
+    return largest * math.sqrt(total)
+
+
+def _flat(x: Any) -> FloatArray:
+    """Lay an array out in a row; what is neither float32 nor float64 in float64."""
+    x = np.asarray(x)
+    if x.dtype.kind not in "fiub":
+        raise TypeError(f"a gradient must hold real numbers, got {x.dtype}")
+    flat: FloatArray = np.ravel(x, order="K")
+    return flat if flat.dtype in (np.float32, np.float64) else flat.astype(np.float64)
 
 
 def clip_by_global_norm(grads: Tree, limit: float) -> Tree:
@@ -254,6 +277,8 @@ def clip_by_global_norm(grads: Tree, limit: float) -> Tree:
 
     Raises
     ------
+    TypeError
+        If an array is not of floats: whole numbers cannot be shortened.
     ValueError
         If `limit` is not above 0.
 
@@ -264,6 +289,10 @@ def clip_by_global_norm(grads: Tree, limit: float) -> Tree:
     """
     if not limit > 0:
         raise ValueError(f"limit must be above 0, got {limit}")
+    for g in leaves(grads):
+        kind = g.dtype if hasattr(g, "dtype") else type(g).__name__
+        if g is not None and getattr(kind, "kind", "") != "f":
+            raise TypeError(f"grads must be float arrays, got {kind}")
     norm = global_norm(grads)
     if norm <= limit:
         return grads

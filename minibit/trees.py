@@ -48,8 +48,8 @@ def zip_trees(leaf: Callable[[Any, Any, str], Any], tree: Tree, other: Tree, nam
         return rebuild(tree, [zip_trees(leaf, t, o, f"{name}[{i}]") for i, (t, o) in pairs])
     if isinstance(tree, dict | list | tuple) or isinstance(other, dict):
         raise TypeError(
-            f"tangents must have the structure of primals: {name} is {_structure(tree)}, its "
-            f"tangent {_structure(other)}"
+            f"both trees must have one structure: at {name}, {_structure(tree)} is expected, "
+            f"{_structure(other)} is given"
         )
     return leaf(tree, other, name)
 

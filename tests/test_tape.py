@@ -867,6 +867,11 @@ def test_a_parameter_without_gradient_rests():
         (lambda: Adam({"w": np.ones(2)}).step({"v": np.ones(2)}), TypeError, "structure"),
         (lambda: Adam(np.ones(2)).step(np.array([1j, 0])), TypeError, "complex"),
         (lambda: Adam([None]).step([np.ones(1)]), TypeError, "None"),
+        (lambda: Adam({"w": np.ones(2)}).step([]), TypeError, "a dict of 'w' is expected"),
+        (lambda: Adam(np.ones(1, np.float32), eps=1e-46), ValueError, "eps"),
+        (lambda: clip_by_global_norm([np.array([30, 40])], 1.0), TypeError, "int64"),
+        (lambda: clip_by_global_norm([30.0], 1.0), TypeError, "float arrays, got float"),
+        (lambda: global_norm([np.array([1j])]), TypeError, "complex128"),
         (lambda: clip_by_global_norm([np.ones(1)], 0.0), ValueError, "limit"),
         (lambda: clip_by_global_norm([np.ones(1)], np.nan), ValueError, "limit"),
         (lambda: two_stage(5, 4, 1.0, 1.0), ValueError, "step 5 of 4"),
@@ -902,6 +907,16 @@ def test_the_global_norm_of_large_and_small_gradients():
     spoilt = clip_by_global_norm([np.array([np.inf, 1.0])], 1.0)[0]
     np.testing.assert_array_equal(spoilt, [np.nan, 0.0])
     assert np.isnan(clip_by_global_norm([np.array([np.nan, 1.0])], 1.0)[0]).all()
+
+
+def test_the_global_norm_keeps_its_digits_where_squares_do_not():
+    """Squares that vanish or overflow, in every type; whole numbers too, which wrap around."""
+    assert global_norm([np.float32([3e-25]), np.float32([4e-25])]) == pytest.approx(5e-25)
+    assert global_norm({"a": np.array([3e200, 4e200])}) == pytest.approx(5e200)
+    assert global_norm([np.array([3e-200]), None, np.array([[4e-200]])]) == pytest.approx(5e-200)
+    assert global_norm([np.int8([60, 80])]) == 100
+    assert global_norm([np.zeros((0, 2), np.float32), np.float32([0])]) == 0
+    assert np.isnan(global_norm([np.float32([1e30]), np.float32([np.nan])]))
 
 
 def test_adam_with_straight_through_learns_ternary_weights():

@@ -648,3 +648,36 @@ def test_parameters_that_do_not_fit_are_named():
 def test_an_empty_batch_has_empty_logits():
     """No rows in, no rows out."""
     assert forward(CONFIG, draw_params(CONFIG), np.zeros((0, 4), int)).shape == (0, 4, VOCAB)
+
+
+@pytest.mark.parametrize("take", [lambda f, *x: f(*x), lambda f, *x: vjp(f, x)[0]])
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [
+        (gated_unit, [(4, 8), (8,)]),
+        (lambda x, gain: normalize(x, gain, eps=1e-5), [(4, 8), (1,)]),
+        (lambda x, gain: normalize(x, gain, eps=1e-5), [(2, 4, 8), (8,)]),
+        (lambda x: rotate(x, positions(1, 3, 4)), [(1, 5, 1, 4)]),
+        (lambda x: rotate(x, positions(1, 3, 4)), [(1, 3, 1, 8)]),
+        (lambda x: rotate(x, positions(1, 3, 4)), [(3, 1, 4)]),
+    ],
+)
+def test_shapes_that_do_not_fit_never_reach_a_kernel(function, shapes, take):
+    """A kernel would read beyond the end of the shorter array: with a rule, and without."""
+    with pytest.raises(ValueError, match=r"must have (one )?shape"):
+        take(function, *(np.ones(shape, np.float32) for shape in shapes))
+
+
+def test_targets_and_tokens_are_counted_from_the_front_and_not_repeated():
+    """One target for two rows would be taken twice; -1 is the last row, and no one-hot column."""
+    logits, table = np.zeros((1, 2, 3)), np.zeros((3, 2))
+    for targets, match in (([[1]], r"targets of shape \(1, 2\)"), ([[0, -1]], "got -1")):
+        rows = np.array(targets)
+        with pytest.raises(ValueError, match=match):
+            token_loss(logits, rows)
+        with pytest.raises(ValueError, match=match):
+            grad(token_loss)(logits, rows)
+    with pytest.raises(ValueError, match="got -1"):
+        embed(table, np.array([0, -1]))
+    with pytest.raises(ValueError, match="got -1"):
+        grad(lambda w: np.sum(embed(w, np.array([0, -1]))))(table)
