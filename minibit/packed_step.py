@@ -46,8 +46,8 @@ class Plan(NamedTuple):
     gains: list[tuple[Floats, ...]]  # a layer's: before q, k and v; o; gate and up; down
     weights: list[tuple[NDArray[np.uint8], ...]]  # a layer's, in the order of `PROJECTIONS`
     gammas: list[Floats]  # (7,) a layer
-    sums: tuple[NDArray[np.int32], ...]  # (1, n_out) for each projection
-    room: tuple[Floats, ...]  # q, k and v; the mixed heads; the gated units
+    stream: list[tuple[Floats, ...]]  # a layer's: before it, after attention, after it
+    room: list[tuple[Floats, ...]]  # a layer's: q, k and v; the mixed heads; the gated units
     embedding: NDArray[Any]  # (vocab, hidden)
     norm: Floats
     head: NDArray[Any]  # (vocab, hidden)
@@ -83,6 +83,7 @@ def plan(model: BitNetModel) -> Plan | None:
         return np.ascontiguousarray(widen(params[name]), np.float32)
 
     none = np.empty(0, np.float32)
+    streams = [np.empty(hidden, np.float32) for _ in range(2 * config.layers + 1)]
     return Plan(
         config,
         KINDS[path],
@@ -97,12 +98,11 @@ def plan(model: BitNetModel) -> Plan | None:
         ],
         [tuple(_read_only(matrix._held) for matrix in row) for row in matrices],
         [np.array([matrix.scale for matrix in row], np.float32) for row in matrices],
-        tuple(np.empty((1, matrix.shape[0]), np.int32) for matrix in matrices[0]),
-        (
-            np.empty(hidden + 2 * kept, np.float32),
-            np.empty(hidden, np.float32),
-            np.empty(inner, np.float32),
-        ),
+        [tuple(streams[2 * layer : 2 * layer + 3]) for layer in range(config.layers)],
+        [
+            tuple(np.empty(size, np.float32) for size in (hidden + 2 * kept, hidden, inner))
+            for _ in layers
+        ],
         embedding,
         gain("norm"),
         head,
@@ -125,19 +125,22 @@ def packed_step(plan: Plan, token: int, cache: KVCache, *, threads: int | None =
     them, unless that decides how an activation is rounded to int8. Any number of threads gives the
     same bits. A ValueError if an activation is not finite; the cache is then as long as before.
     """
-    from minibit.kernels.decode import PHASES
-    from minibit.kernels.sharing import LINE
+    from minibit.kernels.decode import CHUNK_ROWS, HEAD_ROWS, PHASES
+    from minibit.kernels.sharing import FLAGS
 
     config, place = plan.config, cache.length
     cache.reserve(place + 1)
     at = positions(1, 1, config.head_dim, config.rope_theta, place)
     cos, sin = at.cos[0, 0, 0], at.sin[0, 0, 1]  # (head_dim / 2,)
-    x = np.array(widen(plan.embedding[token]), np.float32)  # (hidden,)
+    plan.stream[0][0][:] = widen(plan.embedding[token])
     logits = np.empty(plan.head.shape[0], np.float32)
-    work = np.zeros((config.layers * PHASES + 1, LINE), np.int64)
+    rows = max(config.hidden_size + 2 * config.kv_heads * config.head_dim, config.intermediate_size)
+    chunks = max(rows // CHUNK_ROWS + 3, config.kv_heads)  # at most, in a phase
+    work = np.zeros((config.layers * PHASES, FLAGS + chunks), np.int64)
+    for_head = np.zeros((1, FLAGS + len(logits) // HEAD_ROWS + 1), np.int64)
     if threads is None:
         threads = min(cpus(), MOST) if plan.nbytes > PAYS else 1
-    walk = partial(_walk, plan, x, cache, place, cos, sin, work, logits)
+    walk = partial(_walk, plan, cache, place, cos, sin, work, for_head, logits)
     if not run([walk] * threads):
         raise ValueError(f"the model computed NaN or infinity at position {place}")
     cache._length = place + 1
@@ -146,12 +149,12 @@ def packed_step(plan: Plan, token: int, cache: KVCache, *, threads: int | None =
 
 def _walk(
     plan: Plan,
-    x: Floats,
     cache: KVCache,
     place: int,
     cos: Floats,
     sin: Floats,
     work: NDArray[np.int64],
+    for_head: NDArray[np.int64],
     logits: Floats,
 ) -> bool:
     """Do one thread's share of every phase of a token; return whether all was finite."""
@@ -161,13 +164,12 @@ def _walk(
     for number in range(plan.config.layers):
         finite &= layer(
             plan.kind,
-            x,
+            plan.stream[number],
             plan.gains[number],
             eps,
             plan.weights[number],
             plan.gammas[number],
-            plan.sums,
-            plan.room,
+            plan.room[number],
             cache._keys[number][0],
             cache._values[number][0],
             place,
@@ -176,4 +178,4 @@ def _walk(
             work,
             PHASES * number,
         )
-    return head(x, plan.norm, eps, plan.head, logits, work, PHASES * plan.config.layers) and finite
+    return head(plan.stream[-1][2], plan.norm, eps, plan.head, logits, for_head) and finite

@@ -33,6 +33,7 @@ CONFIGS = {
     "no sub-norms": BitNetConfig(83, 48, 128, 2, 4, 2, max_positions=80, sub_norms=False),
     "own head": BitNetConfig(83, 48, 128, 2, 4, 2, max_positions=80, tied=False),
     "several chunks": BitNetConfig(200, 768, 1600, 1, heads=4, kv_heads=2, max_positions=80),
+    "many narrow heads": BitNetConfig(50, 64, 64, 1, heads=32, kv_heads=32, max_positions=80),
     "other constants": BitNetConfig(83, 48, 128, 2, 4, 2, 80, rope_theta=500.0, rms_eps=0.3),
 }
 compiled = pytest.mark.skipif(not kernels.compiled(), reason="needs compiled kernels")
@@ -332,12 +333,30 @@ def test_a_helper_that_comes_too_late_changes_nothing(monkeypatch):
 
 
 @compiled
+@pytest.mark.parametrize("claimed", [1, 3, 1000])
+def test_a_helper_that_claims_and_loses_its_cpu_is_not_waited_for(monkeypatch, claimed):
+    """Chunks that are claimed and never done are done by the others, with the same bits."""
+    model = packed(CONFIGS["several chunks"])
+    text = tokens_of(model.config, 6)
+    alone = one_by_one(model, text, threads=1)
+
+    def stalled(tasks):
+        *_, work, for_head, _ = tasks[0].args
+        work[:, 0] = for_head[:, 0] = claimed
+        return tasks[0]()
+
+    monkeypatch.setattr(packed_step, "run", stalled)
+    np.testing.assert_array_equal(one_by_one(model, text, threads=2), alone)
+
+
+@compiled
 def test_a_large_matrix_is_cut_into_chunks():
     """The configuration that stands for large ones has several chunks of q, of gate and of down."""
     from minibit.kernels.decode import _chunks
 
     plan = packed_step.plan(packed(CONFIGS["several chunks"]))
-    counts = [_chunks(w, n.shape[1]) for w, n in zip(plan.weights[0], plan.sums, strict=True)]
+    sizes = (768, 384, 384, 768, 1600, 1600, 768)
+    counts = [_chunks(w, n_out) for w, n_out in zip(plan.weights[0], sizes, strict=True)]
     assert min(counts[0], counts[4], counts[6]) >= 3
 
 

@@ -9,8 +9,8 @@ A layer has five phases, which the threads share chunk by chunk (`minibit.kernel
     5  norm, quantise             rows of down, added to the stream
 
 Norms and quantised activations are a few microseconds of work, less than it takes to hand them
-over: every thread that takes a chunk computes its own copy. A copy is used only after a claim, and
-a claim shows that the phase is not over: so nobody has gone on to change what the copy was made of.
+over: every thread that takes a chunk computes its own copy. Each phase of each layer writes into
+memory of its own, which keeps its values to the end of the token: so a chunk may be done twice.
 
 Products are exact sums of integers, so they equal the plain forward pass of `minibit.transformer`
 bit for bit, as do rotations and gates. The sums of norms, of scores and of mixed values, which
@@ -31,16 +31,17 @@ from numpy.typing import NDArray
 from minibit.kernels import arm, avx2, portable, vnni_matvec
 from minibit.kernels.head import matvec_bfloat16, matvec_float32
 from minibit.kernels.quantise import quantise_row
-from minibit.kernels.sharing import claim, finish, is_open, wait
+from minibit.kernels.sharing import finish, take
 
-__all__ = ["KINDS", "PHASES", "head", "layer", "norm_row"]
+__all__ = ["CHUNK_ROWS", "HEAD_ROWS", "KINDS", "PHASES", "head", "layer", "norm_row"]
 
 KINDS = {"portable": (0,), "arm": (0,) * 2, "avx2": (0,) * 3, "vnni": (0,) * 4, "amx": (0,) * 4}
 """For each kernel path a tuple whose length, a part of its type, picks the product."""
 
 PHASES = 5  # of a layer
+CHUNK_ROWS = 64  # least rows of a matrix in a chunk, but for the last
 CHUNK = 65536  # bytes of weights in a chunk, about
-HEAD_ROWS = 64  # rows of the head in a chunk
+HEAD_ROWS = 32  # rows of the head in a chunk
 
 
 def _rows(kind, codes, held, sums, first, last):  # type: ignore[no-untyped-def]
@@ -102,25 +103,12 @@ def _chunks(held, n_out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _product(kind, codes, held, sums, chunk, factor, out, begin):  # type: ignore[no-untyped-def]
-    """Write one chunk of rows of a product, scaled, from ``out[begin]`` on."""
-    n_out = sums.shape[1]
-    step = _step(held, n_out)
-    first, last = chunk * step, min((chunk + 1) * step, (n_out + 15) // 16)
-    _rows(kind, codes, held, sums, first, last)
-    for r in range(16 * first, min(16 * last, n_out)):
-        out[begin + r] = np.float32(sums[0, r]) * factor
-
-
-@njit(cache=True, nogil=True)
-def _add_product(kind, codes, held, sums, chunk, factor, out):  # type: ignore[no-untyped-def]
-    """Add one chunk of rows of a product, scaled, to `out`."""
-    n_out = sums.shape[1]
-    step = _step(held, n_out)
-    first, last = chunk * step, min((chunk + 1) * step, (n_out + 15) // 16)
-    _rows(kind, codes, held, sums, first, last)
-    for r in range(16 * first, min(16 * last, n_out)):
-        out[r] = out[r] + np.float32(sums[0, r]) * factor
+def _sums(kind, codes, held, n_out, chunk, sums):  # type: ignore[no-untyped-def]
+    """Write the int32 sums of one chunk of rows; return its first row, and the next chunk's."""
+    step, groups = _step(held, n_out), (n_out + 15) // 16
+    first, last = chunk * step, min((chunk + 1) * step, groups)
+    _rows(kind, codes, held, sums[:n_out].reshape(1, n_out), first, last)
+    return 16 * first, min(16 * last, n_out)
 
 
 @njit(cache=True, nogil=True)
@@ -173,105 +161,106 @@ def _attend(  # type: ignore[no-untyped-def]
         for t in range(length):
             scores[j, t] = np.exp(np.float32(scores[j, t] - largest))
             total += scores[j, t]
-        begin = (head * group + j) * width
-        for i in range(width):
-            mixed[begin + i] = np.float32(0)
+        average = np.zeros(width, np.float32)
         for t in range(length):
             weight = np.float32(scores[j, t] / total)
             for i in range(width):
-                mixed[begin + i] += weight * own_values[t, i]
-
-
-@njit(cache=True, nogil=True)
-def _into_stream(  # type: ignore[no-untyped-def]
-    kind, x, gain, eps, normed, codes, held, gamma, sums, stream, work, phase
-):
-    """Phases 3 and 5: norm, quantise, multiply, add to the stream; False if not finite."""
-    chunks, finite = _chunks(held, stream.size), True
-    if is_open(work, phase, chunks):
-        token = codes[: x.size].reshape(1, x.size)
-        scale = _codes(x, gain, eps, normed[: x.size], codes[: x.size])
-        chunk = claim(work, phase)
-        while chunk < chunks:
-            if scale > 0:
-                factor = np.float32(gamma / scale)
-                _add_product(kind, token, held, sums, chunk, factor, stream)
-            else:
-                finite = False
-            finish(work, phase)
-            chunk = claim(work, phase)
-    wait(work, phase, chunks)
-    return finite
+                average[i] += weight * own_values[t, i]
+        begin = (head * group + j) * width
+        for i in range(width):  # at once: another thread may be reading these values already
+            mixed[begin + i] = average[i]
 
 
 @njit(cache=True, nogil=True)
 def _project(  # type: ignore[no-untyped-def]
-    kind, x, gain, eps, normed, codes, weights, gammas, sums, projected, work, phase
+    kind, x, gain, eps, normed, codes, weights, gammas, sums, projected, n_kv, work, phase
 ):
     """Phase 1: queries, keys and values of one token, end to end; False if not finite."""
-    n_q, n_kv = sums[0].shape[1], sums[1].shape[1]
+    n_q = projected.size - 2 * n_kv
     in_q, in_k = _chunks(weights[0], n_q), _chunks(weights[1], n_kv)
     chunks, finite = in_q + in_k + _chunks(weights[2], n_kv), True
-    if is_open(work, phase, chunks):
-        token = codes[: x.size].reshape(1, x.size)
-        scale = _codes(x, gain, eps, normed[: x.size], codes[: x.size])
-        chunk = claim(work, phase)
-        while chunk < chunks:
-            which, part, begin = 0, chunk, 0
-            if chunk >= in_q + in_k:
-                which, part, begin = 2, chunk - in_q - in_k, n_q + n_kv
-            elif chunk >= in_q:
-                which, part, begin = 1, chunk - in_q, n_q
-            if scale > 0:
-                factor = np.float32(gammas[which] / scale)
-                _product(kind, token, weights[which], sums[which], part, factor, projected, begin)
-            else:
-                finite = False
-            finish(work, phase)
-            chunk = claim(work, phase)
-    wait(work, phase, chunks)
+    chunk = take(work, phase, chunks)
+    if chunk == chunks:
+        return True
+    token = codes[: x.size].reshape(1, x.size)
+    scale = _codes(x, gain, eps, normed[: x.size], codes[: x.size])
+    while chunk < chunks:
+        which, part, begin, n_out = 0, chunk, 0, n_q
+        if chunk >= in_q + in_k:
+            which, part, begin, n_out = 2, chunk - in_q - in_k, n_q + n_kv, n_kv
+        elif chunk >= in_q:
+            which, part, begin, n_out = 1, chunk - in_q, n_q, n_kv
+        if scale > 0:
+            factor = np.float32(gammas[which] / scale)
+            first, last = _sums(kind, token, weights[which], n_out, part, sums)
+            for r in range(first, last):
+                projected[begin + r] = np.float32(sums[r]) * factor
+        else:
+            finite = False
+        finish(work, phase, chunk)
+        chunk = take(work, phase, chunks)
+    return finite
+
+
+@njit(cache=True, nogil=True)
+def _into_stream(  # type: ignore[no-untyped-def]
+    kind, x, gain, eps, normed, codes, held, gamma, sums, stream, out, work, phase
+):
+    """Phases 3 and 5: norm, quantise, multiply, add the stream; False if not finite."""
+    chunks, finite = _chunks(held, stream.size), True
+    chunk = take(work, phase, chunks)
+    if chunk == chunks:
+        return True
+    token = codes[: x.size].reshape(1, x.size)
+    scale = _codes(x, gain, eps, normed[: x.size], codes[: x.size])
+    while chunk < chunks:
+        if scale > 0:
+            factor = np.float32(gamma / scale)
+            first, last = _sums(kind, token, held, stream.size, chunk, sums)
+            for r in range(first, last):
+                out[r] = stream[r] + np.float32(sums[r]) * factor
+        else:
+            finite = False
+        finish(work, phase, chunk)
+        chunk = take(work, phase, chunks)
     return finite
 
 
 @njit(cache=True, nogil=True)
 def _gate(  # type: ignore[no-untyped-def]
-    kind, x, gain, eps, normed, codes, weights, gammas, sums, gated, work, phase
+    kind, x, gain, eps, normed, codes, weights, gammas, sums, ups, gated, work, phase
 ):
     """Phase 4: ``relu(gate)^2 up``, the same rows of both matrices in turn; False if not finite."""
     inner = gated.size
     chunks, finite = _chunks(weights[4], inner), True
-    if is_open(work, phase, chunks):
-        token, rows = codes[: x.size].reshape(1, x.size), 16 * _step(weights[4], inner)
-        scale = _codes(x, gain, eps, normed[: x.size], codes[: x.size])
-        chunk = claim(work, phase)
-        while chunk < chunks:
-            if scale > 0:
-                first, last = chunk * rows, min((chunk + 1) * rows, inner)
-                _rows(kind, token, weights[4], sums[4], first // 16, (last + 15) // 16)
-                _rows(kind, token, weights[5], sums[5], first // 16, (last + 15) // 16)
-                for_gate = np.float32(gammas[4] / scale)
-                for_up = np.float32(gammas[5] / scale)
-                for r in range(first, last):
-                    positive = max(np.float32(sums[4][0, r]) * for_gate, np.float32(0))
-                    up = np.float32(sums[5][0, r]) * for_up
-                    gated[r] = (positive * positive) * up
-            else:
-                finite = False
-            finish(work, phase)
-            chunk = claim(work, phase)
-    wait(work, phase, chunks)
+    chunk = take(work, phase, chunks)
+    if chunk == chunks:
+        return True
+    token = codes[: x.size].reshape(1, x.size)
+    scale = _codes(x, gain, eps, normed[: x.size], codes[: x.size])
+    while chunk < chunks:
+        if scale > 0:
+            first, last = _sums(kind, token, weights[4], inner, chunk, sums)
+            _sums(kind, token, weights[5], inner, chunk, ups)
+            for_gate, for_up = np.float32(gammas[4] / scale), np.float32(gammas[5] / scale)
+            for r in range(first, last):
+                positive = max(np.float32(sums[r]) * for_gate, np.float32(0))
+                gated[r] = (positive * positive) * (np.float32(ups[r]) * for_up)
+        else:
+            finite = False
+        finish(work, phase, chunk)
+        chunk = take(work, phase, chunks)
     return finite
 
 
 @njit(cache=True, nogil=True)
 def layer(
     kind: tuple[int, ...],
-    x: NDArray[Any],
+    stream: tuple[NDArray[Any], ...],
     gains: tuple[NDArray[Any], ...],
     eps: np.float32,
     weights: tuple[NDArray[Any], ...],
     gammas: NDArray[Any],
-    sums: tuple[NDArray[Any], ...],
     room: tuple[NDArray[Any], ...],
     keys: NDArray[Any],
     values: NDArray[Any],
@@ -281,38 +270,38 @@ def layer(
     work: NDArray[Any],
     phase: int,
 ) -> bool:
-    """Take one token through a layer: ``x (hidden,)`` is changed in place by all who call this.
+    """Take one token through a layer, together with all who call this with the same arguments.
 
-    Each thread calls it with the same arguments. `gains`: those before q, k, v; before o; before
-    gate and up; before down (the second and last may be empty). `weights`, `gammas` and `sums`
-    (int32, ``(1, n_out)``): q, k, v, o, gate, up, down. `room`: q, k and v end to end; the mixed
-    heads; the gated units. `keys`, `values`: ``(kv_heads, capacity, head_dim)``; this token's go
-    to `position`. `phase`: the first of this layer's `PHASES`. False if an activation is not
-    finite; the rest is then meaningless.
+    `stream`: the residual stream ``(hidden,)`` before the layer, after attention and after the
+    layer. `gains`: those before q, k, v; before o; before gate and up; before down (the second and
+    last may be empty). `weights`, `gammas`: q, k, v, o, gate, up, down. `room`: for q, k and v end
+    to end; the mixed heads; the gated units. `keys`, `values`: ``(kv_heads, capacity, head_dim)``;
+    this token's go to `position`. `phase`: the first of this layer's `PHASES`. False if an
+    activation is not finite; the rest is then meaningless.
     """
-    projected, mixed, gated = room
+    (x, middle, after), (projected, mixed, gated) = stream, room
     widest = max(x.size, mixed.size, gated.size)
     normed, codes = np.empty(widest, np.float32), np.empty(widest, np.int8)
+    sums, ups = np.empty(widest, np.int32), np.empty(gated.size, np.int32)
+    n_kv, heads = keys.shape[0] * keys.shape[2], keys.shape[0]
     finite = _project(
-        kind, x, gains[0], eps, normed, codes, weights, gammas, sums, projected, work, phase
+        kind, x, gains[0], eps, normed, codes, weights, gammas, sums, projected, n_kv, work, phase
     )
-    heads = keys.shape[0]
-    if is_open(work, phase + 1, heads):
-        head = claim(work, phase + 1)
-        while head < heads:
-            _attend(projected, keys, values, position, cos, sin, head, mixed)
-            finish(work, phase + 1)
-            head = claim(work, phase + 1)
-    wait(work, phase + 1, heads)
+    head = take(work, phase + 1, heads)
+    while head < heads:
+        _attend(projected, keys, values, position, cos, sin, head, mixed)
+        finish(work, phase + 1, head)
+        head = take(work, phase + 1, heads)
     finite &= _into_stream(
-        kind, mixed, gains[1], eps, normed, codes, weights[3], gammas[3], sums[3], x, work,
+        kind, mixed, gains[1], eps, normed, codes, weights[3], gammas[3], sums, x, middle, work,
         phase + 2,
     )  # fmt: skip
     finite &= _gate(
-        kind, x, gains[2], eps, normed, codes, weights, gammas, sums, gated, work, phase + 3
-    )
+        kind, middle, gains[2], eps, normed, codes, weights, gammas, sums, ups, gated, work,
+        phase + 3,
+    )  # fmt: skip
     finite &= _into_stream(
-        kind, gated, gains[3], eps, normed, codes, weights[6], gammas[6], sums[6], x, work,
+        kind, gated, gains[3], eps, normed, codes, weights[6], gammas[6], sums, middle, after, work,
         phase + 4,
     )  # fmt: skip
     return bool(finite)
@@ -341,18 +330,16 @@ def head(
     w: NDArray[Any],
     logits: NDArray[Any],
     work: NDArray[Any],
-    phase: int,
 ) -> bool:
     """Write the logits of one token: last norm, then ``w (vocabulary, hidden)``; shared by rows."""
     chunks = (w.shape[0] + HEAD_ROWS - 1) // HEAD_ROWS
-    if is_open(work, phase, chunks):
+    chunk = take(work, 0, chunks)
+    if chunk < chunks:
         normed = np.empty(x.size, np.float32)
         norm_row(x, gain, eps, normed)
-        chunk = claim(work, phase)
         while chunk < chunks:
             rows = slice(chunk * HEAD_ROWS, min((chunk + 1) * HEAD_ROWS, w.shape[0]))
             _matvec(normed, w[rows], logits[rows])
-            finish(work, phase)
-            chunk = claim(work, phase)
-    wait(work, phase, chunks)
+            finish(work, 0, chunk)
+            chunk = take(work, 0, chunks)
     return True

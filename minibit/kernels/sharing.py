@@ -1,23 +1,24 @@
-"""Work that threads share inside a kernel: phases, cut into chunks that whoever is free claims.
+"""Work that threads share inside a kernel: phases, cut into chunks that whoever is free takes.
 
 One token passes some hundred small products, each of which needs the one before. Giving every one
 of them to a pool of threads would cost more than the product itself, so the threads walk through
-all phases together. In each they claim chunks by an atomic addition and, when none is left, wait
-until those that others claimed are finished.
+all phases together. In each they claim chunks by an atomic addition. When none is left, a thread
+looks for chunks that are claimed and not yet done; one that stays so for longer than a chunk takes
+belongs to a thread that has lost its CPU, and is simply done once more.
 
-Nobody waits for a thread that has claimed nothing: if a helper starts late or never, the others do
-its share, and if it comes when all is done it passes through. So threads cannot block one another,
-whatever else the pool is busy with, and a core that another process slows down simply takes fewer
-chunks.
+So nobody waits for anybody: if a helper starts late or never, or is stopped in the middle, the
+others do its share, and if it comes when all is done it passes through. For that, **a chunk must
+write the same values whoever does it, and whenever**: what a phase reads is written by no later
+phase.
 
-``work`` is an int64 array ``(phases, 16)`` of zeros: two counters a phase, on a cache line each.
+``work`` is an int64 array of zeros ``(phases, FLAGS + chunks)``: a counter of claims, and from
+`FLAGS` on (another cache line) a flag for each chunk.
 
 May import: numpy, numba.
 """
 
 from __future__ import annotations
 
-import os
 import platform
 from typing import Any
 
@@ -26,17 +27,16 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-__all__ = ["LINE", "claim", "finish", "is_open", "wait"]
+__all__ = ["FLAGS", "finish", "take"]
 
-LINE = 16  # int64 counters of a phase: claimed at 0, finished at 8, 64 bytes apart
-_FINISHED = 8
-LOOKS = 300  # some microseconds, before others are given the CPU
+FLAGS = 8  # place of a phase's first flag
+LOOKS = 1000  # at a flag: 10 to 40 microseconds, by how long a CPU pauses at each
 
 X86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
 I64 = ir.IntType(64)
 
 
-def _counter(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+def _element(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     """Return the address of element ``args[1]`` of a contiguous array."""
     data = context.make_array(signature.args[0])(context, builder, args[0]).data
     return builder.gep(data, [args[1]])
@@ -47,7 +47,7 @@ def _add_one(typingctx, array, index):  # type: ignore[no-untyped-def]
     """``_add_one(array, index)``: add 1 to an int64, atomically; return what it was."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        pointer = _counter(context, builder, signature, args)
+        pointer = _element(context, builder, signature, args)
         return builder.atomic_rmw("add", pointer, ir.Constant(I64, 1), "seq_cst")
 
     return types.int64(array, types.intp), codegen
@@ -58,28 +58,10 @@ def _read(typingctx, array, index):  # type: ignore[no-untyped-def]
     """``_read(array, index)``: an int64 as it is now; what was written before it is seen, too."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        pointer = _counter(context, builder, signature, args)
+        pointer = _element(context, builder, signature, args)
         return builder.load_atomic(pointer, "seq_cst", 8)
 
     return types.int64(array, types.intp), codegen
-
-
-@njit(cache=True, nogil=True)
-def is_open(work: NDArray[Any], phase: int, chunks: int) -> bool:
-    """Whether a phase of so many chunks has one that nobody has claimed."""
-    return bool(_read(work, phase * LINE) < chunks)
-
-
-@njit(cache=True, nogil=True)
-def claim(work: NDArray[Any], phase: int) -> int:
-    """Claim the next chunk of a phase; a number beyond its chunks means that none was left."""
-    return int(_add_one(work, phase * LINE))
-
-
-@njit(cache=True, nogil=True)
-def finish(work: NDArray[Any], phase: int) -> None:
-    """Say that a claimed chunk is done; what it wrote is seen by all who `wait`."""
-    _add_one(work, phase * LINE + _FINISHED)
 
 
 @intrinsic
@@ -95,31 +77,25 @@ def _pause(typingctx):  # type: ignore[no-untyped-def]
     return types.void(), codegen
 
 
-@intrinsic
-def _yield(typingctx):  # type: ignore[no-untyped-def]
-    """``_yield()``: let the system run another thread here, if one is waiting for a CPU."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        if os.name == "posix":
-            kind, module = ir.FunctionType(ir.IntType(32), []), builder.module
-            function = module.globals.get("sched_yield")
-            builder.call(function or ir.Function(module, kind, "sched_yield"), [])
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+@njit(cache=True, nogil=True)
+def take(work: NDArray[Any], phase: int, chunks: int) -> int:
+    """Return the next chunk that this thread should do; `chunks` when all of them are done."""
+    at = phase * work.shape[1]
+    if _read(work, at) < chunks:
+        chunk = _add_one(work, at)
+        if chunk < chunks:
+            return int(chunk)
+    for chunk in range(chunks):
+        looks = 0
+        while _read(work, at + FLAGS + chunk) == 0:
+            looks += 1
+            if looks == LOOKS:
+                return chunk
+            _pause()
+    return chunks
 
 
 @njit(cache=True, nogil=True)
-def wait(work: NDArray[Any], phase: int, chunks: int) -> None:
-    """Wait until all chunks of a phase are done.
-
-    A thread that waits longer than a chunk takes waits for one that has lost its CPU: it offers its
-    own.
-    """
-    looks = 0
-    while _read(work, phase * LINE + _FINISHED) < chunks:
-        looks += 1
-        if looks < LOOKS:
-            _pause()
-        else:
-            _yield()
+def finish(work: NDArray[Any], phase: int, chunk: int) -> None:
+    """Say that a chunk is done; who finds that out sees all that was written."""
+    _add_one(work, phase * work.shape[1] + FLAGS + chunk)
