@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CheckpointError", "check_file", "first_not_finite", "shown"]
+__all__ = ["CheckpointError", "as_written", "check_file", "first_not_finite", "shown"]
 
 PIECE = 1 << 16  # numbers that are looked at together: what that takes stays in the cache
 
@@ -75,6 +75,34 @@ def first_not_finite(numbers: NDArray[Any]) -> int | None:
         if wrong.any():
             return start + int(np.argmax(wrong))
     return None
+
+
+def as_written(param: str, value: Any) -> NDArray[Any]:
+    """Return floats as a checkpoint has them, float32 or bits of bfloat16, if a reader takes them.
+
+    Raises
+    ------
+    ValueError
+        If one is not finite as float32, or those of a matrix are all zeros.
+
+    Examples
+    --------
+    >>> as_written("norm", [1e300])
+    Traceback (most recent call last):
+        ...
+    ValueError: norm must be finite to be written, got inf at 0
+    """
+    array = np.asarray(value)
+    with np.errstate(over="ignore"):  # of what is then refused
+        numbers = array if array.dtype == np.uint16 else array.astype(np.float32, copy=False)
+    first = first_not_finite(numbers)
+    if first is not None:
+        number = numbers.reshape(-1)[first]
+        got = f"the bits {number:#06x}" if numbers.dtype == np.uint16 else f"{number}"
+        raise ValueError(f"{param} must be finite to be written, got {got} at {first}")
+    if numbers.ndim == 2 and not numbers.any():
+        raise ValueError(f"{param} must not be all zeros: no reader takes it for trained")
+    return numbers
 
 
 def shown(text: object) -> str:

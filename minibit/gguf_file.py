@@ -32,7 +32,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.damage import CheckpointError, shown
+from minibit.damage import CheckpointError, as_written, shown
 from minibit.gguf_container import BF16, F32, I2_S, TQ1_0, TQ2_0, GGUFFile, open_gguf
 from minibit.gguf_metadata import config_entries, read_config
 from minibit.gguf_tensors import (
@@ -243,7 +243,8 @@ def save_gguf(
     ValueError
         If the model multiplies by float weights, a projection has a shape that `kind` cannot hold,
         is all zeros, or has a scale that is not above 0, or (TQ1_0, TQ2_0) one that float16 holds
-        only as a subnormal. Projections are never written as floats instead.
+        only as a subnormal; if a float is not finite, or an embedding all zeros. Projections are
+        never written as floats instead.
 
     Notes
     -----
@@ -282,10 +283,10 @@ def _new(name: str, value: Any, kind: str, layout: I2Layout) -> NewTensor:
     """Prepare a tensor; what it cannot hold is refused now, before anything is written."""
     found = gguf_name(name)
     if not isinstance(value, TernaryMatrix):
-        array = np.asarray(value)
-        brains = array.dtype == np.uint16
-        floats = array if brains else array.astype("<f4", copy=False)
-        return NewTensor(found, BF16 if brains else F32, array.shape, lambda: [floats])
+        floats = as_written(name, value)
+        brains = floats.dtype == np.uint16
+        stored = floats.astype("<u2" if brains else "<f4", copy=False)
+        return NewTensor(found, BF16 if brains else F32, stored.shape, lambda: [stored])
     code, _ = _KINDS[kind]
     try:
         check_encodable(value, code, layout)

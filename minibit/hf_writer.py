@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.absmean import absmean_quantize
+from minibit.damage import as_written
 from minibit.hf_config import LinearClass, Mode, Storage, config_json, tensor_names
 from minibit.hf_linear import weight_scale_of
 from minibit.safetensors_file import write_safetensors
@@ -75,7 +76,8 @@ def save_bitnet(
     ValueError
         If master weights are asked for and a projection is ternary; if a packed projection has only
         zeros, a scale that is not above 0, or a number of rows that is no multiple of 4, which
-        transformers cannot read; if the model has no sub-norms.
+        transformers cannot read; if a float is not finite, or a matrix of them all zeros; if the
+        model has no sub-norms.
 
     Notes
     -----
@@ -129,10 +131,8 @@ def save_bitnet(
         elif specs[name][0] == "U8":
             yield _packed(matrix(param), param)
             packed.pop(param, None)
-        elif specs[name][0] == "BF16":
-            yield value
         else:
-            yield np.asarray(value, np.float32)
+            yield as_written(param, value)
 
     bits = model.params["embed_tokens"].dtype == np.uint16
     text = config_json(model.config, storage, "bfloat16" if bits else "float32")

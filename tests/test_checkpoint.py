@@ -1124,6 +1124,11 @@ def test_what_cannot_be_read_back_is_not_written(tmp_path):
         (model, {"linear_class": "linear"}, "linear_class must be"),
         (model, {"quantization_mode": "never"}, "quantization_mode must be"),
         (model, {"quantization_mode": "online"}, "quantization_mode must be"),
+        (BitNetModel(CONFIG, packed | {"norm": np.full(32, 1e300)}), {}, "norm must be .* got inf"),
+        (BitNetModel(CONFIG, packed | {"embed_tokens": np.full((40, 32), 0x7FC0, np.uint16)}), {},
+         "embed_tokens must be finite to be written, got the bits 0x7fc0 at 0"),
+        (BitNetModel(CONFIG, packed | {"embed_tokens": np.zeros((40, 32), np.float32)}), {},
+         "embed_tokens must not be all zeros"),
         (float_model(replace(CONFIG, sub_norms=False)), {}, "config must have sub_norms"),
         (float_model(replace(CONFIG, hidden_size=24, kv_heads=1)), {}, "k_proj.* has 6 rows"),
     ]  # fmt: skip

@@ -739,6 +739,18 @@ def test_a_model_of_float_weights_is_refused(tmp_path):
         save_gguf(model, tmp_path / "m.gguf")
 
 
+def test_floats_that_could_not_be_read_back_are_not_written(tmp_path):
+    """A NaN in a norm, an embedding of zeros: refused here rather than by the reader."""
+    norm = np.where(np.arange(256) == 9, np.nan, 1).astype(np.float32)
+    for name, value, message in (
+        ("norm", norm, "norm must be finite to be written, got nan at 9"),
+        ("embed_tokens", np.zeros((7, 256), np.float32), "embed_tokens must not be all zeros"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save_gguf(model_of(**{name: value}), tmp_path / "m.gguf")
+        assert not list(tmp_path.iterdir())
+
+
 def test_every_parameter_has_a_name_of_its_own():
     """gguf_name is one to one."""
     names = [gguf_name(name) for name in param_shapes(dataclasses.replace(SMALL, tied=False))]
