@@ -35,6 +35,7 @@ from minibit.ternary import TernaryMatrix, to_hf
 from minibit.transformer import (
     BitNetConfig,
     BitNetModel,
+    float_linear,
     init_params,
     pack_params,
     param_shapes,
@@ -412,6 +413,26 @@ assert all(
 # Codes are exact in all three. Rounding has no say here: ggml rounds halves away from zero and we round them to even, but a code is already whole. Only the scale is rounded, to float16, by $2^{-11}$ of itself at most;
 # a scale below $2^{-14}$, where float16 runs out of bits, is refused.
 #
+# Why do logits then move a hundred times as much as scales? Because activations are rounded to 8 bits: a number near the middle between two of them falls to the other side, and moves by a whole step. The same
+# two models, with the same weights as floats and nothing rounded in between, differ by about what their scales do.
+
+
+# %%
+def unrounded(model):
+    """The model whose layers multiply floats by gamma times the codes."""
+    floats = {
+        n: w.scale * w.codes().astype(np.float32) if n.endswith("_proj") else w
+        for n, w in model.params.items()
+    }
+    return BitNetModel(model.config, floats, float_linear)
+
+
+plain, moved = (unrounded(m).logits(tokens) for m in (small, loaded["tq2_0"]))
+apart = np.abs(moved - plain).max() / np.abs(plain).max()
+print(f"without rounding of activations, logits move by {apart:.1e} of the largest")
+assert apart < 2**-10
+
+# %% [markdown]
 # ### Three layouts under one name
 #
 # I2_S is one type id, 36, for three orders of codes: that of the first x86 builds of bitnet.cpp, that of Arm, and that of later x86 builds. Which weights share the first byte?
