@@ -89,6 +89,11 @@ class KVCache:
         return self._length
 
     @property
+    def layers(self) -> int:
+        """Layers that it holds keys and values of."""
+        return len(self._keys)
+
+    @property
     def capacity(self) -> int:
         """Tokens that there is room for."""
         return self._keys[0].shape[2]
@@ -133,6 +138,7 @@ class KVCache:
 
     def truncate(self, length: int) -> None:
         """Forget the tokens from position `length` on."""
+        length = operator.index(length)
         if not 0 <= length <= self._length:
             raise ValueError(f"length must be 0 to {self._length}, got {length}")
         self._length = length
@@ -220,6 +226,7 @@ class Decoder:
     def logits(self) -> Floats:
         """Read what is not yet read, and return the logits of the next token, (vocab,).
 
+        The array is read-only, as it is handed out until the text goes on: change a copy.
         Raises ValueError if the text is empty, or the model computes NaN or infinity.
         """
         if not self._text:
@@ -228,7 +235,11 @@ class Decoder:
         if self._last is None or self.cache.length < end:
             self.cache.truncate(min(self.cache.length, end - 1))  # reading it was interrupted
             self._last = None
-            self._last = self._read_to(end)
+            logits = self._read_to(end)
+            if not np.isfinite(logits).all():
+                raise ValueError(f"the model computed NaN or infinity at position {end - 1}")
+            logits.flags.writeable = False
+            self._last = logits
         return self._last
 
     def _read_to(self, end: int) -> Floats:
@@ -261,6 +272,7 @@ class Decoder:
         if operator.index(count) < 0:
             raise ValueError(f"count must be at least 0, got {count}")
         check_sampling(temperature, top_k, top_p)
+        uniform(seed, 0, domain=TOKENS)  # says at once if the seed is none
         if not self._text and count:
             raise ValueError("the text is empty: append a token first")
         return self._draws(count, temperature, top_k, top_p, seed, frozenset(stop))

@@ -110,7 +110,9 @@ class Vocabulary:
 
     def decode(self, tokens: Any) -> str:
         """Return the characters of tokens, joined; one out of range is a ValueError."""
-        array = np.asarray(tokens, np.int64).reshape(-1)
+        array = np.asarray(tokens).reshape(-1)
+        if array.size and array.dtype.kind not in "iu":
+            raise TypeError(f"tokens must be integers, got {array.dtype}")
         if array.size and not 0 <= array.min() <= array.max() < len(self):
             raise ValueError(f"tokens must be 0 to {len(self) - 1}, got {array.tolist()}")
         return "".join(self.characters[i] for i in array)
@@ -590,7 +592,7 @@ def train_language(
     Raises
     ------
     ValueError
-        If the text is too short, or `stop` is negative.
+        If the text is too short, `stop` is negative, or `threads` is below 1.
 
     Examples
     --------
@@ -606,6 +608,8 @@ def train_language(
     steps = made.steps if stop is None else min(stop, made.steps)
     if steps < 0:
         raise ValueError(f"stop must not be negative, got {stop}")
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
     config, linear = made.config(len(vocabulary)), LINEAR[made.weights]
     params: Any = init_params(config, seed)
     optimizer = Optimizer(params, threads=threads)
@@ -635,7 +639,8 @@ def write_text(
 ) -> str:
     """Go on with a text of characters, for longer than the model's context.
 
-    Whenever the context is full, the model reads the last half of it anew and goes on from there.
+    Whenever the context is full, the model reads the last half of it anew and goes on from there;
+    so it does with a prompt that is longer.
     Character t of the text is `minibit.decoding.sample` of its logits with number 0 of the stream
     of domain `TOKENS`, step t, as in `minibit.decoding.generate`.
 
@@ -671,7 +676,7 @@ def write_text(
     limit = model.config.max_positions
     text: list[int] = vocabulary.encode(prompt).tolist()
     begin, decoder = len(text), Decoder(model)
-    decoder.append(text[-max(1, limit // 2) :])
+    decoder.append(text if begin <= limit else text[-max(1, limit // 2) :])
     for place in range(begin, begin + count):
         if len(decoder.text) == limit:
             decoder = Decoder(model)

@@ -131,7 +131,11 @@ class BitNetConfig:
                 raise ValueError(f"{name} must be above 0 and finite in float32, got {value}")
         for name in ("bos", "eos"):
             token = getattr(self, name)
-            if token is not None and not 0 <= token < self.vocab_size:
+            if token is None:
+                continue
+            if isinstance(token, bool) or not isinstance(token, int | np.integer):
+                raise TypeError(f"{name} must be a whole number or None, got {token!r}")
+            if not 0 <= token < self.vocab_size:
                 raise ValueError(f"{name} must be a token below {self.vocab_size}, got {token}")
 
     @property
@@ -225,6 +229,8 @@ def check_params(config: BitNetConfig, params: Params) -> None:
 
     Raises
     ------
+    TypeError
+        If a gain is not of floats: only embedding and head may be bits of bfloat16.
     ValueError
         If one is missing, unknown or of another shape; the first is named.
 
@@ -242,6 +248,8 @@ def check_params(config: BitNetConfig, params: Params) -> None:
         got = tuple(params[name].shape)
         if got != shape:
             raise ValueError(f"params[{name!r}] must have shape {shape}, got {got}")
+        if len(shape) == 1 and params[name].dtype.kind != "f":
+            raise TypeError(f"params[{name!r}] must be floats, got {params[name].dtype}")
     if len(params) > len(shapes):
         unknown = next(name for name in params if name not in shapes)
         raise ValueError(f"params has {unknown!r}, which this configuration has not")
@@ -418,7 +426,7 @@ def forward(
     ------
     TypeError, ValueError
         If tokens are no integers, out of range (the first is named), not of two axes, or reach
-        beyond `max_positions`; if parameters do not fit the configuration.
+        beyond `max_positions`; if parameters or cache do not fit the configuration.
 
     Notes
     -----
@@ -434,6 +442,8 @@ def forward(
     tokens = check_tokens(config, tokens)
     batch, length = tokens.shape
     start = 0 if cache is None else cache.length
+    if isinstance(cache, KVCache) and cache.layers != config.layers:
+        raise ValueError(f"the cache must have {config.layers} layers, it has {cache.layers}")
     if start + length > config.max_positions:
         held = f" after {start} in the cache" if start else ""
         raise ValueError(

@@ -1,5 +1,6 @@
 """Decoding: the cache, the draw, and one token at a time equal to all at once."""
 
+import dataclasses
 import json
 import math
 import threading
@@ -497,6 +498,8 @@ def test_a_text_ends_where_the_positions_end():
         ([1], -1, {}, "count"),
         ([1], 5, {"temperature": math.inf}, "temperature"),
         ([1], 5, {"top_p": 2.0}, "top_p"),
+        ([1], 5, {"seed": -1}, "seed"),
+        ([1], 5, {"seed": 2**64}, "seed"),
     ],
 )
 def test_what_cannot_be_gone_on_with_is_refused_at_once(prompt, count, options, what):
@@ -515,3 +518,38 @@ def test_tokens_that_are_no_integers_are_refused():
     with pytest.raises(ValueError, match="threads"):
         Decoder(packed(SMALL), threads=0)
     assert decoder.text == ()
+
+
+@pytest.mark.parametrize("linear", [None, float_linear])
+def test_logits_that_are_not_finite_are_refused(linear):
+    """Also where only the last norm spoils them, and where no activation is quantised."""
+    params = dict(init_params(SMALL, 0) if linear else packed(SMALL).params)
+    params["norm"] = np.full(48, np.nan, np.float32)
+    decoder = Decoder(BitNetModel(SMALL, params, linear))
+    decoder.append([1, 2])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="NaN or infinity at position 1"):
+            decoder.logits()
+
+
+def test_nobody_can_change_the_logits_that_the_next_token_is_drawn_from():
+    """Banning a token in the array that was handed out would change the text."""
+    decoder = Decoder(packed(SMALL))
+    decoder.append([1, 2])
+    with pytest.raises(ValueError, match="read-only"):
+        decoder.logits()[:] = 0
+    own = decoder.logits().copy()
+    own[:] = 0
+    assert decoder.logits().any()
+
+
+def test_a_cache_for_other_layers_is_refused_before_it_changes():
+    """With more layers it would never grow, and every token would take the place of the last."""
+    model = packed(SMALL)
+    for layers in (1, 3):
+        cache = KVCache(dataclasses.replace(SMALL, layers=layers))
+        with pytest.raises(ValueError, match=f"must have 2 layers, it has {layers}"):
+            model.logits([[1]], cache)
+        assert cache.length == 0
+    with pytest.raises(TypeError):
+        cache.truncate(0.0)

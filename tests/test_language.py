@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from minibit.bench import Options
 from minibit.bench import language as bench
 from minibit.datasets import load_text
-from minibit.decoding import Decoder, sample
+from minibit.decoding import Decoder, generate, sample
 from minibit.experiments import language as experiment
 from minibit.language import (
     LINEAR,
@@ -63,6 +63,9 @@ def test_what_the_vocabulary_has_not_is_named():
     for tokens in ([3], [-1]):
         with pytest.raises(ValueError, match="tokens must be 0 to 2"):
             vocabulary.decode(tokens)
+    with pytest.raises(TypeError, match="integers, got float64"):
+        vocabulary.decode([1.7])
+    assert vocabulary.decode([]) == ""
     for characters in ("", "aba"):
         with pytest.raises(ValueError, match="distinct, and one at least"):
             Vocabulary(characters)
@@ -356,6 +359,26 @@ def test_writing_reads_the_last_half_anew_when_the_context_is_full():
     assert written == vocabulary.decode(text[11:])
     with pytest.raises(ValueError, match="one character at least"):
         write_text(model, vocabulary, "", 5)
+
+
+def test_a_prompt_that_fits_is_read_in_full():
+    """More than half a context, up to all of it: the first character is that of `generate`."""
+    trained = train_language(TINY, text=load_text()[:2000], stop=0)
+    model, vocabulary = trained.model(), trained.vocabulary
+    rng = np.random.default_rng(0)
+    for length in (5, 7):
+        for seed in range(5):
+            tokens = rng.integers(0, len(vocabulary), length).tolist()
+            first = list(generate(model, tokens, 1, temperature=5.0, seed=seed))
+            prompt = vocabulary.decode(tokens)
+            written = write_text(model, vocabulary, prompt, 1, temperature=5.0, seed=seed)
+            assert written == vocabulary.decode(first)
+
+
+def test_threads_are_one_at_least():
+    """Nobody would do the work."""
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        train_language(TINY, text=load_text()[:2000], threads=0)
 
 
 # --- the experiment and the benchmark ------------------------------------------------------------

@@ -681,3 +681,14 @@ def test_targets_and_tokens_are_counted_from_the_front_and_not_repeated():
         embed(table, np.array([0, -1]))
     with pytest.raises(ValueError, match="got -1"):
         grad(lambda w: np.sum(embed(w, np.array([0, -1]))))(table)
+
+
+def test_only_embedding_and_head_are_bits_of_bfloat16():
+    """A gain of bits would be taken for the numbers 0 to 65535; a token is no fraction."""
+    params = draw_params(CONFIG)
+    for name in ("norm", "layers.0.mlp.ffn_sub_norm"):
+        bits = np.full(params[name].shape, 0x3F80, np.uint16)
+        with pytest.raises(TypeError, match=f"'{name}'.* must be floats, got uint16"):
+            forward(CONFIG, params | {name: bits}, [[1]])
+    with pytest.raises(TypeError, match="eos must be a whole number or None"):
+        dataclasses.replace(CONFIG, eos=1.5)
