@@ -82,6 +82,7 @@ class KVCache:
         shape = (batch, config.kv_heads, min(capacity, self._most), config.head_dim)
         self._keys = [np.zeros(shape, np.float32) for _ in range(config.layers)]
         self._values = [np.zeros(shape, np.float32) for _ in range(config.layers)]
+        self._addresses = self._find()
 
     @property
     def length(self) -> int:
@@ -115,6 +116,12 @@ class KVCache:
                 new = np.zeros((*old.shape[:2], room, old.shape[3]), np.float32)
                 new[:, :, : self._length] = old[:, :, : self._length]
                 arrays[layer] = new
+        self._addresses = self._find()
+
+    def _find(self) -> NDArray[np.uint64]:
+        """Return the addresses of keys and values, (2, layers), for kernels."""
+        both = (self._keys, self._values)
+        return np.array([[array.ctypes.data for array in arrays] for arrays in both], np.uint64)
 
     def extend(self, layer: int, k: ArrayLike, v: ArrayLike) -> tuple[Floats, Floats]:
         """Append keys and values, (batch, kv_heads, tokens, head_dim), to a layer; return all.

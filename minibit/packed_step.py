@@ -45,9 +45,11 @@ class Plan(NamedTuple):
     kind: tuple[int, ...]  # which product, see `minibit.kernels.decode.KINDS`
     gains: list[tuple[Floats, ...]]  # a layer's: before q, k and v; o; gate and up; down
     weights: list[tuple[NDArray[np.uint8], ...]]  # a layer's, in the order of `PROJECTIONS`
-    gammas: list[Floats]  # (7,) a layer
-    stream: list[tuple[Floats, ...]]  # a layer's: before it, after attention, after it
-    room: list[tuple[Floats, ...]]  # a layer's: q, k and v; the mixed heads; the gated units
+    addresses: NDArray[np.uint64]  # (layers, 11), of the weights and gains
+    sizes: NDArray[np.int64]  # (11,)
+    gammas: Floats  # (layers, 7)
+    streams: Floats  # (2 layers + 1, hidden), before, in the middle of and after each layer
+    room: tuple[Floats, ...]  # q, k and v; the mixed heads; the gated units; (layers, ...) each
     embedding: NDArray[Any]  # (vocab, hidden)
     norm: Floats
     head: NDArray[Any]  # (vocab, hidden)
@@ -82,39 +84,37 @@ def plan(model: BitNetModel) -> Plan | None:
     def gain(name: str) -> Floats:
         return np.ascontiguousarray(widen(params[name]), np.float32)
 
-    none = np.empty(0, np.float32)
-    streams = [np.empty(hidden, np.float32) for _ in range(2 * config.layers + 1)]
+    none, count = np.empty(0, np.float32), config.layers
+    gains: list[tuple[Floats, ...]] = [
+        (
+            gain(name + "input_layernorm"),
+            gain(name + "self_attn.attn_sub_norm") if config.sub_norms else none,
+            gain(name + "post_attention_layernorm"),
+            gain(name + "mlp.ffn_sub_norm") if config.sub_norms else none,
+        )
+        for name in layers
+    ]
+    weights: list[tuple[NDArray[np.uint8], ...]] = [
+        tuple(matrix._held for matrix in row) for row in matrices
+    ]
+    arrays: list[tuple[NDArray[Any], ...]] = [
+        (*row, *more) for row, more in zip(weights, gains, strict=True)
+    ]
     return Plan(
         config,
         KINDS[path],
-        [
-            (
-                gain(name + "input_layernorm"),
-                gain(name + "self_attn.attn_sub_norm") if config.sub_norms else none,
-                gain(name + "post_attention_layernorm"),
-                gain(name + "mlp.ffn_sub_norm") if config.sub_norms else none,
-            )
-            for name in layers
-        ],
-        [tuple(_read_only(matrix._held) for matrix in row) for row in matrices],
-        [np.array([matrix.scale for matrix in row], np.float32) for row in matrices],
-        [tuple(streams[2 * layer : 2 * layer + 3]) for layer in range(config.layers)],
-        [
-            tuple(np.empty(size, np.float32) for size in (hidden + 2 * kept, hidden, inner))
-            for _ in layers
-        ],
+        gains,
+        weights,
+        np.array([[array.ctypes.data for array in row] for row in arrays], np.uint64),
+        np.array([array.size for array in arrays[0]], np.int64),
+        np.array([[matrix.scale for matrix in row] for row in matrices], np.float32),
+        np.empty((2 * count + 1, hidden), np.float32),
+        tuple(np.empty((count, size), np.float32) for size in (hidden + 2 * kept, hidden, inner)),
         embedding,
         gain("norm"),
         head,
         sum(matrix.nbytes for matrix in flat) + head.nbytes,
     )
-
-
-def _read_only(held: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """View the bytes as read-only, as most are: the kernels are compiled for one kind of array."""
-    view = held.view()
-    view.flags.writeable = False
-    return view
 
 
 def packed_step(plan: Plan, token: int, cache: KVCache, *, threads: int | None = None) -> Floats:
@@ -132,7 +132,7 @@ def packed_step(plan: Plan, token: int, cache: KVCache, *, threads: int | None =
     cache.reserve(place + 1)
     at = positions(1, 1, config.head_dim, config.rope_theta, place)
     cos, sin = at.cos[0, 0, 0], at.sin[0, 0, 1]  # (head_dim / 2,)
-    plan.stream[0][0][:] = widen(plan.embedding[token])
+    plan.streams[0] = widen(plan.embedding[token])
     logits = np.empty(plan.head.shape[0], np.float32)
     rows = max(config.hidden_size + 2 * config.kv_heads * config.head_dim, config.intermediate_size)
     chunks = max(rows // CHUNK_ROWS + 3, config.kv_heads)  # at most, in a phase
@@ -158,24 +158,23 @@ def _walk(
     logits: Floats,
 ) -> bool:
     """Do one thread's share of every phase of a token; return whether all was finite."""
-    from minibit.kernels.decode import PHASES, head, layer
+    from minibit.kernels.decode import head, layers
 
-    finite, eps = True, np.float32(plan.config.rms_eps)
-    for number in range(plan.config.layers):
-        finite &= layer(
-            plan.kind,
-            plan.stream[number],
-            plan.gains[number],
-            eps,
-            plan.weights[number],
-            plan.gammas[number],
-            plan.room[number],
-            cache._keys[number][0],
-            cache._values[number][0],
-            place,
-            cos,
-            sin,
-            work,
-            PHASES * number,
-        )
-    return head(plan.stream[-1][2], plan.norm, eps, plan.head, logits, for_head) and finite
+    eps = np.float32(plan.config.rms_eps)
+    finite = layers(
+        plan.kind,
+        plan.addresses,
+        plan.sizes,
+        cache._addresses,
+        np.array(cache._keys[0].shape[1:]),
+        eps,
+        plan.gammas,
+        plan.streams,
+        plan.room,
+        place,
+        cos,
+        sin,
+        work,
+    )
+    head(plan.streams[-1], plan.norm, eps, plan.head, logits, for_head)
+    return bool(finite)

@@ -24,8 +24,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
-from numba.extending import overload
+from numba import carray, njit, types
+from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
 from minibit.kernels import arm, avx2, portable, vnni_matvec
@@ -33,7 +33,7 @@ from minibit.kernels.head import matvec_bfloat16, matvec_float32
 from minibit.kernels.quantise import quantise_row
 from minibit.kernels.sharing import finish, take
 
-__all__ = ["CHUNK_ROWS", "HEAD_ROWS", "KINDS", "PHASES", "head", "layer", "norm_row"]
+__all__ = ["CHUNK_ROWS", "HEAD_ROWS", "KINDS", "PHASES", "head", "layers", "norm_row"]
 
 KINDS = {"portable": (0,), "arm": (0,) * 2, "avx2": (0,) * 3, "vnni": (0,) * 4, "amx": (0,) * 4}
 """For each kernel path a tuple whose length, a part of its type, picks the product."""
@@ -304,6 +304,69 @@ def layer(
         kind, gated, gains[3], eps, normed, codes, weights[6], gammas[6], sums, middle, after, work,
         phase + 4,
     )  # fmt: skip
+    return bool(finite)
+
+
+@intrinsic
+def _pointer(typingctx, address):  # type: ignore[no-untyped-def]
+    """``_pointer(address)``: an integer as an address."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.voidptr(types.uint64), codegen
+
+
+@njit(cache=True, nogil=True)
+def layers(
+    kind: tuple[int, ...],
+    addresses: NDArray[Any],
+    sizes: NDArray[Any],
+    caches: NDArray[Any],
+    kept: NDArray[Any],
+    eps: np.float32,
+    gammas: NDArray[Any],
+    streams: NDArray[Any],
+    room: tuple[NDArray[Any], ...],
+    position: int,
+    cos: NDArray[Any],
+    sin: NDArray[Any],
+    work: NDArray[Any],
+) -> bool:
+    """Take one token through all layers, together with all who call this with the same arguments.
+
+    ``addresses (layers, 11)`` are those of each layer's 7 weights and 4 gains, ``sizes (11,)``
+    their lengths; ``caches (2, layers)`` those of keys and values, of shape `kept`. The arrays of a
+    layer are made of them here: no thread asks for Python's lock before the token is done.
+    ``streams (2 layers + 1, hidden)``, and the arrays of `room`, ``(layers, ...)``, hold what lies
+    between the phases.
+    """
+    finite, shape = True, (kept[0], kept[1], kept[2])
+    for number in range(addresses.shape[0]):
+        at = addresses[number]
+        weights = (
+            carray(_pointer(at[0]), sizes[0], np.uint8),
+            carray(_pointer(at[1]), sizes[1], np.uint8),
+            carray(_pointer(at[2]), sizes[2], np.uint8),
+            carray(_pointer(at[3]), sizes[3], np.uint8),
+            carray(_pointer(at[4]), sizes[4], np.uint8),
+            carray(_pointer(at[5]), sizes[5], np.uint8),
+            carray(_pointer(at[6]), sizes[6], np.uint8),
+        )
+        gains = (
+            carray(_pointer(at[7]), sizes[7], np.float32),
+            carray(_pointer(at[8]), sizes[8], np.float32),
+            carray(_pointer(at[9]), sizes[9], np.float32),
+            carray(_pointer(at[10]), sizes[10], np.float32),
+        )
+        keys = carray(_pointer(caches[0, number]), shape, np.float32)
+        values = carray(_pointer(caches[1, number]), shape, np.float32)
+        stream = (streams[2 * number], streams[2 * number + 1], streams[2 * number + 2])
+        between = (room[0][number], room[1][number], room[2][number])
+        finite &= layer(
+            kind, stream, gains, eps, weights, gammas[number], between, keys, values, position,
+            cos, sin, work, PHASES * number,
+        )  # fmt: skip
     return bool(finite)
 
 
