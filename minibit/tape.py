@@ -69,7 +69,7 @@ def vjp(fn: Callable[..., Tree], primals: Any) -> tuple[Tree, Pullback]:
     Returns
     -------
     out : tree
-        What ``fn(*primals)`` returns.
+        What ``fn(*primals)`` returns; its arrays are read-only, as the program may hold them.
     pullback : Pullback
         Takes a tree of the structure and shapes of `out` (None for a part that does not matter);
         returns a tuple of the structure, shapes and types of `primals`: arrays of their own, zeros
@@ -84,8 +84,8 @@ def vjp(fn: Callable[..., Tree], primals: Any) -> tuple[Tree, Pullback]:
     Notes
     -----
     Kinks take the conventions of `minibit.rules`. Calls nest, also with `jvp` and `jvp_batch`, in
-    any order. Arrays that `fn` multiplies by are held, not copied: they must not be written to
-    before the last call of `pullback`.
+    any order. Arrays that `fn` multiplies by, or picks with, are held, not copied: they must not be
+    written to before the last call of `pullback`.
 
     Examples
     --------
@@ -96,7 +96,17 @@ def vjp(fn: Callable[..., Tree], primals: Any) -> tuple[Tree, Pullback]:
     if not isinstance(primals, list | tuple):
         got = type(primals).__name__
         raise TypeError(f"primals must be a tuple, one entry an argument: got {got}")
-    return _record(fn, tuple(primals), "primals")
+    out, pullback = _record(fn, tuple(primals), "primals")
+    return map_tree(_read_only, out), pullback
+
+
+def _read_only(out: Any) -> Any:
+    """View an output so that nobody writes to what the program holds: the exponential, say."""
+    if type(out) is not np.ndarray:
+        return out
+    view = out.view()
+    view.flags.writeable = False
+    return view
 
 
 def value_and_grad(fn: Callable[..., Array]) -> Callable[..., tuple[Array, Tree]]:

@@ -938,3 +938,15 @@ def test_the_public_names_are_those_of_the_room():
 
     assert set(optimizers.__all__) - {"adam_step_reference"} <= set(minibit.tape.__all__)
     assert isinstance(vjp(np.sin, (1.0,))[1], Pullback)
+
+
+def test_nobody_can_change_an_output_that_the_program_holds():
+    """The slope of the exponential is its output: a residual made in place would spoil it."""
+    x = np.array([0.0, 1.0])
+    out, pullback = vjp(lambda x: {"e": np.exp(x)}, (x,))
+    with pytest.raises(ValueError, match="read-only"):
+        out["e"] -= 1
+    np.testing.assert_array_equal(pullback({"e": out["e"] - 1})[0], (np.exp(x) - 1) * np.exp(x))
+    same, _ = vjp(lambda x: x, (x,))
+    assert not same.flags.writeable
+    assert x.flags.writeable
