@@ -589,6 +589,18 @@ def state(**entries):
         (f"{STATE}nf4", state(quant_type="fp4"), ValueError, "quant_type must be 'nf4'"),
         (f"{STATE}nf4", state(nested_blocksize=64), ValueError, "nested_blocksize must be 256"),
         (f"{STATE}nf4", state(nested_offset="a"), ValueError, "nested_offset is missing or wrong"),
+        (
+            f"{STATE}nf4",
+            state(nested_offset=np.nan),
+            ValueError,
+            "must be finite as float32, got n",
+        ),
+        (
+            f"{STATE}nf4",
+            state(nested_offset=10**400),
+            ValueError,
+            "must be finite as float32, got 1",
+        ),
     ],
 )
 def test_a_damaged_file_is_refused_by_name(name, change, error, what):
