@@ -139,12 +139,11 @@ def from_bitsandbytes(arrays: Mapping[str, NDArray[Any]], name: str = "weight") 
         raise ValueError(
             f"{name}: nested_blocksize must be {NESTED_BLOCK}, got {state['nested_blocksize']}"
         )
-    if not abs(state["nested_offset"]) <= np.finfo(np.float32).max:
-        raise ValueError(
-            f"{name}: nested_offset must be finite as float32, got {str(state['nested_offset'])[:20]}"
-        )
+    given = state["nested_offset"]
+    if not abs(given) <= float(np.finfo(np.float32).max):
+        raise ValueError(f"{name}: nested_offset must be finite as float32, got {str(given)[:20]}")
     nested = _array(arrays, f"{name}.nested_absmax")
-    offset = np.float32(state["nested_offset"])
+    offset = np.float32(given)
     return NF4Tensor(shape, block, packed, None, offset, absmax, nested)
 
 
