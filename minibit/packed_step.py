@@ -1,8 +1,9 @@
 """One token through a packed model: what the threads of a machine do together.
 
-A layer is one kernel (`minibit.kernels.decode`), which all threads enter with the same arguments;
-they share its rows chunk by chunk. Activations are quantised once for q, k and v, and once for gate
-and up. So a token costs one start of the threads, and little more than reading the weights.
+All layers are one kernel (`minibit.kernels.decode`), which all threads enter with the same
+arguments; they share its rows chunk by chunk. Activations are quantised once for q, k and v, and
+once for gate and up. So a token costs one start of the threads, and little more than reading the
+weights.
 
 May import: numpy, minibit.attention, minibit.blocks, minibit.ternary, minibit.transformer,
 minibit.kernels.

@@ -1,4 +1,4 @@
-"""One token through a packed language model: a layer as one kernel, for one thread or several.
+"""One token through a packed language model: one kernel, for one thread or several.
 
 A layer has five phases, which the threads share chunk by chunk (`minibit.kernels.sharing`):
 
