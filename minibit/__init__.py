@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from minibit.datasets import *
     from minibit.dual import *
     from minibit.layers import *
+    from minibit.lora import *
     from minibit.matmul import *
     from minibit.nf4 import *
     from minibit.noise import *
@@ -42,6 +43,7 @@ _ROOMS = (
     "transformer",
     "checkpoint",
     "nf4",
+    "lora",
     "datasets",
     "training",
 )

@@ -48,7 +48,7 @@ ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
     ),
     "topk": (12, ()),
     "nf4": (13, ("codebooks", "double_quant", "nf4_tensor", "bitsandbytes_layout")),
-    "lora": (14, ()),
+    "lora": (14, ("frozen", "adapter_file", "paged", "accounting")),
     "cluster": (15, ()),
 }
 SUPPORT = (

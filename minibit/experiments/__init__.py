@@ -56,6 +56,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         "what NF4, FP4 and Int4 add to the loss of float language models, once a seed",
         "minibit.experiments.nf4:nf4",
     ),
+    "lora": Experiment(
+        "fine-tunes of a language model: in full, by LoRA and by QLoRA, once a seed",
+        "minibit.experiments.lora:lora",
+    ),
     "mlp": Experiment(
         "Adam with straight-through on noise_step's network, beside noise_step",
         "minibit.experiments.mlp:train_mlp",
