@@ -180,7 +180,7 @@ plots.label_axes(axes, "token", "share of draws", "One set of logits, three ways
 # ## Training both
 #
 # The text is a dictionary of 380,683 characters (83 different ones); the last tenth is held out. A token is a character; a batch is 16 rows of 64, drawn by seed and step; two million characters in all are six times through the text. Adam, betas 0.9 and 0.95, a gradient of at most length 1, and the recipe's two stages:
-# the learning rate falls linearly and drops by a third at half-way, where weight decay ends. b1.58 gets about twice the learning rate of float, which each model wants at its best: a latent weight must move far before its trit does.
+# the learning rate falls linearly and drops by a third at half-way, where weight decay ends. b1.58 gets one and a half to two times the learning rate of float, each near its own best: a latent weight must move far before its trit does.
 #
 # The runs below are 18: three sizes, two kinds of weights, three seeds, by `minibit experiment language`. Here are the first 97 steps of the smallest b1.58 model, live, beside the file.
 
@@ -274,7 +274,7 @@ assert count["kneser_ney"][-1] < best
 #
 # **Part of the parity is regularisation.** At 885k weights both models know the text they were trained on far better than the rest of it, and there float is further ahead than on the held-out part. Rounding keeps b1.58 from learning by heart what does not help. On a text that is not seen six times over, that help would be worth less; the training gap is the sterner number.
 #
-# **Counting beats them all.** A Kneser-Ney model, which looks five characters back in a table and has never heard of a gradient, has a lower loss than every transformer here. On 340,000 characters, small transformers don't get beyond what a table holds. So this page is about trits against floats, and no praise of transformers.
+# **Counting beats them all.** A Kneser-Ney model, which looks five characters back in a table and has never heard of a gradient, has a lower loss than every transformer here. On 340,000 characters, read six times over, small transformers don't get beyond what a table holds. So this page is about trits against floats, and no praise of transformers.
 #
 # And the two norms more? Here are the smallest models without them.
 

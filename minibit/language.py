@@ -204,7 +204,7 @@ class Recipe:
         return self.layers * (4 * self.hidden**2 + 3 * self.hidden * self.inner)
 
 
-SIZES: dict[str, dict[str, Any]] = {  # b1.58 wants about twice the float's learning rate
+SIZES: dict[str, dict[str, Any]] = {  # b1.58 wants 1.5 to 2 times the float's learning rate
     "55k": {"hidden": 48, "inner": 128, "heads": 2, "peaks": (8e-3, 1.2e-2)},
     "221k": {"hidden": 96, "inner": 256, "heads": 4, "peaks": (4e-3, 8e-3)},
     "885k": {"hidden": 192, "inner": 512, "heads": 6, "peaks": (2.5e-3, 4e-3)},
