@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from minibit.steps import *
     from minibit.tape import *
     from minibit.ternary import *
+    from minibit.topk import *
     from minibit.training import *
     from minibit.transformer import *
 
@@ -42,6 +43,7 @@ _ROOMS = (
     "tape",
     "transformer",
     "checkpoint",
+    "topk",
     "nf4",
     "lora",
     "datasets",

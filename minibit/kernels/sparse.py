@@ -1,0 +1,228 @@
+"""A ternary matrix times one sparse vector: only the columns of inputs that are not zero are read.
+
+The weights lie in bands of 256 rows; in a band each column is one line of 64 bytes, a cache line::
+
+    bands[n_out / 256][n_in][64]: byte 16 L + 4 v + d of a line holds, in bits 2 j and 2 j + 1,
+    the code (the weight plus 1) of row 64 v + 16 j + 4 L + d of the band
+
+so a column that is left out is a line that is not read. `vpdpbusd` multiplies 4 neighbouring bytes
+by 4 activations: the lines of any 4 columns are first woven together, byte by byte and within the
+quarters of a register, which is what the order of the rows makes up for. Then each of the 4 woven
+registers meets the same 4 activations under 4 masks. All 256 sums stay in 16 registers.
+
+`product_any` is the same for any CPU: a plain loop over the bytes of a line, with sums in int16
+that are added up before they can overflow.
+
+May import: numpy, numba, minibit.kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from minibit.kernels.simd import (
+    I8,
+    I32,
+    Tile,
+    _address,
+    _constant,
+    _dot_u8s8,
+    _load,
+    _rows,
+    _splat,
+    _tile,
+    add,
+    prefetch,
+    shift_right,
+    splat,
+    store_lanes,
+    tile_get,
+    tile_zero,
+)
+
+__all__ = ["compact", "product_any", "product_wide"]
+
+BAND, LINE = 256, 64  # rows of a band, bytes of a column in it
+AHEAD = 128  # columns between a prefetch and the load it is for
+FLUSH = 127  # columns whose products, at most 2 * 128 each, int16 can hold
+
+
+def _weave(builder: Any, left: Any, right: Any, size: int, high: bool) -> Any:
+    """Take elements of `size` bytes in turn, from the lower or upper half of every quarter."""
+    element = ir.IntType(8 * size)
+    vector = ir.VectorType(element, 64 // size)
+    quarter = 16 // size
+    picks = []
+    for start in range(0, vector.count, quarter):
+        first = start + (quarter // 2 if high else 0)
+        for i in range(first, first + quarter // 2):
+            picks += [i, vector.count + i]
+    mask = ir.Constant(ir.VectorType(I32, vector.count), picks)
+    both = (builder.bitcast(v, vector) for v in (left, right))
+    return builder.bitcast(builder.shuffle_vector(*both, mask), ir.VectorType(I8, 64))
+
+
+@intrinsic(prefer_literal=True)
+def _add_columns(typingctx, tile, bands, a, b, c, d, x, offset):  # type: ignore[no-untyped-def]
+    """Add the products of the lines at bytes a, b, c, d with the 4 activations at byte `offset`.
+
+    Register ``4 v + j`` of the tile counts ``4**j`` times too much.
+    """
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        kinds, words = signature.args, ir.VectorType(I32, 16)
+        narrow = ir.VectorType(I8, 64)
+        lines = [
+            _load(builder, _address(context, builder, kinds[1], args[1], at), narrow)
+            for at in args[2:6]
+        ]
+        four = _splat(
+            builder, _load(builder, _address(context, builder, kinds[6], args[6], args[7]), I32), 16
+        )
+        rows, v = _rows(builder, args[0]), 0
+        for upper in (False, True):
+            left = _weave(builder, lines[0], lines[1], 1, upper)
+            right = _weave(builder, lines[2], lines[3], 1, upper)
+            for half in (False, True):
+                woven = builder.bitcast(_weave(builder, left, right, 2, half), words)
+                for j in range(4):
+                    codes = builder.and_(woven, _constant(0x03030303 << 2 * j, 16))
+                    rows[4 * v + j] = _dot_u8s8(builder, rows[4 * v + j], codes, four)
+                v += 1
+        return _tile(builder, rows)
+
+    places = (types.intp,) * 4
+    return Tile(16, 16)(tile, bands, *places, x, types.intp), codegen
+
+
+@njit(cache=True, nogil=True)
+def compact(x: NDArray[Any], at: NDArray[Any], values: NDArray[Any]) -> int:
+    """List the places (as bytes of a band) and values of what is not 0; return how many.
+
+    The list is filled up to a multiple of 4 with zeros, which add nothing: `at` and `values` have
+    room for 4 more than x.
+    """
+    count = 0
+    for i in range(x.size):  # without a branch: it would be guessed wrong
+        at[count] = LINE * i
+        values[count] = x[i]
+        count += x[i] != 0
+    for i in range(count, (count + 3) // 4 * 4):
+        at[i] = 0
+        values[i] = 0
+    return count
+
+
+@njit(cache=True, nogil=True)
+def product_wide(
+    at: NDArray[Any],
+    values: NDArray[Any],
+    count: int,
+    n_in: int,
+    bands: NDArray[Any],
+    out: NDArray[Any],
+) -> None:
+    """Write the product of the listed activations with all bands into ``out (n_out,)``: VNNI.
+
+    No prefetcher of the CPU guesses which lines come next, so they are asked for, far ahead and
+    across the end of a band.
+    """
+    total = np.int32(0)
+    for i in range(count):
+        total = np.int32(total - values[i])
+    minus, size = splat(total, 16), LINE * n_in
+    full = (count + 3) // 4 * 4
+    soon = np.empty(full, np.int64)  # the line to ask for while this one is multiplied
+    for i in range(full):
+        soon[i] = at[(i + AHEAD) % full] + (i + AHEAD) // full * size
+    for band in range((out.size + BAND - 1) // BAND):
+        base = band * size
+        sums = tile_zero(16, 16)
+        for i in range(0, full, 4):
+            prefetch(bands, base + soon[i])
+            prefetch(bands, base + soon[i + 1])
+            prefetch(bands, base + soon[i + 2])
+            prefetch(bands, base + soon[i + 3])
+            a, b, c, d = base + at[i], base + at[i + 1], base + at[i + 2], base + at[i + 3]
+            sums = _add_columns(sums, bands, a, b, c, d, values, i)
+        _finish(sums, minus, out, band)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _finish(sums, minus, out, band) -> None:  # type: ignore[no-untyped-def]
+    """Take every power of 4 and the added ones off, and write the rows of a band."""
+    row, n_out = BAND * band, out.size
+    _write(out, row, add(minus, tile_get(sums, 0)), n_out)
+    _write(out, row + 16, add(minus, shift_right(tile_get(sums, 1), 2)), n_out)
+    _write(out, row + 32, add(minus, shift_right(tile_get(sums, 2), 4)), n_out)
+    _write(out, row + 48, add(minus, shift_right(tile_get(sums, 3), 6)), n_out)
+    _write(out, row + 64, add(minus, tile_get(sums, 4)), n_out)
+    _write(out, row + 80, add(minus, shift_right(tile_get(sums, 5), 2)), n_out)
+    _write(out, row + 96, add(minus, shift_right(tile_get(sums, 6), 4)), n_out)
+    _write(out, row + 112, add(minus, shift_right(tile_get(sums, 7), 6)), n_out)
+    _write(out, row + 128, add(minus, tile_get(sums, 8)), n_out)
+    _write(out, row + 144, add(minus, shift_right(tile_get(sums, 9), 2)), n_out)
+    _write(out, row + 160, add(minus, shift_right(tile_get(sums, 10), 4)), n_out)
+    _write(out, row + 176, add(minus, shift_right(tile_get(sums, 11), 6)), n_out)
+    _write(out, row + 192, add(minus, tile_get(sums, 12)), n_out)
+    _write(out, row + 208, add(minus, shift_right(tile_get(sums, 13), 2)), n_out)
+    _write(out, row + 224, add(minus, shift_right(tile_get(sums, 14), 4)), n_out)
+    _write(out, row + 240, add(minus, shift_right(tile_get(sums, 15), 6)), n_out)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _write(out, row, rows, n_out) -> None:  # type: ignore[no-untyped-def]
+    """Write those of 16 rows that the matrix has."""
+    if row < n_out:
+        store_lanes(out, 4 * row, rows, n_out - row)
+
+
+@njit(cache=True, nogil=True)
+def _flush(part, sums) -> None:  # type: ignore[no-untyped-def]
+    """Add the int16 sums to the int32 ones, and begin anew."""
+    for j in range(4):
+        for b in range(LINE):
+            sums[j, b] += part[j, b]
+            part[j, b] = 0
+
+
+@njit(cache=True, nogil=True)
+def product_any(
+    at: NDArray[Any],
+    values: NDArray[Any],
+    count: int,
+    n_in: int,
+    bands: NDArray[Any],
+    out: NDArray[Any],
+) -> None:
+    """Do as `product_wide` does, on any CPU."""
+    total = np.int32(0)
+    for i in range(count):
+        total = np.int32(total + values[i])
+    part, sums = np.empty((4, LINE), np.int16), np.empty((4, LINE), np.int32)
+    first, second, third, fourth = part[0], part[1], part[2], part[3]
+    for band in range((out.size + BAND - 1) // BAND):
+        base = band * LINE * n_in
+        sums[:] = 0
+        part[:] = 0
+        for start in range(0, count, FLUSH):
+            for i in range(start, min(start + FLUSH, count)):
+                line = bands[base + at[i] : base + at[i] + LINE]
+                x = np.int16(values[i])
+                for b in range(LINE):
+                    first[b] += np.int16(np.int16(line[b] & 3) * x)
+                    second[b] += np.int16(np.int16((line[b] >> 2) & 3) * x)
+                    third[b] += np.int16(np.int16((line[b] >> 4) & 3) * x)
+                    fourth[b] += np.int16(np.int16(line[b] >> 6) * x)
+            _flush(part, sums)
+        for b in range(LINE):
+            row = BAND * band + 64 * (b // 4 % 4) + 4 * (b // 16) + b % 4
+            for j in range(4):
+                if row + 16 * j < out.size:
+                    out[row + 16 * j] = np.int32(sums[j, b] - total)
