@@ -350,10 +350,10 @@ for method, r in pair.items():
     )
 assert pair["forward"]["moving"] == 1984
 print(f"forward gradients get {fraction:.0%} of what the tape gets")
-assert 0.1 < fraction < 0.9
+assert 0.5 < fraction < 0.9
 
 # %% [markdown]
-# Eight directions a step, on 221k weights in NF4: it learns, without ever going backwards. It also stays behind the tape, which is cheaper. Forward mode's one advantage is memory: no activation is kept.
+# Eight directions a step, on 221k weights in NF4 (the learning rate its own, chosen as above): it learns, without ever going backwards. It also stays behind the tape, which is cheaper. Forward mode's one advantage is memory: no activation is kept.
 #
 # ## State that lives in a file
 #
@@ -382,7 +382,7 @@ print(f"{seconds['paged'] / seconds['resident']:.1f} times the time of a step in
 #
 # - Our base has 221k weights and one text; shares of 90% and more are those of *this* change of case. Shares of the plain task are ratios of small numbers: look at the seeds.
 # - The full fine-tune moves embedding and norms, which the adapters here leave alone. Its learning rate has a grid of factors of two.
-# - Rates were chosen with one seed, whose runs are also among those reported. The test tenth was not looked at for it.
+# - Rates were chosen with one seed, whose runs are also among those reported. The test tenth was not looked at for it. Two choices lie at an end of their grid: QLoRA's on plain text, where the loss is flat, and that of forward gradients, which might do better still.
 # - No dropout, no weight decay in these fine-tunes. `LoRALinear` has dropout, drawn by Philox; both halves of a batch on two threads would draw the same.
 # - Of peft's adapters only LoRA beside linear layers is read: no DoRA, no biases, no rank or alpha by layer. Each is refused by its field.
 # - The accounting leaves out what a runtime takes: allocator, kernels, fragments.
