@@ -176,7 +176,15 @@ def topk_mask(x: Array, k: int) -> NDArray[np.bool_]:
     array([[False,  True, False,  True],
            [ True,  True, False, False]])
     """
-    if _KERNELS and _is_plain(x, k):  # the shortest way in: a token takes two microseconds
+    if (
+        type(x) is np.ndarray
+        and x.dtype is _FLOAT32
+        and type(k) is int
+        and x.ndim == 2
+        and 0 < k <= x.shape[1]
+        and x.flags.c_contiguous
+        and _KERNELS
+    ):  # the shortest way in: a token takes two microseconds
         mask = np.empty(x.shape, _BOOL)
         if _KERNELS["select"](x, k, mask) < 0:
             return mask

@@ -112,16 +112,15 @@ def _search(entries, k, low, reach, high):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _edge(x, k, keys, high, low):  # type: ignore[no-untyped-def]
+def _edge(bits, k, high, low):  # type: ignore[no-untyped-def]
     """Find the K-th largest magnitude of a row, as bits, and up to where its equals are kept.
 
-    Fills `keys` with the bits of the magnitudes; -1 in place of the edge if there is a NaN.
+    -1 in place of the edge if there is a NaN.
     """
-    bits, n = x.view(np.int32), x.size
+    n = bits.size
     largest, smallest = np.int32(0), MAGNITUDE
     for i in range(n):
         key = np.int32(bits[i] & MAGNITUDE)
-        keys[i] = key
         high[i] = np.int16(key >> 16)
         largest, smallest = max(largest, key), min(smallest, key)
     if largest > INFINITY:
@@ -131,7 +130,7 @@ def _edge(x, k, keys, high, low):  # type: ignore[no-untyped-def]
         return np.int32(top << 16), n
     same = np.int16(top)
     for i in range(n):  # as signed numbers: the upper bit turned
-        half = np.int16(np.int32(keys[i] & 0xFFFF) - 32768)
+        half = np.int16(np.int32(bits[i] & 0xFFFF) - 32768)
         low[i] = half if high[i] == same else LEAST
     bottom, reached, more = _search(low, k - above, -32768, reach - above, 32768)
     bottom, above = bottom + 32768, above + more
@@ -140,35 +139,37 @@ def _edge(x, k, keys, high, low):  # type: ignore[no-untyped-def]
     edge = np.int32(top << 16 | bottom)
     ties, end = k - above, 0
     while ties > 0:
-        ties -= keys[end] == edge
+        ties -= np.int32(bits[end] & MAGNITUDE) == edge
         end += 1
     return edge, end
 
 
 @njit(cache=True, nogil=True)
 def _scratch(n):  # type: ignore[no-untyped-def]
-    """Room for a row: its keys, and their halves, filled up with what is never counted."""
+    """Room for the halves of a row, filled up with what is never counted."""
     size = (n + STRIDE - 1) // STRIDE * STRIDE
-    keys, high, low = np.empty(n, np.int32), np.empty(size, np.int16), np.empty(size, np.int16)
+    room = np.empty(2 * size, np.int16)
+    high, low = room[:size], room[size:]
     for i in range(n, size):
         high[i] = low[i] = LEAST
-    return keys, high, low
+    return high, low
 
 
 @njit(cache=True, nogil=True)
 def select(x: NDArray[Any], k: int, kept: NDArray[Any]) -> int:
     """Mark the K largest magnitudes of every row of ``x (rows, n)``; return a row of NaN, or -1."""
     n = x.shape[1]
-    keys, high, low = _scratch(n)
+    bits = x.view(np.int32)
+    high, low = _scratch(n)
     for row in range(x.shape[0]):
-        edge, end = _edge(x[row], k, keys, high, low)
+        edge, end = _edge(bits[row], k, high, low)
         if edge < 0:
             return row
-        out = kept[row]
+        keys, out = bits[row], kept[row]
         for i in range(end):
-            out[i] = keys[i] >= edge
+            out[i] = np.int32(keys[i] & MAGNITUDE) >= edge
         for i in range(end, n):
-            out[i] = keys[i] > edge
+            out[i] = np.int32(keys[i] & MAGNITUDE) > edge
     return -1
 
 
@@ -176,15 +177,16 @@ def select(x: NDArray[Any], k: int, kept: NDArray[Any]) -> int:
 def keep(x: NDArray[Any], k: int, out: NDArray[Any]) -> int:
     """Copy the K largest magnitudes of every row, and zeros for the rest; return as `select`."""
     n = x.shape[1]
-    keys, high, low = _scratch(n)
+    bits = x.view(np.int32)
+    high, low = _scratch(n)
     zero = np.float32(0)
     for row in range(x.shape[0]):
-        edge, end = _edge(x[row], k, keys, high, low)
+        edge, end = _edge(bits[row], k, high, low)
         if edge < 0:
             return row
-        source, target = x[row], out[row]
+        source, keys, target = x[row], bits[row], out[row]
         for i in range(end):
-            target[i] = source[i] if keys[i] >= edge else zero
+            target[i] = source[i] if np.int32(keys[i] & MAGNITUDE) >= edge else zero
         for i in range(end, n):
-            target[i] = source[i] if keys[i] > edge else zero
+            target[i] = source[i] if np.int32(keys[i] & MAGNITUDE) > edge else zero
     return -1
