@@ -1,7 +1,7 @@
 """LoRA against peft on one transformer: outputs, gradients, files both ways, merging.
 
 Whole models are compared in float64: in float32 each of the two is 2e-6 away from that by rounding
-alone, adapters or not. (transformers keeps float32 in its norms, which leaves 6e-7.) Single layers,
+alone, adapters or not. (transformers keeps float32 in its norms, which leaves 6e-7 to 9e-7.) Single layers,
 on the same inputs, and merged matrices are compared in float32.
 """
 
@@ -81,6 +81,7 @@ def their_base(folder):
 
 def theirs(folder, **settings):
     """The base with fresh adapters of peft."""
+    torch.manual_seed(0)  # of A
     made = peft.LoraConfig(target_modules=TARGETS, task_type="CAUSAL_LM", **settings)
     return peft.get_peft_model(their_base(folder), made).eval()
 
@@ -101,6 +102,11 @@ def logits_of(model):
         return model.double()(torch.from_numpy(TOKENS)).logits.numpy()
 
 
+def assert_close(logits, expected):
+    """Within 1e-6 of the largest logit, which is about 1.6."""
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
 def ours(params, adapters, settings):
     """Logits of ours, in float64."""
     wide = {name: w.astype(np.float64) for name, w in params.items()}
@@ -117,7 +123,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "rslora", "dropout"])
 def test_adapters_that_peft_saves_give_its_outputs(settings, params, folder, tmp_path):
-    """Logits within 1e-6, from the files alone; A's range is peft's."""
+    """Logits within 1e-6 of the largest, from the files alone; A's range is peft's."""
     model = theirs(folder, **settings)
     fresh = model.base_model.model.model.layers[0].mlp.up_proj.lora_A["default"].weight
     assert fresh.abs().max().item() <= 1 / 64**0.5
@@ -134,12 +140,12 @@ def test_adapters_that_peft_saves_give_its_outputs(settings, params, folder, tmp
     logits = ours(params, adapters, read)
     expected = logits_of(model)
     assert np.abs(expected - logits_of(their_base(folder))).max() > 0.05
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-6)
+    assert_close(logits, expected)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "rslora", "dropout"])
 def test_adapters_that_we_save_give_peft_our_outputs(settings, params, folder, tmp_path):
-    """Logits within 1e-6; what peft saves of them again holds the same numbers."""
+    """Logits within 1e-6 of the largest; what peft saves of them again holds the same numbers."""
     rng = np.random.default_rng(1)
     adapters = {
         name: {"A": p["A"], "B": (0.05 * rng.standard_normal(p["B"].shape)).astype(np.float32)}
@@ -154,7 +160,7 @@ def test_adapters_that_we_save_give_peft_our_outputs(settings, params, folder, t
     model = peft.PeftModel.from_pretrained(their_base(folder), tmp_path / "ours").eval()
     logits = ours(params, adapters, ways)
     model.save_pretrained(tmp_path / "theirs")
-    np.testing.assert_allclose(logits, logits_of(model), rtol=0, atol=1e-6)
+    assert_close(logits, logits_of(model))
     again, read = load_adapters(tmp_path / "theirs")
     assert read == ways
     assert again.keys() == adapters.keys()
@@ -172,7 +178,7 @@ def test_some_layers_alone_are_adapted_there_too(params, folder, tmp_path):
     model = peft.PeftModel.from_pretrained(their_base(folder), tmp_path).eval()
     assert sum("lora_A" in key for key, _ in model.named_parameters()) == 1
     logits = ours(params, adapters, {"alpha": 1.0})
-    np.testing.assert_allclose(logits, logits_of(model), rtol=0, atol=1e-6)
+    assert_close(logits, logits_of(model))
 
 
 def test_every_adapted_layer_gives_pefts_outputs_on_its_inputs(params, folder, tmp_path):
