@@ -1,8 +1,8 @@
 """LoRA against peft on one transformer: outputs, gradients, files both ways, merging.
 
 Whole models are compared in float64: in float32 each of the two is 2e-6 away from that by rounding
-alone, adapters or not. (transformers keeps float32 in its norms, which leaves 6e-7 to 9e-7.) Single layers,
-on the same inputs, and merged matrices are compared in float32.
+alone, adapters or not. (transformers keeps float32 in its norms, which leaves 6e-7 to 9e-7.) Single
+layers, on the same inputs, and merged matrices are compared in float32.
 """
 
 import json
