@@ -325,7 +325,7 @@ for axes, (name, (n_out, n_in, memory)) in zip(panels, shapes.items(), strict=Tr
     if kernels.path() in ("vnni", "amx"):
         if n_in > 1024:
             assert seconds["sparse"][-1] < seconds["dense"][-1] / 1.5
-            assert 0.2 < at < 0.95
+            assert memory or 0.2 < at < 0.95
         else:
             assert seconds["sparse"][4] > seconds["dense"][4]
 
@@ -333,7 +333,7 @@ for axes, (name, (n_out, n_in, memory)) in zip(panels, shapes.items(), strict=Tr
 # The dashed line is the **roofline** of the sparse product: both do 4 multiplications a byte of weights, both are bound by reading, and the sparse one reads a share $1 - s$ of the bytes. It stays above its roof for two reasons.
 # A stream that jumps is no stream: the CPU's prefetchers do not guess which line comes next, so each is asked for ahead of time, and a line costs more than in sequence. And four columns must be woven together, byte by byte, before a dot product of bytes can take them: 8 instructions beside the 32 that both need. For a small matrix, listing what isn't zero (about two microseconds for 4,096 inputs) and the call take longer than the whole dense product.
 #
-# So the two lines cross near 60% zeros for a large matrix in the cache, later where lines come from memory (the numbers are printed above), and for a small matrix never. At 40%, where the loss is nearly kept, top-K saves no time on this CPU beside a dense kernel this fast. At 80%, where time is saved, the loss is not kept. Against kernels that read two bytes a weight, or on memory that is slower beside the arithmetic, the crossing comes earlier: the roof is $1 - s$ there, too, and what is added weighs less.
+# So the two lines cross near 60% zeros for a large matrix in the cache, and for a small matrix never. Where lines come from memory the crossing moves about with what else uses it, from run to run (the numbers are printed above). At 40%, where the loss is nearly kept, top-K saves no time on this CPU beside a dense kernel this fast. At 80%, where time is saved, the loss is not kept. Against kernels that read two bytes a weight, or on memory that is slower beside the arithmetic, the crossing comes earlier: the roof is $1 - s$ there, too, and what is added weighs less.
 #
 # ## The law
 #
