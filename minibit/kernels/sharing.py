@@ -14,12 +14,11 @@ phase.
 ``work`` is an int64 array of zeros ``(phases, FLAGS + chunks)``: a counter of claims, and from
 `FLAGS` on (another cache line) a flag for each chunk.
 
-May import: numpy, numba.
+May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 from llvmlite import ir
@@ -27,19 +26,12 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from minibit.kernels.spin import I64, element, pause, read
+
 __all__ = ["FLAGS", "finish", "take"]
 
 FLAGS = 8  # place of a phase's first flag
 LOOKS = 1000  # at a flag: 10 to 40 microseconds, by how long a CPU pauses at each
-
-X86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
-I64 = ir.IntType(64)
-
-
-def _element(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    """Return the address of element ``args[1]`` of a contiguous array."""
-    data = context.make_array(signature.args[0])(context, builder, args[0]).data
-    return builder.gep(data, [args[1]])
 
 
 @intrinsic
@@ -47,51 +39,27 @@ def _add_one(typingctx, array, index):  # type: ignore[no-untyped-def]
     """``_add_one(array, index)``: add 1 to an int64, atomically; return what it was."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        pointer = _element(context, builder, signature, args)
+        pointer = element(context, builder, signature, args)
         return builder.atomic_rmw("add", pointer, ir.Constant(I64, 1), "seq_cst")
 
     return types.int64(array, types.intp), codegen
-
-
-@intrinsic
-def _read(typingctx, array, index):  # type: ignore[no-untyped-def]
-    """``_read(array, index)``: an int64 as it is now; what was written before it is seen, too."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        pointer = _element(context, builder, signature, args)
-        return builder.load_atomic(pointer, "seq_cst", 8)
-
-    return types.int64(array, types.intp), codegen
-
-
-@intrinsic
-def _pause(typingctx):  # type: ignore[no-untyped-def]
-    """``_pause()``: tell the CPU that this is a loop that waits."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        if X86:
-            pause = ir.FunctionType(ir.VoidType(), [])
-            builder.call(builder.module.declare_intrinsic("llvm.x86.sse2.pause", (), pause), [])
-        return context.get_dummy_value()
-
-    return types.void(), codegen
 
 
 @njit(cache=True, nogil=True)
 def take(work: NDArray[Any], phase: int, chunks: int) -> int:
     """Return the next chunk that this thread should do; `chunks` when all of them are done."""
     at = phase * work.shape[1]
-    if _read(work, at) < chunks:
+    if read(work, at) < chunks:
         chunk = _add_one(work, at)
         if chunk < chunks:
             return int(chunk)
     for chunk in range(chunks):
         looks = 0
-        while _read(work, at + FLAGS + chunk) == 0:
+        while read(work, at + FLAGS + chunk) == 0:
             looks += 1
             if looks == LOOKS:
                 return chunk
-            _pause()
+            pause()
     return chunks
 
 

@@ -13,25 +13,40 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-__all__ = ["wait"]
+__all__ = ["I64", "element", "pause", "read", "wait"]
 
 X86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
 I64 = ir.IntType(64)
 
 
+def element(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    """Return the address of element ``args[1]`` of a contiguous array."""
+    data = context.make_array(signature.args[0])(context, builder, args[0]).data
+    return builder.gep(data, [args[1]])
+
+
 @intrinsic
-def _fresh(typingctx, array, index):  # type: ignore[no-untyped-def]
-    """``_fresh(array, index)``: an int64 read from memory now, not kept from an earlier read."""
+def read(typingctx, array, index):  # type: ignore[no-untyped-def]
+    """``read(array, index)``: an int64 as it is now; what was written before it is seen, too."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        pointer = builder.gep(builder.bitcast(data, I64.as_pointer()), [args[1]])
-        if X86:  # tell the CPU that this is a waiting loop
-            pause = ir.FunctionType(ir.VoidType(), [])
-            builder.call(builder.module.declare_intrinsic("llvm.x86.sse2.pause", (), pause), [])
-        return builder.load_atomic(pointer, "acquire", 8)
+        pointer = element(context, builder, signature, args)
+        return builder.load_atomic(pointer, "seq_cst", 8)
 
     return types.int64(array, types.intp), codegen
+
+
+@intrinsic
+def pause(typingctx):  # type: ignore[no-untyped-def]
+    """``pause()``: tell the CPU that this is a loop that waits."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        if X86:
+            pause = ir.FunctionType(ir.VoidType(), [])
+            builder.call(builder.module.declare_intrinsic("llvm.x86.sse2.pause", (), pause), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 @njit(cache=True, nogil=True)
@@ -42,8 +57,10 @@ def wait(numbers: NDArray[Any], index: int, value: int, looks: int, grace: int) 
     to ask for a lock that is held costs far more than to come a little later.
     """
     for _ in range(looks):
-        if _fresh(numbers, index) == value:
+        if read(numbers, index) == value:
             for _ in range(grace):
-                _fresh(numbers, index)
+                read(numbers, index)
+                pause()
             return True
+        pause()
     return False
