@@ -48,8 +48,8 @@ def zip_trees(leaf: Callable[[Any, Any, str], Any], tree: Tree, other: Tree, nam
         return rebuild(tree, [zip_trees(leaf, t, o, f"{name}[{i}]") for i, (t, o) in pairs])
     if isinstance(tree, dict | list | tuple) or isinstance(other, dict):
         raise TypeError(
-            f"both trees must have one structure: at {name}, {_structure(tree)} is expected, "
-            f"{_structure(other)} is given"
+            f"{name} and what goes with it must have one structure, got {_structure(tree)} and "
+            f"{_structure(other)}"
         )
     return leaf(tree, other, name)
 

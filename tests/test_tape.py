@@ -867,7 +867,7 @@ def test_a_parameter_without_gradient_rests():
         (lambda: Adam({"w": np.ones(2)}).step({"v": np.ones(2)}), TypeError, "structure"),
         (lambda: Adam(np.ones(2)).step(np.array([1j, 0])), TypeError, "complex"),
         (lambda: Adam([None]).step([np.ones(1)]), TypeError, "None"),
-        (lambda: Adam({"w": np.ones(2)}).step([]), TypeError, "a dict of 'w' is expected"),
+        (lambda: Adam({"w": np.ones(2)}).step([]), TypeError, "got a dict of .w. and a list"),
         (lambda: Adam(np.ones(1, np.float32), eps=1e-46), ValueError, "eps"),
         (lambda: clip_by_global_norm([np.array([30, 40])], 1.0), TypeError, "int64"),
         (lambda: clip_by_global_norm([30.0], 1.0), TypeError, "float arrays, got float"),
