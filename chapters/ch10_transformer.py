@@ -52,7 +52,7 @@ for name, shape in list(param_shapes(config).items())[:13]:
 # %% [markdown]
 # That is all of it: an embedding, blocks of two halves, and a last norm. `forward` is a plain function of this dict, named as in the published files, and of tokens:
 #
-# $$x \leftarrow x + W_o\, N(\mathrm{attention}(W_q h, W_k h, W_v h)), \qquad x \leftarrow x + W_{down}\, N\big(\max(W_{gate} h, 0)^2 \odot W_{up} h\big), \qquad h = N(x),$$
+# $$\begin{aligned} x &\leftarrow x + W_o\, N(\mathrm{attention}(W_q h, W_k h, W_v h)), \\ x &\leftarrow x + W_{down}\, N\big(\max(W_{gate} h, 0)^2 \odot W_{up} h\big), \end{aligned} \qquad h = N(x),$$
 #
 # with $N$ the norm $N(x) = g\, x / \sqrt{\overline{x^2} + \varepsilon}$. Seven matrices a block are ternary. Embedding, norms and the stream $x$ stay float.
 #
