@@ -1,10 +1,10 @@
 """``bench gemv``, ``bench matmul`` and ``bench quantise``: products and quantisers beside NumPy.
 
-Everything is timed through the public functions. At its turn, a candidate runs untimed for
-two milliseconds and at least eight calls, so that it finds in the caches what its own weights leave
-there, and then timed for as long; medians of many rounds are compared. What is read "from memory"
-goes in turn through copies that no cache holds, as decoding goes through a model's layers. Bars
-hold for one thread.
+Everything is timed through the public functions. At its turn, a candidate runs untimed for two
+milliseconds and eight calls, or for one call that takes longer, so that it finds in the caches what
+its own weights leave there, and then timed for as long; medians of many rounds are compared. What
+is read "from memory" goes in turn through copies that no cache holds, as decoding goes through a
+model's layers. Bars hold for one thread.
 
 May import: anything of minibit.
 """
@@ -279,7 +279,8 @@ def _medians(
     calls = {}
     for name, function in candidates.items():
         alone = interleaved({name: function}, seconds=0.0, least_rounds=3, warmups=2)[name]
-        calls[name] = max(LEAST, min(2000, round(ROUND / float(alone.min()))))
+        wanted = round(ROUND / float(alone.min()))
+        calls[name] = max(LEAST, min(2000, wanted)) if wanted else 1  # one of what takes long
     times: dict[str, list[float]] = {name: [] for name in candidates}
     end = time.perf_counter() + seconds
     while len(times[next(iter(times))]) < 15 or time.perf_counter() < end:
