@@ -361,6 +361,7 @@ def _multiply_in_child(connection):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="fork is the way of Linux")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork with threads: the point here
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what JAX says of it, where it is loaded
 def test_a_forked_process_makes_its_own_threads(monkeypatch):
     """The pool's threads do not survive a fork; the child must not wait for them."""
     monkeypatch.setattr("minibit.matmul._PAYS", 0)
