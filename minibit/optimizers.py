@@ -136,6 +136,20 @@ class Adam:
         TypeError, ValueError
             If structures or shapes differ, or a number is out of range; then nothing has moved.
         """
+        found, constants = self._begin(grads, lr, weight_decay)
+        move = _move()
+        for place, g in found:
+            p = self._now[place]
+            out = np.empty_like(p)
+            arrays = (p, g, self._means[place], self._squares[place], out)
+            move(*(a.reshape(-1) for a in arrays), np.array(constants, p.dtype))
+            self._now[place] = out
+        return self.params
+
+    def _begin(
+        self, grads: Tree, lr: float | None, weight_decay: float | None
+    ) -> tuple[list[tuple[int, FloatArray]], tuple[float, ...]]:
+        """Check a step and count it; return (place, gradient) pairs and a move's constants."""
         lr = self.lr if lr is None else _within("lr", lr)
         decay = self.weight_decay if weight_decay is None else weight_decay
         decay = _within("weight_decay", decay)
@@ -152,20 +166,17 @@ class Adam:
             found.append((place, np.asarray(g, p.dtype, order="C")))
 
         zip_trees(collect, self._places, grads, "grads")
+        self._check()
         self.steps += 1
         (beta1, beta2), t = self.betas, self.steps
         constants = (
             beta1, 1 - beta1, beta2, 1 - beta2,
             1 - lr * decay, lr / (1 - beta1**t), math.sqrt(1 - beta2**t), self.eps,
         )  # fmt: skip
-        move = _move()
-        for place, g in found:
-            p = self._now[place]
-            out = np.empty_like(p)
-            arrays = (p, g, self._means[place], self._squares[place], out)
-            move(*(a.reshape(-1) for a in arrays), np.array(constants, p.dtype))
-            self._now[place] = out
-        return self.params
+        return found, constants
+
+    def _check(self) -> None:
+        """Check that the means can be moved; an optimizer that keeps them elsewhere says how."""
 
 
 def _float_leaf(p: Any, name: str, count: itertools.count[int]) -> int | None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import mmap
 import os
 import tempfile
@@ -29,8 +28,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from minibit.optimizers import Adam, FloatArray, _move, _within
-from minibit.trees import Tree, zip_trees
+from minibit.optimizers import Adam, FloatArray, _move
+from minibit.trees import Tree
 
 __all__ = ["PagedAdam"]
 
@@ -128,39 +127,22 @@ class PagedAdam(Adam):
         """
         if self._map is None:
             raise ValueError("this PagedAdam is closed")
-        lr = self.lr if lr is None else _within("lr", lr)
-        decay = self.weight_decay if weight_decay is None else weight_decay
-        decay = _within("weight_decay", decay)
-        found: list[tuple[int, FloatArray]] = []
-
-        def collect(place: int | None, g: Any, name: str) -> None:
-            if place is None:
-                raise TypeError(f"{name} must be None, as its parameter is")
-            p, g = self._now[place], np.asarray(g)
-            if g.dtype.kind not in "fiub":
-                raise TypeError(f"{name} is {g.dtype}, it must be real numbers")
-            if g.shape != p.shape:
-                raise ValueError(f"{name} has shape {g.shape}, its parameter {p.shape}")
-            found.append((place, np.asarray(g, p.dtype, order="C")))
-
-        zip_trees(collect, self._places, grads, "grads")
-        if self._map.size() != self._length:  # a page beyond the end would end the process
-            raise ValueError(
-                f"{self._name()} had {self._length} bytes, now it has {self._map.size()}: someone "
-                "else wrote to it, and the means are lost"
-            )
-        self.steps += 1
-        (beta1, beta2), t = self.betas, self.steps
-        constants = (
-            beta1, 1 - beta1, beta2, 1 - beta2,
-            1 - lr * decay, lr / (1 - beta1**t), math.sqrt(1 - beta2**t), self.eps,
-        )  # fmt: skip
+        found, constants = self._begin(grads, lr, weight_decay)
         for place, g in found:
             p = self._now[place]
             out = np.empty_like(p)
             self._walk(place, p.reshape(-1), g.reshape(-1), out.reshape(-1), constants)
             self._now[place] = out
         return self.params
+
+    def _check(self) -> None:
+        """Check that the file is as long as it was made."""
+        assert self._map is not None
+        if self._map.size() != self._length:  # a page beyond the end would end the process
+            raise ValueError(
+                f"{self._name()} had {self._length} bytes, now it has {self._map.size()}: someone "
+                "else wrote to it, and the means are lost"
+            )
 
     def _walk(
         self, place: int, p: FloatArray, g: FloatArray, out: FloatArray, constants: Any
