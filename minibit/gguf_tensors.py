@@ -23,7 +23,7 @@ from minibit.damage import CheckpointError, first_not_finite
 from minibit.gguf_container import BF16, BLOCKS, F16, F32, I2_S, TQ1_0, TQ2_0, GGUFFile, Tensor
 from minibit.layouts import I2Layout, from_i2_s, to_i2_s
 from minibit.packings import pack2
-from minibit.panels import pack_columns, pack_panels
+from minibit.panels import empty_panels, pack_columns, pack_panels
 from minibit.ternary import TernaryMatrix, from_tq1_0, from_tq2_0, to_tq1_0, to_tq2_0
 
 __all__ = [
@@ -170,8 +170,9 @@ def _gathered(
             lines[:, rows] = pack_columns(decode(rows)).reshape(len(lines), -1)
         return lines.reshape(-1)
     pack = pack_panels if layout == "panels" else pack2
-    whole = -(-n_out // 16) * -(-n_in // 64) * 256 if layout == "panels" else -(-n_out * n_in // 4)
-    held, at = np.empty(whole, np.uint8), 0
+    held, at = np.empty(-(-n_out * n_in // 4), np.uint8), 0
+    if layout == "panels":
+        held = empty_panels(n_out, n_in)
     for rows in _spans(n_out):  # of 64: whole panels, and whole bytes
         part = pack(decode(rows))
         held[at : at + part.size] = part

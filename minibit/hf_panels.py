@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from minibit.layouts import from_hf
 from minibit.packings import pack2
-from minibit.panels import pack_columns_reference, pack_panels_reference
+from minibit.panels import empty_panels, pack_columns_reference, pack_panels_reference
 
 __all__ = ["hold_hf", "hold_hf_reference"]
 
@@ -67,8 +67,7 @@ def hold_hf(packed: Bytes, n_out: int, layout: str) -> Bytes:
 
     n_in = packed.shape[1]
     panels = layout == "panels"
-    size = -(-n_out // 16) * -(-n_in // 64) * 256 if panels else -(-n_in // 16) * 4 * n_out
-    held = np.empty(size, np.uint8)
+    held = empty_panels(n_out, n_in) if panels else np.empty(-(-n_in // 16) * 4 * n_out, np.uint8)
     plain = packed if packed.flags.carray else np.array(packed, order="C")
     if not (hf.panels if panels else hf.columns)(plain, n_out, held):
         return hold_hf_reference(packed, n_out, layout)  # which names the byte

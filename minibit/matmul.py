@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.panels import ROWS
 from minibit.ternary import TernaryMatrix
 
 __all__ = [
@@ -36,8 +37,8 @@ __all__ = [
     "ternary_matmul_reference",
 ]
 
-MAX_INPUTS = 2**19
-"""Most inputs: sums of ``64 * 2 * -128``, over a quarter of the columns, then reach -2**31."""
+MAX_INPUTS = 2**18
+"""Most inputs: sums of ``64 * 2 * -128``, over half of the columns, then reach -2**31."""
 
 Array = NDArray[Any]
 _INT8, _INT32, _FLOAT32 = np.dtype(np.int8), np.dtype(np.int32), np.dtype(np.float32)
@@ -157,7 +158,7 @@ def ternary_matmul_int8(
     ):  # the shortest way in: 256 by 256 takes less time than asking twice what it is
         n_out = matrix.shape[0]
         out = np.empty((1, n_out), _INT32)
-        kernel(x, matrix._held, out, 0, (n_out + 15) // 16, None)
+        kernel(x, matrix._held, out, 0, -(-n_out // ROWS), None)
         return out
     rows = x if _is_plain(x, matrix, _INT8) else _rows(x, matrix, _INT8)
     out = np.empty((rows.shape[0], matrix.shape[0]), _INT32)
@@ -216,7 +217,7 @@ def ternary_matmul(
     ):
         n_out = matrix.shape[0]
         out = np.empty((1, n_out), _FLOAT32)
-        if kernel(x, matrix._held, out, 0, (n_out + 15) // 16, matrix.scale):
+        if kernel(x, matrix._held, out, 0, -(-n_out // ROWS), matrix.scale):
             return out
         raise _not_finite(x)
     rows = x if _is_plain(x, matrix, _FLOAT32) else _rows(x, matrix, _FLOAT32)
@@ -367,7 +368,7 @@ def _not_finite(x: Array) -> ValueError:
 class _Kernels(NamedTuple):
     """The kernels of a path; each takes (x, weights, out, first, last, gamma) and says if finite.
 
-    They compute groups first..last of 16 rows of the matrix, so ranges can run side by side.
+    They compute groups first..last of 64 rows of the matrix, so ranges can run side by side.
     """
 
     one: Callable[..., bool]  # for one token
@@ -418,7 +419,7 @@ def _columns_many(
     batch, n_in = x.shape
     if batch < 48 or n_in > 2**17:
         return bool(product(x, columns, out, first, last, gamma))
-    begin, end = 16 * first, min(16 * last, out.shape[1])
+    begin, end = ROWS * first, min(ROWS * last, out.shape[1])
     w = np.empty((n_in, end - begin), np.float32)
     widen(columns.reshape(-1, out.shape[1]), begin, end, w)
     if gamma is None:
@@ -447,7 +448,7 @@ def _multiply(
         raise ValueError(f"matrix must have at most {MAX_INPUTS} inputs, got {n_in}")
     if matrix._path == "reference" or not out.size or not n_in:
         return _multiply_reference(x, matrix, out, gamma)
-    groups = (n_out + 15) // 16
+    groups = -(-n_out // ROWS)
     kernels = _kernels(matrix._path)
     kernel = kernels.many if batch > 1 else kernels.one
     _ONE[matrix._path] = kernels.one  # from now on the shortest way in is open
@@ -484,7 +485,7 @@ def _multiply_parallel(
     """Cut the tokens, or for few tokens the rows of the matrix, into one range a thread."""
     from minibit.kernels.threads import cpus, run
 
-    batch, groups = x.shape[0], (matrix.shape[0] + 15) // 16
+    batch, groups = x.shape[0], -(-matrix.shape[0] // ROWS)
     threads = cpus() if threads is None else threads
     if batch >= 24 * threads:
         step = -(-batch // (12 * threads)) * 12  # whole tiles of 12 tokens
@@ -494,7 +495,7 @@ def _multiply_parallel(
                 for a in range(0, batch, step)
             ]
         )
-    step = -(-groups // (4 * threads)) * 4  # whole quartets of panels
+    step = -(-groups // threads)
     return run(
         [
             partial(kernel, x, matrix._held, out, a, min(a + step, groups), gamma)

@@ -3,14 +3,15 @@
 A product reads every weight in order, so the order of the bytes is the order of the loop. Two bits
 a code in both layouts, the code plus 1, and padding has weight 0:
 
-    panels    [n_out / 16][n_in / 64][4][16][4]   16 rows together, 64 columns at a time
-    columns   [n_in / 4][n_out]                   4 columns together, all rows side by side
+    panels    [n_out / 64][n_in / 4][16][4]   64 rows together, four rows a byte
+    columns   [n_in / 4][n_out]               4 columns together, all rows side by side
 
 *Panels* are for CPUs with dot products of bytes (``vpdpbusd``, ``vpmaddubsw``, ``sdot``), which
-multiply 4 neighbouring bytes by 4 activations and add. Byte ``4 r + c`` of vector ``g`` (of 64
-bytes) of block ``t`` of panel ``p`` holds row ``16 p + r``: in bits ``2 j`` and ``2 j + 1``, the
-code of column ``64 t + 16 g + 4 j + c``. Masked with ``3 << 2 j``, a vector is 16 rows of 4
-neighbouring columns: what one instruction takes.
+multiply 4 neighbouring bytes by 4 activations and add. Byte ``4 r + c`` of vector ``q`` (of 64
+bytes) of panel ``p`` holds column ``4 q + c``: in bits ``2 j`` and ``2 j + 1``, the code of row
+``64 p + 16 j + r``. Masked with ``3 << 2 j``, a vector is 16 rows of 4 neighbouring columns: what
+one instruction takes, and all four masks meet the same 4 activations. Rows are filled up to 64,
+columns to 64 too (a block of AMX), and the first byte lies where a cache line begins.
 
 *Columns* are for any CPU: byte ``r`` of line ``q`` holds row r and columns 4 q .. 4 q + 3, so a
 plain loop over rows multiplies by one activation at a time, and compilers turn it into vectors.
@@ -26,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "empty_panels",
     "pack_columns",
     "pack_columns_reference",
     "pack_panels",
@@ -36,6 +38,18 @@ __all__ = [
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.int8]
+ROWS = 64  # in a panel
+
+
+def empty_panels(n_out: int, n_in: int) -> Bytes:
+    """Room for the panels of a matrix, beginning where a cache line does.
+
+    Loads of 64 bytes that cross the border of two lines take twice as long.
+    """
+    size = -(-n_out // ROWS) * -(-n_in // 64) * 64 * ROWS // 4
+    room = np.empty(size + 63, np.uint8)
+    begin = -room.ctypes.data % 64
+    return room[begin : begin + size]
 
 
 def _digits(codes: Codes, rows: int, columns: int) -> Bytes:
@@ -49,10 +63,10 @@ def _digits(codes: Codes, rows: int, columns: int) -> Bytes:
 
 def pack_panels_reference(codes: Codes) -> Bytes:
     """Pack codes into panels, in three lines of NumPy: see `pack_panels`."""
-    digits = _digits(codes, 16, 64)
-    d = digits.reshape(digits.shape[0] // 16, 16, digits.shape[1] // 64, 4, 4, 4)  # p r t g j c
-    packed = d[..., 0, :] | d[..., 1, :] << 2 | d[..., 2, :] << 4 | d[..., 3, :] << 6  # p r t g c
-    return np.ascontiguousarray(packed.transpose(0, 2, 3, 1, 4)).reshape(-1)  # p t g r c
+    digits = _digits(codes, ROWS, 64)
+    d = digits.reshape(digits.shape[0] // ROWS, 4, 16, digits.shape[1] // 4, 4)  # p j r q c
+    packed = d[:, 0] | d[:, 1] << 2 | d[:, 2] << 4 | d[:, 3] << 6  # p r q c
+    return np.ascontiguousarray(packed.transpose(0, 2, 1, 3)).reshape(-1)  # p q r c
 
 
 def pack_columns_reference(codes: Codes) -> Bytes:
@@ -64,7 +78,7 @@ def pack_columns_reference(codes: Codes) -> Bytes:
 
 
 def pack_panels(codes: Codes) -> Bytes:
-    """Pack codes into panels of 16 rows: what byte dot products read.
+    """Pack codes into panels of 64 rows: what byte dot products read.
 
     Parameters
     ----------
@@ -73,7 +87,8 @@ def pack_panels(codes: Codes) -> Bytes:
 
     Returns
     -------
-    uint8 array, shape (ceil(n_out / 16) * ceil(n_in / 64) * 256,)
+    uint8 array, shape (ceil(n_out / 64) * ceil(n_in / 64) * 1024,)
+        Its first byte lies at a multiple of 64 if packed by the kernel.
 
     Raises
     ------
@@ -82,9 +97,9 @@ def pack_panels(codes: Codes) -> Bytes:
 
     Examples
     --------
-    >>> panel = pack_panels(np.ones((1, 4), np.int8)).reshape(4, 16, 4)  # vector, row, column
-    >>> [f"{byte:08b}" for byte in panel[0, 0]]  # code 1 in the lowest bits, weight 0 above
-    ['01010110', '01010110', '01010110', '01010110']
+    >>> panel = pack_panels(np.ones((17, 3), np.int8)).reshape(16, 16, 4)  # vector, row, column
+    >>> [f"{byte:08b}" for byte in panel[0, 0]]  # rows 0 and 16 have code 1, rows 32 and 48 none
+    ['01011010', '01011010', '01011010', '01010101']
     """
     from minibit import kernels
 
@@ -93,7 +108,7 @@ def pack_panels(codes: Codes) -> Bytes:
     from minibit.kernels.pack import panels
 
     n_out, n_in = codes.shape
-    packed = np.empty(-(-n_out // 16) * -(-n_in // 64) * 256, np.uint8)
+    packed = empty_panels(n_out, n_in)
     if not panels(_plain(codes), packed):
         raise ValueError("codes must be -1, 0 or 1")
     return packed
@@ -159,10 +174,10 @@ def unpack_panels(packed: Bytes, shape: tuple[int, int]) -> Codes:
     array([[ 1,  0, -1]], dtype=int8)
     """
     n_out, n_in = shape
-    blocks = packed.reshape(-(-n_out // 16), -(-n_in // 64), 4, 16, 4)  # p t g r c
-    rows = np.ascontiguousarray(blocks.transpose(0, 3, 1, 2, 4))  # p r t g c
-    digits = rows[..., None, :] >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3  # p r t g j c
-    filled = digits.reshape(-(-n_out // 16) * 16, -(-n_in // 64) * 64)
+    vectors = packed.reshape(-(-n_out // ROWS), -(-n_in // 64) * 16, 16, 4)  # p q r c
+    rows = np.ascontiguousarray(vectors.transpose(0, 2, 1, 3))[:, None]  # p 1 r q c
+    digits = rows >> np.array([0, 2, 4, 6], np.uint8)[:, None, None, None] & 3  # p j r q c
+    filled = digits.reshape(-(-n_out // ROWS) * ROWS, -(-n_in // 64) * 64)
     return filled[:n_out, :n_in].view(np.int8) - np.int8(1)
 
 

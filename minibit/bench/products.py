@@ -310,10 +310,9 @@ def _forced(path: str) -> Iterator[None]:
 
 def _copies(matrix: TernaryMatrix) -> list[TernaryMatrix]:
     """Return so many copies that no cache holds all: read in turn, they come from memory."""
-    many = max(1, CACHE // matrix.nbytes)
+    codes = matrix.codes()
     return [
-        TernaryMatrix._made(matrix._held.copy(), matrix._path, matrix.shape, matrix.scale)
-        for _ in range(many)
+        TernaryMatrix.from_codes(codes, matrix.scale) for _ in range(max(1, CACHE // matrix.nbytes))
     ]
 
 

@@ -3,12 +3,12 @@
 AMX has eight tile registers of 16 rows by 64 bytes, and one instruction that multiplies two of
 them: ``tdpbsud`` adds to a tile C of 16 by 16 int32 the products of A (16 tokens by 64 columns,
 signed) and B (64 columns by 16 rows of the matrix, unsigned). B holds 4 neighbouring columns of one
-row in a lane, line ``i`` columns 4 i .. 4 i + 3: exactly a decoded block of a panel, whose vector
-``g`` shifted by ``2 j`` is line ``4 g + j``. So decoding is a shift, a mask and a store.
+row in a lane, line ``i`` columns 4 i .. 4 i + 3: exactly what 16 vectors of a panel hold for each
+of its four groups of rows. So decoding is a shift, a mask and a store.
 
-Two by two tiles C share two tiles A and two tiles B. For each pair of panels and each block of 1024
-columns, the codes are decoded once into 32 KB that stay in the first level of cache, and meet up to
-512 tokens. Tokens are padded to 32, columns to 64.
+Two by two tiles C share two tiles A and two tiles B. For each half of a panel (32 rows) and each
+block of 1024 columns, the codes are decoded once into 32 KB that stay in the first level of cache,
+and meet up to 512 tokens. Tokens are padded to 32, columns to 64.
 
 The unit's state is switched on for the process by a system call (`minibit.kernels.supported` asks
 for it), and configured in every call, because the configuration belongs to the thread.
@@ -35,6 +35,7 @@ from minibit.kernels.simd import I8, I64, _address, _declare, load, mask, shift_
 __all__ = ["product"]
 
 LANES, ONE_CODE = 16, 0x03030303
+ROWS = 64  # in a panel
 COLUMNS = 1024  # in a block
 TOKENS = 512  # in a block
 
@@ -128,16 +129,14 @@ def _configuration():  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _decode(panels, at, blocks, lines, to):  # type: ignore[no-untyped-def]
-    """Write `blocks` blocks of 64 columns of a panel as tiles B, 2048 bytes apart."""
+def _decode(panels, at, half, blocks, lines):  # type: ignore[no-untyped-def]
+    """Write `blocks` blocks of 64 columns of half a panel as tiles B: two a block, 1024 bytes."""
     for block in range(blocks):
-        for group in range(4):
-            packed = load(panels, at + 256 * block + 64 * group, LANES)
-            line = to + 2048 * block + 256 * group
-            store(lines, line, mask(packed, ONE_CODE))
-            store(lines, line + 64, mask(shift_right(packed, 2), ONE_CODE))
-            store(lines, line + 128, mask(shift_right(packed, 4), ONE_CODE))
-            store(lines, line + 192, mask(shift_right(packed, 6), ONE_CODE))
+        for vector in range(16):
+            packed = load(panels, at + 1024 * block + 64 * vector, LANES)
+            line = 2048 * block + 64 * vector
+            store(lines, line, mask(shift_right(packed, 4 * half), ONE_CODE))
+            store(lines, line + 1024, mask(shift_right(packed, 4 * half + 2), ONE_CODE))
 
 
 @njit(cache=True, nogil=True)
@@ -157,7 +156,7 @@ def _take_tokens(x, gamma, rows, minus, scales):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _write(sums, minus, scales, gamma, out, begin):  # type: ignore[no-untyped-def]
-    """Write the sums of two panels as products of rows from `begin` on."""
+    """Write the sums of half a panel as products of rows from `begin` on."""
     for token in range(out.shape[0]):
         for r in range(min(32, out.shape[1] - begin)):
             total = np.int32(sums[token, r] + minus[token])
@@ -214,7 +213,7 @@ def product(
     """
     batch, n_in = x.shape
     width = (n_in + 63) // 64 * 64
-    size = 4 * width  # bytes of a panel
+    size = ROWS // 4 * width  # bytes of a panel
     most = (min(batch, TOKENS) + 31) // 32 * 32
     rows = np.zeros((most, width), np.int8)
     minus, scales = np.zeros(most, np.int32), np.ones(most, np.float32)
@@ -225,14 +224,14 @@ def product(
         if not _take_tokens(x[start : start + count], gamma, rows, minus, scales):
             return False
         amx_configure(_configuration())
-        for panel in range(first, last, 2):
+        for half in range(2 * first, 2 * last):
+            begin = 32 * half
+            if begin >= out.shape[1]:
+                break
             for k in range(0, width, COLUMNS):
                 blocks = min(COLUMNS, width - k) // 64
-                _decode(panels, panel * size + 4 * k, blocks, lines, 0)
-                if panel + 1 < last:
-                    _decode(panels, (panel + 1) * size + 4 * k, blocks, lines, 1024)
+                _decode(panels, half // 2 * size + 16 * k, half % 2, blocks, lines)
                 _multiply(rows, count, lines, blocks, k, sums)
-            stop = min(out.shape[1], 16 * last)
-            _write(sums, minus, scales, gamma, out[start : start + count, :stop], 16 * panel)
+            _write(sums, minus, scales, gamma, out[start : start + count], begin)
         amx_release()
     return True

@@ -45,7 +45,7 @@ HEAD_ROWS = 32  # rows of the head in a chunk
 
 
 def _rows(kind, codes, held, sums, first, last):  # type: ignore[no-untyped-def]
-    """Write the int32 products of groups first..last of 16 rows with one token's codes."""
+    """Write the int32 products of groups first..last of 64 rows with one token's codes."""
 
 
 @overload(_rows)
@@ -91,24 +91,25 @@ def _codes(x, gain, eps, normed, codes):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _step(held, n_out):  # type: ignore[no-untyped-def]
-    """Return the groups of 16 rows in a chunk: whole quartets, about `CHUNK` bytes of weights."""
-    groups = (n_out + 15) // 16
-    return max(4, CHUNK // max(held.size // groups, 1) // 4 * 4)
+    """Return the groups of 64 rows in a chunk: about `CHUNK` bytes of weights."""
+    groups = (n_out + CHUNK_ROWS - 1) // CHUNK_ROWS
+    return max(1, CHUNK // max(held.size // groups, 1))
 
 
 @njit(cache=True, nogil=True)
 def _chunks(held, n_out):  # type: ignore[no-untyped-def]
     """Chunks that the rows of a matrix are cut into."""
-    return ((n_out + 15) // 16 + _step(held, n_out) - 1) // _step(held, n_out)
+    groups = (n_out + CHUNK_ROWS - 1) // CHUNK_ROWS
+    return (groups + _step(held, n_out) - 1) // _step(held, n_out)
 
 
 @njit(cache=True, nogil=True)
 def _sums(kind, codes, held, n_out, chunk, sums):  # type: ignore[no-untyped-def]
     """Write the int32 sums of one chunk of rows; return its first row, and the next chunk's."""
-    step, groups = _step(held, n_out), (n_out + 15) // 16
+    step, groups = _step(held, n_out), (n_out + CHUNK_ROWS - 1) // CHUNK_ROWS
     first, last = chunk * step, min((chunk + 1) * step, groups)
     _rows(kind, codes, held, sums[:n_out].reshape(1, n_out), first, last)
-    return 16 * first, min(16 * last, n_out)
+    return CHUNK_ROWS * first, min(CHUNK_ROWS * last, n_out)
 
 
 @njit(cache=True, nogil=True)

@@ -35,7 +35,7 @@ def take_tokens(x, gamma, rows, minus, scales):  # type: ignore[no-untyped-def]
 def write_sums(sums, minus, scales, gamma, out, begin):  # type: ignore[no-untyped-def]
     """Write the sums of a panel, of codes 0..2, as products of rows from `begin` on."""
     for token in range(out.shape[0]):
-        for r in range(min(16, out.shape[1] - begin)):
+        for r in range(min(sums.shape[1], out.shape[1] - begin)):
             total = np.int32(sums[token, r] + minus[token])
             if gamma is None:
                 out[token, begin + r] = total

@@ -2,8 +2,8 @@
 
 A byte of the file holds rows r, R + r, 2R + r and 3R + r of one column (`minibit.layouts.to_hf`). A
 row of the matrix is therefore two bits of every byte of one row of the file: shifted down into a
-buffer, it is joined four columns a byte like any other row (`minibit.kernels.pack`). What is
-expanded is 16 or 64 rows at a time. Both kernels return False, and write nothing, if a byte holds
+buffer, it is joined with others like any row (`minibit.kernels.pack`). What is expanded is 64 rows
+at a time. Both kernels return False, and write nothing, if a byte holds
 the 2-bit code 3.
 
 May import: numpy, numba.
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 __all__ = ["columns", "panels"]
 
-TOGETHER = 64  # rows whose bytes lie side by side in a cache line
+TOGETHER = 64  # rows of a panel, and rows whose bytes lie side by side in a cache line
 
 
 @njit(cache=True, nogil=True)
@@ -49,19 +49,20 @@ def panels(packed: NDArray[Any], n_out: int, held: NDArray[Any]) -> bool:
         return False
     n_in = packed.shape[1]
     width = (n_in + 63) // 64 * 64
-    rows = np.ones((16, width), np.uint8)
-    words = rows.reshape(-1).view(np.uint32)
+    rows = np.ones((TOGETHER, width), np.uint8)
+    words, quarter = rows.reshape(-1).view(np.uint32), TOGETHER * width // 16
     out = held.view(np.uint32)
-    for panel in range((n_out + 15) // 16):
-        for row in range(16):
-            if 16 * panel + row < n_out:
-                _digits(packed, 16 * panel + row, rows[row])
+    for first in range(0, n_out, TOGETHER):
+        for row in range(TOGETHER):
+            if first + row < n_out:
+                _digits(packed, first + row, rows[row])
             else:
                 rows[row] = 1
         for row in range(16):
-            at = panel * width + row
-            for k in range(row * width // 4, (row + 1) * width // 4, 4):
-                out[at] = words[k] | words[k + 1] << 2 | words[k + 2] << 4 | words[k + 3] << 6
+            at = first * width // 16 + row
+            for k in range(row * width // 4, (row + 1) * width // 4):
+                low = words[k] | words[k + quarter] << 2
+                out[at] = low | words[k + 2 * quarter] << 4 | words[k + 3 * quarter] << 6
                 at += 16
     return True
 

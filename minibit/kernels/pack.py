@@ -23,7 +23,7 @@ __all__ = ["columns", "panels"]
 
 LOW7, SIGN, ONE = np.uint64(0x7F7F7F7F), np.uint64(0x80808080), np.uint64(0x01010101)
 HIGH6 = np.uint64(0xFCFCFCFC)
-TOGETHER = 64  # rows whose bytes lie side by side in a cache line
+TOGETHER = 64  # rows of a panel, and rows whose bytes lie side by side in a cache line
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -38,21 +38,21 @@ def panels(codes: NDArray[Any], packed: NDArray[Any]) -> bool:
     """Pack ``codes (n_out, n_in)`` into panels; False if an entry is not -1, 0 or 1."""
     n_out, n_in = codes.shape
     width = (n_in + 63) // 64 * 64
-    rows = np.zeros((16, width), np.int8)
-    words = rows.reshape(-1).view(np.uint32)
+    rows = np.zeros((TOGETHER, width), np.int8)
+    words, quarter = rows.reshape(-1).view(np.uint32), TOGETHER * width // 16
     out = packed.view(np.uint32)
     wrong = np.uint64(0)
-    for panel in range((n_out + 15) // 16):
-        for row in range(16):
-            if 16 * panel + row < n_out:
-                copy_row(codes[16 * panel + row], rows[row, :n_in])
+    for first in range(0, n_out, TOGETHER):
+        for row in range(TOGETHER):
+            if first + row < n_out:
+                copy_row(codes[first + row], rows[row, :n_in])
             else:
                 rows[row] = 0
         for row in range(16):
-            at = panel * width + row
-            for k in range(row * width // 4, (row + 1) * width // 4, 4):
-                a, b = _digits(words[k]), _digits(words[k + 1])
-                c, d = _digits(words[k + 2]), _digits(words[k + 3])
+            at = first * width // 16 + row
+            for k in range(row * width // 4, (row + 1) * width // 4):
+                a, b = _digits(words[k]), _digits(words[k + quarter])
+                c, d = _digits(words[k + 2 * quarter]), _digits(words[k + 3 * quarter])
                 wrong |= (a | b | c | d) & HIGH6
                 wrong |= (a & (a >> np.uint64(1)) | b & (b >> np.uint64(1))) & ONE
                 wrong |= (c & (c >> np.uint64(1)) | d & (d >> np.uint64(1))) & ONE

@@ -23,7 +23,7 @@ from minibit.kernels.quantise import copy_row, quantise_row, sum_row
 
 __all__ = ["product", "quantise_rows", "widen"]
 
-ROWS = 16  # rows are given in groups of 16, as for panels
+ROWS = 64  # rows are given in groups of 64, as for panels
 FLUSH = 8  # steps of 16 columns that int16 can hold
 
 
@@ -66,7 +66,7 @@ def product(
     last: int,
     gamma: np.float32 | None,
 ) -> bool:
-    """Multiply ``x (batch, n_in)`` by rows 16 first..16 last into ``out (batch, n_out)``.
+    """Multiply ``x (batch, n_in)`` by rows 64 first..64 last into ``out (batch, n_out)``.
 
     With gamma None: int8 codes in, int32 out. Else float32 in, quantised a token, and float32 out;
     False if an entry is not finite.

@@ -39,7 +39,6 @@ from numba.extending import intrinsic
 __all__ = [
     "Tile",
     "Vector",
-    "add",
     "base3_split",
     "dot_u8s8",
     "load",
@@ -51,14 +50,14 @@ __all__ = [
     "shift_right",
     "splat",
     "store",
-    "store_lanes",
     "tile_add",
     "tile_add_pairs",
+    "tile_add_vector",
     "tile_codes",
     "tile_count",
-    "tile_dot_packed",
     "tile_dot_pair",
     "tile_dot_pairs",
+    "tile_dot_rows",
     "tile_dot_signed",
     "tile_get",
     "tile_half",
@@ -66,13 +65,15 @@ __all__ = [
     "tile_load",
     "tile_read",
     "tile_scale",
+    "tile_shift_right",
     "tile_splat",
     "tile_store",
-    "tile_sum",
+    "tile_store_rows",
+    "tile_times",
     "tile_transpose",
+    "tile_unscale",
     "tile_write",
     "tile_zero",
-    "times",
 ]
 
 ARM = platform.machine().lower() in ("arm64", "aarch64")  # whose intrinsics LLVM may be given
@@ -254,33 +255,23 @@ def prefetch(typingctx, array, offset):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def add(typingctx, left, right):  # type: ignore[no-untyped-def]
-    """``add(left, right)``: lane by lane, int32."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.add(*args)
-
-    return left(left, right), codegen
-
-
-@intrinsic(prefer_literal=True)
 def mask(typingctx, vector, bits):  # type: ignore[no-untyped-def]
-    """``mask(vector, bits)``: keep the literal `bits` of every lane."""
+    """``mask(vector, bits)``: keep the int32 `bits` of every lane."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.and_(args[0], _constant(bits.literal_value, vector.lanes))
+        return builder.and_(args[0], _splat(builder, args[1], vector.lanes))
 
-    return vector(vector, bits), codegen
+    return vector(vector, types.int32), codegen
 
 
 @intrinsic(prefer_literal=True)
 def shift_right(typingctx, vector, bits):  # type: ignore[no-untyped-def]
-    """``shift_right(vector, bits)``: arithmetic shift of every int32 lane by literal `bits`."""
+    """``shift_right(vector, bits)``: arithmetic shift of every int32 lane by `bits`."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.ashr(args[0], _constant(bits.literal_value, vector.lanes))
+        return builder.ashr(args[0], _splat(builder, args[1], vector.lanes))
 
-    return vector(vector, bits), codegen
+    return vector(vector, types.int32), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -446,27 +437,44 @@ def tile_store(typingctx, array, offset, stride, valid, tile):  # type: ignore[n
 
 
 @intrinsic(prefer_literal=True)
-def store_lanes(typingctx, array, offset, vector, valid):  # type: ignore[no-untyped-def]
-    """``store_lanes(array, offset, vector, valid)``: write the first `valid` lanes."""
+def tile_store_rows(typingctx, array, offset, valid, tile):  # type: ignore[no-untyped-def]
+    """``tile_store_rows(array, offset, valid, tile)``: all lanes of a tile, one after the other.
+
+    Only the first `valid` of them are written.
+    """
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         pointer = _address(context, builder, signature.args[0], args[0], args[1])
-        _masked_store(builder, pointer, args[2], _lane_mask(builder, args[3], vector.lanes))
+        for j, value in enumerate(_rows(builder, args[3])):
+            left = builder.sub(args[2], ir.Constant(I64, tile.lanes * j))
+            at = builder.gep(pointer, [ir.Constant(I64, 4 * tile.lanes * j)])
+            _masked_store(builder, at, value, _lane_mask(builder, left, tile.lanes))
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, vector, types.intp), codegen
+    return types.void(array, types.intp, types.intp, tile), codegen
 
 
 @intrinsic(prefer_literal=True)
-def times(typingctx, vector, scale):  # type: ignore[no-untyped-def]
-    """``times(vector, scale)``: every lane as float32, times `scale`; the floats' bits."""
+def tile_times(typingctx, tile, scale):  # type: ignore[no-untyped-def]
+    """``tile_times(tile, scale)``: every lane as float32, times `scale`; the floats' bits."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        floats = builder.sitofp(args[0], ir.VectorType(ir.FloatType(), vector.lanes))
-        product = builder.fmul(floats, _splat(builder, args[1], vector.lanes))
-        return builder.bitcast(product, args[0].type)
+        whole, floats = (ir.VectorType(kind, tile.lanes) for kind in (I32, ir.FloatType()))
+        factor = _splat(builder, args[1], tile.lanes)
+        rows = [builder.sitofp(row, floats) for row in _rows(builder, args[0])]
+        return _tile(builder, [builder.bitcast(builder.fmul(row, factor), whole) for row in rows])
 
-    return vector(vector, types.float32), codegen
+    return tile(tile, types.float32), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_add_vector(typingctx, tile, vector):  # type: ignore[no-untyped-def]
+    """``tile_add_vector(tile, vector)``: the same vector added to each of a tile."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return _tile(builder, [builder.add(row, args[1]) for row in _rows(builder, args[0])])
+
+    return tile(tile, vector), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -480,17 +488,29 @@ def tile_get(typingctx, tile, row):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def tile_sum(typingctx, tile, shift):  # type: ignore[no-untyped-def]
-    """``tile_sum(tile, shift)``: ``tile[0] + (tile[1] >> shift) + (tile[2] >> 2 shift) + ...``."""
+def tile_unscale(typingctx, tile):  # type: ignore[no-untyped-def]
+    """``tile_unscale(tile)``: take off what `tile_dot_rows` counts too much.
+
+    Vector ``j`` is shifted right by ``2 (j mod 4)``, arithmetically.
+    """
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        total, *rest = _rows(builder, args[0])
-        for row, value in enumerate(rest, 1):
-            bits = _constant(row * shift.literal_value, tile.lanes)
-            total = builder.add(total, builder.ashr(value, bits))
-        return total
+        rows = enumerate(_rows(builder, args[0]))
+        shifts = [_constant(2 * (j % 4), tile.lanes) for j in range(tile.count)]
+        return _tile(builder, [builder.ashr(row, shifts[j]) for j, row in rows])
 
-    return Vector(tile.lanes)(tile, shift), codegen
+    return tile(tile), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_shift_right(typingctx, tile, bits):  # type: ignore[no-untyped-def]
+    """``tile_shift_right(tile, bits)``: arithmetic shift of every lane of every vector."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        by = _splat(builder, args[1], tile.lanes)
+        return _tile(builder, [builder.ashr(row, by) for row in _rows(builder, args[0])])
+
+    return tile(tile, types.int32), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -547,24 +567,21 @@ def tile_dot_pair(typingctx, tile, left, right, array, offset):  # type: ignore[
 
 
 @intrinsic(prefer_literal=True)
-def tile_dot_packed(typingctx, tile, packed, array, offset):  # type: ignore[no-untyped-def]
-    """``tile_dot_packed(tile, packed, array, offset)``: 4 codes a byte against 16 activations.
+def tile_dot_rows(typingctx, tile, packed, four):  # type: ignore[no-untyped-def]
+    """``tile_dot_rows(tile, packed, four)``: codes of four groups of rows meet 4 activations.
 
-    ``tile[j] += dot_u8s8(packed & (3 << 2j), array[offset + 4j])``, j = 0..3: the codes are masked
-    out and not shifted down, so vector ``j`` counts ``4**j`` times too much, exactly.
+    ``tile[j] += dot_u8s8(packed & (3 << 2j), four)``, j = 0..3: the codes are masked out and not
+    shifted down, so vector ``j`` counts ``4**j`` times too much, exactly.
     """
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         rows = _rows(builder, args[0])
-        pointer = _address(context, builder, signature.args[2], args[2], args[3])
-        for row in range(4):
-            four = builder.gep(pointer, [ir.Constant(I64, 4 * row)])
-            signed = _splat(builder, _load(builder, four, I32), tile.lanes)
-            codes = builder.and_(args[1], _constant(0x03030303 << 2 * row, tile.lanes))
-            rows[row] = _dot_u8s8(builder, rows[row], codes, signed)
+        for j, row in enumerate(rows):
+            codes = builder.and_(args[1], _constant(0x03030303 << 2 * j, tile.lanes))
+            rows[j] = _dot_u8s8(builder, row, codes, args[2])
         return _tile(builder, rows)
 
-    return tile(tile, packed, array, types.intp), codegen
+    return tile(tile, packed, four), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -636,12 +653,12 @@ def tile_codes(typingctx, tile, shift):  # type: ignore[no-untyped-def]
     """``tile_codes(tile, shift)``: bits `shift` and `shift` + 1 of every byte, as 0..3."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        shifts = _constant(shift.literal_value, tile.lanes)
+        shifts = _splat(builder, args[1], tile.lanes)
         ones = _constant(0x03030303, tile.lanes)
         moved = [builder.lshr(row, shifts) for row in _rows(builder, args[0])]
         return _tile(builder, [builder.and_(row, ones) for row in moved])
 
-    return tile(tile, shift), codegen
+    return tile(tile, types.int32), codegen
 
 
 @intrinsic(prefer_literal=True)

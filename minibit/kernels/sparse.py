@@ -37,12 +37,11 @@ from minibit.kernels.simd import (
     _rows,
     _splat,
     _tile,
-    add,
     prefetch,
-    shift_right,
     splat,
-    store_lanes,
-    tile_get,
+    tile_add_vector,
+    tile_store_rows,
+    tile_unscale,
     tile_zero,
 )
 
@@ -157,30 +156,8 @@ def product_wide(
 @njit(cache=True, nogil=True, inline="always")
 def _finish(sums, minus, out, band) -> None:  # type: ignore[no-untyped-def]
     """Take every power of 4 and the added ones off, and write the rows of a band."""
-    row, n_out = BAND * band, out.size
-    _write(out, row, add(minus, tile_get(sums, 0)), n_out)
-    _write(out, row + 16, add(minus, shift_right(tile_get(sums, 1), 2)), n_out)
-    _write(out, row + 32, add(minus, shift_right(tile_get(sums, 2), 4)), n_out)
-    _write(out, row + 48, add(minus, shift_right(tile_get(sums, 3), 6)), n_out)
-    _write(out, row + 64, add(minus, tile_get(sums, 4)), n_out)
-    _write(out, row + 80, add(minus, shift_right(tile_get(sums, 5), 2)), n_out)
-    _write(out, row + 96, add(minus, shift_right(tile_get(sums, 6), 4)), n_out)
-    _write(out, row + 112, add(minus, shift_right(tile_get(sums, 7), 6)), n_out)
-    _write(out, row + 128, add(minus, tile_get(sums, 8)), n_out)
-    _write(out, row + 144, add(minus, shift_right(tile_get(sums, 9), 2)), n_out)
-    _write(out, row + 160, add(minus, shift_right(tile_get(sums, 10), 4)), n_out)
-    _write(out, row + 176, add(minus, shift_right(tile_get(sums, 11), 6)), n_out)
-    _write(out, row + 192, add(minus, tile_get(sums, 12)), n_out)
-    _write(out, row + 208, add(minus, shift_right(tile_get(sums, 13), 2)), n_out)
-    _write(out, row + 224, add(minus, shift_right(tile_get(sums, 14), 4)), n_out)
-    _write(out, row + 240, add(minus, shift_right(tile_get(sums, 15), 6)), n_out)
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _write(out, row, rows, n_out) -> None:  # type: ignore[no-untyped-def]
-    """Write those of 16 rows that the matrix has."""
-    if row < n_out:
-        store_lanes(out, 4 * row, rows, n_out - row)
+    rows = tile_add_vector(tile_unscale(sums), minus)
+    tile_store_rows(out, 4 * BAND * band, out.size - BAND * band, rows)
 
 
 @njit(cache=True, nogil=True)

@@ -1,16 +1,17 @@
 """Matrix times many vectors with AVX-512 VNNI, on weights in panels.
 
 With 12 tokens or more the weights in a register are used so often that arithmetic is the limit: two
-``vpdpbusd`` a cycle. The inner loop is one tile of 12 tokens by 2 panels (32 rows), held in 24 of
-the 32 registers: two vectors of codes are decoded once (shift and mask), then each broadcast of 4
-activations of a token meets both. Activations are packed so that the loop reads them in order::
+``vpdpbusd`` a cycle. The inner loop is one tile of 12 tokens by half a panel (32 rows), held in 24
+of the 32 registers: one vector of a panel is masked twice, for two groups of 16 rows, then each
+broadcast of 4 activations of a token meets both. Activations are packed so that the loop reads them
+in order::
 
     packed[chunk][k / 4][tokens][4]      chunk: 12 tokens
 
 Outside, in this order, so that each level of cache holds what it can: blocks of 192 tokens and of
-4096 columns (768 KB of activations, in the second level), pairs of panels (32 KB of codes, read
-from memory once a block of tokens), chunks. Longer columns would leave the second level, shorter
-ones open and close a tile more often: 24 sums are read and written each time.
+4096 columns (768 KB of activations, in the second level), panels (64 KB of codes, read from memory
+once a block of tokens), chunks, halves. Longer columns would leave the second level, shorter ones
+open and close a tile more often: 24 sums are read and written each time.
 
 Smaller batches take smaller tiles, down to 2 tokens: each is the same code, compiled for its size.
 
@@ -30,24 +31,27 @@ from minibit.kernels.simd import (
     load,
     mask,
     prefetch,
-    shift_right,
+    tile_add,
     tile_count,
     tile_dot_pair,
     tile_half,
     tile_join,
     tile_load,
     tile_scale,
+    tile_shift_right,
     tile_splat,
     tile_store,
     tile_transpose,
+    tile_zero,
 )
 
 __all__ = ["product"]
 
-LANES = 16  # int32 sums in a register, and rows in a panel
+LANES = 16  # int32 sums in a register
+ROWS = 64  # in a panel
 COLUMNS = 4096  # in a block
 ONE_CODE = 0x03030303  # the lowest 2 bits of every byte
-AHEAD = 1536
+AHEAD, ACTS_AHEAD = 4096, 1536  # bytes between a prefetch and the load it is for
 CHUNKS = 16  # of tokens, in a block
 TOKENS = (2, 4, 6, 8, 12)  # tiles that exist
 
@@ -59,28 +63,26 @@ def _tile_tokens(batch: int) -> int:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _add_columns(both, acts, act_at, panels, at, right, steps):  # type: ignore[no-untyped-def]
-    """Return the tile `both` plus a chunk times two panels, `right` bytes apart, in 16s of columns.
+def _add_columns(both, half, acts, act_at, panels, at, steps):  # type: ignore[no-untyped-def]
+    """Return the tile `both` plus a chunk times half a panel, in steps of 8 columns.
 
-    `both` holds the sums of the left and right panel in turn, for `tokens` tokens.
+    `both` holds the sums of the half's two groups of rows in turn, for `tokens` tokens.
     """
     tokens = tile_count(both) // 2
+    left = np.int32(ONE_CODE << 4 * half)
+    right = np.int32(ONE_CODE << 4 * half + 2)
     for _ in range(steps):
-        for line in range(3):
-            prefetch(acts, act_at + AHEAD + 64 * line)
-        a, b = load(panels, at, LANES), load(panels, at + right, LANES)
-        both = tile_dot_pair(both, mask(a, ONE_CODE), mask(b, ONE_CODE), acts, act_at)
+        prefetch(panels, at + AHEAD)
+        prefetch(panels, at + AHEAD + 64)
+        prefetch(acts, act_at + ACTS_AHEAD)
+        prefetch(acts, act_at + ACTS_AHEAD + 64)
+        codes = load(panels, at, LANES)
+        both = tile_dot_pair(both, mask(codes, left), mask(codes, right), acts, act_at)
         act_at += 4 * tokens
-        c, d = shift_right(a, 2), shift_right(b, 2)
-        both = tile_dot_pair(both, mask(c, ONE_CODE), mask(d, ONE_CODE), acts, act_at)
+        codes = load(panels, at + 64, LANES)
+        both = tile_dot_pair(both, mask(codes, left), mask(codes, right), acts, act_at)
         act_at += 4 * tokens
-        c, d = shift_right(a, 4), shift_right(b, 4)
-        both = tile_dot_pair(both, mask(c, ONE_CODE), mask(d, ONE_CODE), acts, act_at)
-        act_at += 4 * tokens
-        c, d = shift_right(a, 6), shift_right(b, 6)
-        both = tile_dot_pair(both, mask(c, ONE_CODE), mask(d, ONE_CODE), acts, act_at)
-        act_at += 4 * tokens
-        at += 64
+        at += 128
     return both
 
 
@@ -114,8 +116,8 @@ def _pack_tokens(x, gamma, rows, acts, minus, scales, tokens):  # type: ignore[n
 def _product(x, panels, out, first, last, gamma, like):  # type: ignore[no-untyped-def]
     """Multiply as `product` does; the tile has as many tokens as the tuple `like` is long."""
     (batch, n_in), n_out, tokens = x.shape, out.shape[1], len(like)
-    width = (n_in + 63) // 64 * 64
-    size = 4 * width  # bytes of a panel
+    width, used = (n_in + 63) // 64 * 64, (n_in + 7) // 8 * 8
+    size = ROWS // 4 * width  # bytes of a panel
     most = min(CHUNKS, (batch + tokens - 1) // tokens) * tokens
     acts = np.empty(most * width // 4 + LANES, np.uint32)  # and room for the last vector's excess
     minus, scales = np.zeros(most, np.int32), np.ones(most, np.float32)
@@ -125,41 +127,49 @@ def _product(x, panels, out, first, last, gamma, like):  # type: ignore[no-untyp
         count = min(most, batch - start)
         if not _pack_tokens(x[start : start + count], gamma, rows, acts, minus, scales, tokens):
             return False
-        for k in range(0, width, COLUMNS):
-            steps = min(COLUMNS, width - k) // 16
-            for panel in range(first, last, 2):
-                pair = panel + 1 < last  # else the last panel is its own neighbour
-                valid = n_out - LANES * panel
-                next_valid = valid - LANES if pair else valid
+        for k in range(0, used, COLUMNS):
+            steps = min(COLUMNS, used - k) // 8
+            for panel in range(first, last):
                 for chunk in range(0, count, tokens):
                     full = chunk + tokens <= count
                     target = out if full else spare
-                    at = 4 * (LANES * panel + (n_out * (start + chunk) if full else 0))
-                    next_at = at + (4 * LANES if pair else 0)
-                    if k == 0:
-                        left = tile_splat(minus, 4 * chunk, like, LANES)
-                        right = left
-                    else:
-                        left = tile_load(target, at, 4 * n_out, valid, like, LANES)
-                        right = tile_load(target, next_at, 4 * n_out, next_valid, like, LANES)
-                    both = _add_columns(
-                        tile_join(left, right),
-                        acts,
-                        chunk * width + k * tokens,
-                        panels,
-                        panel * size + 4 * k,
-                        size if pair else 0,
-                        steps,
-                    )
-                    left, right = tile_half(both, 0), tile_half(both, 1)
-                    if gamma is not None and k + COLUMNS >= width:
-                        left = tile_scale(left, scales, 4 * chunk)
-                        right = tile_scale(right, scales, 4 * chunk)
-                    tile_store(target, at, 4 * n_out, valid, left)
-                    tile_store(target, next_at, 4 * n_out, next_valid, right)
+                    token = start + chunk if full else 0
+                    for half in range(2):
+                        row = ROWS * panel + 2 * LANES * half
+                        if row >= n_out:
+                            break
+                        both = _add_columns(
+                            tile_join(tile_zero(like, LANES), tile_zero(like, LANES)),
+                            half,
+                            acts,
+                            chunk * width + k * tokens,
+                            panels,
+                            panel * size + 16 * k,
+                            steps,
+                        )
+                        at, valid, scaled = 4 * (n_out * token + row), n_out - row, False
+                        if gamma is not None:
+                            scaled = k + COLUMNS >= used
+                        left = tile_shift_right(tile_half(both, 0), 4 * half)
+                        right = tile_shift_right(tile_half(both, 1), 4 * half + 2)
+                        if k == 0:
+                            begun = tile_splat(minus, 4 * chunk, like, LANES)
+                            left, right = tile_add(left, begun), tile_add(right, begun)
+                        else:
+                            begun = tile_load(target, at, 4 * n_out, valid, like, LANES)
+                            left = tile_add(left, begun)
+                            begun = tile_load(
+                                target, at + 4 * LANES, 4 * n_out, valid - LANES, like, LANES
+                            )
+                            right = tile_add(right, begun)
+                        if scaled:
+                            left = tile_scale(left, scales, 4 * chunk)
+                            right = tile_scale(right, scales, 4 * chunk)
+                        tile_store(target, at, 4 * n_out, valid, left)
+                        tile_store(target, at + 4 * LANES, 4 * n_out, valid - LANES, right)
         rest = count % tokens
         for token in range(rest):
-            for i in range(LANES * first, min(LANES * last, n_out)):
+            for i in range(ROWS * first, min(ROWS * last, n_out)):
                 out[start + count - rest + token, i] = spare[token, i]
     return True
 
