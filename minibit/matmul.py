@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.panels import ROWS
+from minibit.panels import ROWS, pack_panels
 from minibit.ternary import TernaryMatrix
 
 __all__ = [
@@ -41,6 +41,7 @@ MAX_INPUTS = 2**18
 """Most inputs: sums of ``64 * 2 * -128``, over half of the columns, then reach -2**31."""
 
 Array = NDArray[Any]
+_empty, _ndarray = np.empty, np.ndarray  # looked up once
 _INT8, _INT32, _FLOAT32 = np.dtype(np.int8), np.dtype(np.int32), np.dtype(np.float32)
 
 
@@ -149,17 +150,14 @@ def ternary_matmul_int8(
     """
     if (
         (threads is None or threads == 1)
-        and type(x) is np.ndarray
+        and type(x) is _ndarray
         and type(matrix) is TernaryMatrix
         and x.shape == matrix._one_token
         and x.dtype is _INT8
-        and x.flags.carray
-        and (kernel := _ONE.get(matrix._path))
     ):  # the shortest way in: 256 by 256 takes less time than asking twice what it is
-        n_out = matrix.shape[0]
-        out = np.empty((1, n_out), _INT32)
-        kernel(x, matrix._held, out, 0, -(-n_out // ROWS), None)
-        return out
+        out = _empty(matrix._one_result, _INT32)
+        if _SMALL[matrix._path](x, matrix._held, out):
+            return out
     rows = x if _is_plain(x, matrix, _INT8) else _rows(x, matrix, _INT8)
     out = np.empty((rows.shape[0], matrix.shape[0]), _INT32)
     _multiply(rows, matrix, out, None, threads)
@@ -208,18 +206,14 @@ def ternary_matmul(
     """
     if (
         (threads is None or threads == 1)
-        and type(x) is np.ndarray
+        and type(x) is _ndarray
         and type(matrix) is TernaryMatrix
         and x.shape == matrix._one_token
         and x.dtype is _FLOAT32
-        and x.flags.carray
-        and (kernel := _ONE.get(matrix._path))
     ):
-        n_out = matrix.shape[0]
-        out = np.empty((1, n_out), _FLOAT32)
-        if kernel(x, matrix._held, out, 0, -(-n_out // ROWS), matrix.scale):
+        out = _empty(matrix._one_result, _FLOAT32)
+        if _SMALL_SCALED[matrix._path](x, matrix._held, out, matrix.scale):
             return out
-        raise _not_finite(x)
     rows = x if _is_plain(x, matrix, _FLOAT32) else _rows(x, matrix, _FLOAT32)
     out = np.empty((rows.shape[0], matrix.shape[0]), _FLOAT32)
     if not _multiply(rows, matrix, out, matrix.scale, threads):
@@ -451,13 +445,11 @@ def _multiply(
     groups = -(-n_out // ROWS)
     kernels = _kernels(matrix._path)
     kernel = kernels.many if batch > 1 else kernels.one
-    _ONE[matrix._path] = kernels.one  # from now on the shortest way in is open
     if threads == 1 or batch * n_out * n_in < _PAYS:
         return kernel(x, matrix._held, out, 0, groups, gamma)
     return _multiply_parallel(kernel, x, matrix, out, gamma, threads)
 
 
-_ONE: dict[str, Callable[..., bool]] = {}  # kernels of paths that have been used
 _PAYS = 8_000_000  # multiplications: about 25 microseconds of reading weights or of arithmetic
 
 
@@ -502,3 +494,45 @@ def _multiply_parallel(
             for a in range(0, groups, step)
         ]
     )
+
+
+# The shortest way in, for one token and a small matrix.
+
+
+class _Small(dict[str, Callable[..., bool]]):
+    """By path, what multiplies ``(x, held, out)`` or ``(x, held, out, gamma)``; made when asked.
+
+    It returns False, and the usual way is taken, if x does not lie in order or is not finite.
+    """
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        """For outputs of `dtype`: int32, or float32, which are scaled."""
+        self.dtype = dtype
+
+    def __missing__(self, path: str) -> Callable[..., bool]:
+        """Where Numba's choice by type counts, take what it compiled; else wrap the product."""
+        if path in ("vnni", "amx"):
+            self[path] = self._compiled()
+        else:
+            one = _kernels(path).one
+
+            def small(x: Array, held: Array, out: Array, gamma: np.float32 | None = None) -> bool:
+                return x.flags.carray and one(x, held, out, 0, -(-out.shape[1] // ROWS), gamma)
+
+            self[path] = small
+        return self[path]
+
+    def _compiled(self) -> Callable[..., bool]:
+        """Compile by multiplying once: 8 inputs and an output, of the types that are let in."""
+        from minibit.kernels import vnni_matvec
+        from minibit.kernels.direct import direct
+
+        held, out = pack_panels(np.zeros((1, 8), np.int8)), np.empty((1, 1), self.dtype)
+        held.flags.writeable = False
+        if self.dtype is _INT32:
+            return direct(vnni_matvec.small, np.zeros((1, 8), _INT8), held, out)
+        x = np.zeros((1, 8), _FLOAT32)
+        return direct(vnni_matvec.small_scaled, x, held, out, np.float32(1))
+
+
+_SMALL, _SMALL_SCALED = _Small(_INT32), _Small(_FLOAT32)

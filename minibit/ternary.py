@@ -92,6 +92,7 @@ class TernaryMatrix:
     shape: tuple[int, int]
     scale: np.float32
     _one_token: tuple[int, int] | None  # shape of one token if the matrix is small, for the product
+    _one_result: tuple[int, int]  # and of what comes out
 
     @classmethod
     def from_codes(cls, codes: ArrayLike, scale: float | np.float32 = 1.0) -> TernaryMatrix:
@@ -185,8 +186,9 @@ class TernaryMatrix:
         """Wrap bytes that lie as the path wants them."""
         n_out, n_in = shape
         held.flags.writeable = False
-        small = (1, n_in) if 0 < n_in <= _SMALL and 0 < n_out <= _SMALL else None
-        return cls(held, path, shape, _one_scale(scale), small)
+        small = path != "reference" and 0 < n_in <= _SMALL and 0 < n_out <= _SMALL
+        one_token = (1, n_in) if small else None
+        return cls(held, path, shape, _one_scale(scale), one_token, (1, n_out))
 
     def codes(self) -> NDArray[np.int8]:
         """Codes as a fresh int8 array, shape (n_out, n_in)."""

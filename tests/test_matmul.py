@@ -154,6 +154,28 @@ def test_any_memory_order_and_leading_axes_are_taken(path):
     assert ternary_matmul_int8(frozen[0], matrix).shape == (9,)
 
 
+@pytest.mark.parametrize("n_in", [1, 8, 13, 64, 200])
+def test_one_token_may_lie_anyhow(path, n_in):
+    """The short way of small matrices looks at how a token lies: strides, alignment, writing."""
+    rng = np.random.default_rng(n_in)
+    codes = rng.integers(-1, 2, (70, n_in)).astype(np.int8)
+    matrix = TernaryMatrix.from_codes(codes, 0.5)
+    wide = rng.integers(-127, 128, (4, 3 * n_in)).astype(np.int8)
+    frozen = wide[:1, :n_in].copy()
+    frozen.flags.writeable = False
+    for x in (wide[1:2, ::3], wide[:1, n_in - 1 :: -1][:, :n_in], wide[2:3, :n_in], frozen):
+        for _ in range(2):  # the first call of a kind may go another way than the rest
+            np.testing.assert_array_equal(ternary_matmul_int8(x, matrix), product(x, codes))
+            floats = x.astype(np.float32)
+            apart = np.zeros(4 * n_in + 1, np.uint8)[1:].view(np.float32).reshape(1, n_in)
+            apart[...] = floats  # starts one byte beside where a float32 does
+            spread = np.zeros((1, 2 * n_in), np.float32)[:, ::2]
+            spread[...] = floats
+            for y in (floats, apart, spread):
+                expected = ternary_matmul_reference(floats, matrix)
+                np.testing.assert_array_equal(ternary_matmul(y, matrix), expected)
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
 def test_empty_matrices_give_empty_or_zero_products(path, shape):
     """A sum over no inputs is 0; no outputs are no columns."""

@@ -37,7 +37,7 @@ from minibit.kernels.simd import (
     tile_zero,
 )
 
-__all__ = ["product"]
+__all__ = ["product", "small", "small_scaled"]
 
 LANES = 16  # int32 sums in a register
 ROWS = 64  # in a panel
@@ -101,3 +101,32 @@ def product(
         return False
     _products(codes, panels, out, first, last, np.float32(gamma / scale))
     return True
+
+
+@njit(cache=True)
+def small(x: NDArray[Any], panels: NDArray[Any], out: NDArray[Any]) -> bool:
+    """Multiply int8 ``x (1, n_in)`` by all panels of a small matrix into int32 ``out (1, n_out)``.
+
+    False, and nothing is written, if x does not lie in order, whatever its type says. Python's lock
+    is kept: to give it back and to take it again costs as much as the product.
+    """
+    if x.strides[1] != x.itemsize:
+        return False
+    last = (out.shape[1] + ROWS - 1) // ROWS
+    if x.shape[1] % 8:
+        return bool(product(x, panels, out, 0, last, None))
+    _products(x[0], panels, out, 0, last, None)
+    return True
+
+
+@njit(cache=True)
+def small_scaled(
+    x: NDArray[Any], panels: NDArray[Any], out: NDArray[Any], gamma: np.float32
+) -> bool:
+    """Multiply float32 ``x (1, n_in)`` as `small` does, quantised, into float32 `out`.
+
+    False also if an entry is not finite.
+    """
+    if x.strides[1] != x.itemsize:
+        return False
+    return bool(product(x, panels, out, 0, (out.shape[1] + ROWS - 1) // ROWS, gamma))
