@@ -37,8 +37,8 @@ __all__ = [
     "ternary_matmul_reference",
 ]
 
-MAX_INPUTS = 2**18
-"""Most inputs: sums of ``64 * 2 * -128``, over half of the columns, then reach -2**31."""
+MAX_INPUTS = 2**17
+"""Most inputs: sums of ``64 * 2 * -128`` then reach -2**31."""
 
 Array = NDArray[Any]
 _empty, _ndarray = np.empty, np.ndarray  # looked up once

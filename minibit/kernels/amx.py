@@ -144,13 +144,13 @@ def _take_tokens(x, gamma, rows, minus, scales):  # type: ignore[no-untyped-def]
     """Copy or quantise tokens into padded rows; False if an entry is not finite."""
     for token in range(x.shape[0]):
         if gamma is None:
-            copy_row(x[token], rows[token])
+            copy_row(x, token, rows, token)
         else:
-            scale = quantise_row(x[token], rows[token])
+            scale = quantise_row(x, token, rows, token)
             if scale < 0:
                 return False
             scales[token] = gamma / scale
-        minus[token] = -sum_row(rows[token])
+        minus[token] = -sum_row(rows, token)
     return True
 
 

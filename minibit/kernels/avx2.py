@@ -22,9 +22,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from minibit.kernels.fours import take_tokens, write_sums
-from minibit.kernels.simd import (
-    load_splat,
-    prefetch,
+from minibit.kernels.simd import load_splat, prefetch
+from minibit.kernels.tiles import (
     tile_add_pairs,
     tile_codes,
     tile_dot_pairs,

@@ -25,13 +25,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from minibit.kernels.quantise import sum_row
-from minibit.kernels.simd import (
+from minibit.kernels.simd import load, load_splat, permute_bytes, prefetch, splat
+from minibit.kernels.tiles import (
     base3_split,
-    load,
-    load_splat,
-    permute_bytes,
-    prefetch,
-    splat,
     tile_add_vector,
     tile_dot_rows,
     tile_get,
@@ -64,7 +60,7 @@ def pack(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
 @njit(cache=True, nogil=True)
 def product(x: NDArray[Any], packed: NDArray[Any], table: NDArray[Any], out: NDArray[Any]) -> None:
     """Multiply packed rows by int8 ``x (n_in,)``, filled up to 4s with 0, into int32 `out`."""
-    minus = splat(np.int32(-sum_row(x)), LANES)
+    minus = splat(np.int32(-sum_row(x.reshape(1, x.size), 0)), LANES)
     low, high = load(table, 0, LANES), load(table, 64, LANES)
     for panel in range((out.size + ROWS - 1) // ROWS):
         four_groups, fifth, at = tile_zero(4, LANES), tile_zero(1, LANES), panel * 16 * x.size

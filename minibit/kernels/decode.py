@@ -83,10 +83,11 @@ def _codes(x, gain, eps, normed, codes):  # type: ignore[no-untyped-def]
 
     With an empty gain the token is taken as it is: the model has no norm there.
     """
+    row = codes.reshape(1, codes.size)
     if gain.size == 0:
-        return quantise_row(x, codes)
+        return quantise_row(x.reshape(1, x.size), 0, row, 0)
     norm_row(x, gain, eps, normed)
-    return quantise_row(normed, codes)
+    return quantise_row(normed.reshape(1, normed.size), 0, row, 0)
 
 
 @njit(cache=True, nogil=True)

@@ -45,7 +45,7 @@ def panels(codes: NDArray[Any], packed: NDArray[Any]) -> bool:
     for first in range(0, n_out, TOGETHER):
         for row in range(TOGETHER):
             if first + row < n_out:
-                copy_row(codes[first + row], rows[row, :n_in])
+                copy_row(codes, first + row, rows, row)
             else:
                 rows[row] = 0
         for row in range(16):
@@ -72,7 +72,7 @@ def columns(codes: NDArray[Any], packed: NDArray[Any]) -> bool:
     for first in range(0, n_out, TOGETHER):
         count = min(TOGETHER, n_out - first)
         for r in range(count):
-            copy_row(codes[first + r], rows[r, :n_in])
+            copy_row(codes, first + r, rows, r)
         for q in range(width // 4):
             line = packed[q * n_out + first : q * n_out + first + count]
             for r in range(count):

@@ -11,7 +11,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from minibit.kernels.simd import load, store, tile_dot_pair, tile_read, tile_write
+from minibit.kernels.simd import load, store
+from minibit.kernels.tiles import tile_dot_pair, tile_read, tile_write
 
 __all__ = ["read", "vnni"]
 

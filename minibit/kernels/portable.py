@@ -31,7 +31,7 @@ FLUSH = 8  # steps of 16 columns that int16 can hold
 def _sums(x, lines, begin, end, sums) -> None:  # type: ignore[no-untyped-def]
     """Sum the products of rows begin..end of ``lines (n_in / 4, n_out)`` with one padded token."""
     part = np.zeros(end - begin, np.int16)
-    sums[:] = -sum_row(x)
+    sums[:] = -sum_row(x.reshape(1, x.size), 0)
     for q in range(0, lines.shape[0], 4):
         a, b = lines[q, begin:end], lines[q + 1, begin:end]
         c, d = lines[q + 2, begin:end], lines[q + 3, begin:end]
@@ -73,20 +73,20 @@ def product(
     """
     n_out = out.shape[1]
     begin, end = ROWS * first, min(ROWS * last, n_out)
-    codes = np.zeros((x.shape[1] + 15) // 16 * 16, np.int8)
+    codes = np.zeros((1, (x.shape[1] + 15) // 16 * 16), np.int8)
     lines = columns.reshape(codes.size // 4, n_out)
     sums = np.empty(end - begin, np.int32)
     for token in range(x.shape[0]):
         if gamma is None:
-            copy_row(x[token], codes[: x.shape[1]])
-            _sums(codes, lines, begin, end, sums)
+            copy_row(x, token, codes, 0)
+            _sums(codes[0], lines, begin, end, sums)
             for r in range(sums.size):
                 out[token, begin + r] = sums[r]
         else:
-            scale = quantise_row(x[token], codes)
+            scale = quantise_row(x, token, codes, 0)
             if scale < 0:
                 return False
-            _sums(codes, lines, begin, end, sums)
+            _sums(codes[0], lines, begin, end, sums)
             factor = np.float32(gamma / scale)
             for r in range(sums.size):
                 out[token, begin + r] = np.float32(sums[r]) * factor
@@ -96,14 +96,14 @@ def product(
 @njit(cache=True, nogil=True)
 def quantise_rows(x: NDArray[Any], codes: NDArray[Any], scales: NDArray[Any]) -> bool:
     """Quantise every token, into codes of any dtype; False if an entry is not finite."""
-    row = np.empty(x.shape[1], np.int8)
+    row = np.empty((1, x.shape[1]), np.int8)
     for token in range(x.shape[0]):
-        scale = quantise_row(x[token], row)
+        scale = quantise_row(x, token, row, 0)
         if scale < 0:
             return False
         scales[token, 0] = scale
         for i in range(row.size):
-            codes[token, i] = row[i]
+            codes[token, i] = row[0, i]
     return True
 
 

@@ -7,7 +7,10 @@ maximum over ``bits & 0x7fffffff`` is both the absolute maximum and the check th
 The rounding is ``rint``, half to even. The scale is a reciprocal and a product, as published code
 computes it; ``127 / m`` differs in the last bit for a fifth of the values.
 
-May import: numpy, numba.
+Functions of one token take (matrix, row) rather than a view of the row: counting its references
+would cost as much as half the work.
+
+May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+from minibit.kernels.simd import bits_of_float, float_of_bits
 
 __all__ = ["absmax", "absmean", "copy_row", "quantise_row", "sum_row"]
 
@@ -35,45 +40,45 @@ def _largest_magnitude(bits: NDArray[Any]) -> np.int32:
     return largest
 
 
-@njit(cache=True, nogil=True)
-def quantise_row(x: NDArray[Any], codes: NDArray[Any]) -> np.float32:
-    """Quantise one token: codes (at least as long as x) get ``rint(x * s)``, the rest 0; return s.
+@njit(cache=True, nogil=True, forceinline=True)
+def quantise_row(x: NDArray[Any], token: int, codes: NDArray[Any], row: int) -> np.float32:
+    """Quantise one token: a row of codes, at least as long, gets ``rint(x[token] * s)``; return s.
 
     ``s = (1 / max(max|x|, 1e-5)) * 127``; -1 if an entry is NaN or infinite, and codes unwritten.
     """
-    largest = _largest_magnitude(x.view(np.int32))
+    largest = np.int32(0)
+    for i in range(x.shape[1]):
+        largest = max(largest, np.int32(bits_of_float(x[token, i]) & MAGNITUDE))
     if largest >= INFINITY:
         return np.float32(-1)
-    absmax = np.array([largest], np.int32).view(np.float32)[0]
-    scale = np.float32(np.float32(1) / max(absmax, SMALLEST)) * np.float32(127)
-    for i in range(x.size):
-        codes[i] = np.int8(np.int32(np.rint(x[i] * scale)))
-    for i in range(x.size, codes.size):
-        codes[i] = 0
+    absmax = max(float_of_bits(largest), SMALLEST)
+    scale = np.float32(np.float32(1) / absmax) * np.float32(127)
+    for i in range(x.shape[1]):
+        codes[row, i] = np.int8(np.int32(np.rint(x[token, i] * scale)))
     return scale
 
 
-@njit(cache=True, nogil=True)
-def sum_row(codes: NDArray[Any]) -> np.int32:
-    """Sum of int8 codes as int32; the cast in the loop keeps the vector lanes narrow."""
+@njit(cache=True, nogil=True, forceinline=True)
+def sum_row(codes: NDArray[Any], row: int) -> np.int32:
+    """Sum a row of int8 codes as int32; the cast in the loop keeps the vector lanes narrow."""
     total = np.int32(0)
-    for i in range(codes.size):
-        total = np.int32(total + codes[i])
+    for i in range(codes.shape[1]):
+        total = np.int32(total + codes[row, i])
     return total
 
 
-@njit(cache=True, nogil=True)
-def copy_row(x: NDArray[Any], codes: NDArray[Any]) -> None:
-    """Copy int8 codes; a slice assignment would go byte by byte."""
-    for i in range(x.size):
-        codes[i] = x[i]
+@njit(cache=True, nogil=True, forceinline=True)
+def copy_row(x: NDArray[Any], token: int, codes: NDArray[Any], row: int) -> None:
+    """Copy a row of int8 codes to one at least as long; a slice would go byte by byte."""
+    for i in range(x.shape[1]):
+        codes[row, i] = x[token, i]
 
 
 @njit(cache=True, nogil=True)
 def absmax(x: NDArray[Any], codes: NDArray[Any], scales: NDArray[Any]) -> bool:
     """Quantise every token of ``x (tokens, n)``; False if an entry is not finite."""
     for token in range(x.shape[0]):
-        scale = quantise_row(x[token], codes[token])
+        scale = quantise_row(x, token, codes, token)
         if scale < 0:
             return False
         scales[token] = scale

@@ -29,16 +29,18 @@ from numpy.typing import NDArray
 from minibit.kernels.simd import (
     I8,
     I32,
-    Tile,
     _address,
     _constant,
     _dot_u8s8,
     _load,
-    _rows,
     _splat,
-    _tile,
     prefetch,
     splat,
+)
+from minibit.kernels.tiles import (
+    Tile,
+    _rows,
+    _tile,
     tile_add_vector,
     tile_store_rows,
     tile_unscale,

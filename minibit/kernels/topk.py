@@ -21,18 +21,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from minibit.kernels.simd import (
-    I16,
-    I32,
-    I64,
-    _address,
-    _declare,
-    _load,
-    _rows,
-    _splat,
-    _tile,
-    tile_zero,
-)
+from minibit.kernels.simd import I16, I32, I64, _address, _declare, _load, _splat
+from minibit.kernels.tiles import _rows, _tile, tile_zero
 
 __all__ = ["keep", "select"]
 

@@ -26,23 +26,21 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from minibit.kernels.quantise import copy_row, quantise_row, sum_row
-from minibit.kernels.simd import (
-    load,
-    mask,
-    prefetch,
-    tile_add,
+from minibit.kernels.quantise import copy_row, quantise_row
+from minibit.kernels.simd import address, load, mask, prefetch, splat, store
+from minibit.kernels.tiles import (
+    dot_tile,
     tile_count,
     tile_dot_pair,
     tile_half,
     tile_join,
     tile_load,
     tile_scale,
+    tile_shift_left,
     tile_shift_right,
     tile_splat,
     tile_store,
     tile_transpose,
-    tile_zero,
 )
 
 __all__ = ["product"]
@@ -92,23 +90,27 @@ def _pack_tokens(x, gamma, rows, acts, minus, scales, tokens):  # type: ignore[n
 
     `rows` is a scratch of 16 padded tokens. False if an entry is not finite.
     """
-    width = rows.shape[1]
+    width, ones = rows.shape[1], splat(np.int32(0x01010101), LANES)
     for start in range(0, x.shape[0], tokens):
         for row in range(tokens):
             token = start + row
             if token >= x.shape[0]:
                 rows[row] = 0
             elif gamma is None:
-                copy_row(x[token], rows[row])
+                copy_row(x, token, rows, row)
             else:
-                scale = quantise_row(x[token], rows[row])
+                scale = quantise_row(x, token, rows, row)
                 if scale < 0:
                     return False
                 scales[token] = gamma / scale
-            minus[token] = -sum_row(rows[row])
+        sums = splat(np.int32(0), LANES)  # a token a lane
         for k in range(0, width, 64):  # the later vector overwrites the excess of the earlier
             words = tile_transpose(tile_load(rows, k, width, LANES, 16, LANES))
             tile_store(acts, start * width + k * tokens, 4 * tokens, LANES, words)
+            sums = dot_tile(sums, ones, words)
+        store(minus, 4 * start, sums)
+        for row in range(tokens):
+            minus[start + row] = -minus[start + row]
     return True
 
 
@@ -120,7 +122,7 @@ def _product(x, panels, out, first, last, gamma, like):  # type: ignore[no-untyp
     size = ROWS // 4 * width  # bytes of a panel
     most = min(CHUNKS, (batch + tokens - 1) // tokens) * tokens
     acts = np.empty(most * width // 4 + LANES, np.uint32)  # and room for the last vector's excess
-    minus, scales = np.zeros(most, np.int32), np.ones(most, np.float32)
+    minus, scales = np.zeros(most + LANES, np.int32), np.ones(most, np.float32)
     rows = np.zeros((LANES, width), np.int8)
     spare = np.empty((tokens, n_out), out.dtype)  # where a chunk that is not full writes
     for start in range(0, batch, most):
@@ -132,14 +134,21 @@ def _product(x, panels, out, first, last, gamma, like):  # type: ignore[no-untyp
             for panel in range(first, last):
                 for chunk in range(0, count, tokens):
                     full = chunk + tokens <= count
-                    target = out if full else spare
-                    token = start + chunk if full else 0
+                    target = address(out) + 4 * n_out * (start + chunk) if full else address(spare)
                     for half in range(2):
                         row = ROWS * panel + 2 * LANES * half
                         if row >= n_out:
                             break
+                        at, next_at = target + 4 * row, target + 4 * row + 4 * LANES
+                        valid, low, high = n_out - row, 4 * half, 4 * half + 2
+                        if k == 0:
+                            left = tile_splat(minus, 4 * chunk, like, LANES)
+                            right = left
+                        else:
+                            left = tile_load(at, 0, 4 * n_out, valid, like, LANES)
+                            right = tile_load(next_at, 0, 4 * n_out, valid - LANES, like, LANES)
                         both = _add_columns(
-                            tile_join(tile_zero(like, LANES), tile_zero(like, LANES)),
+                            tile_join(tile_shift_left(left, low), tile_shift_left(right, high)),
                             half,
                             acts,
                             chunk * width + k * tokens,
@@ -147,26 +156,16 @@ def _product(x, panels, out, first, last, gamma, like):  # type: ignore[no-untyp
                             panel * size + 16 * k,
                             steps,
                         )
-                        at, valid, scaled = 4 * (n_out * token + row), n_out - row, False
-                        if gamma is not None:
-                            scaled = k + COLUMNS >= used
-                        left = tile_shift_right(tile_half(both, 0), 4 * half)
-                        right = tile_shift_right(tile_half(both, 1), 4 * half + 2)
-                        if k == 0:
-                            begun = tile_splat(minus, 4 * chunk, like, LANES)
-                            left, right = tile_add(left, begun), tile_add(right, begun)
-                        else:
-                            begun = tile_load(target, at, 4 * n_out, valid, like, LANES)
-                            left = tile_add(left, begun)
-                            begun = tile_load(
-                                target, at + 4 * LANES, 4 * n_out, valid - LANES, like, LANES
-                            )
-                            right = tile_add(right, begun)
-                        if scaled:
+                        left = tile_shift_right(tile_half(both, 0), low)
+                        right = tile_shift_right(tile_half(both, 1), high)
+                        if gamma is not None and k + COLUMNS >= used:
                             left = tile_scale(left, scales, 4 * chunk)
+                            tile_store(at, 0, 4 * n_out, valid, left)
                             right = tile_scale(right, scales, 4 * chunk)
-                        tile_store(target, at, 4 * n_out, valid, left)
-                        tile_store(target, at + 4 * LANES, 4 * n_out, valid - LANES, right)
+                            tile_store(next_at, 0, 4 * n_out, valid - LANES, right)
+                        else:
+                            tile_store(at, 0, 4 * n_out, valid, left)
+                            tile_store(next_at, 0, 4 * n_out, valid - LANES, right)
         rest = count % tokens
         for token in range(rest):
             for i in range(ROWS * first, min(ROWS * last, n_out)):

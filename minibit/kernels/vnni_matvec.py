@@ -23,11 +23,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from minibit.kernels.quantise import copy_row, quantise_row
-from minibit.kernels.simd import (
-    load,
-    load_splat,
-    prefetch,
-    splat,
+from minibit.kernels.simd import load, load_splat, prefetch, splat
+from minibit.kernels.tiles import (
     tile_add,
     tile_add_vector,
     tile_dot_rows,
@@ -91,15 +88,15 @@ def product(
         if n_in % 8 == 0:
             _products(x[0], panels, out, first, last, None)
             return True
-        codes = np.zeros((n_in + 7) // 8 * 8, np.int8)
-        copy_row(x[0], codes[:n_in])
-        _products(codes, panels, out, first, last, None)
+        codes = np.zeros((1, (n_in + 7) // 8 * 8), np.int8)
+        copy_row(x, 0, codes, 0)
+        _products(codes[0], panels, out, first, last, None)
         return True
-    codes = np.empty((n_in + 7) // 8 * 8, np.int8)
-    scale = quantise_row(x[0], codes)
+    codes = np.zeros((1, (n_in + 7) // 8 * 8), np.int8)
+    scale = quantise_row(x, 0, codes, 0)
     if scale < 0:
         return False
-    _products(codes, panels, out, first, last, np.float32(gamma / scale))
+    _products(codes[0], panels, out, first, last, np.float32(gamma / scale))
     return True
 
 
