@@ -162,33 +162,29 @@ if kernels.compiled():
 # ## Rung 5: the instruction that was made for this
 #
 # CPUs have a dot product of bytes: `vpdpbusd` (x86) multiplies 64 unsigned by 64 signed bytes and adds each four products into one of 16 int32 sums; `sdot` is Arm's.
-# A *panel* is laid out for it: a 64-byte vector holds 16 rows by 16 columns. The unsigned side is $t + 1$; the sum of the inputs, taken off once, undoes the 1:
+# A *panel* is laid out for it: a 64-byte vector holds 64 rows by 4 columns. The unsigned side is $t + 1$; the sum of the inputs, taken off once, undoes the 1:
 # $\sum_k t_k q_k = \sum_k (t_k + 1)\,q_k - \sum_k q_k$.
 #
-# The four codes of a byte are masked out and never shifted down. Code $j$ then counts $4^j$ times too much, which one shift of the *sum* takes back, exactly.
+# The four codes of a byte belong to four *rows*, 16 apart. So the same four inputs, loaded once into all lanes, meet all four groups of rows. (With four columns
+# in a byte it would take four such loads, and loading would be the limit: a core can load two vectors a cycle.) The codes are masked out and never shifted down.
+# Group $j$ then counts $4^j$ times too much, which one shift of its *sums* takes back, exactly.
 
 # %%
-where = pack_panels(np.eye(16, 64, dtype=np.int8)).reshape(
-    4, 16, 4
-)  # row r has its one in column r
-found = np.argwhere(where != 0b01_01_01_01)  # vector, row, byte in the lane
-fig, axes = plt.subplots(figsize=(7.2, 2.6))
-cells = np.tile(np.arange(16)[None] // 4, (8, 1))
-axes.imshow(cells, cmap="Pastel1", aspect="auto")
-for row in range(8):
-    for column in range(16):
-        axes.text(column, row, f"b{4 * row + column % 4}", ha="center", va="center", fontsize=7)
-axes.set_xticks(range(16), [str(column) for column in range(16)])
-axes.set(
-    xlabel="column of the block; one colour: the same 2 bits of a byte",
-    ylabel="row (first 8 of 16)",
-)
-axes.set_title("Which byte of a 64-byte vector holds a weight", loc="left")
+ones = np.eye(64, dtype=np.int8)  # row r has its one in column r
+vectors = pack_panels(ones).reshape(16, 64)  # (column / 4, byte)
+for row in range(64):  # column r is in vector r / 4; the row's code is in the bits of its group
+    byte, group = 4 * (row % 16) + row % 4, row // 16
+    assert vectors[row // 4, byte] == 0b01_01_01_01 + (1 << 2 * group)
+fig, axes = plt.subplots(figsize=(9.6, 1.9))
+axes.imshow(np.tile(np.arange(64)[None] // 16, (4, 1)), cmap="Pastel1", aspect="auto")
+for row in range(64):
+    for column in range(4):
+        axes.text(row, column, f"{4 * (row % 16) + column}", ha="center", va="center", fontsize=5)
+axes.set_xticks(range(0, 64, 4))
+axes.set_yticks(range(4))
+axes.set(xlabel="row of the panel; one colour: the same 2 bits of a byte", ylabel="column")
+axes.set_title("Which of the 64 bytes of a vector holds a weight", loc="left")
 axes.grid(False)
-assert all(
-    byte == row % 4 and vector == 0 for vector, row, byte in found
-)  # column r lies in byte 4 r + r % 4
-assert len(found) == 16
 
 # %%
 fastest = kernels.path()
@@ -199,8 +195,8 @@ if kernels.compiled():
 # %% [markdown]
 # ### The inner loop, as the machine sees it
 #
-# Vectors are spelled out in Numba through a small layer of intrinsics (`minibit/kernels/simd.py`). This is what one load of weights becomes: masks, and dot products
-# whose last operand is four inputs, broadcast from memory.
+# Vectors are spelled out in Numba through a small layer of intrinsics (`minibit/kernels/simd.py`). This is what two loads of weights become: each is masked four
+# times, and meets four inputs in four dot products. Columns take turns between two sets of sums, so that no sum waits for the one before it.
 
 # %%
 if fastest in ("vnni", "amx"):
@@ -222,7 +218,7 @@ if fastest in ("vnni", "amx"):
     )
     lines = [line.strip() for line in loop.inspect_asm(loop.signatures[0]).splitlines()]
     dots = [i for i, line in enumerate(lines) if line.startswith("vpdpbusd")]
-    used = [line for line in lines[dots[0] - 6 : dots[15] + 1] if not line.startswith(("#", "."))]
+    used = [line for line in lines[dots[0] - 10 : dots[7] + 1] if not line.startswith(("#", "."))]
     print("\n".join(used[:26]))
     assert not [line for line in used if re.search(r"\bv?p?mul", line)]  # no other multiplication
 
@@ -296,6 +292,39 @@ plots.label_axes(
 assert fastest not in ("vnni", "amx") or speeds[-1] > speeds[0]
 
 # %% [markdown]
+# ## Fewer bytes: base 3
+#
+# On the slope, bytes are time. Five weights fit a byte ($3^5 = 243$): 1.6 bits each, a fifth less to read. But digits don't come off with a mask. The kernel in
+# `minibit/kernels/base3.py` splits one off by two comparisons and looks the other four up in a table that fills two registers, 64 bytes at once. So it pays where
+# reading is all that counts, from memory, and not where the weights lie in a cache that is faster than the arithmetic.
+
+# %%
+if fastest in ("vnni", "amx") and kernels._cpu_features().get("avx512vbmi"):
+    from minibit.kernels import base3
+
+    packed = base3.pack(codes)
+    token, result = rng.integers(-127, 128, (1, n_in), dtype=np.int8), np.empty(n_out, np.int32)
+    print(
+        f"{8 * held.nbytes / codes.size:.2f} and {8 * packed.nbytes / codes.size:.2f} bits a weight"
+    )
+    for place, copies in (("from the cache", 1), ("from memory", 24)):
+        panels = [TernaryMatrix.from_codes(codes) for _ in range(copies)]
+        thirds = [base3.pack(codes) for _ in range(copies)]
+        times = {"panels": [], "base 3": []}
+        for _ in range(9):
+            for name in times:
+                start = time.perf_counter()
+                for one, other in zip(panels, thirds, strict=True):
+                    if name == "panels":
+                        ternary_matmul_int8(token, one, threads=1)
+                    else:
+                        base3.product(token[0], other, base3.TABLE, result)
+                times[name].append((time.perf_counter() - start) / copies)
+        np.testing.assert_array_equal(result, ternary_matmul_int8(token, held)[0])
+        both = (1e6 * np.median(taken) for taken in times.values())
+        print("{}: panels {:.0f} µs, base 3 {:.0f} µs".format(place, *both))
+
+# %% [markdown]
 # ## Two threads
 #
 # Products of one matrix's rows don't depend on each other, so threads share them as ranges of rows, and no bit changes. Two things keep two threads from being twice
@@ -342,13 +371,14 @@ print(
 # 2. A dot product of unsigned by signed bytes into int32, or signed by signed with codes shifted down to 0..2 (`sdot`). AVX2's `vpmaddubsw` keeps int16 sums: count how many
 #    fit. AMX wants codes decoded into tiles; the layout above is already in its order.
 # 3. Minus the sum of the inputs, and the order of float operations of `ternary_matmul_reference`.
-# 4. The cases in `minibit/vectors/matmul.json`, and the bound: with codes left in place, sums of $64 \cdot 2 \cdot (-128)$ over a quarter of the columns reach $-2^{31}$ at
-#    $2^{19}$ inputs. More are refused.
+# 4. The cases in `minibit/vectors/matmul.json`, and the bound: with codes left in place, sums of $64 \cdot 2 \cdot (-128)$ reach $-2^{31}$ at $2^{17}$ inputs. More are
+#    refused.
 #
 # **Limits.** The times above are of this page's machine, on one core, beside whatever else ran there; `minibit bench gemv` and `minibit bench matmul` measure with more care.
-# The AMX kernel has been compiled, and its indices run on emulated tiles, not timed. Small matrices (256 by 256) take about a microsecond, most of which is Python's call.
+# The AMX kernel has been compiled, and its indices run on emulated tiles, not timed. Small matrices (256 by 256) take three quarters of a microsecond, most of which is
+# Python's call.
 #
-# **Exercises.** 1. Base 3 packs five weights a byte, a fifth less to read. When does that win? `test_the_base3_product_is_exact` runs the kernel; multiply its arithmetic by your
-# machine's bytes a second and number of cores. 2. Set `MAX_INPUTS` one higher and see which of `test_the_bound_on_inputs_is_where_int32_ends` and
+# **Exercises.** 1. Base 3 reads a fifth less and computes more: from how many cores on does it win where weights lie in a cache that all share? Use the two speeds printed above;
+# `test_the_base3_product_is_exact` runs the kernel. 2. Set `MAX_INPUTS` one higher and see which of `test_the_bound_on_inputs_is_where_int32_ends` and
 # `test_more_inputs_than_int32_can_sum_are_refused` fails first, and on which path. 3. Change one index in `pack_panels_reference`: which tests notice? Start with
 # `test_a_panel_puts_each_code_where_the_layout_says`.

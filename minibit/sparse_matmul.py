@@ -3,8 +3,8 @@
     z = sum over the i with q_i != 0 of q_i codes[:, i]
 
 Decoding one token takes as long as reading the weights takes, so zeros pay only if weights are not
-read for them. In panels (`minibit.panels`) a cache line holds 16 columns, and some input of 16 is
-nearly never zero. So the weights lie by columns here, in bands of 256 rows: one column of a band is
+read for them. In panels (`minibit.panels`) a cache line holds 4 columns, and few lines meet four
+zeros. So the weights lie by columns here, in bands of 256 rows: one column of a band is
 a cache line of 64 bytes, read or left alone.
 
     bands    [n_out / 256][n_in][64]    2 bits a code

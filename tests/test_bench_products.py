@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minibit import kernels
-from minibit.bench import Options, products
+from minibit.bench import Options, products, start
 from minibit.plots import roofline_figure
 
 
@@ -70,3 +70,14 @@ def test_a_run_with_more_threads_says_that_its_bars_are_for_one():
     """And a run with peers but without PyTorch says so; see the notes."""
     assert any("one thread" in note for note in products._notes(Options(threads=2)))
     assert not any("one thread" in note for note in products._notes(Options(threads=1)))
+
+
+def test_the_start_is_timed_in_fresh_processes(monkeypatch):
+    """Import, first call and further kernels with their bars, SciPy hidden, and seen if there."""
+    monkeypatch.setattr(start, "ROUNDS", 1)
+    report = start.start(Options())
+    bars = [figure.bar for figure in report.figures]
+    assert bars[:3] == [0.1, 0.35, 0.02]
+    assert all(0 < figure.value < 60 for figure in report.figures)
+    assert set(report.details["seconds"]) <= {"hidden", "as installed"}
+    assert all(len(seconds) == 5 for seconds in report.details["seconds"].values())

@@ -184,6 +184,11 @@ BENCHMARKS: dict[str, Benchmark] = {
         "minibit.bench.products:matmul",
         roofline=True,
     ),
+    "start": Benchmark(
+        "seconds to import, to the first product, and to further kernels",
+        "minibit.bench.start:start",
+        own_process=False,  # what it measures runs in processes of its own
+    ),
     "lm": Benchmark(
         "a training step of a language model, beside PyTorch and on two threads",
         "minibit.bench.language:lm",

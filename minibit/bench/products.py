@@ -68,6 +68,9 @@ def gemv(options: Options) -> Report:
             if peer in times:
                 bar = 12.0 if large and peer == "torch int8" else None
                 figures.append(_ratio(name, "int8", times[peer] / fast, peer, bar))
+        if large and "torch int8" in times and "read" in times:
+            speed = times["torch int8"] / times["read"]
+            figures.append(_ratio(name, "a plain read alone", speed, "torch int8"))
         if "two threads" in times and (n_out, n_in) == LARGE[-1]:
             speed = times["one thread"] / times["two threads"]
             figures.append(_ratio(name, "two threads", speed, "one thread", 1.5))

@@ -1,0 +1,82 @@
+"""``bench start``: how long it takes until the first product is there.
+
+Each figure is measured in fresh processes, some in turn, by their medians. Numba's compiled code is
+in its cache already: the first process, which fills it, is not counted. Numba imports SciPy's
+linear algebra if it finds it, which takes longer than all the rest; minibit does not use it. So
+the time of the first call is also taken with SciPy hidden, as in an environment of minibit alone,
+and that one has the bar.
+
+May import: anything of minibit.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import numpy as np
+
+from minibit.bench import Figure, Options, Report
+
+__all__ = ["start"]
+
+ROUNDS = 7  # processes of each kind
+CHILD = """
+import sys
+if sys.argv[1] == "hidden":
+    sys.modules["scipy"] = None
+import time
+import numpy as np
+
+times = [time.perf_counter()]
+import minibit
+from minibit.absmean import absmax_quantize
+from minibit.matmul import ternary_matmul, ternary_matmul_int8
+
+times.append(time.perf_counter())
+matrix = minibit.TernaryMatrix.from_codes(np.ones((256, 784), np.int8))
+z = ternary_matmul_int8(np.ones((1, 784), np.int8), matrix)
+times.append(time.perf_counter())
+y = ternary_matmul(np.ones((1, 784), np.float32), matrix)
+times.append(time.perf_counter())
+z = ternary_matmul_int8(np.ones((12, 784), np.int8), matrix)
+times.append(time.perf_counter())
+absmax_quantize(np.ones((2, 784), np.float32))
+times.append(time.perf_counter())
+print(np.diff(times).tolist())
+"""
+
+
+def start(options: Options) -> Report:
+    """Time the import, the first product and three more kernels, in processes of their own."""
+    found = importlib.util.find_spec("scipy") is not None
+    kinds = ("hidden", "as installed") if found else ("hidden",)
+    times: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
+    _seconds("as installed")  # fills the cache
+    for _ in range(ROUNDS):
+        for kind in kinds:
+            times[kind].append(_seconds(kind))
+    medians = {kind: np.median(rows, axis=0).tolist() for kind, rows in times.items()}
+    importing, first, *further = medians["hidden"]
+    figures = [
+        Figure("import minibit, after NumPy", importing, "s", 0.1, False),
+        Figure("first call, compiled before", first, "s", 0.35, False),
+        Figure("the slowest of three further kernels", max(further), "s", 0.02, False),
+    ]
+    notes = ["Medians of fresh processes; compiled code is in Numba's cache."]
+    if found:
+        seconds = medians["as installed"][1]
+        figures.append(Figure("first call, with SciPy installed", seconds, "s"))
+        notes.append("SciPy is hidden from the judged figures: Numba imports it if it is there.")
+    return Report(tuple(figures), tuple(notes), {"seconds": medians})
+
+
+def _seconds(kind: str) -> list[float]:
+    """Seconds of each part in a fresh process."""
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, kind], capture_output=True, text=True, check=True
+    )
+    parts: list[float] = json.loads(done.stdout)
+    return parts
