@@ -3,15 +3,16 @@
     logits  ->  sample  ->  the next token  ->  its keys and values into the cache  ->  logits  ...
 
 A token needs the keys and values of all tokens before it, and nothing else of them: a `KVCache`
-holds them, so each new token costs one pass through the weights. That pass is a matter of memory.
-Packed models have a fast way for it (`minibit.packed_step`); several tokens at once, and any other
-model, go through the functions of `minibit.transformer`.
+(`minibit.kv_cache`) holds them, so each new token costs one pass through the weights. That pass is
+a matter of memory. Packed models have a fast way for it (`minibit.packed_step`); several tokens at
+once, and any other model, go through the functions of `minibit.transformer`.
 
 A drawn token is a pure function of the logits and one number in [0, 1), and that number is a pure
 function of the seed and the token's place (Philox, domain `TOKENS`).
 
-May import: numpy, minibit.blocks, minibit.attention, minibit.matmul, minibit.noise, minibit.philox,
-minibit.packed_step, minibit.sampling, minibit.ternary, minibit.transformer.
+May import: numpy, minibit.blocks, minibit.attention, minibit.matmul, minibit.noise,
+minibit.ternary, minibit.projections, minibit.kv_cache, minibit.packed_step, minibit.sampling,
+minibit.transformer.
 """
 
 from __future__ import annotations
@@ -21,134 +22,27 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from minibit.attention import positions
 from minibit.blocks import embed, normalize
+from minibit.kv_cache import KVCache
 from minibit.matmul import ternary_matmul
 from minibit.noise import uniform
 from minibit.packed_step import packed_step, plan
 from minibit.philox import TOKENS
+from minibit.projections import bit_linear
 from minibit.sampling import check_sampling, sample
 from minibit.ternary import TernaryMatrix
 
 if TYPE_CHECKING:
-    from minibit.transformer import BitNetConfig, BitNetModel
+    from minibit.transformer import BitNetModel
 
 __all__ = ["Decoder", "KVCache", "generate", "sample"]
 
 Floats = NDArray[np.float32]
 
 PIECE = 128  # tokens of a prompt that are read at once
-
-
-class KVCache:
-    """Keys and values of the tokens so far, for every layer.
-
-    Room is made ahead and doubled when it is full, up to the model's `max_positions`: 8 bytes a
-    token, layer and entry of the key heads.
-
-    Parameters
-    ----------
-    config : BitNetConfig
-    batch : int
-        Texts side by side, all of the same length.
-    capacity : int
-        Tokens that there is room for at first.
-
-    Raises
-    ------
-    ValueError
-        If `batch` or `capacity` is below 1.
-
-    Examples
-    --------
-    >>> from minibit.transformer import BitNetConfig, BitNetModel, init_params
-    >>> config = BitNetConfig(83, 48, 128, layers=1, heads=2, kv_heads=1, max_positions=64)
-    >>> model, cache = BitNetModel(config, init_params(config, seed=0)), KVCache(config)
-    >>> whole = model.logits([[5, 6, 7]])
-    >>> parts = [model.logits([[token]], cache) for token in (5, 6, 7)]
-    >>> cache.length
-    3
-    >>> bool(abs(parts[2][0, 0] - whole[0, 2]).max() < 1e-5)
-    True
-    """
-
-    def __init__(self, config: BitNetConfig, batch: int = 1, capacity: int = 64) -> None:
-        if batch < 1 or capacity < 1:
-            raise ValueError(f"batch and capacity must be at least 1, got {batch} and {capacity}")
-        self._most = config.max_positions
-        self._length = 0
-        shape = (batch, config.kv_heads, min(capacity, self._most), config.head_dim)
-        self._keys = [np.zeros(shape, np.float32) for _ in range(config.layers)]
-        self._values = [np.zeros(shape, np.float32) for _ in range(config.layers)]
-        self._addresses = self._find()
-
-    @property
-    def length(self) -> int:
-        """Tokens held; the position of the next one."""
-        return self._length
-
-    @property
-    def layers(self) -> int:
-        """Layers that it holds keys and values of."""
-        return len(self._keys)
-
-    @property
-    def capacity(self) -> int:
-        """Tokens that there is room for."""
-        return self._keys[0].shape[2]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all keys and values, the room ahead included."""
-        return sum(array.nbytes for array in (*self._keys, *self._values))
-
-    def reserve(self, length: int) -> None:
-        """Make room for `length` tokens in all; a ValueError beyond `max_positions`."""
-        if length > self._most:
-            raise ValueError(f"a cache of {self._most} positions takes no {length} tokens")
-        if length <= self.capacity:
-            return
-        room = min(max(length, 2 * self.capacity), self._most)
-        for arrays in (self._keys, self._values):
-            for layer, old in enumerate(arrays):  # one at a time: never all of them twice
-                new = np.zeros((*old.shape[:2], room, old.shape[3]), np.float32)
-                new[:, :, : self._length] = old[:, :, : self._length]
-                arrays[layer] = new
-        self._addresses = self._find()
-
-    def _find(self) -> NDArray[np.uint64]:
-        """Return the addresses of keys and values, (2, layers), for kernels."""
-        both = (self._keys, self._values)
-        return np.array([[array.ctypes.data for array in arrays] for arrays in both], np.uint64)
-
-    def extend(self, layer: int, k: ArrayLike, v: ArrayLike) -> tuple[Floats, Floats]:
-        """Append keys and values, (batch, kv_heads, tokens, head_dim), to a layer; return all.
-
-        `length` grows with the last layer: until then, every layer appends at the same place. What
-        is returned are views, (batch, kv_heads, length, head_dim).
-        """
-        k, v = np.asarray(k), np.asarray(v)
-        batch, kv_heads, _, width = self._keys[layer].shape
-        fits = k.ndim == 4 and (*k.shape[:2], k.shape[3]) == (batch, kv_heads, width)
-        if not fits or v.shape != k.shape:
-            wanted = f"({batch}, {kv_heads}, tokens, {width})"
-            raise ValueError(f"k and v must have shape {wanted}, got {k.shape} and {v.shape}")
-        end = self._length + k.shape[2]
-        self.reserve(end)
-        self._keys[layer][:, :, self._length : end] = k
-        self._values[layer][:, :, self._length : end] = v
-        if layer == len(self._keys) - 1:
-            self._length = end
-        return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
-
-    def truncate(self, length: int) -> None:
-        """Forget the tokens from position `length` on."""
-        length = operator.index(length)
-        if not 0 <= length <= self._length:
-            raise ValueError(f"length must be 0 to {self._length}, got {length}")
-        self._length = length
 
 
 class Decoder:
@@ -370,7 +264,7 @@ def _read(model: BitNetModel, tokens: Sequence[int], cache: KVCache, threads: in
     `minibit.transformer.forward` without the logits, which for a large vocabulary and many tokens
     would cost more than all the rest. The cache is as before if that fails.
     """
-    from minibit.transformer import attention, bit_linear, feed_forward
+    from minibit.transformer import attention, feed_forward
 
     config, params, before = model.config, model.params, cache.length
 

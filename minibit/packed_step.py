@@ -5,8 +5,8 @@ arguments; they share its rows chunk by chunk. Activations are quantised once fo
 once for gate and up. So a token costs one start of the threads, and little more than reading the
 weights.
 
-May import: numpy, minibit.attention, minibit.blocks, minibit.ternary, minibit.transformer,
-minibit.kernels.
+May import: numpy, minibit.attention, minibit.bitnet_config, minibit.blocks, minibit.kv_cache,
+minibit.projections, minibit.ternary, minibit.transformer, minibit.kernels.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 
 from minibit import kernels
 from minibit.attention import positions
+from minibit.bitnet_config import BitNetConfig
 from minibit.blocks import widen
 from minibit.kernels.threads import cpus, run
+from minibit.kv_cache import KVCache
+from minibit.projections import packed_linear
 from minibit.ternary import TernaryMatrix
 
 if TYPE_CHECKING:
-    from minibit.decoding import KVCache
-    from minibit.transformer import BitNetConfig, BitNetModel
+    from minibit.transformer import BitNetModel
 
 __all__ = ["Plan", "packed_step", "plan"]
 
@@ -59,8 +61,6 @@ class Plan(NamedTuple):
 
 def plan(model: BitNetModel) -> Plan | None:
     """Gather a packed model's arrays; None if another way must be taken."""
-    from minibit.transformer import packed_linear
-
     config, params = model.config, model.params
     if model.linear not in (None, packed_linear) or not kernels.compiled():
         return None

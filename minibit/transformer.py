@@ -9,33 +9,38 @@ files name them) and tokens. It takes as arguments what multiplies (`float_linea
 training, `packed_linear` for inference), what makes inputs sparse, and a cache of keys and values.
 `minibit.dual` and `minibit.tape` differentiate it as it stands.
 
-Projections are ``(n_out, n_in)``; the pieces are in `minibit.blocks` and `minibit.attention`.
+The sizes and the names of the parameters are in `minibit.bitnet_config`, what multiplies in
+`minibit.projections`, the pieces in `minibit.blocks` and `minibit.attention`.
 
-May import: numpy, minibit.dual, minibit.ternary, minibit.matmul, minibit.absmean, minibit.layers,
-minibit.noise, minibit.attention, minibit.blocks, minibit.sampling, minibit.decoding.
+May import: numpy, minibit.dual, minibit.matmul, minibit.bitnet_config, minibit.projections,
+minibit.attention, minibit.blocks, minibit.kv_cache, minibit.sampling, minibit.decoding.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minibit.absmean import absmean_quantize, fake_quant_activation, fake_quant_weight
 from minibit.attention import Positions, causal_attention, positions, rotate
+from minibit.bitnet_config import BitNetConfig, Params, check_params, init_params, param_shapes
 from minibit.blocks import embed, gated_unit, normalize, widen
 from minibit.decoding import Decoder, KVCache, generate
 from minibit.dual import Dual
-from minibit.layers import ternary_linear
-from minibit.matmul import head_matmul, ternary_matmul
-from minibit.noise import uniform
-from minibit.philox import INITIAL
+from minibit.kv_cache import Cache
+from minibit.matmul import head_matmul
+from minibit.projections import (
+    Linear,
+    bit_linear,
+    by_type,
+    float_linear,
+    pack_params,
+    packed_linear,
+)
 from minibit.sampling import sample
-from minibit.ternary import TernaryMatrix
 
 __all__ = [
     "BitNetConfig",
@@ -55,339 +60,7 @@ __all__ = [
 ]
 
 Array = Any  # an ndarray, or a Dual, which behaves like one
-Params = Mapping[str, Any]  # name -> array, Dual or TernaryMatrix
-Linear = Callable[[Any, Any], Any]
 Sparsify = Callable[[Any, str], Any]
-
-
-@dataclass(frozen=True)
-class BitNetConfig:
-    """Sizes and constants of a BitNet model.
-
-    Attributes
-    ----------
-    vocab_size, hidden_size, intermediate_size, layers : int
-        Tokens, width of the residual stream, width of the gated unit, blocks.
-    heads, kv_heads : int
-        Query heads, and key and value heads: `kv_heads` divides `heads`, which divides the width.
-    max_positions : int
-        Most tokens of a text, those in a cache included.
-    rope_theta, rms_eps : float
-    tied : bool
-        Whether the output head is the embedding.
-    bos, eos : int, optional
-        First and last token of a text, where there are such.
-    sub_norms : bool
-        Whether the inputs of the output projections are normalised: as published.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a size is no whole number or does not fit the others; it is named.
-
-    Examples
-    --------
-    >>> config = BitNetConfig(83, hidden_size=48, intermediate_size=128, layers=2, heads=2,
-    ...                       kv_heads=2, max_positions=64)
-    >>> config.head_dim
-    24
-    """
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    max_positions: int
-    rope_theta: float = 10000.0
-    rms_eps: float = 1e-5
-    tied: bool = True
-    bos: int | None = None
-    eos: int | None = None
-    sub_norms: bool = True
-
-    def __post_init__(self) -> None:
-        """Check that the sizes fit one another."""
-        for name in (
-            "vocab_size", "hidden_size", "intermediate_size", "layers", "heads", "kv_heads",
-            "max_positions",
-        ):  # fmt: skip
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int | np.integer):
-                raise TypeError(f"{name} must be a whole number, got {size!r}")
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
-        if self.hidden_size % self.heads or self.head_dim % 2:
-            raise ValueError(
-                "hidden_size must be heads times an even number (rotary pairs), "
-                f"got {self.hidden_size} for {self.heads} heads"
-            )
-        if self.heads % self.kv_heads:
-            raise ValueError(f"kv_heads must divide heads, got {self.kv_heads} and {self.heads}")
-        for name in ("rope_theta", "rms_eps"):
-            value = getattr(self, name)
-            if not 2.0**-126 <= value < 2.0**128:  # what float32 holds in full
-                raise ValueError(f"{name} must be above 0 and finite in float32, got {value}")
-        for name in ("bos", "eos"):
-            token = getattr(self, name)
-            if token is None:
-                continue
-            if isinstance(token, bool) or not isinstance(token, int | np.integer):
-                raise TypeError(f"{name} must be a whole number or None, got {token!r}")
-            if not 0 <= token < self.vocab_size:
-                raise ValueError(f"{name} must be a token below {self.vocab_size}, got {token}")
-
-    @property
-    def head_dim(self) -> int:
-        """Width of a head."""
-        return self.hidden_size // self.heads
-
-
-class Cache(Protocol):
-    """Keys and values of the tokens so far: what `forward` needs of a cache.
-
-    Attributes
-    ----------
-    length : int
-        Tokens held, before the call: the position of its first token. It grows by the call's tokens
-        once the last layer has been extended.
-    """
-
-    @property
-    def length(self) -> int:
-        """Tokens held."""
-
-    def extend(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
-        """Append (batch, kv_heads, length, head_dim) to a layer's keys and values; return all."""
-
-
-def param_shapes(config: BitNetConfig) -> dict[str, tuple[int, ...]]:
-    """List the parameters of a model: their names and shapes, in the order of the forward pass.
-
-    Parameters
-    ----------
-    config : BitNetConfig
-
-    Returns
-    -------
-    dict
-        Name to shape. Vectors are the gains of norms; projections are ``(n_out, n_in)``.
-
-    Examples
-    --------
-    >>> config = BitNetConfig(83, 48, 128, layers=1, heads=4, kv_heads=2, max_positions=64)
-    >>> for name, shape in param_shapes(config).items():
-    ...     print(name, shape)
-    embed_tokens (83, 48)
-    layers.0.input_layernorm (48,)
-    layers.0.self_attn.q_proj (48, 48)
-    layers.0.self_attn.k_proj (24, 48)
-    layers.0.self_attn.v_proj (24, 48)
-    layers.0.self_attn.attn_sub_norm (48,)
-    layers.0.self_attn.o_proj (48, 48)
-    layers.0.post_attention_layernorm (48,)
-    layers.0.mlp.gate_proj (128, 48)
-    layers.0.mlp.up_proj (128, 48)
-    layers.0.mlp.ffn_sub_norm (128,)
-    layers.0.mlp.down_proj (48, 128)
-    norm (48,)
-    """
-    hidden, inner = config.hidden_size, config.intermediate_size
-    kept = config.kv_heads * config.head_dim
-    block: dict[str, tuple[int, ...]] = {
-        "input_layernorm": (hidden,),
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (kept, hidden),
-        "self_attn.v_proj": (kept, hidden),
-        "self_attn.attn_sub_norm": (hidden,),
-        "self_attn.o_proj": (hidden, hidden),
-        "post_attention_layernorm": (hidden,),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.ffn_sub_norm": (inner,),
-        "mlp.down_proj": (hidden, inner),
-    }
-    if not config.sub_norms:
-        block = {name: shape for name, shape in block.items() if not name.endswith("sub_norm")}
-    shapes: dict[str, tuple[int, ...]] = {"embed_tokens": (config.vocab_size, hidden)}
-    for layer in range(config.layers):
-        shapes |= {f"layers.{layer}.{name}": shape for name, shape in block.items()}
-    shapes["norm"] = (hidden,)
-    if not config.tied:
-        shapes["lm_head"] = (config.vocab_size, hidden)
-    return shapes
-
-
-def check_params(config: BitNetConfig, params: Params) -> None:
-    """Check that parameters are those of a configuration.
-
-    Parameters
-    ----------
-    config : BitNetConfig
-    params : mapping of names to arrays or `TernaryMatrix`
-
-    Raises
-    ------
-    TypeError
-        If a gain is not of floats: only embedding and head may be bits of bfloat16.
-    ValueError
-        If one is missing, unknown or of another shape; the first is named.
-
-    Examples
-    --------
-    >>> config = BitNetConfig(83, 48, 128, layers=1, heads=2, kv_heads=2, max_positions=64)
-    >>> check_params(config, {})
-    Traceback (most recent call last):
-    ValueError: params must have 'embed_tokens' of shape (83, 48), it is missing
-    """
-    shapes = param_shapes(config)
-    for name, shape in shapes.items():
-        if name not in params:
-            raise ValueError(f"params must have {name!r} of shape {shape}, it is missing")
-        got = tuple(params[name].shape)
-        if got != shape:
-            raise ValueError(f"params[{name!r}] must have shape {shape}, got {got}")
-        if len(shape) == 1 and params[name].dtype.kind != "f":
-            raise TypeError(f"params[{name!r}] must be floats, got {params[name].dtype}")
-    if len(params) > len(shapes):
-        unknown = next(name for name in params if name not in shapes)
-        raise ValueError(f"params has {unknown!r}, which this configuration has not")
-
-
-def init_params(config: BitNetConfig, seed: int) -> dict[str, NDArray[np.float32]]:
-    """Draw the parameters of a model to be trained.
-
-    Uniform around 0, from Philox: embeddings (and a head that is not tied) of standard deviation
-    0.05, projections of ``1 / sqrt(n_in)``. Gains are 1.
-
-    Parameters
-    ----------
-    config : BitNetConfig
-    seed : int
-        Below 2**64.
-
-    Returns
-    -------
-    dict
-        Names and shapes of `param_shapes`, float32.
-
-    Examples
-    --------
-    >>> config = BitNetConfig(83, 48, 128, layers=1, heads=2, kv_heads=2, max_positions=64)
-    >>> params = init_params(config, seed=0)
-    >>> f"{params['embed_tokens'].std():.3f}"
-    '0.050'
-    """
-    params = {}
-    for lane, (name, shape) in enumerate(param_shapes(config).items()):
-        if len(shape) == 1:
-            params[name] = np.ones(shape, np.float32)
-            continue
-        std = 0.05 if name in ("embed_tokens", "lm_head") else 1 / math.sqrt(shape[1])
-        draws = uniform(seed, shape, domain=INITIAL, lane=lane)
-        params[name] = ((2 * draws - 1) * (math.sqrt(3) * std)).astype(np.float32)
-    return params
-
-
-# What multiplies.
-
-
-def float_linear(x: Array, w: Array) -> Array:
-    """Multiply by float weights: ``y = x w^T``.
-
-    Parameters
-    ----------
-    x : float array, shape (..., n_in)
-    w : float array, shape (n_out, n_in)
-
-    Returns
-    -------
-    array, shape (..., n_out)
-
-    Examples
-    --------
-    >>> float_linear(np.float32([[1, 2]]), np.float32([[1, -1]]))
-    array([[-1.]], dtype=float32)
-    """
-    return ternary_linear(x, w)
-
-
-def bit_linear(x: Array, w: Array, strength: float = 1.0) -> Array:
-    """Multiply as BitNet b1.58 trains: both sides fake-quantised, derivatives straight through.
-
-    ``y = fake_quant_activation(x) fake_quant_weight(w)^T``: int8 a token, ternary a matrix.
-
-    Parameters
-    ----------
-    x : float array, shape (..., n_in)
-        All finite.
-    w : float array, shape (n_out, n_in)
-        The latent weights.
-    strength : float, 0 to 1
-        Lambda of a warm-up (`minibit.absmean.fake_quant_weight`), on both sides.
-
-    Returns
-    -------
-    array, shape (..., n_out)
-
-    Examples
-    --------
-    >>> bit_linear(np.float32([[127, 64]]), np.float32([[1, -3]]))  # gamma is 2
-    array([[-128.]], dtype=float32)
-    """
-    return ternary_linear(fake_quant_activation(x, strength), fake_quant_weight(w, strength))
-
-
-def packed_linear(x: Array, w: TernaryMatrix) -> NDArray[np.float32]:
-    """Multiply by packed ternary weights, with int8 activations: inference.
-
-    The values of `bit_linear` but for the rounding of float32 sums: here they are exact.
-
-    Parameters
-    ----------
-    x : float array, shape (..., n_in)
-    w : TernaryMatrix, shape (n_out, n_in)
-
-    Returns
-    -------
-    float32 array, shape (..., n_out)
-
-    Examples
-    --------
-    >>> packed_linear(np.float32([[127, 64]]), TernaryMatrix.from_codes([[0, -1]], scale=2.0))
-    array([[-128.]], dtype=float32)
-    """
-    return ternary_matmul(x, w)
-
-
-def pack_params(params: Params) -> dict[str, Any]:
-    """Quantise and pack the projections of trained parameters; the rest stays as it is.
-
-    Parameters
-    ----------
-    params : mapping
-        Float projections ``*_proj`` become `TernaryMatrix`, by `absmean_quantize`.
-
-    Returns
-    -------
-    dict
-
-    Examples
-    --------
-    >>> packed = pack_params({"layers.0.mlp.up_proj": np.float32([[1, -3]]), "norm": np.ones(2)})
-    >>> packed["layers.0.mlp.up_proj"].codes()
-    array([[ 0, -1]], dtype=int8)
-    """
-    packed = dict(params)
-    for name, w in params.items():
-        if name.endswith("_proj") and not isinstance(w, TernaryMatrix):
-            codes, gamma = absmean_quantize(w)
-            packed[name] = TernaryMatrix.from_codes(codes, gamma)
-    return packed
-
-
-# The model.
 
 
 def forward(
@@ -573,7 +246,7 @@ class BitNetModel:
 
     def logits(self, tokens: ArrayLike, cache: Cache | None = None) -> NDArray[np.float32]:
         """Return the logits of the next tokens, (batch, length, vocab_size); see `forward`."""
-        linear = _by_type if self.linear is None else self.linear
+        linear = by_type if self.linear is None else self.linear
         out: NDArray[np.float32] = forward(
             self.config, self.params, tokens, linear=linear, cache=cache
         )
@@ -583,8 +256,3 @@ class BitNetModel:
     def nbytes(self) -> int:
         """Bytes that the parameters take in memory."""
         return sum(int(value.nbytes) for value in self.params.values())
-
-
-def _by_type(x: Array, w: Any) -> Array:
-    """Multiply as the type of the weights says."""
-    return packed_linear(x, w) if isinstance(w, TernaryMatrix) else bit_linear(x, w)

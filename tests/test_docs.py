@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = sorted(path.stem for path in (ROOT / "minibit").glob("[a-z]*.py"))
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in [*ROOT.glob("minibit/[a-z]*.py"), *ROOT.glob("minibit/[a-z]*/[a-z]*.py")]
+    if path.parent.name != "kernels"
+)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 HOOK = runpy.run_path(str(ROOT / "docs" / "hooks" / "chapters.py"))
 CHECK = runpy.run_path(str(ROOT / ".ci" / "site_check.py"))
@@ -27,7 +31,7 @@ def fences(path: Path, language: str) -> list[str]:
 @pytest.mark.parametrize("name", MODULES)
 def test_every_example_in_a_docstring_prints_what_it_shows(name):
     """The doctests of each module pass."""
-    result = doctest.testmod(importlib.import_module(f"minibit.{name}"))
+    result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
 
 

@@ -27,7 +27,13 @@ ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "noise_step": (7, ("moves", "unit_tangents", "alignments")),
     "steps": (8, ("logfile", "logcodes", "replay", "netmoves", "edits")),
     "tape": (9, ("transposes", "recorder", "optimizers")),
-    "transformer": (10, ("costs", "attention", "blocks", "sampling", "packed_step", "decoding")),
+    "transformer": (
+        10,
+        (
+            *("costs", "bitnet_config", "projections", "attention", "blocks"),
+            *("kv_cache", "sampling", "packed_step", "decoding"),
+        ),
+    ),
     "checkpoint": (
         11,
         (

@@ -1,0 +1,134 @@
+"""A text as numbers: its characters are the tokens, and batches of them are drawn from Philox.
+
+The text is cut once: the last tenth is held out. A batch is drawn by seed and step, so that every
+model of one seed sees the same characters in the same order.
+
+May import: numpy, minibit.datasets, minibit.philox.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit.datasets import load_text
+from minibit.philox import BATCH, integers
+
+__all__ = ["Tokens", "Vocabulary", "draw_batch", "shipped_text"]
+
+Tokens = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The characters of a text, in order of their code points: a character is its index.
+
+    Attributes
+    ----------
+    characters : str
+        Distinct.
+
+    Examples
+    --------
+    >>> vocabulary = Vocabulary.of("banana")
+    >>> vocabulary.encode("nab")
+    array([2, 0, 1])
+    >>> vocabulary.decode([1, 0, 2])
+    'ban'
+    """
+
+    characters: str
+
+    def __post_init__(self) -> None:
+        """Check that no character stands twice."""
+        if not self.characters or len(set(self.characters)) != len(self.characters):
+            raise ValueError(f"characters must be distinct, and one at least: {self.characters!r}")
+
+    @classmethod
+    def of(cls, text: str) -> Vocabulary:
+        """List the characters of a text."""
+        return cls("".join(sorted(set(text))))
+
+    def __len__(self) -> int:
+        """Return the number of characters."""
+        return len(self.characters)
+
+    def encode(self, text: str) -> Tokens:
+        """Return the index of every character; one that is not listed is a ValueError."""
+        index = {character: i for i, character in enumerate(self.characters)}
+        unknown = next((c for c in text if c not in index), None)
+        if unknown is not None:
+            raise ValueError(f"text has the character {unknown!r}, which the vocabulary has not")
+        return np.array([index[character] for character in text], np.int64)
+
+    def decode(self, tokens: Any) -> str:
+        """Return the characters of tokens, joined; one out of range is a ValueError."""
+        array = np.asarray(tokens).reshape(-1)
+        if array.size and array.dtype.kind not in "iu":
+            raise TypeError(f"tokens must be integers, got {array.dtype}")
+        if array.size and not 0 <= array.min() <= array.max() < len(self):
+            raise ValueError(f"tokens must be 0 to {len(self) - 1}, got {array.tolist()}")
+        return "".join(self.characters[i] for i in array)
+
+
+def shipped_text() -> tuple[Vocabulary, Tokens, Tokens]:
+    """Return the vocabulary of the text in the package, its first nine tenths and its last.
+
+    Returns
+    -------
+    vocabulary : Vocabulary
+    train, validation : int64 arrays
+
+    Examples
+    --------
+    >>> vocabulary, train, validation = shipped_text()
+    >>> len(vocabulary), len(train), len(validation)
+    (83, 342614, 38069)
+    """
+    text = load_text()
+    vocabulary = Vocabulary.of(text)
+    tokens = vocabulary.encode(text)
+    cut = len(tokens) * 9 // 10
+    return vocabulary, tokens[:cut], tokens[cut:]
+
+
+def draw_batch(
+    tokens: Tokens, seed: int, step: int, batch: int = 16, context: int = 64
+) -> tuple[Tokens, Tokens]:
+    """Draw rows of a text, and for every token the one after it.
+
+    The starts are ``integers(seed, len(tokens) - context, batch)`` of the stream of domain `BATCH`
+    and this step.
+
+    Parameters
+    ----------
+    tokens : int64 array
+        Longer than `context`.
+    seed, step, batch, context : int
+
+    Returns
+    -------
+    x, y : int64 arrays, shape (batch, context)
+
+    Raises
+    ------
+    ValueError
+        If the text is too short.
+
+    Examples
+    --------
+    >>> x, y = draw_batch(np.arange(100), seed=0, step=3, batch=2, context=5)
+    >>> x
+    array([[41, 42, 43, 44, 45],
+           [31, 32, 33, 34, 35]])
+    >>> bool((y == x + 1).all())
+    True
+    """
+    if len(tokens) <= context:
+        raise ValueError(f"tokens must be more than context = {context}, got {len(tokens)}")
+    starts = integers(seed, len(tokens) - context, batch, domain=BATCH, step=step)  # (batch,)
+    rows = tokens[starts[:, None] + np.arange(context + 1)]  # (batch, context + 1)
+    return rows[:, :-1], rows[:, 1:]

@@ -1,0 +1,155 @@
+"""The loss of a language model, the mean of -log p(next character) in nats, and its gradient.
+
+    L = sum over parts of (rows of the part / rows) L(part)       the parts of a batch, side by side
+
+A part of the rows goes to every thread, forward and back; their gradients are then added up, a
+share of the parameters on every thread.
+
+May import: numpy, minibit.blocks, minibit.tape, minibit.transformer, minibit.language.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from minibit.blocks import token_loss
+from minibit.kernels.threads import run
+from minibit.language.characters import Tokens
+from minibit.projections import Linear, float_linear
+from minibit.tape import value_and_grad
+from minibit.transformer import BitNetConfig, forward
+
+__all__ = ["evaluate_loss", "loss_and_gradient", "shares"]
+
+
+def loss_and_gradient(
+    config: BitNetConfig,
+    params: Mapping[str, Any],
+    x: Tokens,
+    y: Tokens,
+    *,
+    linear: Linear = float_linear,
+    threads: int = 1,
+) -> tuple[float, dict[str, Any]]:
+    """Compute the mean loss of a batch and its gradient, a part of the rows on every thread.
+
+    Parameters
+    ----------
+    config : BitNetConfig
+    params : mapping of float arrays
+    x, y : int64 arrays, shape (batch, context)
+        Tokens and those after them.
+    linear : callable
+        As in `minibit.transformer.forward`.
+    threads : int
+        Parts. Keep NumPy's own threads at one (``OPENBLAS_NUM_THREADS=1``), or they compete.
+
+    Returns
+    -------
+    loss : float
+    gradient : dict
+        Of the names, shapes and types of `params`.
+
+    Examples
+    --------
+    >>> from minibit.transformer import init_params
+    >>> config = BitNetConfig(9, 4, 8, layers=1, heads=1, kv_heads=1, max_positions=8)
+    >>> x = np.array([[1, 2, 3], [4, 5, 6]])
+    >>> loss, gradient = loss_and_gradient(config, init_params(config, 0), x, x + 1)
+    >>> gradient["norm"].shape
+    (4,)
+    """
+
+    def loss_of(params: Mapping[str, Any], x: Tokens, y: Tokens, share: float) -> Any:
+        return token_loss(forward(config, params, x, linear=linear), y) * share
+
+    parts = np.array_split(np.arange(len(x)), min(threads, len(x)))
+    found: list[Any] = [None] * len(parts)
+
+    def part(i: int) -> bool:
+        rows = slice(parts[i][0], parts[i][-1] + 1)
+        found[i] = value_and_grad(loss_of)(params, x[rows], y[rows], len(parts[i]) / len(x))
+        return True
+
+    run([partial(part, i) for i in range(len(parts))])
+    _, gradient = found[0]
+
+    def add_up(names: list[str]) -> bool:
+        for name in names:
+            for _, piece in found[1:]:
+                np.add(gradient[name], piece[name], out=gradient[name])
+        return True
+
+    run([partial(add_up, names) for names in shares(params, len(parts))])
+    return float(sum(loss for loss, _ in found)), gradient
+
+
+def shares(params: Mapping[str, Any], count: int) -> list[list[str]]:
+    """Deal out parameters, the largest first, to whoever has the fewest weights."""
+    shares: list[list[str]] = [[] for _ in range(count)]
+    sizes = [0] * count
+    for name in sorted(params, key=lambda name: -int(params[name].size)):
+        least = sizes.index(min(sizes))
+        shares[least].append(name)
+        sizes[least] += int(params[name].size)
+    return shares
+
+
+def evaluate_loss(
+    config: BitNetConfig,
+    params: Mapping[str, Any],
+    tokens: Tokens,
+    *,
+    linear: Linear = float_linear,
+    rows: int = 128,
+) -> float:
+    """Mean loss over a text, cut into rows of `max_positions` tokens one after the other.
+
+    Every token but the first is predicted once, from those before it in its row: 0 to
+    ``max_positions - 1`` of them besides the one just read. A rest shorter than a row is left out.
+
+    Parameters
+    ----------
+    config : BitNetConfig
+    params : mapping
+    tokens : int64 array
+        More than `max_positions`.
+    linear : callable
+        As in `minibit.transformer.forward`.
+    rows : int
+        At a time.
+
+    Returns
+    -------
+    float
+        In nats a token.
+
+    Raises
+    ------
+    ValueError
+        If the text is too short.
+
+    Examples
+    --------
+    >>> from minibit.transformer import init_params
+    >>> config = BitNetConfig(9, 4, 8, layers=1, heads=1, kv_heads=1, max_positions=8)
+    >>> params = init_params(config, 0) | {"norm": np.zeros(4, np.float32)}  # knows nothing
+    >>> f"{evaluate_loss(config, params, np.arange(17) % 9):.4f}"  # log 9
+    '2.1972'
+    """
+    context = config.max_positions
+    count = (len(tokens) - 1) // context
+    if not count:
+        raise ValueError(f"tokens must be more than {context}, got {len(tokens)}")
+    x = tokens[: count * context].reshape(count, context)
+    y = tokens[1 : count * context + 1].reshape(count, context)
+    total = 0.0
+    for first in range(0, count, rows):
+        part = slice(first, first + rows)
+        logits = forward(config, params, x[part], linear=linear)  # (rows, context, vocab)
+        total += float(token_loss(logits, y[part])) * len(x[part])
+    return total / count

@@ -1,0 +1,75 @@
+"""One step against the gradient: shortened if it is long, then AdamW, betas (0.9, 0.95).
+
+Length and step take a share of the parameters on every thread.
+
+May import: minibit.tape, minibit.language.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from minibit.kernels.threads import run
+from minibit.language.losses import shares
+from minibit.tape import Adam, global_norm
+
+__all__ = ["Optimizer"]
+
+
+class Optimizer:
+    """AdamW with betas 0.9 and 0.95, a share of the parameters on every thread.
+
+    Parameters
+    ----------
+    params : mapping of float arrays
+    threads : int
+        The result does not depend on it: every parameter moves by itself.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> optimizer = Optimizer({"w": np.ones(2), "b": np.ones(1)}, threads=2)
+    >>> optimizer.step({"w": np.ones(2), "b": np.ones(1)}, lr=0.1, weight_decay=0.0)["b"].round(3)
+    array([0.9])
+    """
+
+    def __init__(self, params: Mapping[str, Any], *, threads: int = 1) -> None:
+        self.params = dict(params)
+        self._shares = shares(params, min(threads, len(params)))
+        self._parts = [
+            Adam({name: params[name] for name in names}, betas=(0.9, 0.95))
+            for names in self._shares
+        ]
+
+    def step(
+        self,
+        gradient: Mapping[str, Any],
+        lr: float,
+        weight_decay: float,
+        clip: float = math.inf,
+    ) -> dict[str, Any]:
+        """Shorten the gradient to length `clip`, move against it, return the new parameters."""
+        squares = [0.0] * len(self._parts)
+
+        def measure(i: int) -> bool:
+            squares[i] = global_norm([gradient[name] for name in self._shares[i]]) ** 2
+            return True
+
+        def move(i: int) -> bool:
+            mine = {name: gradient[name] for name in self._shares[i]}
+            if shrink < 1:
+                mine = {name: g * g.dtype.type(shrink) for name, g in mine.items()}
+            self._parts[i].step(mine, lr, weight_decay)
+            return True
+
+        everyone = range(len(self._parts))
+        run([partial(measure, i) for i in everyone])
+        length = math.sqrt(sum(squares))
+        shrink = clip / length if length > clip else 1.0
+        run([partial(move, i) for i in everyone])
+        moved = {name: w for part in self._parts for name, w in part.params.items()}
+        self.params = {name: moved[name] for name in self.params}
+        return self.params

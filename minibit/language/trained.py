@@ -1,0 +1,126 @@
+"""A language model that was trained, and its file: recipe, seed, vocabulary, weights and losses.
+
+A file is a stranger's until it is checked: what it says of itself decides which arrays it may have
+and how large they are, before any is unpacked.
+
+May import: numpy, minibit.transformer, minibit.language.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit.language.characters import Tokens, Vocabulary
+from minibit.language.losses import evaluate_loss
+from minibit.language.recipes import LINEAR, Recipe
+from minibit.projections import Linear, float_linear, pack_params
+from minibit.transformer import BitNetConfig, BitNetModel, check_params, param_shapes
+
+__all__ = ["TrainedModel"]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A character-level model, and how it was trained.
+
+    Attributes
+    ----------
+    recipe : Recipe
+    seed : int
+    vocabulary : Vocabulary
+    params : dict of float32 arrays
+        The latent ones for b1.58.
+    losses : float32 array, shape (steps,)
+        Of every batch, before its step.
+    seconds : float
+        Of training.
+    """
+
+    recipe: Recipe
+    seed: int
+    vocabulary: Vocabulary
+    params: dict[str, NDArray[np.float32]]
+    losses: NDArray[np.float32]
+    seconds: float
+
+    @property
+    def config(self) -> BitNetConfig:
+        """Configuration of the model."""
+        return self.recipe.config(len(self.vocabulary))
+
+    @property
+    def linear(self) -> Linear:
+        """What multiplied in training."""
+        return LINEAR[self.recipe.weights]
+
+    def model(self) -> BitNetModel:
+        """Return the model to be used: float, or with packed ternary projections."""
+        if self.recipe.weights == "float":
+            return BitNetModel(self.config, dict(self.params), float_linear)
+        return BitNetModel(self.config, pack_params(self.params))
+
+    def loss(self, tokens: Tokens) -> float:
+        """Return the mean loss over a text; see `evaluate_loss`."""
+        return evaluate_loss(self.config, self.params, tokens, linear=self.linear)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything into an ``.npz`` file, whole or not at all."""
+        about = {
+            "recipe": asdict(self.recipe),
+            "seed": self.seed,
+            "characters": self.vocabulary.characters,
+            "seconds": self.seconds,
+        }
+        part = Path(f"{os.fspath(path)}.part")
+        named: dict[str, Any] = {f"params.{name}": w for name, w in self.params.items()}
+        with part.open("wb") as file:
+            np.savez_compressed(file, about=json.dumps(about), losses=self.losses, **named)
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TrainedModel:
+        """Read what `save` wrote; anything else is a ValueError.
+
+        What the file says of itself is read first: no array that does not belong to that model, or
+        is larger than its own, is unpacked.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                sizes = {info.filename: info.file_size for info in file.zip.infolist()}
+                _check_size(sizes, "about", 1 << 20)
+                about = json.loads(str(file["about"]))
+                made, vocabulary = Recipe(**about["recipe"]), Vocabulary(about["characters"])
+                if made.layers > len(sizes):
+                    raise ValueError(f"{made.layers} layers, and {len(sizes)} arrays")
+                shapes = param_shapes(made.config(len(vocabulary)))
+                for name, shape in shapes.items():
+                    _check_size(sizes, f"params.{name}", 4 * math.prod(shape))
+                _check_size(sizes, "losses", 4 * made.steps)
+                params = {name: file[f"params.{name}"] for name in shapes}
+                losses = file["losses"]
+            check_params(made.config(len(vocabulary)), params)
+            if any(a.dtype != np.float32 for a in (losses, *params.values())):
+                raise ValueError("its arrays must be float32")
+            return cls(made, about["seed"], vocabulary, params, losses, about["seconds"])
+        except OSError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{path} is no trained language model: {error}") from None
+
+
+def _check_size(sizes: Mapping[str, int], name: str, most: int) -> None:
+    """Check that an archive has an array, of at most so many bytes behind its header."""
+    size = sizes.get(f"{name}.npy")
+    if size is None:
+        raise ValueError(f"{name} is missing")
+    if size > most + 4096:
+        raise ValueError(f"{name} takes {size} bytes, it may take {most}")
