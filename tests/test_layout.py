@@ -52,7 +52,7 @@ ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
             "gguf_file",
         ),
     ),
-    "topk": (12, ("scaling", "sparse_matmul")),
+    "topk": (12, ("topk_choice", "scaling", "sparse_matmul")),
     "nf4": (13, ("codebooks", "double_quant", "nf4_tensor", "bitsandbytes_layout")),
     "lora": (14, ("frozen", "adapter_file", "paged", "accounting")),
     "cluster": (15, ()),

@@ -1,0 +1,277 @@
+"""The choice of Q-Sparse: which k entries of a row are largest, exactly, and how many k is.
+
+    k      floor((1 - sparsity) n)
+    M_i    1 if fewer than k entries have |x_j| > |x_i|, or the same magnitude and j < i; else 0
+
+May import: numpy, minibit.dual, minibit.kernels.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from minibit.dual import Dual, stop_gradient
+
+__all__ = ["block_topk_mask", "topk_count", "topk_keep", "topk_mask", "topk_mask_reference"]
+
+Array = Any  # an ndarray, or a Dual, which behaves like one
+
+_FLOAT32, _BOOL = np.dtype(np.float32), np.dtype(bool)
+
+
+def topk_count(n: int, sparsity: float | str | Fraction) -> int:
+    """Count what is kept of n entries at a share of zeros: ``k = floor((1 - sparsity) n)``.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+    sparsity : float, str or Fraction
+        From 0 to below 1. A float stands for the shortest decimal number that prints it: 0.9 is
+        nine tenths.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        If `sparsity` is out of range, `n` below 1, or nothing would be kept.
+
+    Notes
+    -----
+    Exact. The authors' code (ustcwhy/Q-Sparse) computes ``int((1 - ratio) * n)`` in floating point,
+    which keeps none of 10 at a ratio of 0.9.
+
+    Examples
+    --------
+    >>> topk_count(10, 0.9), int((1 - 0.9) * 10)
+    (1, 0)
+    >>> topk_count(128, "0.35")
+    83
+    """
+    n = operator.index(n)
+    try:
+        share = Fraction(
+            sparsity if isinstance(sparsity, Fraction | str) else repr(float(sparsity))
+        )
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"sparsity must be a number from 0 to below 1, got {sparsity!r}") from None
+    if not 0 <= share < 1:
+        raise ValueError(f"sparsity must be from 0 to below 1, got {sparsity}")
+    k = (1 - share) * n // 1
+    if n < 1 or k < 1:
+        raise ValueError(f"sparsity {sparsity} would keep nothing of n = {n}")
+    return int(k)
+
+
+def topk_mask_reference(x: ArrayLike, k: int) -> NDArray[np.bool_]:
+    """Mark the k largest magnitudes as `topk_mask` does, by a stable sort.
+
+    Parameters
+    ----------
+    x : float array, shape (..., n)
+    k : int
+
+    Returns
+    -------
+    bool array, shape (..., n)
+
+    Examples
+    --------
+    >>> topk_mask_reference(np.array([1.0, -3.0, 2.0, 3.0]), 2)
+    array([False,  True, False,  True])
+    """
+    x, k = checked(x, k)
+    if np.isnan(x).any():
+        raise _nan(x)
+    order = np.argsort(-np.abs(x), axis=-1, kind="stable")[..., :k]  # (..., k)
+    mask = np.zeros(x.shape, bool)
+    np.put_along_axis(mask, order, True, axis=-1)
+    return mask
+
+
+def topk_mask(x: Array, k: int) -> NDArray[np.bool_]:
+    """Mark the k entries of largest magnitude along the last axis.
+
+    ``M_i = 1`` if fewer than k entries have ``|x_j| > |x_i|``, or the same magnitude and ``j < i``.
+
+    Parameters
+    ----------
+    x : float array or Dual, shape (..., n)
+        Infinities are largest. No rows give no rows.
+    k : int
+        From 1 to n.
+
+    Returns
+    -------
+    bool array, shape (..., n)
+        Exactly k are true in every row. Of equal magnitudes (signs and signed zeros do not matter)
+        those of lowest index win.
+
+    Raises
+    ------
+    TypeError
+        If `x` does not hold floats, or `k` is no whole number.
+    ValueError
+        If `k` is below 1 or above n, an entry is NaN (the first is named), or `x` has no axis.
+
+    Notes
+    -----
+    Q-Sparse (arXiv 2407.10969), M = Top_k(abs X). `torch.topk` leaves ties to chance, and a
+    comparison with the k-th magnitude keeps all of them. Compiled for float16 and float32; float64
+    is sorted.
+
+    Examples
+    --------
+    >>> topk_mask(np.float32([[1, -3, 2, 3], [5, 5, -5, 5]]), 2)
+    array([[False,  True, False,  True],
+           [ True,  True, False, False]])
+    """
+    if (
+        type(x) is np.ndarray
+        and x.dtype is _FLOAT32
+        and type(k) is int
+        and x.ndim == 2
+        and 0 < k <= x.shape[1]
+        and x.flags.c_contiguous
+        and _KERNELS
+    ):  # the shortest way in: a token takes two microseconds
+        mask = np.empty(x.shape, _BOOL)
+        if _KERNELS["select"](x, k, mask) < 0:
+            return mask
+    x = stop_gradient(x) if isinstance(x, Dual) else x
+    rows = _rows_for_kernel(x, k)
+    if rows is None:
+        return topk_mask_reference(x, k)
+    mask = np.empty(rows.shape, _BOOL)
+    if _KERNELS["select"](rows, int(k), mask) >= 0:
+        raise _nan(np.asarray(x))
+    return mask if rows is x else mask.reshape(np.shape(x))
+
+
+def block_topk_mask(x: ArrayLike, n: int, m: int) -> NDArray[np.bool_]:
+    """Mark the n entries of largest magnitude in every m consecutive ones.
+
+    Parameters
+    ----------
+    x : float array or Dual, shape (..., width)
+        `width` a multiple of m.
+    n : int
+        From 1 to m: kept of a block.
+    m : int
+        Entries of a block.
+
+    Returns
+    -------
+    bool array, shape (..., width)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `topk_mask` does; also if m does not divide the width.
+
+    Examples
+    --------
+    >>> block_topk_mask(np.float32([9, 8, 1, 2]), 1, 2)
+    array([ True, False, False,  True])
+    """
+    x = stop_gradient(x) if isinstance(x, Dual) else np.asarray(x)
+    return topk_mask(blocks(x, m), n).reshape(x.shape)
+
+
+def topk_keep(x: NDArray[Any], k: int) -> NDArray[Any]:
+    """Keep the k entries of largest magnitude of every row of an array: ``where(mask, x, 0)``.
+
+    Parameters
+    ----------
+    x : float array, shape (..., n)
+    k : int
+        From 1 to n.
+
+    Returns
+    -------
+    array, shape and dtype of x
+
+    Examples
+    --------
+    >>> topk_keep(np.float32([[1, -3, 2, 4]]), 2)
+    array([[ 0., -3.,  0.,  4.]], dtype=float32)
+    """
+    rows = _rows_for_kernel(x, k)
+    if rows is None:
+        return np.where(topk_mask_reference(x, k), x, x.dtype.type(0))
+    y = np.empty_like(rows)
+    if _KERNELS["keep"](rows, int(k), y) >= 0:
+        raise _nan(x)
+    return y if rows is x else y.reshape(x.shape).astype(x.dtype)
+
+
+def blocks(x: Array, m: int) -> Array:
+    """Cut the last axis: (..., width) to (..., width / m, m)."""
+    m = operator.index(m)
+    if m < 1 or not x.shape or x.shape[-1] % m:
+        raise ValueError(f"m must divide the last axis, got m = {m} and shape {tuple(x.shape)}")
+    return np.reshape(x, (*x.shape[:-1], x.shape[-1] // m, m))
+
+
+_KERNELS: dict[str, Callable[..., int]] = {}  # once used, the way in is short
+
+
+def _is_plain(x: Any, k: Any) -> bool:
+    """Whether the kernel takes x and k as they are."""
+    return (
+        type(x) is np.ndarray
+        and x.dtype is _FLOAT32
+        and x.ndim == 2
+        and type(k) is int
+        and 0 < k <= x.shape[1]
+        and x.flags.c_contiguous
+    )
+
+
+def _rows_for_kernel(x: Any, k: int) -> NDArray[np.float32] | None:
+    """Return x as what the kernel takes, float32 (rows, n), or None where it does not run."""
+    from minibit import kernels
+
+    if not kernels.compiled():
+        return None
+    if not _KERNELS:
+        from minibit.kernels.topk import keep, select
+
+        _KERNELS.update(select=select, keep=keep)
+    if _is_plain(x, k):
+        plain: NDArray[np.float32] = x
+        return plain
+    array, _ = checked(x, k)
+    if array.dtype.itemsize > 4 or not array.size:
+        return None
+    return np.ascontiguousarray(array, np.float32).reshape(-1, array.shape[-1])
+
+
+def checked(x: ArrayLike, k: int) -> tuple[NDArray[Any], int]:
+    """Return x as an array of floats with a last axis, and k as an int, or say what is wrong."""
+    array = np.asarray(x)
+    if array.dtype.kind != "f" or isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"x must be an array of floats, got {type(x).__name__} of {array.dtype}")
+    if not array.ndim:
+        raise ValueError("x must have at least one axis, got a single number")
+    if isinstance(k, bool | np.bool_):
+        raise TypeError(f"k must be a whole number, got {k}")
+    k = operator.index(k)
+    if not 1 <= k <= array.shape[-1]:
+        raise ValueError(f"k must be 1 to {array.shape[-1]}, the length of the last axis, got {k}")
+    return array, k
+
+
+def _nan(x: NDArray[Any]) -> ValueError:
+    """Name the first NaN."""
+    first = tuple(int(i) for i in np.argwhere(np.isnan(x))[0])
+    return ValueError(f"x must hold no NaN, got one at {first}")
