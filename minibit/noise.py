@@ -4,32 +4,28 @@ All of it is a pure function of a seed and a Philox counter (`minibit.philox`), 
 no logarithm, no float, no state. A perturbation of millions of weights is drawn block by block,
 each block on its own, so any part of any perturbation of any step costs only itself.
 
-The two hot paths have a plain NumPy ``*_reference``, which is the specification, and a Numba kernel
-of the same signature that equals it bit for bit.
+The integers behind a density are in `minibit.density`, the draws of candidates in
+`minibit.subsets`. The hot paths have a plain NumPy ``*_reference``, which is the specification, and
+a Numba kernel of the same signature that equals it bit for bit.
 
-May import: numpy, minibit.philox, minibit.kernels.
+May import: numpy, minibit.philox, minibit.density, minibit.subsets, minibit.kernels.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
-from fractions import Fraction
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minibit.density import Share, noise_constants, numerator_of
 from minibit.kernels import compiled
 from minibit.philox import ADAPTERS as ADAPTERS
 from minibit.philox import BATCH as BATCH
 from minibit.philox import DROPOUT as DROPOUT
 from minibit.philox import (
     INITIAL,
-    INPUTS,
     NOISE,
-    UNITS,
     Index,
     Shape,
     check_below,
@@ -40,12 +36,14 @@ from minibit.philox import (
     philox4x32,
     uniform,
     words,
-    words_reference,
 )
+from minibit.philox import INPUTS as INPUTS
 from minibit.philox import LEVELS as LEVELS
 from minibit.philox import SHIFTS as SHIFTS
 from minibit.philox import TOKENS as TOKENS
+from minibit.philox import UNITS as UNITS
 from minibit.philox import USER as USER
+from minibit.subsets import draw_inputs, draw_units
 
 __all__ = [
     "draw_inputs",
@@ -60,49 +58,7 @@ __all__ = [
     "words",
 ]
 
-Share = float | Fraction | Index
 Entries = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int8]]
-
-
-def noise_constants(density: Share) -> tuple[int, int, NDArray[np.uint64]]:
-    """Fix the integers behind a density: its numerator, the block size and the count table.
-
-    - ``numerator = round(density 2**32)``, ties to even. An ``int`` *is* the numerator, so that a
-      log names integers only: 1 means ``2**-32``, and 1.0 means every weight.
-    - ``block_bits`` b: the largest b in 4, ..., 16 with ``numerator 2**b <= 2**32``, and 4 if none.
-      A block of ``B = 2**b`` weights then has one nonzero or fewer on average, up to density 1/16.
-    - ``table``: ``T_j = floor(2**64 P(k <= j))`` for a count k of law Binomial(B, numerator/2**32),
-      the floor of an exact rational, for j = 0, 1, ..., up to before the first that reaches
-      ``2**64 - 1``.
-
-    Parameters
-    ----------
-    density : float, Fraction or int
-        In [0, 1], or a numerator in ``[0, 2**32]``.
-
-    Returns
-    -------
-    numerator : int
-    block_bits : int
-    table : uint64 array, non-decreasing, at most 20 entries, read-only
-        Empty for density 0; sixteen zeros for density 1.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the density is no number, or out of range (NaN too).
-
-    Examples
-    --------
-    >>> numerator, block_bits, table = noise_constants(6e-5)
-    >>> numerator, block_bits, len(table)
-    (257698, 14, 20)
-    >>> f"{table[0] / 2**64:.4f}"  # the share of empty blocks
-    '0.3742'
-    """
-    numerator = _numerator("density", density)
-    block_bits = min(16, max(4, 32 - (numerator - 1).bit_length())) if numerator else 16
-    return numerator, block_bits, _count_table(numerator, block_bits)
 
 
 def sparse_noise(
@@ -286,7 +242,7 @@ def initial_codes(seed: Index, shape: Shape, zeros: Share, layer: Index = 0) -> 
     array([[ 0,  0,  0,  1,  0],
            [ 0,  0,  0, -1,  1]], dtype=int8)
     """
-    numerator = _numerator("zeros", zeros)
+    numerator = numerator_of("zeros", zeros)
     shape, count = check_shape(shape)
     drawn = words(seed, INITIAL, 0, count, lane=check_below("layer", layer, 2**32))
     signs = np.int8(1) - (drawn & 1).astype(np.int8) * np.int8(2)
@@ -294,87 +250,7 @@ def initial_codes(seed: Index, shape: Shape, zeros: Share, layer: Index = 0) -> 
     return signs.reshape(shape)
 
 
-def draw_units(
-    seed: Index, step: Index, layer: Index, n_out: Index, count: Index
-) -> NDArray[np.int64]:
-    """Draw `count` distinct units of a layer, every subset equally likely (Floyd's algorithm).
-
-    For ``i = 0, ..., count - 1``: with ``j = n_out - count + i`` and the 64-bit draw
-    ``u = 2**32 w[2i] + w[2i+1]`` of the stream of domain `UNITS` (3), lane `layer`, let
-    ``t = floor(u (j + 1) / 2**64)``; take t, or j if t is taken. Then sort.
-
-    Parameters
-    ----------
-    seed, step, layer : int
-        Below ``2**64``, ``2**32``, ``2**32``.
-    n_out, count : int
-        ``0 <= count <= n_out <= 2**24``. All units if ``count == n_out``, and none for 0.
-
-    Returns
-    -------
-    int64 array, shape (count,), increasing
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is no integer or out of range.
-
-    Examples
-    --------
-    >>> draw_units(seed=0, step=0, layer=0, n_out=256, count=4)
-    array([ 14,  17, 149, 179])
-    """
-    lane = check_below("layer", layer, 2**32)
-    return _subset(seed, UNITS, step, lane, check_below("n_out", n_out, 2**24 + 1), count)
-
-
-def draw_inputs(
-    seed: Index, step: Index, layer: Index, unit: Index, n_in: Index, count: Index
-) -> NDArray[np.int64]:
-    """Draw `count` distinct inputs of a unit, as `draw_units` draws units.
-
-    The stream has domain `INPUTS` (4) and lane ``2**20 layer + unit``.
-
-    Parameters
-    ----------
-    seed, step, layer, unit : int
-        Below ``2**64``, ``2**32``, ``2**12``, ``2**20``.
-    n_in, count : int
-        ``0 <= count <= n_in <= 2**24``. All inputs if ``count == n_in``, and none for 0.
-
-    Returns
-    -------
-    int64 array, shape (count,), increasing
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is no integer or out of range.
-
-    Examples
-    --------
-    >>> draw_inputs(seed=0, step=0, layer=0, unit=14, n_in=784, count=3)
-    array([268, 442, 514])
-    >>> draw_inputs(0, 0, 0, 14, n_in=3, count=3)
-    array([0, 1, 2])
-    """
-    lane = (check_below("layer", layer, 2**12) << 20) + check_below("unit", unit, 2**20)
-    return _subset(seed, INPUTS, step, lane, check_below("n_in", n_in, 2**24 + 1), count)
-
-
-def subset_reference(
-    seed: int, domain: int, step: int, lane: int, n: int, count: int
-) -> NDArray[np.int64]:
-    """Floyd's algorithm (`draw_units`) in plain Python: `count` distinct numbers below n."""
-    drawn = words_reference(seed, domain, step, 2 * count, lane, 0).reshape(-1, 2).tolist()
-    taken: set[int] = set()
-    for j, (high, low) in enumerate(drawn, start=n - count):
-        t = ((high << 32 | low) * (j + 1)) >> 64
-        taken.add(j if t in taken else t)
-    return np.array(sorted(taken), np.int64)
-
-
-# --- Which path runs; the count table in exact arithmetic; what the arguments may be
+# --- Which path runs; what the arguments may be
 
 
 def _sparse_noise(
@@ -402,66 +278,6 @@ def _sparse_noise(
         np.uint64(seed), step, perturbations, chosen, size, block_bits, table
     )
     return drawn
-
-
-def _subset(
-    seed: Index, domain: int, step: Index, lane: int, n: int, count: Index
-) -> NDArray[np.int64]:
-    seed, step = check_below("seed", seed, 2**64), check_below("step", step, 2**32)
-    count = check_below("count", count, n + 1)
-    if count == n:
-        return np.arange(n)  # what Floyd's algorithm gives, too
-    if not compiled():
-        return subset_reference(seed, domain, step, lane, n, count)
-    from minibit.kernels import noise as kernel
-
-    drawn: NDArray[np.int64] = kernel.subset(np.uint64(seed), domain, step, lane, n, count)
-    return drawn
-
-
-@lru_cache(maxsize=4096)
-def _count_table(numerator: int, block_bits: int) -> NDArray[np.uint64]:
-    """Floor ``2**64 P(k <= j)`` exactly, for `noise_constants`.
-
-    Every P lies between a lower and an upper bound in fixed point: of 256 bits, and if that leaves
-    a floor open, of the ``32 B`` bits that hold each term without rounding.
-    """
-    block, p, q = 1 << block_bits, numerator, 2**32 - numerator
-    table: list[int] = [0] * block if q == 0 else []
-    for bits in (256, 32 * block) if p and q else ():
-        low = high = q << (bits - 32)  # 1 - density
-        for _ in range(block_bits):  # P(0) = (1 - density)**B by squaring
-            low, high = low * low >> bits, -(-high * high >> bits)
-        least, greatest, table = low, high, []  # P(k <= 0)
-        for j in range(block):
-            floor = least >> (bits - 64)
-            if floor >= 2**64 - 1 or floor != greatest >> (bits - 64):
-                break
-            table.append(floor)
-            up, down = (block - j) * p, (j + 1) * q  # P(j + 1) = P(j) up / down
-            low, high = low * up // down, -(-high * up // down)
-            least, greatest = least + low, greatest + high  # P(k <= j + 1)
-        if floor >= 2**64 - 1 or len(table) == block:
-            break
-    out = np.array(table, np.uint64)
-    out.flags.writeable = False
-    return out
-
-
-def _numerator(name: str, share: Any) -> int:
-    """Turn a share in [0, 1] into its numerator over 2**32; an integer is the numerator."""
-    if isinstance(share, float | np.floating | Fraction):
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], got {share}")
-        exact = share if isinstance(share, Fraction) else Fraction(float(share))
-        return round(exact * 2**32)
-    try:
-        operator.index(share)
-    except TypeError:
-        raise TypeError(
-            f"{name} must be a float, a Fraction or an integer numerator over 2**32, got {share!r}"
-        ) from None
-    return check_below(f"{name} (an integer is a numerator over 2**32)", share, 2**32 + 1)
 
 
 def _numbers(name: str, values: ArrayLike, limit: int) -> NDArray[np.int64]:

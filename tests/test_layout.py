@@ -23,7 +23,7 @@ ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "matmul": (3, ()),
     "absmean": (4, ()),
     "layers": (5, ()),
-    "noise": (6, ("philox",)),
+    "noise": (6, ("philox", "density", "subsets")),
     "noise_step": (7, ("moves", "unit_tangents", "alignments")),
     "steps": (8, ("logfile", "logcodes", "replay", "netmoves", "edits")),
     "tape": (9, ("transposes", "recorder", "optimizers")),
