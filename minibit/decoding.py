@@ -273,6 +273,7 @@ def _read(model: BitNetModel, tokens: Sequence[int], cache: KVCache, threads: in
             return ternary_matmul(x, w, threads=threads)
         return bit_linear(x, w)
 
+    cache.claim(config, params)
     multiply = linear if model.linear is None else model.linear
     at = positions(1, len(tokens), config.head_dim, config.rope_theta, before)
     x = embed(params["embed_tokens"], np.array(tokens))  # (tokens, hidden)

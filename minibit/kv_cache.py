@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minibit.bitnet_config import BitNetConfig
+from minibit.bitnet_config import BitNetConfig, Params
 
 __all__ = ["Cache", "KVCache"]
 
@@ -46,7 +46,8 @@ class KVCache:
     """Keys and values of the tokens so far, for every layer.
 
     Room is made ahead and doubled when it is full, up to the model's `max_positions`: 8 bytes a
-    token, layer and entry of the key heads.
+    token, layer and entry of the key heads. While it holds tokens it belongs to the model that read
+    them, whose parameters it refers to; another of the same sizes is refused.
 
     Parameters
     ----------
@@ -79,6 +80,7 @@ class KVCache:
             raise ValueError(f"batch and capacity must be at least 1, got {batch} and {capacity}")
         self._most = config.max_positions
         self._length = 0
+        self._owner: tuple[BitNetConfig, Params] | None = None
         shape = (batch, config.kv_heads, min(capacity, self._most), config.head_dim)
         self._keys = [np.zeros(shape, np.float32) for _ in range(config.layers)]
         self._values = [np.zeros(shape, np.float32) for _ in range(config.layers)]
@@ -103,6 +105,28 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes of all keys and values, the room ahead included."""
         return sum(array.nbytes for array in (*self._keys, *self._values))
+
+    def claim(self, config: BitNetConfig, params: Params) -> None:
+        """Say whose keys and values follow: a model is its configuration and these very arrays.
+
+        Raises ValueError, and changes nothing, if the number of layers is another, or if the tokens
+        held are those of another model. An empty cache may be claimed by any.
+        """
+        if self.layers != config.layers:
+            raise ValueError(f"the cache must have {config.layers} layers, it has {self.layers}")
+        if self._length and self._owner is not None:
+            its_config, its_params = self._owner
+            if its_params is not params and not _same(its_params, params):
+                raise ValueError(
+                    f"the cache holds {self._length} tokens that another model read, or this one "
+                    "with other parameters; truncate(0) empties it"
+                )
+            if its_config is not config and its_config != config:
+                raise ValueError(
+                    f"the cache holds {self._length} tokens that were read with {its_config}, "
+                    f"got {config}; truncate(0) empties it"
+                )
+        self._owner = config, params
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens in all; a ValueError beyond `max_positions`."""
@@ -149,3 +173,8 @@ class KVCache:
         if not 0 <= length <= self._length:
             raise ValueError(f"length must be 0 to {self._length}, got {length}")
         self._length = length
+
+
+def _same(one: Params, other: Params) -> bool:
+    """Whether two mappings hold the same objects under the same names."""
+    return len(one) == len(other) and all(other.get(name) is one[name] for name in one)

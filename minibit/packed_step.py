@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from minibit import kernels
 from minibit.attention import positions
-from minibit.bitnet_config import BitNetConfig
+from minibit.bitnet_config import BitNetConfig, Params
 from minibit.blocks import widen
 from minibit.kernels.threads import cpus, run
 from minibit.kv_cache import KVCache
@@ -45,6 +45,7 @@ class Plan(NamedTuple):
     """What the kernels take: arrays of every layer, and room for what lies between the phases."""
 
     config: BitNetConfig
+    params: Params  # the model's own, by which a cache knows it
     kind: tuple[int, ...]  # which product, see `minibit.kernels.decode.KINDS`
     gains: list[tuple[Floats, ...]]  # a layer's: before q, k and v; o; gate and up; down
     weights: list[tuple[NDArray[np.uint8], ...]]  # a layer's, in the order of `PROJECTIONS`
@@ -103,6 +104,7 @@ def plan(model: BitNetModel) -> Plan | None:
     ]
     return Plan(
         config,
+        params,
         KINDS[path],
         gains,
         weights,
@@ -124,12 +126,14 @@ def packed_step(plan: Plan, token: int, cache: KVCache, *, threads: int | None =
     Equal to the plain forward pass of that token but for the sums over the hidden width (norms),
     over a head's width and over positions, whose order differs, and the exponential: some 1e-7 of
     them, unless that decides how an activation is rounded to int8. Any number of threads gives the
-    same bits. A ValueError if an activation is not finite; the cache is then as long as before.
+    same bits. A ValueError if an activation is not finite or the cache another model's; the cache
+    is then as long as before.
     """
     from minibit.kernels.decode import CHUNK_ROWS, HEAD_ROWS, PHASES
     from minibit.kernels.sharing import FLAGS
 
     config, place = plan.config, cache.length
+    cache.claim(config, plan.params)
     cache.reserve(place + 1)
     at = positions(1, 1, config.head_dim, config.rope_theta, place)
     cos, sin = at.cos[0, 0, 0], at.sin[0, 0, 1]  # (head_dim / 2,)

@@ -89,7 +89,8 @@ def forward(
         Called on the inputs of the projections, site ``"qkv"``, ``"o"``, ``"gate_up"`` or
         ``"down"``, before `linear`.
     cache : Cache, optional
-        Keys and values of earlier tokens, which these go on from and are added to.
+        Keys and values of earlier tokens, which these go on from and are added to. A `KVCache`
+        that holds tokens of other parameters is refused.
 
     Returns
     -------
@@ -115,13 +116,13 @@ def forward(
     tokens = check_tokens(config, tokens)
     batch, length = tokens.shape
     start = 0 if cache is None else cache.length
-    if isinstance(cache, KVCache) and cache.layers != config.layers:
-        raise ValueError(f"the cache must have {config.layers} layers, it has {cache.layers}")
     if start + length > config.max_positions:
         held = f" after {start} in the cache" if start else ""
         raise ValueError(
             f"tokens must fit into max_positions = {config.max_positions}, got {length}{held}"
         )
+    if isinstance(cache, KVCache):
+        cache.claim(config, params)
     at = positions(batch, length, config.head_dim, config.rope_theta, start)
     x = embed(params["embed_tokens"], tokens.reshape(-1))  # (batch length, hidden)
     for layer in range(config.layers):

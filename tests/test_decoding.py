@@ -553,3 +553,37 @@ def test_a_cache_for_other_layers_is_refused_before_it_changes():
         assert cache.length == 0
     with pytest.raises(TypeError):
         cache.truncate(0.0)
+
+
+def way_of_packed_steps(model, token, cache):
+    """One token through the kernels of packed models."""
+    return packed_step.packed_step(packed_step.plan(model), token, cache)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda model, token, cache: model.logits([[token]], cache),
+        lambda model, token, cache: decoding._read(model, [token], cache, None),
+        pytest.param(way_of_packed_steps, marks=compiled),
+    ],
+    ids=["forward", "read", "packed step"],
+)
+def test_a_cache_with_tokens_belongs_to_the_model_that_read_them(read):
+    """Another of the same sizes is refused, until the cache is empty; the same arrays are not."""
+    model, other, cache = packed(SMALL), packed(SMALL, seed=1), KVCache(SMALL)
+    for token in (5, 6):
+        read(model, token, cache)
+    read(BitNetModel(SMALL, dict(model.params)), 7, cache)  # another dict of the same arrays
+    for wrong, message in (
+        (other, "3 tokens that another model read"),
+        (BitNetModel(SMALL, model.params | {"norm": model.params["norm"].copy()}), "3 tokens that"),
+        (BitNetModel(dataclasses.replace(SMALL, rope_theta=7.0), model.params), "rope_theta=7"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read(wrong, 8, cache)
+        assert cache.length == 3
+    expected = read(other, 8, KVCache(SMALL))
+    cache.truncate(0)
+    np.testing.assert_array_equal(read(other, 8, cache), expected)
+    assert cache.length == 1
