@@ -7,7 +7,7 @@
 `minibit.transformer.forward` takes one of them, or any function of the same signature.
 
 May import: numpy, minibit.ternary, minibit.matmul, minibit.absmean, minibit.layers,
-minibit.bitnet_config.
+minibit.blocks, minibit.bitnet_config.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from minibit.absmean import absmean_quantize, fake_quant_activation, fake_quant_weight
 from minibit.bitnet_config import Params
+from minibit.blocks import widen
 from minibit.layers import ternary_linear
 from minibit.matmul import ternary_matmul
 from minibit.ternary import TernaryMatrix
@@ -36,7 +37,8 @@ def float_linear(x: Array, w: Array) -> Array:
     Parameters
     ----------
     x : float array, shape (..., n_in)
-    w : float array, shape (n_out, n_in)
+    w : float array, or uint16 array of bfloat16 bits, shape (n_out, n_in)
+        As `head_matmul` has it: bits are widened to float32 at each use.
 
     Returns
     -------
@@ -46,8 +48,10 @@ def float_linear(x: Array, w: Array) -> Array:
     --------
     >>> float_linear(np.float32([[1, 2]]), np.float32([[1, -1]]))
     array([[-1.]], dtype=float32)
+    >>> float_linear(np.float32([[1, 2]]), np.uint16([[0x3F80, 0xBF80]]))  # 1, -1
+    array([[-1.]], dtype=float32)
     """
-    return ternary_linear(x, w)
+    return ternary_linear(x, widen(w))
 
 
 def bit_linear(x: Array, w: Array, strength: float = 1.0) -> Array:

@@ -255,6 +255,20 @@ def test_packed_weights_give_the_logits_of_fake_quantised_ones():
             assert w.scale == gamma
 
 
+def test_projections_of_bfloat16_bits_are_the_numbers_that_they_stand_for():
+    """As in the output head: a float model takes them, and never as integers."""
+    params = {name: w.astype(np.float32) for name, w in draw_params(CONFIG).items()}
+    bits, numbers = dict(params), dict(params)
+    for name in (name for name in params if name.endswith("_proj")):
+        bits[name] = (params[name].view(np.uint32) >> 16).astype(np.uint16)
+        numbers[name] = (params[name].view(np.uint32) & 0xFFFF0000).view(np.float32)
+    tokens = draw_tokens(2, 5)
+    found, expected = (BitNetModel(CONFIG, p, float_linear).logits(tokens) for p in (bits, numbers))
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(TypeError, match="got uint16"):
+        BitNetModel(CONFIG, bits).logits(tokens)
+
+
 def test_without_strength_a_bit_linear_is_a_float_linear():
     """The warm-up starts from the float model; at full strength it is another."""
     x, w = floats(5, 16), floats(7, 16, seed=1)
