@@ -25,6 +25,7 @@ May import: nothing.
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import NamedTuple
 
@@ -177,13 +178,15 @@ def cache_bytes(shape: Shape, tokens: int, value_bytes: float = 2) -> float:
     Raises
     ------
     ValueError
-        If `tokens` is negative.
+        If `tokens` is negative, or `value_bytes` not above 0 and finite.
 
     Examples
     --------
     >>> cache_bytes(SHAPES["65B"], 512) / 1e9, cache_bytes(SHAPES["70B"], 512) / 1e9
     (1.34217728, 0.16777216)
     """
+    if not 0 < value_bytes < math.inf:
+        raise ValueError(f"value_bytes must be above 0 and finite, got {value_bytes}")
     kept = shape.hidden * shape.kv_heads // shape.heads
     return 2 * shape.layers * kept * _counted(tokens, "tokens", 0) * value_bytes
 
@@ -239,7 +242,7 @@ def step_bytes(
     Raises
     ------
     ValueError
-        If `batch` is below 1 or `tokens` negative.
+        If `batch` is below 1, `tokens` negative, or `value_bytes` not above 0 and finite.
 
     Examples
     --------
@@ -278,7 +281,8 @@ def step_seconds(
     Raises
     ------
     ValueError
-        If `batch` or `cards` is below 1, or `tokens` negative.
+        If `batch` or `cards` is below 1, `tokens` negative, or `value_bytes` not above 0 and
+        finite.
 
     Examples
     --------
@@ -315,7 +319,7 @@ def token_energy(
     Raises
     ------
     ValueError
-        If `batch` is below 1 or `tokens` negative.
+        If `batch` is below 1, `tokens` negative, or `value_bytes` not above 0 and finite.
 
     Examples
     --------
@@ -354,7 +358,7 @@ def largest_batch(
     Raises
     ------
     ValueError
-        If `tokens` is below 1.
+        If `tokens` is below 1, or `value_bytes` not above 0 and finite.
 
     Examples
     --------

@@ -1,6 +1,7 @@
 """Costs on paper: the published points, the claims, and where the models and the paper part."""
 
 import json
+import math
 from importlib import resources
 
 import pytest
@@ -236,6 +237,24 @@ def test_impossible_counts_are_refused(call, message):
     """A ValueError names the argument and what it takes."""
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("size", [-1, 0, math.nan, math.inf])
+@pytest.mark.parametrize(
+    "cost",
+    [
+        lambda size: cache_bytes(TINY, 5, size),
+        lambda size: step_bytes(TINY, FP16, value_bytes=size),
+        lambda size: step_seconds(TINY, FP16, value_bytes=size),
+        lambda size: token_energy(TINY, FP16, value_bytes=size),
+        lambda size: largest_batch(TINY, FP16, memory=1e9, tokens=5, value_bytes=size),
+    ],
+    ids=["cache_bytes", "step_bytes", "step_seconds", "token_energy", "largest_batch"],
+)
+def test_a_number_in_the_cache_takes_some_bytes(cost, size):
+    """Not none, less than none, or endlessly many: a negative size would make a model cheaper."""
+    with pytest.raises(ValueError, match="value_bytes must be above 0 and finite, got"):
+        cost(size)
 
 
 def test_half_a_token_is_no_count():
