@@ -152,6 +152,33 @@ def test_an_optimizer_on_several_threads_moves_the_same_way():
             np.testing.assert_allclose(found[name], w, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("clip", [1.0, np.inf])
+def test_a_gradient_that_is_not_finite_is_named_and_moves_nothing(wrong, clip):
+    """No length can be shortened to 1, and Adam would remember it for good."""
+    params = init_params(TINY.config(9), 0)
+    gradient = {name: np.ones_like(w) for name, w in params.items()}
+    spoilt = gradient | {"norm": np.full_like(params["norm"], wrong)}
+    optimizer, other = (Optimizer(params, threads=2) for _ in range(2))
+    for each in (optimizer, other):
+        each.step(gradient, 0.01, 0.1, clip)
+    with pytest.raises(ValueError, match="gradient of 'norm' holds NaN or infinity at step 1; no"):
+        optimizer.step(spoilt, 0.01, 0.1, clip)
+    found, expected = (each.step(gradient, 0.01, 0.1, clip) for each in (optimizer, other))
+    for name in params:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_training_that_breaks_down_says_so_at_the_step():
+    """A learning rate beyond all bounds: an error, and no model of NaN."""
+    made = dataclasses.replace(TINY, weights="float", peak=1e38, warmup=0)
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(ValueError, match=r"holds NaN or infinity at step [1-9]"),
+    ):
+        train_language(made, text=load_text()[:2000])
+
+
 def test_the_learning_rate_rises_falls_and_drops_at_half_way():
     """``peak (1 - step / steps)``, times 2/3 from the half on, after a linear warm-up."""
     made = recipe("55k", "float", steps=1000)

@@ -59,7 +59,8 @@ def train_language(
     Raises
     ------
     ValueError
-        If the text is too short, `stop` is negative, or `threads` is below 1.
+        If the text is too short, `stop` is negative, `threads` is below 1, or a gradient is not
+        finite: the step and a parameter are named.
 
     Examples
     --------

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from minibit.kernels.threads import run
 from minibit.language.losses import shares
 from minibit.tape import Adam, global_norm
@@ -28,9 +30,15 @@ class Optimizer:
     threads : int
         The result does not depend on it: every parameter moves by itself.
 
+    Attributes
+    ----------
+    params : dict
+        The parameters now.
+    steps : int
+        Steps taken.
+
     Examples
     --------
-    >>> import numpy as np
     >>> optimizer = Optimizer({"w": np.ones(2), "b": np.ones(1)}, threads=2)
     >>> optimizer.step({"w": np.ones(2), "b": np.ones(1)}, lr=0.1, weight_decay=0.0)["b"].round(3)
     array([0.9])
@@ -38,6 +46,7 @@ class Optimizer:
 
     def __init__(self, params: Mapping[str, Any], *, threads: int = 1) -> None:
         self.params = dict(params)
+        self.steps = 0
         self._shares = shares(params, min(threads, len(params)))
         self._parts = [
             Adam({name: params[name] for name in names}, betas=(0.9, 0.95))
@@ -51,7 +60,11 @@ class Optimizer:
         weight_decay: float,
         clip: float = math.inf,
     ) -> dict[str, Any]:
-        """Shorten the gradient to length `clip`, move against it, return the new parameters."""
+        """Shorten the gradient to length `clip`, move against it, return the new parameters.
+
+        Raises ValueError, and moves nothing, if the gradient holds NaN or infinity; the parameter
+        is named. Adam would carry it on for good, and no length is left that could be shortened.
+        """
         squares = [0.0] * len(self._parts)
 
         def measure(i: int) -> bool:
@@ -68,8 +81,16 @@ class Optimizer:
         everyone = range(len(self._parts))
         run([partial(measure, i) for i in everyone])
         length = math.sqrt(sum(squares))
+        if not math.isfinite(length):
+            for name in self.params:
+                if not np.isfinite(gradient[name]).all():
+                    raise ValueError(
+                        f"the gradient of {name!r} holds NaN or infinity at step {self.steps}; "
+                        "nothing was moved. A lower learning rate may help"
+                    )
         shrink = clip / length if length > clip else 1.0
         run([partial(move, i) for i in everyone])
         moved = {name: w for part in self._parts for name, w in part.params.items()}
         self.params = {name: moved[name] for name in self.params}
+        self.steps += 1
         return self.params
