@@ -23,7 +23,7 @@ from minibit.hf_config import LinearClass, Mode, Storage, config_json, tensor_na
 from minibit.hf_linear import weight_scale_of
 from minibit.safetensors_file import write_safetensors
 from minibit.ternary import TernaryMatrix, to_hf
-from minibit.transformer import BitNetConfig, BitNetModel, param_shapes
+from minibit.transformer import BitNetConfig, BitNetModel, float_linear, param_shapes
 
 __all__ = ["PUBLISHED_2B_4T", "random_checkpoint", "save_bitnet", "to_bfloat16"]
 
@@ -65,7 +65,7 @@ def save_bitnet(
     linear_class : {"bitlinear", "autobitlinear"}, optional
         How projections are stored. "bitlinear": packed, with ``weight_scale = 1 / gamma``.
         "autobitlinear": packed with gamma itself, or online. None: floats that are never quantised,
-        for a model of `float_linear`.
+        which only a model of `float_linear` is.
     quantization_mode : {"offline", "online"}
         For "autobitlinear": "online" writes the master weights, which are quantised at each use.
 
@@ -74,7 +74,9 @@ def save_bitnet(
     FileExistsError
         If the directory holds a checkpoint.
     ValueError
-        If master weights are asked for and a projection is ternary; if a packed projection has only
+        If master weights are asked for and a projection is ternary; if floats that are never
+        quantised are asked for and the model multiplies otherwise (without a `linear` it quantises,
+        as b1.58 does), which the files could not say; if a packed projection has only
         zeros, a scale that is not above 0, or a number of rows that is no multiple of 4, which
         transformers cannot read; if a float is not finite, or a matrix of them all zeros; if the
         model has no sub-norms.
@@ -112,6 +114,14 @@ def save_bitnet(
             )
         else:
             specs[name] = ("BF16" if value.dtype == np.uint16 else "F32", shapes[param])
+
+    if linear_class is None and model.linear is not float_linear:
+        raise ValueError(
+            "linear_class None stores floats that are never quantised, and this model does not "
+            "multiply by float_linear. Its master weights are kept, as b1.58, by linear_class "
+            "'autobitlinear' with quantization_mode 'online'; as a float model, "
+            "BitNetModel(config, params, float_linear), it would compute something else"
+        )
 
     def matrix(param: str) -> TernaryMatrix:
         """Return a projection, quantised once for its two tensors."""

@@ -76,6 +76,7 @@ def float_model(config=CONFIG, seed=0):
 def save(model, folder, way="bitlinear"):
     """Write a model in one of the four ways."""
     storage = WAYS[way]
+    model = replace(model, linear=float_linear) if way == "float" else model
     save_bitnet(model, folder, linear_class=storage.linear_class, quantization_mode=storage.mode)
     return folder
 
@@ -1121,6 +1122,7 @@ def test_what_cannot_be_read_back_is_not_written(tmp_path):
          {"linear_class": "autobitlinear", "quantization_mode": "online"},
          "must be float to be written as master weights"),
         (BitNetModel(CONFIG, packed), {"linear_class": None}, "must be float to be written"),
+        (model, {"linear_class": None}, "this model does not multiply by float_linear.*'online'"),
         (model, {"linear_class": "linear"}, "linear_class must be"),
         (model, {"quantization_mode": "never"}, "quantization_mode must be"),
         (model, {"quantization_mode": "online"}, "quantization_mode must be"),

@@ -79,6 +79,7 @@ def float_model(config=CONFIG, seed=3):
 def save(model, folder, way):
     """Write a model in one of the four ways."""
     storage = WAYS[way]
+    model = dataclasses.replace(model, linear=float_linear) if way == "float" else model
     save_bitnet(model, folder, linear_class=storage.linear_class, quantization_mode=storage.mode)
     return folder
 
