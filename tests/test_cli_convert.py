@@ -313,6 +313,27 @@ def test_force_replaces_checkpoints_only(directory):
     assert text.read_text() == "dear"
 
 
+def test_force_keeps_what_is_no_part_of_the_old_checkpoint(directory):
+    """A card and notes stay and are named; weights and words of the old model go, shards too."""
+    target = directory.parent / "out"
+    answer(directory, target)
+    old = {"README.md": "my model", "notes.txt": "a week of work", "adapter_model.safetensors": "x"}
+    for name, text in old.items():
+        (target / name).write_text(text)
+    for name in ("vocab.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"):
+        (target / name).write_text("of the old model")
+    report = answer(directory, target, "--linear", "autobitlinear", "--force")
+    assert report["kept"] == sorted(old)
+    assert {name: (target / name).read_text() for name in old} == old
+    assert set(tree(target)) == {*old, *tree(directory)}
+    assert report["bytes"] == sum(
+        file.stat().st_size for file in target.iterdir() if file.name not in old
+    )
+    text = call(directory, target, "--force").output
+    assert "README.md, adapter_model.safetensors, notes.txt" in " ".join(text.split())
+    assert answer(directory, directory.parent / "new")["kept"] == []
+
+
 @pytest.mark.parametrize("name", ["m.gguf", "other"])
 @pytest.mark.parametrize("there", [False, True])
 def test_a_model_that_came_out_another_is_not_kept(name, there, directory, monkeypatch):

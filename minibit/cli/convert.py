@@ -6,7 +6,8 @@
     a model of minibit's own (``.npz``)    a Hugging Face directory, or a GGUF file
 
 What was written is read back and compared with the source before it takes its name: codes, scales,
-all other tensors, and the logits of a few tokens.
+all other tensors, and the logits of a few tokens. Where a checkpoint is replaced, files of the
+directory that are no part of it (a model card, notes) stay.
 
 May import: minibit.checkpoint, minibit.damage, minibit.gguf_container, minibit.hf_shards,
 minibit.language, minibit.ternary, minibit.transformer, minibit.cli.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -97,6 +99,7 @@ def convert(
         try:
             found = _read(source, source_layout, squared_relu, masters=linear == "online")
             style = "" if to_gguf else linear or _style(found.model)
+            kept = [file.name for file in _extras(target)] if force else []
             with _in_place(target, to_gguf, force) as part:
                 if to_gguf:
                     _write_gguf(found, part, kind, layout, source.name)
@@ -107,6 +110,7 @@ def convert(
                 expected = found.model if style in ("online", "float") else _packed(found.model)
                 report = compare(expected, again, _leeway(kind if to_gguf else style))
                 del again
+                written = _size(part)
         except ImportError as error:
             raise BadUse(str(error)) from error
         if to_gguf:
@@ -117,7 +121,8 @@ def convert(
             "out": str(target),
             "format": f"GGUF, {kind.upper()}" if to_gguf else f"Hugging Face, {style}",
             **report,
-            "bytes": _size(target),
+            "bytes": written,
+            "kept": kept,
             "seconds": time.perf_counter() - begin,
         }
         _say(out, fields)
@@ -255,6 +260,8 @@ def _in_place(target: Path, to_gguf: bool, force: bool) -> Iterator[Path]:
             return
         if target.exists() and not force:
             raise FileExistsError(f"{target} was made meanwhile; it is as it was")
+        for file in _extras(target):
+            shutil.copy2(file, part / file.name, follow_symlinks=False)
         if target.exists():
             target.rename(room / "old")
         try:
@@ -357,6 +364,7 @@ def _say(out: Output, fields: dict[str, Any]) -> None:
             "logits": f"{difference:.2g} apart at most" if difference else "equal",
             "digest": fields["digest"],
         }
+        | ({"kept": ", ".join(fields["kept"])} if fields["kept"] else {})
     )
 
 
@@ -405,6 +413,16 @@ def _check_target(target: Path, to_gguf: bool, force: bool) -> None:
     known = all(file.is_file() and file.suffix in KEPT_SUFFIXES for file in files)
     if not known or (files and not (target / "config.json").is_file()):
         raise BadUse(f"{target} holds more than a checkpoint, so --force doesn't replace it")
+
+
+def _extras(folder: Path) -> list[Path]:
+    """List the files of a directory that are no part of its checkpoint: a card, notes, adapters."""
+    if not folder.is_dir():
+        return []
+    weights = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
+    own = ("config.json", *COMPANIONS)
+    files = (file for file in folder.iterdir() if file.name not in own)
+    return sorted(file for file in files if not weights.fullmatch(file.name))
 
 
 def _size(path: Path) -> int:
