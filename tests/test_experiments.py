@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from minibit.cli.app import app
-from minibit.experiments import EXPERIMENTS, experiment, mlp
+from minibit.experiments import EXPERIMENTS, experiment, mlp, runs
 from minibit.noise_step import digest
 from minibit.training import PRESETS
 
@@ -68,3 +68,22 @@ def test_the_command_lists_experiments_and_refuses_others():
     assert listed.exit_code == 0
     assert json.loads(listed.stdout.splitlines()[-1])["experiments"] == sorted(EXPERIMENTS)
     assert CliRunner().invoke(app, ["experiment", "alchemy"]).exit_code == 2
+
+
+def test_a_run_that_fails_is_named_with_its_status(tmp_path):
+    """Which run, of which experiment; what would have been kept is not there."""
+    with pytest.raises(RuntimeError, match=r"the run 1k .* of minibit\.experiments\.language .* 1"):
+        runs.in_own_process("minibit.experiments.language", "1k", "float", "0", "1", str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_go_into_a_folder_that_is_made_or_into_one_that_goes(tmp_path):
+    """A folder that was named stays, with what it keeps; a scratch folder is removed."""
+    with runs.folder_of_runs(tmp_path / "a" / "b") as named:
+        runs.keep(named / "x.json", {"loss": 1.5})
+    with runs.folder_of_runs(tmp_path / "a" / "b") as again:
+        assert runs.kept(again / "x.json") == {"loss": 1.5}
+        assert [file.name for file in again.iterdir()] == ["x.json"]
+    with runs.folder_of_runs(None) as scratch:
+        runs.keep(scratch / "x.json", {})
+    assert not scratch.exists()

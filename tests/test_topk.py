@@ -19,9 +19,17 @@ from minibit import kernels, scaling
 from minibit.absmean import absmax_quantize
 from minibit.bench import Options
 from minibit.bench import topk as bench_topk
+from minibit.blocks import token_loss
 from minibit.dual import jacfwd, jvp, jvp_batch
 from minibit.experiments import topk as experiment
-from minibit.language import LINEAR, recipe, shipped_text, train_language
+from minibit.language import (
+    LINEAR,
+    evaluate_loss,
+    loss_and_gradient,
+    recipe,
+    shipped_text,
+    train_language,
+)
 from minibit.matmul import ternary_matmul, ternary_matmul_int8
 from minibit.tape import grad, vjp
 from minibit.ternary import TernaryMatrix
@@ -576,6 +584,26 @@ def test_without_top_k_the_experiment_trains_as_the_recipe_does():
     np.testing.assert_array_equal(losses, twin.losses)
     for name, w in twin.params.items():
         np.testing.assert_array_equal(params[name], w)
+
+
+def test_the_loss_of_a_sparse_model_and_its_gradient_are_those_of_the_forward_pass():
+    """Both with the very function that the experiment trains with, masked gradients included."""
+    config, params, tokens = tiny()
+    sparsify = sparsifier(0.5, straight=False)
+
+    def loss_of(params, x, y):
+        return token_loss(forward(config, params, x, sparsify=sparsify), y)
+
+    x, y = tokens[:, :-1], tokens[:, 1:]
+    loss, gradient = loss_and_gradient(config, params, x, y, sparsify=sparsify)
+    assert loss == pytest.approx(float(loss_of(params, x, y)), rel=1e-6)
+    assert loss != pytest.approx(loss_and_gradient(config, params, x, y)[0], rel=1e-4)
+    for name, g in grad(loss_of)(params, x, y).items():
+        np.testing.assert_allclose(gradient[name], g, rtol=1e-5, atol=1e-7)
+    text = np.resize(tokens, 33)
+    expected = float(loss_of(params, text[:32].reshape(2, 16), text[1:].reshape(2, 16)))
+    found = evaluate_loss(config, params, text, sparsify=sparsify)
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 def test_zeros_are_counted_by_the_weights_that_they_leave_out():

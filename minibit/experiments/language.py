@@ -9,11 +9,8 @@ May import: anything of minibit.
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from minibit.bench import clean_environment, interleaved
+from minibit.bench import interleaved
 from minibit.bench.language import keep_freed_memory
 from minibit.costs import SHAPES
 from minibit.counting import kneser_ney, witten_bell
 from minibit.datasets import load_text
 from minibit.decoding import Decoder
+from minibit.experiments.runs import folder_of_runs, in_own_process, keep, kept
 from minibit.language import (
     LINEAR,
     SIZES,
@@ -79,11 +77,6 @@ def language(
     list of dict
         Rows of kind ``run``, ``count``, ``sample`` and ``decode``.
     """
-    if folder is None:
-        with tempfile.TemporaryDirectory() as scratch:
-            return language(seeds, say, scratch)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     wanted = [
         (size, weights, seed, True)
         for seed in seeds
@@ -93,7 +86,7 @@ def language(
     wanted += [(next(iter(SIZES)), weights, seed, False) for seed in seeds for weights in LINEAR]
 
     def ready(run: tuple[str, str, int, bool]) -> dict[str, Any]:
-        found = _in_own_process(*run, folder)
+        found = _in_own_process(*run, place)
         without = "" if found["sub_norms"] else " without sub-norms"
         say(
             f"{found['size']} {found['weights']}{without}, seed {found['seed']}: validation "
@@ -102,9 +95,10 @@ def language(
         )
         return found
 
-    with ThreadPoolExecutor(2) as pool:
-        rows = list(pool.map(ready, wanted))
-    rows += count_rows() + sample_rows(folder, seeds[0]) + decode_rows(folder, seeds[0])
+    with folder_of_runs(folder) as place:
+        with ThreadPoolExecutor(2) as pool:
+            rows = list(pool.map(ready, wanted))
+        rows += count_rows() + sample_rows(place, seeds[0]) + decode_rows(place, seeds[0])
     return rows
 
 
@@ -156,9 +150,7 @@ def one_run(size: str, weights: Any, seed: int, sub_norms: bool, folder: Path) -
             "validation": [round(loss, 4) for _, loss in checks],
         },
     }
-    part = folder / f"{name}.json.part"
-    part.write_text(json.dumps(found), encoding="utf-8")
-    part.replace(folder / f"{name}.json")
+    keep(folder / f"{name}.json", found)
     return found
 
 
@@ -173,13 +165,8 @@ def _in_own_process(
     """Run `one_run` in a process with one thread, unless its file is there."""
     path = folder / f"{_name(size, weights, seed, sub_norms)}.json"
     if not path.exists():
-        which = [size, weights, str(seed), str(int(sub_norms)), str(folder)]
-        command = [sys.executable, "-m", __name__, *which]
-        done = subprocess.run(command, env=clean_environment(1), check=False)
-        if done.returncode:
-            raise RuntimeError(f"the run {path.stem} ended with status {done.returncode}")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+        in_own_process(__name__, size, weights, str(seed), str(int(sub_norms)), str(folder))
+    return kept(path)
 
 
 def count_rows() -> list[dict[str, Any]]:

@@ -19,9 +19,7 @@ May import: anything of minibit.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,11 +31,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.bench import clean_environment
 from minibit.bench.language import keep_freed_memory
 from minibit.blocks import token_loss
 from minibit.datasets import load_text
 from minibit.dual import forward_gradient
+from minibit.experiments.runs import folder_of_runs, in_own_process, keep, kept
 from minibit.language import (
     Recipe,
     Vocabulary,
@@ -266,7 +264,7 @@ def one_run(job: Job, folder: Path) -> dict[str, Any]:
             "nf4": loss(again, test),
             **_rounded(model, again),
         }
-    _keep(folder / f"{job.name}.json", found)
+    keep(folder / f"{job.name}.json", found)
     return found
 
 
@@ -341,17 +339,12 @@ def lora(seeds: Sequence[int], say: Say, folder: str | Path | None = None) -> li
         Rows of kind ``chosen``, ``run`` (those of the choice have ``"choice": true``) and
         ``small``.
     """
-    if folder is None:
-        with tempfile.TemporaryDirectory() as scratch:
-            return lora(seeds, say, scratch)
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
 
     def ready(job: Job) -> dict[str, Any]:
         path = place / f"{job.name}.json"
         if not path.exists():
             _in_own_process(json.dumps(asdict(job)), str(place))
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = kept(path)
         say(
             f"{job.task} {job.method}, rank {job.rank}, rate {job.rate:g}, seed {job.seed}: test "
             f"{found['before']['test']:.4f} -> {found['after']['test']:.4f}, "
@@ -363,7 +356,7 @@ def lora(seeds: Sequence[int], say: Say, folder: str | Path | None = None) -> li
         if not (place / f"pretrained_{seed}.npz").exists():
             _in_own_process(str(seed), str(place))
 
-    with ThreadPoolExecutor(2) as pool:
+    with folder_of_runs(folder) as place, ThreadPoolExecutor(2) as pool:
         list(pool.map(start, seeds))
         trials = [
             _trial(seeds[0], task, method, rate)
@@ -419,21 +412,12 @@ def _best(rows: Sequence[Mapping[str, Any]], task: str, method: str) -> float:
 
 def _in_own_process(*arguments: str) -> None:
     """Run this module in a process with one thread."""
-    command = [sys.executable, "-m", __name__, *arguments]
-    done = subprocess.run(command, env=clean_environment(1), check=False)
-    if done.returncode:
-        raise RuntimeError(f"the run {arguments[0]} ended with status {done.returncode}")
+    in_own_process(__name__, *arguments)
 
 
 def _load(path: Path) -> dict[str, Any]:
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
-
-
-def _keep(path: Path, found: Mapping[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(found), encoding="utf-8")
-    part.replace(path)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ May import: anything of minibit.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.language import SIZES, TrainedModel, evaluate_loss, recipe, shipped_text
+from minibit.experiments.runs import dense_model, folder_of_runs
+from minibit.language import SIZES, TrainedModel, evaluate_loss, shipped_text
 from minibit.language import train_language as train
 from minibit.nf4 import (
     E2M1_CODE,
@@ -112,25 +112,19 @@ def nf4(
         A row of kind ``normal`` a seed, of kind ``model`` a model, and of kind ``size`` a size,
         with means and standard deviations over the seeds, and over seeds and cuts.
     """
-    if folder is None:
-        with tempfile.TemporaryDirectory() as scratch:
-            return nf4(seeds, say, scratch)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = [
         {"kind": "normal", "seed": seed, "relative_error": normal_errors(seed)} for seed in seeds
     ]
     _, _, validation = shipped_text()
-    for size in SIZES:
-        models = []
-        for seed in seeds:
-            path = folder / f"{size}_float_{seed}.npz"
-            if not path.exists():
-                train(recipe(size, "float"), seed).save(path)
-            models.append(_model_row(size, seed, TrainedModel.load(path), validation))
-            added = models[-1]["added"]
-            say(f"{size}, seed {seed}: " + ", ".join(f"{k} {v:+.4f}" for k, v in added.items()))
-        rows += [*models, _size_row(size, models)]
+    with folder_of_runs(folder) as place:
+        for size in SIZES:
+            models = []
+            for seed in seeds:
+                trained = dense_model(size, "float", seed, place, train)
+                models.append(_model_row(size, seed, trained, validation))
+                added = models[-1]["added"]
+                say(f"{size}, seed {seed}: " + ", ".join(f"{k} {v:+.4f}" for k, v in added.items()))
+            rows += [*models, _size_row(size, models)]
     return rows
 
 

@@ -12,38 +12,36 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minibit.absmean import absmax_quantize
-from minibit.bench import clean_environment
 from minibit.bench.language import keep_freed_memory
-from minibit.blocks import token_loss
 from minibit.datasets import load_text
+from minibit.experiments.runs import dense_model, folder_of_runs, in_own_process, keep, kept
 from minibit.language import (
     LINEAR,
+    Optimizer,
     Recipe,
-    TrainedModel,
     draw_batch,
+    evaluate_loss,
     learning_rate,
+    loss_and_gradient,
     recipe,
     shipped_text,
-    train_language,
 )
-from minibit.tape import Adam, clip_by_global_norm, value_and_grad
 from minibit.topk import SITES, sparsifier
 from minibit.transformer import BitNetConfig, forward, init_params
 
-__all__ = ["FORTY", "Run", "evaluate", "gradient_norms", "topk", "train_sparse", "zeros"]
+__all__ = ["FORTY", "Run", "gradient_norms", "topk", "train_sparse", "zeros"]
 
 FORTY = 0.36  # share of zeros by top-K at every site: with squared ReLU, 40% of all or more
 SWEEP = (0.6, 0.8)
@@ -149,21 +147,16 @@ def topk(
     list of dict
         One row a run, in the order of `wanted`.
     """
-    if folder is None:
-        with tempfile.TemporaryDirectory() as scratch:
-            return topk(seeds, say, scratch)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def ready(run: Run) -> dict[str, Any]:
-        found = _in_own_process(run, folder)
-        say(f"{run.name}: validation {found['validation_loss']:.4f}, {found['seconds']:.0f} s")
-        return found
-
     runs = wanted(seeds)
     dense = [run for run in runs if run.kind == "scratch" and not run.sparsity]
     rest = [run for run in runs if run not in dense]
-    with ThreadPoolExecutor(2) as pool:
+
+    def ready(run: Run) -> dict[str, Any]:
+        found = _in_own_process(run, place)
+        say(f"{run.name}: validation {found['validation_loss']:.4f}, {found['seconds']:.0f} s")
+        return found
+
+    with folder_of_runs(folder) as place, ThreadPoolExecutor(2) as pool:
         rows = dict(zip(dense, pool.map(ready, dense), strict=True))
         rows |= dict(zip(rest, pool.map(ready, rest), strict=True))
     return [rows[run] for run in runs]
@@ -180,17 +173,17 @@ def one_run(run: Run, folder: Path) -> dict[str, Any]:
         text = load_text().upper()
         tokens = vocabulary.encode(text)
         train, validation = tokens[: len(train)], tokens[len(train) :]
+    loss = partial(evaluate_loss, config, tokens=validation, linear=linear, sparsify=sparsify)
     if run.kind in ("continue", "finetune"):
-        start = _dense(run.size, run.weights, run.seed, folder).params
-        found["before"] = evaluate(config, start, validation, linear, None)
-        found["cut"] = evaluate(config, start, validation, linear, sparsify)
+        start = dense_model(run.size, run.weights, run.seed, folder).params
+        found["before"] = loss(start, sparsify=None)
+        found["cut"] = loss(start)
     else:
         start = init_params(config, run.seed)
     begin = time.perf_counter()
     if run.kind == "scratch" and not run.sparsity:
-        kept = _dense(run.size, run.weights, run.seed, folder)
-        params, losses = kept.params, kept.losses
-        seconds = kept.seconds
+        dense = dense_model(run.size, run.weights, run.seed, folder)
+        params, losses, seconds = dense.params, dense.losses, dense.seconds
     else:
         params, losses = train_sparse(made, start, train, run.seed, sparsify)
         seconds = time.perf_counter() - begin
@@ -200,27 +193,15 @@ def one_run(run: Run, folder: Path) -> dict[str, Any]:
         "projections": made.projections,
         "recipe": asdict(made),
         "seconds": seconds,
-        "validation_loss": evaluate(config, params, validation, linear, sparsify),
+        "validation_loss": loss(params),
         "late_training_loss": float(losses[-LATE:].mean()),
         "start": [float(loss) for loss in losses[:50]],
         "zeros": zeros(config, params, validation, linear, sparsify),
     }
     if run.kind == "gradient":
         found["gradient_norms"] = gradient_norms(config, params, x, y, linear, sparsify)
-    part = folder / f"{run.name}.json.part"
-    part.write_text(json.dumps(found), encoding="utf-8")
-    part.replace(folder / f"{run.name}.json")
+    keep(folder / f"{run.name}.json", found)
     return found
-
-
-def _dense(size: str, weights: Any, seed: int, folder: Path) -> TrainedModel:
-    """Return the dense model of a seed: from its file, or trained now."""
-    path = folder / f"{size}_{weights}_{seed}.npz"
-    if path.exists():
-        return TrainedModel.load(path)
-    trained = train_language(recipe(size, weights), seed)
-    trained.save(path)
-    return trained
 
 
 def train_sparse(
@@ -237,44 +218,18 @@ def train_sparse(
     """
     vocabulary = shipped_text()[0]
     config, linear = made.config(len(vocabulary)), LINEAR[made.weights]
-
-    def loss_of(params: Params, x: Any, y: Any) -> Any:
-        return token_loss(forward(config, params, x, linear=linear, sparsify=sparsify), y)
-
-    current: Any = params
-    optimizer, slope = Adam(current, betas=(0.9, 0.95)), value_and_grad(loss_of)
+    current: dict[str, Any] = dict(params)
+    optimizer = Optimizer(current)
     steps = made.steps if stop is None else min(stop, made.steps)
     losses = np.empty(steps, np.float32)
     for step in range(steps):
         x, y = draw_batch(tokens, seed, step, made.batch, made.context)
-        losses[step], gradient = slope(current, x, y)
-        current = optimizer.step(
-            clip_by_global_norm(gradient, made.clip),
-            lr=learning_rate(made, step),
-            weight_decay=made.weight_decay if step < made.steps / 2 else 0.0,
+        losses[step], gradient = loss_and_gradient(
+            config, current, x, y, linear=linear, sparsify=sparsify
         )
+        decay = made.weight_decay if step < made.steps / 2 else 0.0
+        current = optimizer.step(gradient, learning_rate(made, step), decay, made.clip)
     return current, losses
-
-
-def evaluate(
-    config: BitNetConfig,
-    params: Params,
-    tokens: Any,
-    linear: Any,
-    sparsify: Callable[[Any, str], Any] | None,
-    rows: int | None = None,
-) -> float:
-    """Mean loss over a text, as `minibit.language.evaluate_loss` cuts it, with sparse inputs."""
-    context = config.max_positions
-    count = min((len(tokens) - 1) // context, rows or len(tokens))
-    x = tokens[: count * context].reshape(count, context)
-    y = tokens[1 : count * context + 1].reshape(count, context)
-    total = 0.0
-    for first in range(0, count, 128):
-        part = slice(first, first + 128)
-        logits = forward(config, params, x[part], linear=linear, sparsify=sparsify)
-        total += float(token_loss(logits, y[part])) * len(x[part])
-    return total / count
 
 
 def zeros(
@@ -341,11 +296,7 @@ def gradient_norms(
     sparsify: Callable[[Any, str], Any] | None,
 ) -> dict[str, float]:
     """Length of the gradient of every projection, for one batch."""
-
-    def loss_of(params: Params) -> Any:
-        return token_loss(forward(config, params, x, linear=linear, sparsify=sparsify), y)
-
-    _, gradient = value_and_grad(loss_of)(params)
+    _, gradient = loss_and_gradient(config, params, x, y, linear=linear, sparsify=sparsify)
     return {
         name: float(np.linalg.norm(g)) for name, g in gradient.items() if name.endswith("_proj")
     }
@@ -355,12 +306,8 @@ def _in_own_process(run: Run, folder: Path) -> dict[str, Any]:
     """Run `one_run` in a process with one thread, unless its file is there."""
     path = folder / f"{run.name}.json"
     if not path.exists():
-        command = [sys.executable, "-m", __name__, json.dumps(asdict(run)), str(folder)]
-        done = subprocess.run(command, env=clean_environment(1), check=False)
-        if done.returncode:
-            raise RuntimeError(f"the run {run.name} ended with status {done.returncode}")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+        in_own_process(__name__, json.dumps(asdict(run)), str(folder))
+    return kept(path)
 
 
 if __name__ == "__main__":

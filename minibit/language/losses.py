@@ -21,7 +21,7 @@ from minibit.kernels.threads import run
 from minibit.language.characters import Tokens
 from minibit.projections import Linear, float_linear
 from minibit.tape import value_and_grad
-from minibit.transformer import BitNetConfig, forward
+from minibit.transformer import BitNetConfig, Sparsify, forward
 
 __all__ = ["evaluate_loss", "loss_and_gradient", "shares"]
 
@@ -33,6 +33,7 @@ def loss_and_gradient(
     y: Tokens,
     *,
     linear: Linear = float_linear,
+    sparsify: Sparsify | None = None,
     threads: int = 1,
 ) -> tuple[float, dict[str, Any]]:
     """Compute the mean loss of a batch and its gradient, a part of the rows on every thread.
@@ -43,7 +44,7 @@ def loss_and_gradient(
     params : mapping of float arrays
     x, y : int64 arrays, shape (batch, context)
         Tokens and those after them.
-    linear : callable
+    linear, sparsify : callable
         As in `minibit.transformer.forward`.
     threads : int
         Parts. Keep NumPy's own threads at one (``OPENBLAS_NUM_THREADS=1``), or they compete.
@@ -65,7 +66,8 @@ def loss_and_gradient(
     """
 
     def loss_of(params: Mapping[str, Any], x: Tokens, y: Tokens, share: float) -> Any:
-        return token_loss(forward(config, params, x, linear=linear), y) * share
+        logits = forward(config, params, x, linear=linear, sparsify=sparsify)
+        return token_loss(logits, y) * share
 
     parts = np.array_split(np.arange(len(x)), min(threads, len(x)))
     found: list[Any] = [None] * len(parts)
@@ -105,6 +107,7 @@ def evaluate_loss(
     tokens: Tokens,
     *,
     linear: Linear = float_linear,
+    sparsify: Sparsify | None = None,
     rows: int = 128,
 ) -> float:
     """Mean loss over a text, cut into rows of `max_positions` tokens one after the other.
@@ -118,7 +121,7 @@ def evaluate_loss(
     params : mapping
     tokens : int64 array
         More than `max_positions`.
-    linear : callable
+    linear, sparsify : callable
         As in `minibit.transformer.forward`.
     rows : int
         At a time.
@@ -150,6 +153,8 @@ def evaluate_loss(
     total = 0.0
     for first in range(0, count, rows):
         part = slice(first, first + rows)
-        logits = forward(config, params, x[part], linear=linear)  # (rows, context, vocab)
+        logits = forward(
+            config, params, x[part], linear=linear, sparsify=sparsify
+        )  # (rows, context, vocab)
         total += float(token_loss(logits, y[part])) * len(x[part])
     return total / count
