@@ -41,20 +41,14 @@ from minibit.transformer import (
     BitNetConfig,
     BitNetModel,
     float_linear,
-    init_params,
     pack_params,
     param_shapes,
 )
+from model_files import WAYS, assert_equal, assert_same, model_with_gains, save
 
 CONFIG = BitNetConfig(
     40, 32, 48, layers=2, heads=4, kv_heads=2, max_positions=64, rope_theta=5e5, bos=1, eos=2
 )
-WAYS = {
-    "bitlinear": Storage("bitlinear"),
-    "offline": Storage("autobitlinear", "offline"),
-    "online": Storage("autobitlinear", "online"),
-    "float": Storage(None),
-}
 ways = pytest.mark.parametrize("way", WAYS)
 UP = "model.layers.1.mlp.up_proj.weight"
 EMBED = "model.embed_tokens.weight"
@@ -65,36 +59,12 @@ INDEX, SHARD = "model.safetensors.index.json", "model-00002-of-00002.safetensors
 
 def float_model(config=CONFIG, seed=0):
     """Master weights and gains that are not all 1."""
-    rng = np.random.default_rng(seed)
-    params = init_params(config, seed)
-    for name, shape in param_shapes(config).items():
-        if len(shape) == 1:
-            params[name] = (1 + 0.2 * rng.standard_normal(shape)).astype(np.float32)
-    return BitNetModel(config, params)
-
-
-def save(model, folder, way="bitlinear"):
-    """Write a model in one of the four ways."""
-    storage = WAYS[way]
-    model = replace(model, linear=float_linear) if way == "float" else model
-    save_bitnet(model, folder, linear_class=storage.linear_class, quantization_mode=storage.mode)
-    return folder
+    return model_with_gains(config, seed)
 
 
 def bfloat16(floats):
     """Upper halves of float32 numbers."""
     return (np.asarray(floats, np.float32).view(np.uint32) >> 16).astype(np.uint16)
-
-
-def equal(one, other):
-    """Assert that two parameters are the same, bit for bit."""
-    assert type(one) is type(other)
-    if isinstance(one, TernaryMatrix):
-        assert one.shape == other.shape
-        assert one.scale == other.scale
-        one, other = one.codes(), other.codes()
-    assert one.dtype == other.dtype
-    np.testing.assert_array_equal(one, other)
 
 
 def raw(path):
@@ -158,10 +128,9 @@ def test_a_model_comes_back_bit_for_bit(way, tmp_path):
     model = float_model()
     model = load_bitnet(save(model, tmp_path / "first", way))  # gamma is now that of a file
     again = load_bitnet(save(model, tmp_path / "second", way))
-    assert again.config == model.config == CONFIG
+    assert again.config == CONFIG
     assert again.linear is model.linear
-    for name in param_shapes(CONFIG):
-        equal(model.params[name], again.params[name])
+    assert_same(model, again)
     np.testing.assert_array_equal(model.logits(TOKENS), again.logits(TOKENS))
     for name in ("config.json", "model.safetensors"):
         first, second = (tmp_path / place / name for place in ("first", "second"))
@@ -179,7 +148,7 @@ def test_master_weights_are_packed_by_absmean(way, tmp_path):
             ulps = abs(loaded.params[name].scale - expected.scale) / np.spacing(expected.scale)
             assert ulps <= (1 if way == "bitlinear" else 0)
         else:
-            equal(loaded.params[name], expected)
+            assert_equal(loaded.params[name], expected)
 
 
 def test_master_weights_and_float_models_keep_what_multiplies(tmp_path):
@@ -188,8 +157,8 @@ def test_master_weights_and_float_models_keep_what_multiplies(tmp_path):
     online = load_bitnet(save(model, tmp_path / "online", "online"))
     plain = load_bitnet(save(model, tmp_path / "float", "float"))
     for name, value in model.params.items():
-        equal(online.params[name], value)
-        equal(plain.params[name], value)
+        assert_equal(online.params[name], value)
+        assert_equal(plain.params[name], value)
     assert plain.linear is float_linear
     np.testing.assert_array_equal(online.logits(TOKENS), model.logits(TOKENS))
     floats = BitNetModel(CONFIG, model.params, float_linear)
@@ -203,7 +172,7 @@ def test_an_untied_head_has_a_name_without_model(tmp_path):
     loaded = load_bitnet(save(model, tmp_path / "model"))
     assert loaded.config == config
     assert "lm_head.weight" in raw(tmp_path / "model" / "model.safetensors")[0]
-    equal(loaded.params["lm_head"], model.params["lm_head"])
+    assert_equal(loaded.params["lm_head"], model.params["lm_head"])
 
 
 def test_bfloat16_embeddings_stay_in_the_file(tmp_path):
@@ -214,7 +183,7 @@ def test_bfloat16_embeddings_stay_in_the_file(tmp_path):
     path = save(model, tmp_path / "model") / "model.safetensors"
     before = path.read_bytes()
     embedding = load_bitnet(path.parent).params["embed_tokens"]
-    equal(embedding, bits)
+    assert_equal(embedding, bits)
     assert embedding.base is not None
     assert embedding.flags.carray
     embedding[0, 0] += 1
@@ -231,7 +200,7 @@ def test_bfloat16_at_an_odd_byte_is_copied(folder):
     for spaces in range(2):  # one of the two lengths is odd
         put(folder / "model.safetensors", text + b" " * spaces, data)
         embedding = load_bitnet(folder).params["embed_tokens"]
-        equal(embedding, bits)
+        assert_equal(embedding, bits)
         assert embedding.flags.aligned
 
 
@@ -242,14 +211,14 @@ def test_floats_of_every_width_become_float32(folder, dtype):
     gains = (bfloat16(gains).astype(np.uint32) << 16).view(np.float32)  # fits all three
     stored = {"F16": gains.astype(np.float16), "BF16": bfloat16(gains), "F32": gains}[dtype]
     retensor(folder, **{NORM: as_tensor(stored)})
-    equal(load_bitnet(folder).params["layers.0.input_layernorm"], gains)
+    assert_equal(load_bitnet(folder).params["layers.0.input_layernorm"], gains)
 
 
 def test_float16_embeddings_become_float32(folder):
     """The head is float32 or bfloat16; float16 is widened, exactly."""
     table = load_bitnet(folder).params["embed_tokens"].astype(np.float16)
     retensor(folder, **{"model.embed_tokens.weight": as_tensor(table)})
-    equal(load_bitnet(folder).params["embed_tokens"], table.astype(np.float32))
+    assert_equal(load_bitnet(folder).params["embed_tokens"], table.astype(np.float32))
 
 
 def test_ternary_floats_are_read_where_transformers_holds_them(tmp_path):
@@ -259,7 +228,7 @@ def test_ternary_floats_are_read_where_transformers_holds_them(tmp_path):
     codes = before.params["layers.1.mlp.up_proj"].codes().astype(np.float32)
     retensor(folder, **{UP: as_tensor(bfloat16(codes))})
     for name, value in before.params.items():
-        equal(load_bitnet(folder).params[name], value)
+        assert_equal(load_bitnet(folder).params[name], value)
 
 
 def test_packed_rows_beyond_a_multiple_of_four_are_sliced_off(tmp_path):
@@ -849,8 +818,7 @@ def test_shards_are_one_model(folder):
     before = load_bitnet(folder)
     shards(folder)
     after = load_bitnet(folder)
-    for name, value in before.params.items():
-        equal(after.params[name], value)
+    assert_same(before, after)
 
 
 def test_an_index_must_say_what_the_shards_hold(folder):
@@ -1239,6 +1207,6 @@ def test_any_ternary_matrix_comes_back_from_a_file(tmp_path_factory, seed):
     codes[0, 0] = 1
     params[name] = TernaryMatrix.from_codes(codes, np.float32(rng.uniform(1e-3, 10)))
     folder = tmp_path_factory.mktemp("any")
-    equal(
+    assert_equal(
         load_bitnet(save(BitNetModel(CONFIG, params), folder, "offline")).params[name], params[name]
     )

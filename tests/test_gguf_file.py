@@ -27,6 +27,7 @@ from minibit.transformer import (
     pack_params,
     param_shapes,
 )
+from model_files import assert_same
 
 SMALL = BitNetConfig(
     7, 256, 256, layers=2, heads=4, kv_heads=2, max_positions=64, rope_theta=500000.0, bos=1, eos=2
@@ -48,20 +49,6 @@ def model_of(config=SMALL, seed=0, **changes):
         elif value.ndim == 1:
             params[name] = np.linspace(0.5, 1.5, value.size, dtype=np.float32)
     return BitNetModel(config, params | changes)
-
-
-def assert_same(ours, theirs):
-    """Two models have the same configuration, and the same parameters bit for bit."""
-    assert ours.config == theirs.config
-    assert list(ours.params) == list(theirs.params)
-    for name, value in ours.params.items():
-        other = theirs.params[name]
-        if isinstance(value, TernaryMatrix):
-            assert value.scale == other.scale, name
-            np.testing.assert_array_equal(value.codes(), other.codes(), err_msg=name)
-        else:
-            assert value.dtype == other.dtype, name
-            np.testing.assert_array_equal(value, other, err_msg=name)
 
 
 def text(value):

@@ -1,10 +1,7 @@
 """The rule table, stated as laws that every rule obeys; then what happens at the kinks."""
 
-import importlib.util
 import operator
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +10,7 @@ from minibit.dual import derivative, jvp, jvp_batch
 from minibit.dual_array import Dual, make_dual
 from minibit.rules import CONSTANT, RULES
 from minibit.tangents import LINEAR, Tangent
-
-_spec = importlib.util.spec_from_file_location(
-    "rule_cases", Path(__file__).with_name("rule_cases.py")
-)
-rule_cases = sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(rule_cases)
-CASES = rule_cases.CASES
+from rule_cases import CASES
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 

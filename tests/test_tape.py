@@ -1,14 +1,11 @@
 """Reverse mode as laws: the transpose of what forward mode does, on every rule; then Adam."""
 
 import gc
-import importlib.util
 import json
-import sys
 import threading
 import weakref
 from fractions import Fraction
 from importlib.resources import files
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -41,14 +38,8 @@ from minibit.tape import (
     value_and_grad,
     vjp,
 )
+from rule_cases import CASES
 
-_spec = importlib.util.spec_from_file_location(
-    "rule_cases", Path(__file__).with_name("rule_cases.py")
-)
-rule_cases = sys.modules.setdefault(_spec.name, importlib.util.module_from_spec(_spec))
-if not hasattr(rule_cases, "CASES"):
-    _spec.loader.exec_module(rule_cases)
-CASES = rule_cases.CASES
 VECTORS = json.loads((files("minibit") / "vectors" / "tape.json").read_text())["cases"]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

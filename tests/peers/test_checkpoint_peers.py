@@ -20,8 +20,7 @@ import pytest
 from minibit.absmean import absmax_quantize, absmean_quantize
 from minibit.attention import causal_attention, positions, rotate
 from minibit.blocks import embed, gated_unit, normalize
-from minibit.checkpoint import load_bitnet, random_checkpoint, save_bitnet
-from minibit.hf_config import Storage
+from minibit.checkpoint import load_bitnet, random_checkpoint
 from minibit.hf_linear import published_linear, weight_scale_of
 from minibit.matmul import ternary_matmul
 from minibit.safetensors_file import SafetensorsFile
@@ -31,10 +30,9 @@ from minibit.transformer import (
     BitNetModel,
     bit_linear,
     float_linear,
-    init_params,
     packed_linear,
-    param_shapes,
 )
+from model_files import WAYS, model_with_gains, save
 
 pytestmark = pytest.mark.peers
 
@@ -46,12 +44,6 @@ bitnet = pytest.importorskip("transformers.integrations.bitnet")
 CONFIG = BitNetConfig(
     96, 64, 176, layers=3, heads=4, kv_heads=2, max_positions=64, rope_theta=5e5, bos=1, eos=2
 )
-WAYS = {
-    "bitlinear": Storage("bitlinear"),
-    "offline": Storage("autobitlinear", "offline"),
-    "online": Storage("autobitlinear", "online"),
-    "float": Storage(None),
-}
 QUANTISED = [way for way in WAYS if way != "float"]
 TOKENS = np.random.default_rng(0).integers(0, 96, (16, 40))  # 640 positions
 
@@ -68,20 +60,7 @@ def eager():
 
 def float_model(config=CONFIG, seed=3):
     """Master weights and gains that are not all 1."""
-    rng = np.random.default_rng(seed)
-    params = init_params(config, seed)
-    for name, shape in param_shapes(config).items():
-        if len(shape) == 1:
-            params[name] = (1 + 0.2 * rng.standard_normal(shape)).astype(np.float32)
-    return BitNetModel(config, params)
-
-
-def save(model, folder, way):
-    """Write a model in one of the four ways."""
-    storage = WAYS[way]
-    model = dataclasses.replace(model, linear=float_linear) if way == "float" else model
-    save_bitnet(model, folder, linear_class=storage.linear_class, quantization_mode=storage.mode)
-    return folder
+    return model_with_gains(config, seed)
 
 
 def theirs(folder):
