@@ -397,6 +397,23 @@ def test_a_model_of_our_own_speaks_characters(tmp_path):
     )
 
 
+def test_without_a_model_the_one_in_the_package_writes():
+    """The same text for a seed, another for another; its characters are those of the book."""
+    from minibit.language import shipped_model, write_text
+
+    model, vocabulary = shipped_model()
+    words = ("generate", "--prompt", "CAT, n. ", "--count", 100)
+    found = answer(*words, "--seed", 3)
+    assert found["text"] == answer(*words, "--seed", 3)["text"]
+    assert found["text"] == write_text(model, vocabulary, "CAT, n. ", 100, temperature=0.8, seed=3)
+    assert found["text"] != answer(*words, "--seed", 4)["text"]
+    assert answer("generate", "--ids", "--prompt", "5 6", "--count", 3)["prompt_tokens"] == 2
+    done = call("generate", "--count", 5)
+    assert done.exit_code == 0
+    assert "The model in the package" in done.output
+    assert refused("chat")  # a model of one book answers nobody
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 @pytest.mark.parametrize("words", [["generate"], ["chat"], ["convert", "out.gguf"]])
 def test_a_pipe_for_a_model_is_not_waited_for(words, tmp_path):

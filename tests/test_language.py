@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from minibit.language import (
     learning_rate,
     loss_and_gradient,
     recipe,
+    shipped_model,
     shipped_text,
     train_language,
     write_text,
@@ -36,8 +38,10 @@ from minibit.layers import cross_entropy
 from minibit.noise import integers, uniform
 from minibit.philox import BATCH, TOKENS
 from minibit.tape import grad
-from minibit.transformer import BitNetModel, bit_linear, forward, init_params
+from minibit.ternary import TernaryMatrix
+from minibit.transformer import BitNetModel, bit_linear, forward, init_params, packed_linear
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY = Recipe("b1.58", 8, 12, heads=2, peak=0.02, context=8, batch=4, steps=40, warmup=4)
 
 
@@ -400,6 +404,25 @@ def test_a_prompt_that_fits_is_read_in_full():
             prompt = vocabulary.decode(tokens)
             written = write_text(model, vocabulary, prompt, 1, temperature=5.0, seed=seed)
             assert written == vocabulary.decode(first)
+
+
+def test_the_model_in_the_package_is_that_of_the_experiment():
+    """Its loss on the held-out text is that of the 221k b1.58 run of seed 0; nothing is lost."""
+    model, vocabulary = shipped_model()
+    _, _, validation = shipped_text()
+    assert model.config == recipe("221k", "b1.58").config(len(vocabulary))
+    assert sum(isinstance(w, TernaryMatrix) for w in model.params.values()) == 14
+    results = json.loads((ROOT / "chapters" / "results" / "language.json").read_text())
+    (run,) = (
+        row
+        for row in results["rows"]
+        if row["kind"] == "run"
+        and (row["size"], row["weights"], row["seed"]) == ("221k", "b1.58", 0)
+    )
+    loss = evaluate_loss(model.config, model.params, validation, linear=packed_linear)
+    assert loss == pytest.approx(run["validation_loss"], abs=1e-4)
+    for page in ("README.md", "docs/getting_started.md", "docs/reference/language.md"):
+        assert f"{loss:.3f} nats a character" in (ROOT / page).read_text()
 
 
 def test_threads_are_one_at_least():

@@ -116,7 +116,13 @@ class Answer:
 
 
 def generate(
-    model: Model,
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="A model directory, a .gguf or a .npz file; without it, the package's small one.",
+        ),
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="The text to go on with; '-' reads standard input.")
     ] = None,
@@ -140,6 +146,8 @@ def generate(
         text = sys.stdin.read() if prompt == "-" else prompt or ""
         first, decoder = _prompt(loaded, text), Decoder(loaded.model, threads=threads)
         _append(decoder, first, loaded)
+        if model is None:
+            out.say("The model in the package: 221k ternary weights, one book.", style="dim")
         screen = _Screen(as_json)
         screen.write(text if not ids else "")
         answer = _answer(decoder, settings, loaded, screen)
@@ -329,9 +337,9 @@ def _harmless(character: str) -> str:
     return "\ufffd" if 127 <= code < 160 or 0xD800 <= code < 0xE000 else character
 
 
-def _load(path: Path, tokenizer: Path | None, ids: bool) -> Loaded:
-    """Read a model of any kind, and how it speaks."""
-    if not path.exists():
+def _load(path: Path | None, tokenizer: Path | None, ids: bool) -> Loaded:
+    """Read a model of any kind, or that of the package, and how it speaks."""
+    if path is not None and not path.exists():
         raise BadUse(f"{path}: there is no such file or directory")
     if tokenizer is not None and not tokenizer.is_file():
         raise BadUse(f"--tokenizer {tokenizer}: there is no such file")
@@ -339,7 +347,12 @@ def _load(path: Path, tokenizer: Path | None, ids: bool) -> Loaded:
     if own is None and tokenizer is not None:
         own = Published(read_text(tokenizer), str(tokenizer))
     folder, start = None, time.perf_counter()
-    if path.is_dir():
+    if path is None:
+        from minibit.language import shipped_model
+
+        model, vocabulary = shipped_model()
+        own = own or Characters(vocabulary)
+    elif path.is_dir():
         folder, model = path, load_bitnet(path)
         file = path / "tokenizer.json"
         if own is None and file.is_file():

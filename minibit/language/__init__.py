@@ -6,6 +6,7 @@
     optimizer     the step against the gradient: clipped, AdamW, on several threads
     loop          training, from a recipe to a model
     trained       the model that was trained, and its file
+    shipped       a model in the package, trained by the recipe of 221k ternary weights
     writing       a text that the model goes on with, longer than its context
 
 May import: anything of minibit.
@@ -18,6 +19,7 @@ from minibit.language.loop import train_language
 from minibit.language.losses import evaluate_loss, loss_and_gradient
 from minibit.language.optimizer import Optimizer
 from minibit.language.recipes import LINEAR, SIZES, Recipe, Weights, learning_rate, recipe
+from minibit.language.shipped import shipped_model
 from minibit.language.trained import TrainedModel
 from minibit.language.writing import write_text
 
@@ -35,6 +37,7 @@ __all__ = [
     "learning_rate",
     "loss_and_gradient",
     "recipe",
+    "shipped_model",
     "shipped_text",
     "train_language",
     "write_text",

@@ -1,23 +1,15 @@
 """Forward mode agrees with jax.jvp on every rule, and with torch.func.jvp on models and kinks."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from minibit.dual import custom_jvp, forward_gradient, jacfwd, jvp, jvp_batch
+from rule_cases import CASES
 
 pytestmark = [
     pytest.mark.peers,
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),  # torch's forward mode
 ]
-
-_path = Path(__file__).parents[1] / "rule_cases.py"
-_spec = importlib.util.spec_from_file_location("rule_cases", _path)
-rule_cases = sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(rule_cases)
 
 
 def flat(out):
@@ -40,7 +32,7 @@ def torch():
     return pytest.importorskip("torch")
 
 
-@pytest.mark.parametrize("case", [c for c in rule_cases.CASES if c.peer], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [c for c in CASES if c.peer], ids=lambda c: c.name)
 def test_the_same_code_has_the_same_jvp_in_jax(case, jax):
     """The case's code on jax.numpy, pushed by jax.jvp: values and tangents to rounding."""
     rng = np.random.default_rng(5)
@@ -53,7 +45,7 @@ def test_the_same_code_has_the_same_jvp_in_jax(case, jax):
 
 def test_nearly_every_rule_has_a_case_for_jax():
     """What jax.numpy lacks is listed, so that a case cannot leave the comparison unseen."""
-    without = {c.rule for c in rule_cases.CASES} - {c.rule for c in rule_cases.CASES if c.peer}
+    without = {c.rule for c in CASES} - {c.rule for c in CASES if c.peer}
     assert without == {np.amax, np.amin}  # old names of max and min
 
 

@@ -1,0 +1,49 @@
+"""The language model in the package: 221,184 ternary weights, trained on the book beside it.
+
+    recipe            221k, b1.58, seed 0: two million characters, one thread
+    held-out text     1.739 nats a character
+    file              96 KB, 32 KB of it the float32 embedding of 83 characters
+
+It has short words, the book's punctuation and its line breaks, and nothing to say. It is the run of
+seed 0 of ``minibit experiment language`` (``chapters/results/language.json``), by ``minibit
+convert``. Training again,
+
+    train_language(recipe("221k", "b1.58"), seed=0)
+
+gives another model of about that loss (the three seeds have 1.737 +- 0.011): the last bits of a
+training run's floats are the machine's.
+
+May import: minibit.checkpoint, minibit.transformer, minibit.language.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from minibit.checkpoint import load_bitnet
+from minibit.language.characters import Vocabulary, shipped_text
+from minibit.transformer import BitNetModel
+
+__all__ = ["shipped_model"]
+
+
+def shipped_model() -> tuple[BitNetModel, Vocabulary]:
+    """Return the language model in the package, ready to write, and its characters.
+
+    Returns
+    -------
+    model : BitNetModel
+        Of packed ternary projections.
+    vocabulary : Vocabulary
+        That of `shipped_text`.
+
+    Examples
+    --------
+    >>> model, vocabulary = shipped_model()
+    >>> model.config.layers, model.nbytes, len(vocabulary)
+    (2, 106240, 83)
+    """
+    vocabulary, _, _ = shipped_text()
+    place = resources.files("minibit").joinpath("data", "language_model")
+    with resources.as_file(place) as folder:
+        return load_bitnet(folder), vocabulary
