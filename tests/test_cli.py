@@ -24,36 +24,13 @@ from minibit.steps import StepLog, compact
 
 typer = pytest.importorskip("typer")
 
-from typer.testing import CliRunner  # noqa: E402
-
+from commands import answer, call, refused  # noqa: E402
 from minibit import bench, plots, training  # noqa: E402
 from minibit.cli import chapters as chapters_command  # noqa: E402
-from minibit.cli.app import app  # noqa: E402
 from minibit.cli.common import BadUse, kilobytes, whole_numbers  # noqa: E402
 from minibit.cli.train import _columns, _Run, clock  # noqa: E402
 
 STEPS = 6
-
-
-def call(*words: object):
-    """Run a command in this process."""
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def answer(*words: object, status: int = 0) -> dict:
-    """Run a command with --json and return the object of its last line."""
-    done = call(*words, "--json")
-    assert done.exit_code == status, done.output
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def refused(*words: object, status: int = 2) -> str:
-    """Run a command that must fail; return its one sentence."""
-    done = call(*words)
-    assert done.exit_code == status, done.output
-    assert "Traceback" not in done.output
-    assert isinstance(done.exception, SystemExit | None)
-    return done.stderr
 
 
 def spawn(*words: object, **settings) -> subprocess.Popen:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,34 +23,15 @@ from minibit.transformer import (
 
 typer = pytest.importorskip("typer")
 
-from typer.testing import CliRunner  # noqa: E402
-
+import commands  # noqa: E402
 from minibit.cli import convert as module  # noqa: E402
-from minibit.cli.app import app  # noqa: E402
 
 CONFIG = BitNetConfig(11, 256, 256, layers=1, heads=4, kv_heads=2, max_positions=64, bos=1, eos=2)
 TOKENIZER = '{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"é": 0}}}'
 TOKENS = np.arange(24).reshape(2, 12) % 11
-
-
-def call(*words):
-    """Run the command in this process."""
-    return CliRunner().invoke(app, ["convert", *map(str, words)])
-
-
-def answer(*words):
-    """Run the command with --json and return the object of its last line."""
-    done = call(*words, "--json")
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def refused(*words, status=2):
-    """Run a command that must fail; return its one sentence."""
-    done = call(*words)
-    assert done.exit_code == status, done.output
-    assert "Traceback" not in done.output
-    return done.stderr
+call, answer, refused = (
+    partial(run, "convert") for run in (commands.call, commands.answer, commands.refused)
+)
 
 
 def tree(folder):

@@ -17,10 +17,8 @@ from minibit.transformer import BitNetConfig, init_params
 typer = pytest.importorskip("typer")
 tokenizers = pytest.importorskip("tokenizers")
 
-from typer.testing import CliRunner  # noqa: E402
-
+from commands import answer, call, refused  # noqa: E402
 from minibit.cli import language  # noqa: E402
-from minibit.cli.app import app  # noqa: E402
 from minibit.cli.texts import (  # noqa: E402
     TEMPLATES,
     Bytes,
@@ -87,27 +85,6 @@ def bytes_folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "bytes"
     random_checkpoint(path, BitNetConfig(256, 64, 192, 2, heads=4, kv_heads=2, max_positions=120))
     return path
-
-
-def call(*words: object, typed: str = ""):
-    """Run a command in this process."""
-    return CliRunner().invoke(app, [str(word) for word in words], input=typed)
-
-
-def answer(*words: object, typed: str = "", status: int = 0) -> dict:
-    """Run a command with --json and return the object of its last line."""
-    done = call(*words, "--json", typed=typed)
-    assert done.exit_code == status, done.output
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def refused(*words: object, status: int = 2) -> str:
-    """Run a command that must fail; return its one sentence."""
-    done = call(*words)
-    assert done.exit_code == status, done.output
-    assert "Traceback" not in done.output
-    assert isinstance(done.exception, SystemExit | None)
-    return done.stderr
 
 
 # --- Whole characters
