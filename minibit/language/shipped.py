@@ -40,8 +40,8 @@ def shipped_model() -> tuple[BitNetModel, Vocabulary]:
     Examples
     --------
     >>> model, vocabulary = shipped_model()
-    >>> model.config.layers, model.nbytes, len(vocabulary)
-    (2, 106240, 83)
+    >>> model.config.layers, model.config.hidden_size, len(vocabulary)
+    (2, 96, 83)
     """
     vocabulary, _, _ = shipped_text()
     place = resources.files("minibit").joinpath("data", "language_model")
