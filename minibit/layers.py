@@ -11,7 +11,7 @@ where they use them. `minibit.dual.jvp` differentiates every function here as it
 float32 copies of the weights. float32 in, float32 out; integer inputs (pixels) become float32, and
 what holds no real numbers is a TypeError.
 
-May import: numpy, minibit.dual, minibit.ternary.
+May import: numpy, minibit.dual, minibit.ternary, minibit.absmean.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.absmean import fake_quant_activation
+from minibit.dual import stop_gradient
 from minibit.ternary import check_codes
 
 __all__ = [
+    "ACTIVATIONS",
     "cross_entropy",
     "init_mlp",
     "layer_norm",
@@ -35,6 +38,9 @@ __all__ = [
     "squared_relu",
     "ternary_linear",
 ]
+
+ACTIVATIONS = ("float", "int8")
+"""What the layers of `mlp` may hand on."""
 
 Array = NDArray[Any]  # or a Dual, which behaves like one
 
@@ -267,6 +273,7 @@ def mlp(
     logit_scale: float = 1.0,
     eps: float = 1e-5,
     linear: Callable[[Array, Array], Array] = ternary_linear,
+    activations: Literal["float", "int8"] = "float",
 ) -> Array:
     """Run the ternary multi-layer perceptron of noise_step; return its logits.
 
@@ -285,6 +292,10 @@ def mlp(
         As in `layer_norm`.
     linear : callable (h, W) -> h W^T
         What multiplies; gets every weight as it stands in `params`.
+    activations : "float" or "int8"
+        What the hidden layers hand on to one another. With ``"int8"`` all but the last of them
+        round what layer norm returns, a sample to its own scale (`fake_quant_activation`):
+        ``h <- relu(codes / scale)``.
 
     Returns
     -------
@@ -293,7 +304,16 @@ def mlp(
     Raises
     ------
     ValueError
-        If `params` is empty or not named w1, w2, ...; if shapes do not fit.
+        If `params` is empty or not named w1, w2, ...; if shapes do not fit; if `activations` is
+        unknown; if what is to be rounded is not finite.
+
+    Notes
+    -----
+    The tangent of a rounded layer is straight-through: that of its codes is that of what was
+    rounded, and where a code is 0 nothing passes. Its standard deviation counts as constant. A
+    layer norm follows, which undoes any change of scale (but for eps), and the codes of c z are
+    those of z: no change along z shows. Straight-through alone would answer one with the rounding
+    error, for it moves z where the codes over their scale are what counts.
 
     Examples
     --------
@@ -302,10 +322,24 @@ def mlp(
     array([[0.   , 1.225]], dtype=float32)
     """
     *hidden, last = _in_order(params)
+    if activations not in ACTIVATIONS:
+        names = " or ".join(map(repr, ACTIVATIONS))
+        raise ValueError(f"activations must be {names}, got {activations!r}")
     h = x
-    for w in hidden:
-        h = relu(layer_norm(linear(h, w), eps))  # (..., n_out)
+    for layer, w in enumerate(hidden):
+        z = linear(h, w)  # (..., n_out)
+        rounded = activations == "int8" and layer + 1 < len(hidden)
+        h = relu(_rounded_norm(z, eps) if rounded else layer_norm(z, eps))
     return logit_scale * linear(h, last)  # (..., classes)
+
+
+def _rounded_norm(x: Array, eps: float) -> Array:
+    """Layer norm, its standard deviation held, rounded to int8 and back; straight-through."""
+    x = _normalisable(x, eps)
+    centred = x - np.mean(x, axis=-1, keepdims=True)  # (..., width)
+    variance = np.mean(centred * centred, axis=-1, keepdims=True)  # (..., 1)
+    rounded: Array = fake_quant_activation(centred / stop_gradient(np.sqrt(variance + eps)))
+    return rounded  # (..., width)
 
 
 def _in_order(params: Mapping[str, Array]) -> list[Array]:

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.datasets import Dataset, load_mnist, split
+from minibit.layers import ACTIVATIONS
 from minibit.moves import Plan, SampledStep, initial_params
 from minibit.noise import integers, uniform
 from minibit.noise_step import MLP, NoiseStep, StepResult, geometric
@@ -64,6 +65,7 @@ class Preset:
     threshold: float = 0.1  # 1 - p_y up to which a sample counts as learnt; -1: none does
     easy_share: float = 0.05  # probability with which a learnt sample is drawn; 1: as any other
     shifts: int = 5  # none and one pixel each way; 1: none
+    activations: Literal["float", "int8"] = "float"  # of the hidden layers, as in `MLP`
 
     def __post_init__(self) -> None:
         """Refuse values that no run can start from; the message names the field."""
@@ -92,6 +94,9 @@ class Preset:
             raise ValueError(f"threshold must be below 1, where 1 - p_y ends, got {self.threshold}")
         if not 0 <= self.zeros <= 1:
             raise ValueError(f"zeros must lie in [0, 1], got {self.zeros}")
+        if self.activations not in ACTIVATIONS:
+            names = " or ".join(map(repr, ACTIVATIONS))
+            raise ValueError(f"activations must be {names}, got {self.activations!r}")
         if len(self.widths) < 2:
             raise ValueError(f"widths must be at least two, inputs to classes, got {self.widths}")
 
@@ -280,6 +285,7 @@ def model_of(header: dict[str, Any]) -> MLP:
         logit_scale=recipe["logit_scale"],
         input_scale=data["input_scale"],
         input_offset=data["input_offset"],
+        activations=recipe.get("activations", "float"),  # older logs don't say
     )
 
 

@@ -1,15 +1,15 @@
-"""Forward pass and unit tangents of the ternary MLP, one sample at a time, on additions.
+"""Unit tangents of the ternary MLP and their sums, one sample at a time, on additions.
 
-Weights arrive transposed and stacked, one row an input of one layer: a nonzero input adds or
-subtracts a contiguous row; zero inputs, masked units and zero weights are skipped. A sample's whole
-state is a few kilobytes, so nothing of a batch is ever stored: every sample adds to the sums and is
+Weights arrive transposed and stacked, one row an input of one layer: a unit that is on adds or
+subtracts a contiguous row; masked units and zero weights are skipped. A sample's state, which
+`minibit.kernels.unit_forward` fills, is a few kilobytes: every sample adds to the sums and is
 forgotten.
 
-The formulas and the plain NumPy twins are in `minibit.unit_tangents`. Buffers are two-dimensional
-and functions take (buffer, row) rather than views: a view costs an atomic reference count, which
-two threads would fight over. Row numbers of the scratch buffer are named below.
+The formulas are in `minibit.unit_tangents`, the plain NumPy twins in `minibit.unit_reference`.
+Buffers are passed as (buffer, row), see `minibit.kernels.unit_forward`; row numbers of the scratch
+buffer are named below.
 
-May import: numpy, numba.
+May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations
@@ -17,39 +17,21 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from minibit.kernels.unit_forward import (
+    SCRATCH_ROWS,
+    add_rows,
+    forward_one,
+    recall_one,
+    row_size,
+    softmax,
+)
+
+__all__ = ["direction_sums", "list_columns", "row_size", "unit_sums"]
+
 # Inner functions use buffers that their callers own, so they need no reference counts (_nrt=False).
 _inner = {"cache": True, "nogil": True, "forceinline": True, "_nrt": False}
 _fast = {"reassoc", "contract", "nsz"}
-_Z, _U, _V, _KEPT, _START, SCRATCH_ROWS = 0, 1, 2, 3, 4, 5
-
-
-@njit(cache=True, nogil=True)
-def row_size(widths):
-    """Entries of a buffer's row: the widest layer's, and one that compaction may overwrite."""
-    return widths.max() + 1
-
-
-@njit(**_inner, fastmath=_fast)
-def _add_rows(out, ro, wt, first, index, ri, value, rv, count, width):
-    """out[ro] = sum_c value[rv, c] * wt[first + index[ri, c]]: four rows at a time."""
-    for o in range(width):
-        out[ro, o] = np.float32(0)
-    c = 0
-    while c + 4 <= count:
-        i0, i1 = first + index[ri, c], first + index[ri, c + 1]
-        i2, i3 = first + index[ri, c + 2], first + index[ri, c + 3]
-        a0, a1 = value[rv, c], value[rv, c + 1]
-        a2, a3 = value[rv, c + 2], value[rv, c + 3]
-        for o in range(width):
-            out[ro, o] += (a0 * np.float32(wt[i0, o]) + a1 * np.float32(wt[i1, o])) + (
-                a2 * np.float32(wt[i2, o]) + a3 * np.float32(wt[i3, o])
-            )
-        c += 4
-    while c < count:
-        i0, a0 = first + index[ri, c], value[rv, c]
-        for o in range(width):
-            out[ro, o] += a0 * np.float32(wt[i0, o])
-        c += 1
+_U, _V, _KEPT, _START = 1, 2, 3, 4
 
 
 @njit(**_inner)
@@ -76,123 +58,14 @@ def _count_rows(out, wt, first, index, ri, count, sign, width):
 
 
 @njit(**_inner, fastmath=_fast)
-def _norm_relu(z, rz, z_hat, h, on, row, width, eps):
-    """z_hat = (z - mean) r, h = relu(z_hat), on = z_hat > 0; return r = 1 / sqrt(var + eps)."""
-    total = np.float32(0)
-    for o in range(width):
-        total += z[rz, o]
-    mean = total / np.float32(width)
-    var = np.float32(0)
-    for o in range(width):
-        d = z[rz, o] - mean
-        var += d * d
-    r = np.float32(1.0 / np.sqrt(var / np.float32(width) + eps))
-    for o in range(width):
-        v = (z[rz, o] - mean) * r
-        z_hat[row, o] = v
-        h[row, o] = max(v, np.float32(0))
-        on[row, o] = v > 0
-    return r
-
-
-@njit(**_inner)
-def _nonzeros(values, row, index, kept, target, width):
-    """Compact the nonzero entries of values[row] into row `target`; return how many there are."""
-    count = 0
-    for k in range(width):
-        v = values[row, k]
-        index[target, count] = k
-        kept[target, count] = v
-        count += v != 0
-    return count
-
-
-@njit(**_inner)
-def _bytes(x, b, index, kept, width):
-    """Compact the nonzero entries of sample b, eight at a time: most of an image is empty."""
-    count = 0
-    for block in range(0, width // 8 * 8, 8):
-        some = x[b, block] != 0
-        for k in range(1, 8):
-            some |= x[b, block + k] != 0
-        if some:
-            for k in range(8):
-                v = x[b, block + k]
-                index[0, count] = block + k
-                kept[0, count] = v
-                count += v != 0
-    for k in range(width // 8 * 8, width):
-        v = x[b, k]
-        index[0, count] = k
-        kept[0, count] = v
-        count += v != 0
-    return count
-
-
-@njit(**_inner, fastmath=_fast)
-def _product(out, ro, w, u, ru, width, scale):
-    """out[ro] = scale * (w u[ru]) by dot products, for the few rows of the last layer."""
-    for c in range(w.shape[0]):
-        total = np.float32(0)
-        for o in range(width):
-            total += u[ru, o] * w[c, o]
-        out[ro, c] = scale * total
-
-
-@njit(**_inner)
-def _forward(
-    x, b, wt, first, widths, w_out, base, scale, logit_scale, eps,
-    z_hat, h, on, r, index, value, counts, scratch, logits, out,
-):  # fmt: skip
-    """Logits of sample b into logits[out]; row l of index, value, counts is layer l's input."""
-    top = widths.size - 2  # layers are numbered 0 .. top, the last one gives the logits
-    counts[0] = _bytes(x, b, index, value, widths[0])
-    for layer in range(max(top, 1)):
-        width = widths[layer + 1]
-        _add_rows(
-            scratch, _Z, wt, first[layer], index, layer, value, layer, counts[layer], width
-        )  # fmt: skip
-        if layer == 0:
-            for o in range(width):
-                scratch[_Z, o] = scale * scratch[_Z, o] + base[o]
-        if top == 0:
-            for o in range(width):
-                logits[out, o] = logit_scale * scratch[_Z, o]
-            return
-        r[layer] = _norm_relu(scratch, _Z, z_hat, h, on, layer, width, eps)
-        counts[layer + 1] = _nonzeros(h, layer, index, value, layer + 1, width)
-    _product(logits, out, w_out, h, top - 1, widths[top], logit_scale)
-
-
-@njit(**_inner)
-def _softmax(logits, row, label, g):
-    """Fill g = softmax - onehot; return (loss, 1 - p_label, whether label is the argmax)."""
-    classes = g.size
-    best = 0
-    for o in range(1, classes):
-        if logits[row, o] > logits[row, best]:
-            best = o
-    total = 0.0
-    for o in range(classes):
-        total += np.exp(np.float64(logits[row, o]) - np.float64(logits[row, best]))
-    others = 0.0
-    for o in range(classes):
-        p = np.exp(np.float64(logits[row, o]) - np.float64(logits[row, best])) / total
-        g[o] = p
-        if o != label:
-            others += p
-    g[label] = -others  # p - 1 without cancellation
-    loss = np.log(total) - (np.float64(logits[row, label]) - np.float64(logits[row, best]))
-    return loss, np.float32(others), best == label
-
-
-@njit(**_inner, fastmath=_fast)
 def _layer_norm_terms(u, ru, z_hat, layer, width, a, b):
     """mean(u) A + mean(z_hat u) B: what layer norm subtracts from the tangent u."""
     plain, shaped = np.float32(0), np.float32(0)
     for o in range(width):
         plain += u[ru, o]
-        shaped += u[ru, o] * z_hat[layer, o]
+    if b != 0:
+        for o in range(width):
+            shaped += u[ru, o] * z_hat[layer, o]
     return (plain * a + shaped * b) / np.float32(width)
 
 
@@ -230,7 +103,7 @@ def _follow(
             break
         for c in range(counts[k + 1]):
             scratch[_KEPT, c] = scratch[u, index[k + 1, c]]
-        _add_rows(
+        add_rows(
             scratch, spare, wt, first[k + 1], index, k + 1, scratch, _KEPT, counts[k + 1],
             widths[k + 2],
         )  # fmt: skip
@@ -242,9 +115,12 @@ def _follow(
 @njit(**_inner)
 def _corrections(
     wt, first, widths, w_out, g, logits, row, eps, logit_scale, a, b, z_hat, on, r, index, counts,
-    scratch, counted,
+    scratch, counted, rounded,
 ):  # fmt: skip
-    """A_l = F_(l+1)(W m) and B_l = F_(l+1)(W h) of every hidden layer, from the last one down."""
+    """A_l = F_(l+1)(W m) and B_l = F_(l+1)(W h) of every hidden layer, from the last one down.
+
+    If `rounded`, all B but the last are 0.
+    """
     top = widths.size - 2
     for layer in range(top - 1, -1, -1):
         if layer == top - 1:
@@ -267,15 +143,18 @@ def _corrections(
                 _START, layer + 1, wt, first, widths, w_out, g, a, b, z_hat, on, r, index, counts,
                 scratch,
             )  # fmt: skip
-            b[layer] = eps * r[layer + 1] * r[layer + 1] * b[layer + 1]
+            b[layer] = np.float32(0)
+            if not rounded:
+                b[layer] = eps * r[layer + 1] * r[layer + 1] * b[layer + 1]
 
 
 @njit(**_inner, fastmath=_fast)
 def _column_terms(z_hat, layer, wt, row, width, total, a, b):
     """Return `_layer_norm_terms` of a ternary tangent whose sum is known."""
     shaped = np.float32(0)
-    for o in range(width):
-        shaped += z_hat[layer, o] * np.float32(wt[row, o])
+    if b != 0:
+        for o in range(width):
+            shaped += z_hat[layer, o] * np.float32(wt[row, o])
     return (total * a + shaped * b) / np.float32(width)
 
 
@@ -355,26 +234,6 @@ def list_columns(wt, first, widths, units, n_units, columns, column_sizes):
             q += 1
 
 
-@njit(cache=True, nogil=True)
-def forward(
-    x, y, wt, first, widths, w_out, base, scale, logit_scale, eps, logits, loss, hardness, correct
-):  # fmt: skip
-    """Forward pass of a batch: fill logits (batch, classes), loss, 1 - p_y and correct (batch,)."""
-    hidden, wide = widths.size - 2, wt.shape[1]
-    tall = row_size(widths)
-    z_hat, h = np.empty((hidden, wide), np.float32), np.empty((hidden, wide), np.float32)
-    on, r = np.empty((hidden, wide), np.uint8), np.empty(hidden, np.float32)
-    index, value = np.empty((hidden + 1, tall), np.int32), np.empty((hidden + 1, tall), np.float32)
-    counts, scratch = np.empty(hidden + 1, np.int64), np.empty((SCRATCH_ROWS, tall), np.float32)
-    g = np.empty(logits.shape[1], np.float32)
-    for b in range(x.shape[0]):
-        _forward(
-            x, b, wt, first, widths, w_out, base, scale, logit_scale, eps, z_hat, h, on, r, index,
-            value, counts, scratch, logits, b,
-        )  # fmt: skip
-        loss[b], hardness[b], correct[b] = _softmax(logits, b, y[b], g)
-
-
 @njit(**_inner, fastmath=_fast)
 def _accumulate(sums, squares, entries, t, widths, n_units):
     """Add t_j h_i and its square for four samples: rows of sums are units, columns their inputs."""
@@ -405,13 +264,16 @@ def _entries(x, b, h, widths, scale, offset, entries, row):
 
 @njit(cache=True, nogil=True)
 def unit_sums(
-    x, y, weight, wt, first, widths, w_out, base, scale, offset, logit_scale, eps, threshold, units,
-    n_units, columns, column_sizes, sums, squares, loss, hardness, correct,
+    x, y, weight, wt, first, widths, w_out, base, scale, offset, logit_scale, eps, rounded, state,
+    threshold, units, n_units, columns, column_sizes, sums, squares, loss, hardness, correct,
 ):  # fmt: skip
-    """Add every sample's w t_j h_i, and its square, to sums and squares (units, widest input)."""
+    """Add every sample's w t_j h_i, and its square, to sums and squares (units, widest input).
+
+    If `rounded`, the batch's states are there already: see `minibit.kernels.unit_forward`.
+    """
     hidden, wide = widths.size - 2, wt.shape[1]
     tall = row_size(widths)
-    z_hat, h = np.empty((hidden, wide), np.float32), np.empty((hidden, wide), np.float32)
+    z_hat, h = np.zeros((hidden, wide), np.float32), np.empty((hidden, wide), np.float32)
     on, r = np.empty((hidden, wide), np.uint8), np.empty(hidden, np.float32)
     index, value = np.empty((hidden + 1, tall), np.int32), np.empty((hidden + 1, tall), np.float32)
     counts, scratch = np.empty(hidden + 1, np.int64), np.empty((SCRATCH_ROWS, tall), np.float32)
@@ -422,18 +284,23 @@ def unit_sums(
     entries = np.zeros((4, hidden + 1, tall), np.float32)
     filled = 0
     for b in range(x.shape[0]):
-        _forward(
-            x, b, wt, first, widths, w_out, base, scale, logit_scale, eps, z_hat, h, on, r, index,
-            value, counts, scratch, logits, 0,
-        )  # fmt: skip
-        loss[b], hardness[b], correct[b] = _softmax(logits, 0, y[b], g)
+        if rounded:
+            recall_one(
+                b, state, widths, w_out, logit_scale, z_hat, h, on, r, index, value, counts, logits
+            )
+        else:
+            forward_one(
+                x, b, wt, first, widths, w_out, base, scale, logit_scale, eps, z_hat, h, on, r,
+                index, value, counts, scratch, logits, 0,
+            )  # fmt: skip
+        loss[b], hardness[b], correct[b] = softmax(logits, 0, y[b], g)
         if hardness[b] <= threshold:
             continue
         for c in range(g.size):
             g[c] *= logit_scale
         _corrections(
             wt, first, widths, w_out, g, logits, 0, eps, logit_scale, a, b_terms, z_hat, on, r,
-            index, counts, scratch, counted,
+            index, counts, scratch, counted, rounded,
         )  # fmt: skip
         q = 0
         for layer in range(hidden + 1):
@@ -454,9 +321,9 @@ def unit_sums(
 
 @njit(cache=True, nogil=True)
 def direction_sums(
-    x, y, weight, wt, first, widths, w_out, base, scale, offset, logit_scale, eps, threshold, units,
-    n_units, columns, column_sizes, offsets, unit_index, input_index, signs, sums, squares, loss,
-    hardness, correct,
+    x, y, weight, wt, first, widths, w_out, base, scale, offset, logit_scale, eps, rounded, state,
+    threshold, units, n_units, columns, column_sizes, offsets, unit_index, input_index, signs, sums,
+    squares, loss, hardness, correct,
 ):  # fmt: skip
     """Add every sample's alignment with each sparse direction, and its square, to sums and squares.
 
@@ -465,7 +332,7 @@ def direction_sums(
     """
     hidden, wide = widths.size - 2, wt.shape[1]
     tall = row_size(widths)
-    z_hat, h = np.empty((hidden, wide), np.float32), np.empty((hidden, wide), np.float32)
+    z_hat, h = np.zeros((hidden, wide), np.float32), np.empty((hidden, wide), np.float32)
     on, r = np.empty((hidden, wide), np.uint8), np.empty(hidden, np.float32)
     index, value = np.empty((hidden + 1, tall), np.int32), np.empty((hidden + 1, tall), np.float32)
     counts, scratch = np.empty(hidden + 1, np.int64), np.empty((SCRATCH_ROWS, tall), np.float32)
@@ -476,18 +343,23 @@ def direction_sums(
     entries = np.empty((1, hidden + 1, tall), np.float32)
     flat = entries.reshape(-1)
     for b in range(x.shape[0]):
-        _forward(
-            x, b, wt, first, widths, w_out, base, scale, logit_scale, eps, z_hat, h, on, r, index,
-            value, counts, scratch, logits, 0,
-        )  # fmt: skip
-        loss[b], hardness[b], correct[b] = _softmax(logits, 0, y[b], g)
+        if rounded:
+            recall_one(
+                b, state, widths, w_out, logit_scale, z_hat, h, on, r, index, value, counts, logits
+            )
+        else:
+            forward_one(
+                x, b, wt, first, widths, w_out, base, scale, logit_scale, eps, z_hat, h, on, r,
+                index, value, counts, scratch, logits, 0,
+            )  # fmt: skip
+        loss[b], hardness[b], correct[b] = softmax(logits, 0, y[b], g)
         if hardness[b] <= threshold:
             continue
         for c in range(g.size):
             g[c] *= logit_scale
         _corrections(
             wt, first, widths, w_out, g, logits, 0, eps, logit_scale, a, b_terms, z_hat, on, r,
-            index, counts, scratch, counted,
+            index, counts, scratch, counted, rounded,
         )  # fmt: skip
         q = 0
         for layer in range(hidden + 1):
