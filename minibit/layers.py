@@ -28,7 +28,6 @@ from minibit.dual import stop_gradient
 from minibit.ternary import check_codes
 
 __all__ = [
-    "ACTIVATIONS",
     "cross_entropy",
     "init_mlp",
     "layer_norm",
@@ -309,11 +308,11 @@ def mlp(
 
     Notes
     -----
-    The tangent of a rounded layer is straight-through: that of its codes is that of what was
-    rounded, and where a code is 0 nothing passes. Its standard deviation counts as constant. A
-    layer norm follows, which undoes any change of scale (but for eps), and the codes of c z are
-    those of z: no change along z shows. Straight-through alone would answer one with the rounding
-    error, for it moves z where the codes over their scale are what counts.
+    The tangent of a rounded layer is straight-through: its codes answer as what was rounded does,
+    and where a code is 0 nothing passes. Its standard deviation counts as constant: another norm
+    follows, so the term left out, along the layer's own output, shows behind that norm through eps
+    and the rounding errors only. On noise_step's network it is below a thousandth of the largest
+    alignment, where rounding itself moves alignments by a tenth.
 
     Examples
     --------

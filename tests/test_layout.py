@@ -24,7 +24,13 @@ ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "absmean": (4, ()),
     "layers": (5, ()),
     "noise": (6, ("philox", "density", "subsets")),
-    "noise_step": (7, ("moves", "unit_tangents", "alignments")),
+    "noise_step": (
+        7,
+        (
+            *("moves", "perceptron", "unit_reference", "unit_states", "unit_tangents"),
+            "alignments",
+        ),
+    ),
     "steps": (8, ("logfile", "logcodes", "replay", "netmoves", "edits")),
     "tape": (9, ("transposes", "recorder", "optimizers")),
     "transformer": (
@@ -58,7 +64,8 @@ ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "cluster": (15, ()),
 }
 SUPPORT = (
-    *("training", "language", "datasets", "counting", "plots", "cli", "bench", "experiments"),
+    *("training", "presets", "resampling", "training_log"),
+    *("language", "datasets", "counting", "plots", "cli", "bench", "experiments"),
     "conformance",
 )
 ROW = {name: row for room, (row, parts) in ROOMS.items() for name in (room, *parts)}

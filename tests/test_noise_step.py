@@ -1,13 +1,24 @@
 """Training in ternary without backpropagation, stated as laws."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from minibit.layers import cross_entropy, squared_relu, ternary_linear
+from minibit.absmean import absmax_quantize, fake_quant_activation
+from minibit.kernels import compiled, supported
+from minibit.layers import (
+    ACTIVATIONS,
+    cross_entropy,
+    layer_norm,
+    mlp,
+    relu,
+    squared_relu,
+    ternary_linear,
+)
 from minibit.moves import (
     Plan,
     SampledStep,
@@ -75,20 +86,37 @@ def some_directions(params, seed, count=7):
     return offsets, positions, rng.choice(np.array([-1, 1], np.int8), positions.size)
 
 
-def model_for(shape):
+kinds = st.sampled_from(ACTIVATIONS)
+
+
+def model_for(shape, activations="float"):
     """Constants that keep the logits of a small network in range."""
-    return MLP(logit_scale=1 / max(1, shape[-2]) ** 0.5, input_scale=0.0127, input_offset=-0.42)
+    return MLP(
+        logit_scale=1 / max(1, shape[-2]) ** 0.5,
+        input_scale=0.0127,
+        input_offset=-0.42,
+        activations=activations,
+    )
 
 
 def clear(model, params, x, y, threshold=-1.0):
-    """Whether no pre-activation sits on the ReLU's kink, and no sample on the threshold.
+    """Whether no pre-activation sits on the ReLU's kink or half between two codes.
 
-    There float32 and float64 may fall on different sides, and both are right.
+    Nor a sample on the threshold. There float32 and float64 may fall on different sides, and both
+    are right.
     """
     h = model.input_scale * x.astype(np.float64) + model.input_offset
-    for w in list(params.values())[:-1]:
+    *hidden, _ = params.values()
+    for layer, w in enumerate(hidden):
         z = h @ w.T
         z_hat = (z - z.mean(1, keepdims=True)) / np.sqrt(z.var(1, keepdims=True) + model.eps)
+        if model.activations == "int8" and layer + 1 < len(hidden):
+            absmax = np.abs(z_hat).max(1, keepdims=True)
+            scaled = 127 * z_hat / absmax
+            if absmax.min() < 0.01 or np.abs(scaled - np.floor(scaled) - 0.5).min() < 2e-4:
+                return False
+            h = np.maximum(np.rint(scaled), 0) * absmax / 127
+            continue
         if np.abs(z_hat).min() < 1e-4:
             return False
         h = np.maximum(z_hat, 0)
@@ -106,11 +134,11 @@ def agree(found, expected, bound):
 
 
 @settings(max_examples=25)
-@given(widths, st.integers(0, 1000))
-def test_unit_tangents_equal_the_jvp_of_the_plain_model(shape, seed):
+@given(widths, st.integers(0, 1000), kinds)
+def test_unit_tangents_equal_the_jvp_of_the_plain_model(shape, seed, activations):
     """Weights into a unit: fast path against float64 duals, within 1e-5 of the largest."""
-    params, x, y, weight = problem(shape, seed)
-    model, units = model_for(shape), some_units(params, seed)
+    params, x, y, weight = problem(shape, seed, batch=32 if activations == "float" else 6)
+    model, units = model_for(shape, activations), some_units(params, seed)
     assume(clear(model, params, x, y))
     fast = unit_sums(model, params, x, y, weight, units)
     plain = unit_sums_by_jvp(model, params, x.astype(float), y, weight, units, dtype=np.float64)
@@ -121,11 +149,11 @@ def test_unit_tangents_equal_the_jvp_of_the_plain_model(shape, seed):
 
 
 @settings(max_examples=25)
-@given(widths, st.integers(0, 1000))
-def test_sparse_directions_equal_the_jvp_of_the_plain_model(shape, seed):
+@given(widths, st.integers(0, 1000), kinds)
+def test_sparse_directions_equal_the_jvp_of_the_plain_model(shape, seed, activations):
     """Alignments of sparse perturbations: fast path against float64 duals, 1e-5 of the largest."""
-    params, x, y, weight = problem(shape, seed)
-    model, directions = model_for(shape), some_directions(params, seed)
+    params, x, y, weight = problem(shape, seed, batch=32 if activations == "float" else 6)
+    model, directions = model_for(shape, activations), some_directions(params, seed)
     assume(clear(model, params, x, y))
     fast = direction_sums(model, params, x, y, weight, *directions)
     plain = direction_sums_by_jvp(
@@ -137,11 +165,11 @@ def test_sparse_directions_equal_the_jvp_of_the_plain_model(shape, seed):
 
 
 @settings(max_examples=25)
-@given(widths, st.integers(0, 1000), st.sampled_from([-1.0, 0.4, 0.8]))
-def test_the_kernels_equal_their_references(shape, seed, threshold):
+@given(widths, st.integers(0, 1000), st.sampled_from([-1.0, 0.4, 0.8]), kinds)
+def test_the_kernels_equal_their_references(shape, seed, threshold, activations):
     """Same sums from one sample at a time as from whole batches, easy samples left out of both."""
-    params, x, y, weight = problem(shape, seed)
-    model, units = model_for(shape), some_units(params, seed)
+    params, x, y, weight = problem(shape, seed, batch=32 if activations == "float" else 6)
+    model, units = model_for(shape, activations), some_units(params, seed)
     directions = some_directions(params, seed)
     assume(clear(model, params, x, y, threshold))
     for fast, plain in (
@@ -159,12 +187,15 @@ def test_the_kernels_equal_their_references(shape, seed, threshold):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("activations", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
-def test_the_papers_network_agrees_on_every_input_type(dtype):
+def test_the_papers_network_agrees_on_every_input_type(dtype, activations):
     """784-256-256-256-10 at 1e-5 of the largest alignment, pixels or floats."""
     shape = (784, 256, 256, 256, 10)
-    params, x, y, weight = problem(shape, 3, batch=24, zeros=0.7)
-    model = MLP(logit_scale=0.12, input_scale=0.0127, input_offset=-0.42)
+    seed, batch = (3, 24) if activations == "float" else (4, 8)
+    params, x, y, weight = problem(shape, seed, batch=batch, zeros=0.7)
+    model = MLP(0.12, input_scale=0.0127, input_offset=-0.42, activations=activations)
+    assert activations == "float" or clear(model, params, x, y)
     units = [np.array([0, 9, 255]), np.array([7, 200]), np.array([5]), np.array([0, 9])]
     fast = unit_sums(model, params, x.astype(dtype), y, weight, units)
     plain = unit_sums_by_jvp(model, params, x.astype(float), y, weight, units, dtype=np.float64)
@@ -172,19 +203,122 @@ def test_the_papers_network_agrees_on_every_input_type(dtype):
     agree(fast.squares, plain.squares, 1e-5)
 
 
-def test_sums_do_not_depend_on_the_number_of_threads():
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+def test_sums_do_not_depend_on_the_number_of_threads(activations, monkeypatch):
     """A batch is always cut in the same parts: equal to the bit on 1, 2 and 5 threads."""
-    params, x, y, weight = problem((40, 30, 20, 7), 1, batch=101)
-    units = some_units(params, 1)
+    monkeypatch.setattr("minibit.unit_states.BLOCK", 8)
+    shape = (40, 30, 24, 20, 7)
+    params, x, y, weight = problem(shape, 1, batch=101)
+    units, model = some_units(params, 1), model_for(shape, activations)
     one, *others = (
-        unit_sums(model_for((40, 30, 20, 7)), params, x, y, weight, units, workers=n)
-        for n in (1, 2, 5)
+        unit_sums(model, params, x, y, weight, units, threshold=0.5, workers=n) for n in (1, 2, 5)
     )
     for other in others:
         for a, b in zip(
             one.alignments + one.squares, other.alignments + other.squares, strict=True
         ):
             np.testing.assert_array_equal(a, b)
+
+
+# --- int8 activations -----------------------------------------------------------------------------
+
+
+def int8_network(batch=16, seed=4):
+    """A network of uneven widths with int8 activations, and a batch for it."""
+    shape = (40, 24, 33, 20, 7)
+    return model_for(shape, "int8"), *problem(shape, seed, batch=batch)
+
+
+def test_int8_activations_are_absmax_codes_of_what_the_norms_return():
+    """Spelled out: hidden layers but the last hand on relu(codes) / scale; the last one floats."""
+    model, params, x, y, _ = int8_network()
+    h = (model.input_scale * x + model.input_offset).astype(np.float32)
+    *rounded, last, head = (w.astype(np.float32) for w in params.values())
+    for w in rounded:
+        codes, scale = absmax_quantize(layer_norm(h @ w.T, model.eps))
+        h = np.maximum(codes, 0) / scale
+    h = np.maximum(layer_norm(h @ last.T, model.eps), 0)
+    expected = model.logit_scale * h @ head.T
+    np.testing.assert_allclose(model(params, x), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(forward(model, params, x, y)[0], expected, rtol=1e-4, atol=1e-4)
+    rough = forward(replace(model, activations="float"), params, x, y)[0]
+    assert 1e-3 < np.abs(rough - expected).max() < 0.1
+
+
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+def test_networks_of_one_hidden_layer_or_none_have_nothing_to_round(activations):
+    """The last hidden layer hands floats to the logits: both kinds are one model."""
+    for shape in ((30, 20, 6), (30, 20)):
+        params, x, y, _ = problem(shape, 1)
+        a, b = (forward(model_for(shape, kind), params, x, y)[0] for kind in ("float", activations))
+        np.testing.assert_array_equal(a, b)
+
+
+def test_what_holding_the_deviations_leaves_out_is_below_the_rounding():
+    """Straight-through with whole layer norms gives the same alignments to a hundredth."""
+    model, params, x, y, weight = int8_network(batch=64)
+
+    def whole(params, x, linear=ternary_linear):
+        h = model.input_scale * x + model.input_offset
+        *rounded, last, head = params.values()
+        for w in rounded:
+            h = relu(fake_quant_activation(layer_norm(linear(h, w), model.eps)))
+        h = relu(layer_norm(linear(h, last), model.eps))
+        return model.logit_scale * linear(h, head)
+
+    args = (params, x.astype(float), y, weight, some_units(params, 0))
+    held, full, exact = (
+        unit_sums_by_jvp(f, *args, dtype=np.float64)
+        for f in (model, whole, replace(model, activations="float"))
+    )
+    agree(held.alignments, full.alignments, 0.01)
+    for layer in (0, 1):  # above them nothing is left out
+        h, f, e = (sums.alignments[layer] for sums in (held, full, exact))
+        assert 0 < np.abs(h - f).max() < 0.2 * np.abs(f - e).max()
+
+
+@pytest.mark.parametrize("path", ["portable", "avx2", "vnni", "amx"])
+def test_int8_sums_are_the_same_on_every_path_of_the_products(path, monkeypatch):
+    """Integer products are exact, so which kernel makes them does not show in a single bit."""
+    if path not in supported() or not compiled():
+        pytest.skip(f"no {path} here")
+    model, params, x, y, weight = int8_network(batch=50)
+    units = some_units(params, 0)
+    expected = unit_sums(model, params, x, y, weight, units)
+    monkeypatch.setenv("MINIBIT_KERNELS", path)
+    found = unit_sums(model, params, x, y, weight, units)
+    for a, b in zip(
+        (*found.alignments, *found.squares, found.loss),
+        (*expected.alignments, *expected.squares, expected.loss),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_float_inputs_of_whole_numbers_are_as_good_as_pixels():
+    """Pixels go through the ternary product less 128, floats through additions: the same model."""
+    model, params, x, y, _ = int8_network(batch=12)
+    x[0], x[1] = 0, 255  # the ends of the range
+    assert clear(model, params, x, y)
+    pixels, floats = (forward(model, params, v, y)[0] for v in (x, x.astype(np.float32)))
+    np.testing.assert_allclose(pixels, floats, rtol=1e-5, atol=1e-5)
+
+
+def test_int8_activations_that_are_not_finite_are_refused():
+    """No code stands for NaN: the step says so, and nothing moves."""
+    model, params, x, y, _ = int8_network()
+    stepper = NoiseStep(model, params, 0)
+    with np.errstate(over="ignore", invalid="ignore"), pytest.raises(ValueError, match="finite"):
+        stepper.step(np.full(x.shape, 1e300), y)
+    assert stepper.steps == 0
+
+
+def test_a_step_learns_with_int8_activations():
+    """Two dozen steps on one batch at least halve what is left of its loss."""
+    model, params, x, y, _ = int8_network(batch=64)
+    stepper = NoiseStep(model, params, 0, "units", units=8, rate=0.05)
+    losses = [stepper.step(x, y).loss for _ in range(24)]
+    assert losses[-1] < 0.75 * losses[0]
 
 
 def gated(params, x, linear=ternary_linear):
@@ -570,6 +704,14 @@ def test_bad_batches_are_refused_before_anything_moves(x, y, weight, match):
         stepper.step(x, y, weight=weight)
     assert stepper.steps == 0
     assert digest(stepper.params) == digest(params)
+
+
+def test_activations_of_another_kind_are_refused():
+    """By the model and by the layer function; the message says what there is."""
+    with pytest.raises(ValueError, match="activations must be 'float' or 'int8', got 'int4'"):
+        MLP(activations="int4")
+    with pytest.raises(ValueError, match="activations must be 'float' or 'int8', got 8"):
+        mlp({"w1": np.ones((2, 2), np.int8)}, np.ones((1, 2)), activations=8)
 
 
 @pytest.mark.parametrize("field", ["logit_scale", "eps"])

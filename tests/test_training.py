@@ -15,9 +15,11 @@ from minibit.datasets import Dataset, load_mnist
 from minibit.kernels import compiled
 from minibit.moves import digest, initial_params
 from minibit.noise_step import MLP
+from minibit.resampling import Pool, shifted
 from minibit.steps import StepLog
-from minibit.training import PRESETS, evaluate, model_of, train
-from minibit.training import _shifted as shifted
+from minibit.training import PRESETS, evaluate, train
+from minibit.training_log import model_of, training_header
+from minibit.unit_tangents import forward
 
 KILLS = int(os.environ.get("MINIBIT_TEST_KILLS", "3"))
 
@@ -71,6 +73,40 @@ def test_a_run_learns_and_its_log_gives_the_weights_back(tmp_path, method):
     assert result.packed_weight_bytes == -(-log.plan.size // 5)
     assert result.batch_sizes[0] == 64
     assert result.batch_sizes[-1] > 64
+
+
+@pytest.mark.parametrize("method", ["units", "sampled"])
+def test_a_log_says_which_activations_its_model_has(tmp_path, method):
+    """What is trained is what is measured: the header names the kind, a resumed run keeps it."""
+    result = run(tmp_path / "a.steps", method, activations="int8", steps=64)
+    header = StepLog.open(tmp_path / "a.steps").header
+    assert header["recipe"]["activations"] == model_of(header).activations == "int8"
+    again = train(out=tmp_path / "a.steps", resume=True, dataset=blobs(), workers=1, steps=96)
+    log, data = StepLog.open(tmp_path / "a.steps"), blobs()
+    whole = run(tmp_path / "b.steps", method, activations="int8", workers=2)
+    assert again.digest == log.verify()
+    assert log.digest(64) == result.digest == StepLog.open(tmp_path / "b.steps").digest(64)
+    assert whole.test_accuracy > 0.65
+    rounded = forward(model_of(header), log.replay(), data.test_x, data.test_y)[0]
+    assert again.test_accuracy == np.mean(rounded.argmax(axis=1) == data.test_y)
+    exact = replace(model_of(header), activations="float")
+    assert (forward(exact, log.replay(), data.test_x, data.test_y)[0] != rounded).any()
+
+
+def test_older_logs_have_float_activations(tmp_path):
+    """A header that does not say is of the one kind there was; one of no known kind is refused."""
+    run(tmp_path / "a.steps", steps=1, activations="float")
+    header = StepLog.open(tmp_path / "a.steps").header
+    older = {k: v for k, v in header["recipe"].items() if k != "activations"}
+    StepLog.create(tmp_path / "b", {**header, "recipe": older}).close()
+    assert model_of(training_header(StepLog.open(tmp_path / "b"))) == model_of(header)
+    assert train(out=tmp_path / "b", resume=True, dataset=blobs(), steps=1).steps == 1
+    assert StepLog.open(tmp_path / "b").digest() == StepLog.open(tmp_path / "a.steps").digest()
+    for kind in ("int4", 8, None, ["int8"]):
+        path = tmp_path / f"{kind}"
+        StepLog.create(path, {**header, "recipe": {**older, "activations": kind}}).close()
+        with pytest.raises(ValueError, match=r"with activations .*; known are float"):
+            train(out=path, resume=True, dataset=blobs())
 
 
 def test_a_seed_names_a_run_and_threads_do_not_matter(tmp_path):
@@ -265,6 +301,7 @@ def test_the_validation_split_is_not_trained_on(tmp_path):
         (dict(threshold=float("nan")), "threshold"),
         (dict(easy_share=1e-9), "easy_share must be at least"),
         (dict(steps=1.5), "integer"),
+        (dict(activations="int4"), "activations must be 'float' or 'int8', got 'int4'"),
         (dict(total_steps=1), "total_steps must be at least 2"),
     ],
     ids=str,
@@ -274,6 +311,19 @@ def test_bad_arguments_leave_no_file(tmp_path, fields, match):
     with pytest.raises((ValueError, TypeError), match=match):
         train(**{"out": tmp_path / "a.steps", "dataset": blobs(), "steps": 2, **fields})
     assert not list(tmp_path.iterdir())
+
+
+def test_resampling_leaves_weighted_sums_unbiased():
+    """Learnt samples are drawn a tenth as often and weigh ten times as much; hard ones weigh 1."""
+    pool = Pool(np.zeros((2, 50, 3), np.uint8), np.zeros(50, np.int64), 1, 0.1, easy_share=0.1)
+    pool.hard[:40] = 0.1  # not above the threshold: learnt
+    drawn = [pool.draw(step, 500) for step in range(8)]
+    sample, shift, weight = (np.concatenate(v) for v in zip(*drawn, strict=True))
+    easy = sample < 40
+    np.testing.assert_array_equal(weight, np.where(easy, 10, 1))
+    assert abs(easy.mean() - 4 / 14) < 0.03
+    mass = np.bincount(2 * sample + shift, weight, minlength=100) / weight.sum()
+    assert abs(mass[:80].sum() - 0.8) < 0.03
 
 
 def test_shifts_move_images_by_one_pixel_and_fill_with_zeros():

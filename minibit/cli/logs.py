@@ -2,7 +2,8 @@
 
 None of them ever changes the log that it reads.
 
-May import: minibit.datasets, minibit.training, minibit.plots, minibit.steps, minibit.cli.
+May import: minibit.datasets, minibit.training, minibit.training_log, minibit.plots,
+minibit.steps, minibit.cli.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from minibit.cli.common import (
 from minibit.datasets import Dataset, load_mnist, split
 from minibit.moves import digest as digest_of
 from minibit.steps import StepLog, compact
-from minibit.training import training_header
+from minibit.training_log import training_header
 
 Log = Annotated[Path, typer.Argument(metavar="LOG", help="A log that `minibit train` wrote.")]
 Data = Annotated[
@@ -194,6 +195,7 @@ def info(log_path: Log, as_json: Json = False) -> None:
             "seed": plan.seed,
             "layers": ", ".join("x".join(map(str, shape)) for shape in plan.shapes),
             "weights": f"{plan.size:,}",
+            "activations": recipe.get("activations", "float") if recipe else "unknown",
             "steps": f"{len(log)} (records of up to 32: {len(log.records)})",
             "data": f"{source.get('name', 'unknown')}, split {source.get('split', 'unknown')}",
         }
@@ -332,7 +334,7 @@ def _accuracy(
 ) -> float:
     """Share of samples that the log's model, with these weights, labels right."""
     from minibit.training import evaluate as share_right
-    from minibit.training import model_of
+    from minibit.training_log import model_of
 
     return share_right(params, model_of(log.header), x, y)
 

@@ -1,6 +1,7 @@
 """``minibit train``: the main job, with its progress, and a log that outlives it.
 
-May import: minibit.datasets, minibit.training, minibit.plots, minibit.steps, minibit.cli.
+May import: minibit.datasets, minibit.training, minibit.training_log, minibit.plots,
+minibit.steps, minibit.cli.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from minibit.cli.common import (
 from minibit.cli.logs import along_the_run
 from minibit.datasets import Dataset, load_mnist
 from minibit.steps import StepLog
+from minibit.training_log import training_header
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -318,7 +320,7 @@ def _check_resumed(
 ) -> None:
     """Refuse options that a resumed log has settled otherwise."""
     log = StepLog.open(path)
-    header = training.training_header(log)
+    header = training_header(log)
     settled = {
         "--preset": header["recipe"]["preset"],
         "--seed": log.plan.seed,

@@ -27,16 +27,11 @@ from minibit.layers import cross_entropy, mlp, ternary_linear
 from minibit.noise import integers, uniform
 from minibit.noise_step import MLP, digest
 from minibit.philox import BATCH, INITIAL
+from minibit.presets import PRESETS, SHIFTS
 from minibit.steps import StepLog
 from minibit.tape import Adam, value_and_grad
-from minibit.training import (
-    MNIST_MEAN,
-    MNIST_STD,
-    PRESETS,
-    SHIFTS,
-    evaluate,
-    train,
-)
+from minibit.training import evaluate, train
+from minibit.training_log import MNIST_MEAN, MNIST_STD, model_of
 
 __all__ = ["RUNS", "STEPS", "straight_through_run", "ternary", "train_mlp"]
 
@@ -124,10 +119,10 @@ def _codes(latent: dict[str, NDArray[Any]]) -> Codes:
     return {name: ternary(w).astype(np.int8) for name, w in latent.items()}
 
 
-def accuracy(codes: Codes) -> float:
+def accuracy(codes: Codes, model: MLP = MODEL) -> float:
     """Share of the test images that ternary weights name rightly."""
     data = load_mnist()
-    return evaluate(codes, MODEL, data.test_x, data.test_y.astype(np.int64), workers=1)
+    return evaluate(codes, model, data.test_x, data.test_y.astype(np.int64), workers=1)
 
 
 def train_mlp(seeds: Sequence[int], say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -164,8 +159,9 @@ def _noise_step(seed: int) -> tuple[Codes, list[tuple[int, float, float]]]:
         log = StepLog.open(path)
         share = np.cumsum(done.step_seconds) / np.sum(done.step_seconds)
         marks = [2**k for k in range(done.steps.bit_length()) if 2**k < done.steps]
+        model = model_of(log.header)
         curve = [
-            (n, float(done.cpu_seconds * share[n - 1]), accuracy(log.replay(n)))
+            (n, float(done.cpu_seconds * share[n - 1]), accuracy(log.replay(n), model))
             for n in [*marks, done.steps]
         ]
         return log.replay(), curve

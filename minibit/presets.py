@@ -1,0 +1,92 @@
+"""Presets: every hyper-parameter of a training run, under a name.
+
+May import: minibit.layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from minibit.layers import ACTIVATIONS
+
+__all__ = ["PRESETS", "SHIFTS", "Preset"]
+
+SHIFTS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # rows, columns
+LEAST_SHARE = 1e-3  # a batch of learnt samples takes 1 / easy_share times its size of draws
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Every hyper-parameter of a run. Pairs run geometrically from the first step to the last."""
+
+    method: Literal["sampled", "units"]
+    steps: int
+    batch: tuple[int, int]
+    logit_scale: float = 0.12
+    zeros: float = 0.7  # share of zeros in the initial weights
+    widths: tuple[int, ...] = (784, 256, 256, 256, 10)
+    perturbations: int = 128
+    density: tuple[float, float] = (6e-5, 3.7e-6)
+    density_by_loss: tuple[
+        tuple[float, float], ...
+    ] = ()  # (loss below which, density): the paper's
+    score: Literal["absolute", "t"] = "t"
+    units: tuple[int, ...] = (16, 16, 16, 4)
+    rate: tuple[float, float] = (0.004, 0.0008)
+    threshold: float = 0.1  # 1 - p_y up to which a sample counts as learnt; -1: none does
+    easy_share: float = 0.05  # probability with which a learnt sample is drawn; 1: as any other
+    shifts: int = 5  # none and one pixel each way; 1: none
+    activations: Literal["float", "int8"] = "float"  # of the hidden layers, as in `MLP`
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run can start from; the message names the field."""
+        whole = ("steps", "batch", "widths", "perturbations", "units", "shifts")
+        positive = ("density", "rate", "logit_scale", "easy_share")
+        for name in ("batch", "density", "rate", "widths", "units"):
+            value, pair = getattr(self, name), name in ("batch", "density", "rate")
+            if not isinstance(value, tuple) or (pair and len(value) != 2):
+                raise ValueError(f"{name} must be a {'pair' if pair else 'tuple'}, got {value!r}")
+        for name in whole + positive:
+            value = getattr(self, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if not number > 0 or (name in whole and number != int(number)):
+                    what = "positive whole numbers" if name in whole else "positive"
+                    raise ValueError(f"{name} must be {what}, got {value}")
+        for name, most in (("rate", 1), ("easy_share", 1), ("shifts", len(SHIFTS))):
+            value = getattr(self, name)
+            if max(value if isinstance(value, tuple) else (value,)) > most:
+                raise ValueError(f"{name} must be at most {most}, got {value}")
+        densities = (*self.density, *(density for _, density in self.density_by_loss))
+        if not all(0 < density < 1 for density in densities):
+            raise ValueError(f"density must lie between 0 and 1, got {densities}")
+        if self.easy_share < LEAST_SHARE:
+            raise ValueError(f"easy_share must be at least {LEAST_SHARE}, got {self.easy_share}")
+        if not self.threshold < 1:
+            raise ValueError(f"threshold must be below 1, where 1 - p_y ends, got {self.threshold}")
+        if not 0 <= self.zeros <= 1:
+            raise ValueError(f"zeros must lie in [0, 1], got {self.zeros}")
+        if self.activations not in ACTIVATIONS:
+            names = " or ".join(map(repr, ACTIVATIONS))
+            raise ValueError(f"activations must be {names}, got {self.activations!r}")
+        if len(self.widths) < 2:
+            raise ValueError(f"widths must be at least two, inputs to classes, got {self.widths}")
+
+
+PRESETS = {
+    "paper": Preset(
+        method="sampled",
+        steps=1550,
+        batch=(1024, 1024),
+        logit_scale=1.0,
+        zeros=1 / 3,
+        density_by_loss=((2.0, 1.5e-5), (1.0, 3.7e-6)),
+        score="absolute",
+        threshold=-1.0,
+        easy_share=1.0,
+        shifts=1,
+    ),
+    "strict": Preset(method="sampled", steps=1550, batch=(512, 2048)),
+    "small": Preset(method="units", steps=800, batch=(1024, 8192), rate=(0.0035, 0.0004)),
+    "accurate": Preset(method="units", steps=6000, batch=(1024, 2048), rate=(0.005, 0.0001)),
+}
