@@ -73,7 +73,7 @@ def prepare(model: MLP, params: Mapping[str, NDArray[np.int8]]) -> Prepared:
         first=first,
         widths=widths,
         w_out=weights[-1].astype(np.float32),
-        row_sums=weights[0].sum(axis=1, dtype=np.int64).astype(np.float32),
+        row_sums=weights[0].sum(axis=1, dtype=np.int32).astype(np.float32),
         scale=np.float32(model.input_scale),
         offset=np.float32(model.input_offset),
         logit_scale=np.float32(model.logit_scale),
