@@ -1,15 +1,16 @@
 """Experiments write what a page can draw and anyone can repeat."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from minibit.cli.app import app
-from minibit.experiments import EXPERIMENTS, experiment, mlp, runs
+from minibit.experiments import EXPERIMENTS, activations, experiment, mlp, runs
 from minibit.noise_step import digest
-from minibit.training import PRESETS
+from minibit.training import PRESETS, train
 
 
 def test_the_file_holds_the_command_the_seeds_and_a_row_a_preset(tmp_path, monkeypatch):
@@ -52,6 +53,41 @@ def test_the_mlp_experiment_trains_codes_and_draws_their_way(monkeypatch):
     codes = mlp.straight_through_run(0, 3, 5)
     assert all(set(np.unique(w)) <= {-1, 0, 1} and w.dtype == np.int8 for w in codes.values())
     assert rows[0]["runs"][0]["digest"] == digest(codes) != rows[0]["runs"][1]["digest"]
+
+
+def test_the_activations_experiment_trains_both_kinds_of_each_preset(monkeypatch):
+    """Rows of both kinds, judged on images that were kept apart, with means of their own runs."""
+    asked = []
+
+    def quick(preset, seed, out, **fields):
+        """Stand in for minutes of training, but for runs of no steps."""
+        if fields.get("steps") == 0:
+            return train(preset, seed, out, **fields)
+        asked.append((preset, seed, fields["activations"], fields["split_name"]))
+        accuracy = 0.9 if fields["activations"] == "int8" else 0.8
+        figures = dict.fromkeys(("log_bytes", "cpu_seconds"), 7)
+        return SimpleNamespace(validation_accuracy=accuracy + seed / 100, digest="", **figures)
+
+    monkeypatch.setattr(activations, "train", quick)
+    monkeypatch.setattr(activations, "BATCH", 32)
+    rows = activations.compare_activations((0, 2), lambda line: None, ("small", "strict"))
+    assert [(row["preset"], row["activations"]) for row in rows] == [
+        ("small", "float"), ("small", "int8"), ("strict", "float"), ("strict", "int8"),
+    ]  # fmt: skip
+    for row in rows:
+        mean = {"float": 0.81, "int8": 0.91}[row["activations"]]
+        assert row["validation_accuracy"] == pytest.approx(mean)
+        assert [run["seed"] for run in row["runs"]] == [0, 2]
+        assert 0 < row["milliseconds"]["forward"] < row["milliseconds"]["step"]
+    assert len(asked) == 8
+    assert {split for *_, split in asked} == {"validation"}
+
+
+def test_the_presets_that_round_are_those_that_were_measured():
+    """`paper` stays as it was published; no other preset is without its measurement."""
+    assert {name for name, recipe in PRESETS.items() if recipe.activations == "int8"} == set(
+        activations.CHOSEN
+    )
 
 
 @pytest.mark.parametrize(("name", "seeds", "match"), [("x", (0,), "name"), ("train", (), "seeds")])

@@ -44,6 +44,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         "every preset of noise_step on all training images, once a seed",
         "minibit.experiments.training:train_presets",
     ),
+    "activations": Experiment(
+        "presets of noise_step with float and with int8 activations, on the validation images",
+        "minibit.experiments.activations:compare_activations",
+    ),
     "language": Experiment(
         "float and b1.58 language models of three sizes on the text of the package, once a seed",
         "minibit.experiments.language:language",
