@@ -28,7 +28,8 @@ from minibit.logfile import FRAME, LogError
 from minibit.moves import Plan, SampledStep, apply_update, digest, initial_params, sparse_update
 from minibit.replay import advance, initial_flat
 from minibit.steps import StepLog, compact, expand
-from minibit.training import evaluate, model_of, train
+from minibit.training import evaluate, train
+from minibit.training_log import model_of
 
 plots.style()
 folder = Path(tempfile.mkdtemp())

@@ -312,7 +312,7 @@ def mlp(
     and where a code is 0 nothing passes. Its standard deviation counts as constant: another norm
     follows, so the term left out, along the layer's own output, shows behind that norm through eps
     and the rounding errors only. On noise_step's network it is below a thousandth of the largest
-    alignment, where rounding itself moves alignments by a tenth.
+    alignment, where rounding itself moves alignments by some hundredths.
 
     Examples
     --------
