@@ -4,7 +4,7 @@ The specification of the fast path, and the way for models that are no MLP. Each
 spelled out as a dense tangent of the parameters; or, for a model that takes a ``linear`` argument,
 one bump of a unit's pre-activation serves all weights into the unit.
 
-May import: numpy, minibit.dual, minibit.layers, minibit.unit_tangents.
+May import: numpy, minibit.dual, minibit.layers, minibit.unit_reference.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from minibit.dual import jvp_batch
 from minibit.layers import cross_entropy, ternary_linear
-from minibit.unit_tangents import Sums
+from minibit.unit_reference import Sums
 
 __all__ = ["Loss", "Model", "direction_sums_by_jvp", "unit_sums_by_jvp"]
 
@@ -107,7 +107,7 @@ def direction_sums_by_jvp(
 
     Examples
     --------
-    >>> from minibit.unit_tangents import MLP
+    >>> from minibit.perceptron import MLP
     >>> params, x, y = {"w1": np.int8([[1, 0], [0, 1]])}, np.float32([[2, 1]]), np.array([0])
     >>> one = direction_sums_by_jvp(MLP(), params, x, y, np.ones(1), [0, 1], [2], [1])
     >>> one.alignments[0].round(3)  # more of input 0 into class 1: p_1 x_0
@@ -182,7 +182,7 @@ def unit_sums_by_jvp(
 
     Examples
     --------
-    >>> from minibit.unit_tangents import MLP
+    >>> from minibit.perceptron import MLP
     >>> params, x, y = {"w1": np.int8([[1, 0], [0, 1]])}, np.float32([[2, 1]]), np.array([0])
     >>> sums = unit_sums_by_jvp(MLP(), params, x, y, np.ones(1), [np.array([1])])
     >>> sums.alignments[0].round(3)  # p_1 x

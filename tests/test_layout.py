@@ -27,11 +27,11 @@ ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "noise_step": (
         7,
         (
-            *("moves", "perceptron", "unit_reference", "unit_states", "unit_tangents"),
+            *("moves", "choices", "perceptron", "unit_reference", "unit_states", "unit_tangents"),
             "alignments",
         ),
     ),
-    "steps": (8, ("logfile", "logcodes", "replay", "netmoves", "edits")),
+    "steps": (8, ("logfile", "logcodes", "replay", "history", "netmoves", "edits")),
     "tape": (9, ("transposes", "recorder", "optimizers")),
     "transformer": (
         10,
