@@ -227,6 +227,8 @@ def test_the_cost_of_a_step_is_the_mean_of_its_ratios(tiny, preset):
     ratios = bench_training.in_forward_passes(seconds, cost["at"], cost["forward"])
     assert cost["forward_passes"] == pytest.approx(ratios.mean(), rel=1e-3)
     assert (cost["naive_forward_passes"] is None) == (preset == "accurate")
+    own = bench_training.in_forward_passes(seconds, cost["at"], cost["own"])
+    assert cost["own_forward_passes"] == pytest.approx(own.mean(), rel=1e-3)
     assert cost["perturbations"] == (4 if preset == "strict" else 0)
 
 
@@ -239,6 +241,8 @@ def test_bench_step_judges_both_presets_by_their_bars(monkeypatch):
             "forward_passes": passes,
             "step_seconds": [0.1],
             "forward": [0.01],
+            "own": [0.004],
+            "own_forward_passes": 2.5 * passes,
             "perturbations": 128,
             "naive_forward_passes": 260.0 if preset == "strict" else None,
         }

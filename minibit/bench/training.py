@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit import training
+from minibit import training, unit_tangents
 from minibit.bench import Figure, Options, Report, interleaved
 from minibit.datasets import load_mnist
 from minibit.dual import jvp
 from minibit.layers import mlp
-from minibit.noise_step import geometric
+from minibit.noise_step import MLP, geometric
 
 __all__ = [
     "in_forward_passes",
@@ -147,6 +147,8 @@ def step(options: Options) -> Report:
             ),
             Figure(f"{preset}: a step", 1e3 * float(np.mean(cost["step_seconds"])), "ms"),
             Figure(f"{preset}: a forward pass", 1e3 * float(np.mean(cost["forward"])), "ms"),
+            Figure(f"{preset}: its own forward pass", 1e3 * float(np.mean(cost["own"])), "ms"),
+            Figure(f"{preset}: a step", cost["own_forward_passes"], "forward passes of its own"),
         ]
         if cost["naive_forward_passes"] is not None:
             name = f"{preset}: {cost['perturbations']} naive dense JVPs"
@@ -154,8 +156,9 @@ def step(options: Options) -> Report:
     if not figures:
         raise ValueError(f"preset must be one of {', '.join(STEP_BARS)}, got {options.preset!r}")
     notes = (
-        "A forward pass is NumPy's, in float32, of the step's own batch, on as many threads. A "
-        "step is all of it: drawing the batch, forward pass, tangents, choice, new weights.",
+        "A forward pass is NumPy's, in float32, of the step's own batch, on as many threads; the "
+        "preset's own, which may round activations to int8, is given beside it. A step is all of "
+        "it: drawing the batch, forward pass, tangents, choice, new weights.",
     )
     return Report(tuple(figures), notes, details)
 
@@ -179,24 +182,32 @@ def step_cost(
     dict
         JSON types. ``forward_passes``: mean over all steps; ``step_seconds``: of each step;
         ``at``, ``forward``: the steps at which the run paused, and the seconds of a forward pass
-        then; ``perturbations`` and ``naive_forward_passes``: what as many dense JVPs would cost,
-        None for a method without.
+        then; ``own`` and ``own_forward_passes``: the same of the preset's own forward pass, with
+        its kernels and its activations; ``perturbations`` and ``naive_forward_passes``: what as
+        many dense JVPs would cost, None for a method without.
     """
     recipe = training.PRESETS[preset]
     sizes = geometric(*recipe.batch, recipe.steps)
-    images = load_mnist().train_x
+    images, labels = load_mnist().train_x, load_mnist().train_y
     weights = _random_weights(recipe.widths, recipe.zeros)
+    codes = {name: w.astype(np.int8) for name, w in weights.items()}
+    model = MLP(recipe.logit_scale, 1 / 255, activations=recipe.activations)
     at: list[int] = []
     forward: list[float] = []
+    own: list[float] = []
     naive: list[float] = []
 
     def pause(progress: training.Progress) -> None:
         batch = images[: round(sizes(progress.step - 1))]
         x = batch.astype(np.float32) / np.float32(255)  # (batch, n_in)
-        candidates = {"forward": lambda: numpy_forward(weights, x)}
-        found = interleaved(candidates, seconds=0, least_rounds=3, warmups=1)["forward"]
+        candidates = {
+            "forward": lambda: numpy_forward(weights, x),
+            "own": lambda: unit_tangents.forward(model, codes, batch, labels[: len(x)], workers),
+        }
+        found = interleaved(candidates, seconds=0, least_rounds=3, warmups=1)
         at.append(progress.step)
-        forward.append(float(np.median(found)))
+        forward.append(float(np.median(found["forward"])))
+        own.append(float(np.median(found["own"])))
         if recipe.method == "sampled" and len(naive) < 5:
             start = time.perf_counter()
             naive_jvp(weights, x)
@@ -215,6 +226,8 @@ def step_cost(
         "step_seconds": [round(float(s), 7) for s in result.step_seconds],
         "at": at,
         "forward": forward,
+        "own": own,
+        "own_forward_passes": float(in_forward_passes(result.step_seconds, at, own).mean()),
         "perturbations": count,
         "naive_forward_passes": count * float(np.median(naive)) if naive else None,
     }
