@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.kernels import layout, path
 from minibit.kernels.threads import cpus
 from minibit.matmul import ternary_matmul_int8
 from minibit.perceptron import MLP
@@ -46,17 +47,13 @@ class Prepared:
     offset: np.float32
     logit_scale: np.float32
     eps: np.float32
-    matrices: tuple[TernaryMatrix, ...]  # of the hidden layers, if activations are rounded
+    rounded: bool  # whether activations are int8
+    matrices: tuple[TernaryMatrix, ...]  # of the hidden layers, where bytes have dot products
 
     @property
     def base(self) -> Floats:
         """First layer's answer to a constant input of `offset`."""
         return self.row_sums * self.offset
-
-    @property
-    def rounded(self) -> bool:
-        """Whether activations are int8."""
-        return bool(self.matrices)
 
 
 def prepare(model: MLP, params: Mapping[str, NDArray[np.int8]]) -> Prepared:
@@ -67,7 +64,8 @@ def prepare(model: MLP, params: Mapping[str, NDArray[np.int8]]) -> Prepared:
     wt = np.zeros((first[-1], widths[1:].max()), np.int8)
     for start, w in zip(first, weights, strict=False):
         wt[start : start + w.shape[1], : w.shape[0]] = w.T
-    hidden = weights[:-1] if model.rounds(len(weights)) else []
+    rounded = model.rounds(len(weights))
+    packed = weights[:-1] if rounded and layout(path()) == "panels" else []
     return Prepared(
         wt=wt,
         first=first,
@@ -78,7 +76,8 @@ def prepare(model: MLP, params: Mapping[str, NDArray[np.int8]]) -> Prepared:
         offset=np.float32(model.input_offset),
         logit_scale=np.float32(model.logit_scale),
         eps=np.float32(model.eps),
-        matrices=tuple(map(TernaryMatrix.from_codes, hidden)),
+        rounded=rounded,
+        matrices=tuple(map(TernaryMatrix.from_codes, packed)),
     )
 
 
@@ -122,25 +121,36 @@ _NOTHING: State = (
 
 def _rounded(w: Prepared, x: NDArray[Any]) -> State:
     """Run a block through the hidden layers: codes, scales, last z_hat, norms."""
-    from minibit.kernels.unit_forward import first_sums, rectify_rows, round_rows
+    from minibit.kernels.unit_forward import rectify_rows, round_rows
 
-    batch, hidden = len(x), len(w.matrices)
+    batch, hidden = len(x), len(w.widths) - 2
     codes = np.empty((hidden - 1, batch, max(w.widths[1:-1])), np.int8)  # (layers, block, widest)
     scales = np.empty((hidden - 1, batch), np.float32)
     last = np.empty((batch, w.widths[hidden]), np.float32)
     norms = np.empty((hidden, batch), np.float32)
     factors, base = np.full(batch, w.scale), w.base
     shift = np.zeros_like(base)
-    if x.dtype == np.uint8:
-        z = ternary_matmul_int8((x ^ np.uint8(MIDDLE)).view(np.int8), w.matrices[0], threads=1)
-        shift = np.float32(MIDDLE) * w.row_sums
+    if x.dtype == np.uint8 and w.matrices:
+        pixels = (x ^ np.uint8(MIDDLE)).view(np.int8)  # x - 128
+        z, shift = _product(w, 0, pixels), np.float32(MIDDLE) * w.row_sums
     else:
-        z = np.empty((batch, w.widths[1]), np.float32)
-        first_sums(x, w.wt, z)
-    for layer, matrix in enumerate(w.matrices[1:]):
+        z = _product(w, 0, x)
+    for layer in range(hidden - 1):
         round_rows(z, shift, factors, base, w.eps, codes[layer], scales[layer], norms[layer])
-        z = ternary_matmul_int8(codes[layer, :, : z.shape[1]], matrix, threads=1)  # (block, n_out)
+        z = _product(w, layer + 1, codes[layer])  # (block, n_out)
         factors = 1 / scales[layer]
-        base = shift = np.zeros(matrix.shape[0], np.float32)
+        base = shift = np.zeros(z.shape[1], np.float32)
     rectify_rows(z, shift, factors, base, w.eps, last, norms[hidden - 1])
     return codes, scales, last, norms
+
+
+def _product(w: Prepared, layer: int, x: NDArray[Any]) -> NDArray[Any]:
+    """Multiply a layer's inputs, which may be followed by others: (block, at least n_in)."""
+    n_in, n_out = w.widths[layer], w.widths[layer + 1]
+    if x.dtype == np.int8 and w.matrices:
+        return ternary_matmul_int8(x[:, :n_in], w.matrices[layer], threads=1)
+    from minibit.kernels.unit_forward import added_rows
+
+    z = np.empty((len(x), n_out), np.float32)
+    added_rows(x, w.wt, w.first[layer], n_in, z)  # whole numbers below 2^24 are exact, too
+    return z

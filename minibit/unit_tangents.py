@@ -28,7 +28,8 @@ A model with int8 activations (`minibit.layers.mlp`) differs in three places: h_
 layer gets, codes over their scale; m marks the codes above 0; and B is 0 but at the last hidden
 layer, for the standard deviations below count as constant. Its products are `ternary_matmul_int8`
 of a block of samples, exact in any order: of pixels as ``W x = W (x - 128) + 128 W 1``, of codes as
-they are. With float activations every sample goes through alone, on additions.
+they are. (Where bytes have no dot product it is additions again, as exact.) With float activations
+every sample goes through alone, on additions.
 
 May import: numpy, minibit.perceptron, minibit.unit_reference, minibit.unit_states,
 minibit.kernels.

@@ -74,7 +74,6 @@ def _run(preset: str, seed: int, kind: str) -> dict[str, Any]:
     return {
         "seed": seed,
         "validation_accuracy": done.validation_accuracy,
-        "digest": done.digest,
         "log_bytes": done.log_bytes,
         "cpu_seconds": done.cpu_seconds,
     }

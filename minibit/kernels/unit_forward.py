@@ -26,7 +26,7 @@ from minibit.kernels.quantise import quantise_row
 __all__ = [
     "SCRATCH_ROWS",
     "add_rows",
-    "first_sums",
+    "added_rows",
     "forward",
     "forward_one",
     "recall_one",
@@ -207,13 +207,12 @@ def _normalise(row, eps):
 
 
 @njit(cache=True, nogil=True)
-def first_sums(x, wt, z):
-    """z[b] = W x[b] of the first layer, for inputs that are floats."""
-    n_in = x.shape[1]
+def added_rows(x, wt, first, n_in, z):
+    """z[b] = W x[b] by additions, of n_in inputs: for floats, and without byte products."""
     index, value = np.empty((1, n_in + 1), np.int32), np.empty((1, n_in + 1), np.float32)
     for b in range(x.shape[0]):
         count = _bytes(x, b, index, value, n_in)
-        add_rows(z, b, wt, 0, index, 0, value, 0, count, z.shape[1])
+        add_rows(z, b, wt, first, index, 0, value, 0, count, z.shape[1])
 
 
 @njit(cache=True, nogil=True)
