@@ -220,6 +220,18 @@ def test_sums_do_not_depend_on_the_number_of_threads(activations, monkeypatch):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+def test_a_large_eps_lets_changes_of_scale_through(activations):
+    """What a norm answers to a change along its own output grows with eps: no term is forgotten."""
+    shape = (20, 16, 14, 12, 5)
+    params, x, y, weight = problem(shape, 2, batch=6)
+    model, units = replace(model_for(shape, activations), eps=4.0), some_units(params, 2)
+    assert clear(model, params, x, y)
+    fast = unit_sums(model, params, x, y, weight, units)
+    plain = unit_sums_by_jvp(model, params, x.astype(float), y, weight, units, dtype=np.float64)
+    agree(fast.alignments, plain.alignments, 1e-5)
+
+
 # --- int8 activations -----------------------------------------------------------------------------
 
 
