@@ -307,6 +307,20 @@ def test_int8_sums_are_the_same_on_every_path_of_the_products(path, monkeypatch)
         np.testing.assert_array_equal(a, b)
 
 
+def test_samples_count_once_however_a_batch_is_cut(monkeypatch):
+    """Blocks of three or of all: the same sums but for their order, the same losses to the bit."""
+    model, params, x, y, weight = int8_network(batch=50)
+    units, directions = some_units(params, 0), some_directions(params, 0)
+    for sums, what in ((unit_sums, (units,)), (direction_sums, directions)):
+        whole = sums(model, params, x, y, weight, *what)
+        with monkeypatch.context() as patch:
+            patch.setattr("minibit.unit_states.BLOCK", 3)
+            parts = sums(model, params, x, y, weight, *what)
+        agree(parts.alignments, whole.alignments, 1e-5)
+        agree(parts.squares, whole.squares, 1e-5)
+        np.testing.assert_array_equal(parts.loss, whole.loss)
+
+
 def test_float_inputs_of_whole_numbers_are_as_good_as_pixels():
     """Pixels go through the ternary product less 128, floats through additions: the same model."""
     model, params, x, y, _ = int8_network(batch=12)

@@ -109,6 +109,12 @@ def test_older_logs_have_float_activations(tmp_path):
             train(out=path, resume=True, dataset=blobs())
 
 
+def test_a_preset_of_unknown_activations_is_refused():
+    """Where it is written, before any run."""
+    with pytest.raises(ValueError, match="activations must be 'float' or 'int8', got 'int4'"):
+        replace(PRESETS["small"], activations="int4")
+
+
 def test_a_seed_names_a_run_and_threads_do_not_matter(tmp_path):
     """The same file from one thread and from two; another from another seed."""
     logs = []
