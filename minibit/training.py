@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.datasets import Dataset, load_mnist, split
+from minibit.kernels import compiled
 from minibit.moves import Plan, SampledStep, initial_params
 from minibit.noise import integers
 from minibit.noise_step import MLP, NoiseStep, StepResult, geometric
@@ -289,11 +290,12 @@ class _Run:
         )
 
     def warm_up(self) -> None:
-        """Compile what a step uses on a few samples; leaves no trace in the run."""
-        few = _stepper(
-            self.model, self.stepper.params, self.log.plan, self.recipe
-        )  # fmt: skip
-        x, y = self.pool.images[0, :8], self.pool.labels[:8]
+        """Compile what a step of the first batch's size uses; leaves no trace in the run."""
+        if not compiled():
+            return
+        few = _stepper(self.model, self.stepper.params, self.log.plan, self.recipe)
+        count = self.batch_size(0)
+        x, y = self.pool.images[0, :count], self.pool.labels[:count]
         few.step(x, y)
         evaluate(few.params, self.model, x, y)
         integers(self.log.plan.seed, 8, 8, domain=BATCH)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -92,13 +93,13 @@ def run(
     One chunk's parts come one after the other, on one thread. `state` is empty unless activations
     are rounded.
     """
-    edges = np.linspace(0, len(x), CHUNKS + 1).astype(int).tolist()
+    edges = _cut(0, len(x), CHUNKS)
 
     def chunk(number: int) -> None:
-        start, stop = edges[number], edges[number + 1]
-        step = BLOCK if w.rounded else max(1, stop - start)
-        for begin in range(start, stop, step):
-            part = slice(begin, min(begin + step, stop))
+        start, stop = edges[number : number + 2]
+        blocks = -(-(stop - start) // BLOCK) if w.rounded else min(1, stop - start)
+        for begin, end in pairwise(_cut(start, stop, blocks)):
+            part = slice(begin, end)
             work(number, part, _rounded(w, x[part]) if w.rounded else _NOTHING)
 
     workers = min(workers or cpus(), CHUNKS)
@@ -109,6 +110,11 @@ def run(
     with ThreadPoolExecutor(workers) as pool:
         for done in [pool.submit(chunk, number) for number in range(CHUNKS)]:
             done.result()
+
+
+def _cut(start: int, stop: int, parts: int) -> list[int]:
+    """Cut a range evenly: no block is small, for which products would compile other kernels."""
+    return [int(edge) for edge in np.linspace(start, stop, parts + 1)]
 
 
 _NOTHING: State = (
