@@ -184,25 +184,25 @@ def softmax(logits, row, label, g):
 
 @njit(**_inner)
 def _scaled(z, b, shift, factor, base, row):
-    """row = factor (z[b] + shift) + base: the pre-activations of sample b."""
-    for o in range(row.size):
-        row[o] = factor * (np.float32(z[b, o]) + shift[o]) + base[o]
+    """row[0] = factor (z[b] + shift) + base: the pre-activations of sample b."""
+    for o in range(row.shape[1]):
+        row[0, o] = factor * (np.float32(z[b, o]) + shift[o]) + base[o]
 
 
 @njit(**_inner, fastmath=_fast)
 def _normalise(row, eps):
-    """row <- z_hat = (z - mean z) r; return r = 1 / sqrt(var + eps)."""
+    """row[0] <- z_hat = (z - mean z) r; return r = 1 / sqrt(var + eps)."""
     total = np.float32(0)
-    for o in range(row.size):
-        total += row[o]
-    mean = total / np.float32(row.size)
+    for o in range(row.shape[1]):
+        total += row[0, o]
+    mean = total / np.float32(row.shape[1])
     var = np.float32(0)
-    for o in range(row.size):
-        d = row[o] - mean
+    for o in range(row.shape[1]):
+        d = row[0, o] - mean
         var += d * d
-    r = np.float32(1.0 / np.sqrt(var / np.float32(row.size) + eps))
-    for o in range(row.size):
-        row[o] = (row[o] - mean) * r
+    r = np.float32(1.0 / np.sqrt(var / np.float32(row.shape[1]) + eps))
+    for o in range(row.shape[1]):
+        row[0, o] = (row[0, o] - mean) * r
     return r
 
 
@@ -222,26 +222,26 @@ def round_rows(z, shift, factors, base, eps, codes, scales, norms):
     z_hat is layer norm's answer to ``factors[b] (z[b] + shift) + base``, and norms[b] its r. A
     sample that is not finite gets codes 0 and a scale of NaN, and with it a loss of NaN.
     """
-    row = np.empty(z.shape[1], np.float32)
+    row = np.empty((1, z.shape[1]), np.float32)
     for b in range(z.shape[0]):
         _scaled(z, b, shift, factors[b], base, row)
         norms[b] = _normalise(row, eps)
-        scales[b] = quantise_row(row, codes[b])
+        scales[b] = quantise_row(row, 0, codes, b)
         if scales[b] < 0:
             codes[b], scales[b] = 0, np.nan
-        for o in range(row.size):
+        for o in range(row.shape[1]):
             codes[b, o] = max(codes[b, o], np.int8(0))
 
 
 @njit(cache=True, nogil=True)
 def rectify_rows(z, shift, factors, base, eps, z_hat, norms):
     """z_hat[b] of the last hidden layer, as floats, and norms[b]; see `round_rows`."""
-    row = np.empty(z.shape[1], np.float32)
+    row = np.empty((1, z.shape[1]), np.float32)
     for b in range(z.shape[0]):
         _scaled(z, b, shift, factors[b], base, row)
         norms[b] = _normalise(row, eps)
-        for o in range(row.size):
-            z_hat[b, o] = row[o]
+        for o in range(row.shape[1]):
+            z_hat[b, o] = row[0, o]
 
 
 @njit(**_inner)
