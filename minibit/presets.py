@@ -86,7 +86,7 @@ PRESETS = {
         easy_share=1.0,
         shifts=1,
     ),
-    "strict": Preset(method="sampled", steps=1550, batch=(512, 2048), activations="int8"),
+    "strict": Preset(method="sampled", steps=1550, batch=(512, 2048)),
     "small": Preset(
         method="units", steps=800, batch=(1024, 8192), rate=(0.0035, 0.0004), activations="int8"
     ),

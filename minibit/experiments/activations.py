@@ -26,14 +26,14 @@ from minibit.training import PRESETS, train
 from minibit.training_log import model_of
 from minibit.unit_tangents import forward
 
-__all__ = ["CHOSEN", "compare_activations", "step_times"]
+__all__ = ["MEASURED", "compare_activations", "step_times"]
 
-CHOSEN = ("strict", "small", "accurate")  # `paper` stays as it was published
+MEASURED = ("strict", "small", "accurate")  # `paper` stays as it was published
 BATCH = 1024
 
 
 def compare_activations(
-    seeds: Sequence[int], say: Callable[[str], None], presets: Sequence[str] = CHOSEN
+    seeds: Sequence[int], say: Callable[[str], None], presets: Sequence[str] = MEASURED
 ) -> list[dict[str, Any]]:
     """Train each preset once a seed and kind of activations; one row a preset and kind."""
     rows = []
