@@ -148,7 +148,7 @@ def step(options: Options) -> Report:
             Figure(f"{preset}: a step", 1e3 * float(np.mean(cost["step_seconds"])), "ms"),
             Figure(f"{preset}: a forward pass", 1e3 * float(np.mean(cost["forward"])), "ms"),
             Figure(f"{preset}: its own forward pass", 1e3 * float(np.mean(cost["own"])), "ms"),
-            Figure(f"{preset}: a step", cost["own_forward_passes"], "forward passes of its own"),
+            Figure(f"{preset}: a step by its own", cost["own_forward_passes"], "forward passes"),
         ]
         if cost["naive_forward_passes"] is not None:
             name = f"{preset}: {cost['perturbations']} naive dense JVPs"
