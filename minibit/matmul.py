@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 MAX_INPUTS = 2**17
-"""Most inputs: sums of ``64 * 2 * -128`` then reach -2**31."""
+"""Most inputs: one sum of codes left in place, ``64 * 2 * -128`` an input, then reaches -2**31."""
 
 Array = NDArray[Any]
 _empty, _ndarray = np.empty, np.ndarray  # looked up once
@@ -111,7 +111,8 @@ def ternary_matmul_reference(x: Array, matrix: TernaryMatrix) -> NDArray[np.floa
     scale = np.float32(1) / absmax * np.float32(127)
     q = np.rint(x * scale).astype(np.int8)  # (..., n_in)
     z = ternary_matmul_int8_reference(q, matrix)  # (..., n_out)
-    y: NDArray[np.float32] = z.astype(np.float32) * (matrix.scale / scale)
+    with np.errstate(over="ignore", invalid="ignore"):  # silent, as compiled code is
+        y: NDArray[np.float32] = z.astype(np.float32) * (matrix.scale / scale)
     return y
 
 
@@ -161,7 +162,7 @@ def ternary_matmul_int8(
     rows = x if _is_plain(x, matrix, _INT8) else _rows(x, matrix, _INT8)
     out = np.empty((rows.shape[0], matrix.shape[0]), _INT32)
     _multiply(rows, matrix, out, None, threads)
-    return out if rows is x else out.reshape(*np.shape(x)[:-1], matrix.shape[0])
+    return out if rows is x else out.reshape(*np.asarray(x).shape[:-1], matrix.shape[0])
 
 
 def ternary_matmul(
@@ -184,6 +185,7 @@ def ternary_matmul(
     Returns
     -------
     float32 array, shape (..., n_out)
+        Infinite beyond float32's range; NaN where 0 meets a ``gamma / s`` beyond it.
 
     Raises
     ------
@@ -218,7 +220,7 @@ def ternary_matmul(
     out = np.empty((rows.shape[0], matrix.shape[0]), _FLOAT32)
     if not _multiply(rows, matrix, out, matrix.scale, threads):
         raise _not_finite(_checked(x, matrix, _FLOAT32))
-    return out if rows is x else out.reshape(*np.shape(x)[:-1], matrix.shape[0])
+    return out if rows is x else out.reshape(*np.asarray(x).shape[:-1], matrix.shape[0])
 
 
 def head_matmul_reference(x: Array, w: Array) -> NDArray[np.float32]:
@@ -394,7 +396,7 @@ def _kernels(path: str) -> _Kernels:
 def _amx_many(
     x: Array, panels: Array, out: Array, first: int, last: int, gamma: np.float32 | None
 ) -> bool:
-    """Multiply many tokens with AMX; below a tile's 16 tokens, with VNNI, which pads less."""
+    """Multiply many tokens with AMX; up to 12, one tile of VNNI, with that: it pads less."""
     from minibit.kernels import amx, vnni_matmat
 
     product = amx.product if x.shape[0] > 12 else vnni_matmat.product
@@ -422,7 +424,8 @@ def _columns_many(
     q, scale = np.empty((batch, n_in), np.float32), np.empty((batch, 1), np.float32)
     if not quantise_rows(x, q, scale):
         return False
-    np.multiply(q @ w, gamma / scale, out=out[:, begin:end])
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.multiply(q @ w, gamma / scale, out=out[:, begin:end])
     return True
 
 

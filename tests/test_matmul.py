@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import subprocess
 import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -113,16 +114,16 @@ def test_the_number_of_threads_does_not_change_a_bit(path, threads, batch, monke
     np.testing.assert_array_equal(y, ternary_matmul_reference(x.astype(np.float32), matrix))
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_the_bound_on_inputs_is_where_int32_ends(path, batch):
-    """At MAX_INPUTS, -128 everywhere and +1 everywhere is still exact; beyond, it is refused."""
-    codes = np.ones((17, MAX_INPUTS), np.int8)
-    codes[1] = -1
-    x = np.full((batch, MAX_INPUTS), -128, np.int8)
-    x[-1, :] = 127
-    x[0, 0] = -128
-    matrix = TernaryMatrix.from_codes(codes)
-    np.testing.assert_array_equal(ternary_matmul_int8(x, matrix), product(x, codes))
+@pytest.mark.parametrize("batch", [1, 4, 48])
+def test_no_sum_overflows_up_to_the_bound_on_inputs(path, batch):
+    """MAX_INPUTS extremes are exact in every group of rows, also if the signs turn half way."""
+    half, signs = MAX_INPUTS // 2, np.array([[1, 1], [-1, -1], [1, -1], [-1, 1]], np.int8)
+    values = np.array([[-128, -128], [127, 127], [-128, 127], [127, -128]], np.int8)
+    values = np.resize(values, (max(batch, 4), 2))  # (tokens, halves)
+    matrix = TernaryMatrix.from_codes(np.tile(signs, (16, 1)).repeat(half, axis=1))
+    for x in values.reshape(-1, batch, 2):
+        exact = half * np.tile(product(x, signs), 16)  # (batch, 64): the signs, 16 times
+        np.testing.assert_array_equal(ternary_matmul_int8(x.repeat(half, axis=1), matrix), exact)
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.float32])
@@ -176,6 +177,56 @@ def test_one_token_may_lie_anyhow(path, n_in):
                 np.testing.assert_array_equal(ternary_matmul(y, matrix), expected)
 
 
+class Lying(np.ndarray):
+    """A subclass that says it is something else."""
+
+    shape = (1, 40)
+    dtype = np.dtype(np.int8)
+
+
+class Convertible:
+    """What NumPy can make an array of, with a `shape` that means something else."""
+
+    shape = "square"
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        """What NumPy asks for."""
+        return self.array
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.float32])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_arrays_are_taken_for_what_they_are(path, batch, dtype):
+    """Subclasses, mapped files, foreign byte order and things to convert take no short way."""
+    rng = np.random.default_rng(batch)
+    codes = rng.integers(-1, 2, (70, 40)).astype(np.int8)
+    x = rng.integers(-127, 128, (batch, 40)).astype(dtype)
+    x[:, 0] = 127  # floats are quantised to themselves
+    matrix, expected = TernaryMatrix.from_codes(codes), product(x, codes)
+    multiply = ternary_matmul_int8 if dtype is np.int8 else ternary_matmul
+    noted = x.astype(np.dtype(dtype, metadata={"unit": "mV"}))
+    mapped = np.frombuffer(x.tobytes(), dtype).reshape(x.shape)
+    foreign = x.astype(np.dtype(dtype).newbyteorder())
+    kinds = [x.view(Lying), noted, mapped, foreign, Convertible(x), np.ma.MaskedArray(x)]
+    if dtype is np.float32:
+        kinds += [x.tolist(), x.astype(np.longdouble)]
+    for kind in kinds:
+        for _ in range(2):
+            z = multiply(kind, matrix)
+            assert type(z) is np.ndarray
+            np.testing.assert_array_equal(z, expected)
+    short = x[:, :39].copy().view(Lying)  # says 40
+    with pytest.raises(ValueError, match="n_in = 40"):
+        multiply(short, matrix)
+    with pytest.raises(TypeError, match="x must be"):
+        multiply(x.view(np.uint8 if dtype is np.int8 else np.int32), matrix)
+    one = np.broadcast_to(dtype(127), (1, 40))  # a token without strides
+    np.testing.assert_array_equal(multiply(one, matrix), product(one, codes))
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
 def test_empty_matrices_give_empty_or_zero_products(path, shape):
     """A sum over no inputs is 0; no outputs are no columns."""
@@ -224,6 +275,20 @@ def test_scaling_a_token_by_a_power_of_two_scales_its_outputs(path):
     np.testing.assert_array_equal(
         ternary_matmul(x * factor, matrix), ternary_matmul(x, matrix) * factor
     )
+
+
+@pytest.mark.parametrize("batch", [1, 3, 60])
+def test_outputs_beyond_float32_are_infinite_on_every_path(path, batch):
+    """A finite token may give infinities, and NaN where 0 meets one: the same bits, silently."""
+    matrix = TernaryMatrix.from_codes([[1, 1], [-1, -1], [1, -1]], scale=2.0)
+    x = np.full((batch, 2), np.finfo(np.float32).max)
+    y = ternary_matmul(x, matrix)
+    np.testing.assert_array_equal(y, np.tile(np.float32([np.inf, -np.inf, 0]), (batch, 1)))
+    np.testing.assert_array_equal(y, ternary_matmul_reference(x, matrix))
+    matrix = TernaryMatrix.from_codes(matrix.codes(), scale=1e10)  # gamma / s is infinite itself
+    y = ternary_matmul(x, matrix)
+    np.testing.assert_array_equal(y, np.tile(np.float32([np.inf, -np.inf, np.nan]), (batch, 1)))
+    np.testing.assert_array_equal(y, ternary_matmul_reference(x, matrix))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
@@ -372,6 +437,46 @@ def test_several_threads_may_multiply_at_once(path, monkeypatch):
         results = list(callers.map(lambda x: ternary_matmul_int8(x, matrix, threads=3), inputs))
     for x, z in zip(inputs, results, strict=True):
         np.testing.assert_array_equal(z, product(x, codes))
+
+
+FIRST_CALLS = """
+import sys, threading
+import numpy as np
+from minibit.matmul import ternary_matmul, ternary_matmul_int8
+from minibit.ternary import TernaryMatrix
+
+together, wrong = threading.Barrier(6), []
+
+def first(seed):
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(-1, 2, (100, 96)).astype(np.int8)
+    x = rng.integers(-127, 128, (3, 96)).astype(np.int8)
+    x[:, 0] = 127
+    exact = x.astype(int) @ codes.T.astype(int)
+    together.wait()
+    matrix = TernaryMatrix.from_codes(codes)
+    for rows in (x[:1], x[:1], x):
+        same = np.array_equal(ternary_matmul_int8(rows, matrix), exact[: len(rows)])
+        floats = rows.astype(np.float32)
+        if not same or not np.array_equal(ternary_matmul(floats, matrix), exact[: len(rows)]):
+            wrong.append(seed)
+
+threads = [threading.Thread(target=first, args=(seed,)) for seed in range(6)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(wrong or "all exact")
+"""
+
+
+def test_the_first_calls_of_a_process_may_come_at_once(path):
+    """Each thread would compile, and find the short way for small matrices, at the same time."""
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_CALLS], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "all exact\n", done.stderr
+    assert done.stderr == ""
 
 
 def _multiply_in_child(connection):
