@@ -7,7 +7,7 @@ row in a lane, line ``i`` columns 4 i .. 4 i + 3: exactly what 16 vectors of a p
 of its four groups of rows. So decoding is a shift, a mask and a store.
 
 Two by two tiles C share two tiles A and two tiles B. For each half of a panel (32 rows) and each
-block of 1024 columns, the codes are decoded once into 32 KB that stay in the first level of cache,
+block of 1024 columns, the codes are decoded once into 33 KB that stay in the first level of cache,
 and meet up to 512 tokens. Tokens are padded to 32, columns to 64.
 
 The unit's state is switched on for the process by a system call (`minibit.kernels.supported` asks

@@ -61,7 +61,10 @@ def pack(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
 
 @njit(cache=True, nogil=True)
 def product(x: NDArray[Any], packed: NDArray[Any], table: NDArray[Any], out: NDArray[Any]) -> None:
-    """Multiply packed rows by int8 ``x (n_in,)``, filled up to 4s with 0, into int32 `out`."""
+    """Multiply packed rows by int8 ``x (n_in,)``, filled up to 4s with 0, into int32 `out`.
+
+    At most 2**17 inputs: the fourth digit's sums, ``64 * 2 * -128`` an input, then reach -2**31.
+    """
     minus = splat(np.int32(-sum_row(x.reshape(1, x.size), 0)), LANES)
     low, high = load(table, 0, LANES), load(table, 64, LANES)
     for panel in range((out.size + ROWS - 1) // ROWS):

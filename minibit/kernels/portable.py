@@ -6,7 +6,7 @@ columns add at most 16 * 2 * 128 = 4096, so eight such steps reach at most 8 * 4
 only downwards (2 * 128 * -128); upwards 127 stops short of it. Then int16 sums are added into the
 int32 ones. Codes are 0..2; the sum of the activations is taken off in the beginning.
 
-Many tokens go one after the other up to `FEW`; beyond, see `minibit.matmul`.
+Tokens go one after the other; for what is done with many, see `minibit.matmul`.
 
 May import: numpy, numba, minibit.kernels.
 """

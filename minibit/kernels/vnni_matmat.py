@@ -9,9 +9,11 @@ in order::
     packed[chunk][k / 4][tokens][4]      chunk: 12 tokens
 
 Outside, in this order, so that each level of cache holds what it can: blocks of 192 tokens and of
-4096 columns (768 KB of activations, in the second level), panels (64 KB of codes, read from memory
+4096 columns (786 KB of activations, in the second level), panels (66 KB of codes, read from memory
 once a block of tokens), chunks, halves. Longer columns would leave the second level, shorter ones
-open and close a tile more often: 24 sums are read and written each time.
+open and close a tile more often: 24 sums are read and written each time. A sum begins at minus that
+of all activations, so what is stored between blocks, times 4 to the power of its group, is at most
+``64 * 128 * n_in`` in size, 2**30 at the most inputs that are let in: no shift loses a bit.
 
 Smaller batches take smaller tiles, down to 2 tokens: each is the same code, compiled for its size.
 
