@@ -377,8 +377,7 @@ print(
 #
 # **Limits.** The times above are of this page's machine, on one core, beside whatever else ran there; `minibit bench gemv` and `minibit bench matmul` measure with more care.
 # The AMX kernel has been compiled, and its indices run on emulated tiles, not timed. Small matrices (256 by 256) take about a microsecond, most of which is
-# Python's call. Two or three tokens have too few sums to hide the latency of a dot product: that is the dip at the left of the curve. Where the weights lie in a cache,
-# they take longer together than one after the other.
+# Python's call.
 #
 # **Exercises.** 1. Base 3 reads a fifth less and computes more: from how many cores on does it win where weights lie in a cache that all share? Use the two speeds printed above;
 # `test_the_base3_product_is_exact` runs the kernel. 2. Double `MAX_INPUTS`: on which path does

@@ -139,7 +139,7 @@ def ternary_matmul_int8(
     Raises
     ------
     TypeError
-        If `x` is not int8 or `matrix` is no `TernaryMatrix`.
+        If `x` is not int8, `matrix` is no `TernaryMatrix` or `threads` is no integer.
     ValueError
         If the number of inputs differs or is above `MAX_INPUTS`, or `threads` is below 1.
 
@@ -190,7 +190,7 @@ def ternary_matmul(
     Raises
     ------
     TypeError
-        If `x` is not of floats or `matrix` is no `TernaryMatrix`.
+        If `x` is not of floats, `matrix` is no `TernaryMatrix` or `threads` is no integer.
     ValueError
         If an entry is NaN or infinite as float32 (the first is named), the number of inputs differs
         or is above `MAX_INPUTS`, or `threads` is below 1.
@@ -386,20 +386,28 @@ def _kernels(path: str) -> _Kernels:
         from minibit.kernels import avx2
 
         return _Kernels(avx2.product, avx2.product)
-    from minibit.kernels import vnni_matmat, vnni_matvec
+    from minibit.kernels import vnni_matvec
 
-    if path == "amx":
-        return _Kernels(vnni_matvec.product, _amx_many)
-    return _Kernels(vnni_matvec.product, vnni_matmat.product)
+    return _Kernels(vnni_matvec.product, _amx_many if path == "amx" else _vnni_many)
+
+
+def _vnni_many(
+    x: Array, panels: Array, out: Array, first: int, last: int, gamma: np.float32 | None
+) -> bool:
+    """Multiply many tokens with VNNI: a few as one is multiplied, more in tiles."""
+    from minibit.kernels import vnni_few, vnni_matmat
+
+    product = vnni_few.product if x.shape[0] <= vnni_few.MOST else vnni_matmat.product
+    return bool(product(x, panels, out, first, last, gamma))
 
 
 def _amx_many(
     x: Array, panels: Array, out: Array, first: int, last: int, gamma: np.float32 | None
 ) -> bool:
     """Multiply many tokens with AMX; up to 12, one tile of VNNI, with that: it pads less."""
-    from minibit.kernels import amx, vnni_matmat
+    from minibit.kernels import amx
 
-    product = amx.product if x.shape[0] > 12 else vnni_matmat.product
+    product = amx.product if x.shape[0] > 12 else _vnni_many
     return bool(product(x, panels, out, first, last, gamma))
 
 
@@ -439,6 +447,8 @@ def _multiply(
     """Fill `out` with the product; False if an activation is not finite."""
     batch, n_in = x.shape
     n_out = matrix.shape[0]
+    if threads is not None and not isinstance(threads, int):
+        raise TypeError(f"threads must be an integer, got {threads!r}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     if n_in > MAX_INPUTS:

@@ -94,7 +94,7 @@ def modules():
     if "avx2" in kernels.supported():
         found.append("avx2")
     if "vnni" in kernels.supported():
-        found += ["vnni_matvec", "vnni_matmat"]
+        found += ["vnni_matvec", "vnni_few", "vnni_matmat"]
     return found
 
 
@@ -288,11 +288,15 @@ def test_the_matrix_vector_kernel_stays_within_its_buffers(n_out, n_in):
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 7, 12, 13, 25, 30])
 @pytest.mark.parametrize(("n_out", "n_in"), [(1, 1), (17, 65), (49, 136), (130, 70)])
-def test_the_matrix_matrix_kernel_stays_within_its_buffers(batch, n_out, n_in):
-    """Packed tokens and the last vector's excess, with blocks of 64 columns and of two chunks."""
-    from minibit.kernels import vnni_matmat
+@pytest.mark.parametrize("few", [True, False])
+def test_kernels_of_several_tokens_stay_within_their_buffers(few, batch, n_out, n_in):
+    """Padded or packed tokens and the last vector's excess, with small blocks, so that all end."""
+    from minibit.kernels import vnni_few, vnni_matmat
 
-    product = emulated(vnni_matmat, COLUMNS=64, CHUNKS=2)["product"]
+    if few:
+        product = emulated(vnni_few, BLOCK=2)["product"]
+    else:
+        product = emulated(vnni_matmat, COLUMNS=64, CHUNKS=2)["product"]
     x, codes, expected = random_problem(batch, n_out, n_in)
     panels, groups = pack_panels_reference(codes), -(-n_out // 64)
     out = np.zeros((batch, n_out), np.int32)

@@ -187,6 +187,7 @@ ON_X86 = pytest.mark.skipif(
     ("module", "settings", "instruction", "at_least"),
     [
         ("vnni_matvec", x86("cascadelake", "avx512vnni"), "vpdpbusd", 8),
+        ("vnni_few", x86("cascadelake", "avx512vnni"), "vpdpbusd", 16),
         ("vnni_matmat", x86("cascadelake", "avx512vnni"), "vpdpbusd", 48),
         ("amx", x86("sapphirerapids", "amx-int8", "amx-tile"), "tdpbsud", 4),
         ("avx2", x86("haswell", "avx2", "fma"), "vpmaddubsw", 8),

@@ -399,6 +399,8 @@ def test_wrong_shapes_types_and_threads_are_refused(path, multiply):
         multiply(x, np.ones((2, 3), np.int8))
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         multiply(x, matrix, threads=0)
+    with pytest.raises(TypeError, match="threads must be an integer, got '2'"):
+        multiply(x, matrix, threads="2")
     for wrong in (np.int16, np.uint8, bool, complex, object):
         with pytest.raises(TypeError, match="x must be"):
             multiply(x.astype(wrong), matrix)

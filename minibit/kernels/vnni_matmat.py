@@ -15,7 +15,8 @@ open and close a tile more often: 24 sums are read and written each time. A sum 
 of all activations, so what is stored between blocks, times 4 to the power of its group, is at most
 ``64 * 128 * n_in`` in size, 2**30 at the most inputs that are let in: no shift loses a bit.
 
-Smaller batches take smaller tiles, down to 2 tokens: each is the same code, compiled for its size.
+Smaller batches take smaller tiles, down to 6 tokens: each is the same code, compiled for its size.
+Fewer tokens than that are multiplied as one is (`minibit.kernels.vnni_few`).
 
 May import: numpy, numba, minibit.kernels.
 """
@@ -53,7 +54,7 @@ COLUMNS = 4096  # in a block
 ONE_CODE = 0x03030303  # the lowest 2 bits of every byte
 AHEAD, ACTS_AHEAD = 4096, 1536  # bytes between a prefetch and the load it is for
 CHUNKS = 16  # of tokens, in a block
-TOKENS = (2, 4, 6, 8, 12)  # tiles that exist
+TOKENS = (6, 8, 12)  # tiles that exist
 
 
 def _tile_tokens(batch: int) -> int:
