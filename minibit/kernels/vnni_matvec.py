@@ -38,7 +38,7 @@ __all__ = ["product", "small", "small_scaled"]
 
 LANES = 16  # int32 sums in a register
 ROWS = 64  # in a panel
-AHEAD = 12288  # bytes between a prefetch and the load it is for: what the first level has to spare
+AHEAD = 10240  # bytes between a prefetch and the load it is for: the first level spares no more
 
 
 @njit(cache=True, nogil=True)
