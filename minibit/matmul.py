@@ -2,7 +2,7 @@
 
     ternary_matmul_int8   z = q codes^T                      int8 activations, exact int32 sums
     ternary_matmul        s = 127 / max|x| a token,  q = rint(s x),  y = (gamma / s) (q codes^T)
-    head_matmul           y = x w^T for the float32 or bfloat16 head of a language model
+    head_matmul           y = x w^T, unquantised: the head of a language model (`minibit.head`)
 
 Three lines of NumPy say what a product is; the kernels compute the same numbers bit for bit. Which
 kernel runs is decided when a `TernaryMatrix` is made (`minibit.kernels.path`), because it also
@@ -12,7 +12,7 @@ one of arithmetic: there are two kernels a path.
 Threads are used where they pay: above some 25 microseconds of work. ``MINIBIT_THREADS`` or the
 argument `threads` limits them. All functions may be called from several threads at once.
 
-May import: numpy, minibit.packings, minibit.panels, minibit.ternary, minibit.kernels.
+May import: numpy, minibit.head, minibit.panels, minibit.ternary, minibit.kernels.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.head import head_matmul, head_matmul_reference
 from minibit.panels import ROWS, pack_panels
 from minibit.ternary import TernaryMatrix
 
@@ -221,94 +222,6 @@ def ternary_matmul(
     if not _multiply(rows, matrix, out, matrix.scale, threads):
         raise _not_finite(_checked(x, matrix, _FLOAT32))
     return out if rows is x else out.reshape(*np.asarray(x).shape[:-1], matrix.shape[0])
-
-
-def head_matmul_reference(x: Array, w: Array) -> NDArray[np.float32]:
-    """Multiply activations by an unquantised matrix: ``y = x w^T`` in float32.
-
-    Parameters
-    ----------
-    x : float array, shape (..., n_in)
-    w : float32 array, or uint16 array of bfloat16 bits, shape (n_out, n_in)
-
-    Returns
-    -------
-    float32 array, shape (..., n_out)
-
-    Examples
-    --------
-    >>> head_matmul_reference(np.float32([[1, 2]]), np.uint16([[0x3F80, 0xC000]]))  # 1, -2
-    array([[-3.]], dtype=float32)
-    """
-    x, w = _checked_head(x, w)
-    if w.dtype == np.uint16:
-        w = (w.astype(np.uint32) << np.uint32(16)).view(np.float32)  # (n_out, n_in)
-    y: NDArray[np.float32] = x @ w.T  # (..., n_out)
-    return y
-
-
-def head_matmul(x: Array, w: Array) -> NDArray[np.float32]:
-    """Multiply activations by an unquantised matrix, as a language model's output head needs.
-
-    ``y = x w^T`` in float32. One token reads all of w, so bfloat16 weights take about half the time
-    of float32 ones, once memory is the limit.
-
-    Parameters
-    ----------
-    x : float array, shape (..., n_in)
-        Cast to float32. NaN and infinities pass, as in any product of floats.
-    w : float32 array, or uint16 array of bfloat16 bits, shape (n_out, n_in)
-        A bfloat16 number is the upper half of a float32.
-
-    Returns
-    -------
-    float32 array, shape (..., n_out)
-        Sums of float32 in the order that suits the CPU: equal to `head_matmul_reference` within
-        ``n_in 2**-24 sum |x_i w_i|``.
-
-    Raises
-    ------
-    TypeError
-        If `x` is not of floats, or `w` is neither float32 nor uint16.
-    ValueError
-        If the number of inputs differs or `w` is no matrix.
-
-    Examples
-    --------
-    >>> head_matmul(np.float32([[1, 2]]), np.float32([[1, -2]]))
-    array([[-3.]], dtype=float32)
-    """
-    from minibit import kernels
-
-    x, w = _checked_head(x, w)
-    n_out, n_in = w.shape
-    if x.size != n_in or not n_in or not kernels.compiled():
-        out = np.empty((*x.shape[:-1], n_out), _FLOAT32)
-        for a in range(0, n_out, _HEAD_ROWS):  # never all of w as float32
-            out[..., a : a + _HEAD_ROWS] = head_matmul_reference(x, w[a : a + _HEAD_ROWS])
-        return out
-    from minibit.kernels import head
-
-    matvec = head.matvec_float32 if w.dtype == _FLOAT32 else head.matvec_bfloat16
-    out = np.empty(n_out, _FLOAT32)
-    plain = w.flags.c_contiguous and w.flags.aligned  # also of a file that is mapped read-only
-    matvec(np.array(x.reshape(n_in)), w if plain else np.array(w, order="C"), out)
-    return out.reshape(*x.shape[:-1], n_out)
-
-
-_HEAD_ROWS = 4096  # rows of a head that many tokens are multiplied by at a time
-
-
-def _checked_head(x: Array, w: Array) -> tuple[Array, Array]:
-    """Return x as float32 and w as it is, or say what does not fit."""
-    x, w = np.asarray(x), np.asarray(w)
-    if x.dtype.kind != "f":
-        raise TypeError(f"x must be an array of floats, got {x.dtype}")
-    if w.dtype not in (np.float32, np.uint16):
-        raise TypeError(f"w must be float32, or uint16 bits of bfloat16, got {w.dtype}")
-    if w.ndim != 2 or x.ndim == 0 or x.shape[-1] != w.shape[1]:
-        raise ValueError(f"x (..., n_in) must fit w (n_out, n_in), got {x.shape} and {w.shape}")
-    return x.astype(np.float32, copy=False), w
 
 
 # What may go into a kernel, and what is made to.

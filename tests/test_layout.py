@@ -20,7 +20,7 @@ PACKAGE = ROOT / "minibit"
 ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "dual": (1, ("trees", "tangents", "rules", "rules_sums", "rules_shape", "dual_array")),
     "ternary": (2, ("packings", "layouts", "ggml_blocks", "panels", "hf_panels")),
-    "matmul": (3, ()),
+    "matmul": (3, ("head",)),
     "absmean": (4, ()),
     "layers": (5, ()),
     "noise": (6, ("philox", "density", "subsets")),

@@ -29,8 +29,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from minibit.kernels.quantise import copy_row, quantise_row, sum_row
 from minibit.kernels.simd import I8, I64, _address, _declare, load, mask, shift_right, store
+from minibit.kernels.tokens import take_tokens, write_sums
 
 __all__ = ["product"]
 
@@ -140,33 +140,6 @@ def _decode(panels, at, half, blocks, lines):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _take_tokens(x, gamma, rows, minus, scales):  # type: ignore[no-untyped-def]
-    """Copy or quantise tokens into padded rows; False if an entry is not finite."""
-    for token in range(x.shape[0]):
-        if gamma is None:
-            copy_row(x, token, rows, token)
-        else:
-            scale = quantise_row(x, token, rows, token)
-            if scale < 0:
-                return False
-            scales[token] = gamma / scale
-        minus[token] = -sum_row(rows, token)
-    return True
-
-
-@njit(cache=True, nogil=True)
-def _write(sums, minus, scales, gamma, out, begin):  # type: ignore[no-untyped-def]
-    """Write the sums of half a panel as products of rows from `begin` on."""
-    for token in range(out.shape[0]):
-        for r in range(min(32, out.shape[1] - begin)):
-            total = np.int32(sums[token, r] + minus[token])
-            if gamma is None:
-                out[token, begin + r] = total
-            else:
-                out[token, begin + r] = np.float32(total) * scales[token]
-
-
-@njit(cache=True, nogil=True)
 def _multiply(rows, count, lines, blocks, k, sums):  # type: ignore[no-untyped-def]
     """Add the products of columns from k on, decoded in `lines`, to ``sums (tokens, 32)``."""
     width = rows.shape[1]
@@ -221,7 +194,7 @@ def product(
     lines = np.zeros(2048 * (min(width, COLUMNS) // 64), np.uint8)
     for start in range(0, batch, TOKENS):
         count = min(TOKENS, batch - start)
-        if not _take_tokens(x[start : start + count], gamma, rows, minus, scales):
+        if not take_tokens(x[start : start + count], gamma, rows, minus, scales):
             return False
         amx_configure(_configuration())
         for half in range(2 * first, 2 * last):
@@ -232,6 +205,6 @@ def product(
                 blocks = min(COLUMNS, width - k) // 64
                 _decode(panels, half // 2 * size + 16 * k, half % 2, blocks, lines)
                 _multiply(rows, count, lines, blocks, k, sums)
-            _write(sums, minus, scales, gamma, out[start : start + count], begin)
+            write_sums(sums, minus, scales, gamma, out[start : start + count], begin)
         amx_release()
     return True

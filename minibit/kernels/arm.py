@@ -20,9 +20,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from minibit.kernels.fours import take_tokens, write_sums
 from minibit.kernels.simd import load_splat
 from minibit.kernels.tiles import tile_codes, tile_dot_signed, tile_read, tile_write, tile_zero
+from minibit.kernels.tokens import take_tokens, write_sums
 
 __all__ = ["product"]
 

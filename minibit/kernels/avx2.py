@@ -21,7 +21,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from minibit.kernels.fours import take_tokens, write_sums
 from minibit.kernels.simd import load_splat, prefetch
 from minibit.kernels.tiles import (
     tile_add_pairs,
@@ -31,6 +30,7 @@ from minibit.kernels.tiles import (
     tile_write,
     tile_zero,
 )
+from minibit.kernels.tokens import take_tokens, write_sums
 
 __all__ = ["product"]
 

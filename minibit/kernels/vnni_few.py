@@ -16,7 +16,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from minibit.kernels.quantise import copy_row, quantise_row, sum_row
 from minibit.kernels.simd import address, load, load_splat, prefetch, splat
 from minibit.kernels.tiles import (
     tile_add,
@@ -27,6 +26,7 @@ from minibit.kernels.tiles import (
     tile_unscale,
     tile_zero,
 )
+from minibit.kernels.tokens import take_tokens
 from minibit.kernels.vnni_matvec import AHEAD, LANES, ROWS, _products
 
 __all__ = ["MOST", "product"]
@@ -84,15 +84,8 @@ def product(
     batch, n_in = x.shape
     codes = np.zeros((batch, (n_in + 7) // 8 * 8), np.int8)
     minus, scales = np.empty(batch, np.int32), np.empty(batch, np.float32)
-    for token in range(batch):
-        if gamma is None:
-            copy_row(x, token, codes, token)
-        else:
-            scale = quantise_row(x, token, codes, token)
-            if scale < 0:
-                return False
-            scales[token] = gamma / scale
-        minus[token] = -sum_row(codes, token)
+    if not take_tokens(x, gamma, codes, minus, scales):
+        return False
     for begin in range(first, last, BLOCK):
         end = min(begin + BLOCK, last)
         for token in range(0, batch - 1, 2):

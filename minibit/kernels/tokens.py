@@ -1,4 +1,4 @@
-"""Tokens by fours: what the AVX2 and the Arm product share around their inner loops.
+"""Tokens in and products out: what products of several tokens share around their inner loops.
 
 May import: numpy, numba, minibit.kernels.
 """
@@ -15,7 +15,7 @@ __all__ = ["take_tokens", "write_sums"]
 
 @njit(cache=True, nogil=True)
 def take_tokens(x, gamma, rows, minus, scales):  # type: ignore[no-untyped-def]
-    """Copy or quantise up to four tokens into padded `rows`; False if an entry is not finite.
+    """Copy or quantise tokens into padded `rows`; False if an entry is not finite.
 
     `minus` gets minus the sum of each token's codes, `scales` what its sums are multiplied by.
     """
@@ -33,7 +33,7 @@ def take_tokens(x, gamma, rows, minus, scales):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def write_sums(sums, minus, scales, gamma, out, begin):  # type: ignore[no-untyped-def]
-    """Write the sums of a panel, of codes 0..2, as products of rows from `begin` on."""
+    """Write ``sums (tokens, rows)``, of codes 0..2, as products of rows from `begin` on."""
     for token in range(out.shape[0]):
         for r in range(min(sums.shape[1], out.shape[1] - begin)):
             total = np.int32(sums[token, r] + minus[token])
