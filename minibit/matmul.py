@@ -329,12 +329,12 @@ def _columns_many(
 ) -> bool:
     """Multiply many tokens without byte instructions: unpack the rows and leave it to BLAS.
 
-    float32 sums of whole numbers up to 128 n_in are exact below 2**24, in any order.
+    float32 sums of whole numbers up to 128 n_in, 2**24 for `MAX_INPUTS`, are exact in any order.
     """
     from minibit.kernels.portable import product, quantise_rows, widen
 
     batch, n_in = x.shape
-    if batch < 48 or n_in > 2**17:
+    if batch < 48:
         return bool(product(x, columns, out, first, last, gamma))
     begin, end = ROWS * first, min(ROWS * last, out.shape[1])
     w = np.empty((n_in, end - begin), np.float32)
@@ -360,7 +360,7 @@ def _multiply(
     """Fill `out` with the product; False if an activation is not finite."""
     batch, n_in = x.shape
     n_out = matrix.shape[0]
-    if threads is not None and not isinstance(threads, int):
+    if threads is not None and not isinstance(threads, int | np.integer):
         raise TypeError(f"threads must be an integer, got {threads!r}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")

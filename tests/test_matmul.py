@@ -99,7 +99,7 @@ def test_the_reference_is_exact_where_int32_is_needed(path):
     assert z.tolist() == [[sum([-128] * 3000)] * 2]
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 2, 3, np.int64(2)])
 @pytest.mark.parametrize("batch", [1, 2, 5, 60, 100])
 def test_the_number_of_threads_does_not_change_a_bit(path, threads, batch, monkeypatch):
     """Ranges of rows or of tokens, computed side by side, fit together; small ones are forced."""
