@@ -1,7 +1,4 @@
-"""``python -m minibit``: the command line.
-
-May import: minibit.cli.
-"""
+"""``python -m minibit``: the command line."""
 
 from __future__ import annotations
 

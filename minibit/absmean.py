@@ -14,8 +14,6 @@ the code. Rounding is half to even everywhere: ``rint``, not C's ``round``.
 
 A network is trained through the fake-quantised forms: the forward pass sees the quantised values
 as floats, and the derivative is that of the identity (straight-through), in either mode.
-
-May import: numpy, minibit.dual, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@
 65 billion parameters times 12 bytes are the 780 GB that QLoRA sets out from. Each line says what it
 multiplies, so that anyone can multiply again. GB means 10^9 bytes. Sources: *QLoRA* arXiv
 2305.14314; *LLaMA* 2302.13971; *Pythia* 2304.01373; checkpointing Chen et al. 1604.06174.
-
-May import: minibit.costs.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@
 
 peft's names are those of the modules of transformers, where every name but that of the head begins
 with ``model.``. A configuration that asks for what LoRA alone does not do is refused by its field.
-
-May import: numpy, minibit.damage, minibit.safetensors_file.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 The specification of the fast path, and the way for models that are no MLP. Each direction is
 spelled out as a dense tangent of the parameters; or, for a model that takes a ``linear`` argument,
 one bump of a unit's pre-activation serves all weights into the unit.
-
-May import: numpy, minibit.dual, minibit.layers, minibit.unit_reference.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@
 
 Head ``h`` of ``heads`` reads key and value head ``h // (heads / kv_heads)``: with fewer key heads
 than query heads (grouped queries) there is less to keep of every token.
-
-May import: numpy, minibit.dual, minibit.recorder, minibit.blocks, minibit.kernels.
 """
 
 from __future__ import annotations

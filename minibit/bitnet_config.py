@@ -9,8 +9,6 @@ and the trailing ``.weight``. Vectors are the gains of norms; matrices are ``(n_
     layers.0.mlp.gate_proj, up_proj     (intermediate, hidden)
     layers.0.mlp.down_proj              (hidden, intermediate)
     lm_head                             (vocab, hidden), if it is not the embedding
-
-May import: numpy, minibit.noise.
 """
 
 from __future__ import annotations

@@ -11,8 +11,6 @@ The JSON, as UTF-8 bytes in a tensor, has ``quant_type``, ``blocksize``, ``dtype
 before, and of what dequantising gives there), ``shape``, and with double quantisation
 ``nested_blocksize``, ``nested_dtype`` and ``nested_offset``. These are dictionaries of arrays, as
 ``safetensors.numpy`` saves and loads; whole models hold many, each under its own name.
-
-May import: numpy, minibit.codebooks, minibit.double_quant, minibit.nf4_tensor.
 """
 
 from __future__ import annotations

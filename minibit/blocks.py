@@ -11,8 +11,6 @@ transposes that work, passes over memory as few times as a hand-written backward
 
 In reverse mode on plain float32 arrays, norm and gate run as kernels (`minibit.kernels.blocks`),
 and the norm's line of the program has a transpose of its own.
-
-May import: numpy, minibit.dual, minibit.recorder, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -8,8 +8,6 @@ A file is a stranger's until it is checked. Sizes are compared with the file bef
 size is made, and whatever is wrong is a `CheckpointError` that names file, tensor and byte.
 `minibit.safetensors_file` has the bytes, `minibit.hf_config` the configuration, `minibit.hf_reader`
 and `minibit.hf_writer` the model; `minibit.gguf_file` is the other format.
-
-May import: minibit.damage, minibit.hf_reader, minibit.hf_writer, minibit.gguf_file.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 With per-sample alignments a_b, the t score is |sum_b a_b| / sqrt(sum_b a_b^2), which ranks like the
 t-statistic |mean| / std.
-
-May import: numpy.
 """
 
 from __future__ import annotations

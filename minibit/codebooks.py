@@ -14,8 +14,6 @@ exponent, and integers. Those three have a sign bit, so they spend two of 16 cod
 
 A value at a midpoint goes to the lower code. All of this is float32, in the order of operations of
 bitsandbytes, so that codes come out as its own, bit for bit.
-
-May import: numpy, minibit.absmean.
 """
 
 from __future__ import annotations

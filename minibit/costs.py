@@ -19,8 +19,6 @@ Training Tips, Code and FAQ". *LLaMA*: arXiv 2302.13971. *Llama 2*: arXiv 2307.0
 "Computing's energy problem", ISSCC 2014 (45 nm). *Jouppi*: "Ten lessons from three generations
 shaped Google's TPUv4i", ISCA 2021, Table 2 (7 nm). *O'Connor*: "Fine-Grained DRAM", MICRO 2017.
 *A100*: NVIDIA's data sheet of the A100 80 GB SXM, 2021.
-
-May import: nothing.
 """
 
 from __future__ import annotations

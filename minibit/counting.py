@@ -15,8 +15,6 @@ different characters stood before it.
 
 Nothing loops over characters. An n-gram is known by one integer, ``V id(h) + c``, with the ids of
 the (n-1)-grams found one order earlier, so that sorting integers counts n-grams of any length.
-
-May import: numpy.
 """
 
 from __future__ import annotations

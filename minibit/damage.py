@@ -1,7 +1,4 @@
-"""What is raised where a checkpoint is damaged, or is none: file, tensor, byte.
-
-May import: numpy.
-"""
+"""What is raised where a checkpoint is damaged, or is none: file, tensor, byte."""
 
 from __future__ import annotations
 

@@ -8,8 +8,6 @@ A data set is named by its digest, so that a log can say what it was trained on:
     digest = SHA-256(d(train_x) d(train_y) d(test_x) d(test_y)),   d(a) = SHA-256(a as an IDX file)
 
 For MNIST the four inner digests are those of the published files.
-
-May import: numpy.
 """
 
 from __future__ import annotations

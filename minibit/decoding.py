@@ -9,10 +9,6 @@ once, and any other model, go through the functions of `minibit.transformer`.
 
 A drawn token is a pure function of the logits and one number in [0, 1), and that number is a pure
 function of the seed and the token's place (Philox, domain `TOKENS`).
-
-May import: numpy, minibit.blocks, minibit.attention, minibit.matmul, minibit.noise,
-minibit.ternary, minibit.projections, minibit.kv_cache, minibit.packed_step, minibit.sampling,
-minibit.transformer.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@
 
 A block whose 64-bit draw is u has ``#{j : T_j <= u}`` nonzeros. The floors are those of exact
 rationals, so every language that computes them has the same table.
-
-May import: numpy, minibit.philox.
 """
 
 from __future__ import annotations

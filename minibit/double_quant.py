@@ -10,8 +10,6 @@ codebook of 256 entries in blocks of 256:
     absmax        ~ dynamic_map[nested_code] * nested_absmax + offset
 
 That is 8/64 + 32/(64 * 256) = 0.127 bits a weight in place of 0.5.
-
-May import: numpy, minibit.codebooks, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -7,9 +7,6 @@ A dual number carries a value and how fast it moves along a direction:
 Plain NumPy code is differentiated as it stands: `Dual` arrays (`minibit.dual_array`) answer NumPy's
 functions by the rules of `minibit.rules`. One pass gives a Jacobian-vector product (JVP), exact,
 and nothing of the pass is kept.
-
-May import: numpy, minibit.tangents, minibit.rules, minibit.rules_shape, minibit.trees,
-minibit.dual_array.
 """
 
 from __future__ import annotations

@@ -6,9 +6,6 @@ A function that meets a `Dual` is looked up in the rule table; the innermost der
 arguments is parted into primals and tangents, the rule computes both, and they are joined again.
 Duals of outer derivatives stay inside the primals and tangents, where the rule's own NumPy calls
 meet them in turn.
-
-May import: numpy, minibit.tangents, minibit.rules, minibit.rules_sums, minibit.rules_shape,
-minibit.trees.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Edits of history: which steps, what becomes of them, and whose noise they are drawn by.
 
 Pure: `StepLog.negate`, `.mask` and `.concat` write the files.
-
-May import: numpy, minibit.moves, minibit.replay.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@
 A float matrix would be held by the program of reverse mode from the forward pass to the way back,
 all layers at once; and four bits would have bought nothing. Here the program holds the packed
 codes, and the floats exist while they are multiplied: once on the way there, once on the way back.
-
-May import: numpy, minibit.dual, minibit.nf4, minibit.layers.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@
 Both store t + 1 and end each block with a float16 scale. ggml takes that scale from the block (its
 largest magnitude), so a matrix with one scale stores it n_out * n_in / 256 times, and a block of
 zeros has scale 0. Every ``from_*`` refuses bytes that no ``to_*`` writes.
-
-May import: numpy, minibit.packings.
 """
 
 from __future__ import annotations

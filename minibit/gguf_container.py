@@ -14,8 +14,6 @@ at a multiple of ``general.alignment``, 32 if it is not given. Nothing here know
 Every count and length is held against the bytes that are left before anything is made of it, so
 that a damaged header costs neither memory nor time. Files are mapped copy-on-write: what is read is
 an array that may be written to, and the file never is.
-
-May import: numpy, minibit.damage.
 """
 
 from __future__ import annotations

@@ -18,9 +18,6 @@ Three things that such files don't say, or say wrongly, are settled here:
   Hugging Face does, so rows stay where they are.
 - *I2_S.* Three orders of codes share one type id, see `minibit.layouts`. Files of bitnet.cpp don't
   tell which; ours do, under ``minibit.i2_s_layout``.
-
-May import: numpy, minibit.ternary, minibit.layouts, minibit.transformer, minibit.damage,
-minibit.gguf_container, minibit.gguf_metadata, minibit.gguf_tensors, minibit.gguf_writer.
 """
 
 from __future__ import annotations

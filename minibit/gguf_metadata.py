@@ -12,8 +12,6 @@
 
 Each key begins with the file's ``general.architecture``. A head is tied where the file has no
 ``output.weight``, and sub-norms are there where it has them.
-
-May import: numpy, minibit.transformer, minibit.damage, minibit.gguf_container.
 """
 
 from __future__ import annotations

@@ -3,9 +3,6 @@
     projections   TQ1_0, TQ2_0, I2_S, or floats of one magnitude   `TernaryMatrix`
     embeddings    F32, F16, BF16; others through the gguf package  float32, or bits of bfloat16
     gains         F32, F16, BF16                                   float32
-
-May import: numpy, minibit.ternary, minibit.layouts, minibit.packings, minibit.panels,
-minibit.damage, minibit.gguf_container, minibit.kernels.
 """
 
 from __future__ import annotations

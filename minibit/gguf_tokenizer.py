@@ -9,8 +9,6 @@
 
 Only byte-level byte-pair encodings are translated, which BitNet's published models have. The whole
 ``tokenizer.json`` goes along as ``tokenizer.huggingface.json``, so that nothing is lost by it.
-
-May import: nothing of minibit.
 """
 
 from __future__ import annotations

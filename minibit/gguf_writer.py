@@ -1,8 +1,6 @@
 """Write GGUF files: whole or not at all, and a tensor at a time.
 
 The form is that of `minibit.gguf_container`.
-
-May import: numpy, minibit.gguf_container.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@
 
 One token reads all of w, as it reads all of a ternary matrix: 16 or 32 bits a weight instead of 2.
 With the vocabularies of today the head is a large part of what a token reads.
-
-May import: numpy, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -9,8 +9,6 @@
 (z is the integer product, s the scale of the activations, ``quantization_mode`` the mode.) One name
 has two opposite meanings, and nothing in a tensor tells which: the configuration must be read, and
 what it says beyond the published block is refused, not ignored.
-
-May import: minibit.damage, minibit.safetensors_file, minibit.transformer.
 """
 
 from __future__ import annotations

@@ -10,8 +10,6 @@ With z the exact product of integer codes, s = 127 / max|x| the scale of a token
 On paper all three are ``gamma z / s``, as `minibit.matmul.ternary_matmul` has it. In float32 the
 first is decided to the bit, because z is exact; the others sum rounded numbers, so the order of the
 sum shows in the last bits, unless s is a power of two.
-
-May import: minibit.absmean, minibit.hf_config.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 A checkpoint's matrix has 2 bits a weight in the file and 2 bits in memory, only in another order.
 Going from one to the other by way of int8 codes takes four times the room of both; the kernels
 expand a few rows at a time. (`minibit.layouts` has the file's order, `minibit.panels` the other.)
-
-May import: numpy, minibit.layouts, minibit.packings, minibit.panels, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -11,9 +11,6 @@ no others. All of that is checked before a weight is touched. Then, tensor by te
 
 What real uploads got wrong is refused: projections that are all zeros (microsoft/BitNet#608),
 latent weights where ternary ones belong (unilm#1502), scales that are none.
-
-May import: minibit.blocks, minibit.damage, minibit.hf_config, minibit.hf_linear, minibit.hf_shards,
-minibit.safetensors_file, minibit.ternary, minibit.transformer.
 """
 
 from __future__ import annotations

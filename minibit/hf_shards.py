@@ -7,8 +7,6 @@ An index is a stranger's text that names files. A name is taken if it is a plain
 directory, and what it names, links followed, lies in this directory or in the store of a Hugging
 Face cache, whose directories hold nothing but links. Pickled weights run any code that their author
 wished for when they are opened: they never are.
-
-May import: minibit.damage, minibit.safetensors_file.
 """
 
 from __future__ import annotations

@@ -2,9 +2,6 @@
 
 A tensor is made when its place in the file is reached, and forgotten after it, so a model is
 written with one matrix expanded at a time; a random one of any size is written without being held.
-
-May import: minibit.absmean, minibit.damage, minibit.hf_config, minibit.hf_linear,
-minibit.safetensors_file, minibit.ternary, minibit.transformer.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 What a `minibit.steps.StepLog` can be asked without writing: whole models and single rows, as they
 were after any step, the difference between two steps, digests.
-
-May import: numpy, minibit.moves, minibit.logfile, minibit.replay, minibit.edits.
 """
 
 from __future__ import annotations

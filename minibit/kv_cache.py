@@ -4,8 +4,6 @@ A token attends to all tokens before it, and needs nothing of them but one key a
 each key head of each layer. Held, they make every further token cost one pass through the weights.
 
     keys, values   (batch, kv_heads, capacity, head_dim) float32 of each layer, `length` in use
-
-May import: numpy, minibit.bitnet_config.
 """
 
 from __future__ import annotations

@@ -10,8 +10,6 @@ Parameters are flat dicts of arrays. Stored ternary weights are int8; layers cas
 where they use them. `minibit.dual.jvp` differentiates every function here as it stands, given
 float32 copies of the weights. float32 in, float32 out; integer inputs (pixels) become float32, and
 what holds no real numbers is a TypeError.
-
-May import: numpy, minibit.dual, minibit.ternary, minibit.absmean.
 """
 
 from __future__ import annotations

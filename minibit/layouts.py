@@ -7,8 +7,6 @@
 Both store t + 1 in two bits, and neither says in the file how codes are ordered: that is what this
 module pins down. (ggml's own ternary types are in `minibit.ggml_blocks`.) Every ``from_*`` refuses
 bytes that no ``to_*`` writes.
-
-May import: numpy, minibit.packings.
 """
 
 from __future__ import annotations

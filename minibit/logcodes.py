@@ -12,8 +12,6 @@ where ``room`` counts the values that the gap may take, and ``k`` the moves stil
 code with ``m ~ ln 2 / p`` is the best for gaps of density p; as the density of what is left is
 known at each move, no parameter is stored, and the last gap, which is uniform, costs log2(room).
 The whole stays about 0.4% above log2 C(N, K) + K for K = 10 or more, at about 1% for K = 3.
-
-May import: numpy, minibit.moves.
 """
 
 from __future__ import annotations

@@ -13,8 +13,6 @@ record: the first 8 bytes of their SHA-256.
 
 A file that ends within its last record is *torn*, as a killed writer or a lost machine leaves it:
 it opens to the records before. Anything else that doesn't fit is an error that names its byte.
-
-May import: nothing of minibit.
 """
 
 from __future__ import annotations

@@ -11,9 +11,6 @@ changes before the first step. Afterwards the product can be merged into W.
 What a fine-tune needs beside is in files of its own: the frozen product in `minibit.frozen`,
 adapters as peft writes them in `minibit.adapter_file`, optimizer state that lives in a file in
 `minibit.paged`, and what all of it weighs in `minibit.accounting`.
-
-May import: numpy, minibit.frozen, minibit.nf4, minibit.philox, minibit.transformer,
-minibit.adapter_file, minibit.paged.
 """
 
 from __future__ import annotations

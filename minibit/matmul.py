@@ -11,8 +11,6 @@ one of arithmetic: there are two kernels a path.
 
 Threads are used where they pay: above some 25 microseconds of work. ``MINIBIT_THREADS`` or the
 argument `threads` limits them. All functions may be called from several threads at once.
-
-May import: numpy, minibit.head, minibit.panels, minibit.ternary, minibit.kernels.
 """
 
 from __future__ import annotations

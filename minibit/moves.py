@@ -3,8 +3,6 @@
 A step leaves behind a few integers: one tern a perturbation (method ``sampled``), or which of the
 drawn candidates moved and in which direction (method ``units``). The perturbations and candidates
 themselves come back from the seed. This file turns records into weights; no float enters.
-
-May import: numpy, minibit.noise.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ layer is three subsets: which initial zeros are now +-1 (a sign bit each), which
 changed, and which of these went on to the other sign. Each is a count in gamma code (plus one) and
 positions in the gap code of `minibit.logcodes`. The last 8 bytes are the first 8 of the SHA-256 of
 the weights, so a changed byte, or another plan, is refused.
-
-May import: numpy, minibit.moves, minibit.logfile, minibit.logcodes.
 """
 
 from __future__ import annotations

@@ -11,9 +11,6 @@ what is quantised here can be read there, and the other way round (`to_bitsandby
 `minibit.codebooks`; how the absmaxes are quantised in their turn in `minibit.double_quant`; the
 tensor itself is in `minibit.nf4_tensor`, and the names and JSON of a file in
 `minibit.bitsandbytes_layout`. All of their names that one needs are public here.
-
-May import: numpy, minibit.absmean, minibit.codebooks, minibit.double_quant, minibit.nf4_tensor,
-minibit.bitsandbytes_layout, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ absmaxes are float32, or in turn 8-bit codes (`minibit.double_quant`). With n we
 
     bits a weight = 4 + 32 / b                        b = 64: 4.5
                   = 4 + 8 / b + 32 / (256 b)          double quantisation: 4.127
-
-May import: numpy, minibit.codebooks, minibit.double_quant, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@ each block on its own, so any part of any perturbation of any step costs only it
 The integers behind a density are in `minibit.density`, the draws of candidates in
 `minibit.subsets`. The hot paths have a plain NumPy ``*_reference``, which is the specification, and
 a Numba kernel of the same signature that equals it bit for bit.
-
-May import: numpy, minibit.philox, minibit.density, minibit.subsets, minibit.kernels.
 """
 
 from __future__ import annotations

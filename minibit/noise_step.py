@@ -18,9 +18,6 @@ never kept, so such a step never clamps.
 The t score ranks like the t-statistic |mean| / std over samples (`minibit.choices`).
 
 Pure: state in, codes out, no files.
-
-May import: numpy, minibit.noise, minibit.moves, minibit.choices, minibit.perceptron,
-minibit.unit_reference, minibit.unit_tangents, minibit.alignments.
 """
 
 from __future__ import annotations

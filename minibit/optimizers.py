@@ -7,8 +7,6 @@
 with m' = m / (1 - beta1^t) and v' = v / (1 - beta2^t), which undo the start at 0. The decay acts on
 the parameters directly, not through the gradient (AdamW). The recipe for ternary weights lowers the
 learning rate in two stages and switches the decay off at half-way.
-
-May import: numpy, minibit.trees, minibit.kernels.
 """
 
 from __future__ import annotations

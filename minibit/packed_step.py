@@ -4,9 +4,6 @@ All layers are one kernel (`minibit.kernels.decode`), which all threads enter wi
 arguments; they share its rows chunk by chunk. Activations are quantised once for q, k and v, and
 once for gate and up. So a token costs one start of the threads, and little more than reading the
 weights.
-
-May import: numpy, minibit.attention, minibit.bitnet_config, minibit.blocks, minibit.kv_cache,
-minibit.projections, minibit.ternary, minibit.transformer, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -9,8 +9,6 @@ A ternary code t is -1, 0 or 1. It carries log2(3) = 1.585 bits. Files and kerne
 All three read the array in C order, put the first code of a byte into its lowest bits or lowest
 digit, and fill the last byte up with weight 0, so that a reader who runs past the end adds nothing
 to a product. Bytes have no endianness: a packing is the same on every machine.
-
-May import: numpy.
 """
 
 from __future__ import annotations

@@ -10,8 +10,6 @@ moved on in place, and let go, so that no more than the budget counts as this pr
 What was let go is the system's to keep or to write out. That is the paged optimizer of QLoRA, with
 a file in the place of a GPU's unified memory. The arithmetic is that of `minibit.optimizers`, entry
 by entry, and so are the bits.
-
-May import: numpy, minibit.optimizers, minibit.trees.
 """
 
 from __future__ import annotations

@@ -15,8 +15,6 @@ columns to 64 too (a block of AMX), and the first byte lies where a cache line b
 
 *Columns* are for any CPU: byte ``r`` of line ``q`` holds row r and columns 4 q .. 4 q + 3, so a
 plain loop over rows multiplies by one activation at a time, and compilers turn it into vectors.
-
-May import: numpy, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Whoever evaluates weights needs these constants, too: `minibit.training` writes them into the header
 of every log.
-
-May import: numpy, minibit.layers.
 """
 
 from __future__ import annotations

@@ -13,8 +13,6 @@ The domain keeps uses apart, so that no two ever see the same counter: `NOISE` 0
 draw* is two neighbouring words, the high half first.
 
 `words_reference` is plain NumPy and the specification; the kernel equals it bit for bit.
-
-May import: numpy, minibit.kernels.
 """
 
 from __future__ import annotations

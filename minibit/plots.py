@@ -3,8 +3,6 @@
 matplotlib is imported inside the functions, never with the module. `style` sets how everything
 looks; the ``*_figure`` functions draw whole figures without pyplot, so they need no display, open
 no window and are safe in any thread.
-
-May import: numpy.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Presets: every hyper-parameter of a training run, under a name.
-
-May import: minibit.layers.
-"""
+"""Presets: every hyper-parameter of a training run, under a name."""
 
 from __future__ import annotations
 

@@ -5,9 +5,6 @@
     packed_linear   y = Q(x) codes^T gamma           inference: exact sums of integers
 
 `minibit.transformer.forward` takes one of them, or any function of the same signature.
-
-May import: numpy, minibit.ternary, minibit.matmul, minibit.absmean, minibit.layers,
-minibit.blocks, minibit.bitnet_config.
 """
 
 from __future__ import annotations

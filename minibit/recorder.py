@@ -7,8 +7,6 @@ adds a line to the program of its tape:
 
 A line holds, for each term, the number j, the transpose of A (`minibit.transposes`) and the arrays
 that A was given; never a value of t, because there is none.
-
-May import: numpy, minibit.tangents, minibit.dual_array, minibit.transposes.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 All weights lie in one flat int8 array, layer after layer, so that a step costs what it moves and
 not what the model weighs.
-
-May import: numpy, minibit.noise, minibit.moves, minibit.logcodes.
 """
 
 from __future__ import annotations

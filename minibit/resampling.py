@@ -4,8 +4,6 @@
 uniformly; accept it with weight 1 if it is hard, above `threshold`, else with probability
 `easy_share` and weight 1 / easy_share, so that weighted sums stay unbiased. The table is state of
 the run, not of the model; a resumed run measures it anew.
-
-May import: numpy, minibit.noise, minibit.philox, minibit.presets.
 """
 
 from __future__ import annotations

@@ -25,8 +25,6 @@ matrices, `minibit.rules_shape` what only moves entries about. Conventions at ki
 - ``x ** y``: the slope in x is 0 where y = 0, also at 0 ** 0; the slope in y is 0 where x = 0.
 - ``sign``, ``round``, ``floor`` and the like: 0 everywhere, also at the jump. Conversion to
   integers likewise.
-
-May import: numpy, minibit.tangents.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Four rules carry all of it: an index picks entries (``y_dot = x_dot[index]``), and `reshape`,
 `transpose` and `concatenate` do to a tangent what they do to its primal. Everything else says
 which of these it is: `np.flip` is an index, `np.stack` is new axes and a concatenation.
-
-May import: numpy, minibit.tangents, minibit.rules.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ A reduction of a sum's kind does to the tangent what it does to the primal. A pr
 each of its factors, so its tangent is a sum of products with one factor replaced:
 
     d(x @ y) = x_dot @ y + x @ y_dot
-
-May import: numpy, minibit.tangents, minibit.rules.
 """
 
 from __future__ import annotations

@@ -10,8 +10,6 @@ with the file's before anything of that size is made.
 The ``safetensors`` package reads the same files, but hands NumPy copies, and no bfloat16 (NumPy has
 none). A model's head must stay mapped, and be seen as the 16 bits that it is; and damage must be
 named by its byte. So the format, which is this short, is read here; the tests hold the two equal.
-
-May import: minibit.damage.
 """
 
 from __future__ import annotations

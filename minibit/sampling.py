@@ -3,8 +3,6 @@
     p_i = exp((z_i - max z) / temperature),   of the k largest,   of those the fewest with top_p
 
 Nothing here is random: where the number comes from, the caller decides.
-
-May import: numpy.
 """
 
 from __future__ import annotations

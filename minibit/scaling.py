@@ -9,8 +9,6 @@ N counts the parameters, S is the share of them that a token leaves out. With th
 
 has a least value where ``alpha A(S) = (1 - S) A'(S)``: near ``1 - beta / alpha`` if B is small,
 whatever E, C and N_a are.
-
-May import: numpy, minibit.tape.
 """
 
 from __future__ import annotations

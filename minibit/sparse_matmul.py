@@ -10,8 +10,6 @@ a cache line of 64 bytes, read or left alone.
     bands    [n_out / 256][n_in][64]    2 bits a code
 
 A band that is not full is padded, so that matrices of few rows waste memory.
-
-May import: numpy, minibit.ternary, minibit.matmul, minibit.absmean, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -10,9 +10,6 @@ come back bit for bit on every machine.
 
 Reading never writes. Appending is one write and one sync to disk (about a millisecond on an SSD,
 ten on a turning disk), so a killed process loses at most the records that it was writing.
-
-May import: numpy, minibit.moves, minibit.logfile, minibit.logcodes, minibit.replay,
-minibit.history, minibit.netmoves, minibit.edits.
 """
 
 from __future__ import annotations

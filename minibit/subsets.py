@@ -4,8 +4,6 @@ Floyd's algorithm takes ``count`` draws for ``count`` of n numbers, whatever n i
 subset the same chance:
 
     for j = n - count, ..., n - 1:   t = floor(u (j + 1) / 2**64);   take t, or j if t is taken
-
-May import: numpy, minibit.philox, minibit.kernels.
 """
 
 from __future__ import annotations

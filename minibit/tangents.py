@@ -9,8 +9,6 @@ tangents; ``a`` an array without one):
 
 `Tangent` turns these calls into fourteen methods. Whoever implements them can flow through every
 rule: a stack of `Directions` here, and reverse mode, which writes the calls down to transpose them.
-
-May import: numpy.
 """
 
 from __future__ import annotations

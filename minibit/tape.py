@@ -12,9 +12,6 @@ Read from last to first, with every A transposed, the same program carries cotan
 That is reverse mode: the whole gradient of one number, for a few times the cost of the function
 and for the memory of every A. There is no second table of rules: what `jvp` differentiates, `grad`
 does too, custom rules and straight-through functions included.
-
-May import: numpy, minibit.tangents, minibit.trees, minibit.dual_array, minibit.dual,
-minibit.transposes, minibit.recorder, minibit.optimizers.
 """
 
 from __future__ import annotations

@@ -8,9 +8,6 @@ Codes are int8 arrays of shape (n_out, n_in) wherever they are computed with, an
 they are stored: `minibit.packings` has the dense packings, `minibit.layouts` and
 `minibit.ggml_blocks` the layouts of published files, and this module the matrix. All of their names
 are public here.
-
-May import: numpy, minibit.packings, minibit.layouts, minibit.ggml_blocks, minibit.panels,
-minibit.hf_panels, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -8,9 +8,6 @@ A ternary matrix is already small; what a token needs not read of it makes it sm
 input that is zero needs no column of W. `minibit.topk_choice` makes the choice, exactly and fast,
 `minibit.sparse_matmul` is the product that skips what was not chosen, and `minibit.scaling` the law
 that says how much sparsity is best for how many active parameters.
-
-May import: numpy, minibit.dual, minibit.absmean, minibit.scaling, minibit.sparse_matmul,
-minibit.topk_choice.
 """
 
 from __future__ import annotations

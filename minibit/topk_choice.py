@@ -2,8 +2,6 @@
 
     k      floor((1 - sparsity) n)
     M_i    1 if fewer than k entries have |x_j| > |x_i|, or the same magnitude and j < i; else 0
-
-May import: numpy, minibit.dual, minibit.kernels.
 """
 
 from __future__ import annotations

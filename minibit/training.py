@@ -5,8 +5,6 @@ harder samples more often (`minibit.resampling`), steps, and appends what each s
 32 steps a record. The log's header says what the run was (`minibit.training_log`).
 
 Support room: ties noise_step to logs and data.
-
-May import: anything.
 """
 
 from __future__ import annotations

@@ -2,9 +2,6 @@
 
 ``plan`` is what replay needs, ``recipe`` the `Preset`, ``data`` the data set and how its inputs are
 normalised. A model's constants are among them: weights alone say nothing.
-
-May import: numpy, minibit.datasets, minibit.layers, minibit.moves, minibit.perceptron,
-minibit.presets, minibit.steps.
 """
 
 from __future__ import annotations

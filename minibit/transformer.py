@@ -11,9 +11,6 @@ training, `packed_linear` for inference), what makes inputs sparse, and a cache 
 
 The sizes and the names of the parameters are in `minibit.bitnet_config`, what multiplies in
 `minibit.projections`, the pieces in `minibit.blocks` and `minibit.attention`.
-
-May import: numpy, minibit.dual, minibit.matmul, minibit.bitnet_config, minibit.projections,
-minibit.attention, minibit.blocks, minibit.kv_cache, minibit.sampling, minibit.decoding.
 """
 
 from __future__ import annotations

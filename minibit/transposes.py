@@ -13,8 +13,6 @@ Fourteen operations are enough for every rule (`minibit.tangents`), and their tr
 
 All but what works in place is written with NumPy functions that have rules themselves. So a
 cotangent may be a dual number, and a gradient can be differentiated again.
-
-May import: numpy, minibit.tangents.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Trees of arrays: dicts, lists and tuples, nested, with arrays for leaves.
-
-May import: nothing of minibit.
-"""
+"""Trees of arrays: dicts, lists and tuples, nested, with arrays for leaves."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """Unit tangents in plain NumPy, a whole batch at a time: what the kernels are held to.
 
 The formulas are in `minibit.unit_tangents`, which has the fast twins.
-
-May import: numpy, minibit.absmean, minibit.perceptron.
 """
 
 from __future__ import annotations

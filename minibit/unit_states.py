@@ -4,8 +4,6 @@ With int8 activations the forward pass of a block is made here, product by produ
 it for the tangents are the codes of every layer, their scales, z_hat of the last hidden layer, and
 every layer's 1 / sigma. With float activations a sample goes through alone, inside the kernels, and
 there is nothing to leave.
-
-May import: numpy, minibit.ternary, minibit.matmul, minibit.perceptron, minibit.kernels.
 """
 
 from __future__ import annotations

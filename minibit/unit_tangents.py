@@ -30,9 +30,6 @@ layer, for the standard deviations below count as constant. Its products are `te
 of a block of samples, exact in any order: of pixels as ``W x = W (x - 128) + 128 W 1``, of codes as
 they are. (Where bytes have no dot product it is additions again, as exact.) With float activations
 every sample goes through alone, on additions.
-
-May import: numpy, minibit.perceptron, minibit.unit_reference, minibit.unit_states,
-minibit.kernels.
 """
 
 from __future__ import annotations

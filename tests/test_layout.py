@@ -157,21 +157,6 @@ def test_a_kernel_imports_no_room(path):
     assert rooms_of(imported([path])) <= {"kernels"}
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_a_module_says_what_it_may_import_and_keeps_to_it(name):
-    """Its docstring ends with ``May import: ...``, where every room that it imports is named."""
-    text = SOURCES[name][0].read_text(encoding="utf-8")
-    docstring = ast.get_docstring(ast.parse(text)) or ""
-    last = docstring.rpartition("\n\n")[2]
-    assert last.startswith("May import: "), f"{name}: {last!r}"
-    allowed = set(re.findall(r"minibit\.(\w+)", last))
-    for room in allowed & set(ROOMS):
-        allowed |= set(ROOMS[room][1])  # a room's name stands for its parts too
-    if name in SUPPORT and re.search(r"\bminibit\b(?!\.\w)|\banything\b", last):
-        allowed = set(MODULES)  # a support room may use the whole package
-    assert rooms_of(imported(SOURCES[name])) - {name} <= allowed | {"kernels"}
-
-
 @pytest.mark.parametrize("what", ["import minibit", "from minibit import *"])
 def test_importing_minibit_imports_nothing_heavy(what):
     """Neither the package nor all its rooms cost more than NumPy: no compiler, plots, commands."""

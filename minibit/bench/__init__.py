@@ -7,8 +7,6 @@ best on this CPU.
 
 Times are compared only within one process, interleaved: every candidate runs once in turn, round
 after round, and the medians are compared. A machine that slows down slows all of them.
-
-May import: anything of minibit.
 """
 
 from __future__ import annotations

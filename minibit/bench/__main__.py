@@ -1,8 +1,6 @@
 """The process of its own that a benchmark runs in: ``python -m minibit.bench NAME OPTIONS``.
 
 `minibit.bench.run` starts it; OPTIONS are JSON, and so is the last line that it prints.
-
-May import: minibit.bench.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@ both on all threads: a token cannot be faster than that read.
 
 A small model is decoded before, so that loading and tokens are measured without compiling; the
 files were written a moment ago, so that they come from the system's cache.
-
-May import: anything of minibit.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 A step is all of it: forward pass, gradient, clipping, AdamW. PyTorch's has the same network, the
 same parameters, the same batch, its fused attention and norms, and no compilation. All candidates
 of a size take turns, round after round; the medians are compared.
-
-May import: anything of minibit.
 """
 
 from __future__ import annotations

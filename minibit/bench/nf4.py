@@ -3,8 +3,6 @@
 Timed as `minibit.bench.products` says, through the public functions, on one thread. bitsandbytes
 multiplies float32 activations, as we do; its kernel for bfloat16 activations, which needs AVX-512
 BF16 and weights in an order of its own, is shown beside, without a bar.
-
-May import: anything of minibit.
 """
 
 from __future__ import annotations

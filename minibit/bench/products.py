@@ -5,8 +5,6 @@ milliseconds and eight calls, or for one call that takes longer, so that it find
 its own weights leave there, and then timed for as long; medians of many rounds are compared. What
 is read "from memory" goes in turn through copies that no cache holds, as decoding goes through a
 model's layers. Bars hold for one thread.
-
-May import: anything of minibit.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ in its cache already: the first process, which fills it, is not counted. Numba i
 linear algebra if it finds it, which takes longer than all the rest; minibit does not use it. So
 the time of the first call is also taken with SciPy hidden, as in an environment of minibit alone,
 and that one has the bar.
-
-May import: anything of minibit.
 """
 
 from __future__ import annotations

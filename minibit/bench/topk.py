@@ -4,8 +4,6 @@ The choice is made for 64 tokens, one after the other and all at once, as activa
 every token; ways to choose are timed in turns of several calls, as in `minibit.bench.products`. The
 sparse product is timed beside the dense one on the same activations, call by call, at many shares
 of zeros; where it becomes the faster one is interpolated.
-
-May import: anything of minibit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""``bench train`` and ``bench step``: what a training run comes to, and what a step costs.
-
-May import: anything of minibit.
-"""
+"""``bench train`` and ``bench step``: what a training run comes to, and what a step costs."""
 
 from __future__ import annotations
 

@@ -5,8 +5,6 @@ traceback. The commands lie beside it, one file for each kind of work.
 
 Exit status: 0 done, 1 the work failed, 2 it was asked for wrongly, 130 stopped by Ctrl-C where
 nothing could be told of it.
-
-May import: minibit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The commands, gathered.
-
-May import: minibit, minibit.cli.
-"""
+"""The commands, gathered."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``minibit bench``: measure, and compare with the bar.
-
-May import: minibit.bench, minibit.cli, minibit.plots.
-"""
+"""``minibit bench``: measure, and compare with the bar."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``minibit chapters``: the chapters that the package carries, listed, shown or run.
-
-May import: minibit.plots, minibit.cli.
-"""
+"""``minibit chapters``: the chapters that the package carries, listed, shown or run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What every command shares: where its words go, how it fails, how lists are given.
-
-May import: minibit.damage, minibit.datasets, minibit.plots, minibit.kernels, minibit.logfile.
-"""
+"""What every command shares: where its words go, how it fails, how lists are given."""
 
 from __future__ import annotations
 

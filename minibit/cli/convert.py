@@ -8,9 +8,6 @@
 What was written is read back and compared with the source before it takes its name: codes, scales,
 all other tensors, and the logits of a few tokens. Where a checkpoint is replaced, files of the
 directory that are no part of it (a model card, notes) stay.
-
-May import: minibit.checkpoint, minibit.damage, minibit.gguf_container, minibit.hf_shards,
-minibit.language, minibit.ternary, minibit.transformer, minibit.cli.
 """
 
 from __future__ import annotations

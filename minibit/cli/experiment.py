@@ -1,7 +1,4 @@
-"""``minibit experiment``: run a long measurement and write its JSON file.
-
-May import: minibit.experiments, minibit.cli.
-"""
+"""``minibit experiment``: run a long measurement and write its JSON file."""
 
 from __future__ import annotations
 

@@ -2,9 +2,6 @@
 
 Tokens are printed as they come, in whole characters. Ctrl-C ends a text where it stands. A chat
 keeps what the model has read: each turn costs its own tokens only.
-
-May import: minibit.checkpoint, minibit.decoding, minibit.gguf_container, minibit.language,
-minibit.sampling, minibit.transformer, minibit.cli.
 """
 
 from __future__ import annotations

@@ -1,9 +1,6 @@
 """What can be done with a log: replay, evaluate, history, info, edit, export.
 
 None of them ever changes the log that it reads.
-
-May import: minibit.datasets, minibit.training, minibit.training_log, minibit.plots,
-minibit.steps, minibit.cli.
 """
 
 from __future__ import annotations

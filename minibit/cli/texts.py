@@ -13,8 +13,6 @@ name instead, without running anything of a stranger's:
     plain     TEXT\n                                      for models without a template
 
 (The sign ␣ stands for a space.) Markers become single tokens, what people type never does.
-
-May import: minibit.language, minibit.transformer, minibit.cli.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""``minibit train``: the main job, with its progress, and a log that outlives it.
-
-May import: minibit.datasets, minibit.training, minibit.training_log, minibit.plots,
-minibit.steps, minibit.cli.
-"""
+"""``minibit train``: the main job, with its progress, and a log that outlives it."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 A chapter draws ``chapters/results/NAME.json`` and recomputes its cheapest point; nothing is typed
 in by hand. ``minibit experiment NAME`` writes the file again.
-
-May import: anything of minibit.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Each run keeps the validation split (the last 5,000 training images) apart and is judged on it: the
 kind of activations is chosen here, and the test set has no say. Runs of the two kinds alternate, on
 one thread, and so do the timed steps.
-
-May import: anything of minibit.
 """
 
 from __future__ import annotations

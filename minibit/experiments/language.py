@@ -3,8 +3,6 @@
 Beside them the count models, a sample of the largest b1.58 model, and what a token costs in
 decoding. Every run is a process of its own with one thread, two at a time, so that two CPUs are
 used best.
-
-May import: anything of minibit.
 """
 
 from __future__ import annotations

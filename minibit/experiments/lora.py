@@ -12,8 +12,6 @@ for the losses that are reported.
 Learning rates are chosen with the first seed, on the ninth tenth, for full and for qlora (and for
 forward gradients); lora and another rank take qlora's. Every run is a process of its own with one
 thread, two at a time.
-
-May import: anything of minibit.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ The network computes with the ternary codes of float weights that Adam moves (*l
 
 so what comes out is the same thing that noise_step trains: int8 codes, no scales, no biases.
 Learning rate, batch and image shifts were chosen on the last 5,000 training images.
-
-May import: anything of minibit.
 """
 
 from __future__ import annotations

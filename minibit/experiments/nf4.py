@@ -3,8 +3,6 @@
 Float language models of three sizes are trained, once a seed, and their projections rounded to each
 codebook afterwards, in blocks of 64; embeddings and norms stay as they are. What counts is the loss
 on the held-out text, before and after: the nats a character that rounding adds.
-
-May import: anything of minibit.
 """
 
 from __future__ import annotations

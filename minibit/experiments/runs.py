@@ -4,8 +4,6 @@
     FOLDER/SIZE_WEIGHTS_SEED.npz     a dense language model, which several experiments measure
 
 A process has one thread, so that two runs side by side use two CPUs best and time the same alone.
-
-May import: anything of minibit.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ Dense and sparse models of the recipe of `minibit.language`, float and b1.58, wi
 ReLU together; sparsity against loss; straight-through against the masked gradient, by depth and by
 sparsity; dense models that become sparse, on the text they know and on another. Every run is a
 process of its own with one thread, two at a time.
-
-May import: anything of minibit.
 """
 
 from __future__ import annotations

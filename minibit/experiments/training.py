@@ -1,7 +1,4 @@
-"""``minibit experiment train``: every preset, over seeds.
-
-May import: anything of minibit.
-"""
+"""``minibit experiment train``: every preset, over seeds."""
 
 from __future__ import annotations
 

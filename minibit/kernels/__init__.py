@@ -3,8 +3,6 @@
 Each kernel has a ``*_reference`` twin of the same signature, plain NumPy, in the module that
 teaches it; the tests hold the two equal. Nothing here is imported until a hot path first runs, so
 that ``import minibit`` does not pay for Numba.
-
-May import: numpy, numba.
 """
 
 from __future__ import annotations

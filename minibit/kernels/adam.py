@@ -2,8 +2,6 @@
 
 The operations and their order are those of `minibit.optimizers.adam_step_reference`, each rounded
 to the type of the parameters; nothing is fused. So the results have the same bits.
-
-May import: numpy, numba.
 """
 
 from __future__ import annotations

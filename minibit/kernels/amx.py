@@ -15,8 +15,6 @@ for it), and configured in every call, because the configuration belongs to the 
 
 This file has been compiled and its instructions have been checked, and its indices have been run
 against an emulation of the tile instructions; on a CPU with AMX its speed is still to be measured.
-
-May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations

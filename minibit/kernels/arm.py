@@ -8,8 +8,6 @@ of rows at a time and share each decoded code.
 
 On other CPUs `minibit.kernels.simd` spells ``sdot`` out in plain LLVM, so that the kernel's indices
 and sums are tested anywhere; only the choice of this path asks for an Arm CPU.
-
-May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations

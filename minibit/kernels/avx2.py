@@ -9,8 +9,6 @@ each.
 One token: all four groups of rows at once, eight int16 sums, and one broadcast for all. Four
 tokens: one group of rows at a time, so that each code is shifted and masked once and meets all
 four.
-
-May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -12,8 +12,6 @@ table needs AVX-512 VBMI (Ice Lake, Zen 4, and later).
 
 It wins where memory is the limit and arithmetic waits: many cores that share one memory. It loses
 where the weights lie in a cache.
-
-May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ in planes of their own, a product is counting::
     x . t = sum over bits b of +-2^b (count(plus AND x_b) - count(minus AND x_b))
 
 Bit 7 of two's complement counts -128. 16 ANDs and counts serve 64 weights.
-
-May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 A row of activations stays in the first cache while it is read twice. Sums of float32 go in the
 order that fills the vectors.
-
-May import: numpy, numba.
 """
 
 from __future__ import annotations

@@ -15,8 +15,6 @@ memory of its own, which keeps its values to the end of the token: so a chunk ma
 Products are exact sums of integers, so they equal the plain forward pass of `minibit.transformer`
 bit for bit, as do rotations and gates. The sums of norms, of scores and of mixed values, which
 NumPy and BLAS take in orders of their own, and the exponential may differ in the last bits.
-
-May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations

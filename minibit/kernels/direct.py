@@ -3,8 +3,6 @@
 A Numba function looks at the types of its arguments, picks what it compiled for them, and calls
 that: half a microsecond for three arrays. Who has checked the types already can call what was
 compiled, and saves a third of it.
-
-May import: nothing.
 """
 
 from __future__ import annotations

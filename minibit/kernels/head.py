@@ -4,8 +4,6 @@ The output head of a language model is not ternary, and one token reads all of i
 is as fast as memory. A bfloat16 number is the upper half of a float32: shifted up by 16 bits it is
 one, exactly, and half the bytes are read. Four rows share each activation. Sums may be taken in any
 order (``reassoc``), which is what lets them fill vectors; products and sums are float32.
-
-May import: numpy, numba.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ A byte of the file holds rows r, R + r, 2R + r and 3R + r of one column (`minibi
 row of the matrix is therefore two bits of every byte of one row of the file: shifted down into a
 buffer, it is joined with others like any row (`minibit.kernels.pack`). What is expanded is 64 rows
 at a time. Both kernels return False, and write nothing, if a byte holds the 2-bit code 3.
-
-May import: numpy, numba.
 """
 
 from __future__ import annotations

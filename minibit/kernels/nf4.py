@@ -14,8 +14,6 @@ same with 8 lanes, two lookups of 8 entries, and a choice between them.
 
 `matvec` and `dequantise` run anywhere, on a table of the two weights of every byte; `matvec` also
 takes rows that are no whole number of vectors.
-
-May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Compiled Philox streams, sparse noise and subsets; `minibit.noise` teaches and specifies them.
 
 All words are held in uint64, so that a product of two is exact and nothing turns to float.
-
-May import: numpy, numba.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ one 32-bit word, and the plus 1 of all four is one addition, in which no carry m
 to the next: add below the sign bits, then put the signs back (Warren, Hacker's Delight, 2-18).
 Bytes that are not 0, 1 or 2 afterwards were no codes; they are gathered in one word, looked at in
 the end.
-
-May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What the machine can do at best, measured: bytes read a second, and multiplications a second.
-
-May import: numpy, numba, minibit.kernels.
-"""
+"""What the machine can do at best, measured: bytes read a second, and multiplications a second."""
 
 from __future__ import annotations
 

@@ -7,8 +7,6 @@ only downwards (2 * 128 * -128); upwards 127 stops short of it. Then int16 sums 
 int32 ones. Codes are 0..2; the sum of the activations is taken off in the beginning.
 
 Tokens go one after the other; for what is done with many, see `minibit.matmul`.
-
-May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -9,8 +9,6 @@ computes it; ``127 / m`` differs in the last bit for a fifth of the values.
 
 Functions of one token take (matrix, row) rather than a view of the row: counting its references
 would cost as much as half the work.
-
-May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations

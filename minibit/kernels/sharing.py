@@ -13,8 +13,6 @@ phase.
 
 ``work`` is an int64 array of zeros ``(phases, FLAGS + chunks)``: a counter of claims, and from
 `FLAGS` on (another cache line) a flag for each chunk.
-
-May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations

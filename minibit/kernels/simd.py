@@ -19,8 +19,6 @@ bounds. Numbers of lanes are literals.
 Loads, masks and shifts are plain LLVM and run on every CPU. `dot_u8s8` needs AVX-512 VNNI, at 16
 lanes. Numba's cache does not see a change of this file in the kernels that use it: after an edit,
 delete ``minibit/kernels/__pycache__``.
-
-May import: numpy, numba.
 """
 
 from __future__ import annotations

@@ -12,8 +12,6 @@ registers meets the same 4 activations under 4 masks. All 256 sums stay in 16 re
 
 `product_any` is the same for any CPU: a plain loop over the bytes of a line, with sums in int16
 that are added up before they can overflow.
-
-May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations

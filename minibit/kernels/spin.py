@@ -1,7 +1,4 @@
-"""Wait for a number in memory to change, without Python's lock and without the operating system.
-
-May import: numpy, numba.
-"""
+"""Wait for a number in memory to change, without Python's lock and without the operating system."""
 
 from __future__ import annotations
 

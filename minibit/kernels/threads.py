@@ -12,8 +12,6 @@ next task for about a tenth of a millisecond before they go to sleep, and the ca
 their results in the same way. While they look they hold no lock of Python's. A worker that wakes
 keeps off the CPU of its caller, where some schedulers would put it and both would wait for each
 other. One caller at a time has the team; another one that comes meanwhile uses an ordinary pool.
-
-May import: numpy, minibit.kernels.
 """
 
 from __future__ import annotations

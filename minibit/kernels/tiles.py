@@ -8,8 +8,6 @@ kernel compiles for several.
 `tile_dot_rows`, `tile_dot_pair` and `dot_tile` need AVX-512 VNNI, at 16 lanes; `tile_dot_pairs`
 AVX2, at 8; `tile_dot_signed` runs anywhere and is one ``sdot`` on Arm. After an edit, delete
 ``minibit/kernels/__pycache__``, as for the layer below.
-
-May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations

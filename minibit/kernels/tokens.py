@@ -1,7 +1,4 @@
-"""Tokens in and products out: what products of several tokens share around their inner loops.
-
-May import: numpy, numba, minibit.kernels.
-"""
+"""Tokens in and products out: what products of several tokens share around their inner loops."""
 
 from __future__ import annotations
 

@@ -7,8 +7,6 @@ copy of them, then the lower 16 on another, where what differs in the upper ones
 number. Trial values are interpolated between what is known, and every third one halves the range:
 some ten passes for smooth data, never more than three times the bits. As soon as K entries exactly
 reach a trial value, they are known. No entry is moved, and no branch depends on one.
-
-May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -12,8 +12,6 @@ lays out for one sample, as `forward_one` would have left it.
 
 Buffers are two-dimensional and functions take (buffer, row) rather than views: a view costs an
 atomic reference count, which two threads would fight over.
-
-May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -8,8 +8,6 @@ forgotten.
 The formulas are in `minibit.unit_tangents`, the plain NumPy twins in `minibit.unit_reference`.
 Buffers are passed as (buffer, row), see `minibit.kernels.unit_forward`; row numbers of the scratch
 buffer are named below.
-
-May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ A few tokens still wait for memory, so they are multiplied as one is (`minibit.k
 and not as many are: two at a time, each masked vector of codes meets four activations of both. The
 second pair takes a block of panels while it is still in the cache, and a last token without a
 partner goes alone.
-
-May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations

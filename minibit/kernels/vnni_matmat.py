@@ -17,8 +17,6 @@ of all activations, so what is stored between blocks, times 4 to the power of it
 
 Smaller batches take smaller tiles, down to 6 tokens: each is the same code, compiled for its size.
 Fewer tokens than that are multiplied as one is (`minibit.kernels.vnni_few`).
-
-May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -10,8 +10,6 @@ instructions for 256 weights, beside a load of weights and one of activations.
 A panel is one stream of bytes. Columns take turns between two sets of four sums, which hides the
 latency of ``vpdpbusd``. Codes are 0..2 (the weight plus 1), so the sum of the activations is taken
 off at the end.
-
-May import: numpy, numba, minibit.kernels.
 """
 
 from __future__ import annotations

@@ -8,8 +8,6 @@
     trained       the model that was trained, and its file
     shipped       a model in the package, trained by the recipe of 221k ternary weights
     writing       a text that the model goes on with, longer than its context
-
-May import: anything of minibit.
 """
 
 from __future__ import annotations

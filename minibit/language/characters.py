@@ -2,8 +2,6 @@
 
 The text is cut once: the last tenth is held out. A batch is drawn by seed and step, so that every
 model of one seed sees the same characters in the same order.
-
-May import: numpy, minibit.datasets, minibit.philox.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@
     gradient         scaled down to length 1 if longer
     step             AdamW, betas (0.9, 0.95); weight decay 0.1 in the first half, then 0
     learning rate    peak (1 - step / steps) after a warm-up, times 2/3 from half-way on
-
-May import: numpy, minibit.transformer, minibit.language.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@
 
 A part of the rows goes to every thread, forward and back; their gradients are then added up, a
 share of the parameters on every thread.
-
-May import: numpy, minibit.blocks, minibit.tape, minibit.transformer, minibit.language.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """One step against the gradient: shortened if it is long, then AdamW, betas (0.9, 0.95).
 
 Length and step take a share of the parameters on every thread.
-
-May import: minibit.tape, minibit.language.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
     learning rate    peak (1 - step / steps) after a warm-up, times 2/3 from half-way on
     weight decay     0.1 in the first half, then 0
-
-May import: minibit.tape, minibit.transformer.
 """
 
 from __future__ import annotations

@@ -12,8 +12,6 @@ convert``. Training again,
 
 gives another model of about that loss (the three seeds have 1.737 +- 0.011): the last bits of a
 training run's floats are the machine's.
-
-May import: minibit.checkpoint, minibit.transformer, minibit.language.
 """
 
 from __future__ import annotations

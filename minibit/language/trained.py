@@ -2,8 +2,6 @@
 
 A file is a stranger's until it is checked: what it says of itself decides which arrays it may have
 and how large they are, before any is unpacked.
-
-May import: numpy, minibit.transformer, minibit.language.
 """
 
 from __future__ import annotations

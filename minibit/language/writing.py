@@ -1,8 +1,4 @@
-"""Writing: a text that a character model goes on with, for longer than its context.
-
-May import: minibit.decoding, minibit.philox, minibit.sampling, minibit.transformer,
-minibit.language.
-"""
+"""Writing: a text that a character model goes on with, for longer than its context."""
 
 from __future__ import annotations
 
