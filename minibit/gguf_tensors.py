@@ -1,8 +1,10 @@
-"""The tensors of a GGUF file as a BitNet model holds them, and back; a few rows at a time.
+"""The tensors of a GGUF file as a BitNet model holds them, and back.
 
     projections   TQ1_0, TQ2_0, I2_S, or floats of one magnitude   `TernaryMatrix`
     embeddings    F32, F16, BF16; others through the gguf package  float32, or bits of bfloat16
     gains         F32, F16, BF16                                   float32
+
+Only a few rows are in memory at a time.
 """
 
 from __future__ import annotations

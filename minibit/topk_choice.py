@@ -2,6 +2,8 @@
 
     k      floor((1 - sparsity) n)
     M_i    1 if fewer than k entries have |x_j| > |x_i|, or the same magnitude and j < i; else 0
+
+Ties go to the lowest index.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@
     trained       the model that was trained, and its file
     shipped       a model in the package, trained by the recipe of 221k ternary weights
     writing       a text that the model goes on with, longer than its context
+
+The list is in the order in which the files build on each other.
 """
 
 from __future__ import annotations

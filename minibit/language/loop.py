@@ -4,6 +4,8 @@
     gradient         scaled down to length 1 if longer
     step             AdamW, betas (0.9, 0.95); weight decay 0.1 in the first half, then 0
     learning rate    peak (1 - step / steps) after a warm-up, times 2/3 from half-way on
+
+The recipe (`minibit.language.recipes`) names every number.
 """
 
 from __future__ import annotations

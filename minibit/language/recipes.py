@@ -2,6 +2,8 @@
 
     learning rate    peak (1 - step / steps) after a warm-up, times 2/3 from half-way on
     weight decay     0.1 in the first half, then 0
+
+The schedules are those of BitNet b1.58.
 """
 
 from __future__ import annotations
