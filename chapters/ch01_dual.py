@@ -16,7 +16,7 @@ import numpy as np
 
 import minibit as mb
 from minibit import plots
-from minibit.rules import CONSTANT, RULES
+from minibit.dual.rules import CONSTANT, RULES
 
 plots.style()
 rng = np.random.default_rng(0)
@@ -123,7 +123,7 @@ axes.legend(loc="lower right", frameon=True, edgecolor="none")
 # %% [markdown]
 # ## One rule table
 #
-# A rule is written once, as the formula of a textbook, with NumPy functions applied to primals and tangents. These are two of them, as they stand in `minibit/rules.py`:
+# A rule is written once, as the formula of a textbook, with NumPy functions applied to primals and tangents. These are two of them, as they stand in `minibit/dual/rules.py`:
 #
 # ```python
 # @rule(np.multiply)
@@ -310,7 +310,7 @@ assert tangent.tolist() == [1.0, 2.0, 3.0]
 # here. `jvp_batch` holds `directions` copies of the current activations: for large networks, take the directions in groups. An operation costs some microseconds of Python, which only arrays of some thousand entries repay.
 #
 # **Exercises.** 1. Why is `x_dot @ y_dot` missing from the matmul rule? `test_vectors[matrix-product]` knows what happens with it.
-# 2. Plant a sign error in a rule of `minibit/rules.py` and run `test_a_planted_sign_error_is_detected`: it plants one in every rule, one after the other. Which errors could it not see?
+# 2. Plant a sign error in a rule of `minibit/dual/rules.py` and run `test_a_planted_sign_error_is_detected`: it plants one in every rule, one after the other. Which errors could it not see?
 # 3. Over *all* $2^n$ vectors of signs the forward gradient is exact. Show why, then read `test_a_forward_gradient_over_every_sign_vector_is_the_gradient`.
 # 4. Write a `custom_jvp` for $\log(1 + e^x)$ whose slope does not overflow at $x = 1000$; `test_a_custom_rule_replaces_the_derivative_and_nests` shows the form.
 # 5. The tangent of `np.prod` does not divide. What would go wrong in `test_the_slope_at_a_kink_is_the_documented_one` ("prod with one zero") if it did?

@@ -20,9 +20,8 @@ from numba import njit
 
 from minibit import kernels, plots
 from minibit.matmul import MAX_INPUTS, ternary_matmul, ternary_matmul_int8, ternary_matmul_reference
-from minibit.packings import pack2
-from minibit.panels import pack_columns, pack_panels
-from minibit.ternary import TernaryMatrix
+from minibit.ternary import TernaryMatrix, pack2
+from minibit.ternary.panels import pack_columns, pack_panels
 
 plots.style()
 rng = np.random.default_rng(3)
@@ -137,7 +136,7 @@ if kernels.compiled():
 # %% [markdown]
 # ## Rung 4: a loop that a compiler can see through
 #
-# Now multiply. Lay four columns of *all rows* side by side (`minibit.panels`, "columns"), and loop over rows: 16 or 32 rows fill a register, each is multiplied by
+# Now multiply. Lay four columns of *all rows* side by side (`minibit.ternary.panels`, "columns"), and loop over rows: 16 or 32 rows fill a register, each is multiplied by
 # the same input, and nothing is summed across lanes. Sums stay in int16 while they fit: $16 \cdot 2 \cdot 128 = 4096$ a step of 16 columns, so 8 steps. This is
 # the portable kernel: plain Python text, and LLVM makes the vectors.
 
@@ -368,7 +367,7 @@ print(
 # %% [markdown]
 # ## What a port needs
 #
-# 1. The panel layout of `minibit.panels`, or any other: it is private to a machine, and files never hold it.
+# 1. The panel layout of `minibit.ternary.panels`, or any other: it is private to a machine, and files never hold it.
 # 2. A dot product of unsigned by signed bytes into int32, or signed by signed with codes shifted down to 0..2 (`sdot`). AVX2's `vpmaddubsw` keeps int16 sums: count how many
 #    fit. AMX wants codes decoded into tiles; the layout above is already in its order.
 # 3. Minus the sum of the inputs, and the order of float operations of `ternary_matmul_reference`.

@@ -45,9 +45,9 @@ from minibit.noise_step import (
     keep_terns,
     unit_sums_by_jvp,
 )
+from minibit.noise_step.unit_tangents import direction_sums, unit_sums
 from minibit.steps import StepLog
-from minibit.training_log import MNIST_MEAN, MNIST_STD, model_of
-from minibit.unit_tangents import direction_sums, unit_sums
+from minibit.training.log_header import MNIST_MEAN, MNIST_STD, model_of
 
 plots.style()
 parts = split(load_mnist())  # 55,000 images to train on, 5,000 to look at (validation)

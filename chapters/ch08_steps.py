@@ -23,13 +23,20 @@ import numpy as np
 
 from minibit import plots
 from minibit.datasets import load_mnist, split
-from minibit.logcodes import BitWriter
-from minibit.logfile import FRAME, LogError
-from minibit.moves import Plan, SampledStep, apply_update, digest, initial_params, sparse_update
-from minibit.replay import advance, initial_flat
-from minibit.steps import StepLog, compact, expand
+from minibit.noise_step import (
+    Plan,
+    SampledStep,
+    apply_update,
+    digest,
+    initial_params,
+    sparse_update,
+)
+from minibit.steps import LogError, StepLog, compact, expand
+from minibit.steps.codes import BitWriter
+from minibit.steps.file import FRAME
+from minibit.steps.replaying import advance, initial_flat
 from minibit.training import evaluate, train
-from minibit.training_log import model_of
+from minibit.training.log_header import model_of
 
 plots.style()
 folder = Path(tempfile.mkdtemp())

@@ -25,9 +25,9 @@ from minibit.datasets import load_mnist, split
 from minibit.dual import forward_gradient, jvp, straight_through
 from minibit.experiments.mlp import accuracy, straight_through_run
 from minibit.layers import cross_entropy, init_mlp, mlp, ternary_linear
-from minibit.recorder import Tape
 from minibit.tape import Adam, grad, value_and_grad, vjp
-from minibit.transposes import fit
+from minibit.tape.recorder import Tape
+from minibit.tape.transposes import fit
 
 plots.style()
 rng = np.random.default_rng(0)

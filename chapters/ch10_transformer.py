@@ -17,22 +17,24 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minibit import costs, plots
-from minibit.attention import causal_attention, positions, rotate
-from minibit.blocks import gated_unit
-from minibit.costs import B158, FP16, SHAPES
-from minibit.decoding import KVCache, sample
+from minibit import plots
 from minibit.language import SIZES, recipe, train_language
 from minibit.layers import rms_norm
 from minibit.transformer import (
     BitNetConfig,
     BitNetModel,
+    KVCache,
     bit_linear,
+    costs,
     forward,
     init_params,
     pack_params,
     param_shapes,
+    sample,
 )
+from minibit.transformer.attend import causal_attention, positions, rotate
+from minibit.transformer.blocks import gated_unit
+from minibit.transformer.costs import B158, FP16, SHAPES
 
 plots.style()
 BLUE, RED, GREEN, PINK, *_ = plots.PALETTE
@@ -342,7 +344,7 @@ assert large["float32"]["bytes"] / large["packed"]["bytes"] > 11
 #
 # ## The claims on paper
 #
-# What does a ternary model save at a size that nobody trains on a laptop? The paper measured up to 3.9B weights and claims more: "13B b1.58 is more efficient, in terms of latency, memory usage and energy consumption, than 3B FP16", and so on for 30B and 7B, 70B and 13B. All of it follows, or doesn't, from products of a few sizes (`minibit.costs`).
+# What does a ternary model save at a size that nobody trains on a laptop? The paper measured up to 3.9B weights and claims more: "13B b1.58 is more efficient, in terms of latency, memory usage and energy consumption, than 3B FP16", and so on for 30B and 7B, 70B and 13B. All of it follows, or doesn't, from products of a few sizes (`minibit.transformer.costs`).
 #
 # **Memory.** Matrices take 2 bytes a weight, or a quarter in 2-bit codes; embedding and head stay in FP16. Counting just these misses the published gigabytes, since a runtime holds more than weights. Two factors repair that, and they are *fitted*, here, to seven points:
 

@@ -22,16 +22,16 @@ from minibit.checkpoint import (
     PUBLISHED_2B_4T,
     CheckpointError,
     load_bitnet,
+    load_gguf,
     random_checkpoint,
     save_bitnet,
+    save_gguf,
 )
-from minibit.gguf_container import BLOCKS, open_gguf
-from minibit.gguf_file import load_gguf, save_gguf
-from minibit.hf_config import Storage
-from minibit.hf_linear import gamma_of, published_linear, weight_scale_of
-from minibit.layouts import from_i2_s
+from minibit.checkpoint.gguf.container import BLOCKS, open_gguf
+from minibit.checkpoint.hf.config import Storage
+from minibit.checkpoint.hf.linear import gamma_of, published_linear, weight_scale_of
 from minibit.matmul import ternary_matmul
-from minibit.ternary import TernaryMatrix, to_hf
+from minibit.ternary import TernaryMatrix, from_i2_s, to_hf
 from minibit.transformer import (
     BitNetConfig,
     BitNetModel,

@@ -18,7 +18,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minibit import kernels, plots
-from minibit.codebooks import midpoints
 from minibit.experiments.nf4 import CODEBOOKS, normal_errors
 from minibit.nf4 import (
     E2M1_CODE,
@@ -35,6 +34,7 @@ from minibit.nf4 import (
     quantize_nf4,
     to_bitsandbytes,
 )
+from minibit.nf4.codebooks import midpoints
 
 plots.style()
 rng = np.random.default_rng(0)

@@ -20,16 +20,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minibit import plots
-from minibit.accounting import (
-    PYTHIA_12B,
-    SHAPES,
-    full_fine_tune,
-    gigabytes,
-    inference,
-    parameters,
-    qlora_fine_tune,
-)
-from minibit.blocks import token_loss
 from minibit.dual import forward_gradient
 from minibit.experiments.lora import SMALL, fine_tune, small_base, with_nf4
 from minibit.language import draw_batch, evaluate_loss
@@ -43,9 +33,19 @@ from minibit.lora import (
     save_adapters,
     with_adapters,
 )
+from minibit.lora.accounting import (
+    PYTHIA_12B,
+    full_fine_tune,
+    gigabytes,
+    inference,
+    parameters,
+    qlora_fine_tune,
+)
 from minibit.nf4 import quantize_nf4
 from minibit.tape import Adam, grad, vjp
 from minibit.transformer import forward
+from minibit.transformer.blocks import token_loss
+from minibit.transformer.costs import SHAPES
 
 plots.style()
 BLUE, RED, GREEN, PINK, *_ = plots.PALETTE

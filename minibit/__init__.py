@@ -1,14 +1,13 @@
 """minibit: 1.58-bit deep learning in plain NumPy.
 
-``import minibit as mb`` offers what every room lists in its ``__all__``, and the data and training
-loops. A room is imported when one of its names is first used, so that the import itself costs
-nothing; Numba, plots and the command line wait until they are needed, too.
+``import minibit as mb`` offers the public names of every room, and the data and training loops. A
+room is imported when one of its names is first used, so the import itself costs nothing; Numba,
+plots and the command line wait until they are needed, too.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,7 +30,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_ROOMS = (
+# The rooms of the house. Each builds on those above it, and chapter N is about the Nth.
+ORDER = (
     "dual",
     "ternary",
     "matmul",
@@ -46,27 +46,84 @@ _ROOMS = (
     "topk",
     "nf4",
     "lora",
-    "datasets",
-    "training",
 )
+SUPPORT = ("datasets", "training", "language", "counting", "plots", "experiments", "bench", "cli")
+
+# Which room a public name comes from, so that one name imports one room.
+_NAMES = {
+    "dual": (
+        "Dual NoRuleError custom_jvp derivative forward_gradient jacfwd jvp jvp_batch "
+        "stop_gradient straight_through"
+    ),
+    "ternary": (
+        "TernaryMatrix check_codes from_hf from_i2_s from_tq1_0 from_tq2_0 pack2 pack_base3 "
+        "pack_bitplanes to_hf to_i2_s to_tq1_0 to_tq2_0 unpack2 unpack_base3 unpack_bitplanes"
+    ),
+    "matmul": (
+        "MAX_INPUTS head_matmul head_matmul_reference ternary_matmul ternary_matmul_int8 "
+        "ternary_matmul_int8_reference ternary_matmul_reference"
+    ),
+    "absmean": (
+        "absmax_quantize absmax_quantize_reference absmean_quantize "
+        "absmean_quantize_reference binary_quantize fake_quant_activation fake_quant_weight"
+    ),
+    "layers": "cross_entropy init_mlp layer_norm mlp relu rms_norm squared_relu ternary_linear",
+    "noise": (
+        "draw_inputs draw_units initial_codes integers noise_constants philox4x32 "
+        "sparse_noise sparse_noise_many uniform words"
+    ),
+    "noise_step": (
+        "MLP NoiseStep Plan SampledStep StepResult UnitsStep apply_update digest "
+        "direction_sums_by_jvp geometric initial_params keep_moves keep_terns sparse_update "
+        "unit_sums_by_jvp"
+    ),
+    "steps": "LogError StepLog compact expand",
+    "tape": (
+        "Adam Pullback clip_by_global_norm global_norm grad two_stage two_stage_weight_decay "
+        "value_and_grad vjp"
+    ),
+    "transformer": (
+        "BitNetConfig BitNetModel Decoder KVCache bit_linear check_params float_linear "
+        "forward generate init_params pack_params packed_linear param_shapes sample"
+    ),
+    "checkpoint": (
+        "PUBLISHED_2B_4T CheckpointError load_bitnet load_gguf random_checkpoint save_bitnet "
+        "save_gguf"
+    ),
+    "topk": (
+        "SITES LawFit TernaryColumns block_topk_mask block_topk_sparsify fit_scaling_law "
+        "optimal_interval optimal_sparsity scaling_law sparse_ternary_matmul "
+        "sparse_ternary_matmul_int8 sparsifier topk_count topk_mask topk_mask_reference "
+        "topk_quantize topk_sparsify"
+    ),
+    "nf4": (
+        "E2M1_CODE E3M0_CODE INT4_CODE NF4_CODE NF4Tensor codebook_quantize "
+        "dequantize_nf4_reference dynamic_map from_bitsandbytes nearest_code nf4_matmul "
+        "nf4_matmul_reference normal_float quantize_nf4 quantize_nf4_reference "
+        "to_bitsandbytes"
+    ),
+    "lora": (
+        "LoRALinear PagedAdam init_adapters load_adapters lora_linear merge save_adapters "
+        "unmerge with_adapters"
+    ),
+    "datasets": "Dataset Split load_mnist load_npz load_text read_idx split",
+    "training": "PRESETS Preset Progress TrainResult evaluate train",
+}
+_ROOM_OF = {name: room for room, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    """Find a name in the rooms, which are imported on the way (PEP 562)."""
-    if find_spec(f"minibit.{name}") is not None:  # a room, or another module
+    """Import the room of a name, or the room of that name, on first use (PEP 562)."""
+    if name in ORDER or name in SUPPORT:
         return import_module(f"minibit.{name}")
     if name == "__all__":
-        rooms = [import_module(f"minibit.{room}") for room in _ROOMS]
-        return ["__version__", *(public for room in rooms for public in room.__all__)]
-    if not name.startswith("_"):
-        for room in _ROOMS:
-            module = import_module(f"minibit.{room}")
-            if name in module.__all__:
-                value = globals()[name] = getattr(module, name)
-                return value
+        return ["__version__", *_ROOM_OF]
+    if name in _ROOM_OF:
+        value = globals()[name] = getattr(import_module(f"minibit.{_ROOM_OF[name]}"), name)
+        return value
     raise AttributeError(f"module 'minibit' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     """List the public names and the rooms."""
-    return sorted({*globals(), *__getattr__("__all__"), *_ROOMS})
+    return sorted({*globals(), *_ROOM_OF, *ORDER, *SUPPORT})

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from minibit.checkpoint import save_bitnet
-from minibit.hf_config import Storage
+from minibit.checkpoint.hf.config import Storage
 from minibit.ternary import TernaryMatrix
 from minibit.transformer import BitNetModel, float_linear, init_params, param_shapes
 

@@ -214,6 +214,7 @@ def tiny(monkeypatch):
         for name, preset in training.PRESETS.items()
     }
     monkeypatch.setattr(training, "PRESETS", presets)
+    monkeypatch.setattr(training.loop, "PRESETS", presets)
 
 
 @pytest.mark.parametrize("preset", ["strict", "accurate"])

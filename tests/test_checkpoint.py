@@ -24,26 +24,20 @@ from minibit.checkpoint import (
     random_checkpoint,
     save_bitnet,
 )
-from minibit.hf_config import Storage, config_json, read_config, tensor_names
-from minibit.hf_linear import gamma_of, published_linear, weight_scale_of
-from minibit.hf_shards import inside
-from minibit.hf_writer import to_bfloat16
-from minibit.matmul import ternary_matmul
-from minibit.safetensors_file import (
+from minibit.checkpoint.hf.config import Storage, config_json, read_config, tensor_names
+from minibit.checkpoint.hf.linear import gamma_of, published_linear, weight_scale_of
+from minibit.checkpoint.hf.shards import inside
+from minibit.checkpoint.hf.writer import to_bfloat16
+from minibit.checkpoint.safetensors import (
     DTYPES,
     MOST_HEADER,
     SafetensorsFile,
     parse_json,
     write_safetensors,
 )
+from minibit.matmul import ternary_matmul
 from minibit.ternary import TernaryMatrix, from_hf, to_hf
-from minibit.transformer import (
-    BitNetConfig,
-    BitNetModel,
-    float_linear,
-    pack_params,
-    param_shapes,
-)
+from minibit.transformer import BitNetConfig, BitNetModel, float_linear, pack_params, param_shapes
 from model_files import WAYS, assert_equal, assert_same, model_with_gains, save
 
 CONFIG = BitNetConfig(

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 import minibit
 from minibit.datasets import load_npz
 from minibit.layers import mlp
-from minibit.logfile import Appender
-from minibit.moves import Plan, digest, initial_params
+from minibit.noise_step import Plan, digest, initial_params
 from minibit.steps import StepLog, compact
+from minibit.steps.file import Appender
 
 typer = pytest.importorskip("typer")
 

@@ -10,16 +10,10 @@ import numpy as np
 import pytest
 
 from minibit.checkpoint import load_bitnet, load_gguf, save_bitnet, save_gguf
-from minibit.gguf_container import open_gguf
-from minibit.gguf_tokenizer import ggml_tokenizer
+from minibit.checkpoint.gguf.container import open_gguf
+from minibit.checkpoint.gguf.tokenizer import ggml_tokenizer
 from minibit.ternary import TernaryMatrix
-from minibit.transformer import (
-    BitNetConfig,
-    BitNetModel,
-    float_linear,
-    init_params,
-    pack_params,
-)
+from minibit.transformer import BitNetConfig, BitNetModel, float_linear, init_params, pack_params
 
 typer = pytest.importorskip("typer")
 

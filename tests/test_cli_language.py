@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minibit.checkpoint import load_bitnet, random_checkpoint, save_gguf
-from minibit.decoding import Decoder, generate
-from minibit.transformer import BitNetConfig, init_params
+from minibit.transformer import BitNetConfig, Decoder, generate, init_params
 
 typer = pytest.importorskip("typer")
 tokenizers = pytest.importorskip("tokenizers")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minibit import costs
-from minibit.costs import (
+from minibit.transformer import costs
+from minibit.transformer.costs import (
     B158,
     FP16,
     SHAPES,

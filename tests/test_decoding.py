@@ -11,18 +11,23 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from minibit import decoding, kernels, packed_step
-from minibit.blocks import normalize
-from minibit.decoding import Decoder, KVCache, generate
-from minibit.noise import TOKENS, uniform
-from minibit.sampling import sample
+from minibit import kernels
+from minibit.noise import uniform
+from minibit.noise.philox import TOKENS
 from minibit.transformer import (
     BitNetConfig,
     BitNetModel,
+    Decoder,
+    KVCache,
+    decoding,
     float_linear,
+    generate,
     init_params,
     pack_params,
+    sample,
 )
+from minibit.transformer import packed_token as packed_step
+from minibit.transformer.blocks import normalize
 
 VECTORS = json.loads((files("minibit") / "vectors" / "sampling.json").read_text())["cases"]
 SMALL = BitNetConfig(83, 48, 128, layers=2, heads=4, kv_heads=2, max_positions=80)

@@ -13,12 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minibit.damage import CheckpointError
-from minibit.gguf_container import BLOCKS, open_gguf
-from minibit.gguf_file import gguf_name, load_gguf, save_gguf
-from minibit.gguf_writer import NewTensor, write_gguf
-from minibit.layouts import to_i2_s
-from minibit.ternary import TernaryMatrix, to_tq1_0, to_tq2_0
+from minibit.checkpoint import CheckpointError, load_gguf, save_gguf
+from minibit.checkpoint.gguf.container import BLOCKS, open_gguf
+from minibit.checkpoint.gguf.models import gguf_name
+from minibit.checkpoint.gguf.writer import NewTensor, write_gguf
+from minibit.ternary import TernaryMatrix, to_i2_s, to_tq1_0, to_tq2_0
 from minibit.transformer import (
     BitNetConfig,
     BitNetModel,
@@ -181,7 +180,7 @@ def test_the_scale_is_rounded_to_float16_by_ggmls_types_and_kept_by_i2_s(kind, t
 )
 def test_any_shape_that_a_type_takes_comes_back(rows, blocks, kind, seed, tmp_path_factory):
     """Spans of rows that end anywhere: the same codes as those put in."""
-    from minibit.gguf_tensors import encoded, read_projection
+    from minibit.checkpoint.gguf.tensors import encoded, read_projection
 
     codes = np.random.default_rng(seed).integers(-1, 2, (rows, 256 * blocks)).astype(np.int8)
     codes[0, 0] = 1

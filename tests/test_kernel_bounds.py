@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from minibit import kernels
-from minibit.panels import pack_panels_reference
+from minibit.ternary.panels import pack_panels_reference
 
 JIT = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
 pytestmark = pytest.mark.skipif(not JIT, reason="kernels are compiled only with the JIT")
@@ -35,7 +35,7 @@ AT_THE_END_OF_MEMORY = """
 import ctypes, importlib, mmap, sys
 import numpy as np
 from minibit.kernels import pack
-from minibit.panels import pack_columns_reference, pack_panels_reference
+from minibit.ternary.panels import pack_columns_reference, pack_panels_reference
 
 system, page, kept = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE, []
 system.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minibit import kernels
-from minibit.panels import (
+from minibit.ternary.panels import (
     pack_columns,
     pack_columns_reference,
     pack_panels,

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from minibit.bench import Options
 from minibit.bench import language as bench
 from minibit.datasets import load_text
-from minibit.decoding import Decoder, generate, sample
 from minibit.experiments import language as experiment
 from minibit.language import (
     LINEAR,
@@ -36,10 +35,19 @@ from minibit.language import (
 )
 from minibit.layers import cross_entropy
 from minibit.noise import integers, uniform
-from minibit.philox import BATCH, TOKENS
+from minibit.noise.philox import BATCH, TOKENS
 from minibit.tape import grad
 from minibit.ternary import TernaryMatrix
-from minibit.transformer import BitNetModel, bit_linear, forward, init_params, packed_linear
+from minibit.transformer import (
+    BitNetModel,
+    Decoder,
+    bit_linear,
+    forward,
+    generate,
+    init_params,
+    packed_linear,
+    sample,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = Recipe("b1.58", 8, 12, heads=2, peak=0.02, context=8, batch=4, steps=40, warmup=4)

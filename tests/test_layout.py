@@ -1,4 +1,4 @@
-"""The shape of the house: one idea, four files, one name; each room builds on earlier ones."""
+"""The shape of the house: rooms in one order, each with its chapter, tests and reference page."""
 
 import ast
 import importlib
@@ -7,184 +7,167 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import minibit
+from minibit import ORDER, SUPPORT
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "minibit"
-
-# The order of the rooms, by chapter; beside each, the other files that its idea is cut into.
-ROOMS: dict[str, tuple[int, tuple[str, ...]]] = {
-    "dual": (1, ("trees", "tangents", "rules", "rules_sums", "rules_shape", "dual_array")),
-    "ternary": (2, ("packings", "layouts", "ggml_blocks", "panels", "hf_panels")),
-    "matmul": (3, ("head",)),
-    "absmean": (4, ()),
-    "layers": (5, ()),
-    "noise": (6, ("philox", "density", "subsets")),
-    "noise_step": (
-        7,
-        (
-            *("moves", "choices", "perceptron", "unit_reference", "unit_states", "unit_tangents"),
-            "alignments",
-        ),
-    ),
-    "steps": (8, ("logfile", "logcodes", "replay", "history", "netmoves", "edits")),
-    "tape": (9, ("transposes", "recorder", "optimizers")),
-    "transformer": (
-        10,
-        (
-            *("costs", "bitnet_config", "projections", "attention", "blocks"),
-            *("kv_cache", "sampling", "packed_step", "decoding"),
-        ),
-    ),
-    "checkpoint": (
-        11,
-        (
-            "damage",
-            "safetensors_file",
-            "hf_config",
-            "hf_shards",
-            "hf_linear",
-            "hf_reader",
-            "hf_writer",
-            "gguf_container",
-            "gguf_metadata",
-            "gguf_tensors",
-            "gguf_tokenizer",
-            "gguf_writer",
-            "gguf_file",
-        ),
-    ),
-    "topk": (12, ("topk_choice", "scaling", "sparse_matmul")),
-    "nf4": (13, ("codebooks", "double_quant", "nf4_tensor", "bitsandbytes_layout")),
-    "lora": (14, ("frozen", "adapter_file", "paged", "accounting")),
-    "cluster": (15, ()),
+FOUNDATIONS = ("base", "kernels")  # what all rooms may import, and what imports none
+FILES = {  # dotted name of every module below minibit -> its file
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+    if path.parent != PACKAGE or not path.stem.startswith("__")
 }
-SUPPORT = (
-    *("training", "presets", "resampling", "training_log"),
-    *("language", "datasets", "counting", "plots", "cli", "bench", "experiments"),
-    "conformance",
-)
-ROW = {name: row for room, (row, parts) in ROOMS.items() for name in (room, *parts)}
-FOLDERS = {path.parent for path in PACKAGE.glob("*/__init__.py")} - {PACKAGE / "kernels"}
-SOURCES = {  # the files of each module; a support room may be a folder
-    **{path.stem: [path] for path in PACKAGE.glob("[a-z]*.py")},
-    **{folder.name: sorted(folder.glob("*.py")) for folder in FOLDERS},
-}
-MODULES = sorted(SOURCES)
-BUILT = [room for room in ROOMS if room in MODULES]
+ROOMS = {name.partition(".")[0] for name in FILES}
 HEAVY = ("numba", "llvmlite", "matplotlib", "rich", "safetensors", "scipy", "typer")
+OFFERED = (*ORDER, "datasets", "training")  # the rooms whose names `minibit` offers
 
 
-def imported(paths: list[Path]) -> set[str]:
-    """Every module that files import, inside functions too; ``from a import b``: a and a.b."""
-    found: set[str] = set()
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
-    for node in (node for tree in trees for node in ast.walk(tree)):
+def imports(name: str) -> Iterator[tuple[str, str]]:
+    """Every ``(module, name)`` that a file imports from minibit, inside functions too."""
+    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules = [alias.name for alias in node.names if alias.name.startswith("minibit.")]
+            yield from ((module.removeprefix("minibit."), "") for module in modules)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{paths[0]}: imports are absolute"
-            found |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            assert node.level == 0, f"{name}: imports are absolute"
+            if node.module == "minibit":
+                yield from ((alias.name, "") for alias in node.names if alias.name in ROOMS)
+            elif (node.module or "").startswith("minibit."):
+                module = str(node.module).removeprefix("minibit.")
+                for alias in node.names:  # `from minibit.noise import philox` imports a file
+                    inner = f"{module}.{alias.name}"
+                    yield (inner, "") if inner in FILES else (module, alias.name)
 
 
-def rooms_of(names: set[str]) -> set[str]:
-    """The rooms of minibit among imported names: ``minibit.noise.words`` lies in ``noise``."""
-    parts = [name.split(".") for name in names if name.startswith("minibit.")]
-    return {part[1] for part in parts} & {*MODULES, "kernels", *ROW, *SUPPORT}
+def room_of(module: str) -> str:
+    """The room that a module lies in."""
+    return module.partition(".")[0]
 
 
-def defined_in(room: str) -> dict[str, object]:
-    """The functions and classes that a room lists, those of its other files included."""
-    module = importlib.import_module(f"minibit.{room}")
-    things = {name: getattr(module, name) for name in module.__all__}
-    return {
-        name: thing
-        for name, thing in things.items()
-        if inspect.isroutine(thing) or inspect.isclass(thing)
-    }
+def test_every_folder_and_file_is_a_room_of_the_order():
+    """`ORDER` and `SUPPORT` name all rooms there are, and no other."""
+    assert {*ORDER, *SUPPORT, *FOUNDATIONS} & ROOMS | {*ORDER, *SUPPORT} == ROOMS
 
 
-@pytest.mark.parametrize("room", BUILT)
-def test_a_module_has_its_chapter_test_and_reference_page(room):
-    """One idea, four files, one name."""
-    number, _ = ROOMS[room]
-    for path in (
-        f"chapters/ch{number:02d}_{room}.py",
-        f"tests/test_{room}.py",
-        f"docs/reference/{room}.md",
-    ):
-        assert (ROOT / path).is_file(), path
+@pytest.mark.parametrize("room", ORDER)
+def test_a_room_has_its_chapter_test_and_reference_page(room):
+    """One idea, four places, one name."""
+    number = ORDER.index(room) + 1
+    assert list((ROOT / "chapters").glob(f"ch{number:02d}*_{room}.py"))
+    assert (ROOT / f"tests/test_{room}.py").is_file() or (ROOT / f"tests/{room}").is_dir()
+    assert (ROOT / f"docs/reference/{room}.md").is_file()
 
 
-def test_no_chapter_stands_without_its_module():
-    """The other direction: a chapter's number and name are those of a room that is built."""
-    chapters = {path.stem for path in (ROOT / "chapters").glob("*.py")}
-    assert chapters <= {f"ch{ROOMS[room][0]:02d}_{room}" for room in BUILT}
+def test_no_chapter_stands_without_its_room():
+    """The other direction: a chapter's number and name are those of a room."""
+    for path in (ROOT / "chapters").glob("*.py"):
+        number, room = re.fullmatch(r"ch(\d\d)[a-z]?_(\w+)", path.stem).groups()
+        assert ORDER[int(number) - 1] == room, path.name
 
 
-def test_every_reference_page_shows_the_module_of_its_name():
+def test_every_reference_page_shows_the_room_of_its_name():
     """``docs/reference/NAME.md`` has a heading and ``::: minibit.NAME``."""
     for page in (ROOT / "docs" / "reference").glob("*.md"):
         text = page.read_text(encoding="utf-8")
-        assert page.stem in MODULES, page.name
+        assert page.stem in ROOMS, page.name
         assert text.startswith("# "), page.name
         assert f"\n::: minibit.{page.stem}\n" in text, page.name
 
 
-def test_every_module_has_a_place_in_the_order():
-    """A new file is put into a room, or among the support rooms, here."""
-    assert set(MODULES) <= {*ROW, *SUPPORT}
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_room_imports_only_rooms_above_it_through_their_face(name):
+    """`base` and `kernels` import no room; others import earlier rooms, and no file of theirs."""
+    room, order = room_of(name), (*FOUNDATIONS, *ORDER)
+    for module, imported in imports(name):
+        other = room_of(module)
+        if other == room:
+            continue
+        if room in order:
+            assert other in order, f"{name} imports {other}, which is no room of mathematics"
+            assert order.index(other) < order.index(room), f"{name} imports {other}, a later room"
+        if room in FOUNDATIONS:
+            assert other in FOUNDATIONS, f"{name} imports the room {other}"
+        if other not in FOUNDATIONS and room not in ("bench", "experiments", "lora"):
+            assert module == other, f"{name} imports the file {module} {imported}, not its room"
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name in ROW])
-def test_a_room_imports_only_rooms_before_it(name):
-    """Maths imports its own row, earlier rows and kernels; never a support room."""
-    for other in rooms_of(imported(SOURCES[name])) - {"kernels"}:
-        assert other in ROW, f"{name} imports {other}, which is no room of mathematics"
-        assert ROW[other] <= ROW[name], (
-            f"{name} (row {ROW[name]}) imports {other} (row {ROW[other]})"
-        )
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_inside_a_room_imports_run_in_no_circle(room):
+    """Imports inside functions, and those for types alone, count too."""
+    graph = {
+        name: {module for module, _ in imports(name) if room_of(module) == room} - {name}
+        for name in FILES
+        if room_of(name) == room
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "kernels").glob("*.py")), ids=lambda p: p.stem)
-def test_a_kernel_imports_no_room(path):
-    """The engine room stands alone: NumPy, Numba and other kernels."""
-    assert rooms_of(imported([path])) <= {"kernels"}
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_private_name_stays_in_its_file(name):
+    """No file imports a ``_name`` of another one."""
+    private = [f"{module}.{imported}" for module, imported in imports(name) if imported[:1] == "_"]
+    if room_of(name) not in ("kernels", "bench", "lora", "nf4"):
+        assert not [entry for entry in private if "__version__" not in entry]
+
+
+def test_no_file_of_a_room_hides_a_function_of_its_name():
+    """``minibit.topk.choice`` is a file, so the room offers no function `choice`."""
+    for room in OFFERED:
+        files = {name.split(".")[1] for name in FILES if name.startswith(f"{room}.")}
+        face = importlib.import_module(f"minibit.{room}")
+        hidden = [name for name in files if not inspect.ismodule(getattr(face, name, face))]
+        assert not hidden, f"minibit.{room}: {hidden}"
 
 
 @pytest.mark.parametrize("what", ["import minibit", "from minibit import *"])
 def test_importing_minibit_imports_nothing_heavy(what):
     """Neither the package nor all its rooms cost more than NumPy: no compiler, plots, commands."""
     code = f"{what}\nimport sys; print(sorted(set(sys.modules) & set({HEAVY!r})))"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "[]\n"
+    assert python(code) == "[]\n"
+
+
+def test_a_name_imports_its_room_and_no_other():
+    """`load_mnist` needs the data sets and what all rooms share."""
+    code = "import minibit, sys; minibit.load_mnist; print(*sys.modules)"
+    rooms = {name.split(".")[1] for name in python(code).split() if name.startswith("minibit.")}
+    assert rooms <= {"datasets", "base"}
+
+
+def python(code: str) -> str:
+    """What a fresh Python prints."""
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_the_package_offers_what_its_rooms_list():
     """``minibit.__all__`` joins the rooms' lists; what two rooms list is one thing."""
     offered: dict[str, object] = {"__version__": minibit.__version__}
-    for room in (*BUILT, "datasets", "training"):
+    for room in OFFERED:
         module = importlib.import_module(f"minibit.{room}")
         for name in module.__all__:
             thing = getattr(module, name)
             assert offered.setdefault(name, thing) is thing, f"two rooms list {name}"
             assert getattr(minibit, name) is thing, f"minibit.{name} is not that of {room}"
-            assert name not in ROW, f"{name} would hide the module of that name"
-    assert set(offered) <= set(minibit.__all__)
+            assert name not in ROOMS, f"{name} would hide the room of that name"
+    assert set(offered) == set(minibit.__all__)
     assert len(minibit.__all__) == len(set(minibit.__all__))
 
 
-@pytest.mark.parametrize("room", BUILT)
+@pytest.mark.parametrize("room", ORDER)
 def test_a_public_docstring_is_a_contract(room):
     """A first sentence; a function's also tells of every parameter and shows an example."""
-    for name, thing in defined_in(room).items():
+    module = importlib.import_module(f"minibit.{room}")
+    for name in module.__all__:
+        thing = getattr(module, name)
+        if not (inspect.isroutine(thing) or inspect.isclass(thing)):
+            continue
         docstring = inspect.getdoc(thing) or ""
         where = f"minibit.{room}.{name}"
         assert re.match(r"[A-Z`].*?[.:]\n|[A-Z`].*\.$", docstring, re.DOTALL), (
@@ -227,5 +210,5 @@ def test_no_text_names_a_place_on_somebodys_machine():
     paths = [path for folder in folders for path in folder.rglob("*")]
     for path in [*paths, *ROOT.glob("*.md"), *ROOT.glob("*.toml")]:
         if path.suffix in (".py", ".md", ".toml", ".json", ".yml", ".css"):
-            found = private.search(path.read_text(encoding="utf-8"))
-            assert found is None, f"{path.relative_to(ROOT)}: {found[0]}"
+            place = private.search(path.read_text(encoding="utf-8"))
+            assert place is None, f"{path.relative_to(ROOT)}: {place[0]}"

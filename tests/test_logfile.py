@@ -13,7 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import minibit
-from minibit.logcodes import (
+from minibit.noise_step import SampledStep, UnitsStep
+from minibit.steps import LogError
+from minibit.steps.codes import (
     BitReader,
     BitWriter,
     decode_sampled,
@@ -21,18 +23,16 @@ from minibit.logcodes import (
     encode_sampled,
     encode_units,
 )
-from minibit.logfile import (
+from minibit.steps.file import (
     FRAME,
     MAGIC,
     Appender,
-    LogError,
     pack_header,
     pack_record,
     parse_header,
     scan,
     write_new,
 )
-from minibit.moves import SampledStep, UnitsStep
 
 VECTORS = Path(minibit.__file__).parent / "vectors" / "steps.json"
 CASES = json.loads(VECTORS.read_text(encoding="utf-8"))["cases"]

@@ -9,22 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minibit.accounting import (
-    BITS,
-    PYTHIA_12B,
-    SHAPES,
-    adapter_weights,
-    full_fine_tune,
-    gigabytes,
-    inference,
-    parameters,
-    qlora_fine_tune,
-)
-from minibit.blocks import token_loss
-from minibit.damage import CheckpointError
+from minibit.checkpoint import CheckpointError
 from minibit.dual import forward_gradient, jvp, jvp_batch
 from minibit.experiments import lora as experiments
-from minibit.frozen import Dequantized, frozen_linear
 from minibit.lora import (
     LoRALinear,
     init_adapters,
@@ -35,10 +22,24 @@ from minibit.lora import (
     unmerge,
     with_adapters,
 )
+from minibit.lora.accounting import (
+    BITS,
+    PYTHIA_12B,
+    adapter_weights,
+    full_fine_tune,
+    gigabytes,
+    inference,
+    parameters,
+    qlora_fine_tune,
+)
+from minibit.lora.frozen import Dequantized, frozen_linear
 from minibit.nf4 import NF4Tensor, quantize_nf4
-from minibit.philox import DROPOUT, uniform
+from minibit.noise import uniform
+from minibit.noise.philox import DROPOUT
 from minibit.tape import Adam, grad, value_and_grad, vjp
 from minibit.transformer import BitNetConfig, float_linear, forward, init_params
+from minibit.transformer.blocks import token_loss
+from minibit.transformer.costs import SHAPES
 
 VECTORS = json.loads((files("minibit") / "vectors" / "lora.json").read_text())
 CONFIG = BitNetConfig(19, 32, 64, layers=2, heads=2, kv_heads=1, max_positions=16)
@@ -338,7 +339,7 @@ def test_merging_keeps_block_and_double_quantisation():
 @pytest.mark.parametrize("case", VECTORS["keys"], ids=lambda case: case["name"])
 def test_files_have_the_keys_of_peft(tmp_path, case):
     """base_model.model.<name>.lora_A.weight."""
-    from minibit.safetensors_file import SafetensorsFile
+    from minibit.checkpoint.safetensors import SafetensorsFile
 
     save_adapters(
         tmp_path, {case["name"]: {"A": drawn((2, 3)), "B": drawn((4, 2))}}, root=case["root"]
@@ -404,7 +405,7 @@ def test_a_configuration_that_is_not_plain_lora_is_refused_by_its_field(tmp_path
 
 def raw(folder, tensors):
     """Write a weights file with any tensors, beside a good configuration."""
-    from minibit.safetensors_file import write_safetensors
+    from minibit.checkpoint.safetensors import write_safetensors
 
     save_adapters(folder, {"up": {"A": drawn((2, 3)), "B": drawn((4, 2))}})
     path = folder / "adapter_model.safetensors"
@@ -557,7 +558,7 @@ def test_twelve_billion_weights_of_eight_bits_take_twelve_gb():
 
 def test_adapters_are_counted_as_they_are_made():
     """The formula is the number of entries of real adapters; NF4's bits are those of a tensor."""
-    from minibit.costs import Shape
+    from minibit.transformer.costs import Shape
 
     params = init_params(CONFIG, 0)
     made = init_adapters(params, 3)

@@ -103,7 +103,7 @@ def test_the_reference_is_exact_where_int32_is_needed(path):
 @pytest.mark.parametrize("batch", [1, 2, 5, 60, 100])
 def test_the_number_of_threads_does_not_change_a_bit(path, threads, batch, monkeypatch):
     """Ranges of rows or of tokens, computed side by side, fit together; small ones are forced."""
-    monkeypatch.setattr("minibit.matmul._PAYS", 0)
+    monkeypatch.setattr("minibit.matmul.products._PAYS", 0)
     rng = np.random.default_rng(threads * 1000 + batch)
     codes = rng.integers(-1, 2, (203, 130)).astype(np.int8)
     x = rng.integers(-128, 128, (batch, 130)).astype(np.int8)
@@ -430,7 +430,7 @@ def test_codes_outside_the_trits_are_refused_by_place(path):
 
 def test_several_threads_may_multiply_at_once(path, monkeypatch):
     """Callers share one pool and get their own products."""
-    monkeypatch.setattr("minibit.matmul._PAYS", 0)
+    monkeypatch.setattr("minibit.matmul.products._PAYS", 0)
     rng = np.random.default_rng(2)
     codes = rng.integers(-1, 2, (100, 80)).astype(np.int8)
     matrix = TernaryMatrix.from_codes(codes)
@@ -493,7 +493,7 @@ def _multiply_in_child(connection):
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what JAX says of it, where it is loaded
 def test_a_forked_process_makes_its_own_threads(monkeypatch):
     """The pool's threads do not survive a fork; the child must not wait for them."""
-    monkeypatch.setattr("minibit.matmul._PAYS", 0)
+    monkeypatch.setattr("minibit.matmul.products._PAYS", 0)
     pool.run([lambda: True, lambda: True])  # the parent's pool exists
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)

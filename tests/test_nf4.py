@@ -11,15 +11,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from minibit import kernels
-from minibit.bitsandbytes_layout import STATE
-from minibit.codebooks import OFFSET, midpoints
-from minibit.double_quant import (
-    dequantize_absmax,
-    dequantize_absmax_reference,
-    dynamic_map,
-    mean_of_torch,
-    quantize_absmax,
-)
 from minibit.nf4 import (
     E2M1_CODE,
     E3M0_CODE,
@@ -28,6 +19,7 @@ from minibit.nf4 import (
     NF4Tensor,
     codebook_quantize,
     dequantize_nf4_reference,
+    dynamic_map,
     from_bitsandbytes,
     nearest_code,
     nf4_matmul,
@@ -36,6 +28,14 @@ from minibit.nf4 import (
     quantize_nf4,
     quantize_nf4_reference,
     to_bitsandbytes,
+)
+from minibit.nf4.bitsandbytes import STATE
+from minibit.nf4.codebooks import OFFSET, midpoints
+from minibit.nf4.double_quant import (
+    dequantize_absmax,
+    dequantize_absmax_reference,
+    mean_of_torch,
+    quantize_absmax,
 )
 
 MID = midpoints(NF4_CODE)
@@ -409,7 +409,7 @@ def test_many_tokens_are_multiplied_slice_by_slice(path, monkeypatch):
     w, x = normal(7, 45), normal(9, 45)
     tensor = quantize_nf4(w, 32)
     whole = nf4_matmul(x, tensor)
-    monkeypatch.setattr(nf4, "SLICE", 100)
+    monkeypatch.setattr(nf4.product, "SLICE", 100)
     np.testing.assert_allclose(nf4_matmul(x, tensor), whole, rtol=1e-5, atol=1e-6)
 
 

@@ -18,8 +18,24 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minibit import density, kernels, noise, philox, subsets
+from minibit import kernels
 from minibit.noise import (
+    density,
+    draw_inputs,
+    draw_units,
+    initial_codes,
+    integers,
+    noise_constants,
+    philox,
+    philox4x32,
+    sparse,
+    sparse_noise,
+    sparse_noise_many,
+    subsets,
+    uniform,
+    words,
+)
+from minibit.noise.philox import (
     ADAPTERS,
     BATCH,
     DROPOUT,
@@ -31,16 +47,6 @@ from minibit.noise import (
     TOKENS,
     UNITS,
     USER,
-    draw_inputs,
-    draw_units,
-    initial_codes,
-    integers,
-    noise_constants,
-    philox4x32,
-    sparse_noise,
-    sparse_noise_many,
-    uniform,
-    words,
 )
 
 PATHS = ["reference"] + ([kernels.path()] if kernels.compiled() else [])
@@ -211,7 +217,7 @@ def test_the_vectors_name_every_function_and_what_each_catches():
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
-    "module", [noise, density, subsets, philox], ids=["noise", "density", "subsets", "philox"]
+    "module", [sparse, density, subsets, philox], ids=["sparse", "density", "subsets", "philox"]
 )
 def test_the_docstrings_examples_hold(module, path):
     """What the reference pages show is what happens, on every path."""
@@ -443,7 +449,7 @@ def test_growing_buffers_lose_nothing():
 def test_a_draw_equal_to_a_threshold_counts():
     """T_j <= u, not <: with T_0 = u the block has a nonzero, with T_0 = u + 1 it has none."""
     high, low = words(5, NOISE, 2, 2, lane=3).tolist()  # the block's own first words
-    draws = [noise.sparse_noise_reference]
+    draws = [sparse.sparse_noise_reference]
     if kernels.compiled():
         draws.append(importlib.import_module("minibit.kernels.noise").sparse_noise)
     for draw in draws:

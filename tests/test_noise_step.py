@@ -19,33 +19,29 @@ from minibit.layers import (
     squared_relu,
     ternary_linear,
 )
-from minibit.moves import (
+from minibit.noise import draw_inputs, draw_units, sparse_noise, sparse_noise_many
+from minibit.noise_step import (
+    MLP,
+    NoiseStep,
     Plan,
     SampledStep,
     UnitsStep,
     apply_update,
     digest,
-    initial_params,
-    sparse_update,
-)
-from minibit.noise import draw_inputs, draw_units, sparse_noise, sparse_noise_many
-from minibit.noise_step import (
-    MLP,
-    NoiseStep,
     direction_sums_by_jvp,
     geometric,
+    initial_params,
     keep_moves,
     keep_terns,
+    sparse_update,
     unit_sums_by_jvp,
 )
-from minibit.unit_tangents import (
-    direction_sums,
+from minibit.noise_step.unit_reference import (
     direction_sums_reference,
-    forward,
     forward_reference,
-    unit_sums,
     unit_sums_reference,
 )
+from minibit.noise_step.unit_tangents import direction_sums, forward, unit_sums
 
 widths = st.lists(st.integers(8, 40), min_size=2, max_size=5).map(tuple)
 
@@ -206,7 +202,7 @@ def test_the_papers_network_agrees_on_every_input_type(dtype, activations):
 @pytest.mark.parametrize("activations", ACTIVATIONS)
 def test_sums_do_not_depend_on_the_number_of_threads(activations, monkeypatch):
     """A batch is always cut in the same parts: equal to the bit on 1, 2 and 5 threads."""
-    monkeypatch.setattr("minibit.unit_states.BLOCK", 8)
+    monkeypatch.setattr("minibit.noise_step.prepared.BLOCK", 8)
     shape = (40, 30, 24, 20, 7)
     params, x, y, weight = problem(shape, 1, batch=101)
     units, model = some_units(params, 1), model_for(shape, activations)
@@ -314,7 +310,7 @@ def test_samples_count_once_however_a_batch_is_cut(monkeypatch):
     for sums, what in ((unit_sums, (units,)), (direction_sums, directions)):
         whole = sums(model, params, x, y, weight, *what)
         with monkeypatch.context() as patch:
-            patch.setattr("minibit.unit_states.BLOCK", 3)
+            patch.setattr("minibit.noise_step.prepared.BLOCK", 3)
             parts = sums(model, params, x, y, weight, *what)
         agree(parts.alignments, whole.alignments, 1e-5)
         agree(parts.squares, whole.squares, 1e-5)
@@ -480,7 +476,7 @@ def test_a_units_record_moves_the_drawn_candidates_and_nothing_else():
 
 def test_only_units_that_move_have_their_inputs_drawn(monkeypatch):
     """Replay pays for the units of the record, not for all that the step drew."""
-    from minibit import moves
+    from minibit.noise_step import records as moves
 
     plan = Plan("units", 4, ("a",), ((9, 20),), 2**31, units=(5,), inputs=(6,))
     record = UnitsStep((np.array([7, 8, 25]),), (np.array([1, -1, 1], np.int8),))

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minibit import kernels, paged
-from minibit.paged import HEADER, MAGIC, PAGE, PagedAdam
+from minibit import kernels
+from minibit.lora import PagedAdam, paged
+from minibit.lora.paged import HEADER, MAGIC, PAGE
 from minibit.tape import Adam
 
 LINUX = sys.platform == "linux"
@@ -245,7 +246,7 @@ def empty(path):
 
 def reopen(path):
     """Open and never close: what a crash leaves."""
-    code = f"from minibit.paged import PagedAdam; import numpy as np, os\n" \
+    code = f"from minibit.lora.paged import PagedAdam; import numpy as np, os\n" \
            f"a = PagedAdam(np.ones(1000, np.float32), path={str(path)!r}); os._exit(0)"  # fmt: skip
     subprocess.run([sys.executable, "-c", code], check=True)
 

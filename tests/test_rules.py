@@ -6,10 +6,10 @@ import warnings
 import numpy as np
 import pytest
 
-from minibit.dual import derivative, jvp, jvp_batch
-from minibit.dual_array import Dual, make_dual
-from minibit.rules import CONSTANT, RULES
-from minibit.tangents import LINEAR, Tangent
+from minibit.dual import Dual, derivative, jvp, jvp_batch
+from minibit.dual.array import make_dual
+from minibit.dual.rules import CONSTANT, RULES
+from minibit.dual.tangents import LINEAR, Tangent
 from rule_cases import CASES
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

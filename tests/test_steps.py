@@ -19,8 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minibit
-from minibit.logfile import LogError, pack_header, pack_record, scan
-from minibit.moves import (
+from minibit.noise_step import (
     Plan,
     SampledStep,
     UnitsStep,
@@ -29,7 +28,8 @@ from minibit.moves import (
     initial_params,
     sparse_update,
 )
-from minibit.steps import StepLog, compact, expand
+from minibit.steps import LogError, StepLog, compact, expand
+from minibit.steps.file import pack_header, pack_record, scan
 
 ROOT = Path(__file__).resolve().parents[1]
 VECTORS = Path(minibit.__file__).parent / "vectors" / "steps.json"

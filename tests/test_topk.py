@@ -15,11 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from minibit import kernels, scaling
+from minibit import kernels
 from minibit.absmean import absmax_quantize
 from minibit.bench import Options
 from minibit.bench import topk as bench_topk
-from minibit.blocks import token_loss
 from minibit.dual import jacfwd, jvp, jvp_batch
 from minibit.experiments import topk as experiment
 from minibit.language import (
@@ -51,7 +50,9 @@ from minibit.topk import (
     topk_quantize,
     topk_sparsify,
 )
+from minibit.topk import scaling_laws as scaling
 from minibit.transformer import BitNetConfig, bit_linear, forward, init_params
+from minibit.transformer.blocks import token_loss
 
 VECTORS = json.loads((resources.files("minibit") / "vectors" / "topk.json").read_text())
 FUNCTIONS = {

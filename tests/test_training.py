@@ -13,13 +13,12 @@ import pytest
 
 from minibit.datasets import Dataset, load_mnist
 from minibit.kernels import compiled
-from minibit.moves import digest, initial_params
-from minibit.noise_step import MLP
-from minibit.resampling import Pool, shifted
+from minibit.noise_step import MLP, digest, initial_params
+from minibit.noise_step.unit_tangents import forward
 from minibit.steps import StepLog
 from minibit.training import PRESETS, evaluate, train
-from minibit.training_log import model_of, training_header
-from minibit.unit_tangents import forward
+from minibit.training.log_header import model_of, training_header
+from minibit.training.resampling import Pool, shifted
 
 KILLS = int(os.environ.get("MINIBIT_TEST_KILLS", "3"))
 
@@ -170,7 +169,7 @@ def test_samples_that_are_no_images_are_not_shifted(tmp_path, side):
 
 def test_a_run_that_fails_lets_go_of_its_log(tmp_path, monkeypatch):
     """Also while its error is kept, as a notebook does: the log can be resumed at once."""
-    monkeypatch.setattr("minibit.training.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("minibit.training.loop.REPORT_SECONDS", 0.0)
 
     def fails(progress):
         raise ValueError("no display")
@@ -232,7 +231,7 @@ class Interrupt:
 
 def test_ctrl_c_keeps_everything_and_resume_goes_on(tmp_path, monkeypatch):
     """No step is lost; a resumed run ends with all steps and a log that verifies."""
-    monkeypatch.setattr("minibit.training.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("minibit.training.loop.REPORT_SECONDS", 0.0)
     first = run(tmp_path / "a.steps", progress=Interrupt(after=41))
     assert first.interrupted
     assert first.steps == 41

@@ -8,10 +8,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minibit import attention, blocks
 from minibit.absmean import absmean_quantize
-from minibit.attention import causal_attention, positions, rotate, turn_reference
-from minibit.blocks import (
+from minibit.dual import jvp, jvp_batch
+from minibit.kernels import compiled
+from minibit.layers import cross_entropy, rms_norm, squared_relu
+from minibit.noise import uniform
+from minibit.noise.philox import INITIAL
+from minibit.tape import grad, value_and_grad, vjp
+from minibit.ternary import TernaryMatrix
+from minibit.transformer import (
+    BitNetConfig,
+    BitNetModel,
+    bit_linear,
+    blocks,
+    check_params,
+    float_linear,
+    forward,
+    init_params,
+    pack_params,
+    packed_linear,
+    param_shapes,
+)
+from minibit.transformer import attend as attention
+from minibit.transformer.attend import causal_attention, positions, rotate, turn_reference
+from minibit.transformer.blocks import (
     ONE_HOT,
     embed,
     gain_back_reference,
@@ -22,25 +42,6 @@ from minibit.blocks import (
     normalize_reference,
     token_loss,
     widen,
-)
-from minibit.dual import jvp, jvp_batch
-from minibit.kernels import compiled
-from minibit.layers import cross_entropy, rms_norm, squared_relu
-from minibit.noise import uniform
-from minibit.philox import INITIAL
-from minibit.tape import grad, value_and_grad, vjp
-from minibit.ternary import TernaryMatrix
-from minibit.transformer import (
-    BitNetConfig,
-    BitNetModel,
-    bit_linear,
-    check_params,
-    float_linear,
-    forward,
-    init_params,
-    pack_params,
-    packed_linear,
-    param_shapes,
 )
 
 VOCAB = 11

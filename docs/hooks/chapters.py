@@ -25,14 +25,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import minibit
+
 log = logging.getLogger("mkdocs.hooks.chapters")
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300  # the longest that a chapter may run
-ROOMS = (  # reference pages in the order of the chapters; any other page follows by name
-    *("dual", "ternary", "matmul", "absmean", "layers", "noise", "noise_step", "steps", "tape"),
-    *("transformer", "checkpoint", "topk", "nf4", "lora", "cluster"),
-    *("training", "language", "datasets", "plots", "cli", "bench", "conformance"),
-)
 
 
 def split_cells(text: str) -> list[tuple[str, int, str]]:
@@ -166,7 +163,7 @@ def navigation(docs: Path) -> list[dict[str, Any]]:
     pages = {file.stem: {first_heading(file): file.name} for file in sorted(docs.glob("*.md"))}
     start = [pages.pop(name) for name in ("getting_started", "command_line") if name in pages]
     del pages["index"]
-    place = {room: number for number, room in enumerate(ROOMS)}
+    place = {room: number for number, room in enumerate((*minibit.ORDER, *minibit.SUPPORT))}
     reference = sorted(
         (docs / "reference").glob("*.md"), key=lambda file: (place.get(file.stem, 99), file.stem)
     )

@@ -27,9 +27,8 @@ import numpy as np
 from minibit import kernels
 from minibit.bench import Figure, Options, Report, clean_environment, interleaved
 from minibit.checkpoint import PUBLISHED_2B_4T, load_bitnet, random_checkpoint
-from minibit.decoding import Decoder
 from minibit.kernels.threads import cpus, run
-from minibit.transformer import BitNetConfig
+from minibit.transformer import BitNetConfig, Decoder
 
 __all__ = ["decode", "measure", "measure_transformers"]
 

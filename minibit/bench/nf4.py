@@ -16,12 +16,7 @@ import numpy as np
 
 from minibit.bench import Figure, Options, Report
 from minibit.bench.products import _medians
-from minibit.nf4 import (
-    NF4Tensor,
-    dequantize_nf4_reference,
-    nf4_matmul,
-    quantize_nf4,
-)
+from minibit.nf4 import NF4Tensor, dequantize_nf4_reference, nf4_matmul, quantize_nf4
 
 __all__ = ["SIDE", "nf4"]
 

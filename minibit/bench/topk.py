@@ -21,9 +21,8 @@ from minibit import kernels
 from minibit.bench import Figure, Options, Report
 from minibit.bench.products import _medians, _ratio
 from minibit.matmul import ternary_matmul_int8
-from minibit.sparse_matmul import TernaryColumns, sparse_ternary_matmul_int8
 from minibit.ternary import TernaryMatrix
-from minibit.topk import topk_count, topk_mask
+from minibit.topk import TernaryColumns, sparse_ternary_matmul_int8, topk_count, topk_mask
 
 __all__ = ["sparse_times", "topk", "turn"]
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit import training, unit_tangents
+from minibit import training
 from minibit.bench import Figure, Options, Report, interleaved
 from minibit.datasets import load_mnist
 from minibit.dual import jvp
 from minibit.layers import mlp
-from minibit.noise_step import MLP, geometric
+from minibit.noise_step import MLP, geometric, unit_tangents
 
 __all__ = [
     "in_forward_passes",

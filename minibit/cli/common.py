@@ -14,10 +14,10 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from minibit import plots
-from minibit.damage import check_file
+from minibit.checkpoint import check_file
 from minibit.datasets import Dataset, load_npz
 from minibit.kernels import compiled
-from minibit.logfile import MAGIC
+from minibit.steps import MAGIC
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")

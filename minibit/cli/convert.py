@@ -28,15 +28,20 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import numpy as np
 import typer
 
-from minibit.checkpoint import load_bitnet, load_gguf, save_bitnet, save_gguf
+from minibit.checkpoint import (
+    HUGGING_FACE,
+    GGUFKind,
+    ggml_tokenizer,
+    inside,
+    load_bitnet,
+    load_gguf,
+    move_to_free_name,
+    open_gguf,
+    save_bitnet,
+    save_gguf,
+)
 from minibit.cli.common import BadUse, Json, Output, kilobytes, starts
-from minibit.gguf_container import open_gguf
-from minibit.gguf_file import GGUFKind
-from minibit.gguf_tokenizer import HUGGING_FACE, ggml_tokenizer
-from minibit.gguf_writer import move_to_free_name
-from minibit.hf_shards import inside
-from minibit.layouts import I2Layout
-from minibit.ternary import TernaryMatrix
+from minibit.ternary import I2Layout, TernaryMatrix
 from minibit.transformer import BitNetModel, float_linear, pack_params
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from minibit.checkpoint import load_bitnet, load_gguf
+from minibit.checkpoint import load_bitnet, load_gguf, open_gguf
 from minibit.cli.common import BadUse, Json, Output, starts
 from minibit.cli.texts import (
     TEMPLATES,
@@ -29,10 +29,7 @@ from minibit.cli.texts import (
     read_text,
     template_of,
 )
-from minibit.decoding import Decoder
-from minibit.gguf_container import open_gguf
-from minibit.sampling import check_sampling
-from minibit.transformer import BitNetModel
+from minibit.transformer import BitNetModel, Decoder, check_sampling
 
 TOKENIZER_KEY = "tokenizer.huggingface.json"  # where a GGUF file has a tokenizer.json
 

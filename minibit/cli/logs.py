@@ -29,9 +29,9 @@ from minibit.cli.common import (
     whole_numbers,
 )
 from minibit.datasets import Dataset, load_mnist, split
-from minibit.moves import digest as digest_of
+from minibit.noise_step import digest as digest_of
 from minibit.steps import StepLog, compact
-from minibit.training_log import training_header
+from minibit.training import training_header
 
 Log = Annotated[Path, typer.Argument(metavar="LOG", help="A log that `minibit train` wrote.")]
 Data = Annotated[
@@ -331,7 +331,7 @@ def _accuracy(
 ) -> float:
     """Share of samples that the log's model, with these weights, labels right."""
     from minibit.training import evaluate as share_right
-    from minibit.training_log import model_of
+    from minibit.training import model_of
 
     return share_right(params, model_of(log.header), x, y)
 

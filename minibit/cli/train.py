@@ -38,7 +38,7 @@ from minibit.cli.common import (
 from minibit.cli.logs import along_the_run
 from minibit.datasets import Dataset, load_mnist
 from minibit.steps import StepLog
-from minibit.training_log import training_header
+from minibit.training import training_header
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

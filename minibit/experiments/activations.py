@@ -17,12 +17,9 @@ import numpy as np
 from minibit.bench import interleaved
 from minibit.datasets import load_mnist
 from minibit.layers import ACTIVATIONS
-from minibit.moves import initial_params
-from minibit.noise_step import NoiseStep
+from minibit.noise_step import NoiseStep, forward, initial_params
 from minibit.steps import StepLog
-from minibit.training import PRESETS, train
-from minibit.training_log import model_of
-from minibit.unit_tangents import forward
+from minibit.training import PRESETS, model_of, train
 
 __all__ = ["MEASURED", "compare_activations", "step_times"]
 

@@ -20,10 +20,8 @@ import numpy as np
 
 from minibit.bench import interleaved
 from minibit.bench.language import keep_freed_memory
-from minibit.costs import SHAPES
 from minibit.counting import kneser_ney, witten_bell
 from minibit.datasets import load_text
-from minibit.decoding import Decoder
 from minibit.experiments.runs import folder_of_runs, in_own_process, keep, kept
 from minibit.language import (
     LINEAR,
@@ -36,8 +34,10 @@ from minibit.language import (
     write_text,
 )
 from minibit.transformer import (
+    SHAPES,
     BitNetConfig,
     BitNetModel,
+    Decoder,
     float_linear,
     init_params,
     pack_params,

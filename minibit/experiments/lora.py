@@ -30,7 +30,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.bench.language import keep_freed_memory
-from minibit.blocks import token_loss
 from minibit.datasets import load_text
 from minibit.dual import forward_gradient
 from minibit.experiments.runs import folder_of_runs, in_own_process, keep, kept
@@ -45,9 +44,9 @@ from minibit.language import (
 )
 from minibit.lora import init_adapters, lora_linear, merge, with_adapters
 from minibit.nf4 import NF4Tensor, quantize_nf4
-from minibit.philox import USER, uniform
+from minibit.noise import USER, uniform
 from minibit.tape import Adam, clip_by_global_norm, value_and_grad
-from minibit.transformer import BitNetConfig, forward, init_params
+from minibit.transformer import BitNetConfig, forward, init_params, token_loss
 
 __all__ = [
     "SMALL",

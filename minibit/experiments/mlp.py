@@ -22,14 +22,11 @@ from numpy.typing import NDArray
 from minibit.datasets import load_mnist
 from minibit.dual import straight_through
 from minibit.layers import cross_entropy, mlp, ternary_linear
-from minibit.noise import integers, uniform
+from minibit.noise import BATCH, INITIAL, integers, uniform
 from minibit.noise_step import MLP, digest
-from minibit.philox import BATCH, INITIAL
-from minibit.presets import PRESETS, SHIFTS
 from minibit.steps import StepLog
 from minibit.tape import Adam, value_and_grad
-from minibit.training import evaluate, train
-from minibit.training_log import MNIST_MEAN, MNIST_STD, model_of
+from minibit.training import MNIST_MEAN, MNIST_STD, PRESETS, SHIFTS, evaluate, model_of, train
 
 __all__ = ["RUNS", "STEPS", "straight_through_run", "ternary", "train_mlp"]
 

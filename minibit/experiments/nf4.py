@@ -18,14 +18,7 @@ from numpy.typing import NDArray
 from minibit.experiments.runs import dense_model, folder_of_runs
 from minibit.language import SIZES, TrainedModel, evaluate_loss, shipped_text
 from minibit.language import train_language as train
-from minibit.nf4 import (
-    E2M1_CODE,
-    E3M0_CODE,
-    INT4_CODE,
-    NF4_CODE,
-    codebook_quantize,
-    quantize_nf4,
-)
+from minibit.nf4 import E2M1_CODE, E3M0_CODE, INT4_CODE, NF4_CODE, codebook_quantize, quantize_nf4
 
 __all__ = ["CODEBOOKS", "PEER_FP4", "nf4", "normal_errors", "rounded"]
 

@@ -69,7 +69,7 @@ def _amx_granted() -> bool:
 def layout(name: str) -> str:
     """Layout of the weights that a path multiplies by: ``packed2``, ``columns`` or ``panels``.
 
-    See `minibit.panels`.
+    See `minibit.ternary.panels`.
     """
     return {"reference": "packed2", "portable": "columns"}.get(name, "panels")
 

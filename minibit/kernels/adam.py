@@ -1,6 +1,6 @@
 """Adam's step in one pass: each array is read and written once, where NumPy goes over it ten times.
 
-The operations and their order are those of `minibit.optimizers.adam_step_reference`, each rounded
+The operations and their order are those of `minibit.tape.adam.adam_step_reference`, each rounded
 to the type of the parameters; nothing is fused. So the results have the same bits.
 """
 
@@ -16,7 +16,7 @@ __all__ = ["adam_step"]
 
 @njit(cache=True, nogil=True)
 def adam_step(p: Any, g: Any, m: Any, v: Any, out: Any, constants: Any) -> None:
-    """See `minibit.optimizers.adam_step_reference`."""
+    """See `minibit.tape.adam.adam_step_reference`."""
     keep1, take1, keep2, take2 = constants[0], constants[1], constants[2], constants[3]
     shrink, rate, root, eps = constants[4], constants[5], constants[6], constants[7]
     for i in range(p.size):

@@ -84,7 +84,7 @@ def turn(
 ) -> None:
     """Turn the pairs ``(j, j + half)`` of x (batch, length, heads, head_dim) by their angles.
 
-    The tables are those of `minibit.attention.Positions`, (length, 1, 2, half).
+    The tables are those of `minibit.transformer.attend.Positions`, (length, 1, 2, half).
     """
     batch, length, heads, width = x.shape
     half = width // 2

@@ -1,9 +1,10 @@
 """The way into memory for Hugging Face's files: four rows a byte, to what a product reads.
 
-A byte of the file holds rows r, R + r, 2R + r and 3R + r of one column (`minibit.layouts.to_hf`). A
-row of the matrix is therefore two bits of every byte of one row of the file: shifted down into a
-buffer, it is joined with others like any row (`minibit.kernels.pack`). What is expanded is 64 rows
-at a time. Both kernels return False, and write nothing, if a byte holds the 2-bit code 3.
+A byte of the file holds rows r, R + r, 2R + r and 3R + r of one column
+(`minibit.ternary.published.to_hf`). A row of the matrix is therefore two bits of every byte of one
+row of the file: shifted down into a buffer, it is joined with others like any row
+(`minibit.kernels.pack`). What is expanded is 64 rows at a time. Both kernels return False, and
+write nothing, if a byte holds the 2-bit code 3.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The packers of `minibit.panels`: int8 codes to 2 bits, in the order that a product reads.
+"""The packers of `minibit.ternary.panels`: int8 codes to 2 bits, in the order that a product reads.
 
 Training packs its weights at every step, so this must cost little beside a product. Four codes are
 one 32-bit word, and the plus 1 of all four is one addition, in which no carry may pass from a byte

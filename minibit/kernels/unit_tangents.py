@@ -5,9 +5,9 @@ subtracts a contiguous row; masked units and zero weights are skipped. A sample'
 `minibit.kernels.unit_forward` fills, is a few kilobytes: every sample adds to the sums and is
 forgotten.
 
-The formulas are in `minibit.unit_tangents`, the plain NumPy twins in `minibit.unit_reference`.
-Buffers are passed as (buffer, row), see `minibit.kernels.unit_forward`; row numbers of the scratch
-buffer are named below.
+The formulas are in `minibit.noise_step.unit_tangents`, the plain NumPy twins in
+`minibit.noise_step.unit_reference`. Buffers are passed as (buffer, row), see
+`minibit.kernels.unit_forward`; row numbers of the scratch buffer are named below.
 """
 
 from __future__ import annotations

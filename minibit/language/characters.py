@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.datasets import load_text
-from minibit.philox import BATCH, integers
+from minibit.noise import BATCH, integers
 
 __all__ = ["Tokens", "Vocabulary", "draw_batch", "shipped_text"]
 

@@ -14,12 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from minibit.blocks import token_loss
 from minibit.kernels.threads import run
 from minibit.language.characters import Tokens
-from minibit.projections import Linear, float_linear
 from minibit.tape import value_and_grad
-from minibit.transformer import BitNetConfig, Sparsify, forward
+from minibit.transformer import BitNetConfig, Linear, Sparsify, float_linear, forward, token_loss
 
 __all__ = ["evaluate_loss", "loss_and_gradient", "shares"]
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from minibit.projections import Linear, bit_linear, float_linear
 from minibit.tape import two_stage
-from minibit.transformer import BitNetConfig
+from minibit.transformer import BitNetConfig, Linear, bit_linear, float_linear
 
 __all__ = ["LINEAR", "SIZES", "Recipe", "Weights", "learning_rate", "recipe"]
 

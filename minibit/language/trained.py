@@ -20,8 +20,15 @@ from numpy.typing import NDArray
 from minibit.language.characters import Tokens, Vocabulary
 from minibit.language.losses import evaluate_loss
 from minibit.language.recipes import LINEAR, Recipe
-from minibit.projections import Linear, float_linear, pack_params
-from minibit.transformer import BitNetConfig, BitNetModel, check_params, param_shapes
+from minibit.transformer import (
+    BitNetConfig,
+    BitNetModel,
+    Linear,
+    check_params,
+    float_linear,
+    pack_params,
+    param_shapes,
+)
 
 __all__ = ["TrainedModel"]
 

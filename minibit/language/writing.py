@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from minibit.decoding import Decoder
 from minibit.language.characters import Vocabulary
-from minibit.philox import TOKENS, uniform
-from minibit.sampling import sample
-from minibit.transformer import BitNetModel
+from minibit.noise import TOKENS, uniform
+from minibit.transformer import BitNetModel, Decoder, sample
 
 __all__ = ["write_text"]
 
@@ -25,9 +23,9 @@ def write_text(
     """Go on with a text of characters, for longer than the model's context.
 
     Whenever the context is full, the model reads the last half of it anew and goes on from there;
-    so it does with a prompt that is longer.
-    Character t of the text is `minibit.decoding.sample` of its logits with number 0 of the stream
-    of domain `TOKENS`, step t, as in `minibit.decoding.generate`.
+    so it does with a prompt that is longer. Character t of the text is
+    `minibit.transformer.decoding.sample` of its logits with number 0 of the stream of domain
+    `TOKENS`, step t, as in `minibit.transformer.decoding.generate`.
 
     Parameters
     ----------
@@ -38,7 +36,7 @@ def write_text(
     count : int
         How many characters.
     temperature, top_k, top_p
-        As in `minibit.decoding.sample`.
+        As in `minibit.transformer.decoding.sample`.
     seed : int
 
     Returns

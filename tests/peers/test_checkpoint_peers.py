@@ -18,20 +18,14 @@ import numpy as np
 import pytest
 
 from minibit.absmean import absmax_quantize, absmean_quantize
-from minibit.attention import causal_attention, positions, rotate
-from minibit.blocks import embed, gated_unit, normalize
 from minibit.checkpoint import load_bitnet, random_checkpoint
-from minibit.hf_linear import published_linear, weight_scale_of
+from minibit.checkpoint.hf.linear import published_linear, weight_scale_of
+from minibit.checkpoint.safetensors import SafetensorsFile
 from minibit.matmul import ternary_matmul
-from minibit.safetensors_file import SafetensorsFile
 from minibit.ternary import TernaryMatrix, from_hf, to_hf
-from minibit.transformer import (
-    BitNetConfig,
-    BitNetModel,
-    bit_linear,
-    float_linear,
-    packed_linear,
-)
+from minibit.transformer import BitNetConfig, BitNetModel, bit_linear, float_linear, packed_linear
+from minibit.transformer.attend import causal_attention, positions, rotate
+from minibit.transformer.blocks import embed, gated_unit, normalize
 from model_files import WAYS, model_with_gains, save
 
 pytestmark = pytest.mark.peers

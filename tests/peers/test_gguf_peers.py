@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from minibit.absmean import absmean_quantize
-from minibit.gguf_container import BLOCKS, open_gguf
-from minibit.gguf_file import gguf_name, load_gguf, save_gguf
+from minibit.checkpoint import load_gguf, save_gguf
+from minibit.checkpoint.gguf.container import BLOCKS, open_gguf
+from minibit.checkpoint.gguf.models import gguf_name
 from minibit.ternary import TernaryMatrix, to_tq1_0, to_tq2_0
 from minibit.transformer import BitNetConfig, BitNetModel, init_params, pack_params
 
@@ -146,8 +147,8 @@ def test_we_read_what_their_writer_writes(gguf, kind, alignment, tmp_path):
 @pytest.mark.parametrize("name", ["Q8_0", "Q4_0", "Q5_1", "TQ2_0"])
 def test_embeddings_of_other_types_are_their_dequantisation(gguf, name, tmp_path):
     """read_table = gguf.quants.dequantize, row by row, as float32."""
-    from minibit.gguf_tensors import read_table
-    from minibit.gguf_writer import NewTensor, write_gguf
+    from minibit.checkpoint.gguf.tensors import read_table
+    from minibit.checkpoint.gguf.writer import NewTensor, write_gguf
 
     kind = gguf.GGMLQuantizationType[name]
     floats = np.random.default_rng(0).standard_normal((83, 256)).astype(np.float32)
@@ -190,9 +191,9 @@ def test_transformers_reads_our_vocabulary_and_cuts_text_into_the_same_tokens(pa
     """tokenizer.json -> tokenizer.ggml.* -> transformers' tokenizer: the same numbers."""
     tokenizers = pytest.importorskip("tokenizers")
     theirs = pytest.importorskip("transformers.integrations.gguf.gguf_tokenizer_mapping")
+    from minibit.checkpoint.gguf.tokenizer import PATTERNS, ggml_tokenizer
+    from minibit.checkpoint.gguf.writer import write_gguf
     from minibit.datasets import load_text
-    from minibit.gguf_tokenizer import PATTERNS, ggml_tokenizer
-    from minibit.gguf_writer import write_gguf
 
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     parts = tokenizers.pre_tokenizers
@@ -222,7 +223,7 @@ def test_transformers_reads_our_vocabulary_and_cuts_text_into_the_same_tokens(pa
 
 def test_their_reader_finds_our_arrays(gguf, tmp_path):
     """Lists of strings and of whole numbers: ARRAY of STRING, ARRAY of INT32."""
-    from minibit.gguf_writer import write_gguf
+    from minibit.checkpoint.gguf.writer import write_gguf
 
     entries = {"general.architecture": "x", "words": ["a", "", "é…"], "kinds": [1, -3, 2**31 - 1]}
     write_gguf(tmp_path / "a.gguf", entries, [])

@@ -19,7 +19,6 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
-from minibit.blocks import token_loss  # noqa: E402
 from minibit.checkpoint import save_bitnet  # noqa: E402
 from minibit.lora import (  # noqa: E402
     LoRALinear,
@@ -40,6 +39,7 @@ from minibit.transformer import (  # noqa: E402
     init_params,
     param_shapes,
 )
+from minibit.transformer.blocks import token_loss  # noqa: E402
 
 CONFIG = BitNetConfig(96, 64, 176, layers=3, heads=4, kv_heads=2, max_positions=64)
 TOKENS = np.random.default_rng(0).integers(0, 96, (8, 40))
@@ -257,7 +257,7 @@ def test_gradients_of_adapters_are_autograds(params, folder, tmp_path):
 
 def test_a_configuration_of_peft_that_is_more_than_lora_is_refused(folder, tmp_path):
     """DoRA, biases, ranks by layer: by the field that peft writes."""
-    from minibit.damage import CheckpointError
+    from minibit.checkpoint import CheckpointError
 
     for i, (settings, match) in enumerate(
         [

@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 
-from minibit.codebooks import midpoints
-from minibit.double_quant import dynamic_map, mean_of_torch
 from minibit.nf4 import (
     NF4_CODE,
     dequantize_nf4_reference,
+    dynamic_map,
     from_bitsandbytes,
     nf4_matmul,
     normal_float,
     quantize_nf4,
     to_bitsandbytes,
 )
+from minibit.nf4.codebooks import midpoints
+from minibit.nf4.double_quant import mean_of_torch
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("bitsandbytes")

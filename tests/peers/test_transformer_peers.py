@@ -7,15 +7,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from minibit.attention import causal_attention, positions, rotate  # noqa: E402
 from minibit.bench.language import torch_loss  # noqa: E402
 from minibit.language import loss_and_gradient  # noqa: E402
-from minibit.transformer import (  # noqa: E402
-    BitNetConfig,
-    bit_linear,
-    float_linear,
-    init_params,
-)
+from minibit.transformer import BitNetConfig, bit_linear, float_linear, init_params  # noqa: E402
+from minibit.transformer.attend import causal_attention, positions, rotate  # noqa: E402
 
 pytestmark = pytest.mark.peers
 

@@ -1,0 +1,1 @@
+"""GGUF files: container, metadata, tensors, tokenizer, reading models, writing."""

@@ -1,0 +1,341 @@
+"""GGUF files, byte by byte: metadata, a table of tensors, and their bytes; read with distrust.
+
+Little-endian, version 3 (2 has the same form):
+
+    file     = "GGUF"  version:u32  tensors:u64  entries:u64  entry*  tensor*  padding  data
+    entry    = key:string  type:u32  value           an array: type:u32  count:u64  values
+    tensor   = name:string  axes:u32  sides:u64*     type:u32  offset:u64 into the data
+    string   = length:u64  UTF-8
+
+Sides run from the fastest axis: a matrix (n_out, n_in) has sides (n_in, n_out). Every tensor starts
+at a multiple of ``general.alignment``, 32 if it is not given. Nothing here knows of a model:
+`minibit.checkpoint.gguf.models` does.
+
+Every count and length is held against the bytes that are left before anything is made of it, so
+that a damaged header costs neither memory nor time. Files are mapped copy-on-write: what is read is
+an array that may be written to, and the file never is.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit.checkpoint.damage import CheckpointError, check_file, shown
+
+__all__ = [
+    "ALIGNMENT",
+    "BF16",
+    "BLOCKS",
+    "F16",
+    "F32",
+    "I2_S",
+    "TQ1_0",
+    "TQ2_0",
+    "GGUFFile",
+    "Tensor",
+    "Value",
+    "nbytes",
+    "open_gguf",
+]
+
+Bytes = NDArray[np.uint8]
+Value = int | float | bool | str | None  # None stands for an array, which is walked and not kept
+
+ALIGNMENT = 32
+F32, F16, BF16, TQ1_0, TQ2_0, I2_S = 0, 1, 30, 34, 35, 36
+BLOCKS: dict[int, tuple[str, int, int]] = {  # type: its name, weights and bytes of a block
+    F32: ("F32", 1, 4),
+    F16: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    BF16: ("BF16", 1, 2),
+    TQ1_0: ("TQ1_0", 256, 54),
+    TQ2_0: ("TQ2_0", 256, 66),
+    I2_S: ("I2_S", 4, 1),  # and a tail of 32 bytes a tensor
+}
+_OTHERS = {
+    38: "TL1",
+    39: "TL2",
+}  # of bitnet.cpp: the order of their bytes is that of one CPU's kernel
+_SCALARS = {  # types of metadata
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<?",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
+_STRING, _ARRAY = 8, 9
+_MOST = 1 << 16  # entries, or tensors; the published model has 24 and 332
+_MOST_STRINGS = 1 << 24  # in an array; vocabularies have some 2**18
+_MOST_NAME = 1 << 16  # bytes
+_MOST_TEXT = 1 << 26  # bytes; a tokenizer has some 10 MB
+
+
+class Tensor(NamedTuple):
+    """One line of the table of tensors, checked against the file."""
+
+    name: str
+    kind: int  # see BLOCKS
+    shape: tuple[int, ...]  # the slowest axis first, as NumPy has it
+    offset: int  # of its first byte in the file
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """A mapped GGUF file: what its header says, and the bytes behind it."""
+
+    path: Path
+    metadata: Mapping[str, Value]
+    tensors: Mapping[str, Tensor]
+    data: Bytes  # the whole file; writing to it changes private copies of its pages only
+    mapped: mmap.mmap
+
+    def bytes_of(self, tensor: Tensor) -> Bytes:
+        """Return the bytes of a tensor, mapped: shape (nbytes,)."""
+        return self.data[tensor.offset : tensor.offset + tensor.nbytes]
+
+    def release(self, tensor: Tensor) -> None:
+        """Give a tensor's pages back to the system, which reads them again if need be."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            begin = tensor.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            length = tensor.offset + tensor.nbytes - begin
+            self.mapped.madvise(mmap.MADV_DONTNEED, begin, length)
+
+    def error(self, message: str, tensor: Tensor | None = None, at: int = 0) -> CheckpointError:
+        """Return an error about this file; `at` counts from the first byte of the tensor."""
+        name, start = (tensor.name, tensor.offset) if tensor else (None, None)
+        return CheckpointError(message, self.path, name, None if start is None else start + at)
+
+
+def nbytes(kind: int, shape: tuple[int, ...]) -> int:
+    """Return how many bytes a tensor takes, without the padding after it.
+
+    Examples
+    --------
+    >>> nbytes(35, (3, 256)), nbytes(36, (2, 128))  # TQ2_0, I2_S
+    (198, 96)
+    """
+    _, weights, size = BLOCKS[kind]
+    return math.prod(shape) // weights * size + (32 if kind == I2_S else 0)
+
+
+def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
+    """Map a GGUF file and read its header.
+
+    Parameters
+    ----------
+    path : path
+        It is opened for reading, and never written to.
+
+    Returns
+    -------
+    GGUFFile
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such file, it is no GGUF file of version 2 or 3, or it ends early; if its
+        header says what cannot be: a count or length beyond the file, an unknown type, a name given
+        twice, a side that is 0, a tensor that is not aligned, lies outside the file or overlaps
+        another.
+
+    Notes
+    -----
+    Source: ggml, ``docs/gguf.md``. A file that another process cuts short while it is mapped ends
+    this one with a bus error, as any mapped file does.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from minibit.checkpoint.gguf.writer import write_gguf
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "empty.gguf"
+    ...     write_gguf(path, {"general.name": "nothing"}, [])
+    ...     open_gguf(path).metadata
+    {'general.name': 'nothing'}
+    """
+    path = Path(path)
+    check_file(path)
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < 24:
+            raise CheckpointError(f"no GGUF file: {size} bytes, a header has 24", path, None, 0)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    reader = _Reader(path, mapped)
+    magic, version = bytes(mapped[:4]), reader.scalar("<I", 4)
+    if magic != b"GGUF":
+        raise CheckpointError(f"no GGUF file: it begins with {magic!r}", path, None, 0)
+    if version not in (2, 3):
+        swapped = version & 0xFFFF == 0  # 3 << 24
+        why = "is big-endian" if swapped else f"has version {version}"
+        raise CheckpointError(f"{why}; little-endian GGUF 2 and 3 are read", path, None, 4)
+    tensors, entries = reader.scalar("<Q", 8), reader.scalar("<Q", 16)
+    reader.at = 24
+    reader.check_count(entries, 13, "metadata entries", 16)
+    reader.check_count(tensors, 32, "tensors", 8)
+    metadata = reader.metadata(entries)
+    lines = [reader.tensor() for _ in range(tensors)]
+    table = reader.place(lines, metadata)
+    return GGUFFile(path, metadata, table, np.frombuffer(mapped, np.uint8), mapped)
+
+
+class _Reader:
+    """A place in the mapped bytes; every step checks that they are there."""
+
+    def __init__(self, path: Path, mapped: mmap.mmap) -> None:
+        self.path, self.mapped, self.size, self.at = path, mapped, len(mapped), 0
+
+    def error(
+        self, message: str, name: str | None = None, at: int | None = None
+    ) -> CheckpointError:
+        """Return an error at this place, or at another."""
+        return CheckpointError(message, self.path, name, self.at if at is None else at)
+
+    def scalar(self, form: str, at: int | None = None) -> Any:
+        """Read one number, here or (without moving) elsewhere."""
+        start, length = (self.at if at is None else at), struct.calcsize(form)
+        if start + length > self.size:
+            raise self.error(f"ends within its header, at {self.size} bytes", at=start)
+        if at is None:
+            self.at += length
+        return struct.unpack_from(form, self.mapped, start)[0]
+
+    def check_count(self, count: int, least: int, what: str, at: int) -> None:
+        """Refuse a count of things of `least` bytes each that the rest of the file cannot hold."""
+        if count > _MOST or count * least > self.size - self.at:
+            left = self.size - self.at
+            raise self.error(f"claims {count} {what}, and has {left} bytes left", at=at)
+
+    def string(self, what: str, most: int) -> str:
+        """Read a string of at most so many bytes."""
+        start = self.at
+        length = self.scalar("<Q")
+        if length > most or length > self.size - self.at:
+            left = self.size - self.at
+            raise self.error(f"has a {what} of {length} bytes, and {left} left", at=start)
+        raw = self.mapped[self.at : self.at + length]
+        self.at += length
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.error(f"has a {what} that is no UTF-8: {raw[:64]!r}", at=start) from error
+
+    def metadata(self, count: int) -> dict[str, Value]:
+        """Read the entries; arrays are walked and left where they are."""
+        found: dict[str, Value] = {}
+        for _ in range(count):
+            start = self.at
+            key = self.string("metadata key", _MOST_NAME)
+            if key in found:
+                raise self.error(f"has the metadata key {shown(key)} twice", at=start)
+            kind = self.scalar("<I")
+            if kind == _ARRAY:
+                self.skip_array(key)
+                found[key] = None
+            elif kind == _STRING:
+                found[key] = self.string(f"value of {shown(key)}", _MOST_TEXT)
+            elif kind in _SCALARS:
+                found[key] = self.scalar(_SCALARS[kind])
+            else:
+                raise self.error(f"has metadata {shown(key)} of type {kind}", at=self.at - 4)
+        return found
+
+    def skip_array(self, key: str) -> None:
+        """Step over an array, its strings one by one."""
+        start = self.at
+        kind, count = self.scalar("<I"), self.scalar("<Q")
+        left = self.size - self.at
+        if kind in _SCALARS:
+            length = count * struct.calcsize(_SCALARS[kind])
+            if length > left:
+                raise self.error(f"has {count} values in {shown(key)}, and {left} bytes", at=start)
+            self.at += length
+            return
+        if kind != _STRING:
+            raise self.error(f"has an array of type {kind} in {shown(key)}", at=start)
+        if count > _MOST_STRINGS or 8 * count > left:
+            raise self.error(f"has {count} strings in {shown(key)}, and {left} bytes", at=start)
+        read, at, end = struct.Struct("<Q").unpack_from, self.at, self.size - 8
+        for _ in range(count):
+            if at > end:
+                raise self.error(f"ends within the strings of {shown(key)}", at=min(at, self.size))
+            at += 8 + read(self.mapped, at)[0]
+        if at > self.size:
+            raise self.error(f"ends within the strings of {shown(key)}", at=start)
+        self.at = at
+
+    def tensor(self) -> Tensor:
+        """Read one line of the table; its offset still counts from the first byte of data."""
+        start = self.at
+        name = self.string("tensor name", _MOST_NAME)
+        axes = self.scalar("<I")
+        if not 1 <= axes <= 4:
+            raise self.error(f"claims {axes} axes; ggml knows 1 to 4", name, start)
+        sides = [self.scalar("<Q") for _ in range(axes)]
+        kind, offset = self.scalar("<I"), self.scalar("<Q")
+        shape = tuple(reversed(sides))
+        if 0 in sides or math.prod(sides) >= 1 << 63:
+            raise self.error(f"has an impossible shape, {shape}", name, start)
+        if kind not in BLOCKS:
+            known = f"{kind} ({_OTHERS[kind]})" if kind in _OTHERS else kind
+            read = ", ".join(block[0] for block in BLOCKS.values())
+            raise self.error(f"is of type {known}; known here are {read}", name, start)
+        called, weights, _ = BLOCKS[kind]
+        if (math.prod(sides) if kind == I2_S else sides[0]) % weights:
+            raise self.error(f"of type {called} has shape {shape}: no whole blocks", name, start)
+        return Tensor(name, kind, shape, offset, nbytes(kind, shape))
+
+    def place(self, lines: list[Tensor], metadata: Mapping[str, Value]) -> dict[str, Tensor]:
+        """Turn offsets into places in the file, and see that tensors have bytes of their own."""
+        unit = metadata.get("general.alignment", ALIGNMENT)
+        if type(unit) is not int or not 8 <= unit <= 1 << 20 or unit & (unit - 1):
+            raise self.error(
+                f"has general.alignment {shown(unit)}; takes a power of two from 8", at=24
+            )
+        begin = -(-self.at // unit) * unit
+        table: dict[str, Tensor] = {}
+        for line in lines:
+            if line.name in table:
+                raise self.error("is listed twice", line.name)
+            if line.offset % unit:
+                raise self.error(f"has offset {line.offset}, no multiple of {unit}", line.name)
+            placed = line._replace(offset=begin + line.offset)
+            if placed.offset + placed.nbytes > self.size:
+                raise self.error(
+                    f"needs bytes {placed.offset} to {placed.offset + placed.nbytes}, "
+                    f"and the file has {self.size}",
+                    line.name,
+                    placed.offset,
+                )
+            table[line.name] = placed
+        end, last = begin, ""
+        for found in sorted(table.values(), key=lambda tensor: tensor.offset):
+            if found.offset < end:
+                raise self.error(f"overlaps tensor {shown(last)}", found.name, found.offset)
+            end, last = found.offset + found.nbytes, found.name
+        return table

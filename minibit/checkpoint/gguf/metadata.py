@@ -1,0 +1,153 @@
+"""A model's configuration in the words of GGUF.
+
+    bitnet-b1.58.embedding_length                   hidden_size
+    bitnet-b1.58.feed_forward_length                intermediate_size
+    bitnet-b1.58.block_count                        layers
+    bitnet-b1.58.attention.head_count, _kv          heads, kv_heads
+    bitnet-b1.58.context_length                     max_positions
+    bitnet-b1.58.rope.freq_base                     rope_theta, a float32
+    bitnet-b1.58.attention.layer_norm_rms_epsilon   rms_eps, a float32
+    bitnet-b1.58.vocab_size                         vocab_size
+    tokenizer.ggml.bos_token_id, eos_token_id       bos, eos
+
+Each key begins with the file's ``general.architecture``. A head is tied where the file has no
+``output.weight``, and sub-norms are there where it has them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minibit.checkpoint.damage import CheckpointError, shown
+from minibit.checkpoint.gguf.container import GGUFFile
+from minibit.transformer import BitNetConfig
+
+__all__ = ["config_entries", "read_config", "shortest"]
+
+ARCHITECTURE = "bitnet-b1.58"
+SQUARED_RELU = "relu2"
+
+
+def read_config(file: GGUFFile, *, squared_relu: bool = False) -> BitNetConfig:
+    """Read the configuration of a model out of a file's metadata.
+
+    Parameters
+    ----------
+    file : GGUFFile
+    squared_relu : bool
+        As for `minibit.checkpoint.gguf.models.load_gguf`.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is of another architecture or activation, or a size is missing or impossible.
+    """
+    name = file.metadata.get("general.architecture")
+    silu = f"{name}.hidden_activation" not in file.metadata and not squared_relu
+    if name == "bitnet" and silu:
+        raise file.error(
+            "is of architecture 'bitnet', which llama.cpp runs with SiLU; if its model has squared "
+            "ReLU, say so: squared_relu=True, or minibit convert --squared-relu"
+        )
+    if "general.architecture" not in file.metadata:
+        raise file.error("does not say its general.architecture")
+    if name not in ("bitnet", "bitnet-25", ARCHITECTURE):
+        raise file.error(f"is of architecture {shown(name)}, which is no BitNet known here")
+
+    def value(key: str, default: int | float | None = None) -> Any:
+        found = file.metadata.get(f"{name}.{key}", default)
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            was = "an array" if f"{name}.{key}" in file.metadata and found is None else shown(found)
+            raise file.error(f"needs one number as {name}.{key}, has {was}")
+        return found if isinstance(found, int) else shortest(found)
+
+    activation = file.metadata.get(f"{name}.hidden_activation", SQUARED_RELU)
+    if activation != SQUARED_RELU:
+        raise file.error(f"has the activation {shown(activation)}; squared ReLU is known here")
+    scaling = file.metadata.get(f"{name}.rope.scaling.type", "none")
+    if (
+        value("rope.scaling.factor", 1.0) != 1.0
+        or value("rope.scale_linear", 1.0) != 1.0
+        or scaling not in ("none", "linear")  # by the factor, which is 1
+    ):
+        raise file.error("has scaled rotary positions, which are not known here")
+    layers = value("block_count")
+    if layers > len(file.tensors):
+        raise file.error(f"claims {layers} blocks, and has {len(file.tensors)} tensors")
+    table = file.tensors.get("token_embd.weight")
+    special: dict[str, Any] = {}
+    for token in ("bos", "eos"):
+        key = f"tokenizer.ggml.{token}_token_id"
+        special[token] = file.metadata.get(key)
+        if key in file.metadata and type(special[token]) is not int:
+            raise file.error(f"has {key} {shown(special[token])}, must be a token")
+    heads = value("attention.head_count")
+    try:
+        config = BitNetConfig(
+            vocab_size=value("vocab_size", table.shape[0] if table else None),
+            hidden_size=value("embedding_length"),
+            intermediate_size=value("feed_forward_length"),
+            layers=layers,
+            heads=heads,
+            kv_heads=value("attention.head_count_kv", heads),
+            max_positions=value("context_length"),
+            rope_theta=float(value("rope.freq_base", 10000.0)),
+            rms_eps=float(value("attention.layer_norm_rms_epsilon")),
+            tied="output.weight" not in file.tensors,
+            sub_norms="blk.0.attn_sub_norm.weight" in file.tensors,
+            **special,
+        )
+    except (TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise file.error(str(error)) from error
+    for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
+        if value(key, config.head_dim) != config.head_dim:
+            raise file.error(f"has {key} {value(key)}; heads of {config.head_dim} are known here")
+    return config
+
+
+def shortest(stored: float) -> float:
+    """Return the shortest decimal that rounds to a float32: what its writer meant.
+
+    Examples
+    --------
+    >>> float(np.float32(1e-5)), shortest(float(np.float32(1e-5)))
+    (9.999999747378752e-06, 1e-05)
+    """
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(stored)))
+
+
+def config_entries(config: BitNetConfig) -> dict[str, int | float | bool | str]:
+    """Return the metadata that say what a configuration does, the architecture first.
+
+    Examples
+    --------
+    >>> config = BitNetConfig(7, 128, 128, layers=1, heads=2, kv_heads=1, max_positions=64)
+    >>> config_entries(config)["bitnet-b1.58.attention.head_count_kv"]
+    1
+    """
+    ours: dict[str, int | float | bool | str] = {
+        "vocab_size": config.vocab_size,
+        "context_length": config.max_positions,
+        "embedding_length": config.hidden_size,
+        "block_count": config.layers,
+        "feed_forward_length": config.intermediate_size,
+        "rope.dimension_count": config.head_dim,
+        "attention.head_count": config.heads,
+        "attention.head_count_kv": config.kv_heads,
+        "attention.layer_norm_rms_epsilon": float(config.rms_eps),
+        "rope.freq_base": float(config.rope_theta),
+        "hidden_activation": SQUARED_RELU,
+    }
+    entries: dict[str, int | float | bool | str] = {
+        "general.architecture": ARCHITECTURE,
+        **{f"{ARCHITECTURE}.{key}": value for key, value in ours.items()},
+    }
+    for token in ("bos", "eos"):
+        if getattr(config, token) is not None:
+            entries[f"tokenizer.ggml.{token}_token_id"] = int(getattr(config, token))
+    return entries

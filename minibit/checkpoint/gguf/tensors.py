@@ -1,0 +1,311 @@
+"""The tensors of a GGUF file as a BitNet model holds them, and back.
+
+    projections   TQ1_0, TQ2_0, I2_S, or floats of one magnitude   `TernaryMatrix`
+    embeddings    F32, F16, BF16; others through the gguf package  float32, or bits of bfloat16
+    gains         F32, F16, BF16                                   float32
+
+Only a few rows are in memory at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit import kernels
+from minibit.checkpoint.damage import CheckpointError, first_not_finite
+from minibit.checkpoint.gguf.container import (
+    BF16,
+    BLOCKS,
+    F16,
+    F32,
+    I2_S,
+    TQ1_0,
+    TQ2_0,
+    GGUFFile,
+    Tensor,
+)
+from minibit.ternary import (
+    I2Layout,
+    TernaryMatrix,
+    empty_panels,
+    from_i2_s,
+    from_tq1_0,
+    from_tq2_0,
+    pack2,
+    pack_columns,
+    pack_panels,
+    to_i2_s,
+    to_tq1_0,
+    to_tq2_0,
+)
+
+__all__ = [
+    "check_encodable",
+    "encoded",
+    "read_floats",
+    "read_gain",
+    "read_projection",
+    "read_table",
+]
+
+_TQ = {TQ1_0: (from_tq1_0, to_tq1_0), TQ2_0: (from_tq2_0, to_tq2_0)}
+_ROWS = 64  # of a matrix, decoded together: what they take stays in the cache
+
+
+def read_gain(file: GGUFFile, tensor: Tensor) -> NDArray[np.float32]:
+    """Read the gains of a norm."""
+    gain = np.array(read_floats(file, tensor))
+    _check_finite(file, tensor, gain)
+    return gain
+
+
+def read_table(file: GGUFFile, tensor: Tensor) -> NDArray[Any]:
+    """Read an embedding: float32, or bfloat16 bits as uint16; mapped, where nothing changes."""
+    table = _table(file, tensor)
+    _check_finite(file, tensor, table)
+    if not table.any():
+        raise file.error("is all zeros: an upload that went wrong", tensor)
+    return table
+
+
+def _table(file: GGUFFile, tensor: Tensor) -> NDArray[Any]:
+    """Read an embedding without a look at its numbers."""
+    if tensor.kind == BF16:
+        return file.bytes_of(tensor).view("<u2").reshape(tensor.shape)
+    if tensor.kind != F16:
+        return read_floats(file, tensor)
+    halves = file.bytes_of(tensor).view("<f2").reshape(tensor.shape)
+    brains = np.empty(tensor.shape, np.uint16)
+    for start in range(0, len(halves), _ROWS):
+        bits = halves[start : start + _ROWS].astype(np.float32).view(np.uint32)
+        if (bits & 0xFFFF).any():
+            return halves.astype(np.float32)
+        brains[start : start + _ROWS] = bits >> 16
+    return brains
+
+
+def _check_finite(file: GGUFFile, tensor: Tensor, numbers: NDArray[Any], row: int = 0) -> None:
+    """Raise for the first NaN or infinity of a tensor, or of its rows from `row` on."""
+    first = first_not_finite(numbers)
+    if first is None:
+        return
+    number = numbers.reshape(-1)[first]
+    if numbers.dtype == np.uint16:
+        number = (np.uint32(number) << np.uint32(16)).view(np.float32)
+    flat = row * math.prod(tensor.shape[1:]) + first
+    place = ", ".join(str(int(i)) for i in np.unravel_index(flat, tensor.shape))
+    _, weights, size = BLOCKS[tensor.kind]
+    raise file.error(f"holds {number} at {place}", tensor, flat // weights * size)
+
+
+def _width(tensor: Tensor) -> int:
+    """Bytes of a number, for types of one number a block."""
+    return BLOCKS[tensor.kind][2]
+
+
+def read_floats(file: GGUFFile, tensor: Tensor, rows: slice = slice(None)) -> NDArray[np.float32]:
+    """Read a tensor, or some rows of it, as float32: as it is mapped, if it is that."""
+    name, weights, _ = BLOCKS[tensor.kind]
+    if tensor.kind == I2_S or (weights > 1 and len(tensor.shape) == 1):
+        raise file.error(f"is of type {name}, which holds no such tensor", tensor)
+    raw = file.bytes_of(tensor).reshape(tensor.shape[0], -1)[rows]
+    shape = (len(raw), *tensor.shape[1:])
+    if tensor.kind == F32:
+        return raw.reshape(-1).view("<f4").reshape(shape)
+    if tensor.kind == F16:
+        return raw.reshape(-1).view("<f2").astype(np.float32).reshape(shape)
+    if tensor.kind == BF16:
+        wide = raw.reshape(-1).view("<u2").astype(np.uint32) << np.uint32(16)
+        return wide.view(np.float32).reshape(shape)
+    try:
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+    except ImportError as error:
+        message = f"{file.path}: {tensor.name} of type {name} needs gguf: pip install minibit[app]"
+        raise ImportError(message) from error
+    floats = np.empty(shape, np.float32)
+    for some in _spans(len(raw)):
+        floats[some] = dequantize(raw[some], GGMLQuantizationType(tensor.kind))
+    return floats
+
+
+def read_projection(file: GGUFFile, tensor: Tensor, layout: I2Layout) -> TernaryMatrix:
+    """Read a projection, a few rows at a time, into the layout of this CPU's product."""
+    scale, largest = np.float32(0), None
+    if tensor.kind in (F32, F16, BF16):
+        largest = np.float32(0)
+        for rows in _spans(tensor.shape[0]):
+            part = read_floats(file, tensor, rows)
+            _check_finite(file, tensor, part, rows.start)
+            largest = max(largest, np.float32(np.abs(part).max()))
+
+    def decode(rows: slice) -> NDArray[np.int8]:
+        nonlocal scale
+        if largest is not None:
+            codes, found = _ternary(file, tensor, rows, largest), largest
+        else:
+            codes, found = _decoded(file, tensor, rows, layout)
+        if found and scale and found != scale:
+            raise _two_scales(file, tensor, rows, scale, found)
+        scale = found or scale
+        return codes
+
+    if tensor.kind == I2_S:
+        at = tensor.nbytes - 32
+        stored = file.bytes_of(tensor)[at : at + 4].view("<f4")[0]
+        if not (np.isfinite(stored) and stored >= 0):
+            raise file.error(f"has the scale {stored}, must be finite and above 0", tensor, at)
+    path = kernels.path()
+    held = _gathered(tensor.shape, decode, kernels.layout(path))
+    if not scale:
+        raise file.error("is all zeros: an upload that went wrong", tensor)
+    factor = file.tensors.get(tensor.name.removesuffix(".weight") + ".scale")
+    if factor is not None:
+        if factor.shape != (1,):
+            raise file.error(f"has shape {factor.shape}, must have (1,)", factor)
+        scale = scale * read_gain(file, factor)[0]
+        if not 0 < scale < np.inf:
+            raise file.error(f"makes the scale of {tensor.name} {scale:g}", factor)
+    try:
+        return TernaryMatrix._made(held, path, (tensor.shape[0], tensor.shape[1]), scale)
+    except ValueError as error:
+        raise file.error(str(error), tensor) from error
+
+
+def _gathered(
+    shape: tuple[int, ...], decode: Callable[[slice], NDArray[np.int8]], layout: str
+) -> NDArray[np.uint8]:
+    """Pack a matrix that is decoded a few rows at a time, as `TernaryMatrix.from_codes` would."""
+    n_out, n_in = shape
+    if layout == "columns":
+        lines = np.empty((-(-n_in // 16) * 4, n_out), np.uint8)
+        for rows in _spans(n_out):
+            lines[:, rows] = pack_columns(decode(rows)).reshape(len(lines), -1)
+        return lines.reshape(-1)
+    pack = pack_panels if layout == "panels" else pack2
+    held, at = np.empty(-(-n_out * n_in // 4), np.uint8), 0
+    if layout == "panels":
+        held = empty_panels(n_out, n_in)
+    for rows in _spans(n_out):  # of 64: whole panels, and whole bytes
+        part = pack(decode(rows))
+        held[at : at + part.size] = part
+        at += part.size
+    return held
+
+
+def _spans(count: int) -> Iterator[slice]:
+    """Cut rows into spans; each but the last has a multiple of four, as I2_S may need."""
+    return (slice(start, min(start + _ROWS, count)) for start in range(0, count, _ROWS))
+
+
+def _decoded(
+    file: GGUFFile, tensor: Tensor, rows: slice, layout: I2Layout
+) -> tuple[NDArray[np.int8], np.float32]:
+    """Decode some rows of TQ1_0, TQ2_0 or I2_S: their codes, and their one scale (0 if none)."""
+    raw = file.bytes_of(tensor)
+    n_out, n_in = tensor.shape
+    size = n_out * n_in // 4 if tensor.kind == I2_S else tensor.nbytes
+    width, count = size // n_out, rows.stop - rows.start  # bytes a row, rows
+    part = raw[rows.start * width : rows.stop * width]
+    try:
+        if tensor.kind == I2_S:
+            codes, scale = from_i2_s(np.concatenate([part, raw[size:]]), (count, n_in), layout)
+            return codes, scale if codes.any() else np.float32(0)
+        if tensor.kind not in _TQ:
+            name = BLOCKS[tensor.kind][0]
+            raise file.error(f"is of type {name}; projections are ternary, or floats", tensor)
+        codes, scales = _TQ[tensor.kind][0](part.reshape(count, width))
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        if count > 4:  # say in which rows it is
+            for start in range(rows.start, rows.stop, 4):
+                _decoded(file, tensor, slice(start, min(start + 4, rows.stop)), layout)
+        where = f"in rows {rows.start} to {rows.stop - 1}: {error}"
+        raise file.error(where, tensor, rows.start * width) from error
+    used = scales[codes.reshape(*scales.shape, 256).any(axis=-1)]  # of blocks that are not zero
+    if not used.all():
+        where = f"in rows {rows.start} to {rows.stop - 1}"
+        raise file.error(f"has weights in blocks of scale 0 {where}", tensor, rows.start * width)
+    if used.size and (used != used[0]).any():
+        raise _two_scales(file, tensor, rows, used[0], used[used != used[0]][0])
+    return codes, used[0] if used.size else np.float32(0)
+
+
+def _two_scales(
+    file: GGUFFile, tensor: Tensor, rows: slice, one: np.float32, other: np.float32
+) -> CheckpointError:
+    """Say that a matrix was quantised block by block, which no BitNet is."""
+    where = f"up to row {rows.stop - 1}; a ternary matrix has one scale"
+    at = tensor.nbytes // tensor.shape[0] * rows.start
+    return file.error(f"has blocks of scale {one:g} and {other:g} {where}", tensor, at)
+
+
+def _ternary(file: GGUFFile, tensor: Tensor, rows: slice, largest: np.float32) -> NDArray[np.int8]:
+    """Read codes from floats that are 0 or of one magnitude."""
+    floats = read_floats(file, tensor, rows)
+    wrong = (floats != 0) & (np.abs(floats) != largest)
+    if wrong.any():
+        row, column = (int(i) for i in np.argwhere(wrong)[0])
+        at = (rows.start + row, column)
+        raise file.error(
+            f"holds latent weights ({floats[row, column]:g} at {at}, {largest:g} elsewhere): "
+            "a GGUF file of BitNet has its projections quantised",
+            tensor,
+            (at[0] * tensor.shape[1] + column) * _width(tensor),
+        )
+    return np.sign(floats).astype(np.int8)
+
+
+def encoded(
+    codes: NDArray[np.int8], scale: np.float32, kind: int, layout: I2Layout
+) -> Iterator[NDArray[np.uint8]]:
+    """Encode a projection as TQ1_0, TQ2_0 or I2_S, some rows at a time.
+
+    Parameters
+    ----------
+    codes : int8 array, shape (n_out, n_in)
+    scale : float32
+    kind : int
+        Type of the tensor.
+    layout : {"x86", "arm", "rows"}
+        The order of codes in I2_S.
+
+    Raises
+    ------
+    ValueError
+        If the type cannot hold the shape or the scale.
+    """
+    if kind != I2_S:
+        encode = partial(_TQ[kind][1], scale=scale)
+        yield from (encode(codes[rows]) for rows in _spans(len(codes)))
+        return
+    for rows in _spans(len(codes)):
+        packed = to_i2_s(codes[rows], float(scale), layout)
+        yield packed[:-32]
+    yield packed[-32:]
+
+
+def check_encodable(matrix: TernaryMatrix, kind: int, layout: I2Layout) -> None:
+    """Refuse a projection that a type cannot hold, or changes by much; its codes aren't looked at.
+
+    Raises
+    ------
+    ValueError
+        If the shape does not fit; for a scale that is not above 0, or one that float16 holds as a
+        subnormal only, so less exactly than 2**-11.
+    """
+    scale, (n_out, n_in) = matrix.scale, matrix.shape
+    if not scale > 0:
+        raise ValueError(f"its scale must be above 0, got {scale:g}")
+    half = np.float32(np.float16(scale)) if scale < 65520 else np.float32(np.inf)
+    if kind != I2_S and half != scale and not 2**-14 <= half < np.inf:
+        raise ValueError(f"its scale {scale:g} is no normal float16; i2_s keeps it as float32")
+    last = (n_out - 1) % _ROWS + 1  # rows of the span that may not fit
+    list(encoded(np.ones((last, n_in), np.int8), scale, kind, layout))

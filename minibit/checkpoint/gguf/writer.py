@@ -1,0 +1,148 @@
+"""Write GGUF files: whole or not at all, and a tensor at a time.
+
+The form is that of `minibit.checkpoint.gguf.container`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit.checkpoint.gguf.container import ALIGNMENT, nbytes
+
+__all__ = ["Entry", "NewTensor", "move_to_free_name", "write_gguf"]
+
+Entry = int | float | bool | str | list[str] | list[int]
+_INT32, _STRING, _ARRAY = 5, 8, 9
+
+
+class NewTensor(NamedTuple):
+    """A tensor to be written, its bytes made when they are due."""
+
+    name: str
+    kind: int
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterable[NDArray[Any]]]
+
+
+def write_gguf(
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, Entry],
+    tensors: Iterable[NewTensor],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a GGUF file of version 3, whole or not at all.
+
+    It is written beside its place under another name and moved there when it is complete. Whole
+    numbers become u32, floats f32; the order of both tables is kept.
+
+    Parameters
+    ----------
+    path : path
+    metadata : mapping
+        Strings, truth values, whole numbers from 0 to 2**32 - 1, floats; lists of strings, or of
+        whole numbers, which become i32.
+    tensors : sequence of NewTensor
+        Each gives its bytes in chunks when its turn comes.
+    overwrite : bool
+        Replace a file that is there.
+
+    Raises
+    ------
+    FileExistsError
+        If there is such a file, and `overwrite` is not given; it is left as it is.
+    ValueError
+        If a tensor gives another number of bytes than its type and shape take; nothing is written.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from minibit.checkpoint.gguf.container import open_gguf
+    >>> ones = NewTensor("ones", 0, (2,), lambda: [np.ones(2, "<f4")])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "small.gguf"
+    ...     write_gguf(path, {}, [ones])
+    ...     file = open_gguf(path)
+    ...     file.bytes_of(file.tensors["ones"]).view("<f4")
+    array([1., 1.], dtype=float32)
+    """
+    tensors = list(tensors)
+    head = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(metadata))]
+    for key, value in metadata.items():
+        head += [_packed(key), _entry(key, value)]
+    offset = 0
+    for tensor in tensors:
+        sides = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *reversed(tensor.shape))
+        head += [_packed(tensor.name), sides, struct.pack("<IQ", tensor.kind, offset)]
+        size = nbytes(tensor.kind, tensor.shape)
+        offset += size + -size % ALIGNMENT
+    with _whole(Path(path), overwrite) as file:
+        written = file.write(b"".join(head))
+        file.write(bytes(-written % ALIGNMENT))
+        for tensor in tensors:
+            size = sum(file.write(np.ascontiguousarray(part).data) for part in tensor.chunks())
+            if size != (takes := nbytes(tensor.kind, tensor.shape)):
+                raise ValueError(f"{tensor.name} gave {size} bytes, takes {takes}")
+            file.write(bytes(-size % ALIGNMENT))
+
+
+def _packed(text: str) -> bytes:
+    """Give a string as the file has it."""
+    raw = text.encode("utf-8")
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _entry(key: str, value: Entry) -> bytes:
+    """Give the type and value of a metadata entry."""
+    if isinstance(value, str):
+        return struct.pack("<I", _STRING) + _packed(value)
+    if isinstance(value, list):
+        if all(isinstance(item, str) for item in value):
+            strings = b"".join(_packed(str(item)) for item in value)
+            return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + strings
+        return struct.pack(f"<IIQ{len(value)}i", _ARRAY, _INT32, len(value), *value)
+    if isinstance(value, bool):
+        return struct.pack("<I?", 7, value)
+    if isinstance(value, float):
+        return struct.pack("<If", 6, value)
+    if not 0 <= value < 1 << 32:
+        raise ValueError(f"metadata {key} must be from 0 to 2**32 - 1, got {value}")
+    return struct.pack("<II", 4, value)
+
+
+@contextmanager
+def _whole(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
+    """Open a file that takes its name only when the block has ended well."""
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; nothing was changed")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        with part.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if overwrite:
+            part.replace(path)
+        else:
+            move_to_free_name(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def move_to_free_name(part: Path, path: Path) -> None:
+    """Give a file its name unless somebody has taken it meanwhile."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise FileExistsError(f"{path} exists; nothing was changed") from None
+    except OSError:  # a file system without links
+        part.rename(path)

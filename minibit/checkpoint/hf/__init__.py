@@ -1,0 +1,1 @@
+"""Hugging Face directories: configuration, shards, linear layers, reading, writing."""

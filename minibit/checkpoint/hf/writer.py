@@ -1,0 +1,284 @@
+"""Hugging Face's BitNet directories: from a model to files that transformers loads.
+
+A tensor is made when its place in the file is reached, and forgotten after it, so a model is
+written with one matrix expanded at a time; a random one of any size is written without being held.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit.absmean import absmean_quantize
+from minibit.checkpoint.damage import as_written
+from minibit.checkpoint.hf.config import LinearClass, Mode, Storage, config_json, tensor_names
+from minibit.checkpoint.hf.linear import weight_scale_of
+from minibit.checkpoint.safetensors import write_safetensors
+from minibit.ternary import TernaryMatrix, to_hf
+from minibit.transformer import BitNetConfig, BitNetModel, float_linear, param_shapes
+
+__all__ = ["PUBLISHED_2B_4T", "random_checkpoint", "save_bitnet", "to_bfloat16"]
+
+PUBLISHED_2B_4T = BitNetConfig(
+    vocab_size=128_256,
+    hidden_size=2560,
+    intermediate_size=6912,
+    layers=30,
+    heads=20,
+    kv_heads=5,
+    max_positions=4096,
+    rope_theta=500_000.0,
+    rms_eps=1e-5,
+    tied=True,
+    bos=128_000,
+    eos=128_001,
+)
+"""The configuration of microsoft/bitnet-b1.58-2B-4T."""
+
+Specs = dict[str, tuple[str, tuple[int, ...]]]
+Produce = Callable[[str], Iterable[NDArray[Any]]]
+
+
+def save_bitnet(
+    model: BitNetModel,
+    directory: str | os.PathLike[str],
+    *,
+    linear_class: LinearClass | None = "bitlinear",
+    quantization_mode: Mode = "offline",
+) -> None:
+    """Write a model as a Hugging Face directory, which transformers and `load_bitnet` read.
+
+    Parameters
+    ----------
+    model : BitNetModel
+        Embeddings that are bfloat16 bits are written as such, other floats as float32.
+    directory : path-like
+        Made if it is not there; must not hold a checkpoint.
+    linear_class : {"bitlinear", "autobitlinear"}, optional
+        How projections are stored. "bitlinear": packed, with ``weight_scale = 1 / gamma``.
+        "autobitlinear": packed with gamma itself, or online. None: floats that are never quantised,
+        which only a model of `float_linear` is.
+    quantization_mode : {"offline", "online"}
+        For "autobitlinear": "online" writes the master weights, which are quantised at each use.
+
+    Raises
+    ------
+    FileExistsError
+        If the directory holds a checkpoint.
+    ValueError
+        If master weights are asked for and a projection is ternary; if floats that are never
+        quantised are asked for and the model multiplies otherwise (without a `linear` it quantises,
+        as b1.58 does), which the files could not say; if a packed projection has only
+        zeros, a scale that is not above 0, or a number of rows that is no multiple of 4, which
+        transformers cannot read; if a float is not finite, or a matrix of them all zeros; if the
+        model has no sub-norms.
+
+    Notes
+    -----
+    Codes, gammas and floats come back bit for bit, with one exception: for "bitlinear" a file holds
+    ``1 / gamma`` rounded to float32, and about one gamma in six is no rounded reciprocal of any;
+    it comes back one unit in the last place away, and stays so. Float projections are quantised by
+    `absmean_quantize` where a packed form is asked for.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> from minibit.transformer import init_params
+    >>> config = BitNetConfig(83, 48, 128, layers=1, heads=2, kv_heads=2, max_positions=64)
+    >>> folder = mkdtemp()
+    >>> save_bitnet(BitNetModel(config, init_params(config, seed=0)), folder)
+    >>> sorted(os.listdir(folder))
+    ['config.json', 'model.safetensors']
+    """
+    storage = _storage(linear_class, quantization_mode)
+    names = tensor_names(model.config, storage)
+    shapes = param_shapes(model.config)
+    specs: Specs = {}
+    packed: dict[str, TernaryMatrix] = {}
+
+    for name, param in names.items():
+        value = model.params[param]
+        if storage.packed and param.endswith("_proj"):
+            specs[name] = _packed_spec(name, shapes[param])
+        elif isinstance(value, TernaryMatrix):
+            raise ValueError(
+                f"{param} must be float to be written as master weights, got ternary weights"
+            )
+        else:
+            specs[name] = ("BF16" if value.dtype == np.uint16 else "F32", shapes[param])
+
+    if linear_class is None and model.linear is not float_linear:
+        raise ValueError(
+            "linear_class None stores floats that are never quantised, and this model does not "
+            "multiply by float_linear. Its master weights are kept, as b1.58, by linear_class "
+            "'autobitlinear' with quantization_mode 'online'; as a float model, "
+            "BitNetModel(config, params, float_linear), it would compute something else"
+        )
+
+    def matrix(param: str) -> TernaryMatrix:
+        """Return a projection, quantised once for its two tensors."""
+        value = model.params[param]
+        if isinstance(value, TernaryMatrix):
+            return value
+        if param not in packed:
+            codes, gamma = absmean_quantize(value)
+            packed[param] = TernaryMatrix.from_codes(codes, gamma)
+        return packed[param]
+
+    def produce(name: str) -> Iterator[NDArray[Any]]:
+        param = names[name]
+        value = model.params[param]
+        if name.endswith("_scale"):
+            yield _scale(matrix(param).scale, param, storage)
+        elif specs[name][0] == "U8":
+            yield _packed(matrix(param), param)
+            packed.pop(param, None)
+        else:
+            yield as_written(param, value)
+
+    bits = model.params["embed_tokens"].dtype == np.uint16
+    text = config_json(model.config, storage, "bfloat16" if bits else "float32")
+    _write(Path(directory), text, specs, produce)
+
+
+def random_checkpoint(
+    directory: str | os.PathLike[str],
+    config: BitNetConfig = PUBLISHED_2B_4T,
+    *,
+    seed: int = 0,
+    linear_class: LinearClass = "bitlinear",
+) -> None:
+    """Write a checkpoint of random ternary weights: as large as a real one, and as fast.
+
+    Codes are even draws of -1, 0, 1, scales ``sqrt(1.5 / n_in)`` (which keeps the variance), norms
+    1, embeddings normal; floats are bfloat16. No more than a matrix is held.
+
+    Parameters
+    ----------
+    directory : path-like
+        Made if it is not there; must not hold a checkpoint.
+    config : BitNetConfig
+        By default that of the published 2B model: about 1.2 GB.
+    seed : int
+        Not negative.
+    linear_class : {"bitlinear", "autobitlinear"}
+
+    Raises
+    ------
+    FileExistsError
+        If the directory holds a checkpoint.
+    ValueError
+        If a projection's rows are no multiple of 4, or the configuration has no sub-norms.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> config = BitNetConfig(83, 48, 128, layers=1, heads=2, kv_heads=2, max_positions=64)
+    >>> folder = mkdtemp()
+    >>> random_checkpoint(folder, config)
+    >>> os.path.getsize(f"{folder}/model.safetensors")
+    17550
+    """
+    storage = _storage(linear_class, "offline")
+    rng = np.random.Generator(np.random.Philox(seed))
+    names = tensor_names(config, storage)
+    shapes = param_shapes(config)
+    specs = {
+        name: _packed_spec(name, shapes[param], "BF16")
+        if param.endswith("_proj")
+        else ("BF16", shapes[param])
+        for name, param in names.items()
+    }
+
+    def produce(name: str) -> Iterator[NDArray[Any]]:
+        dtype, shape = specs[name]
+        param = names[name]
+        if dtype == "U8":
+            yield LEGAL[rng.integers(0, LEGAL.size, shape, np.uint8)]
+        elif name.endswith("_scale"):
+            gamma = np.float32(np.sqrt(1.5 / shapes[param][1]))
+            yield to_bfloat16(_scale(gamma, param, storage))
+        elif len(shape) == 1:
+            yield to_bfloat16(np.ones(shape, np.float32))
+        else:
+            for row in range(0, shape[0], ROWS):
+                rows = min(ROWS, shape[0] - row)
+                yield to_bfloat16(
+                    rng.standard_normal((rows, shape[1]), np.float32) * np.float32(1 / 32)
+                )
+
+    _write(Path(directory), config_json(config, storage, "bfloat16"), specs, produce)
+
+
+ROWS = 4096  # of random embeddings, at a time
+LEGAL = np.array([b for b in range(256) if not b & b >> 1 & 0x55], np.uint8)  # (81,)
+
+
+def _storage(linear_class: Any, mode: Any) -> Storage:
+    """Return how projections are to be stored, if there is such a way."""
+    if linear_class not in (None, *get_args(LinearClass)):
+        raise ValueError(
+            f"linear_class must be 'bitlinear', 'autobitlinear' or None, got {linear_class!r}"
+        )
+    if mode not in get_args(Mode) or (mode == "online" and linear_class != "autobitlinear"):
+        raise ValueError(
+            "quantization_mode must be 'offline', or 'online' for 'autobitlinear', "
+            f"got {mode!r} for {linear_class!r}"
+        )
+    return Storage(linear_class, mode)
+
+
+def _packed_spec(
+    name: str, shape: tuple[int, ...], scales: str = "F32"
+) -> tuple[str, tuple[int, ...]]:
+    """Return type and shape of a packed projection in a file, or of its scale."""
+    if shape[0] % 4:
+        raise ValueError(
+            f"{name} has {shape[0]} rows; transformers reads packed projections of a multiple of 4"
+        )
+    return (scales, (1,)) if name.endswith("_scale") else ("U8", (shape[0] // 4, *shape[1:]))
+
+
+def _packed(matrix: TernaryMatrix, param: str) -> NDArray[np.uint8]:
+    """Return a projection's bytes in the file."""
+    codes = matrix.codes()
+    if not codes.any():
+        raise ValueError(f"{param} must not be all zeros: no reader takes it for a trained layer")
+    return to_hf(codes)
+
+
+def _scale(gamma: np.float32, param: str, storage: Storage) -> NDArray[np.float32]:
+    """Return a projection's weight_scale in the file."""
+    with np.errstate(divide="ignore", over="ignore"):
+        scale = weight_scale_of(gamma, storage) if gamma > 0 else np.float32(0)
+    if not 0 < scale < np.inf:
+        raise ValueError(f"{param} must have a scale above 0, got {gamma}")
+    return scale.reshape(1)
+
+
+def to_bfloat16(floats: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Round finite float32 numbers to the bits of bfloat16, half to even.
+
+    Examples
+    --------
+    >>> to_bfloat16(np.float32([1, -2]))
+    array([16256, 49152], dtype=uint16)
+    """
+    bits = floats.view(np.uint32)
+    odd = bits >> np.uint32(16) & np.uint32(1)
+    return (bits + np.uint32(0x7FFF) + odd >> np.uint32(16)).astype(np.uint16)
+
+
+def _write(folder: Path, config: str, specs: Specs, produce: Produce) -> None:
+    """Write weights, then the configuration, without which they are no checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "config.json").exists() or any(folder.glob("*.safetensors*")):
+        raise FileExistsError(f"{folder} holds a checkpoint, which is never written over")
+    write_safetensors(folder / "model.safetensors", specs, produce)
+    with open(folder / "config.json", "x", encoding="utf-8") as file:
+        file.write(config)

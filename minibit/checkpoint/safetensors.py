@@ -1,0 +1,284 @@
+"""Safetensors: a length, a JSON header, and the tensors' bytes; mapped, not read.
+
+    file   = length:u64  header[length]  data
+    header = {"NAME": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [begin, end]}, ...}
+
+Little-endian; offsets count from the first byte after the header; tensors fill the data without a
+gap or an overlap. A header is believed only as far as the file bears it out: every size is compared
+with the file's before anything of that size is made.
+
+The ``safetensors`` package reads the same files, but hands NumPy copies, and no bfloat16 (NumPy has
+none). A model's head must stay mapped, and be seen as the 16 bits that it is; and damage must be
+named by its byte. So the format, which is this short, is read here; the tests hold the two equal.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit.checkpoint.damage import CheckpointError, check_file, shown
+
+__all__ = ["SafetensorsFile", "Tensor", "parse_json", "write_safetensors"]
+
+MOST_HEADER = 1 << 24  # bytes; a model of 30 layers takes 60,000
+MOST_AXES = 8
+DTYPES: dict[str, np.dtype[Any]] = {  # in the order of the published library, smallest first
+    "BOOL": np.dtype("?"),
+    "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
+    "I16": np.dtype("<i2"),
+    "U16": np.dtype("<u2"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),  # its bits: the upper half of a float32
+    "I32": np.dtype("<i4"),
+    "U32": np.dtype("<u4"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "I64": np.dtype("<i8"),
+    "U64": np.dtype("<u8"),
+}
+FIELDS = {"dtype", "shape", "data_offsets"}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies: what the header says of it, found true."""
+
+    name: str
+    dtype: str  # a key of `DTYPES`
+    shape: tuple[int, ...]
+    begin: int  # byte of the file
+    end: int
+
+
+class SafetensorsFile:
+    """A safetensors file whose header was found good, its data mapped into memory.
+
+    The map is private and copy-on-write: arrays are writable, as kernels want them, and the file
+    never changes. It lives as long as an array of it does.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Attributes
+    ----------
+    path : Path
+    tensors : dict
+        Name to `Tensor`, in the header's order.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no file, ends early, or its header says what no safetensors header says.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        check_file(self.path)
+        with open(self.path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            text = self._header(file.read(8), size, file.read)
+            self.data = 8 + len(text)  # byte at which the tensors begin
+            self.tensors = self._parse(text, size)
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        if len(self._map) != size:
+            self.damage(f"had {size} bytes, and now {len(self._map)}: it is being written to")
+
+    def array(self, name: str) -> NDArray[Any]:
+        """Return a tensor as it lies in the map: no byte is read yet; bfloat16 as uint16 bits."""
+        tensor = self.tensors[name]
+        dtype = DTYPES[tensor.dtype]
+        return np.ndarray(tensor.shape, dtype, buffer=self._map, offset=tensor.begin)
+
+    def release(self, name: str) -> None:
+        """Give the pages of a tensor back to the system; they are read again if needed again.
+
+        What was written to its array is lost. Does nothing where the system takes no advice.
+        """
+        tensor = self.tensors[name]
+        begin = tensor.begin // mmap.PAGESIZE * mmap.PAGESIZE
+        if hasattr(mmap, "MADV_DONTNEED") and tensor.end > begin:
+            self._map.madvise(mmap.MADV_DONTNEED, begin, tensor.end - begin)
+
+    def damage(
+        self, message: str, tensor: str | None = None, offset: int | None = None
+    ) -> NoReturn:
+        """Raise a `CheckpointError` that names this file."""
+        raise CheckpointError(message, self.path, tensor, offset)
+
+    def _header(self, start: bytes, size: int, read: Callable[[int], bytes]) -> bytes:
+        """Return the header's JSON text, after looking whether the file can hold it."""
+        if len(start) < 8:
+            self.damage("the file ends within the header's length", offset=size)
+        length = int.from_bytes(start, "little")
+        if length > MOST_HEADER:
+            self.damage(f"a header of {length} bytes; the most is {MOST_HEADER}", offset=0)
+        if length > size - 8:
+            self.damage(f"a header of {length} bytes, but {size - 8} follow", offset=0)
+        return read(length)
+
+    def _parse(self, text: bytes, size: int) -> dict[str, Tensor]:
+        """Return the tensors that the header names, checked one by one and against the file."""
+        header = parse_json(text, self.path, offset=8)
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+            self.damage("__metadata__ must map names to strings", offset=8)
+        tensors = {name: self._tensor(name, entry, size) for name, entry in header.items()}
+        end, before = self.data, "the header"
+        for tensor in sorted(tensors.values(), key=lambda t: (t.begin, t.end)):
+            if tensor.begin != end:
+                what = "overlaps" if tensor.begin < end else "leaves a gap after"
+                self.damage(f"{what} {before}, which ends at {end}", tensor.name, tensor.begin)
+            end, before = tensor.end, shown(tensor.name)
+        if end != size:
+            self.damage(f"the tensors end at byte {end}, the file at {size}", offset=min(end, size))
+        return tensors
+
+    def _tensor(self, name: str, entry: Any, size: int) -> Tensor:
+        """Return one tensor of the header, its sizes whole, in order, and within the file."""
+        if not isinstance(entry, dict) or set(entry) != FIELDS:
+            self.damage(f"must have {sorted(FIELDS)}, got {shown(entry)}", name)
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            self.damage(f"dtype must be one of {', '.join(DTYPES)}, got {shown(dtype)}", name)
+        if not _are_sizes(shape) or len(shape) > MOST_AXES:
+            self.damage(f"shape must be at most {MOST_AXES} sizes, got {shown(shape)}", name)
+        if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+            self.damage(f"data_offsets must be [begin, end], got {shown(offsets)}", name)
+        begin, end = (self.data + offset for offset in offsets)
+        if end > size:
+            self.damage(f"ends at byte {end}, but the file at {size}", name, size)
+        if prod(shape) * DTYPES[dtype].itemsize != end - begin:
+            self.damage(
+                f"{dtype} of shape {shape} takes {prod(shape) * DTYPES[dtype].itemsize} bytes, "
+                f"its data_offsets hold {end - begin}", name, begin,
+            )  # fmt: skip
+        return Tensor(name, dtype, tuple(shape), begin, end)
+
+
+def _are_sizes(values: Any) -> bool:
+    """Whether this is a list of whole numbers that a file's size can be compared with."""
+    return isinstance(values, list) and all(type(n) is int and 0 <= n < 2**48 for n in values)
+
+
+def parse_json(text: bytes, file: str | os.PathLike[str], offset: int = 0) -> dict[str, Any]:
+    """Parse the JSON object that a file holds from `offset` on.
+
+    Parameters
+    ----------
+    text : bytes
+        UTF-8.
+    file : path-like
+        Named in errors.
+    offset : int
+        Byte of the file at which the text begins.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no JSON object, names a key twice at any depth, holds a NaN or an infinity, or is
+        nested too deeply.
+
+    Examples
+    --------
+    >>> parse_json(b'{"a": 2, "a": 3}', "x.json")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    minibit.checkpoint.damage.CheckpointError: ... 'a' is named twice (byte 0)
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in fields:
+                raise ValueError(f"{shown(name)} is named twice")
+            fields[name] = value
+        return fields
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no JSON number")
+
+    try:
+        parsed = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        at = offset + len(error.doc[: error.pos].encode())
+        raise CheckpointError(f"no JSON: {error.msg}", file, offset=at) from None
+    except UnicodeDecodeError as error:
+        raise CheckpointError("no UTF-8", file, offset=offset + error.start) from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"no JSON that this reads: {error}", file, offset=offset) from None
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"a JSON {type(parsed).__name__}, no object", file, offset=offset)
+    return parsed
+
+
+def write_safetensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    produce: Callable[[str], Iterable[NDArray[Any]]],
+) -> None:
+    """Write a safetensors file, a piece of a tensor at a time: the whole of it appears, or nothing.
+
+    The bytes are those of the published library: wide dtypes first, then by name; the header filled
+    with spaces to a multiple of 8.
+
+    Parameters
+    ----------
+    path : path-like
+        Must not exist.
+    tensors : mapping
+        Name to (dtype, shape), as the header says them.
+    produce : callable
+        Called with each name in the file's order; yields the tensor's bytes in arrays of any size.
+
+    Raises
+    ------
+    FileExistsError
+        If there is a file of that name.
+    ValueError
+        If the arrays of a tensor do not hold as many bytes as its shape takes.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists; a checkpoint is never written over")
+    order = list(DTYPES)
+    names = sorted(tensors, key=lambda name: (-order.index(tensors[name][0]), name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # which transformers asks for
+    sizes, begin = {}, 0
+    for name in names:
+        dtype, shape = tensors[name]
+        sizes[name] = prod(shape) * DTYPES[dtype].itemsize
+        end = begin + sizes[name]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        with open(partial, "xb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in names:
+                written = sum(file.write(_bytes(piece)) for piece in produce(name))
+                if written != sizes[name]:
+                    raise ValueError(f"{name!r} takes {sizes[name]} bytes, got {written}")
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _bytes(piece: NDArray[Any]) -> memoryview:
+    """Return an array's bytes as a file has them: C order, little-endian."""
+    return np.ascontiguousarray(piece, piece.dtype.newbyteorder("<")).reshape(-1).view("u1").data

@@ -1,0 +1,443 @@
+"""Forward-mode automatic differentiation with dual numbers, on NumPy's own protocols.
+
+A dual number carries a value and how fast it moves along a direction:
+
+    x + x_dot eps,  eps**2 = 0,   so that   f(x + x_dot eps) = f(x) + f'(x) x_dot eps
+
+Plain NumPy code is differentiated as it stands: `Dual` arrays (`minibit.dual.array`) answer NumPy's
+functions by the rules of `minibit.dual.rules`. One pass gives a Jacobian-vector product (JVP),
+exact, and nothing of the pass is kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minibit.dual.array import (
+    Dual,
+    dtype_of,
+    floating,
+    join_parts,
+    make_dual,
+    matching,
+    part,
+    tag_of,
+    value_of,
+)
+from minibit.dual.tangents import ZERO, Array, Directions, NoRuleError, Tangent
+from minibit.dual.trees import Tree, leaves, map_tree, zip_trees
+
+__all__ = [
+    "custom_jvp",
+    "derivative",
+    "forward_gradient",
+    "jacfwd",
+    "jvp",
+    "jvp_batch",
+    "stop_gradient",
+    "straight_through",
+]
+
+_tags = itertools.count(1)  # one for each derivative being taken; the innermost has the highest
+
+
+def jvp(fn: Callable[..., Tree], primals: Any, tangents: Any) -> tuple[Tree, Tree]:
+    """Evaluate a function and its derivative along one direction, in one pass.
+
+        out = f(x),   tangent_out = J(x) v = d/dt f(x + t v) at t = 0
+
+    Parameters
+    ----------
+    fn : callable
+        Takes the primals as its arguments; returns an array or a tree of arrays (dicts, lists,
+        tuples). Plain NumPy code inside.
+    primals : tuple of arrays, or of trees of arrays
+        Where: floating arrays, each of any shape. What has no tangent may be anything.
+    tangents : tuple of the same structure
+        Along what: an array of each primal's shape, converted to its floating type. None in the
+        place of an array or a subtree holds it constant, and costs nothing.
+
+    Returns
+    -------
+    out : tree
+        What ``fn(*primals)`` returns: to the bit, but for functions that `minibit.dual.rules`
+        composes of others.
+    tangent_out : tree of arrays
+        Of the shapes and types of `out`; zeros where `out` does not depend on the primals.
+
+    Raises
+    ------
+    TypeError
+        If an integer or complex primal has a tangent, or the structures differ; `NoRuleError` if
+        `fn` applies a function that has no rule.
+    ValueError
+        If a tangent's shape is not its primal's.
+
+    Notes
+    -----
+    Kinks take the conventions of `minibit.dual.rules`. A NaN or an infinity flows as in the
+    formula. Calls may nest to any order: each has its own tag, so their perturbations are never
+    confused.
+
+    Examples
+    --------
+    >>> out, tangent = jvp(lambda x, y: x * np.sin(y), (2.0, 0.0), (1.0, 1.0))
+    >>> float(out), float(tangent)
+    (0.0, 2.0)
+    """
+    return _push(fn, primals, tangents, batch=False)
+
+
+def jvp_batch(fn: Callable[..., Tree], primals: Any, tangents: Any) -> tuple[Tree, Tree]:
+    """Evaluate a function once and its derivatives along many directions.
+
+        tangent_out[d] = J(x) v[d]   for every direction d
+
+    Like a loop of `jvp` over the directions that evaluates the primals a single time.
+
+    Parameters
+    ----------
+    fn, primals
+        As in `jvp`.
+    tangents : tuple of the structure of `primals`
+        Each array has one extra leading axis: ``(directions, *shape)``, with the same number of
+        directions (0 is allowed) everywhere. None holds a primal constant.
+
+    Returns
+    -------
+    out : tree
+        What ``fn(*primals)`` returns.
+    tangent_out : tree of arrays
+        Each ``(directions, *shape)`` for an output of that shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `jvp`; also if the numbers of directions differ, or no primal has a tangent.
+
+    Examples
+    --------
+    >>> _, tangents = jvp_batch(np.sum, (np.ones(3),), (np.eye(3),))
+    >>> tangents
+    array([1., 1., 1.])
+    """
+    return _push(fn, primals, tangents, batch=True)
+
+
+def _push(fn: Callable[..., Tree], primals: Any, tangents: Any, batch: bool) -> tuple[Tree, Tree]:
+    if not (isinstance(primals, list | tuple) and isinstance(tangents, list | tuple)):
+        got = f"{type(primals).__name__} and {type(tangents).__name__}"
+        raise TypeError(f"primals and tangents must be tuples, one entry an argument: got {got}")
+    tag = next(_tags)
+    counts: dict[int, str] = {}  # how many directions: said by which primal
+
+    def seed(value: Any, tangent: Any, name: str) -> Dual:
+        primal = floating(value, name)
+        dot = matching(tangent, primal, name, batch)
+        if batch:
+            if isinstance(dot, Tangent):
+                raise NoRuleError("jvp_batch cannot push a tangent of jvp_batch: use jvp in rules")
+            counts.setdefault(dot.shape[0], name)
+            dot = Directions(dot)
+        return make_dual(primal, dot, tag)
+
+    args = zip_trees(seed, tuple(primals), tuple(tangents), "primals")
+    if len(counts) > 1:
+        said = ", ".join(f"{n} for {name}" for n, name in counts.items())
+        raise ValueError(f"every tangent must have the same number of directions, got {said}")
+    if batch and not counts:
+        raise ValueError("jvp_batch needs at least one tangent to know the number of directions")
+    lead = tuple(counts)
+
+    def tangent_of(leaf: Any) -> Any:
+        if isinstance(leaf, Dual) and leaf.tag == tag:
+            dot = leaf.tangent
+            if isinstance(dot, Tangent):  # without lead: of a derivative that calls fn from a rule
+                return dot.stack if lead and isinstance(dot, Directions) else dot
+            if lead:  # the same along every direction
+                dot = np.broadcast_to(dot, (*lead, *leaf.shape))
+            shared = isinstance(dot, np.ndarray) and not dot.flags.writeable
+            return dot.copy() if shared else dot
+        if leaf is None:
+            return None
+        dtype = dtype_of(leaf)
+        if dtype.kind not in "fiub":
+            what = f"{type(leaf).__name__} ({dtype})"
+            raise TypeError(f"fn must return arrays of real numbers, got {what}")
+        return np.zeros((*lead, *np.shape(leaf)), dtype if dtype.kind == "f" else np.float64)
+
+    out = fn(*args)
+    primal_out = map_tree(lambda leaf: part(leaf, tag)[0], out)
+    return primal_out, map_tree(tangent_of, out)
+
+
+def derivative(fn: Callable[..., Tree]) -> Callable[..., Tree]:
+    """Differentiate a function of one number.
+
+        derivative(f)(x) = df/dx,   of the shape of f(x)
+
+    Parameters
+    ----------
+    fn : callable
+        Takes a floating number first; returns an array or a tree of arrays.
+
+    Returns
+    -------
+    callable
+        Takes the arguments of `fn`; those after the first are held constant. It may be
+        differentiated again. A first argument with axes is a ValueError, an integer a TypeError.
+
+    Examples
+    --------
+    >>> float(derivative(derivative(lambda x: x**3))(2.0))
+    12.0
+    """
+
+    @functools.wraps(fn)
+    def slope(x: Any, *args: Any, **kwargs: Any) -> Tree:
+        if np.ndim(x) != 0:
+            raise ValueError(f"derivative takes a number, got shape {np.shape(x)}: use jacfwd")
+        return jvp(lambda t: fn(t, *args, **kwargs), (x,), (1.0,))[1]
+
+    return slope
+
+
+def jacfwd(fn: Callable[..., Tree]) -> Callable[..., Tree]:
+    """Differentiate a function of one array: the whole Jacobian, a direction for every entry.
+
+        J[..., i] = d f(x) / d x[i],   shape (*out.shape, *x.shape)
+
+    Parameters
+    ----------
+    fn : callable
+        Takes a floating array first; returns an array or a tree of arrays.
+
+    Returns
+    -------
+    callable
+        Takes the arguments of `fn`; those after the first are held constant. Its cost grows with
+        the number of entries of that one: ``x.size`` tangents flow together.
+
+    Examples
+    --------
+    >>> jacfwd(lambda x: x[::-1] ** 2)(np.array([1.0, 3.0]))
+    array([[0., 6.],
+           [2., 0.]])
+    """
+
+    @functools.wraps(fn)
+    def jacobian(x: Any, *args: Any, **kwargs: Any) -> Tree:
+        x = floating(x, "the argument of jacfwd")
+        basis = np.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
+        _, columns = jvp_batch(lambda x: fn(x, *args, **kwargs), (x,), (basis,))
+        return map_tree(
+            lambda c: np.reshape(np.moveaxis(c, 0, -1), (*np.shape(c)[1:], *x.shape)), columns
+        )
+
+    return jacobian
+
+
+def forward_gradient(
+    fn: Callable[[Tree], Array], params: Tree, directions: Tree
+) -> tuple[Array, Tree]:
+    """Estimate a gradient from directional derivatives alone.
+
+        g = mean over d of (grad f . v[d]) v[d],   E[g] = grad f  when  E[v v^T] = I
+
+    Parameters
+    ----------
+    fn : callable
+        Takes `params`; returns one number.
+    params : tree of floating arrays
+        Where.
+    directions : tree of the structure of `params`
+        Each array ``(directions, *shape)``. Draw the entries independently with mean 0 and
+        variance 1 (normal, or -1 and +1). None holds a part constant: its estimate is None.
+
+    Returns
+    -------
+    value : number
+        ``fn(params)``.
+    estimate : tree
+        Of the structure, shapes and types of `params`; zeros if there are no directions.
+
+    Raises
+    ------
+    ValueError
+        If `fn` returns more than a number; else as `jvp_batch`.
+
+    Notes
+    -----
+    Unbiased, at the cost of a forward pass and its tangents; the variance of each entry is about
+    the squared length of the whole gradient, divided by the number of directions.
+    Source: Baydin et al. 2022, Gradients without Backpropagation (arXiv 2202.08587).
+
+    Examples
+    --------
+    >>> value, estimate = forward_gradient(lambda x: np.sum(x * x), np.array([1.0, 2.0]), np.eye(2))
+    >>> float(value), estimate  # the two axes: half of each entry of the gradient
+    (5.0, array([1., 2.]))
+    """
+    value, slopes = jvp_batch(fn, (params,), (directions,))
+    if np.ndim(slopes) != 1:
+        raise ValueError(f"fn must return one number, got shape {np.shape(value)}")
+    n = max(len(slopes), 1)
+
+    def estimate(direction: Any, primal: Any, _: str) -> Any:
+        if direction is None:
+            return None
+        v = direction if isinstance(direction, Dual) else np.asarray(direction, dtype_of(primal))
+        return np.tensordot(slopes, v, axes=1) / n  # (*shape)
+
+    return value, zip_trees(estimate, directions, params, "directions")
+
+
+def stop_gradient(tree: Tree) -> Tree:
+    """Hold a value constant: drop its tangents, of every order.
+
+    Parameters
+    ----------
+    tree : array, Dual, or a tree of them
+
+    Returns
+    -------
+    tree
+        The same values, without tangents; plain arrays come back as they are.
+
+    Examples
+    --------
+    >>> float(derivative(lambda x: x * stop_gradient(x))(3.0))
+    3.0
+    """
+    return map_tree(value_of, tree)
+
+
+def straight_through(fn: Callable[..., Array]) -> Callable[..., Array]:
+    """Give a function the derivative of the identity: for steps and roundings.
+
+        y = f(x),   y_dot = x_dot
+
+    Parameters
+    ----------
+    fn : callable
+        Takes an array first and returns one of its shape. Its other arguments are constants.
+
+    Returns
+    -------
+    callable
+        The same function; its result has the floating type of the first argument. An output of
+        another shape is a ValueError.
+
+    Notes
+    -----
+    Source: Bengio et al. 2013, Estimating or Propagating Gradients Through Stochastic Neurons
+    (arXiv 1308.3432).
+
+    Examples
+    --------
+    >>> float(derivative(straight_through(np.round))(1.7))
+    1.0
+    """
+
+    @functools.wraps(fn)
+    def wrapped(x: Array, *args: Any, **kwargs: Any) -> Array:
+        if isinstance(x, Dual):
+            return make_dual(wrapped(x.primal, *args, **kwargs), x.tangent, x.tag)
+        x = floating(x, "the argument of a straight-through function")
+        out = np.asarray(fn(x, *map(stop_gradient, args), **stop_gradient(kwargs)))
+        if out.shape != x.shape:
+            raise ValueError(
+                f"a straight-through function keeps the shape: {x.shape} became {out.shape}"
+            )
+        return out.astype(x.dtype, copy=False)
+
+    return wrapped
+
+
+class custom_jvp:
+    """A function with a derivative of its own.
+
+    Decorate the function, then give its rule with `defjvp`:
+
+        out, tangent_out = rule(primals, tangents)
+
+    The rule receives two tuples of the arguments' structure and returns the output and its
+    tangent. It must be linear in the tangents, and written with the operations that
+    `minibit.dual.tangents` lists, applied to them directly (no ``np.asarray``, no in-place change):
+    then it also holds for many directions, nested derivatives and reverse mode. The tangent of a
+    constant is zeros; of an argument that is not floating, None. A rule may return None, too: the
+    tangent of what does not move. Keyword arguments are constants and are passed to both.
+
+    Raises
+    ------
+    NoRuleError
+        If a dual arrives before `defjvp` was called, or as a keyword argument.
+    TypeError, ValueError
+        If the rule returns no pair, or a tangent that is not real or not of its output's shape.
+
+    Examples
+    --------
+    >>> @custom_jvp
+    ... def clipped(x):
+    ...     return np.clip(x, -1, 1)
+    >>> @clipped.defjvp
+    ... def rule(primals, tangents):
+    ...     return clipped(*primals), tangents[0]  # pretend that it never saturates
+    >>> float(derivative(clipped)(5.0))
+    1.0
+    """
+
+    def __init__(self, fn: Callable[..., Tree]) -> None:
+        functools.update_wrapper(self, fn)
+        self.fn = fn
+        self.rule: Callable[..., tuple[Tree, Tree]] | None = None
+
+    def defjvp(self, rule: Callable[..., tuple[Tree, Tree]]) -> Callable[..., tuple[Tree, Tree]]:
+        """Set the rule, and return it (so that this is a decorator)."""
+        self.rule = rule
+        return rule
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tree:
+        """Call the function; if a dual is among its arguments, by the rule."""
+        tag = max(map(tag_of, leaves(args)), default=-1)
+        name = getattr(self.fn, "__name__", repr(self.fn))
+        if any(tag_of(leaf) >= 0 for leaf in leaves(kwargs)):
+            raise NoRuleError(f"{name} met a Dual as a keyword argument: pass it by position")
+        if tag < 0:
+            return self.fn(*args, **kwargs)
+        if self.rule is None:
+            raise NoRuleError(f"no rule for {name}: it is custom_jvp, give it one with .defjvp")
+        primals = map_tree(lambda leaf: part(leaf, tag)[0], args)
+        tangents = map_tree(lambda leaf: _tangent_or_zeros(leaf, tag), args)
+        returned: Any = self.rule(primals, tangents, **kwargs)
+        if not (isinstance(returned, list | tuple) and len(returned) == 2):
+            got = type(returned).__name__
+            raise TypeError(f"the rule of {name} must return (output, tangent), got a {got}")
+        out, out_dot = returned
+
+        def join(leaf: Any, dot: Any, _: str) -> Any:
+            leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+            dot = dot if hasattr(dot, "dtype") else np.asarray(dot)
+            if dot.dtype.kind not in "fiub":
+                raise TypeError(f"the rule of {name} returned a tangent of {dot.dtype}")
+            if tuple(dot.shape) != tuple(leaf.shape):
+                raise ValueError(
+                    f"the rule of {name} returned a tangent of shape {dot.shape} for an output of "
+                    f"shape {leaf.shape}"
+                )
+            return join_parts(leaf, dot, tag)
+
+        return zip_trees(join, out, out_dot, f"the output of {name}")
+
+
+def _tangent_or_zeros(leaf: Any, tag: int) -> Any:
+    dot = part(leaf, tag)[1]
+    if dot is not ZERO:
+        return dot
+    dtype = dtype_of(leaf)
+    return np.zeros(np.shape(leaf), dtype) if dtype.kind == "f" else None

@@ -1,0 +1,319 @@
+"""The rule table: what each function does to a tangent.
+
+A rule computes a function and pushes a tangent through it, in one formula written with NumPy:
+
+    y = f(x),   y_dot = f'(x) x_dot
+
+Its parameters are those of the NumPy function, plus one named ``x_dot`` for each array ``x`` that
+may carry a tangent. It does to a tangent only the fourteen linear operations of
+`minibit.dual.tangents` (add, scale by an array, index, matmul, astype, sum, cumsum, einsum,
+reshape, transpose, broadcast_to, concatenate, pad, where), never ``np.asarray``: so a tangent may
+be an array, a dual number of an outer derivative, a stack of directions, the symbolic `ZERO` of a
+constant, or a recorder.
+
+Functions made of others need no rule of their own (`composed`), nor do those whose slope is zero
+wherever it exists (`CONSTANT`: comparisons, rounding, argsort).
+
+This file holds the functions of numbers. `minibit.dual.rules_sums` enters reductions and products
+of matrices, `minibit.dual.rules_shape` what only moves entries about. Conventions at kinks:
+
+- ``maximum``, ``minimum``, ``clip``: at a tie with a constant the constant wins, slope 0; so
+  relu'(0) = 0, whichever argument the 0 is. A tie of two duals is shared, half each.
+- ``max``, ``min`` over axes: tied entries share alike. ``sort``: ties keep their order.
+- ``abs``, ``norm``, ``hypot``: 0 at 0. ``std``: 0 where nothing varies.
+- ``sqrt``, ``cbrt``: infinite at 0, as in calculus, and NumPy warns of the division.
+- ``x ** y``: the slope in x is 0 where y = 0, also at 0 ** 0; the slope in y is 0 where x = 0.
+- ``sign``, ``round``, ``floor`` and the like: 0 everywhere, also at the jump. Conversion to
+  integers likewise.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from minibit.dual.tangents import ZERO, Array
+
+__all__ = ["CONSTANT", "RULES", "Rule", "composed", "rule"]
+
+
+class Rule(NamedTuple):
+    """A formula, and which of its parameters may carry a tangent."""
+
+    formula: Callable[..., Any]
+    parameters: tuple[str, ...]  # those that may be given by position, in NumPy's order
+    star: str | None  # the one that takes any number more
+    keywords: frozenset[str]
+    arrays: dict[str, str]  # those that may carry a tangent, and its name: x, x_dot
+    composed: bool  # takes duals as they are: made of functions that have rules
+
+
+RULES: Final[dict[Any, Rule]] = {}
+
+
+def _register(functions: tuple[Any, ...], formula: Callable[..., Any], composed: bool) -> None:
+    parameters = inspect.signature(formula).parameters.values()
+    dots = [p.name for p in parameters if p.name.endswith("_dot")]
+    own = [p for p in parameters if p.name not in dots]
+    entry = Rule(
+        formula=formula,
+        parameters=tuple(p.name for p in own if p.kind is p.POSITIONAL_OR_KEYWORD),
+        star=next((p.name for p in own if p.kind is p.VAR_POSITIONAL), None),
+        keywords=frozenset(p.name for p in own if p.kind is not p.VAR_POSITIONAL),
+        arrays={name.removesuffix("_dot"): name for name in dots},
+        composed=composed,
+    )
+    RULES.update(dict.fromkeys(functions, entry))
+
+
+def rule(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Enter a formula, which returns the output and its tangent, as the rule of `functions`."""
+
+    def enter(formula: Callable[..., Any]) -> Callable[..., Any]:
+        _register(functions, formula, composed=False)
+        return formula
+
+    return enter
+
+
+def composed(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Enter a definition in terms of functions that have rules."""
+
+    def enter(formula: Callable[..., Any]) -> Callable[..., Any]:
+        _register(functions, formula, composed=True)
+        return formula
+
+    return enter
+
+
+# Functions of one number: y_dot = x_dot * slope(x, y).
+
+SLOPES: Final[dict[np.ufunc, Callable[[Array, Array], Array]]] = {
+    np.absolute: lambda x, y: np.sign(x),
+    np.fabs: lambda x, y: np.sign(x),
+    np.square: lambda x, y: 2 * x,
+    np.sqrt: lambda x, y: 0.5 / y,
+    np.cbrt: lambda x, y: 1 / (3 * y * y),
+    np.reciprocal: lambda x, y: -y * y,
+    np.exp: lambda x, y: y,
+    np.exp2: lambda x, y: y * math.log(2),
+    np.expm1: lambda x, y: np.exp(x),
+    np.log: lambda x, y: 1 / x,
+    np.log2: lambda x, y: 1 / (x * math.log(2)),
+    np.log10: lambda x, y: 1 / (x * math.log(10)),
+    np.log1p: lambda x, y: 1 / (1 + x),
+    np.sin: lambda x, y: np.cos(x),
+    np.cos: lambda x, y: -np.sin(x),
+    np.tan: lambda x, y: 1 + y * y,
+    np.arcsin: lambda x, y: 1 / np.sqrt(1 - x * x),
+    np.arccos: lambda x, y: -1 / np.sqrt(1 - x * x),
+    np.arctan: lambda x, y: 1 / (1 + x * x),
+    np.sinh: lambda x, y: np.cosh(x),
+    np.cosh: lambda x, y: np.sinh(x),
+    np.tanh: lambda x, y: 1 - y * y,
+    np.arcsinh: lambda x, y: 1 / np.sqrt(x * x + 1),
+    np.arccosh: lambda x, y: 1 / np.sqrt(x * x - 1),
+    np.arctanh: lambda x, y: 1 / (1 - x * x),
+    np.radians: lambda x, y: math.pi / 180,
+    np.deg2rad: lambda x, y: math.pi / 180,
+    np.degrees: lambda x, y: 180 / math.pi,
+    np.rad2deg: lambda x, y: 180 / math.pi,
+}
+
+
+def _elementwise(f: np.ufunc, slope: Callable[[Array, Array], Array]) -> Callable[..., Any]:
+    def formula(x: Array, x_dot: Array) -> tuple[Array, Array]:
+        y = f(x)
+        return y, x_dot * slope(x, y)
+
+    return formula
+
+
+for _f, _slope in SLOPES.items():
+    rule(_f)(_elementwise(_f, _slope))
+
+
+@rule(np.positive, np.conjugate)
+def _positive(x: Array, x_dot: Array) -> tuple[Array, Array]:
+    return +x, x_dot
+
+
+@rule(np.negative)
+def _negative(x: Array, x_dot: Array) -> tuple[Array, Array]:
+    return -x, -x_dot
+
+
+# Functions of two numbers.
+
+
+@rule(np.add)
+def _add(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+    return x + y, x_dot + y_dot
+
+
+@rule(np.subtract)
+def _subtract(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+    return x - y, x_dot - y_dot
+
+
+@rule(np.multiply)
+def _multiply(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+    return x * y, x_dot * y + x * y_dot
+
+
+@rule(np.true_divide)
+def _divide(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+    z = x / y
+    return z, (x_dot - z * y_dot) / y
+
+
+@rule(np.power)
+def _power(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+    z = x**y
+    z_dot: Array = ZERO
+    if x_dot is not ZERO:
+        z_dot = x_dot * (y * x ** (y - 1 + (y == 0)))  # where y = 0: 0 * x ** 0 = 0
+    if y_dot is not ZERO:
+        z_dot = z_dot + y_dot * (z * np.log(x + (x == 0)))  # where x = 0: log 1 = 0
+    return z, z_dot
+
+
+@composed(np.float_power)
+def _float_power(x: Array, y: Array) -> Array:
+    return (x * np.float64(1)) ** y
+
+
+@rule(np.remainder)
+def _remainder(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+    return np.remainder(x, y), x_dot - np.floor_divide(x, y) * y_dot
+
+
+@rule(np.fmod)
+def _fmod(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+    return np.fmod(x, y), x_dot - np.trunc(x / y) * y_dot
+
+
+@composed(np.copysign)
+def _copysign(x: Array, y: Array) -> Array:
+    same = np.signbit(x) == np.signbit(y)
+    return np.where(same, x, -x).astype(np.result_type(x, y))
+
+
+@rule(np.arctan2)
+def _arctan2(y: Array, x: Array, y_dot: Array, x_dot: Array) -> tuple[Array, Array]:
+    return np.arctan2(y, x), (y_dot * x - x_dot * y) / (x * x + y * y)
+
+
+@rule(np.hypot)
+def _hypot(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+    z = np.hypot(x, y)
+    return z, (x_dot * x + y_dot * y) / (z + (z == 0))
+
+
+@rule(np.logaddexp)
+def _logaddexp(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+    z = np.logaddexp(x, y)
+    return z, x_dot * np.exp(x - z) + y_dot * np.exp(y - z)
+
+
+@rule(np.logaddexp2)
+def _logaddexp2(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+    z = np.logaddexp2(x, y)
+    return z, x_dot * np.exp2(x - z) + y_dot * np.exp2(y - z)
+
+
+def _chosen(x_wins: Array, y_wins: Array, x_dot: Array, y_dot: Array) -> Array:
+    """Return the tangent of the argument that wins; at a tie neither mask is true."""
+    if y_dot is ZERO:
+        return x_dot * x_wins
+    if x_dot is ZERO:
+        return y_dot * y_wins
+    return np.where(x_wins, x_dot, np.where(y_wins, y_dot, (x_dot + y_dot) / 2))
+
+
+@rule(np.maximum)
+def _maximum(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+    return np.maximum(x, y), _chosen(x > y, y > x, x_dot, y_dot)
+
+
+@rule(np.minimum)
+def _minimum(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+    return np.minimum(x, y), _chosen(x < y, y < x, x_dot, y_dot)
+
+
+@rule(np.fmax)  # passes over NaN
+def _fmax(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+    return np.fmax(x, y), _chosen((x > y) | np.isnan(y), (y > x) | np.isnan(x), x_dot, y_dot)
+
+
+@rule(np.fmin)
+def _fmin(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+    return np.fmin(x, y), _chosen((x < y) | np.isnan(y), (y < x) | np.isnan(x), x_dot, y_dot)
+
+
+@composed(np.clip)
+def _clip(
+    a: Array, a_min: Array = None, a_max: Array = None, *, min: Array = None, max: Array = None
+) -> Array:
+    low, high = (min if a_min is None else a_min), (max if a_max is None else a_max)
+    a = a if low is None else np.maximum(a, low)
+    return a if high is None else np.minimum(a, high)
+
+
+@composed(np.heaviside)
+def _heaviside(x1: Array, x2: Array) -> Array:
+    step = np.where(x1 == 0, x2, (np.sign(x1) + 1) / 2)  # linear in x2 where x1 = 0, else flat
+    return step.astype(np.result_type(x1, x2))
+
+
+@composed(np.divmod)
+def _divmod(x: Array, y: Array) -> tuple[Array, Array]:
+    return np.floor_divide(x, y), np.remainder(x, y)
+
+
+@composed(np.modf)
+def _modf(x: Array) -> tuple[Array, Array]:
+    return x - np.trunc(x), np.trunc(x)
+
+
+@rule(np.nan_to_num)
+def _nan_to_num(
+    x: Array,
+    copy: bool = True,
+    nan: float = 0.0,
+    posinf: Any = None,
+    neginf: Any = None,
+    *,
+    x_dot: Array,
+) -> tuple[Array, Array]:
+    out = np.nan_to_num(x, nan=nan, posinf=posinf, neginf=neginf)
+    return out, np.where(np.isfinite(x), x_dot, 0.0)
+
+
+@rule(np.where)
+def _where(
+    condition: Array, x: Array, y: Array, *, x_dot: Array, y_dot: Array
+) -> tuple[Array, Array]:
+    return np.where(condition, x, y), np.where(condition, x_dot, y_dot)
+
+
+# Functions whose slope is 0 wherever they have one: the value is all there is.
+
+CONSTANT: Final[frozenset[Any]] = frozenset(
+    {
+        np.sign, np.floor, np.ceil, np.trunc, np.rint, np.floor_divide,
+        np.round, np.around, np.fix,
+        np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal,
+        np.logical_and, np.logical_or, np.logical_xor, np.logical_not,
+        np.isfinite, np.isinf, np.isnan, np.signbit, np.isclose, np.allclose,
+        np.isposinf, np.isneginf, np.array_equal, np.any, np.all,
+        np.argmax, np.argmin, np.nanargmax, np.nanargmin, np.argsort, np.argpartition, np.lexsort,
+        np.count_nonzero, np.nonzero, np.flatnonzero, np.argwhere, np.searchsorted, np.digitize,
+        np.shape, np.ndim, np.size, np.zeros_like, np.ones_like, np.empty_like,
+        np.iscomplexobj, np.isrealobj, np.result_type, np.array_repr, np.array_str,
+    }
+)  # fmt: skip

@@ -1,0 +1,392 @@
+"""The rule table, second part: functions that move entries about, and what is composed of them.
+
+Four rules carry all of it: an index picks entries (``y_dot = x_dot[index]``), and `reshape`,
+`transpose` and `concatenate` do to a tangent what they do to its primal. Everything else says
+which of these it is: `np.flip` is an index, `np.stack` is new axes and a concatenation.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
+
+from minibit.dual.rules import composed, rule
+from minibit.dual.tangents import ZERO, Array, NoRuleError
+
+
+def _array(a: Any) -> Array:
+    """Let a dual pass; make anything else an array."""
+    return a if hasattr(a, "__array_function__") else np.asarray(a)
+
+
+def _along(axis: int, ndim: int, part: Any) -> tuple[Any, ...]:
+    """Return the index that takes `part` on one axis and all of the others."""
+    return (*(slice(None),) * normalize_axis_index(axis, ndim), part)
+
+
+# The rules.
+
+
+@rule(operator.getitem)
+def _getitem(x: Array, index: Any, *, x_dot: Array) -> tuple[Array, Array]:
+    return x[index], x_dot[index]
+
+
+@rule(np.reshape)
+def _reshape(a: Array, shape: Any, *, a_dot: Array) -> tuple[Array, Array]:
+    out = np.reshape(a, shape)
+    return out, np.reshape(a_dot, out.shape)
+
+
+@rule(np.transpose)
+def _transpose(a: Array, axes: Any = None, *, a_dot: Array) -> tuple[Array, Array]:
+    return np.transpose(a, axes), np.transpose(a_dot, axes)
+
+
+@rule(np.broadcast_to)
+def _broadcast_to(array: Array, shape: Any, *, array_dot: Array) -> tuple[Array, Array]:
+    out = np.broadcast_to(array, shape)
+    return out, np.broadcast_to(array_dot, out.shape)
+
+
+@rule(np.concatenate)
+def _concatenate(
+    arrays: Sequence[Array], axis: int | None = 0, *, arrays_dot: Sequence[Array]
+) -> tuple[Array, Array]:
+    dots = [np.zeros_like(a) if d is ZERO else d for a, d in zip(arrays, arrays_dot, strict=True)]
+    if axis is None:
+        arrays = [np.reshape(a, (-1,)) for a in arrays]
+        dots = [np.reshape(d, (-1,)) for d in dots]
+        axis = 0
+    return np.concatenate(arrays, axis=axis), np.concatenate(dots, axis=axis)
+
+
+@rule(np.ndarray.astype, getattr(np, "astype", np.ndarray.astype))
+def _astype(x: Array, dtype: Any, *, copy: bool = True, x_dot: Array) -> tuple[Array, Array]:
+    out = x.astype(dtype, copy=copy)
+    return out, ZERO if out.dtype.kind in "iub" else x_dot.astype(dtype)  # truncation is flat
+
+
+@rule(np.copy)
+def _copy(a: Array, *, a_dot: Array) -> tuple[Array, Array]:
+    return np.copy(a), a_dot
+
+
+# Shapes and axes.
+
+
+@composed(np.ravel)
+def _ravel(a: Array) -> Array:
+    return np.reshape(a, (a.size,))
+
+
+@composed(np.expand_dims)
+def _expand_dims(a: Array, axis: Any) -> Array:
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    ndim = a.ndim + len(axes)
+    new = normalize_axis_tuple(axes, ndim)
+    lengths = iter(a.shape)
+    return np.reshape(a, tuple(1 if i in new else next(lengths) for i in range(ndim)))
+
+
+@composed(np.squeeze)
+def _squeeze(a: Array, axis: Any = None) -> Array:
+    return np.reshape(a, np.squeeze(np.broadcast_to(0, a.shape), axis=axis).shape)
+
+
+@composed(np.moveaxis)
+def _moveaxis(a: Array, source: Any, destination: Any) -> Array:
+    source = normalize_axis_tuple(source, a.ndim)
+    destination = normalize_axis_tuple(destination, a.ndim)
+    order = [i for i in range(a.ndim) if i not in source]
+    for to, start in sorted(zip(destination, source, strict=True)):
+        order.insert(to, start)
+    return np.transpose(a, order)
+
+
+@composed(np.swapaxes)
+def _swapaxes(a: Array, axis1: int, axis2: int) -> Array:
+    order = list(range(a.ndim))
+    order[axis1], order[axis2] = order[axis2], order[axis1]
+    return np.transpose(a, order)
+
+
+@composed(np.matrix_transpose, np.linalg.matrix_transpose)
+def _matrix_transpose(x: Array) -> Array:
+    return np.swapaxes(x, -1, -2)
+
+
+@composed(np.atleast_1d)
+def _atleast_1d(*arys: Array) -> Any:
+    out = tuple(np.reshape(a, (1,)) if a.ndim == 0 else a for a in map(_array, arys))
+    return out[0] if len(out) == 1 else out
+
+
+@composed(np.atleast_2d)
+def _atleast_2d(*arys: Array) -> Any:
+    out = tuple(np.reshape(a, (1,) * (2 - a.ndim) + a.shape) for a in map(_array, arys))
+    return out[0] if len(out) == 1 else out
+
+
+@composed(np.broadcast_arrays)
+def _broadcast_arrays(*args: Array) -> tuple[Array, ...]:
+    shape = np.broadcast_shapes(*(np.shape(a) for a in args))
+    return tuple(np.broadcast_to(a, shape) for a in args)
+
+
+@composed(np.meshgrid)
+def _meshgrid(*xi: Array, indexing: str = "xy") -> tuple[Array, ...]:
+    axes = [np.reshape(x, (1,) * i + (-1,) + (1,) * (len(xi) - i - 1)) for i, x in enumerate(xi)]
+    if indexing == "xy" and len(xi) > 1:
+        axes = [np.swapaxes(x, 0, 1) for x in axes]
+    return tuple(np.broadcast_arrays(*axes))
+
+
+# Joining and cutting.
+
+
+@composed(np.stack)
+def _stack(arrays: Iterable[Array], axis: int = 0) -> Array:
+    return np.concatenate([np.expand_dims(a, axis) for a in map(_array, arrays)], axis=axis)
+
+
+@composed(np.vstack)
+def _vstack(tup: Iterable[Array]) -> Array:
+    return np.concatenate([np.atleast_2d(a) for a in tup], axis=0)
+
+
+@composed(np.hstack)
+def _hstack(tup: Iterable[Array]) -> Array:
+    arrays = [np.atleast_1d(a) for a in tup]
+    return np.concatenate(arrays, axis=0 if arrays[0].ndim == 1 else 1)
+
+
+@composed(np.column_stack)
+def _column_stack(tup: Iterable[Array]) -> Array:
+    columns = [np.reshape(a, (-1, 1)) if a.ndim < 2 else a for a in map(_array, tup)]
+    return np.concatenate(columns, axis=1)
+
+
+@composed(np.append)
+def _append(arr: Array, values: Array, axis: int | None = None) -> Array:
+    return np.concatenate([_array(arr), _array(values)], axis=axis)
+
+
+@composed(np.array_split)
+def _array_split(ary: Array, indices_or_sections: Any, axis: int = 0) -> list[Array]:
+    pieces = np.array_split(np.arange(ary.shape[axis]), indices_or_sections)
+    starts = [(p[0], p[-1] + 1) if p.size else (0, 0) for p in pieces]
+    return [ary[_along(axis, ary.ndim, slice(*map(int, ends)))] for ends in starts]
+
+
+@composed(np.split)
+def _split(ary: Array, indices_or_sections: Any, axis: int = 0) -> list[Array]:
+    np.split(np.arange(ary.shape[axis]), indices_or_sections)  # NumPy's errors
+    return np.array_split(ary, indices_or_sections, axis=axis)
+
+
+@composed(np.hsplit)
+def _hsplit(ary: Array, indices_or_sections: Any) -> list[Array]:
+    return np.split(ary, indices_or_sections, axis=0 if ary.ndim == 1 else 1)
+
+
+@composed(np.vsplit)
+def _vsplit(ary: Array, indices_or_sections: Any) -> list[Array]:
+    return np.split(ary, indices_or_sections, axis=0)
+
+
+# Picking and repeating.
+
+
+@composed(np.take)
+def _take(a: Array, indices: Any, axis: int | None = None) -> Array:
+    if axis is None:
+        return np.ravel(a)[_integers(indices)]
+    return a[_along(axis, a.ndim, _integers(indices))]
+
+
+def _integers(indices: Any) -> Any:
+    return indices if isinstance(indices, int) else np.asarray(indices, dtype=np.intp)
+
+
+@composed(np.take_along_axis)
+def _take_along_axis(arr: Array, indices: Any, axis: int | None = -1) -> Array:
+    if axis is None:
+        return np.ravel(arr)[np.ravel(indices)]
+    return arr[_grid(indices, axis, arr.shape)]
+
+
+def _grid(places: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """Return the index that picks `places` along one axis and stays put along the others."""
+    axis = normalize_axis_index(axis, len(shape))
+    lengths = [1 if i == axis else n for i, n in enumerate(shape)]
+    grid: list[Any] = list(np.ix_(*(np.arange(n) for n in lengths)))
+    grid[axis] = places
+    return tuple(grid)
+
+
+@composed(np.compress)
+def _compress(condition: Any, a: Array, axis: int | None = None) -> Array:
+    return np.take(a, np.flatnonzero(condition), axis=axis)
+
+
+@composed(np.extract)
+def _extract(condition: Any, arr: Array) -> Array:
+    return np.ravel(arr)[np.flatnonzero(condition)]
+
+
+@composed(np.delete)
+def _delete(arr: Array, obj: Any, axis: int | None = None) -> Array:
+    length = arr.size if axis is None else arr.shape[axis]
+    return np.take(arr, np.delete(np.arange(length), obj), axis=axis)
+
+
+@composed(np.repeat)
+def _repeat(a: Array, repeats: Any, axis: int | None = None) -> Array:
+    length = a.size if axis is None else a.shape[axis]
+    return np.take(a, np.repeat(np.arange(length), repeats), axis=axis)
+
+
+@composed(np.tile)
+def _tile(A: Array, reps: Any) -> Array:
+    reps = (reps,) if isinstance(reps, int) else tuple(reps)
+    ndim = max(A.ndim, len(reps))
+    reps = (1,) * (ndim - len(reps)) + reps
+    shape = (1,) * (ndim - A.ndim) + A.shape
+    paired = np.reshape(A, tuple(n for length in shape for n in (1, length)))
+    tiled = np.broadcast_to(
+        paired, tuple(n for pair in zip(reps, shape, strict=True) for n in pair)
+    )
+    return np.reshape(tiled, tuple(r * n for r, n in zip(reps, shape, strict=True)))
+
+
+@composed(np.flip)
+def _flip(m: Array, axis: Any = None) -> Array:
+    axes = range(m.ndim) if axis is None else normalize_axis_tuple(axis, m.ndim)
+    return m[tuple(slice(None, None, -1 if i in axes else None) for i in range(m.ndim))]
+
+
+@composed(np.fliplr)
+def _fliplr(m: Array) -> Array:
+    return np.flip(m, axis=1)
+
+
+@composed(np.flipud)
+def _flipud(m: Array) -> Array:
+    return np.flip(m, axis=0)
+
+
+@composed(np.roll)
+def _roll(a: Array, shift: Any, axis: Any = None) -> Array:
+    places = np.roll(np.reshape(np.arange(a.size), a.shape), shift, axis=axis)
+    return np.ravel(a)[places]
+
+
+@rule(np.pad)
+def _pad(
+    array: Array,
+    pad_width: Any,
+    mode: Any = "constant",
+    *,
+    constant_values: Any = 0,
+    array_dot: Array,
+) -> tuple[Array, Array]:
+    widths = np.broadcast_to(pad_width, (array.ndim, 2)).tolist()
+    if mode == "constant":
+        return (
+            np.pad(array, widths, constant_values=constant_values),
+            np.pad(array_dot, widths),
+        )
+    if mode not in ("edge", "reflect", "symmetric", "wrap"):
+        raise NoRuleError(f"no rule for np.pad with mode={mode!r}")
+    places = np.pad(np.reshape(np.arange(array.size), array.shape), widths, mode=mode)
+    flat = (array.size,)
+    return np.reshape(array, flat)[places], np.reshape(array_dot, flat)[places]
+
+
+# Order.
+
+
+@composed(np.sort)
+def _sort(a: Array, axis: int | None = -1, *, kind: Any = None, stable: Any = None) -> Array:
+    if axis is None:
+        a, axis = np.ravel(a), 0
+    return np.take_along_axis(a, np.argsort(a, axis=axis, kind="stable"), axis=axis)
+
+
+@composed(np.partition)
+def _partition(a: Array, kth: Any, axis: int = -1) -> Array:
+    return np.take_along_axis(a, np.argpartition(a, kth, axis=axis), axis=axis)
+
+
+def _running(f: np.ufunc) -> Any:
+    def formula(array: Array, axis: int = 0, *, array_dot: Array) -> tuple[Array, Array]:
+        hit = array == f.accumulate(array, axis=axis)  # where a new extreme stands
+        steps = np.arange(array.shape[axis])
+        shape = [1] * array.ndim
+        shape[axis] = -1
+        latest = np.maximum.accumulate(np.where(hit, np.reshape(steps, shape), 0), axis=axis)
+        grid = _grid(latest, axis, array.shape)
+        return array[grid], array_dot[grid]
+
+    return formula
+
+
+rule((np.maximum, "accumulate"))(_running(np.maximum))
+rule((np.minimum, "accumulate"))(_running(np.minimum))
+
+
+# Diagonals, differences, choices.
+
+
+@composed(np.diagonal)
+def _diagonal(a: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Array:
+    matrices = np.moveaxis(a, (axis1, axis2), (-2, -1))
+    rows, columns = matrices.shape[-2:]
+    length = max(min(rows + min(offset, 0), columns - max(offset, 0)), 0)
+    steps = np.arange(length)
+    return matrices[..., steps - min(offset, 0), steps + max(offset, 0)]
+
+
+@composed(np.diag)
+def _diag(v: Array, k: int = 0) -> Array:
+    if v.ndim == 2:
+        return np.diagonal(v, k)
+    placed = np.pad(v, (max(k, 0), max(-k, 0)))
+    return np.where(np.eye(placed.size, k=k, dtype=bool), np.expand_dims(placed, 0), 0)
+
+
+@composed(np.tril)
+def _tril(m: Array, k: int = 0) -> Array:
+    rows, columns = m.shape[-2:]
+    return np.where(np.tri(rows, columns, k, dtype=bool), m, 0)
+
+
+@composed(np.triu)
+def _triu(m: Array, k: int = 0) -> Array:
+    rows, columns = m.shape[-2:]
+    return np.where(np.tri(rows, columns, k - 1, dtype=bool), 0, m)
+
+
+@composed(np.diff)
+def _diff(a: Array, n: int = 1, axis: int = -1) -> Array:
+    for _ in range(n):
+        a = a[_along(axis, a.ndim, slice(1, None))] - a[_along(axis, a.ndim, slice(None, -1))]
+    return a
+
+
+@composed(np.select)
+def _select(condlist: Sequence[Any], choicelist: Sequence[Array], default: Array = 0) -> Array:
+    out = default
+    for condition, choice in zip(condlist[::-1], choicelist[::-1], strict=True):
+        out = np.where(condition, choice, out)
+    return out
+
+
+@composed(np.full_like)
+def _full_like(a: Array, fill_value: Array) -> Array:
+    return np.broadcast_to(fill_value, np.shape(a)).astype(a.dtype)

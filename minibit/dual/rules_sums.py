@@ -1,0 +1,344 @@
+"""The rule table, second part: sums, extremes, products, and products of matrices.
+
+A reduction of a sum's kind does to the tangent what it does to the primal. A product is linear in
+each of its factors, so its tangent is a sum of products with one factor replaced:
+
+    d(x @ y) = x_dot @ y + x @ y_dot
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
+
+from minibit.dual.rules import composed, rule
+from minibit.dual.tangents import ZERO, Array, NoRuleError
+
+# Sums, and what is made of them.
+
+
+def _axes_of(axis: Any, ndim: int) -> tuple[int, ...]:
+    """Return the axes that a reduction goes over, none negative."""
+    return tuple(range(ndim)) if axis is None else normalize_axis_tuple(axis, ndim)
+
+
+def _count(a: Array, axis: Any) -> int:
+    """Return how many entries a reduction takes together."""
+    return math.prod(a.shape[i] for i in _axes_of(axis, a.ndim))
+
+
+@rule(np.sum)
+def _sum(
+    a: Array, axis: Any = None, dtype: Any = None, *, keepdims: bool = False, a_dot: Array
+) -> tuple[Array, Array]:
+    out = np.sum(a, axis=axis, dtype=dtype, keepdims=keepdims)
+    a_dot = a_dot if dtype is None else a_dot.astype(dtype)
+    return out, np.sum(a_dot, axis=axis, keepdims=keepdims)
+
+
+@rule(np.mean)
+def _mean(
+    a: Array, axis: Any = None, dtype: Any = None, *, keepdims: bool = False, a_dot: Array
+) -> tuple[Array, Array]:
+    out = np.mean(a, axis=axis, dtype=dtype, keepdims=keepdims)
+    a_dot = a_dot if dtype is None else a_dot.astype(dtype)
+    return out, np.sum(a_dot, axis=axis, keepdims=keepdims) / _count(a, axis)
+
+
+@rule(np.var)
+def _var(
+    a: Array, axis: Any = None, *, ddof: float = 0, keepdims: bool = False, a_dot: Array
+) -> tuple[Array, Array]:
+    centred = a - np.mean(a, axis=axis, keepdims=True)
+    n = max(_count(a, axis) - ddof, 0)
+    out = np.sum(centred * centred, axis=axis, keepdims=keepdims) / n
+    # centred sums to zero, so the mean of a_dot drops out
+    return out, np.sum(a_dot * centred, axis=axis, keepdims=keepdims) * 2 / n
+
+
+def _root(total: Array, degree: float = 2) -> Array:
+    """Root of a sum of powers, with slope 0 at 0: of the subgradients there, the least."""
+    zero = total == 0
+    inner = np.where(zero, 1, total)
+    return np.where(zero, 0, np.sqrt(inner) if degree == 2 else inner ** (1 / degree))
+
+
+@composed(np.std)
+def _std(a: Array, axis: Any = None, *, ddof: float = 0, keepdims: bool = False) -> Array:
+    return _root(np.var(a, axis=axis, ddof=ddof, keepdims=keepdims))
+
+
+@composed(np.linalg.norm)
+def _norm(x: Array, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Array:
+    vectors = len(_axes_of(axis, x.ndim)) == 1
+    if ord == "fro" or (ord is None and (axis is None or not vectors)) or (vectors and ord == 2):
+        ord = 2  # the root of the sum of squares, whatever the axes
+    elif ord is None:
+        ord = 2
+    elif not vectors:
+        raise NoRuleError(f"no rule for np.linalg.norm of a matrix with ord={ord!r}, only 'fro'")
+    if ord == 0:
+        return np.sum(x != 0, axis=axis, keepdims=keepdims, dtype=x.dtype)
+    if abs(ord) == np.inf:
+        return (np.max if ord > 0 else np.min)(np.abs(x), axis=axis, keepdims=keepdims)
+    if ord == 1:
+        return np.sum(np.abs(x), axis=axis, keepdims=keepdims)
+    powers = x * x if ord == 2 else np.abs(x) ** ord
+    return _root(np.sum(powers, axis=axis, keepdims=keepdims), ord)
+
+
+def _extremum(f: Callable[..., Array]) -> Callable[..., Any]:
+    def formula(
+        a: Array, axis: Any = None, *, keepdims: bool = False, a_dot: Array
+    ) -> tuple[Array, Array]:
+        hit = (a == f(a, axis=axis, keepdims=True)) | np.isnan(a)
+        share = hit / np.sum(hit, axis=axis, keepdims=True, dtype=a.dtype)  # of the tied entries
+        out = f(a, axis=axis, keepdims=keepdims)
+        return out, np.sum(a_dot * share, axis=axis, keepdims=keepdims)
+
+    return formula
+
+
+rule(np.max, np.amax)(_extremum(np.max))
+rule(np.min, np.amin)(_extremum(np.min))
+
+
+@rule(np.prod)
+def _prod(
+    a: Array, axis: Any = None, *, keepdims: bool = False, a_dot: Array
+) -> tuple[Array, Array]:
+    out = np.prod(a, axis=axis, keepdims=keepdims)
+    axes = _axes_of(axis, a.ndim)
+    kept = tuple(i for i in range(a.ndim) if i not in axes)
+    shape = (*(a.shape[i] for i in kept), _count(a, axis))
+    factors = np.reshape(np.transpose(a, kept + axes), shape)  # (*kept, factors)
+    before = _product_before(factors)
+    after = _product_before(factors[..., ::-1])[..., ::-1]
+    rest = before * after  # product of the other factors; no division, so zeros are safe
+    factors_dot = np.reshape(np.transpose(a_dot, kept + axes), shape)
+    return out, np.reshape(np.sum(factors_dot * rest, axis=-1), out.shape)
+
+
+def _product_before(factors: Array) -> Array:
+    """Product of the factors that stand before each, along the last axis."""
+    ones = np.ones_like(factors[..., :1])
+    return np.concatenate([ones, np.cumprod(factors[..., :-1], axis=-1)], axis=-1)
+
+
+@rule(np.cumsum)
+def _cumsum(a: Array, axis: Any = None, dtype: Any = None, *, a_dot: Array) -> tuple[Array, Array]:
+    if axis is None:
+        a, a_dot, axis = np.reshape(a, (a.size,)), np.reshape(a_dot, (a.size,)), 0
+    a_dot = a_dot if dtype is None else a_dot.astype(dtype)
+    return np.cumsum(a, axis=axis, dtype=dtype), np.cumsum(a_dot, axis=axis)
+
+
+@composed(np.cumprod)
+def _cumprod(a: Array, axis: int | None = None) -> Array:
+    if axis is None:
+        a, axis = np.ravel(a), 0
+    factors = np.moveaxis(a, axis, 0)  # (factors, ...)
+    products = [factors[:1]]
+    for i in range(1, len(factors)):
+        products.append(products[-1] * factors[i : i + 1])
+    return np.moveaxis(np.concatenate(products), 0, axis)
+
+
+@rule((np.logaddexp, "reduce"))
+def _logsumexp(
+    array: Array, axis: Any = 0, *, keepdims: bool = False, array_dot: Array
+) -> tuple[Array, Array]:
+    total = np.logaddexp.reduce(array, axis=axis, keepdims=True)
+    softmax = np.exp(array - total)
+    out_dot = np.sum(array_dot * softmax, axis=axis, keepdims=keepdims)
+    return total if keepdims else np.squeeze(total, axis=axis), out_dot
+
+
+@composed(np.ptp)
+def _ptp(a: Array, axis: Any = None, *, keepdims: bool = False) -> Array:
+    return np.max(a, axis=axis, keepdims=keepdims) - np.min(a, axis=axis, keepdims=keepdims)
+
+
+@composed(np.average)
+def _average(a: Array, axis: Any = None, weights: Array = None) -> Array:
+    if weights is None:
+        return np.mean(a, axis=axis)
+    if np.shape(weights) != np.shape(a):
+        raise NoRuleError("no rule for np.average with weights of another shape: broadcast them")
+    return np.sum(a * weights, axis=axis) / np.sum(weights, axis=axis)
+
+
+@composed(np.nansum)
+def _nansum(a: Array, axis: Any = None, *, keepdims: bool = False) -> Array:
+    return np.sum(np.where(np.isnan(a), 0, a), axis=axis, keepdims=keepdims)
+
+
+@composed(np.nanmean)
+def _nanmean(a: Array, axis: Any = None, *, keepdims: bool = False) -> Array:
+    there = np.sum(~np.isnan(a), axis=axis, keepdims=keepdims, dtype=a.dtype)
+    return np.nansum(a, axis=axis, keepdims=keepdims) / there
+
+
+@composed(np.median)
+def _median(a: Array, axis: int | None = None, *, keepdims: bool = False) -> Array:
+    if isinstance(axis, list | tuple):
+        raise NoRuleError(f"no rule for np.median over several axes {axis}: reshape to one")
+    ndim = a.ndim
+    if axis is None:
+        a, axes, axis = np.ravel(a), tuple(range(ndim)), 0
+    else:
+        axes = (normalize_axis_index(axis, ndim),)
+    ordered = np.moveaxis(np.sort(a, axis=axis), axis, 0)  # (entries, ...)
+    middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    middle = np.where(np.isnan(ordered[-1]), ordered[-1], middle)
+    return np.expand_dims(middle, axes) if keepdims else middle
+
+
+# Methods of ufuncs.
+
+
+def _reduction(f: Any) -> Any:
+    def formula(array: Array, axis: Any = 0, *, keepdims: bool = False) -> Array:
+        return f(array, axis=axis, keepdims=keepdims)
+
+    return formula
+
+
+composed((np.add, "reduce"))(_reduction(np.sum))
+composed((np.multiply, "reduce"))(_reduction(np.prod))
+composed((np.maximum, "reduce"))(_reduction(np.max))
+composed((np.minimum, "reduce"))(_reduction(np.min))
+
+
+@composed((np.add, "accumulate"))
+def _add_accumulate(array: Array, axis: int = 0) -> Array:
+    return np.cumsum(array, axis=axis)
+
+
+@composed((np.multiply, "accumulate"))
+def _multiply_accumulate(array: Array, axis: int = 0) -> Array:
+    return np.cumprod(array, axis=axis)
+
+
+# Products of matrices.
+
+
+@rule(np.matmul)
+def _matmul(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+    z = x @ y
+    if x.ndim > 1 and y.ndim > 1:
+        return z, x_dot @ y + x @ y_dot
+    row = (1, *x.shape) if x.ndim == 1 else x.shape
+    column = (*y.shape, 1) if y.ndim == 1 else y.shape
+    x, x_dot = np.reshape(x, row), np.reshape(x_dot, row)
+    y, y_dot = np.reshape(y, column), np.reshape(y_dot, column)
+    return z, np.reshape(x_dot @ y + x @ y_dot, z.shape)
+
+
+@rule(np.einsum)
+def _einsum(
+    subscripts: str, *operands: Array, operands_dot: list[Array], optimize: Any = False
+) -> tuple[Array, Array]:
+    if not isinstance(subscripts, str):
+        raise NoRuleError("no rule for np.einsum with lists of axes: write the subscripts 'ij,jk'")
+    subscripts = _with_arrow(subscripts)
+    z_dot: Array = ZERO
+    for i, operand_dot in enumerate(operands_dot):
+        if operand_dot is not ZERO:
+            factors = (*operands[:i], operand_dot, *operands[i + 1 :])
+            z_dot = z_dot + np.einsum(subscripts, *factors, optimize=optimize)
+    return np.einsum(subscripts, *operands, optimize=optimize), z_dot
+
+
+def _with_arrow(subscripts: str) -> str:
+    """Write out the result that einsum means when it is not told: letters that stand once."""
+    subscripts = subscripts.replace(" ", "")
+    if "->" in subscripts:
+        return subscripts
+    letters = subscripts.replace("...", "").replace(",", "")
+    once = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    return f"{subscripts}->{'...' if '...' in subscripts else ''}{once}"
+
+
+@composed(np.dot)
+def _dot(a: Array, b: Array) -> Array:
+    if np.ndim(a) == 0 or np.ndim(b) == 0:
+        return a * b
+    if np.ndim(b) == 1 or max(np.ndim(a), np.ndim(b)) == 2:
+        return np.matmul(a, b)
+    return np.tensordot(a, b, axes=((-1,), (-2,)))
+
+
+@composed(np.tensordot)
+def _tensordot(a: Array, b: Array, axes: Any = 2) -> Array:
+    if isinstance(axes, int):
+        axes = (range(np.ndim(a) - axes, np.ndim(a)), range(axes))
+    ours, theirs = (_axes_of(part, np.ndim(x)) for part, x in zip(axes, (a, b), strict=True))
+    rows = tuple(i for i in range(np.ndim(a)) if i not in ours)
+    columns = tuple(i for i in range(np.ndim(b)) if i not in theirs)
+    shape = [np.shape(a)[i] for i in rows] + [np.shape(b)[i] for i in columns]
+    inner = math.prod(np.shape(a)[i] for i in ours)
+    left = np.reshape(np.transpose(a, rows + ours), (math.prod(shape[: len(rows)]), inner))
+    right = np.reshape(np.transpose(b, theirs + columns), (inner, math.prod(shape[len(rows) :])))
+    return np.reshape(left @ right, shape)
+
+
+@composed(np.inner)
+def _inner(a: Array, b: Array) -> Array:
+    if np.ndim(a) == 0 or np.ndim(b) == 0:
+        return a * b
+    return np.tensordot(a, b, axes=((-1,), (-1,)))
+
+
+@composed(np.outer)
+def _outer(a: Array, b: Array) -> Array:
+    return np.reshape(a, (-1, 1)) * np.reshape(b, (1, -1))
+
+
+@composed(np.vdot)
+def _vdot(a: Array, b: Array) -> Array:
+    return np.dot(np.reshape(a, (-1,)), np.reshape(b, (-1,)))
+
+
+@rule(np.linalg.inv)
+def _inv(a: Array, *, a_dot: Array) -> tuple[Array, Array]:
+    out = np.linalg.inv(a)
+    return out, -(out @ a_dot @ out)
+
+
+@rule(np.linalg.det)
+def _det(a: Array, *, a_dot: Array) -> tuple[Array, Array]:
+    out = np.linalg.det(a)  # Jacobi: trace(inv(a) a_dot) times the determinant
+    return out, out * np.sum(np.swapaxes(np.linalg.inv(a), -1, -2) * a_dot, axis=(-2, -1))
+
+
+@rule(np.linalg.solve)
+def _solve(a: Array, b: Array, *, a_dot: Array, b_dot: Array) -> tuple[Array, Array]:
+    out = np.linalg.solve(a, b)
+    if b.ndim > 1:
+        return out, np.linalg.inv(a) @ (b_dot - a_dot @ out)
+    residual_dot = np.reshape(b_dot, (-1, 1)) - a_dot @ np.reshape(out, (*out.shape, 1))
+    return out, np.reshape(np.linalg.inv(a) @ residual_dot, out.shape)
+
+
+@composed(np.trace)
+def _trace(a: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Array:
+    return np.sum(np.diagonal(a, offset, axis1, axis2), axis=-1)
+
+
+@composed(np.vecdot, np.linalg.vecdot)
+def _vecdot(x1: Array, x2: Array, *, axis: int = -1) -> Array:
+    return np.sum(x1 * x2, axis=axis)
+
+
+@composed(np.kron)
+def _kron(a: Array, b: Array) -> Array:
+    ndim = max(a.ndim, b.ndim)
+    ours, theirs = ((1,) * (ndim - x.ndim) + x.shape for x in (a, b))
+    left = np.reshape(a, [n for length in ours for n in (length, 1)])
+    right = np.reshape(b, [n for length in theirs for n in (1, length)])
+    return np.reshape(left * right, [m * n for m, n in zip(ours, theirs, strict=True)])

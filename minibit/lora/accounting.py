@@ -1,0 +1,280 @@
+"""What a fine-tune weighs, and what running a model weighs: one line for each thing held.
+
+    full fine-tune    weights 2, gradient 2, Adam's two means 4 + 4: 12 bytes a parameter
+    QLoRA             the base in 4.127 bits; all of the above for the adapters alone
+    both              activations for the way back, and what one layer takes on the way
+
+65 billion parameters times 12 bytes are the 780 GB that QLoRA sets out from. Each line says what it
+multiplies, so that anyone can multiply again. GB means 10^9 bytes. Sources: *QLoRA* arXiv
+2305.14314; *LLaMA* 2302.13971; *Pythia* 2304.01373; checkpointing Chen et al. 1604.06174.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from minibit.transformer import Shape, cache_bytes
+
+__all__ = [
+    "BITS",
+    "PYTHIA_12B",
+    "Line",
+    "adapter_weights",
+    "full_fine_tune",
+    "gigabytes",
+    "inference",
+    "parameters",
+    "qlora_fine_tune",
+]
+
+BITS: dict[str, float] = {  # of a weight in a linear layer
+    "float32": 32.0,
+    "bfloat16": 16.0,
+    "int8": 8.0,
+    "NF4": 4 + 32 / 64,
+    "NF4, double quantisation": 4 + 8 / 64 + 32 / (64 * 256),
+}
+PYTHIA_12B = Shape(5120, 20480, 36, 40, 40, 50688)  # no gate: two matrices in its GLU's place
+
+
+class Line(NamedTuple):
+    """One thing that takes memory.
+
+    Attributes
+    ----------
+    what : str
+    how : str
+        What is multiplied.
+    bytes : float
+    """
+
+    what: str
+    how: str
+    bytes: float
+
+    def __str__(self) -> str:
+        """Write the line out, in GB."""
+        return f"{self.bytes / 1e9:8.2f} GB  {self.what}: {self.how}"
+
+
+def gigabytes(lines: list[Line]) -> float:
+    """Add lines up, in GB.
+
+    Parameters
+    ----------
+    lines : list of Line
+
+    Examples
+    --------
+    >>> gigabytes([Line("weights", "", 2e9), Line("cache", "", 5e8)])
+    2.5
+    """
+    return sum(line.bytes for line in lines) / 1e9
+
+
+def parameters(shape: Shape, gated: bool = True) -> int:
+    """Count the weights of a model: matrices, embedding and head (norms and biases are nothing).
+
+    Parameters
+    ----------
+    shape : Shape
+    gated : bool
+        Whether the feed-forward half has three matrices, as LLaMA's, or two.
+
+    Examples
+    --------
+    >>> from minibit.transformer import SHAPES
+    >>> parameters(SHAPES["65B"]), parameters(PYTHIA_12B, gated=False)  # published: 65.2e9, 11.8e9
+    (65284341760, 11843665920)
+    """
+    ungated = 0 if gated else shape.layers * shape.hidden * shape.intermediate
+    return shape.matrix_weights - ungated + 2 * shape.head_weights
+
+
+def adapter_weights(shape: Shape, rank: int) -> int:
+    """Count the weights of adapters beside all seven matrices of each layer: ``r (n_in + n_out)``.
+
+    Parameters
+    ----------
+    shape : Shape
+    rank : int
+        r.
+
+    Examples
+    --------
+    >>> from minibit.transformer import SHAPES
+    >>> adapter_weights(SHAPES["65B"], rank=64)
+    799539200
+    """
+    d, f = shape.hidden, shape.intermediate
+    kept = d * shape.kv_heads // shape.heads
+    return shape.layers * rank * (2 * (d + d) + 2 * (d + kept) + 3 * (d + f))
+
+
+def full_fine_tune(count: float) -> list[Line]:
+    """List what a full fine-tune in bfloat16 with Adam holds, but for activations.
+
+    Parameters
+    ----------
+    count : float
+        Parameters.
+
+    Returns
+    -------
+    list of Line
+
+    Examples
+    --------
+    >>> for line in full_fine_tune(65e9):
+    ...     print(line)
+      130.00 GB  weights: 65.0e9 x 2 bytes (bfloat16)
+      130.00 GB  gradient: 65.0e9 x 2 bytes (bfloat16)
+      520.00 GB  Adam's two means: 65.0e9 x 8 bytes (float32)
+    >>> gigabytes(full_fine_tune(65e9))
+    780.0
+    """
+    n = _count(count)
+    return [
+        Line("weights", f"{n} x 2 bytes (bfloat16)", 2 * count),
+        Line("gradient", f"{n} x 2 bytes (bfloat16)", 2 * count),
+        Line("Adam's two means", f"{n} x 8 bytes (float32)", 8 * count),
+    ]
+
+
+def qlora_fine_tune(
+    shape: Shape, *, rank: int = 64, tokens: int = 512, bits: str = "NF4, double quantisation"
+) -> list[Line]:
+    """List what a QLoRA fine-tune of a LLaMA-shaped model holds, one text at a time.
+
+    Every layer's input is kept, and the layer computed again on the way back (checkpointing), as in
+    the published recipe.
+
+    Parameters
+    ----------
+    shape : Shape
+    rank : int
+        Of adapters beside all matrices; 64 as published.
+    tokens : int
+        Of the text; 512 as published.
+    bits : str
+        A key of `BITS`, for the frozen matrices.
+
+    Returns
+    -------
+    list of Line
+
+    Raises
+    ------
+    ValueError
+        If `bits` is unknown, or a number is below 1.
+
+    Notes
+    -----
+    A layer computed again holds, for every token, its inputs of products in bfloat16: 5 d of the
+    attention and its norms, 4 f of the gated unit; the attention itself is computed in parts. One
+    matrix at a time is dequantised to bfloat16. Logits and their gradient are float32.
+
+    Examples
+    --------
+    >>> from minibit.transformer import SHAPES
+    >>> for line in qlora_fine_tune(SHAPES["65B"]):
+    ...     print(line)
+       33.41 GB  matrices: 64.8e9 x 4.127 bits (NF4, double quantisation)
+        1.05 GB  embedding and head: 0.5e9 x 2 bytes (bfloat16)
+        1.60 GB  adapters: 0.8e9 x 2 bytes (bfloat16), rank 64
+        1.60 GB  their gradient: 0.8e9 x 2 bytes (bfloat16)
+        6.40 GB  Adam's two means, paged: 0.8e9 x 8 bytes (float32)
+        0.67 GB  inputs of layers: 80 x 512 tokens x 8192 x 2 bytes
+        0.13 GB  one layer again: 512 tokens x (5 x 8192 + 4 x 22016) x 2 bytes
+        0.36 GB  one matrix dequantised: 8192 x 22016 x 2 bytes
+        0.13 GB  logits and their gradient: 512 tokens x 32000 x 8 bytes
+    """
+    each = _bits(bits)
+    if rank < 1 or tokens < 1:
+        raise ValueError(f"rank and tokens must be at least 1, got {rank} and {tokens}")
+    d, f, vocabulary = shape.hidden, shape.intermediate, shape.vocabulary
+    matrices, ends = shape.matrix_weights, 2 * shape.head_weights
+    moving = adapter_weights(shape, rank)
+    a = _count(moving)
+    return [
+        Line("matrices", f"{_count(matrices)} x {each:.4g} bits ({bits})", matrices * each / 8),
+        Line("embedding and head", f"{_count(ends)} x 2 bytes (bfloat16)", 2 * ends),
+        Line("adapters", f"{a} x 2 bytes (bfloat16), rank {rank}", 2 * moving),
+        Line("their gradient", f"{a} x 2 bytes (bfloat16)", 2 * moving),
+        Line("Adam's two means, paged", f"{a} x 8 bytes (float32)", 8 * moving),
+        Line(
+            "inputs of layers",
+            f"{shape.layers} x {tokens} tokens x {d} x 2 bytes",
+            shape.layers * tokens * d * 2,
+        ),
+        Line(
+            "one layer again",
+            f"{tokens} tokens x (5 x {d} + 4 x {f}) x 2 bytes",
+            tokens * (5 * d + 4 * f) * 2,
+        ),
+        Line("one matrix dequantised", f"{d} x {f} x 2 bytes", 2 * d * f),
+        Line(
+            "logits and their gradient",
+            f"{tokens} tokens x {vocabulary} x 8 bytes",
+            tokens * vocabulary * 8,
+        ),
+    ]
+
+
+def inference(shape: Shape, bits: str, *, tokens: int = 2048, gated: bool = True) -> list[Line]:
+    """List what running a model holds: weights, and the keys and values of one text.
+
+    Parameters
+    ----------
+    shape : Shape
+    bits : str
+        A key of `BITS`, for the matrices; embedding, head and cache are bfloat16, or float32 if the
+        matrices are.
+    tokens : int
+        Of the text.
+    gated : bool
+        As in `parameters`.
+
+    Returns
+    -------
+    list of Line
+
+    Raises
+    ------
+    ValueError
+        If `bits` is unknown, or `tokens` negative.
+
+    Examples
+    --------
+    >>> for line in inference(PYTHIA_12B, "int8", gated=False):
+    ...     print(line)
+       11.32 GB  matrices: 11.3e9 x 8 bits (int8)
+        1.04 GB  embedding and head: 0.5e9 x 2 bytes
+        1.51 GB  keys and values: 2048 tokens x 36 x 2 x 5120 x 2 bytes
+    """
+    each = _bits(bits)
+    if tokens < 0:
+        raise ValueError(f"tokens must not be negative, got {tokens}")
+    width = 4 if bits == "float32" else 2
+    ends = 2 * shape.head_weights
+    matrices = parameters(shape, gated) - ends
+    kept = shape.hidden * shape.kv_heads // shape.heads
+    return [
+        Line("matrices", f"{_count(matrices)} x {each:.4g} bits ({bits})", matrices * each / 8),
+        Line("embedding and head", f"{_count(ends)} x {width} bytes", width * ends),
+        Line(
+            "keys and values",
+            f"{tokens} tokens x {shape.layers} x 2 x {kept} x {width} bytes",
+            cache_bytes(shape, tokens, value_bytes=width),
+        ),
+    ]
+
+
+def _count(n: float) -> str:
+    return f"{n / 1e9:.1f}e9"
+
+
+def _bits(name: str) -> float:
+    if name not in BITS:
+        raise ValueError(f"bits must be one of {', '.join(BITS)}, got {name!r}")
+    return BITS[name]

@@ -1,0 +1,385 @@
+"""LoRA: a matrix that stays as it is, and beside it a product of two thin ones that learns.
+
+    y = x W^T + scaling (dropout(x) A^T) B^T        W (n_out, n_in) frozen
+                                                    A (r, n_in), B (n_out, r) trained
+    scaling = alpha / r,   or alpha / sqrt(r)       rank-stabilised
+
+W may be float, or NF4: that is QLoRA. Training moves ``r (n_in + n_out)`` numbers instead of
+``n_in n_out``, so that gradients and optimizer state are small; B begins at zero, so that nothing
+changes before the first step. Afterwards the product can be merged into W.
+
+What a fine-tune needs beside is in files of its own: the frozen product in `minibit.lora.frozen`,
+adapters as peft writes them in `minibit.lora.peft_files`, optimizer state that lives in a file in
+`minibit.lora.paged`, and what all of it weighs in `minibit.lora.accounting`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from minibit.lora.frozen import frozen_linear
+from minibit.nf4 import NF4Tensor, quantize_nf4
+from minibit.noise import ADAPTERS, DROPOUT, uniform
+
+__all__ = ["LoRALinear", "init_adapters", "lora_linear", "merge", "unmerge", "with_adapters"]
+
+Array = Any  # an ndarray, or a Dual, which behaves like one
+Weights = Any  # a float array or an NF4Tensor
+Adapters = Mapping[str, Mapping[str, Array]]  # name of a matrix -> {"A": ..., "B": ...}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LoRALinear:
+    """A frozen matrix and its adapter: in the place of a weight, something to multiply by.
+
+    ``y = base(x) + scaling (dropout(x) A^T) B^T``
+
+    Attributes
+    ----------
+    base : float array or NF4Tensor, shape (n_out, n_in)
+    A : float array, shape (r, n_in)
+        Or a dual, as B: the derivative is taken in these.
+    B : float array, shape (n_out, r)
+    alpha : float
+        Above 0; what B A is multiplied by before it is divided by the rank (or its root).
+    rank_stabilized : bool
+        ``alpha / sqrt(r)``, which keeps the size of a step independent of r.
+    dropout : float, 0 to below 1
+        Share of the adapter's inputs that training sets to zero; the others grow by
+        ``1 / (1 - dropout)``.
+    lane : int
+        Number of the matrix, so that each draws zeros of its own.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the parts do not fit one another; the attribute is named.
+
+    Notes
+    -----
+    Source: Hu et al., arXiv 2106.09685; with an NF4 base Dettmers et al., arXiv 2305.14314;
+    rank-stabilised Kalajdzievski, arXiv 2312.03732.
+
+    Examples
+    --------
+    >>> base = np.float32([[1, 0], [0, 1], [1, 1]])  # (n_out, n_in)
+    >>> layer = LoRALinear(base, A=np.float32([[1, -1]]), B=np.float32([[0], [0], [3]]), alpha=2)
+    >>> layer(np.float32([[5, 4]]))  # 5 - 4, times 3, times 2 / 1: added to the last output
+    array([[ 5.,  4., 15.]], dtype=float32)
+    >>> layer.shape, layer.rank, layer.scaling
+    ((3, 2), 1, 2.0)
+    """
+
+    base: Weights
+    A: Array
+    B: Array
+    alpha: float = 8.0
+    rank_stabilized: bool = False
+    dropout: float = 0.0
+    lane: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check that base, A and B fit."""
+        floats = getattr(getattr(self.base, "dtype", None), "kind", "") == "f"
+        if not floats and not isinstance(self.base, NF4Tensor):
+            got = getattr(self.base, "dtype", type(self.base).__name__)
+            raise TypeError(f"base must be a float array or an NF4Tensor, got {got}")
+        for name in ("A", "B"):
+            part = getattr(self, name)
+            if getattr(getattr(part, "dtype", None), "kind", "") != "f" or part.ndim != 2:
+                got = getattr(part, "dtype", type(part).__name__)
+                raise TypeError(f"{name} must be a float matrix, got {got}")
+        n_out, n_in = _matrix(self.base)
+        rank = self.A.shape[0]
+        if rank < 1 or tuple(self.A.shape) != (rank, n_in):
+            raise ValueError(f"A must have shape (r, {n_in}), r above 0, got {tuple(self.A.shape)}")
+        if tuple(self.B.shape) != (n_out, rank):
+            raise ValueError(f"B must have shape ({n_out}, {rank}), got {tuple(self.B.shape)}")
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"alpha must be above 0 and finite, got {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+
+    def __repr__(self) -> str:
+        """Say the shape, the rank, and what the base is."""
+        base = type(self.base).__name__ if isinstance(self.base, NF4Tensor) else self.base.dtype
+        return f"LoRALinear(shape={self.shape}, rank={self.rank}, base={base})"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the base, (n_out, n_in)."""
+        return tuple(self.base.shape)
+
+    @property
+    def rank(self) -> int:
+        """Rows of A: r."""
+        return int(self.A.shape[0])
+
+    @property
+    def scaling(self) -> float:
+        """What B A is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of base and adapter."""
+        return int(self.base.nbytes + self.A.nbytes + self.B.nbytes)
+
+    def delta(self) -> Array:
+        """Return what merging adds: ``scaling B A``, shape (n_out, n_in)."""
+        return (self.B @ self.A) * self.scaling
+
+    def __call__(self, x: Array, noise: tuple[int, int] | None = None) -> Array:
+        """Multiply: ``base(x) + scaling (dropout(x) A^T) B^T``.
+
+        Parameters
+        ----------
+        x : float array, shape (..., n_in)
+        noise : (seed, step), optional
+            Of the dropout: entry i of the flattened x is dropped where number i of the stream of
+            domain `DROPOUT`, this step and this layer's lane is below `dropout`. Without it, and
+            in use, nothing is dropped.
+
+        Returns
+        -------
+        array, shape (..., n_out)
+
+        Raises
+        ------
+        ValueError
+            If x has another number of inputs.
+        """
+        if x.ndim == 0 or x.shape[-1] != self.shape[1]:
+            raise ValueError(f"x must have shape (..., {self.shape[1]}), got {tuple(x.shape)}")
+        h = x
+        if self.dropout and noise is not None:
+            seed, step = noise
+            draws = uniform(seed, tuple(x.shape), domain=DROPOUT, step=step, lane=self.lane)
+            h = x * ((draws >= self.dropout) / (1 - self.dropout)).astype(x.dtype)
+        low = h @ self.A.T  # (..., r)
+        return frozen_linear(x, self.base) + (low @ self.B.T) * self.scaling
+
+
+def lora_linear(x: Array, w: Any, noise: tuple[int, int] | None = None) -> Array:
+    """Multiply by a weight of any kind that a fine-tune has: the `linear` of a transformer.
+
+    Parameters
+    ----------
+    x : float array, shape (..., n_in)
+    w : LoRALinear, NF4Tensor or float array, shape (n_out, n_in)
+    noise : (seed, step), optional
+        Of the dropout; see `LoRALinear`. Bind it for a step of training:
+        ``partial(lora_linear, noise=(0, step))``.
+
+    Returns
+    -------
+    array, shape (..., n_out)
+
+    Examples
+    --------
+    >>> lora_linear(np.float32([[1, 2]]), quantize_nf4(np.float32([[1, -1]])))
+    array([[-1.]], dtype=float32)
+    """
+    return w(x, noise) if isinstance(w, LoRALinear) else frozen_linear(x, w)
+
+
+def init_adapters(
+    params: Mapping[str, Any],
+    rank: int = 8,
+    *,
+    seed: int = 0,
+    targets: Sequence[str] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Draw adapters for the matrices of a model: A uniform within ``1 / sqrt(n_in)``, B zero.
+
+    Parameters
+    ----------
+    params : mapping of names to weights
+        Anything with a shape.
+    rank : int
+        r, at least 1.
+    seed : int
+        Matrix number i, in the order of `params`, takes the numbers of domain `ADAPTERS`, lane i.
+    targets : sequence of str, optional
+        Last parts of the names to adapt; by default every name that ends in ``_proj``.
+
+    Returns
+    -------
+    dict
+        Name to ``{"A": (r, n_in), "B": (n_out, r)}``, float32: a tree that `grad` and optimizers
+        take.
+
+    Raises
+    ------
+    ValueError
+        If no matrix has such a name, a target is no matrix, or the rank is below 1.
+
+    Notes
+    -----
+    The range is peft's (Kaiming's with ``a = sqrt(5)``); the numbers are not.
+
+    Examples
+    --------
+    >>> adapters = init_adapters({"up_proj": np.zeros((6, 4)), "norm": np.ones(4)}, rank=2)
+    >>> {name: {part: x.shape for part, x in pair.items()} for name, pair in adapters.items()}
+    {'up_proj': {'A': (2, 4), 'B': (6, 2)}}
+    """
+    if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or rank < 1:
+        raise ValueError(f"rank must be a whole number, at least 1, got {rank!r}")
+    if targets is None:
+        names = [name for name in params if name.endswith("_proj")]
+    else:
+        missing = [t for t in targets if not any(n.split(".")[-1] == t for n in params)]
+        if missing:
+            raise ValueError(f"targets has {missing[0]!r}, with which no name of params ends")
+        names = [name for name in params if name.split(".")[-1] in set(targets)]
+    if not names:
+        raise ValueError("params has no name that ends in '_proj': say targets")
+    adapters = {}
+    for lane, name in enumerate(names):
+        n_out, n_in = _matrix(params[name], f"params[{name!r}]")
+        draws = uniform(seed, (int(rank), n_in), domain=ADAPTERS, lane=lane)
+        a = ((2 * draws - 1) / math.sqrt(n_in)).astype(np.float32)  # (r, n_in)
+        adapters[name] = {"A": a, "B": np.zeros((n_out, int(rank)), np.float32)}
+    return adapters
+
+
+def with_adapters(
+    params: Mapping[str, Any],
+    adapters: Adapters,
+    *,
+    alpha: float = 8.0,
+    rank_stabilized: bool = False,
+    dropout: float = 0.0,
+) -> dict[str, Any]:
+    """Put adapters beside their matrices: a `LoRALinear` in the place of each.
+
+    Parameters
+    ----------
+    params : mapping of names to weights
+    adapters : mapping of names to ``{"A": ..., "B": ...}``
+        As `init_adapters` and `load_adapters` return them; duals, inside of `grad`.
+    alpha, rank_stabilized, dropout
+        As `LoRALinear` takes them.
+
+    Returns
+    -------
+    dict
+        For `minibit.transformer.forward` with ``linear=lora_linear``. Nothing is copied.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is an adapter for a name that `params` has not, or one does not fit.
+
+    Examples
+    --------
+    >>> params = {"up_proj": np.float32([[1, 2], [3, 4]])}
+    >>> with_adapters(params, init_adapters(params, rank=1))
+    {'up_proj': LoRALinear(shape=(2, 2), rank=1, base=float32)}
+    """
+    adapted = dict(params)
+    for lane, (name, pair) in enumerate(adapters.items()):
+        if name not in params:
+            raise ValueError(f"adapters has {name!r}, which params has not")
+        if set(pair) != {"A", "B"}:
+            raise ValueError(f"adapters[{name!r}] must have A and B, got {sorted(pair)}")
+        try:
+            adapted[name] = LoRALinear(
+                params[name], pair["A"], pair["B"], alpha, rank_stabilized, dropout, lane=lane
+            )
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"adapters[{name!r}]: {error}") from None
+    return adapted
+
+
+def merge(layer: Any) -> Any:
+    """Add an adapter to its matrix: ``W + scaling B A``, of the kind that W is.
+
+    Parameters
+    ----------
+    layer : LoRALinear, or mapping of names to weights
+        In a mapping every `LoRALinear` is merged, and the rest stays as it is.
+
+    Returns
+    -------
+    float array or NF4Tensor, shape (n_out, n_in), or dict
+        A float matrix is rounded once more. An NF4 matrix is dequantised, added to and quantised
+        again, with the same blocks: much of a small adapter is lost in that (chapter 14 measures
+        it). To keep it, merge into the floats: ``layer.base.dequantize() + layer.delta()``.
+
+    Raises
+    ------
+    TypeError
+        If `layer` is neither.
+    ValueError
+        If a sum is NaN or infinite and the base is NF4.
+
+    Examples
+    --------
+    >>> merge(LoRALinear(np.float32([[1, 2]]), np.float32([[1, 1]]), np.float32([[3]]), alpha=1))
+    array([[4., 5.]], dtype=float32)
+    """
+    return _moved(layer, +1)
+
+
+def unmerge(weights: Weights, layer: LoRALinear) -> Weights:
+    """Take an adapter out of merged weights: ``W' - scaling B A``, of the kind that W' is.
+
+    Parameters
+    ----------
+    weights : float array or NF4Tensor, shape (n_out, n_in)
+        What `merge` returned.
+    layer : LoRALinear
+        Its base is not looked at.
+
+    Returns
+    -------
+    float array or NF4Tensor, shape (n_out, n_in)
+        The base, but for rounding: a unit in the last place or two for floats, and for NF4 many
+        codes. Who can, keeps the base.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the weights are not such, or have another shape than the adapter.
+
+    Examples
+    --------
+    >>> layer = LoRALinear(np.float32([[1, 2]]), np.float32([[1, 1]]), np.float32([[3]]), alpha=1)
+    >>> unmerge(merge(layer), layer)
+    array([[1., 2.]], dtype=float32)
+    """
+    if not isinstance(layer, LoRALinear):
+        raise TypeError(f"layer must be a LoRALinear, got {type(layer).__name__}")
+    place = (weights, layer.A, layer.B, layer.alpha, layer.rank_stabilized)
+    return _moved(LoRALinear(*place), -1)
+
+
+def _moved(layer: Any, sign: int) -> Any:
+    """Add the adapter, or take it away."""
+    if isinstance(layer, Mapping):
+        return {
+            name: _moved(w, sign) if isinstance(w, LoRALinear) else w for name, w in layer.items()
+        }
+    if not isinstance(layer, LoRALinear):
+        raise TypeError(
+            f"layer must be a LoRALinear or a mapping that has some, got {type(layer).__name__}"
+        )
+    base, change = layer.base, sign * layer.delta()
+    if not isinstance(base, NF4Tensor):
+        return (base + change).astype(base.dtype)
+    return quantize_nf4(base.dequantize() + change, base.block, base.offset is not None)
+
+
+def _matrix(weights: Any, name: str = "base") -> tuple[int, int]:
+    """Return n_out and n_in."""
+    shape = tuple(getattr(weights, "shape", ()))
+    if len(shape) != 2:
+        raise ValueError(f"{name} must have shape (n_out, n_in), got {shape}")
+    return int(shape[0]), int(shape[1])

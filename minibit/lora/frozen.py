@@ -1,0 +1,105 @@
+"""A frozen matrix in four bits, as part of a function that is differentiated.
+
+    y = x W^T,    y_dot = x_dot W^T,    c_x = c_y W             no tangent of W: it does not move
+
+A float matrix would be held by the program of reverse mode from the forward pass to the way back,
+all layers at once; and four bits would have bought nothing. Here the program holds the packed
+codes, and the floats exist while they are multiplied: once on the way there, once on the way back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from minibit.dual import Dual, custom_jvp
+from minibit.layers import ternary_linear
+from minibit.nf4 import NF4Tensor, nf4_matmul
+
+__all__ = ["Dequantized", "frozen_linear"]
+
+Array = Any  # an ndarray, or a Dual, which behaves like one
+
+
+class Dequantized:
+    """The transpose of an NF4 matrix, which NumPy dequantises whenever it uses it, and drops.
+
+    To NumPy and to the recorders of reverse mode it is an array of two axes. It holds nothing but
+    the tensor.
+
+    Parameters
+    ----------
+    tensor : NF4Tensor, shape (n_out, n_in)
+    turned : bool
+        Whether this is the transpose, of shape (n_in, n_out).
+
+    Examples
+    --------
+    >>> from minibit.nf4 import quantize_nf4
+    >>> lazy = Dequantized(quantize_nf4(np.float32([[2, 0], [-2, 2]])))
+    >>> np.float32([[3, 5]]) @ lazy
+    array([[6., 4.]], dtype=float32)
+    """
+
+    ndim = 2
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, tensor: NF4Tensor, turned: bool = True) -> None:
+        self.tensor, self.turned = tensor, turned
+        self.shape = tensor.shape[::-1] if turned else tensor.shape
+
+    def transpose(self, axes: None = None) -> Dequantized:
+        """Exchange the axes: what ``np.transpose`` calls."""
+        return Dequantized(self.tensor, not self.turned)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return the floats."""
+        w = self.tensor.dequantize(np.float32 if dtype is None else dtype)  # (n_out, n_in)
+        return w.T if self.turned else w
+
+
+@custom_jvp
+def _product(x: Array, *, tensor: NF4Tensor) -> Array:
+    return nf4_matmul(x, tensor)
+
+
+@_product.defjvp
+def _product_rule(
+    primals: tuple[Array, ...], tangents: tuple[Array, ...], *, tensor: NF4Tensor
+) -> tuple[Array, Array]:
+    (x,), (x_dot,) = primals, tangents
+    return _product(x, tensor=tensor), x_dot @ Dequantized(tensor)  # (rows, n_out)
+
+
+def frozen_linear(x: Array, w: Any) -> Array:
+    """Multiply by weights that do not move, float or NF4: ``y = x w^T``.
+
+    Parameters
+    ----------
+    x : float array, shape (..., n_in)
+        Or a dual, with tangents of any kind. Float32 for an NF4 matrix.
+    w : float array or NF4Tensor, shape (n_out, n_in)
+
+    Returns
+    -------
+    array, shape (..., n_out)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the shapes do not fit.
+
+    Examples
+    --------
+    >>> from minibit.nf4 import quantize_nf4
+    >>> w = np.float32([[2, 0], [-2, 2]])
+    >>> frozen_linear(np.float32([[3, 5]]), w), frozen_linear(np.float32([[3, 5]]), quantize_nf4(w))
+    (array([[6., 4.]], dtype=float32), array([[6., 4.]], dtype=float32))
+    """
+    if not isinstance(w, NF4Tensor):
+        return ternary_linear(x, w)
+    if isinstance(x, Dual) and x.ndim == 1:  # a tangent takes matrices
+        return _product(x.reshape(1, -1), tensor=w).reshape(-1)
+    return _product(x, tensor=w)

@@ -1,0 +1,283 @@
+"""Adam whose running means live in a file: state larger than memory, a page at a time.
+
+Adam keeps two numbers for every parameter. They are needed once a step, one after the other, so
+they can wait on disk: a file is mapped into memory, and the step walks over it in strips of
+``budget`` bytes. A strip is read in as it is touched (the one after it is asked for in advance),
+moved on in place, and let go, so that no more than the budget counts as this process's memory.
+
+    file = header[4096]   then for each parameter: m, padded to pages; v, padded to pages
+
+What was let go is the system's to keep or to write out. That is the paged optimizer of QLoRA, with
+a file in the place of a GPU's unified memory. The arithmetic is that of `minibit.tape.adam`, entry
+by entry, and so are the bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import tempfile
+import zlib
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from minibit.dual import Tree
+from minibit.tape import Adam, FloatArray
+from minibit.tape.adam import _move
+
+__all__ = ["PagedAdam"]
+
+PAGE = 1 << 16  # bytes: a whole number of pages on every system; Linux maps so much around a fault
+HEADER = 4096  # bytes that the header may take; the arrays begin at PAGE
+MAGIC = b"minibit PagedAdam 1\n"
+
+
+class PagedAdam(Adam):
+    """Adam with decoupled weight decay, its two running means in a memory-mapped file.
+
+    Parameters
+    ----------
+    params, lr, betas, eps, weight_decay
+        As `minibit.tape.adam.Adam`.
+    budget : int
+        Bytes of the means that may be mapped at a time. Pages are the grain: a strip of each mean
+        takes one of 64 KB at least, whatever the budget.
+    path : path-like, optional
+        A file to keep the means in. If it is there, they go on from what it holds, which must be of
+        the same shapes and types, and must have been closed. By default a file without a name in
+        the folder for temporary files, which vanishes with this object or its process.
+
+    Attributes
+    ----------
+    budget : int
+    params, steps, nbytes
+        As `Adam`; `nbytes` are those of the means, wherever they lie.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `Adam`; if `budget` is no whole number above 0; if the file is damaged, short, was not
+        closed, or belongs to other parameters. Then it was not changed.
+    OSError
+        If there is no room for the file: all of it is reserved at the start.
+
+    Notes
+    -----
+    Bit-equal to `Adam`, for every budget. Parameters and gradients stay in memory; of the state, no
+    more than the budget does. A file is marked as open until `close` (or the end of a ``with``),
+    which writes the steps and a checksum; one that was not closed may have stopped in the middle of
+    a step, and is refused. Another process must not write to the file or cut it: a length that has
+    changed is found before each step. Where the system takes no advice about pages (Windows), they
+    are not let go. If the folder for temporary files lies in memory (tmpfs), say `path`.
+    Source: Dettmers et al., arXiv 2305.14314, section 3.
+
+    Examples
+    --------
+    >>> with PagedAdam({"w": np.array([1.0, -2.0])}, lr=0.1, budget=1 << 20) as adam:
+    ...     adam.step({"w": np.array([0.3, -50.0])})["w"].round(6)
+    array([ 0.9, -1.9])
+    """
+
+    def __init__(
+        self,
+        params: Tree,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        budget: int = 1 << 26,
+        path: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if isinstance(budget, bool) or not isinstance(budget, int | np.integer):
+            raise TypeError(f"budget must be a whole number of bytes, got {budget!r}")
+        if budget < 1:
+            raise ValueError(f"budget must be above 0 bytes, got {budget}")
+        super().__init__(params, lr, betas, eps, weight_decay)  # zeros, whose pages nobody touches
+        self.budget, self.path = int(budget), None if path is None else Path(path)
+        self._layout = [[p.dtype.str, int(p.size)] for p in self._now]
+        lengths = [-(-p.nbytes // PAGE) * PAGE for p in self._now]
+        self._length = PAGE + 2 * sum(lengths)
+        self._map = self._open()
+        self._begins: list[tuple[int, int]] = []
+        begin = PAGE
+        for place, (p, length) in enumerate(zip(self._now, lengths, strict=True)):
+            self._begins.append((begin, begin + length))
+            views = (
+                np.ndarray(p.size, p.dtype, buffer=self._map, offset=at)
+                for at in self._begins[place]
+            )
+            self._means[place], self._squares[place] = views
+            begin += 2 * length
+
+    def step(self, grads: Tree, lr: float | None = None, weight_decay: float | None = None) -> Tree:
+        """Move against a gradient, and return the new parameters: see `Adam.step`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `Adam.step`; if this is closed, or the file has another length than it had. Then
+            nothing has moved.
+        """
+        if self._map is None:
+            raise ValueError("this PagedAdam is closed")
+        found, constants = self._begin(grads, lr, weight_decay)
+        for place, g in found:
+            p = self._now[place]
+            out = np.empty_like(p)
+            self._walk(place, p.reshape(-1), g.reshape(-1), out.reshape(-1), constants)
+            self._now[place] = out
+        return self.params
+
+    def _check(self) -> None:
+        """Check that the file is as long as it was made."""
+        assert self._map is not None
+        if self._map.size() != self._length:  # a page beyond the end would end the process
+            raise ValueError(
+                f"{self._name()} had {self._length} bytes, now it has {self._map.size()}: someone "
+                "else wrote to it, and the means are lost"
+            )
+
+    def _walk(
+        self, place: int, p: FloatArray, g: FloatArray, out: FloatArray, constants: Any
+    ) -> None:
+        """Move one parameter, strip by strip."""
+        size = p.dtype.itemsize
+        strip = max(self.budget // (2 * PAGE), 1) * PAGE // size  # entries
+        m, v = self._means[place], self._squares[place]
+        move, numbers = _move(), np.array(constants, p.dtype)
+        for a in range(0, p.size, strip):
+            part = slice(a, min(a + strip, p.size))
+            move(p[part], g[part], m[part], v[part], out[part], numbers)
+            for begin in self._begins[place]:  # a fault maps neighbours, too: let go of these
+                self._advise("MADV_DONTNEED", begin + a * size - PAGE, strip * size + 2 * PAGE)
+                if part.stop < p.size:
+                    self._advise("MADV_WILLNEED", begin + part.stop * size, strip * size)
+
+    def _advise(self, what: str, begin: int, length: int) -> None:
+        """Tell the system what becomes of a strip, where it listens."""
+        advice, length = getattr(mmap, what, None), min(length, self._length - begin)
+        if advice is not None and self._map is not None:
+            self._map.madvise(advice, begin, length)
+
+    def close(self) -> None:
+        """Write the steps and a checksum into a file that has a path, and let go of the memory.
+
+        Does nothing the second time. Afterwards there are no more steps; `params` stay.
+        """
+        if self._map is None:
+            return
+        if self.path is not None:
+            self._write_header(self._map, self._checksum(self._map))
+            self._map.flush()
+        self._means, self._squares = [], []
+        with contextlib.suppress(BufferError):  # someone holds a view: its end is the map's
+            self._map.close()
+        self._map = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the two means, in the file."""
+        return 2 * sum(p.nbytes for p in self._now)
+
+    def __enter__(self) -> Self:
+        """Return the optimizer, which is closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _open(self) -> mmap.mmap | None:
+        """Map the file: a new one, or one that was closed."""
+        if self.path is None:
+            with tempfile.TemporaryFile(prefix="minibit-") as file:
+                return self._reserve(file.fileno())
+        if self.path.exists():
+            return self._reopen(self.path)
+        with open(self.path, "xb+") as file:
+            try:
+                made = self._reserve(file.fileno())
+            except OSError:
+                self.path.unlink()
+                raise
+        self._write_header(made, None)
+        return made
+
+    def _reserve(self, file: int) -> mmap.mmap:
+        """Give a file its length, with room for all of it: a page without would end the process."""
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file, 0, self._length)
+        else:
+            os.ftruncate(file, self._length)
+        return mmap.mmap(file, self._length)
+
+    def _reopen(self, path: Path) -> mmap.mmap:
+        """Map a file that is there, if it is whole and belongs to these parameters."""
+        with open(path, "rb+") as file:
+            found = os.fstat(file.fileno()).st_size
+            text = file.read(HEADER)
+            header = self._parse(text, found)
+            made = mmap.mmap(file.fileno(), self._length)
+        if self._checksum(made) != header["crc32"]:
+            made.close()
+            raise ValueError(f"{path} is damaged: its means do not have the checksum of its header")
+        self.steps = header["steps"]
+        self._write_header(made, None)  # open from here on, to others as well
+        return made
+
+    def _parse(self, text: bytes, length: int) -> dict[str, Any]:
+        """Return a header that was found true, or say what is wrong with it."""
+        if not text.startswith(MAGIC):
+            raise ValueError(f"{self.path} holds no means of PagedAdam (byte 0)")
+        try:
+            header = json.loads(text[len(MAGIC) :].rstrip(b"\0"))
+            layout, steps, crc = header["arrays"], header["steps"], header["crc32"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise ValueError(f"{self.path} has a damaged header (byte {len(MAGIC)})") from None
+        if layout != self._digest():
+            raise ValueError(
+                f"{self.path} belongs to other parameters: another number, size or type of arrays"
+            )
+        if crc is None:
+            raise ValueError(
+                f"{self.path} is in use, or was not closed: a step may be half done in it"
+            )
+        if length != self._length:
+            raise ValueError(f"{self.path} must have {self._length} bytes, got {length}")
+        if type(steps) is not int or steps < 0:
+            raise ValueError(f"{self.path} says that it took {steps!r} steps")
+        return dict(header)
+
+    def _digest(self) -> str:
+        """Name number, types and sizes of the arrays, as shortly as a header wants it."""
+        text = json.dumps(self._layout, separators=(",", ":"))
+        return f"{len(self._layout)} arrays, crc32 {zlib.crc32(text.encode()):08x}"
+
+    def _write_header(self, made: mmap.mmap, crc: int | None) -> None:
+        """Write what the means belong to; without a checksum they are in use."""
+        header = {"arrays": self._digest(), "steps": self.steps, "crc32": crc}
+        made[:HEADER] = (MAGIC + json.dumps(header).encode()).ljust(HEADER, b"\0")
+
+    def _checksum(self, made: mmap.mmap) -> int:
+        """CRC-32 of all means, strip by strip."""
+        crc, strip = 0, max(self.budget // PAGE, 1) * PAGE
+        for begin in range(PAGE, self._length, strip):
+            with memoryview(made) as whole, whole[begin : begin + strip] as part:
+                crc = zlib.crc32(part, crc)
+            if hasattr(mmap, "MADV_DONTNEED"):
+                made.madvise(mmap.MADV_DONTNEED, begin, min(strip, self._length - begin))
+        return crc
+
+    def _name(self) -> str:
+        return "the temporary file" if self.path is None else str(self.path)

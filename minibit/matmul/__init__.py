@@ -1,0 +1,19 @@
+"""The ternary product: activations times a ternary matrix, as fast as the machine allows."""
+
+from minibit.matmul.float_weights import head_matmul as head_matmul
+from minibit.matmul.float_weights import head_matmul_reference as head_matmul_reference
+from minibit.matmul.products import MAX_INPUTS as MAX_INPUTS
+from minibit.matmul.products import ternary_matmul as ternary_matmul
+from minibit.matmul.products import ternary_matmul_int8 as ternary_matmul_int8
+from minibit.matmul.products import ternary_matmul_int8_reference as ternary_matmul_int8_reference
+from minibit.matmul.products import ternary_matmul_reference as ternary_matmul_reference
+
+__all__ = [
+    "MAX_INPUTS",
+    "head_matmul",
+    "head_matmul_reference",
+    "ternary_matmul",
+    "ternary_matmul_int8",
+    "ternary_matmul_int8_reference",
+    "ternary_matmul_reference",
+]

@@ -1,0 +1,458 @@
+"""The ternary product: activations times a ternary matrix, as fast as the machine allows.
+
+    ternary_matmul_int8   z = q codes^T                      int8 activations, exact int32 sums
+    ternary_matmul        s = 127 / max|x| a token,  q = rint(s x),  y = (gamma / s) (q codes^T)
+    head_matmul           y = x w^T, unquantised: the head of a language model
+
+Three lines of NumPy say what a product is; the kernels compute the same numbers bit for bit. Which
+kernel runs is decided when a `TernaryMatrix` is made (`minibit.kernels.path`), because it also
+decides how the weights lie in memory (`minibit.ternary.panels`). One token is a matter of memory,
+many are one of arithmetic: there are two kernels a path.
+
+Threads are used where they pay: above some 25 microseconds of work. ``MINIBIT_THREADS`` or the
+argument `threads` limits them. All functions may be called from several threads at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit.ternary import ROWS, TernaryMatrix, pack_panels
+
+__all__ = [
+    "MAX_INPUTS",
+    "ternary_matmul",
+    "ternary_matmul_int8",
+    "ternary_matmul_int8_reference",
+    "ternary_matmul_reference",
+]
+
+MAX_INPUTS = 2**17
+"""Most inputs: one sum of codes left in place, ``64 * 2 * -128`` an input, then reaches -2**31."""
+
+Array = NDArray[Any]
+_empty, _ndarray = np.empty, np.ndarray  # looked up once
+_INT8, _INT32, _FLOAT32 = np.dtype(np.int8), np.dtype(np.int32), np.dtype(np.float32)
+
+
+def ternary_matmul_int8_reference(x: Array, matrix: TernaryMatrix) -> NDArray[np.int32]:
+    """Multiply int8 codes by ternary codes: ``z = x codes^T``, exact.
+
+    Sums of float64 are whole numbers far below 2**53 here, so they are exact in any order.
+
+    Parameters
+    ----------
+    x : int8 array, shape (..., n_in)
+    matrix : TernaryMatrix, shape (n_out, n_in)
+
+    Returns
+    -------
+    int32 array, shape (..., n_out)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `ternary_matmul_int8` does.
+
+    Examples
+    --------
+    >>> matrix = TernaryMatrix.from_codes([[1, 0, -1], [1, 1, 1]])
+    >>> ternary_matmul_int8_reference(np.int8([[2, 3, 5]]), matrix)
+    array([[-3, 10]], dtype=int32)
+    """
+    x = _checked(x, matrix, _INT8)
+    w = matrix.codes().astype(np.float64)  # (n_out, n_in)
+    z: NDArray[np.int32] = (x.astype(np.float64) @ w.T).astype(np.int32)  # (..., n_out)
+    return z
+
+
+def ternary_matmul_reference(x: Array, matrix: TernaryMatrix) -> NDArray[np.float32]:
+    """Quantise activations a token, multiply exactly, scale: three lines of NumPy.
+
+    ``s = (1 / max(max|x|, 1e-5)) * 127``, ``q = rint(x s)``,
+    ``y = float32(q codes^T) (gamma / s)``, all in float32 and in this order: the specification of
+    `ternary_matmul`.
+
+    Parameters
+    ----------
+    x : float array, shape (..., n_in)
+        Cast to float32; all finite.
+    matrix : TernaryMatrix, shape (n_out, n_in)
+
+    Returns
+    -------
+    float32 array, shape (..., n_out)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `ternary_matmul` does.
+
+    Examples
+    --------
+    >>> matrix = TernaryMatrix.from_codes([[1, 0, -1], [1, 1, 1]], scale=0.5)
+    >>> ternary_matmul_reference(np.float32([[127, 64, -1]]), matrix)
+    array([[64., 95.]], dtype=float32)
+    """
+    x = _checked(x, matrix, _FLOAT32)
+    if not np.isfinite(x).all():
+        raise _not_finite(x)
+    absmax = np.abs(x).max(axis=-1, keepdims=True, initial=np.float32(1e-5))  # (..., 1)
+    scale = np.float32(1) / absmax * np.float32(127)
+    q = np.rint(x * scale).astype(np.int8)  # (..., n_in)
+    z = ternary_matmul_int8_reference(q, matrix)  # (..., n_out)
+    with np.errstate(over="ignore", invalid="ignore"):  # silent, as compiled code is
+        y: NDArray[np.float32] = z.astype(np.float32) * (matrix.scale / scale)
+    return y
+
+
+def ternary_matmul_int8(
+    x: Array, matrix: TernaryMatrix, *, threads: int | None = None
+) -> NDArray[np.int32]:
+    """Multiply int8 activations by ternary codes: ``z = x codes^T``, exact in int32.
+
+    The scale of the matrix is not applied.
+
+    Parameters
+    ----------
+    x : int8 array, shape (..., n_in)
+        Any values, -128 included. Strided and read-only arrays are fine; no rows give no rows.
+    matrix : TernaryMatrix, shape (n_out, n_in)
+        n_in at most `MAX_INPUTS`.
+    threads : int, optional
+        At most so many threads; the default is what `minibit.kernels.threads.cpus` says.
+
+    Returns
+    -------
+    int32 array, shape (..., n_out)
+
+    Raises
+    ------
+    TypeError
+        If `x` is not int8, `matrix` is no `TernaryMatrix` or `threads` is no integer.
+    ValueError
+        If the number of inputs differs or is above `MAX_INPUTS`, or `threads` is below 1.
+
+    Examples
+    --------
+    >>> matrix = TernaryMatrix.from_codes([[1, 0, -1], [1, 1, 1]])
+    >>> ternary_matmul_int8(np.int8([[2, 3, 5]]), matrix)
+    array([[-3, 10]], dtype=int32)
+    """
+    if (
+        (threads is None or threads == 1)
+        and type(x) is _ndarray
+        and type(matrix) is TernaryMatrix
+        and x.shape == matrix._one_token
+        and x.dtype is _INT8
+    ):  # the shortest way in: 256 by 256 takes less time than asking twice what it is
+        out = _empty(matrix._one_result, _INT32)
+        if _SMALL[matrix._path](x, matrix._held, out):
+            return out
+    rows = x if _is_plain(x, matrix, _INT8) else _rows(x, matrix, _INT8)
+    out = np.empty((rows.shape[0], matrix.shape[0]), _INT32)
+    _multiply(rows, matrix, out, None, threads)
+    return out if rows is x else out.reshape(*np.asarray(x).shape[:-1], matrix.shape[0])
+
+
+def ternary_matmul(
+    x: Array, matrix: TernaryMatrix, *, threads: int | None = None
+) -> NDArray[np.float32]:
+    """Multiply float activations by a ternary matrix, with int8 activations inside.
+
+    ``s = (1 / max(max|x|, 1e-5)) * 127`` a token, ``q = rint(x s)`` (half to even),
+    ``y = float32(q codes^T) (gamma / s)``; equal to `ternary_matmul_reference` bit for bit.
+
+    Parameters
+    ----------
+    x : float array, shape (..., n_in)
+        Cast to float32; all finite. A token of zeros gives zeros; no rows give no rows.
+    matrix : TernaryMatrix, shape (n_out, n_in)
+        n_in at most `MAX_INPUTS`.
+    threads : int, optional
+        At most so many threads; the default is what `minibit.kernels.threads.cpus` says.
+
+    Returns
+    -------
+    float32 array, shape (..., n_out)
+        Infinite beyond float32's range; NaN where 0 meets a ``gamma / s`` beyond it.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not of floats, `matrix` is no `TernaryMatrix` or `threads` is no integer.
+    ValueError
+        If an entry is NaN or infinite as float32 (the first is named), the number of inputs differs
+        or is above `MAX_INPUTS`, or `threads` is below 1.
+
+    Notes
+    -----
+    The error of rounding a token is at most ``max|x| / 254`` an input (BitNet b1.58, arXiv
+    2402.17764; the order of operations is that of the published code).
+
+    Examples
+    --------
+    >>> matrix = TernaryMatrix.from_codes([[1, 0, -1], [1, 1, 1]], scale=0.5)
+    >>> ternary_matmul(np.float32([[127, 64, -1]]), matrix)
+    array([[64., 95.]], dtype=float32)
+    """
+    if (
+        (threads is None or threads == 1)
+        and type(x) is _ndarray
+        and type(matrix) is TernaryMatrix
+        and x.shape == matrix._one_token
+        and x.dtype is _FLOAT32
+    ):
+        out = _empty(matrix._one_result, _FLOAT32)
+        if _SMALL_SCALED[matrix._path](x, matrix._held, out, matrix.scale):
+            return out
+    rows = x if _is_plain(x, matrix, _FLOAT32) else _rows(x, matrix, _FLOAT32)
+    out = np.empty((rows.shape[0], matrix.shape[0]), _FLOAT32)
+    if not _multiply(rows, matrix, out, matrix.scale, threads):
+        raise _not_finite(_checked(x, matrix, _FLOAT32))
+    return out if rows is x else out.reshape(*np.asarray(x).shape[:-1], matrix.shape[0])
+
+
+# What may go into a kernel, and what is made to.
+
+
+def _is_plain(x: Array, matrix: TernaryMatrix, dtype: np.dtype[Any]) -> bool:
+    """Whether x is what kernels are compiled for: the few tests of the fast way in."""
+    return (
+        type(x) is np.ndarray
+        and type(matrix) is TernaryMatrix
+        and x.dtype is dtype
+        and x.ndim == 2
+        and x.shape[1] == matrix.shape[1]
+        and x.flags.carray
+    )
+
+
+def _rows(x: Array, matrix: TernaryMatrix, dtype: np.dtype[Any]) -> Array:
+    """Check x and copy it into a plain matrix, one token a row."""
+    x = _checked(x, matrix, dtype)
+    n_in = matrix.shape[1]
+    batch = x.size // n_in if n_in else int(np.prod(x.shape[:-1]))
+    return np.array(x, dtype, order="C").reshape(batch, n_in)
+
+
+def _checked(x: Array, matrix: TernaryMatrix, dtype: np.dtype[Any]) -> Array:
+    """Return x as an array of `dtype` that fits the matrix, or say why it does not."""
+    if not isinstance(matrix, TernaryMatrix):
+        raise TypeError(f"matrix must be a TernaryMatrix, got {type(matrix).__name__}")
+    x = np.asarray(x)
+    if dtype is _INT8 and x.dtype != _INT8:
+        raise TypeError(f"x must be int8, got {x.dtype}")
+    if dtype is _FLOAT32 and x.dtype.kind != "f":
+        raise TypeError(f"x must be an array of floats, got {x.dtype}")
+    n_in = matrix.shape[1]
+    if x.ndim == 0 or x.shape[-1] != n_in:
+        raise ValueError(f"x must have shape (..., n_in) with n_in = {n_in}, got {x.shape}")
+    if n_in > MAX_INPUTS:
+        raise ValueError(f"matrix must have at most {MAX_INPUTS} inputs, got {n_in}")
+    with np.errstate(over="ignore"):  # what overflows is refused as infinite
+        return x.astype(dtype, copy=False)
+
+
+def _not_finite(x: Array) -> ValueError:
+    """Name the first entry that is NaN or infinite."""
+    first = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
+    return ValueError(f"x must be finite, got {x[first]} at {first}")
+
+
+# Which kernel, and how many at once.
+
+
+class _Kernels(NamedTuple):
+    """The kernels of a path; each takes (x, weights, out, first, last, gamma) and says if finite.
+
+    They compute groups first..last of 64 rows of the matrix, so ranges can run side by side.
+    """
+
+    one: Callable[..., bool]  # for one token
+    many: Callable[..., bool]
+
+
+@cache
+def _kernels(path: str) -> _Kernels:
+    """Compile nothing yet: import the kernels of a path."""
+    if path == "portable":
+        from minibit.kernels import portable
+
+        return _Kernels(portable.product, _columns_many)
+    if path == "arm":
+        from minibit.kernels import arm
+
+        return _Kernels(arm.product, arm.product)
+    if path == "avx2":
+        from minibit.kernels import avx2
+
+        return _Kernels(avx2.product, avx2.product)
+    from minibit.kernels import vnni_matvec
+
+    return _Kernels(vnni_matvec.product, _amx_many if path == "amx" else _vnni_many)
+
+
+def _vnni_many(
+    x: Array, panels: Array, out: Array, first: int, last: int, gamma: np.float32 | None
+) -> bool:
+    """Multiply many tokens with VNNI: a few as one is multiplied, more in tiles."""
+    from minibit.kernels import vnni_few, vnni_matmat
+
+    product = vnni_few.product if x.shape[0] <= vnni_few.MOST else vnni_matmat.product
+    return bool(product(x, panels, out, first, last, gamma))
+
+
+def _amx_many(
+    x: Array, panels: Array, out: Array, first: int, last: int, gamma: np.float32 | None
+) -> bool:
+    """Multiply many tokens with AMX; up to 12, one tile of VNNI, with that: it pads less."""
+    from minibit.kernels import amx
+
+    product = amx.product if x.shape[0] > 12 else _vnni_many
+    return bool(product(x, panels, out, first, last, gamma))
+
+
+def _columns_many(
+    x: Array, columns: Array, out: Array, first: int, last: int, gamma: np.float32 | None
+) -> bool:
+    """Multiply many tokens without byte instructions: unpack the rows and leave it to BLAS.
+
+    float32 sums of whole numbers up to 128 n_in, 2**24 for `MAX_INPUTS`, are exact in any order.
+    """
+    from minibit.kernels.portable import product, quantise_rows, widen
+
+    batch, n_in = x.shape
+    if batch < 48:
+        return bool(product(x, columns, out, first, last, gamma))
+    begin, end = ROWS * first, min(ROWS * last, out.shape[1])
+    w = np.empty((n_in, end - begin), np.float32)
+    widen(columns.reshape(-1, out.shape[1]), begin, end, w)
+    if gamma is None:
+        out[:, begin:end] = x.astype(np.float32) @ w  # (batch, rows)
+        return True
+    q, scale = np.empty((batch, n_in), np.float32), np.empty((batch, 1), np.float32)
+    if not quantise_rows(x, q, scale):
+        return False
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.multiply(q @ w, gamma / scale, out=out[:, begin:end])
+    return True
+
+
+def _multiply(
+    x: Array,
+    matrix: TernaryMatrix,
+    out: Array,
+    gamma: np.float32 | None,
+    threads: int | None,
+) -> bool:
+    """Fill `out` with the product; False if an activation is not finite."""
+    batch, n_in = x.shape
+    n_out = matrix.shape[0]
+    if threads is not None and not isinstance(threads, int | np.integer):
+        raise TypeError(f"threads must be an integer, got {threads!r}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    if n_in > MAX_INPUTS:
+        raise ValueError(f"matrix must have at most {MAX_INPUTS} inputs, got {n_in}")
+    if matrix._path == "reference" or not out.size or not n_in:
+        return _multiply_reference(x, matrix, out, gamma)
+    groups = -(-n_out // ROWS)
+    kernels = _kernels(matrix._path)
+    kernel = kernels.many if batch > 1 else kernels.one
+    if threads == 1 or batch * n_out * n_in < _PAYS:
+        return kernel(x, matrix._held, out, 0, groups, gamma)
+    return _multiply_parallel(kernel, x, matrix, out, gamma, threads)
+
+
+_PAYS = 8_000_000  # multiplications: about 25 microseconds of reading weights or of arithmetic
+
+
+def _multiply_reference(
+    x: Array, matrix: TernaryMatrix, out: Array, gamma: np.float32 | None
+) -> bool:
+    """Fill `out` through the references; also for products without inputs or outputs."""
+    if gamma is None:
+        out[...] = ternary_matmul_int8_reference(x, matrix)
+    elif np.isfinite(x).all():
+        out[...] = ternary_matmul_reference(x, matrix)
+    else:
+        return False
+    return True
+
+
+def _multiply_parallel(
+    kernel: Callable[..., bool],
+    x: Array,
+    matrix: TernaryMatrix,
+    out: Array,
+    gamma: np.float32 | None,
+    threads: int | None,
+) -> bool:
+    """Cut the tokens, or for few tokens the rows of the matrix, into one range a thread."""
+    from minibit.kernels.threads import cpus, run
+
+    batch, groups = x.shape[0], -(-matrix.shape[0] // ROWS)
+    threads = cpus() if threads is None else threads
+    if batch >= 24 * threads:
+        step = -(-batch // (12 * threads)) * 12  # whole tiles of 12 tokens
+        return run(
+            [
+                partial(kernel, x[a : a + step], matrix._held, out[a : a + step], 0, groups, gamma)
+                for a in range(0, batch, step)
+            ]
+        )
+    step = -(-groups // threads)
+    return run(
+        [
+            partial(kernel, x, matrix._held, out, a, min(a + step, groups), gamma)
+            for a in range(0, groups, step)
+        ]
+    )
+
+
+# The shortest way in, for one token and a small matrix.
+
+
+class _Small(dict[str, Callable[..., bool]]):
+    """By path, what multiplies ``(x, held, out)`` or ``(x, held, out, gamma)``; made when asked.
+
+    It returns False, and the usual way is taken, if x does not lie in order or is not finite.
+    """
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        """For outputs of `dtype`: int32, or float32, which are scaled."""
+        self.dtype = dtype
+
+    def __missing__(self, path: str) -> Callable[..., bool]:
+        """Where Numba's choice by type counts, take what it compiled; else wrap the product."""
+        if path in ("vnni", "amx"):
+            self[path] = self._compiled()
+        else:
+            one = _kernels(path).one
+
+            def small(x: Array, held: Array, out: Array, gamma: np.float32 | None = None) -> bool:
+                return x.flags.carray and one(x, held, out, 0, -(-out.shape[1] // ROWS), gamma)
+
+            self[path] = small
+        return self[path]
+
+    def _compiled(self) -> Callable[..., bool]:
+        """Compile by multiplying once: 8 inputs and an output, of the types that are let in."""
+        from minibit.kernels import vnni_matvec
+        from minibit.kernels.direct import direct
+
+        held, out = pack_panels(np.zeros((1, 8), np.int8)), np.empty((1, 1), self.dtype)
+        held.flags.writeable = False
+        if self.dtype is _INT32:
+            return direct(vnni_matvec.small, np.zeros((1, 8), _INT8), held, out)
+        x = np.zeros((1, 8), _FLOAT32)
+        return direct(vnni_matvec.small_scaled, x, held, out, np.float32(1))
+
+
+_SMALL, _SMALL_SCALED = _Small(_INT32), _Small(_FLOAT32)

@@ -1,0 +1,37 @@
+"""Training in ternary without backpropagation (noise_step, Brickner 2024)."""
+
+from minibit.noise_step.alignments import direction_sums_by_jvp as direction_sums_by_jvp
+from minibit.noise_step.alignments import unit_sums_by_jvp as unit_sums_by_jvp
+from minibit.noise_step.choices import keep_moves as keep_moves
+from minibit.noise_step.choices import keep_terns as keep_terns
+from minibit.noise_step.perceptron import MLP as MLP
+from minibit.noise_step.records import Params as Params
+from minibit.noise_step.records import Plan as Plan
+from minibit.noise_step.records import SampledStep as SampledStep
+from minibit.noise_step.records import UnitsStep as UnitsStep
+from minibit.noise_step.records import apply_update as apply_update
+from minibit.noise_step.records import digest as digest
+from minibit.noise_step.records import initial_params as initial_params
+from minibit.noise_step.records import sparse_update as sparse_update
+from minibit.noise_step.step import NoiseStep as NoiseStep
+from minibit.noise_step.step import StepResult as StepResult
+from minibit.noise_step.step import geometric as geometric
+from minibit.noise_step.unit_tangents import forward as forward
+
+__all__ = [
+    "MLP",
+    "NoiseStep",
+    "Plan",
+    "SampledStep",
+    "StepResult",
+    "UnitsStep",
+    "apply_update",
+    "digest",
+    "direction_sums_by_jvp",
+    "geometric",
+    "initial_params",
+    "keep_moves",
+    "keep_terns",
+    "sparse_update",
+    "unit_sums_by_jvp",
+]

@@ -1,0 +1,121 @@
+"""Edits of history: which steps, what becomes of them, and whose noise they are drawn by.
+
+Pure: `StepLog.negate`, `.mask` and `.concat` write the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any, SupportsIndex, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit.noise_step import Plan, SampledStep, UnitsStep
+from minibit.steps.replaying import Step
+
+__all__ = [
+    "Segments",
+    "Steps",
+    "checked_segments",
+    "chosen_steps",
+    "intervals",
+    "masked",
+    "named",
+    "negated",
+    "segments_of",
+]
+
+Steps: TypeAlias = SupportsIndex | slice | Iterable[SupportsIndex] | NDArray[Any]
+Segments: TypeAlias = list[list[int]]  # [seed, first number, count], one after the other
+
+
+def chosen_steps(steps: Steps, length: int) -> list[int]:
+    """Turn an int, slice, iterable or bool mask into increasing step numbers in [0, length).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they are no integers, or out of range; a negative number is, too.
+    """
+    if isinstance(steps, slice):
+        return sorted(range(length)[steps])
+    given = np.atleast_1d(np.array([*steps] if isinstance(steps, Iterable) else steps))
+    if given.dtype == bool:
+        if given.shape != (length,):
+            raise ValueError(f"a mask of steps must have shape ({length},), got {given.shape}")
+        return [int(number) for number in np.flatnonzero(given)]
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise TypeError(f"steps must be integers, got shape {given.shape} of {given.dtype}")
+    if given.size and not 0 <= int(given.min()) <= int(given.max()) < length:
+        raise ValueError(f"steps must lie in [0, {length}), got {given.min()} to {given.max()}")
+    return [int(number) for number in np.unique(given)]
+
+
+def intervals(numbers: Iterable[int]) -> list[list[int]]:
+    """Join increasing numbers to half-open intervals: ``[1, 2, 5] -> [[1, 3], [5, 6]]``."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and found[-1][1] == number:
+            found[-1][1] += 1
+        else:
+            found.append([number, number + 1])
+    return found
+
+
+def negated(step: Step) -> Step:
+    """Turn the moves of a step round."""
+    if isinstance(step, SampledStep):
+        return SampledStep(step.numerator, -step.codes)
+    return UnitsStep(step.positions, tuple(-sign for sign in step.signs))
+
+
+def masked(step: Step) -> Step:
+    """Return a step of the same kind that moves nothing."""
+    if isinstance(step, SampledStep):
+        return SampledStep(step.numerator, np.zeros_like(step.codes))
+    return UnitsStep(tuple(q[:0] for q in step.positions), tuple(sign[:0] for sign in step.signs))
+
+
+def named(plan: Plan, segments: Segments, first: int = 0) -> Iterator[tuple[Plan, int]]:
+    """Yield the plan (with its seed) and the number that steps `first`, ... are drawn by, for ever.
+
+    Segments name the first steps, in turn; step s after them is number s of the plan's own seed.
+    """
+    at = 0
+    for seed, start, count in segments:
+        seeded = replace(plan, seed=seed)
+        for number in range(start + max(0, first - at), start + count):
+            yield seeded, number
+        at += count
+    at = max(at, first)
+    while True:
+        yield plan, at
+        at += 1
+
+
+def segments_of(names: Iterable[tuple[Plan, int]], count: int) -> Segments:
+    """Join the first `count` names to as few segments as may be."""
+    found: Segments = []
+    for plan, number in islice(names, count):
+        if found and [plan.seed, number] == [found[-1][0], found[-1][1] + found[-1][2]]:
+            found[-1][2] += 1
+        else:
+            found.append([plan.seed, number, 1])
+    return found
+
+
+def checked_segments(segments: Any) -> Segments:
+    """Check a header's ``segments``; ValueError if they are no ``[seed, first number, count]``."""
+    if not isinstance(segments, list) or not all(
+        isinstance(part, list)
+        and len(part) == 3
+        and all(type(number) is int for number in part)
+        and 0 <= part[0] < 1 << 64
+        and 0 <= part[1] < part[1] + part[2] <= 1 << 32
+        for part in segments
+    ):
+        raise ValueError(f"segments must be a list of [seed, first, count], got {segments!r:.200}")
+    return segments

@@ -1,0 +1,312 @@
+"""The binary log: a header, then framed records, each held by a checksum.
+
+Little-endian, append-only; `docs/log_format.md` has it byte by byte.
+
+    file   = magic[8]  version:u16  length:u32  header[length]  crc:u32   record*
+    record = steps:u8  length:u32  check:u16    payload[length]  digest[8]  crc:u32
+
+``crc`` is one CRC-32 that runs on from the magic to here over every byte but the stored ``crc``
+themselves, so a record that is lost, doubled or moved breaks it like one that is changed. ``check``
+is the low half of the running CRC-32 after ``steps`` and ``length``: a damaged length is known as
+damage, and is never taken for a file that ends early. ``digest`` names the weights after the
+record: the first 8 bytes of their SHA-256.
+
+A file that ends within its last record is *torn*, as a killed writer or a lost machine leaves it:
+it opens to the records before. Anything else that doesn't fit is an error that names its byte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+try:
+    import fcntl
+except ImportError:  # Windows: two writers are then told apart by the file's length alone
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = [
+    "Appender",
+    "Contents",
+    "LogError",
+    "Record",
+    "pack_header",
+    "pack_record",
+    "parse_header",
+    "scan",
+    "write_new",
+]
+
+MAGIC = b"\x89MBL\r\n\x1a\n"  # as PNG's: not ASCII, and broken by any conversion of line ends
+VERSION = 1
+MOST_STEPS = 32  # in a record
+MOST_HEADER = 1 << 20  # bytes
+START = struct.Struct("<8sHI")  # magic, version, length of the header
+HEAD = struct.Struct("<BI")  # steps, length of the payload
+CHECK = struct.Struct("<H")
+CRC = struct.Struct("<I")
+DIGEST = 8
+FRAME = HEAD.size + CHECK.size + DIGEST + CRC.size  # bytes that a record adds to its payload
+
+
+class LogError(ValueError):
+    """A log is damaged, or says what no log says.
+
+    Attributes
+    ----------
+    offset : int or None
+        The byte where the damage begins, where there is one.
+    """
+
+    def __init__(self, message: str, offset: int | None = None) -> None:
+        where = "" if offset is None else f" (byte {offset})"
+        super().__init__(f"{message}{where}; nothing was changed")
+        self.offset = offset
+
+
+@dataclass(frozen=True)
+class Record:
+    """One framed record, its checksum found good."""
+
+    offset: int  # of its first byte in the file
+    first: int  # number of its first step
+    steps: int  # how many it holds, 1 to 32
+    payload: bytes  # their codes, see `minibit.steps.codes`
+    digest: bytes  # first 8 bytes of the SHA-256 of the weights after it
+    crc: int  # the running CRC-32 after it
+
+    @property
+    def end(self) -> int:
+        """Offset of the first byte after the record."""
+        return self.offset + FRAME + len(self.payload)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What `scan` found good in a file."""
+
+    header: bytes
+    records: tuple[Record, ...]
+    crc: int  # the running CRC-32 at `end`
+    end: int  # the first byte after the last good record
+    torn: str = ""  # why the bytes from `end` on are no record; empty if there are none
+
+
+def pack_header(header: dict[str, Any]) -> bytes:
+    """Return the start of a log: magic, version, canonical JSON, CRC-32.
+
+    Canonical: sorted keys, no spaces, ASCII; no NaN. Readers take any JSON object.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the header is no JSON object, holds a NaN or an infinity, or is longer than 1 MiB.
+    """
+    if not isinstance(header, dict):
+        raise TypeError(f"header must be a dict, got {type(header).__name__}")
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    if len(text) > MOST_HEADER:
+        raise ValueError(f"header must take at most {MOST_HEADER} bytes, got {len(text)}")
+    start = START.pack(MAGIC, VERSION, len(text)) + text
+    return start + CRC.pack(crc32(start))
+
+
+def pack_record(steps: int, payload: bytes, digest: bytes, crc: int) -> tuple[bytes, int]:
+    """Frame a payload after a file whose running CRC-32 is `crc`: the bytes, and the new CRC."""
+    head = HEAD.pack(steps, len(payload))
+    body = head + CHECK.pack(crc32(head, crc) & 0xFFFF) + payload + digest
+    crc = crc32(body, crc)
+    return body + CRC.pack(crc), crc
+
+
+def scan(data: bytes) -> Contents:
+    """Read a whole file: its header, its records, and whether its tail is torn.
+
+    The tail is torn, and left out, if the file ends within a record's head, before the end that a
+    good head states, or exactly there with a bad CRC-32 (the last record's own bytes are damaged),
+    or if only zero bytes follow (blocks that a lost machine never wrote). No byte of a torn tail is
+    ever part of the result.
+
+    Raises
+    ------
+    LogError
+        If the header is cut or damaged, or a record that is not the last is; with the offset.
+    """
+    header, end = _header(data)
+    (crc,) = CRC.unpack_from(data, end - CRC.size)
+    records: list[Record] = []
+    first = 0
+    while end < len(data):
+        record = _record(data, end, first, crc)
+        if isinstance(record, str):
+            return Contents(header, tuple(records), crc, end, record)
+        records.append(record)
+        crc, end, first = record.crc, record.end, first + record.steps
+    return Contents(header, tuple(records), crc, end)
+
+
+def _header(data: bytes) -> tuple[bytes, int]:
+    """Return the header's JSON text and where the records begin."""
+    if data[: len(MAGIC)] != MAGIC[: len(data)]:
+        raise LogError(f"not a minibit log: it begins with {data[:8]!r}, not {MAGIC!r}", 0)
+    if len(data) < START.size:
+        raise LogError(f"the file ends within the log's header, after {len(data)} bytes", len(data))
+    _, version, length = START.unpack_from(data)
+    if version != VERSION:
+        raise LogError(f"log format version {version}; this minibit reads version {VERSION}", 8)
+    if length > MOST_HEADER:
+        raise LogError(f"a header of {length} bytes; the most is {MOST_HEADER}", 10)
+    stop = START.size + length
+    if len(data) < stop + CRC.size:
+        raise LogError(f"the file ends within the log's header, after {len(data)} bytes", len(data))
+    if crc32(data[:stop]) != CRC.unpack_from(data, stop)[0]:
+        raise LogError("the header's CRC-32 does not fit its bytes", START.size)
+    return data[START.size : stop], stop + CRC.size
+
+
+def _record(data: bytes, offset: int, first: int, crc: int) -> Record | str:
+    """Return the record at `offset`, or why the file is torn there."""
+    left = len(data) - offset
+    body = offset + HEAD.size + CHECK.size
+    if left < HEAD.size + CHECK.size:
+        return "the file ends within a record's head"
+    steps, length = HEAD.unpack_from(data, offset)
+    (check,) = CHECK.unpack_from(data, body - CHECK.size)
+    if crc32(data[offset : body - CHECK.size], crc) & 0xFFFF != check:
+        if not data[offset:].strip(b"\0"):
+            return "only zero bytes follow"
+        raise LogError("a record's head is damaged: its check does not fit", offset)
+    if left < FRAME + length:
+        return f"a record of {FRAME + length} bytes is cut after {left}"
+    stop = body + length + DIGEST
+    after = crc32(data[offset:stop], crc)
+    if after != CRC.unpack_from(data, stop)[0]:
+        if stop + CRC.size == len(data):
+            return "the last record's CRC-32 does not fit its bytes"
+        raise LogError("a record's CRC-32 does not fit its bytes", offset)
+    if not 1 <= steps <= MOST_STEPS:
+        raise LogError(f"a record of {steps} steps; it may hold 1 to {MOST_STEPS}", offset)
+    return Record(
+        offset, first, steps, data[body : body + length], data[stop - DIGEST : stop], after
+    )
+
+
+def parse_header(text: bytes) -> dict[str, Any]:
+    """Parse a header's JSON text, which must be one object.
+
+    Raises
+    ------
+    LogError
+        If it is not, or names a key twice, or holds a NaN, or is nested too deeply.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            raise ValueError("a key is named twice")
+        return fields
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no JSON number")
+
+    try:
+        header = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise LogError(f"the header is no JSON that this reads: {error}", START.size) from None
+    if not isinstance(header, dict):
+        raise LogError(f"the header is a JSON {type(header).__name__}, no object", START.size)
+    return header
+
+
+class Appender:
+    """An existing file, open at its end and locked against other writers until closed.
+
+    The lock is the system's, and ends with the process, however it ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = os.open(path, os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0))
+        self.close = weakref.finalize(self, os.close, self.file)
+        if fcntl is not None:
+            try:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.close()
+                raise LogError(f"another writer holds {path}") from None
+            except OSError:  # a file system without locks, as on Windows
+                pass
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file now."""
+        return os.fstat(self.file).st_size
+
+    def expect(self, size: int) -> None:
+        """Check that the path still names this file, and that nobody else has written to it."""
+        moved = not self.path.exists() or not os.path.samestat(
+            os.stat(self.path), os.fstat(self.file)
+        )
+        if moved or self.size != size:
+            what = "it was moved" if moved else f"it has {self.size} bytes, not {size}"
+            raise LogError(f"{self.path} changed since it was read: {what}; open it again")
+
+    def append(self, data: bytes) -> None:
+        """Write at the end, in one call unless the disk is full, and sync to disk."""
+        while data:
+            data = data[os.write(self.file, data) :]
+        os.fsync(self.file)
+
+    def cut(self, size: int) -> None:
+        """Shorten the file, and sync to disk."""
+        os.ftruncate(self.file, size)
+        os.fsync(self.file)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that must not exist yet: the whole of it appears, or nothing.
+
+    Written and synced beside its place under another name, then linked into place.
+
+    Raises
+    ------
+    FileExistsError
+        If there is a file of that name; it is left alone.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path} exists; a log is never written over")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        with open(partial, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(partial, path)  # fails if the path has come to exist, where rename would not
+        except FileExistsError:
+            raise FileExistsError(f"{path} exists; a log is never written over") from None
+        except OSError:  # a file system without links
+            os.rename(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make a new name durable, where directories can be synced."""
+    try:
+        folder = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows
+        return
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,185 @@
+"""The weights of every step, replayed from a log's records on integers alone.
+
+What a `minibit.steps.StepLog` can be asked without writing: whole models and single rows, as they
+were after any step, the difference between two steps, digests.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
+from itertools import islice, pairwise
+from typing import SupportsIndex, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit.noise_step import Params, Plan
+from minibit.steps.edits import Segments, named
+from minibit.steps.file import DIGEST, Contents, LogError, Record
+from minibit.steps.replaying import (
+    Flat,
+    Step,
+    advance,
+    as_params,
+    initial_flat,
+    rows_at,
+    unpack_steps,
+)
+
+__all__ = ["History"]
+
+Rows: TypeAlias = SupportsIndex | slice | Sequence[int] | NDArray[np.integer | np.bool_]
+
+
+class History:
+    """The steps of a run, and through them the weights after each.
+
+    "Step n" of weights means after n steps: 0 is the initial weights, ``len(history)`` the final
+    ones. Weights are dicts of int8 arrays, new at every call.
+
+    Attributes
+    ----------
+    plan : Plan
+        The integers from which steps become weights.
+    """
+
+    plan: Plan
+    _segments: Segments
+    _contents: Contents
+    _last: tuple[int, Flat] | None = None  # the last step, and the weights after it, if at hand
+
+    def __len__(self) -> int:
+        """Count the steps."""
+        records = self._contents.records
+        return records[-1].first + records[-1].steps if records else 0
+
+    def replay(self, until: int | None = None) -> Params:
+        """Return the weights after the first `until` steps (all by default), from integers alone.
+
+        Raises
+        ------
+        ValueError
+            If there is no such step.
+        LogError
+            If a record holds no codes of this plan.
+        """
+        return as_params(self.plan, self._weights(self._step("until", until)))
+
+    def weights_at(self, step: int) -> Params:
+        """Return the weights after `step` steps; those of any step cost a replay up to it."""
+        return as_params(self.plan, self._weights(self._step("step", step)))
+
+    def walk(self, at: Iterable[int]) -> Iterator[tuple[int, Params]]:
+        """Yield ``(step, weights)`` for increasing step numbers, in one replay."""
+        wanted = [self._step("at", step) for step in at]
+        if any(b <= a for a, b in pairwise(wanted)):
+            raise ValueError(f"at must increase, got {wanted}")
+        flats = enumerate(self._flats(max(wanted, default=0)))
+        for step in wanted:
+            flat = next(flat for number, flat in flats if number == step)
+            yield step, as_params(self.plan, flat.copy())
+
+    def slice(self, layer: int | str, rows: Rows, step: int | None = None) -> NDArray[np.int8]:
+        """Return some rows of one layer after `step` steps, without replaying the others.
+
+        Only the noise blocks that meet the rows (sampled), or the layer's own draws (units), are
+        drawn again.
+
+        Parameters
+        ----------
+        layer : int or str
+            Its number or name.
+        rows : int, slice, int array or bool array
+            As a NumPy index of the layer's n_out rows (its first axis).
+        step : int, optional
+            All steps by default.
+
+        Returns
+        -------
+        int8 array, shape (rows, n_in)
+            One row, too, keeps its axis.
+        """
+        if isinstance(layer, str):
+            if layer not in self.plan.names:
+                raise ValueError(f"layer must be one of {self.plan.names}, got {layer!r}")
+            layer = self.plan.names.index(layer)
+        elif not 0 <= layer < len(self.plan.names):
+            raise ValueError(f"layer must lie in [0, {len(self.plan.names)}), got {layer}")
+        chosen = np.atleast_1d(np.arange([*self.plan.shapes[layer], 1][0])[rows])
+        history = islice(self._history(), self._step("step", step))
+        return rows_at(self.plan, layer, chosen.reshape(-1), history)
+
+    def steps(self) -> Iterator[Step]:
+        """Yield every step as it was logged."""
+        for record in self._contents.records:
+            yield from self._unpack(record)
+
+    def diff(self, a: int, b: int) -> Params:
+        """Return what steps between a and b changed: weights after b minus weights after a."""
+        a, b = self._step("a", a), self._step("b", b)
+        found = dict(self.walk(sorted({a, b})))
+        return {name: found[b][name] - found[a][name] for name in self.plan.names}
+
+    def digest(self, step: int | None = None) -> str:
+        """Return the SHA-256 of the weights after `step` steps, in hexadecimal."""
+        return sha256(self._weights(self._step("step", step)).tobytes()).hexdigest()
+
+    def verify(self) -> str:
+        """Replay everything against the digest of each record; return the final one.
+
+        Raises
+        ------
+        LogError
+            At the first record after which the weights differ; ``.offset`` says where it begins.
+        """
+        records = self._contents.records
+        history = self._history()
+        flat = initial_flat(self.plan)
+        for number, record in enumerate(records):
+            for plan, name, step in islice(history, record.steps):
+                advance(flat, plan, name, step)
+            found = sha256(flat.tobytes()).digest()[:DIGEST]
+            if found != record.digest:
+                raise LogError(
+                    f"record {number} (steps {record.first} to {record.first + record.steps - 1}) "
+                    f"replays to digest {found.hex()}, it was written with {record.digest.hex()}",
+                    record.offset,
+                )
+        return sha256(flat.tobytes()).hexdigest()
+
+    def _weights(self, step: int) -> Flat:
+        """Replay to a step, in an array of its own; while writing, the last step's are at hand."""
+        last = self._last
+        if last is not None and last[0] == step:
+            return last[1].copy()
+        *_, flat = self._flats(step)
+        return flat
+
+    def _flats(self, until: int) -> Iterator[Flat]:
+        """Yield the weights after 0, 1, ..., `until` steps: one array, changed in place."""
+        flat = initial_flat(self.plan)
+        yield flat
+        for plan, number, step in islice(self._history(), until):
+            advance(flat, plan, number, step)
+            yield flat
+
+    def _history(self) -> Iterator[tuple[Plan, int, Step]]:
+        """Yield every step with the plan and the number by which its noise is drawn."""
+        names = named(self.plan, self._segments)
+        for (plan, number), step in zip(names, self.steps(), strict=False):
+            yield plan, number, step
+
+    def _unpack(self, record: Record) -> list[Step]:
+        try:
+            return unpack_steps(self.plan, record.payload, record.steps)
+        except ValueError as error:
+            raise LogError(f"a record holds no steps of its plan: {error}", record.offset) from None
+
+    def _step(self, name: str, step: SupportsIndex | None) -> int:
+        length = len(self)
+        number = length if step is None else operator.index(step)
+        if not 0 <= number <= length:
+            raise ValueError(f"{name} must lie in [0, {length}], got {number}")
+        return number

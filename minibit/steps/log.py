@@ -1,0 +1,399 @@
+"""A model is its steps: log, replay, history, edits.
+
+The weights after step n are the seed's initial weights with the moves of steps 0 to n - 1 applied,
+
+    w <- clamp(w + delta_s, -1, 1),
+
+and each ``delta_s`` is integers alone, drawn from the seed and picked by the step's codes. So the
+log of the codes is the model and all of its history: the weights of any step, or any rows of them,
+come back bit for bit on every machine.
+
+Reading never writes. Appending is one write and one sync to disk (about a millisecond on an SSD,
+ten on a turning disk), so a killed process loses at most the records that it was writing.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from hashlib import sha256
+from itertools import chain, groupby, islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from minibit.noise_step import SampledStep, UnitsStep
+from minibit.steps.edits import (
+    Segments,
+    Steps,
+    checked_segments,
+    chosen_steps,
+    intervals,
+    masked,
+    named,
+    negated,
+    segments_of,
+)
+from minibit.steps.file import (
+    DIGEST,
+    MOST_STEPS,
+    START,
+    Appender,
+    Contents,
+    LogError,
+    Record,
+    pack_header,
+    pack_record,
+    parse_header,
+    scan,
+    write_new,
+)
+from minibit.steps.history import History
+from minibit.steps.net_moves import net_moves
+from minibit.steps.replaying import (
+    Flat,
+    Step,
+    advance,
+    checked_plan,
+    checked_step,
+    initial_flat,
+    pack_steps,
+)
+
+__all__ = ["StepLog", "compact"]
+
+
+class StepLog(History):
+    """A training run on disk: its header, its steps, and through them the weights of every step.
+
+    Step numbers count from 0, and "step n" of weights means after n steps: 0 is the initial
+    weights, ``len(log)`` the final ones. Weights are dicts of int8 arrays, ``(n_out, n_in)`` where
+    the plan says no other shape, new at every call. Reading is safe from several threads, also
+    while another appends.
+
+    Attributes
+    ----------
+    path : Path
+    plan : Plan
+        The integers from which steps become weights.
+    torn_at : int or None
+        The byte from which on the file holds no whole record, as a killed writer leaves it; those
+        bytes are no part of the log. None if the file ends with its last record.
+    warning : str
+        What is wrong there; empty if nothing is.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from minibit.noise_step.records import Plan
+    >>> from tempfile import TemporaryDirectory
+    >>> plan = Plan("units", 0, ("w1",), ((4, 8),), zeros=2**31, units=(2,), inputs=(8,))
+    >>> step = UnitsStep((np.array([3, 12]),), (np.array([1, -1], np.int8),))
+    >>> with TemporaryDirectory() as folder:
+    ...     log = StepLog.create(folder + "/run.steps", {"plan": plan.to_dict()})
+    ...     log.append([step, step])
+    ...     log.close()
+    ...     again = StepLog.open(folder + "/run.steps")
+    >>> len(again), again.digest() == log.digest() == again.verify()
+    (2, True)
+    >>> {name: int(abs(change).sum()) for name, change in again.diff(0, 1).items()}
+    {'w1': 1}
+    """
+
+    def __init__(self, path: str | os.PathLike[str], contents: Contents) -> None:
+        self.path = Path(path)
+        header = parse_header(contents.header)
+        try:
+            self.plan = checked_plan(header.get("plan"))
+            self._segments = checked_segments(header.get("segments", []))
+        except ValueError as error:
+            raise LogError(f"the header: {error}", START.size) from None
+        self._contents = contents
+        self._last: tuple[int, Flat] | None = None  # the last step, and the weights after it
+        self._lock = threading.Lock()  # held by who appends
+        self._appender: Appender | None = None  # holds the file from the first append to `close`
+
+    # --- Files
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], header: Mapping[str, Any]) -> Self:
+        """Write a new log without steps; it appears whole or not at all, and is locked for writing.
+
+        ``header["plan"]`` is ``plan.to_dict()``; the rest is free (JSON types, at most 1 MiB).
+
+        Raises
+        ------
+        FileExistsError
+            If there is a file at `path`: a log is never written over.
+        TypeError, ValueError
+            If the header is no JSON object, or its plan is no plan.
+        """
+        contents = scan(pack_header(dict(header)))
+        log = cls(path, contents)
+        write_new(log.path, pack_header(dict(header)))
+        log._writer()
+        return log
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a log, up to where it is torn (see `torn_at`); the file is never changed.
+
+        Raises
+        ------
+        LogError
+            If the header, or a record that is not the last, is damaged; ``.offset`` says where.
+        """
+        return cls(path, scan(Path(path).read_bytes()))
+
+    @classmethod
+    def recover(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a log to go on writing it: lock it, and cut a torn tail to the last good record.
+
+        The only call that ever shortens a file. A log that is damaged elsewhere is left alone.
+
+        Raises
+        ------
+        LogError
+            As `open`, and if another writer holds the log.
+        """
+        file = Appender(Path(path))
+        try:
+            contents = scan(Path(path).read_bytes())
+            log = cls(path, contents)
+            if contents.torn:
+                file.cut(contents.end)
+                log._contents = replace(contents, torn="")
+        except BaseException:
+            file.close()
+            raise
+        log._appender = file
+        return log
+
+    def close(self) -> None:
+        """Release the lock on the file. Reading goes on; the next `append` locks it again."""
+        with self._lock:
+            self._release()
+
+    def __enter__(self) -> Self:
+        """Return the log; the block's end closes it."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the log."""
+        self.close()
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The header, as JSON types; a new copy at every call."""
+        return parse_header(self._contents.header)
+
+    @property
+    def torn_at(self) -> int | None:
+        """The byte from which on the file holds no whole record, or None."""
+        contents = self._contents
+        return contents.end if contents.torn else None
+
+    @property
+    def warning(self) -> str:
+        """Why the file's tail is no part of the log, or an empty string."""
+        contents = self._contents
+        if not contents.torn:
+            return ""
+        return f"torn at byte {contents.end}: {contents.torn}; its {len(self)} steps are good"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file up to its last good record: header, records and framing."""
+        return self._contents.end
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The framed records, as `minibit.steps.file.scan` found them."""
+        return self._contents.records
+
+    def __repr__(self) -> str:
+        """Name the file, its steps and its size."""
+        return f"StepLog({str(self.path)!r}, {len(self)} steps, {self.nbytes} bytes)"
+
+    # --- Writing
+
+    def append(self, steps: Step | Iterable[Step]) -> None:
+        """Add steps at the end: one write and one sync to disk, in records of at most 32 steps.
+
+        Sampled steps of different density go to different records, in the order given. The log
+        replays the steps as it goes, to store a digest of the weights after each record.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a step does not fit the plan; nothing is written.
+        LogError
+            If the log is torn, another writer holds it, or the file is no longer as it was read.
+        OSError
+            If the disk is full or fails. The file may then be torn: `recover` mends it.
+        """
+        given = [steps] if isinstance(steps, SampledStep | UnitsStep) else list(steps)
+        batch = [checked_step(self.plan, step) for step in given]
+        if not batch:
+            return
+        with self._lock:
+            before = self._contents
+            if before.torn:
+                raise LogError(f"cannot append to a log {self.warning} (StepLog.recover cuts it)")
+            file = self._writer()
+            flat = self._weights(len(self))
+            data, after = self._pack(before, flat, batch)
+            try:
+                file.append(data)
+            finally:  # an interrupt after the write: what the file has, the log has
+                if file.size == after.end:
+                    self._contents = after
+                    self._last = len(self), flat
+
+    def _pack(self, contents: Contents, flat: Flat, batch: list[Step]) -> tuple[bytes, Contents]:
+        """Frame steps that follow `contents`; moves the weights `flat` along, in place."""
+        data: list[bytes] = []
+        records = list(contents.records)
+        crc, end = contents.crc, contents.end
+        first = records[-1].first + records[-1].steps if records else 0
+        names = named(self.plan, self._segments, first)
+        for _, alike in groupby(batch, lambda step: getattr(step, "numerator", None)):
+            while held := list(islice(alike, MOST_STEPS)):
+                for step in held:
+                    advance(flat, *next(names), step)
+                payload, digest = pack_steps(self.plan, held), sha256(flat.tobytes()).digest()
+                framed, crc = pack_record(len(held), payload, digest[:DIGEST], crc)
+                records.append(Record(end, first, len(held), payload, digest[:DIGEST], crc))
+                data.append(framed)
+                end, first = end + len(framed), first + len(held)
+        return b"".join(data), replace(contents, records=tuple(records), crc=crc, end=end)
+
+    def _writer(self) -> Appender:
+        """Return the file, open and locked for appending, if it still ends where the log does."""
+        if self._appender is None:
+            self._appender = Appender(self.path)
+        try:
+            self._appender.expect(self._contents.end)
+        except LogError:
+            self._release()
+            raise
+        return self._appender
+
+    def _release(self) -> None:
+        if self._appender is not None:
+            self._appender.close()
+        self._appender = None
+
+    # --- Edits: each writes a new file, and leaves this one alone
+
+    def negate(self, steps: Steps, out: str | os.PathLike[str]) -> Self:
+        """Write a copy in which the moves of some steps are turned round.
+
+        Parameters
+        ----------
+        steps : int, slice, iterable of int, or bool array of length ``len(log)``
+        out : path
+            Of the new log, which must not exist.
+
+        Notes
+        -----
+        The other steps stay as they were trained, for weights that are now different. Where no
+        weight is clamped, negating the same steps again gives the first model back.
+        """
+        return self._edit("negate", steps, out)
+
+    def mask(self, steps: Steps, out: str | os.PathLike[str]) -> Self:
+        """Write a copy in which some steps (as for `negate`) move nothing."""
+        return self._edit("mask", steps, out)
+
+    def concat(self, other: StepLog, out: str | os.PathLike[str]) -> Self:
+        """Write a log of this one's steps followed by those of another.
+
+        Each step keeps the seed and the number that its noise was drawn by; the header's
+        ``segments`` name them. The initial weights are this log's.
+
+        Raises
+        ------
+        ValueError
+            If the plans differ in more than seed and zeros.
+        """
+        ours, theirs = self.plan, other.plan
+        if replace(theirs, seed=ours.seed, zeros=ours.zeros) != ours:
+            raise ValueError(
+                f"only logs of one plan, up to seed and zeros, can follow each other; "
+                f"got {ours} and {theirs}"
+            )
+        mine, more = [*self.steps()], [*other.steps()]
+        names = named(ours, self._segments), named(theirs, other._segments)
+        both = chain(islice(names[0], len(mine)), islice(names[1], len(more)))
+        segments = segments_of(both, len(mine) + len(more))
+        span = [[len(mine), len(mine) + len(more)]] if more else []
+        return self._copy("concat", span, mine + more, out, segments)
+
+    def _edit(self, kind: str, steps: Steps, out: str | os.PathLike[str]) -> Self:
+        edited = [*self.steps()]
+        chosen = chosen_steps(steps, len(edited))
+        change = negated if kind == "negate" else masked
+        for number in chosen:
+            edited[number] = change(edited[number])
+        return self._copy(kind, intervals(chosen), edited, out, self._segments)
+
+    def _copy(
+        self,
+        kind: str,
+        span: list[list[int]],
+        steps: list[Step],
+        out: str | os.PathLike[str],
+        segments: Segments,
+    ) -> Self:
+        """Write an edited log in one piece; its header says what was done, and to what."""
+        edit = {"edit": kind, "steps": span, "source": self.digest()}
+        header = self.header
+        header["edits"] = [*header.get("edits", []), edit]
+        if segments:
+            header["segments"] = segments
+        start = pack_header(header)
+        log = type(self)(out, scan(start))
+        data, contents = log._pack(log._contents, initial_flat(log.plan), steps)
+        write_new(log.path, start + data)
+        log._contents = contents
+        return log
+
+
+def compact(log: StepLog, step: int | None = None) -> bytes:
+    """Code the model alone, without its history: the net moves from the seed's initial weights.
+
+    Parameters
+    ----------
+    log : StepLog
+    step : int, optional
+        The weights after so many steps; all by default.
+
+    Returns
+    -------
+    bytes
+        `expand` turns them, with the log's plan, into the same weights. `minibit.steps.net_moves`
+        says how they are coded.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from minibit.noise_step.records import Plan
+    >>> from tempfile import TemporaryDirectory
+    >>> plan = Plan("sampled", 0, ("w1",), ((40, 80),), zeros=2**31, perturbations=2)
+    >>> with TemporaryDirectory() as folder:
+    ...     with StepLog.create(folder + "/run.steps", {"plan": plan.to_dict()}) as log:
+    ...         log.append(SampledStep(2**26, np.array([1, -1], np.int8)))
+    ...     data = compact(log)
+    >>> from minibit.steps import expand
+    >>> bool((expand(plan, data)["w1"] == log.replay()["w1"]).all())
+    True
+    """
+    return net_moves(log.plan, log.replay(step))

@@ -1,0 +1,234 @@
+"""Steps applied to weights, in place, on integers alone: what a log's replay is made of.
+
+All weights lie in one flat int8 array, layer after layer, so that a step costs what it moves and
+not what the model weighs.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit import noise
+from minibit.noise_step import Params, Plan, SampledStep, UnitsStep, initial_params, sparse_update
+from minibit.steps.codes import decode_sampled, decode_units, encode_sampled, encode_units
+
+__all__ = [
+    "advance",
+    "as_params",
+    "checked_plan",
+    "checked_step",
+    "initial_flat",
+    "pack_steps",
+    "rows_at",
+    "unpack_steps",
+]
+
+Step: TypeAlias = SampledStep | UnitsStep
+Flat: TypeAlias = NDArray[np.int8]  # (weights,)
+WORD = 1 << 32
+MOST = 1 << 34  # weights of a layer, as many as a stream has words
+
+
+def initial_flat(plan: Plan) -> Flat:
+    """All initial weights, layer after layer."""
+    return np.concatenate([w.reshape(-1) for w in initial_params(plan).values()])
+
+
+def as_params(plan: Plan, flat: Flat) -> Params:
+    """Name the layers of a flat array; they are views of it."""
+    stops = np.cumsum([prod(shape) for shape in plan.shapes])[:-1]
+    layers = np.split(flat, stops)
+    return {
+        name: layer.reshape(shape)
+        for name, layer, shape in zip(plan.names, layers, plan.shapes, strict=True)
+    }
+
+
+def advance(flat: Flat, plan: Plan, number: int, step: Step) -> None:
+    """Apply step `number` to the flat weights: ``w <- clamp(w + delta, -1, 1)``, in place."""
+    positions, deltas = sparse_update(plan, number, step)
+    flat[positions] = np.clip(flat[positions] + deltas, -1, 1)
+
+
+def rows_at(
+    plan: Plan, layer: int, rows: NDArray[np.int64], history: Iterable[tuple[Plan, int, Step]]
+) -> NDArray[np.int8]:
+    """Replay some rows of one layer, drawing no other layer's units and no block outside them.
+
+    Returns int8 (rows, n_in), or (rows, *shape[1:]), for rows in any order, doubled or not.
+    """
+    shape = plan.shapes[layer] or (1,)  # a single weight is a row of its own
+    n_out, n_in = shape[0], prod(shape[1:])
+    start = sum(prod(before) for before in plan.shapes[:layer])
+    kept, slot = np.unique(rows, return_inverse=True)
+    place = np.full(n_out, -1)
+    place[kept] = np.arange(kept.size)  # row -> its place among those kept
+    first = noise.initial_codes(plan.seed, plan.shapes[layer], plan.zeros, layer=layer)
+    weights = first.reshape(n_out, n_in)[kept]  # (kept, n_in)
+    flat = weights.reshape(-1)
+    for seeded, number, step in history:
+        if isinstance(step, SampledStep):
+            positions, moves = _moves_in(seeded, number, step, start + kept * n_in, n_in)
+        else:
+            only = [
+                (q, sign) if i == layer else (q[:0], sign[:0])
+                for i, (q, sign) in enumerate(zip(step.positions, step.signs, strict=True))
+            ]
+            alone = UnitsStep(tuple(q for q, _ in only), tuple(sign for _, sign in only))
+            positions, moves = sparse_update(seeded, number, alone)
+        row, column = np.divmod(positions - start, n_in)
+        inside = (row >= 0) & (row < n_out)
+        inside[inside] = place[row[inside]] >= 0
+        where = place[row[inside]] * n_in + column[inside]
+        where, owner = np.unique(where, return_inverse=True)
+        deltas = np.zeros(where.size, np.int32)
+        np.add.at(deltas, owner, moves[inside])
+        flat[where] = np.clip(flat[where] + deltas, -1, 1)
+    return weights[slot].reshape(-1, *shape[1:])
+
+
+def _moves_in(
+    plan: Plan, number: int, step: SampledStep, starts: NDArray[np.int64], length: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Draw a sampled step's moves in the noise blocks that meet ``[start, start + length)``."""
+    _, block_bits, _ = noise.noise_constants(step.numerator)
+    low, high = starts >> block_bits, (starts + length - 1) >> block_bits
+    span = np.arange(int((high - low).max(initial=0)) + 1)
+    blocks = low[:, None] + span  # (rows, most blocks of a row)
+    blocks = np.unique(blocks[blocks <= high[:, None]])
+    kept = np.flatnonzero(step.codes)
+    offsets, positions, signs = noise.sparse_noise_many(
+        plan.seed, number, kept, plan.size, step.numerator, blocks
+    )
+    codes = np.repeat(step.codes[kept], np.diff(offsets))  # (nonzeros,)
+    return positions, -codes.astype(np.int32) * signs  # w <- w - sum_i c_i v_i
+
+
+def pack_steps(plan: Plan, steps: Sequence[Step]) -> bytes:
+    """Code the steps of one record; sampled ones must share their numerator."""
+    sampled = [step for step in steps if isinstance(step, SampledStep)]
+    if plan.method == "sampled":
+        return encode_sampled(sampled)
+    return encode_units([step for step in steps if isinstance(step, UnitsStep)], candidates(plan))
+
+
+def unpack_steps(plan: Plan, payload: bytes, count: int) -> list[Step]:
+    """Read `pack_steps`; ValueError if the payload is no such code."""
+    if plan.method == "sampled":
+        return [*decode_sampled(payload, count, plan.perturbations)]
+    return [*decode_units(payload, count, candidates(plan))]
+
+
+def candidates(plan: Plan) -> list[int]:
+    """How many moves each layer chooses among in a step of method ``units``."""
+    return [units * inputs for units, inputs in zip(plan.units, plan.inputs, strict=True)]
+
+
+def checked_step(plan: Plan, step: Any) -> Step:
+    """Return a step with int8 and int64 arrays, if the plan has such steps.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is of the other method, or its numbers are not in their ranges.
+    """
+    wanted = SampledStep if plan.method == "sampled" else UnitsStep
+    if not isinstance(step, wanted):
+        raise TypeError(
+            f"a log of method {plan.method!r} takes {wanted.__name__}, got {type(step).__name__}"
+        )
+    if isinstance(step, SampledStep):
+        numerator = operator.index(step.numerator)
+        if not 0 <= numerator < WORD:
+            raise ValueError(f"numerator must lie in [0, 2**32), got {numerator}")
+        codes = _integers("codes", step.codes, -1, 1)
+        if codes.size != plan.perturbations:
+            raise ValueError(f"a step has {plan.perturbations} codes, got {codes.size}")
+        return SampledStep(numerator, codes.astype(np.int8))
+    layers = len(plan.shapes)
+    if not len(step.positions) == len(step.signs) == layers:
+        raise ValueError(
+            f"a step has positions and signs of {layers} layers, "
+            f"got {len(step.positions)} and {len(step.signs)}"
+        )
+    positions, signs = [], []
+    for layer, size in enumerate(candidates(plan)):
+        where = _integers(f"positions of layer {layer}", step.positions[layer], 0, size - 1)
+        sign = _integers(f"signs of layer {layer}", step.signs[layer], -1, 1)
+        if (np.diff(where) <= 0).any():
+            raise ValueError(f"positions of layer {layer} must increase")
+        if where.size != sign.size or not sign.all():
+            raise ValueError(
+                f"layer {layer} needs one sign, -1 or +1, for each of its {where.size} positions"
+            )
+        positions.append(where)
+        signs.append(sign.astype(np.int8))
+    return UnitsStep(tuple(positions), tuple(signs))
+
+
+def _integers(name: str, values: Any, least: int, most: int) -> NDArray[np.int64]:
+    """Check a one-dimensional integer array and its range."""
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise TypeError(
+            f"{name} must be one-dimensional integers, got shape {array.shape} of {array.dtype}"
+        )
+    if array.size and not least <= int(array.min()) <= int(array.max()) <= most:
+        raise ValueError(
+            f"{name} must lie in [{least}, {most}], got {array.min()} to {array.max()}"
+        )
+    return array.astype(np.int64)
+
+
+def checked_plan(fields: Any) -> Plan:
+    """Read a plan from a header's JSON, and check that every number can be drawn from.
+
+    Raises
+    ------
+    ValueError
+        If a field is missing, of another type, or out of the range that `minibit.noise` draws from.
+    """
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"plan must be an object, got {type(fields).__name__}")
+    try:
+        plan = Plan.from_dict(fields)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise ValueError(f"plan cannot be read: {type(error).__name__}: {error}") from None
+    layers = len(plan.names)
+    tame = all(len(shape) <= 8 and all(0 < n <= MOST for n in shape) for shape in plan.shapes)
+    laws = {
+        "method is 'sampled' or 'units'": plan.method in ("sampled", "units"),
+        "names are distinct strings": all(isinstance(name, str) for name in plan.names)
+        and layers == len(set(plan.names)),
+        "there is a layer, and no more than 4096": 0 < layers <= 4096,
+        "each name has a shape": layers == len(plan.shapes),
+        "a shape has at most 8 sides, each of 1 to 2**34": tame,
+        "a layer has at most 2**34 weights": not tame
+        or all(prod(shape) <= MOST for shape in plan.shapes),
+        "seed lies in [0, 2**64)": 0 <= plan.seed < 1 << 64,
+        "zeros lie in [0, 2**32]": 0 <= plan.zeros <= WORD,
+    }
+    if plan.method == "sampled":
+        laws["perturbations lie in [1, 2**32)"] = 0 < plan.perturbations < WORD
+    else:
+        draws = (plan.units, plan.inputs)
+        flat = tame and all(len(shape) == 2 for shape in plan.shapes)
+        laws["shapes are (n_out, n_in), with n_out at most 2**20"] = flat and all(
+            shape[0] <= 1 << 20 for shape in plan.shapes
+        )
+        laws["each layer has units and inputs"] = all(len(draw) == layers for draw in draws)
+        laws["units and inputs lie within the shapes"] = flat and all(
+            0 <= drawn <= side
+            for number, draw in enumerate(draws)
+            for drawn, side in zip(draw, (shape[number] for shape in plan.shapes), strict=False)
+        )
+    for law, holds in laws.items():
+        if not holds:
+            raise ValueError(f"plan: {law}; got {dict(fields)!r:.300}")
+    return plan

@@ -1,0 +1,363 @@
+"""Adam, and the schedules of BitNet b1.58's recipe.
+
+    m <- beta1 m + (1 - beta1) g               running mean of the gradient
+    v <- beta2 v + (1 - beta2) g^2             and of its square
+    p <- (1 - lr decay) p - lr m' / (sqrt(v') + eps)
+
+with m' = m / (1 - beta1^t) and v' = v / (1 - beta2^t), which undo the start at 0. The decay acts on
+the parameters directly, not through the gradient (AdamW). The recipe for ternary weights lowers the
+learning rate in two stages and switches the decay off at half-way.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit.dual import Tree, leaves, map_tree, zip_trees
+from minibit.kernels import compiled
+
+__all__ = [
+    "Adam",
+    "adam_step_reference",
+    "clip_by_global_norm",
+    "global_norm",
+    "two_stage",
+    "two_stage_weight_decay",
+]
+
+FloatArray = NDArray[Any]
+
+TINY = 2.0**-126  # least eps: the least number that float32 holds in full
+SMALLEST = 1e-30  # sum of squares below which float32 may have lost some
+
+
+class Adam:
+    """Adam with decoupled weight decay: two running means for every parameter.
+
+    Parameters
+    ----------
+    params : tree of float32 or float64 arrays
+        Where to start; None is held constant. Never written to: each step returns new arrays.
+    lr : float
+        Learning rate; `step` may be given another.
+    betas : pair of float, in [0, 1)
+        Memory of the mean and of the mean square: about ``1 / (1 - beta)`` steps.
+    eps : float, at least 2**-126
+        Added to the root; a parameter whose gradient was always 0 does not move.
+    weight_decay : float, at least 0
+        Share of a parameter that a step takes away, per unit of `lr`.
+
+    Attributes
+    ----------
+    params : tree
+        The parameters now.
+    steps : int
+        Steps taken.
+    nbytes : int
+        Memory of the two means.
+
+    Raises
+    ------
+    TypeError
+        If a parameter is neither float32 nor float64.
+    ValueError
+        If a number lies outside of its range.
+
+    Notes
+    -----
+    Each parameter has its own rounding: all arithmetic is in its type. A NaN or an infinity in a
+    gradient spoils its own entry for good, and no other; one whose square overflows (1e20 in
+    float32) makes its entry stand still from then on. The compiled step and the plain one agree
+    to the bit. Source: Kingma and Ba, arXiv 1412.6980, algorithm 1; Loshchilov and Hutter,
+    arXiv 1711.05101, algorithm 2.
+
+    Examples
+    --------
+    >>> adam = Adam({"w": np.array([1.0, -2.0])}, lr=0.1)
+    >>> adam.step({"w": np.array([0.3, -50.0])})["w"].round(6)  # the first step is lr * sign(g)
+    array([ 0.9, -1.9])
+    """
+
+    def __init__(
+        self,
+        params: Tree,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.betas = (
+            _within("betas[0]", betas[0], below=1),
+            _within("betas[1]", betas[1], below=1),
+        )
+        self.lr, self.eps = _within("lr", lr), _within("eps", eps)
+        if self.eps < TINY:
+            raise ValueError(f"eps must be above 0 in float32: 2**-126 at least, got {eps}")
+        self.weight_decay = _within("weight_decay", weight_decay)
+        self.steps = 0
+        count = itertools.count()
+        self._places = zip_trees(
+            lambda p, _, name: _float_leaf(p, name, count), params, params, "params"
+        )
+        self._now = [np.asarray(p, order="C") for p in leaves(params) if p is not None]
+        self._means = [np.zeros(p.size, p.dtype) for p in self._now]
+        self._squares = [np.zeros(p.size, p.dtype) for p in self._now]
+
+    @property
+    def params(self) -> Tree:
+        """The parameters now."""
+        return map_tree(lambda place: None if place is None else self._now[place], self._places)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the two running means."""
+        return sum(state.nbytes for state in self._means + self._squares)
+
+    def step(self, grads: Tree, lr: float | None = None, weight_decay: float | None = None) -> Tree:
+        """Move against a gradient, and return the new parameters.
+
+        Parameters
+        ----------
+        grads : tree of the structure and shapes of the parameters
+            None in the place of an array or a subtree leaves that as it is, means and all.
+        lr, weight_decay : float, optional
+            In place of those that the optimizer was made with: for schedules.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If structures or shapes differ, or a number is out of range; then nothing has moved.
+        """
+        found, constants = self._begin(grads, lr, weight_decay)
+        move = _move()
+        for place, g in found:
+            p = self._now[place]
+            out = np.empty_like(p)
+            arrays = (p, g, self._means[place], self._squares[place], out)
+            move(*(a.reshape(-1) for a in arrays), np.array(constants, p.dtype))
+            self._now[place] = out
+        return self.params
+
+    def _begin(
+        self, grads: Tree, lr: float | None, weight_decay: float | None
+    ) -> tuple[list[tuple[int, FloatArray]], tuple[float, ...]]:
+        """Check a step and count it; return (place, gradient) pairs and a move's constants."""
+        lr = self.lr if lr is None else _within("lr", lr)
+        decay = self.weight_decay if weight_decay is None else weight_decay
+        decay = _within("weight_decay", decay)
+        found: list[tuple[int, FloatArray]] = []
+
+        def collect(place: int | None, g: Any, name: str) -> None:
+            if place is None:
+                raise TypeError(f"{name} must be None, as its parameter is")
+            p, g = self._now[place], np.asarray(g)
+            if g.dtype.kind not in "fiub":
+                raise TypeError(f"{name} is {g.dtype}, it must be real numbers")
+            if g.shape != p.shape:
+                raise ValueError(f"{name} has shape {g.shape}, its parameter {p.shape}")
+            found.append((place, np.asarray(g, p.dtype, order="C")))
+
+        zip_trees(collect, self._places, grads, "grads")
+        self._check()
+        self.steps += 1
+        (beta1, beta2), t = self.betas, self.steps
+        constants = (
+            beta1, 1 - beta1, beta2, 1 - beta2,
+            1 - lr * decay, lr / (1 - beta1**t), math.sqrt(1 - beta2**t), self.eps,
+        )  # fmt: skip
+        return found, constants
+
+    def _check(self) -> None:
+        """Check that the means can be moved; an optimizer that keeps them elsewhere says how."""
+
+
+def _float_leaf(p: Any, name: str, count: itertools.count[int]) -> int | None:
+    """Check a parameter and give it the next number."""
+    if p is None:
+        return None
+    kind = p.dtype if hasattr(p, "dtype") else type(p).__name__
+    if kind not in (np.float32, np.float64, "float"):
+        raise TypeError(
+            f"{name} is {kind}: Adam moves arrays of float32 or float64. None holds a part constant"
+        )
+    return next(count)
+
+
+def _within(name: str, value: float, below: float = math.inf) -> float:
+    if not 0 <= value < below:
+        what = f"in [0, {below})" if below < math.inf else "finite and at least 0"
+        raise ValueError(f"{name} must be {what}, got {value}")
+    return float(value)
+
+
+def _move() -> Callable[..., None]:
+    """Pick the compiled pass where there is one."""
+    if not compiled():
+        return adam_step_reference
+    from minibit.kernels.adam import adam_step
+
+    move: Callable[..., None] = adam_step
+    return move
+
+
+def adam_step_reference(
+    p: FloatArray,
+    g: FloatArray,
+    m: FloatArray,
+    v: FloatArray,
+    out: FloatArray,
+    constants: FloatArray,
+) -> None:
+    """Write Adam's new parameters to `out`, and move the means `m` and `v` on in place.
+
+    Parameters
+    ----------
+    p, g, m, v, out : float arrays, shape (size,), of one type
+        Parameters, gradient, the two means, and where the new parameters go.
+    constants : array of that type, shape (8,)
+        beta1, 1 - beta1, beta2, 1 - beta2, 1 - lr decay, lr / (1 - beta1^t), sqrt(1 - beta2^t),
+        eps.
+    """
+    keep1, take1, keep2, take2, shrink, rate, root, eps = constants
+    m[...] = keep1 * m + take1 * g
+    v[...] = keep2 * v + take2 * (g * g)
+    out[...] = shrink * p - rate * (m / (np.sqrt(v) / root + eps))
+
+
+def global_norm(tree: Tree) -> float:
+    """Length of all arrays of a tree, taken as one vector: ``sqrt(sum of squares)``.
+
+    None counts as nothing. Where squares overflow or vanish, the arrays are scaled before.
+
+    Raises
+    ------
+    TypeError
+        If an array does not hold real numbers.
+
+    Examples
+    --------
+    >>> global_norm({"a": np.array([3.0]), "b": [np.array([[0.0, 4.0]])]})
+    5.0
+    """
+    arrays = [_flat(x) for x in leaves(tree) if x is not None]
+    with np.errstate(over="ignore", under="ignore"):
+        total = sum(float(np.dot(x, x)) for x in arrays)
+    if SMALLEST < total < math.inf:
+        return math.sqrt(total)
+    largest = float(np.max([np.max(np.abs(x), initial=0) for x in arrays], initial=0))
+    if largest == 0 or not math.isfinite(largest):
+        return largest
+    with np.errstate(under="ignore"):
+        total = sum(float(np.sum(np.square(x.astype(np.float64) / largest))) for x in arrays)
+    return largest * math.sqrt(total)
+
+
+def _flat(x: Any) -> FloatArray:
+    """Lay an array out in a row; what is neither float32 nor float64 in float64."""
+    x = np.asarray(x)
+    if x.dtype.kind not in "fiub":
+        raise TypeError(f"a gradient must hold real numbers, got {x.dtype}")
+    flat: FloatArray = np.ravel(x, order="K")
+    return flat if flat.dtype in (np.float32, np.float64) else flat.astype(np.float64)
+
+
+def clip_by_global_norm(grads: Tree, limit: float) -> Tree:
+    """Shorten a gradient to a length of `limit`, if it is longer; keep its direction.
+
+        g <- g min(1, limit / |g|)
+
+    Parameters
+    ----------
+    grads : tree of float arrays
+        None stays None. A gradient that holds a NaN becomes NaN throughout, one with an infinity
+        NaN there and 0 elsewhere: neither has a direction.
+    limit : float, above 0
+
+    Returns
+    -------
+    tree
+        Of the same shapes and types; `grads` itself if it is short enough.
+
+    Raises
+    ------
+    TypeError
+        If an array is not of floats: whole numbers cannot be shortened.
+    ValueError
+        If `limit` is not above 0.
+
+    Examples
+    --------
+    >>> clip_by_global_norm([np.array([30.0, 40.0])], 1.0)
+    [array([0.6, 0.8])]
+    """
+    if not limit > 0:
+        raise ValueError(f"limit must be above 0, got {limit}")
+    for g in leaves(grads):
+        kind = g.dtype if hasattr(g, "dtype") else type(g).__name__
+        if g is not None and getattr(kind, "kind", "") != "f":
+            raise TypeError(f"grads must be float arrays, got {kind}")
+    norm = global_norm(grads)
+    if norm <= limit:
+        return grads
+    with np.errstate(invalid="ignore"):
+        return map_tree(lambda g: None if g is None else g * g.dtype.type(limit / norm), grads)
+
+
+def two_stage(step: int, steps: int, peak: float, second: float, warmup: int = 0) -> float:
+    """Learning rate of the b1.58 recipe: a linear fall to 0, from a lower peak after half-way.
+
+        lr = (peak if step < steps / 2 else second) (1 - step / steps) min(1, (step + 1) / warmup)
+
+    Parameters
+    ----------
+    step : int
+        0 for the first step.
+    steps : int
+        Length of the run.
+    peak, second : float
+        Peaks of the two stages: 1.5e-3 and 1e-3 for the published model of 700M weights.
+    warmup : int
+        Steps over which the rate rises; the recipe has 375.
+
+    Raises
+    ------
+    ValueError
+        If not ``0 <= step <= steps``, or `steps` is 0.
+
+    Notes
+    -----
+    Source: "The Era of 1-bit LLMs: Training Tips, Code and FAQ" (microsoft/unilm).
+
+    Examples
+    --------
+    >>> [round(two_stage(step, 8, 1.6e-3, 1e-3), 6) for step in (0, 3, 4, 7)]
+    [0.0016, 0.001, 0.0005, 0.000125]
+    """
+    _check_step(step, steps)
+    rate = (peak if 2 * step < steps else second) * (1 - step / steps)
+    return rate * min(1.0, (step + 1) / warmup) if warmup > 0 else rate
+
+
+def two_stage_weight_decay(step: int, steps: int, decay: float = 0.1) -> float:
+    """Weight decay of the b1.58 recipe: `decay` in the first half of the steps, then 0.
+
+    Source, and raises, as `two_stage`.
+
+    Examples
+    --------
+    >>> [two_stage_weight_decay(step, 4) for step in range(4)]
+    [0.1, 0.1, 0.0, 0.0]
+    """
+    _check_step(step, steps)
+    return decay if 2 * step < steps else 0.0
+
+
+def _check_step(step: int, steps: int) -> None:
+    if steps < 1 or not 0 <= step <= steps:
+        raise ValueError(f"step must lie in 0 to steps, got step {step} of {steps}")

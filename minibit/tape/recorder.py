@@ -1,0 +1,204 @@
+"""Recorders: tangents without values, that write down what a rule does to them.
+
+A rule moves tangents by linear operations only. A recorder answers each with a new recorder, and
+adds a line to the program of its tape:
+
+    t_k = sum of terms A_kj t_j
+
+A line holds, for each term, the number j, the transpose of A (`minibit.tape.transposes`) and the
+arrays that A was given; never a value of t, because there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minibit.dual import ZERO, Array, NoRuleError, Tangent, value_of
+from minibit.tape import transposes as transposes
+
+__all__ = ["Recorder", "Tape", "Term"]
+
+Term = tuple[int, Callable[..., Array], tuple[Any, ...]]  # A_kj: j, its transpose, what A was given
+
+
+class Tape:
+    """The program: of every variable the shape, the type, and the terms that it is the sum of."""
+
+    __slots__ = ("dtypes", "program", "shapes")
+
+    def __init__(self) -> None:
+        self.program: list[tuple[Term, ...]] = []
+        self.shapes: list[tuple[int, ...]] = []
+        self.dtypes: list[Any] = []
+
+    def variable(self, shape: tuple[int, ...], dtype: Any, *terms: Term) -> Recorder:
+        """Add a line: a new variable, the sum of `terms`; an input if there are none."""
+        new = object.__new__(Recorder)
+        new.tape, new.place, new.shape, new.dtype = self, len(self.program), shape, dtype
+        self.program.append(terms)
+        self.shapes.append(shape)
+        self.dtypes.append(dtype)
+        return new
+
+
+class Recorder(Tangent):
+    """A tangent that has no values: what is done to it becomes a line of the program."""
+
+    __slots__ = ("dtype", "place", "shape", "tape")
+
+    tape: Tape
+    place: int
+    shape: tuple[int, ...]
+    dtype: Any
+
+    def __repr__(self) -> str:
+        """Name the variable."""
+        return f"t{self.place}"
+
+    def _line(self, shape: tuple[int, ...], dtype: Any, transpose: Any, *given: Any) -> Recorder:
+        return self.tape.variable(shape, dtype, (self.place, transpose, given))
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Array:
+        """As `Tangent` does, the two commonest calls first."""
+        if method == "__call__" and len(inputs) == 2 and not kwargs:
+            other = inputs[1] if inputs[0] is self else inputs[0]
+            if ufunc is np.multiply and not isinstance(other, Tangent):
+                return self._scale(ufunc, other)
+            if ufunc is np.add:
+                return self if other is ZERO else self._add(other)
+        return super().__array_ufunc__(ufunc, method, *inputs, **kwargs)
+
+    def _add(self, other: Array) -> Array:
+        if not isinstance(other, Recorder):
+            _check_zero(other)
+            return self._broadcast_to(_joint(self.shape, _shape(other)))
+        if other.tape is not self.tape:
+            raise NoRuleError("tangents of two different calls of vjp met in one operation")
+        terms = ((t.place, transposes.same, ()) for t in (self, other))
+        shape = _joint(self.shape, other.shape)
+        return self.tape.variable(shape, _wider(self.dtype, other.dtype), *terms)
+
+    def _scale(self, ufunc: np.ufunc, primal: Array) -> Array:
+        if isinstance(primal, int | float) and not isinstance(primal, np.generic):
+            return self._line(self.shape, self.dtype, transposes.scale, ufunc, primal)
+        primal = primal if hasattr(primal, "dtype") else np.asarray(primal)
+        shape, dtype = _joint(self.shape, primal.shape), _wider(self.dtype, primal.dtype)
+        return self._line(shape, dtype, transposes.scale, ufunc, primal)
+
+    def _sum(self, axes: tuple[int, ...], keepdims: bool) -> Array:
+        shape = tuple(
+            1 if i in axes else n for i, n in enumerate(self.shape) if keepdims or i not in axes
+        )
+        return self._line(shape, self.dtype, transposes.spread, axes, keepdims)
+
+    def _cumsum(self, axis: int) -> Array:
+        return self._line(self.shape, self.dtype, transposes.cumsum, axis)
+
+    def _reshape(self, shape: tuple[int, ...]) -> Array:
+        return self if shape == self.shape else self._line(shape, self.dtype, transposes.reshape)
+
+    def _transpose(self, axes: tuple[int, ...]) -> Array:
+        shape = tuple(self.shape[axis] for axis in axes)
+        return self._line(shape, self.dtype, transposes.transpose, axes)
+
+    def _broadcast_to(self, shape: tuple[int, ...]) -> Array:
+        return self if shape == self.shape else self._line(shape, self.dtype, transposes.same)
+
+    def _pad(self, widths: list[tuple[int, int]]) -> Array:
+        pairs = list(zip(self.shape, widths, strict=True))
+        inside = tuple(slice(before, before + n) for n, (before, _) in pairs)
+        shape = tuple(before + n + after for n, (before, after) in pairs)
+        return self._line(shape, self.dtype, transposes.part, inside)
+
+    def _matmul(self, primal: Array, left: bool) -> Array:
+        first, second = (self, primal) if left else (primal, self)
+        stack = _joint(tuple(first.shape[:-2]), tuple(second.shape[:-2]))
+        shape = (*stack, first.shape[-2], second.shape[-1])
+        lines = self.tape.program[self.place]
+        turned = len(lines) == 1 and lines[0][1] is transposes.transpose and len(self.shape) == 2
+        transpose = transposes.matmul_left if left else transposes.matmul_right
+        return self._line(shape, _wider(self.dtype, primal.dtype), transpose, primal, turned)
+
+    def _einsum(self, subscripts: str, operands: list[Array], place: int) -> Array:
+        shapes = [_shape(operand) for operand in operands]
+        spelled, result, _ = transposes.spelled_out(subscripts, [len(shape) for shape in shapes])
+        lengths: dict[str, int] = {}
+        for term, operand_shape in zip(spelled, shapes, strict=True):
+            for letter, length in zip(term, operand_shape, strict=True):
+                lengths[letter] = length if length != 1 else lengths.get(letter, 1)
+        shape = tuple(lengths[letter] for letter in result)
+        dtype = np.result_type(*(operand.dtype for operand in operands))
+        others = [None if i == place else operand for i, operand in enumerate(operands)]
+        return self._line(shape, dtype, transposes.einsum, subscripts, others, place)
+
+    @classmethod
+    def _concatenate(cls, tangents: list[Array], axis: int) -> Array:
+        terms: list[Term] = []
+        end = 0
+        for t in tangents:
+            start, end = end, end + t.shape[axis]
+            if isinstance(t, Recorder):
+                inside = (*(slice(None),) * axis, slice(start, end))
+                terms.append((t.place, transposes.part, (inside,)))
+            else:
+                _check_zero(t)
+        first = next(t for t in tangents if isinstance(t, Recorder))
+        shape = (*first.shape[:axis], end, *first.shape[axis + 1 :])
+        dtype = np.result_type(*(t.dtype for t in tangents))
+        return first.tape.variable(shape, dtype, *terms)
+
+    @classmethod
+    def _where(cls, mask: Array, first: Array, second: Array) -> Array:
+        sides = {side: t for side, t in ((True, first), (False, second)) if isinstance(t, Recorder)}
+        for t in (first, second):
+            if not isinstance(t, Recorder):
+                _check_zero(t)
+        terms = ((t.place, transposes.choose, (mask, side)) for side, t in sides.items())
+        shape = np.broadcast_shapes(_shape(mask), _shape(first), _shape(second))
+        dtype = np.result_type(*(t.dtype for t in sides.values()))
+        return next(iter(sides.values())).tape.variable(shape, dtype, *terms)
+
+    def __getitem__(self, index: Any) -> Array:
+        """Pick entries."""
+        shape = np.shape(_blank(self.shape)[index])
+        return self._line(
+            shape, self.dtype, transposes.scatter, index, transposes.makes_a_view(index)
+        )
+
+    def astype(self, dtype: Any) -> Array:
+        """Convert."""
+        dtype = np.dtype(dtype)
+        return self if dtype == self.dtype else self._line(self.shape, dtype, transposes.same)
+
+
+def _shape(x: Array) -> tuple[int, ...]:
+    """Shape of an array, a tangent or a number."""
+    return tuple(x.shape) if hasattr(x, "shape") else np.shape(x)
+
+
+def _joint(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of two arrays together."""
+    return a if a == b or not b else np.broadcast_shapes(a, b)
+
+
+def _wider(a: Any, b: Any) -> Any:
+    """Type of two arrays together."""
+    return a if a is b else np.result_type(a, b)
+
+
+def _blank(shape: tuple[int, ...]) -> Array:
+    """Make an array that takes no memory, to ask NumPy for the shape of a result."""
+    return np.ndarray(shape, np.bool_, b"\0", 0, (0,) * len(shape))
+
+
+def _check_zero(constant: Array) -> None:
+    """Refuse a constant beside a tangent, unless it is 0 (or a 0 times a NaN or infinity)."""
+    values = np.asarray(value_of(constant))
+    if np.any(values[np.isfinite(values)]):
+        raise NoRuleError(
+            f"a rule is not linear in its tangents: it adds an array of shape {values.shape} that "
+            "has no tangent and is not zero"
+        )

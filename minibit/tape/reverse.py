@@ -1,0 +1,338 @@
+"""Reverse mode out of forward mode: record the tangent program of a JVP, then transpose it.
+
+Near a point, a function moves its tangents by a linear program, and the rules of
+`minibit.dual.rules` write it down when the tangent is a recorder instead of an array:
+
+    t_k = sum of terms A_kj t_j         j < k,  every A_kj one of fourteen linear operations
+
+Read from last to first, with every A transposed, the same program carries cotangents back:
+
+    c_j <- c_j + A_kj^T c_k             k = last, ..., first
+
+That is reverse mode: the whole gradient of one number, for a few times the cost of the function
+and for the memory of every A. There is no second table of rules: what `jvp` differentiates, `grad`
+does too, custom rules and straight-through functions included.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.lib.array_utils import byte_bounds
+
+from minibit.dual import Array, Dual, Tree, dtype_of, jvp, map_tree, value_of, zip_trees
+from minibit.tape import transposes as transposes
+from minibit.tape.recorder import Recorder, Tape
+
+__all__ = ["Pullback", "grad", "value_and_grad", "vjp"]
+
+
+def vjp(fn: Callable[..., Tree], primals: Any) -> tuple[Tree, Pullback]:
+    """Evaluate a function, and record how to carry cotangents of its output back.
+
+        out = f(x),   pullback(c) = J(x)^T c,   so that  <c, J v> = <J^T c, v>
+
+    Parameters
+    ----------
+    fn : callable
+        Takes the primals as its arguments; returns an array or a tree of arrays. Plain NumPy code
+        inside, as for `minibit.dual.jvp`.
+    primals : tuple of floating arrays, or of trees of them
+        Where. None is held constant; so is whatever `fn` takes from outside.
+
+    Returns
+    -------
+    out : tree
+        What ``fn(*primals)`` returns; its arrays are read-only, as the program may hold them.
+    pullback : Pullback
+        Takes a tree of the structure and shapes of `out` (None for a part that does not matter);
+        returns a tuple of the structure, shapes and types of `primals`: arrays of their own, zeros
+        where nothing arrives.
+
+    Raises
+    ------
+    TypeError
+        If a primal is not floating, or `out` holds no real numbers; `NoRuleError` if `fn` applies a
+        function that has no rule, or a custom rule is not linear in its tangents.
+
+    Notes
+    -----
+    Kinks take the conventions of `minibit.dual.rules`. Calls nest, also with `jvp` and `jvp_batch`,
+    in any order. Arrays that `fn` multiplies by, or picks with, are held, not copied: they must not
+    be written to before the last call of `pullback`.
+
+    Examples
+    --------
+    >>> out, pullback = vjp(lambda x, y: x * np.sin(y), (2.0, 0.0))
+    >>> [float(c) for c in pullback(1.0)]
+    [0.0, 2.0]
+    """
+    if not isinstance(primals, list | tuple):
+        got = type(primals).__name__
+        raise TypeError(f"primals must be a tuple, one entry an argument: got {got}")
+    out, pullback = _record(fn, tuple(primals), "primals")
+    return map_tree(_read_only, out), pullback
+
+
+def _read_only(out: Any) -> Any:
+    """View an output so that nobody writes to what the program holds: the exponential, say."""
+    if type(out) is not np.ndarray:
+        return out
+    view = out.view()
+    view.flags.writeable = False
+    return view
+
+
+def value_and_grad(fn: Callable[..., Array]) -> Callable[..., tuple[Array, Tree]]:
+    """Evaluate a function that returns one number, and its gradient: every slope at once.
+
+        value_and_grad(f)(p, ...) = f(p, ...), (df/dp_1, df/dp_2, ...)
+
+    Parameters
+    ----------
+    fn : callable
+        Takes a tree of floating arrays first (an array, dict, list or tuple); returns one number.
+        Its other arguments are constants.
+
+    Returns
+    -------
+    callable
+        Takes the arguments of `fn`; returns its value, and a tree of the structure, shapes and
+        types of the first argument. None in it is held constant, and has gradient None. It lets go
+        of each part of the program as soon as that is read.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `vjp`; also if `fn` returns anything but one number.
+
+    Examples
+    --------
+    >>> value, slopes = value_and_grad(lambda p: p["a"] @ p["b"])(
+    ...     {"a": np.array([1.0, 2.0]), "b": np.array([3.0, 4.0])}
+    ... )
+    >>> float(value), slopes
+    (11.0, {'a': array([3., 4.]), 'b': array([1., 2.])})
+    """
+
+    @functools.wraps(fn)
+    def both(params: Tree, *args: Any, **kwargs: Any) -> tuple[Array, Tree]:
+        out, pullback = _record(lambda p: fn(p, *args, **kwargs), params, "params", whole=True)
+        if isinstance(out, dict | list | tuple) or out is None:
+            raise TypeError(f"fn must return one number, got a {type(out).__name__}: see vjp")
+        if np.ndim(out) != 0:
+            raise ValueError(f"fn must return one number, got shape {np.shape(out)}: see vjp")
+        return out, pullback._back(np.ones((), dtype_of(out)), keep=False)
+
+    return both
+
+
+def grad(fn: Callable[..., Array]) -> Callable[..., Tree]:
+    """Differentiate a function that returns one number: the gradient of `value_and_grad` alone.
+
+    Parameters
+    ----------
+    fn : callable
+        As in `value_and_grad`.
+
+    Returns
+    -------
+    callable
+        Takes the arguments of `fn`; returns the gradient in the first one. It may be differentiated
+        again, in either mode.
+
+    Examples
+    --------
+    >>> grad(lambda x: np.sum(x**3))(np.array([1.0, 2.0]))
+    array([ 3., 12.])
+    """
+
+    @functools.wraps(fn)
+    def gradient(params: Tree, *args: Any, **kwargs: Any) -> Tree:
+        return value_and_grad(fn)(params, *args, **kwargs)[1]
+
+    return gradient
+
+
+def _record(
+    fn: Callable[..., Tree], primals: Tree, name: str, whole: bool = False
+) -> tuple[Tree, Pullback]:
+    """Run `jvp` with a recorder for each tangent; `whole`: the tree is one argument, not many."""
+    tape = Tape()
+
+    def variable(x: Any, _: Any, name: str) -> Any:
+        if x is None:
+            return None
+        dtype = dtype_of(x)
+        if dtype.kind != "f":
+            raise TypeError(
+                f"{name} is {dtype}: only floating arrays have gradients. Cast it (2.0, not 2), "
+                "put None in its place, or let fn take it from outside"
+            )
+        return tape.variable(tuple(np.shape(x)), dtype)
+
+    tangents = zip_trees(variable, primals, primals, name)
+    inputs = len(tape.program)
+    args = ((primals,), (tangents,)) if whole else (primals, tangents)
+    out, outputs = jvp(fn, *args)
+    skeleton = map_tree(lambda x: None if x is None else 0, primals)
+    return out, Pullback(tape, skeleton, inputs, outputs)
+
+
+# Reading it backwards.
+
+
+class Pullback:
+    """The transposed program: carries cotangents of a function's outputs back to its inputs.
+
+    `vjp` makes it. It may be called any number of times, also from several threads at once. It
+    holds its program, and the arrays that the program scales by, for as long as it lives.
+
+    Attributes
+    ----------
+    nbytes : int
+        Memory of the arrays that the program holds, each counted once: primals of the function and
+        what it computed on the way. The caller may hold some of them anyway (the parameters). Of a
+        slice, what lies between its first and its last entry.
+
+    Examples
+    --------
+    >>> _, pullback = vjp(lambda x: np.sum(x * np.sin(x)), (np.zeros(5),))
+    >>> print(pullback)
+    t0 = input              (5,) float64
+    t1 = t0 * (5,)          (5,) float64
+    t2 = t0 * (5,)          (5,) float64
+    t3 = t1 * (5,)          (5,) float64
+    t4 = t2 + t3            (5,) float64
+    t5 = sum(t4)            () float64
+    >>> len(pullback), pullback.nbytes  # the sine, the cosine and x
+    (6, 120)
+    """
+
+    __slots__ = ("_inputs", "_outputs", "_skeleton", "_tape")
+
+    def __init__(self, tape: Tape, skeleton: Tree, inputs: int, outputs: Tree) -> None:
+        self._tape, self._skeleton, self._inputs, self._outputs = tape, skeleton, inputs, outputs
+
+    def __call__(self, cotangent: Tree) -> Tree:
+        """Return ``J^T c``, a tuple of the structure of the primals.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the cotangent has not the structure and the shapes of the output, or is not real.
+        """
+        return self._back(cotangent, keep=True)
+
+    def __len__(self) -> int:
+        """Return the number of variables of the program."""
+        return len(self._tape.program)
+
+    def __str__(self) -> str:
+        """Write the program out: each variable, its terms, its shape and type."""
+        lines = []
+        for place, terms in enumerate(self._tape.program):
+            what = " + ".join(transposes.written(*term) for term in terms) or "input"
+            kind = f"{self._tape.shapes[place]} {self._tape.dtypes[place]}"
+            lines.append(f"{f't{place} = {what}':<23} {kind}")
+        return "\n".join(lines)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays that the program holds."""
+        held: dict[int, tuple[int, int]] = {}  # of each array: from where to where it is used
+
+        def count(thing: Any) -> None:
+            if isinstance(thing, list | tuple):
+                for part in thing:
+                    count(part)
+            thing = value_of(thing) if isinstance(thing, Dual) else thing
+            if isinstance(thing, np.ndarray):
+                low, high = byte_bounds(thing)
+                while isinstance(thing.base, np.ndarray):
+                    thing = thing.base
+                before = held.get(id(thing), (low, high))
+                held[id(thing)] = min(low, before[0]), max(high, before[1])
+
+        count([given for terms in self._tape.program for _, _, given in terms])
+        return sum(high - low for low, high in held.values())
+
+    def _back(self, cotangent: Tree, keep: bool) -> Tree:
+        seeds: list[tuple[int, Array]] = []
+
+        def seed(variable: Any, c: Any, name: str) -> None:
+            if variable is None:
+                raise TypeError(f"{name} must be None, as the output is")
+            c = c if isinstance(c, Dual) else np.asarray(c)
+            if c.dtype.kind not in "fiub":
+                raise TypeError(f"{name} is {c.dtype}, it must be real numbers")
+            if tuple(c.shape) != tuple(variable.shape):
+                raise ValueError(
+                    f"{name} has shape {tuple(c.shape)}, the output has {tuple(variable.shape)}"
+                )
+            if isinstance(variable, Recorder):  # else the output does not depend on the primals
+                c = c if c.dtype == variable.dtype else c.astype(variable.dtype)
+                seeds.append((variable.place, c))
+
+        zip_trees(seed, self._outputs, cotangent, "the cotangent")
+        found = iter(_pull(self._tape, seeds, self._inputs, keep))
+        return map_tree(lambda x: None if x is None else next(found), self._skeleton)
+
+
+def _pull(tape: Tape, seeds: list[tuple[int, Array]], inputs: int, keep: bool) -> list[Array]:
+    """Carry cotangents from the last variable to the first; return those of the inputs.
+
+    A cotangent that nothing has reached is None, not zeros. One is *owned* if nobody else can see
+    its memory: what arrives next is added to it in place. Without `keep`, each line is let go once
+    it is read, and with it the arrays that it held.
+    """
+    program, shapes, dtypes = tape.program, tape.shapes, tape.dtypes
+    cotangents: list[Array] = [None] * len(program)
+    owned = [False] * len(program)
+
+    def add(place: int, piece: Array, fresh: bool) -> None:
+        before = cotangents[place]
+        if before is None:
+            cotangents[place], owned[place] = piece, fresh
+        elif owned[place] and isinstance(piece, np.ndarray):
+            np.add(before, piece, out=before)
+        elif fresh and isinstance(before, np.ndarray):
+            cotangents[place], owned[place] = np.add(before, piece, out=piece), True
+        else:
+            total = cotangents[place] = before + piece
+            owned[place] = type(total) is np.ndarray
+
+    for place, c in seeds:
+        add(place, c, False)
+    for place in range(len(program) - 1, inputs - 1, -1):
+        terms = program[place] if keep else program.pop()
+        c = cotangents.pop()
+        if c is None:
+            continue
+        mine = owned[place] and len(terms) == 1
+        for source, transpose, given in terms:
+            shape, dtype = shapes[source], dtypes[source]
+            if transpose is transposes.scatter and owned[source] and isinstance(c, np.ndarray):
+                transposes.add_at(cotangents[source], c, *given)
+                continue
+            piece = transpose(c, shape, mine, *given)
+            if piece.shape != shape or piece.dtype != dtype:
+                piece = transposes.fit(piece, shape, dtype)
+            fresh = type(piece) is np.ndarray and (
+                transpose in transposes.NEW
+                or (piece.base is None and piece is not c)
+                or (mine and piece.flags.writeable)
+            )
+            add(source, piece, fresh)
+    results = []
+    for place in range(inputs):
+        c = cotangents[place]
+        if c is None:
+            c = np.zeros(shapes[place], dtypes[place])
+        elif not isinstance(c, Dual) and not owned[place]:
+            c = np.array(c)
+        results.append(c)
+    return results

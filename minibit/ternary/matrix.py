@@ -1,0 +1,220 @@
+"""Ternary codes, their packings, and a matrix that holds them.
+
+A ternary layer is a matrix of codes and one scale:
+
+    W ~ scale * codes,   codes in {-1, 0, 1}
+
+Codes are int8 arrays of shape (n_out, n_in) wherever they are computed with, and packed wherever
+they are stored: `minibit.ternary.packings` has the dense packings, `minibit.ternary.published` and
+`minibit.ternary.ggml` the layouts of published files, and this module the matrix. All of their
+names are public here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from minibit import kernels
+from minibit.ternary.packings import (
+    check_codes,
+    check_count,
+    check_scale,
+    check_shape,
+    pack2,
+    unpack2,
+)
+from minibit.ternary.panels import pack_columns, pack_panels, unpack_columns, unpack_panels
+from minibit.ternary.panels_from_hf import hold_hf
+
+__all__ = ["TernaryMatrix"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TernaryMatrix:
+    """An immutable ternary matrix: packed codes and one scale, ``W = scale * codes``.
+
+    Make one with `from_codes`, `from_packed2` or `from_hf`. It holds a single copy of the weights,
+    in the layout that this CPU's product reads (`minibit.ternary.panels`), chosen when the matrix
+    is made; `codes` and `packed2` derive what they return. Pickles carry the canonical 2-bit form,
+    so they travel between machines. Safe to share between threads: nothing in it changes.
+
+    Attributes
+    ----------
+    shape : tuple of two ints
+        (n_out, n_in).
+    scale : float32
+        One factor for the whole matrix; finite.
+
+    Examples
+    --------
+    >>> matrix = TernaryMatrix.from_codes([[1, 0, -1], [0, 0, 1]], scale=0.5)
+    >>> matrix
+    TernaryMatrix(shape=(2, 3), scale=0.5)
+    >>> matrix.packed_nbytes
+    2
+    >>> matrix.codes()
+    array([[ 1,  0, -1],
+           [ 0,  0,  1]], dtype=int8)
+    """
+
+    _held: NDArray[np.uint8]  # read-only: panels, columns, or for the reference path `packed2`
+    _path: str  # the kernel path that multiplies by it, see `minibit.kernels.path`
+    shape: tuple[int, int]
+    scale: np.float32
+    _one_token: tuple[int, int] | None  # shape of one token if the matrix is small, for the product
+    _one_result: tuple[int, int]  # and of what comes out
+
+    @classmethod
+    def from_codes(cls, codes: ArrayLike, scale: float | np.float32 = 1.0) -> TernaryMatrix:
+        """Pack a matrix of codes.
+
+        Parameters
+        ----------
+        codes : integer array, shape (n_out, n_in)
+            -1, 0 or 1. May be empty, read-only, of any memory order; it is copied.
+        scale : float
+            One finite number (an array of one entry will do); rounded to float32.
+
+        Raises
+        ------
+        TypeError
+            If `codes` are not integers, or `scale` is not a number.
+        ValueError
+            If an entry is no ternary code (the first is named), `codes` is no matrix, or `scale` is
+            not one finite number.
+        """
+        path = kernels.path()
+        pack = _PACK[kernels.layout(path)]
+        if type(codes) is np.ndarray and codes.dtype == np.int8 and codes.ndim == 2:
+            try:
+                held = pack(codes)  # compiled packers check as they go
+            except ValueError:
+                check_codes(codes)
+                raise
+        else:
+            codes = check_codes(codes, ndim=2)
+            held = pack(codes)
+        n_out, n_in = codes.shape
+        return cls._made(held, path, (n_out, n_in), scale)
+
+    @classmethod
+    def from_packed2(
+        cls, packed: ArrayLike, shape: tuple[int, int], scale: float | np.float32 = 1.0
+    ) -> TernaryMatrix:
+        """Read a matrix from the canonical 2-bit form: `pack2` of its codes in C order.
+
+        Parameters
+        ----------
+        packed : uint8 array, shape (ceil(n_out * n_in / 4),)
+            Copied; what it holds beyond the last code is dropped.
+        shape : tuple of two ints
+            (n_out, n_in).
+        scale : float
+            One finite number; rounded to float32.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `unpack2` does, and for a `shape` or `scale` that is none.
+        """
+        shape = check_shape(shape)
+        return cls.from_codes(unpack2(packed, shape[0] * shape[1]).reshape(shape), scale)
+
+    @classmethod
+    def from_hf(
+        cls, packed: ArrayLike, n_out: int, scale: float | np.float32 = 1.0
+    ) -> TernaryMatrix:
+        """Read a matrix from Hugging Face's layout, without expanding the whole of it to codes.
+
+        Parameters
+        ----------
+        packed : uint8 array, shape (ceil(n_out / 4), n_in)
+            As `to_hf` returns it; copied.
+        n_out : int
+            Number of rows.
+        scale : float
+            One finite number; rounded to float32.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `from_hf` does, and for a `scale` that is none.
+        """
+        packed, n_out = np.asarray(packed), check_count(n_out, "n_out")
+        path = kernels.path()
+        held = hold_hf(packed, n_out, kernels.layout(path))
+        return cls._made(held, path, (n_out, packed.shape[1]), scale)
+
+    @classmethod
+    def _made(
+        cls,
+        held: NDArray[np.uint8],
+        path: str,
+        shape: tuple[int, int],
+        scale: float | np.float32,
+    ) -> TernaryMatrix:
+        """Wrap bytes that lie as the path wants them."""
+        n_out, n_in = shape
+        held.flags.writeable = False
+        small = path != "reference" and 0 < n_in <= _SMALL and 0 < n_out <= _SMALL
+        one_token = (1, n_in) if small else None
+        return cls(held, path, shape, _one_scale(scale), one_token, (1, n_out))
+
+    def codes(self) -> NDArray[np.int8]:
+        """Codes as a fresh int8 array, shape (n_out, n_in)."""
+        match kernels.layout(self._path):
+            case "panels":
+                return unpack_panels(self._held, self.shape)
+            case "columns":
+                return unpack_columns(self._held, self.shape)
+        return unpack2(self._held, self.shape[0] * self.shape[1]).reshape(self.shape)
+
+    def packed2(self) -> NDArray[np.uint8]:
+        """Canonical 2-bit form for files, `pack2` of the codes: uint8, read-only."""
+        if self._path == "reference":
+            return self._held.view()
+        packed = pack2(self.codes())
+        packed.flags.writeable = False
+        return packed.view()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the weights take in memory as held here, padding included (no scale)."""
+        return self._held.nbytes
+
+    @property
+    def packed_nbytes(self) -> int:
+        """Bytes that the weights take in a file, as `packed2`: a quarter of a byte each."""
+        return -(-self.shape[0] * self.shape[1] // 4)
+
+    def __repr__(self) -> str:
+        """Shape and scale; never the weights."""
+        return f"{type(self).__name__}(shape={self.shape}, scale={self.scale:g})"
+
+    def __reduce__(self) -> tuple[Callable[..., TernaryMatrix], tuple[object, ...]]:
+        """Pickle through the canonical form: a layout made for one CPU never reaches another."""
+        return (TernaryMatrix.from_packed2, (self.packed2(), self.shape, self.scale))
+
+
+_SMALL = 2048  # inputs and outputs of a matrix for which the way into a product counts
+_PACK: dict[str, Callable[..., NDArray[np.uint8]]] = {
+    "packed2": pack2,
+    "columns": pack_columns,
+    "panels": pack_panels,
+}
+
+
+def _one_scale(scale: float | np.float32) -> np.float32:
+    """Round a scale to float32, refusing what is not one finite number."""
+    array = check_scale(scale)
+    if array.size != 1:
+        raise ValueError(f"scale must be one number, got shape {array.shape}")
+    with np.errstate(over="ignore", under="ignore"):
+        one = np.float32(array.reshape(()))
+    if not np.isfinite(one):
+        raise ValueError(f"scale must be finite as float32, got {array.reshape(())}")
+    return one

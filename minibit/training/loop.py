@@ -1,0 +1,435 @@
+"""Training runs: the loop that ties noise_step to a log.
+
+A *preset* (`minibit.training.presets`) names every hyper-parameter. A run draws batches of shifted
+images, harder samples more often (`minibit.training.resampling`), steps, and appends what each step
+kept to a log, 32 steps a record. The log's header says what the run was
+(`minibit.training.log_header`).
+
+Support room: ties noise_step to logs and data.
+"""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit.datasets import Dataset, load_mnist, split
+from minibit.kernels import compiled
+from minibit.noise import BATCH, integers
+from minibit.noise_step import (
+    MLP,
+    NoiseStep,
+    Plan,
+    SampledStep,
+    StepResult,
+    forward,
+    geometric,
+    initial_params,
+)
+from minibit.steps import StepLog
+from minibit.training.log_header import make_header, model_of, recipe_of, training_header
+from minibit.training.presets import PRESETS, Preset
+from minibit.training.resampling import Pool, shifted
+
+__all__ = ["Progress", "TrainResult", "evaluate", "train"]
+
+STEPS_PER_RECORD = 32
+REPORT_SECONDS = 0.5
+LEAST_SIDE = 4  # a shift by a pixel takes a quarter of such an image, or all of a row
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands; handed to the caller about twice a second."""
+
+    step: int
+    steps: int
+    loss: float
+    accuracy: float  # of the batch
+    seconds: float
+    remaining: float
+    log_bytes: int
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to."""
+
+    preset: str
+    seed: int
+    split: str
+    test_accuracy: float
+    validation_accuracy: float | None  # None if the run trained on the validation images too
+    digest: str
+    steps: int
+    loss: float  # of the last batch
+    log_bytes: int
+    packed_weight_bytes: int  # the weights at five trits a byte
+    seconds: float  # of training, without compile_seconds
+    compile_seconds: float
+    cpu_seconds: float
+    step_seconds: NDArray[np.float64] = field(repr=False)
+    batch_sizes: NDArray[np.int64] = field(repr=False)
+    interrupted: bool = False
+
+
+def train(
+    preset: str = "small",
+    seed: int = 0,
+    out: str | Path = "model.steps",
+    *,
+    steps: int | None = None,
+    resume: bool = False,
+    workers: int | None = None,
+    dataset: Dataset | None = None,
+    widths: tuple[int, ...] | None = None,
+    split_name: Literal["final", "validation"] = "final",
+    total_steps: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    **overrides: Any,
+) -> TrainResult:
+    """Train an MLP by noise_step and write its log.
+
+    Parameters
+    ----------
+    preset : str
+        A name in `PRESETS`.
+    seed : int
+        Names the initial weights and all draws.
+    out : path
+        The log; must not exist unless `resume`.
+    steps : int, optional
+        Stop after as many steps in all. Schedules still run over `total_steps`, so that a shorter
+        run is a prefix of the whole one.
+    resume : bool
+        Go on from the last good record of `out`; preset, seed, widths and split come from its
+        header.
+    workers : int, optional
+        Threads; as many as there are cores by default.
+    dataset : Dataset, optional
+        MNIST by default.
+    widths : tuple of int, optional
+        Widths of the hidden layers, or of all layers.
+    split_name : "final" or "validation"
+        Train on all training samples, or keep the validation split (`minibit.datasets.split`: the
+        last 5,000 of MNIST) apart and report on it: the way to choose hyper-parameters.
+    total_steps : int, optional
+        Steps over which the schedules run, at least `steps`: the preset's number by default, or
+        `steps` if that is more.
+    progress : callable, optional
+        Gets a `Progress` about twice a second. If it raises KeyboardInterrupt, or Ctrl-C does, what
+        was trained so far is logged and the result says ``interrupted``.
+    **overrides
+        Fields of `Preset` to replace.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, a log does not fit, or is to go on with other fields of its preset.
+    FileExistsError
+        If `out` exists and `resume` is not asked for.
+    """
+    steps = steps if steps is None else operator.index(steps)
+    if steps is not None and steps < 0:
+        raise ValueError(f"steps must not be negative, got {steps}")
+    if total_steps is not None and total_steps < max(1, steps or 0):
+        raise ValueError(f"total_steps must be at least {max(1, steps or 0)}, got {total_steps}")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    data = dataset or load_mnist()
+    if resume:
+        run = _Run.resumed(Path(out), data, overrides)
+    else:
+        recipe = _recipe(preset, data, widths, steps, total_steps, overrides)
+        run = _Run.fresh(preset, recipe, seed, Path(out), data, split_name)
+    with run.log:  # free for other writers again, also if the run fails
+        total = run.recipe.steps if steps is None else steps
+        if total > run.recipe.steps:
+            raise ValueError(f"steps must be at most the log's {run.recipe.steps}, got {steps}")
+        begin = time.perf_counter()
+        run.warm_up()
+        compile_seconds = time.perf_counter() - begin
+        return run.go(total, compile_seconds, workers, progress)
+
+
+def evaluate(
+    params: Mapping[str, NDArray[Any]],
+    model: MLP,
+    x: NDArray[Any],
+    y: NDArray[Any],
+    workers: int | None = None,
+) -> float:
+    """Return the share of the samples whose label is the largest logit.
+
+    Raises
+    ------
+    ValueError
+        If there are no samples, or weights, samples and labels do not fit each other.
+    """
+    if not len(y):
+        raise ValueError("y must hold at least one sample")
+    correct = forward(model, params, x, y, workers)[3]
+    return float(correct.mean())
+
+
+def _recipe(
+    preset: str,
+    data: Dataset,
+    widths: tuple[int, ...] | None,
+    steps: int | None,
+    total_steps: int | None,
+    overrides: dict[str, Any],
+) -> Preset:
+    """Fit a preset to the data, and replace what is asked for."""
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    recipe = replace(PRESETS[preset], **overrides)
+    n_in, classes = data.features, data.classes
+    inner = recipe.widths[1:-1]
+    if widths is not None:
+        inner = tuple(operator.index(width) for width in np.atleast_1d(widths).tolist())
+    if len(inner) > 1 and inner[0] == n_in and inner[-1] == classes:
+        inner = inner[1:-1]
+    total = total_steps or max(recipe.steps, steps or 0)
+    recipe = replace(recipe, widths=(n_in, *inner, classes), steps=total)
+    if len(data.sample_shape) != 2 or min(data.sample_shape) < LEAST_SIDE:  # no image to shift
+        recipe = replace(recipe, shifts=1)
+    return recipe
+
+
+@dataclass
+class _Run:
+    """State of a training run."""
+
+    recipe: Preset
+    header: dict[str, Any]
+    data: Dataset
+    log: StepLog
+    model: MLP
+    stepper: NoiseStep
+    pool: Pool
+    density: float
+
+    @classmethod
+    def fresh(
+        cls,
+        preset: str,
+        recipe: Preset,
+        seed: int,
+        out: Path,
+        data: Dataset,
+        split_name: str,
+    ) -> _Run:
+        """Start a log, after everything else that can fail."""
+        if split_name not in ("final", "validation"):
+            raise ValueError(f"split_name must be 'final' or 'validation', got {split_name!r}")
+        if out.exists():
+            raise FileExistsError(f"out must not exist yet, or be resumed: {out}")
+        header = make_header(preset, recipe, seed, data, split_name)
+        params = initial_params(Plan.from_dict(header["plan"]))
+        return cls._of(header, recipe, data, params, 0, lambda: StepLog.create(out, header))
+
+    @classmethod
+    def resumed(cls, out: Path, data: Dataset, overrides: dict[str, Any]) -> _Run:
+        """Go on where the last good record ends; a torn tail is cut off, once all else fits."""
+        header = training_header(StepLog.open(out))
+        before, recipe = header["data"], recipe_of(header["recipe"])
+        for name, value in overrides.items():
+            if getattr(recipe, name, None) != value:
+                raise ValueError(f"{name} must be that of the log that is resumed, got {value!r}")
+        if before["digest"] != data.digest:
+            raise ValueError(
+                f"dataset must be the one the log was trained on, {before['name']} with digest "
+                f"{before['digest']}; got {data.name} with digest {data.digest}"
+            )
+        log = StepLog.recover(out)
+        try:
+            run = cls._of(log.header, recipe, data, log.replay(), len(log), lambda: log)
+        except BaseException:
+            log.close()
+            raise
+        for step in log.steps():
+            if isinstance(step, SampledStep):
+                run.density = step.numerator / 2**32  # of the last step, where it follows the loss
+        return run
+
+    @classmethod
+    def _of(
+        cls,
+        header: dict[str, Any],
+        recipe: Preset,
+        data: Dataset,
+        params: dict[str, NDArray[np.int8]],
+        steps: int,
+        log: Callable[[], StepLog],
+    ) -> _Run:
+        plan, model = Plan.from_dict(header["plan"]), model_of(header)
+        train_x, train_y = data.train_x, data.train_y
+        if header["data"]["split"] == "validation":
+            train_x, train_y = split(data)[:2]
+        images = shifted(train_x, recipe.shifts, data.sample_shape)
+        stepper = _stepper(model, params, plan, recipe)
+        stepper.steps = steps
+        return cls(
+            recipe=recipe,
+            header=header,
+            data=data,
+            log=log(),
+            model=model,
+            stepper=stepper,
+            pool=Pool(
+                images,
+                train_y.astype(np.int64),
+                plan.seed,
+                recipe.threshold,
+                recipe.easy_share,
+            ),
+            density=recipe.density[0],
+        )
+
+    def warm_up(self) -> None:
+        """Compile what a step of the first batch's size uses; leaves no trace in the run."""
+        if not compiled():
+            return
+        few = _stepper(self.model, self.stepper.params, self.log.plan, self.recipe)
+        count = self.batch_size(0)
+        x, y = self.pool.images[0, :count], self.pool.labels[:count]
+        few.step(x, y)
+        evaluate(few.params, self.model, x, y)
+        integers(self.log.plan.seed, 8, 8, domain=BATCH)
+
+    def measure_hardness(self, workers: int | None) -> None:
+        """Fill the table from the present weights, as a resumed run must."""
+        for shift, images in enumerate(self.pool.images):
+            found = forward(self.model, self.stepper.params, images, self.pool.labels, workers)
+            self.pool.hard[:, shift] = found[2]
+
+    def batch_size(self, step: int) -> int:
+        first, last = self.recipe.batch
+        return round(geometric(first, last, self.recipe.steps)(step))
+
+    def one_step(self) -> StepResult:
+        step = self.stepper.steps
+        sample, shift, weight = self.pool.draw(step, self.batch_size(step))
+        x, y = self.pool.images[shift, sample], self.pool.labels[sample]
+        if self.recipe.density_by_loss and self.recipe.method == "sampled":
+            result = self.stepper.step(x, y, weight=weight, density=self.density)
+            for bar, density in self.recipe.density_by_loss:
+                if result.loss < bar:
+                    self.density = min(self.density, density)
+        else:
+            result = self.stepper.step(x, y, weight=weight)
+        self.pool.hard[sample, shift] = result.hardness
+        return result
+
+    def go(
+        self,
+        total: int,
+        compile_seconds: float,
+        workers: int | None,
+        progress: Callable[[Progress], None] | None,
+    ) -> TrainResult:
+        self.stepper.workers = workers
+        begin, cpu = time.perf_counter(), time.process_time()
+        if self.stepper.steps and self.recipe.easy_share < 1:
+            self.measure_hardness(workers)
+        first = self.stepper.steps
+        work = np.cumsum([self.batch_size(t) for t in range(first, max(first, total))])
+        pending: list[Any] = []  # steps from `begun` on that the log has not got yet
+        begun = first
+        seconds: list[float] = []
+        loss, last_report, interrupted = float("nan"), begin, False
+        try:
+            while self.stepper.steps < total:
+                start = time.perf_counter()
+                result = self.one_step()
+                pending.append(result.record)
+                loss = result.loss
+                now = time.perf_counter()
+                seconds.append(now - start)
+                if len(pending) == STEPS_PER_RECORD:
+                    self.log.append(pending)
+                    pending, begun = [], begun + STEPS_PER_RECORD
+                if progress and (
+                    now - last_report >= REPORT_SECONDS or self.stepper.steps == total
+                ):
+                    last_report, done = now, len(seconds)
+                    left = float((now - begin) * (work[-1] / work[done - 1] - 1))
+                    progress(
+                        Progress(
+                            self.stepper.steps,
+                            total,
+                            loss,
+                            result.accuracy,
+                            now - begin,
+                            left,
+                            self.log.nbytes,
+                        )
+                    )
+        except KeyboardInterrupt:
+            interrupted = True
+        self.log.append(pending[max(0, len(self.log) - begun) :])  # an interrupt may follow a write
+        elapsed, used = time.perf_counter() - begin, time.process_time() - cpu
+        return self._result(
+            loss, elapsed, used, compile_seconds, np.array(seconds), first, interrupted
+        )
+
+    def _result(
+        self,
+        loss: float,
+        seconds: float,
+        cpu_seconds: float,
+        compile_seconds: float,
+        step_seconds: NDArray[np.float64],
+        first: int,
+        interrupted: bool,
+    ) -> TrainResult:
+        params, model = self.log.replay(), self.model
+        validation = None
+        kept = self.header["data"]
+        if kept["split"] == "validation":
+            validation = evaluate(params, model, *split(self.data)[2:])
+        done = len(step_seconds)
+        return TrainResult(
+            preset=self.header["recipe"]["preset"],
+            seed=self.log.plan.seed,
+            split=kept["split"],
+            test_accuracy=evaluate(params, model, self.data.test_x, self.data.test_y),
+            validation_accuracy=validation,
+            digest=self.log.digest(),
+            steps=len(self.log),
+            loss=loss,
+            log_bytes=self.log.nbytes,
+            packed_weight_bytes=-(-self.log.plan.size // 5),
+            seconds=seconds,
+            compile_seconds=compile_seconds,
+            cpu_seconds=cpu_seconds,
+            step_seconds=step_seconds,
+            batch_sizes=np.array([self.batch_size(first + t) for t in range(done)], np.int64),
+            interrupted=interrupted,
+        )
+
+
+def _stepper(
+    model: MLP, params: dict[str, NDArray[np.int8]], plan: Plan, recipe: Preset
+) -> NoiseStep:
+    return NoiseStep(
+        model,
+        params,
+        plan.seed,
+        recipe.method,
+        perturbations=max(1, plan.perturbations),
+        density=geometric(*recipe.density, recipe.steps, every=STEPS_PER_RECORD),
+        score=recipe.score,
+        units=plan.units or 1,
+        rate=geometric(*recipe.rate, recipe.steps),
+        threshold=recipe.threshold,
+        zeros=plan.zeros / 2**32,
+    )

@@ -1,0 +1,275 @@
+"""Where a token is, and what it looks at: rotary positions and causal attention.
+
+    rotate             (a, b) -> (a cos - b sin, b cos + a sin)    angle = position theta^(-2 i / d)
+    causal_attention   o_t = sum over s <= t of softmax_s(q_t k_s / sqrt(d)) v_s
+
+Head ``h`` of ``heads`` reads key and value head ``h // (heads / kv_heads)``: with fewer key heads
+than query heads (grouped queries) there is less to keep of every token.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit.dual import custom_jvp
+from minibit.kernels import compiled
+from minibit.tape import Recorder
+from minibit.transformer.blocks import is_plain
+
+__all__ = ["Positions", "causal_attention", "positions", "rotate"]
+
+Array = Any  # an ndarray, or a Dual, which behaves like one
+
+
+class Positions(NamedTuple):
+    """Where the tokens of a call stand: made once, used by every layer.
+
+    Attributes
+    ----------
+    batch, length : int
+        Shape of the tokens.
+    start : int
+        Position of the first token: how many a cache holds.
+    cos, sin : float32 array, shape (length, 1, 2, head_dim / 2)
+        `rotate`'s tables; the sign of the sine is in the table.
+    future : bool array, shape (length, start + length), or None
+        True where a key is later than the query; None where no key is, as for one token.
+    """
+
+    batch: int
+    length: int
+    start: int
+    cos: NDArray[np.float32]
+    sin: NDArray[np.float32]
+    future: NDArray[np.bool_] | None
+
+
+def positions(
+    batch: int, length: int, head_dim: int, theta: float = 10000.0, start: int = 0
+) -> Positions:
+    """Make the rotary tables and the causal mask for `length` tokens from position `start` on.
+
+    ``angle[p, i] = p theta^(-2 i / head_dim)`` for i below head_dim / 2, in float32 as published.
+
+    Parameters
+    ----------
+    batch, length : int
+        Shape of the tokens.
+    head_dim : int
+        Even.
+    theta : float
+        Base of the wavelengths: the longest is near ``2 pi theta`` tokens.
+    start : int
+        Position of the first token.
+
+    Returns
+    -------
+    Positions
+
+    Notes
+    -----
+    Source: Su et al., RoFormer (arXiv 2104.09864), eq. 15, with Llama's pairs (i, i + head_dim / 2)
+    in place of neighbours.
+
+    Examples
+    --------
+    >>> at = positions(1, 3, head_dim=4)
+    >>> at.cos[:, 0, 0].round(3)
+    array([[ 1.   ,  1.   ],
+           [ 0.54 ,  1.   ],
+           [-0.416,  1.   ]], dtype=float32)
+    >>> at.future.astype(int)
+    array([[0, 1, 1],
+           [0, 0, 1],
+           [0, 0, 0]])
+    """
+    half = head_dim // 2
+    exponent = np.arange(0, 2 * half, 2, dtype=np.float32) / np.float32(head_dim)  # (half,)
+    frequency = np.float32(1) / np.float32(theta) ** exponent
+    place = np.arange(start, start + length, dtype=np.float32)
+    angle = (place[:, None] * frequency)[:, None, None, :]  # (length, 1, 1, half)
+    cos, sin = np.cos(angle), np.sin(angle)
+    future = None
+    if length > 1:
+        future = np.arange(start + length) > np.arange(start, start + length)[:, None]
+    return Positions(
+        batch,
+        length,
+        start,
+        np.concatenate([cos, cos], axis=2),  # (length, 1, 2, half)
+        np.concatenate([-sin, sin], axis=2),
+        future,
+    )
+
+
+def rotate(x: Array, at: Positions) -> Array:
+    """Turn each pair (x[i], x[i + head_dim / 2]) of every head by the angle of its position.
+
+    ``(a, b) -> (a cos - b sin, b cos + a sin)``: then ``rotate(q) . rotate(k)`` depends on the two
+    positions through their difference alone.
+
+    Parameters
+    ----------
+    x : float array, shape (batch, length, heads, head_dim)
+    at : Positions
+
+    Returns
+    -------
+    array, shape of x
+        Of the same length (norm) per pair.
+
+    Raises
+    ------
+    ValueError
+        If x has another length or width of a head than the tables.
+
+    Examples
+    --------
+    >>> x = np.float32([[[[1, 0]], [[1, 0]]]])  # one head of two entries, at positions 0 and 1
+    >>> rotate(x, positions(1, 2, 2)).round(3)[0, :, 0]
+    array([[1.   , 0.   ],
+           [0.54 , 0.841]], dtype=float32)
+    """
+    length, _, _, half = at.cos.shape
+    if x.ndim != 4 or (x.shape[1], x.shape[3]) != (length, 2 * half):
+        raise ValueError(
+            f"x must have shape (batch, {length}, heads, {2 * half}), got {tuple(x.shape)}"
+        )
+    turned: Array = _turned(x, cos=at.cos, sin=at.sin)
+    return turned
+
+
+@custom_jvp
+def _turned(x: Array, *, cos: Array, sin: Array) -> Array:
+    if is_plain(x) and compiled():
+        return _turn_kernel(x, cos, sin, back=False)
+    return turn_reference(x, cos, sin, back=False)
+
+
+@_turned.defjvp
+def _turned_rule(
+    primals: tuple[Array], tangents: tuple[Array], *, cos: Array, sin: Array
+) -> tuple[Array, Array]:
+    (x,), (x_dot,) = primals, tangents
+    if isinstance(x_dot, Recorder):
+        x_dot = x_dot._line(x_dot.shape, x_dot.dtype, _turn_back, cos, sin)
+    else:
+        x_dot = turn_reference(x_dot, cos, sin, back=False)
+    return _turned(x, cos=cos, sin=sin), x_dot
+
+
+def turn_reference(x: Array, cos: Array, sin: Array, back: bool) -> Array:
+    """Turn every pair of x, or a tangent of it, by its angle; `back`: by minus its angle."""
+    cos, sin = cos.astype(x.dtype, copy=False), sin.astype(x.dtype, copy=False)
+    pair = x.reshape(*x.shape[:-1], 2, x.shape[-1] // 2)  # (batch, length, heads, 2, half)
+    turned: Array = pair * cos + pair[..., ::-1, :] * (-sin if back else sin)
+    return turned.reshape(x.shape)
+
+
+def _turn_back(c: Array, shape: tuple[int, ...], mine: bool, cos: Array, sin: Array) -> Array:
+    """Carry a cotangent back: the transpose of a rotation is the rotation back."""
+    if type(c) is np.ndarray and c.dtype == np.float32 and compiled():
+        return _turn_kernel(np.ascontiguousarray(c), cos, sin, back=True)
+    return turn_reference(c, cos, sin, back=True)
+
+
+def _turn_kernel(x: Array, cos: Array, sin: Array, back: bool) -> Array:
+    from minibit.kernels.blocks import turn
+
+    out = np.empty_like(x)
+    turn(x, cos, sin, back, out)
+    return out
+
+
+@custom_jvp
+def causal_attention(q: Array, k: Array, v: Array, *, future: Any = None) -> Array:
+    """Average the values of earlier tokens, weighted by a softmax of query times key.
+
+    ``p = softmax(q k^T / sqrt(head_dim))`` over the keys that are not later, ``o = p v``.
+
+    Parameters
+    ----------
+    q : float array, shape (batch, heads, length, head_dim)
+    k, v : float array, shape (batch, kv_heads, keys, head_dim)
+        `kv_heads` divides `heads`; query head h reads key head ``h // (heads / kv_heads)``. Values
+        may have another width, which is then the result's.
+    future : bool array, shape (length, keys), optional
+        True where a key must not be seen. In each row one key at least is seen.
+
+    Returns
+    -------
+    array, shape (batch, heads, length, head_dim)
+
+    Notes
+    -----
+    With ``s = q k^T / sqrt(d)`` the tangent is ``o_dot = (p s_dot) v - (sum p s_dot) o + p v_dot``:
+    the correction of the softmax is made on the outputs, which are smaller than the weights.
+
+    Examples
+    --------
+    >>> q = k = np.zeros((1, 1, 2, 2), np.float32)
+    >>> v = np.float32([[[[1, 2], [3, 4]]]])
+    >>> causal_attention(q, k, v, future=np.array([[False, True], [False, False]]))[0, 0]
+    array([[1., 2.],
+           [2., 3.]], dtype=float32)
+    """
+    q, future, shape = _grouped(q, k, future)
+    scaled = q * _scale(q)  # (batch, kv_heads, group length, head_dim)
+    p = _softmax(scaled @ _swapped(k), future)  # (batch, kv_heads, group length, keys)
+    return (p @ v).reshape(*shape[:3], v.shape[-1])
+
+
+@causal_attention.defjvp
+def _attention_rule(
+    primals: tuple[Array, ...], tangents: tuple[Array, ...], *, future: Any = None
+) -> tuple[Array, Array]:
+    q, k, v = primals
+    q, future, shape = _grouped(q, k, future)
+    q_dot, k_dot, v_dot = np.reshape(tangents[0], q.shape), *tangents[1:]
+    scaled, scaled_k = q * _scale(q), k * _scale(q)
+    p = _softmax(scaled @ _swapped(k), future)  # (batch, kv_heads, group length, keys)
+    o = p @ v  # (batch, kv_heads, group length, head_dim)
+    s_dot = q_dot @ _swapped(scaled_k) + scaled @ _swapped(k_dot)
+    u = s_dot * p
+    correction = np.sum(u, axis=-1, keepdims=True)  # (batch, kv_heads, group length, 1)
+    o_dot = u @ v - correction * o + p @ v_dot
+    shape = (*shape[:3], v.shape[-1])
+    return o.reshape(shape), np.reshape(o_dot, shape)
+
+
+def _grouped(q: Array, k: Array, future: Any) -> tuple[Array, Any, tuple[int, ...]]:
+    """Lay the query heads that share a key head one after the other, as more queries of it."""
+    batch, heads, length, head_dim = shape = q.shape
+    kv_heads = k.shape[1]
+    group = heads // kv_heads
+    if group == 1:
+        return q, future, shape
+    future = None if future is None else np.tile(future, (group, 1))
+    return q.reshape(batch, kv_heads, group * length, head_dim), future, shape
+
+
+def _scale(q: Array) -> float:
+    return 1 / math.sqrt(q.shape[-1])
+
+
+def _swapped(x: Array) -> Array:
+    return np.transpose(x, (0, 1, 3, 2))
+
+
+def _softmax(scores: Array, future: Any) -> Array:
+    """Softmax over the last axis; 0 where `future` is true. May overwrite the scores."""
+    if type(scores) is np.ndarray:
+        if future is not None:
+            np.copyto(scores, -np.inf, where=future)
+        scores -= np.max(scores, axis=-1, keepdims=True)
+        np.exp(scores, out=scores)
+        scores /= np.sum(scores, axis=-1, keepdims=True)
+        return scores
+    if future is not None:
+        scores = np.where(future, -np.inf, scores)
+    e = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
+    return e / np.sum(e, axis=-1, keepdims=True)

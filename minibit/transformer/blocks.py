@@ -1,0 +1,358 @@
+"""The pieces of a transformer whose derivative is worth writing down.
+
+Each is a few lines of NumPy that `minibit.dual` could differentiate operation by operation. A rule
+of its own names the least linear work that the tangent takes, so that reverse mode, which
+transposes that work, passes over memory as few times as a hand-written backward pass.
+
+    normalize      z = gain x r,  r = 1 / sqrt(mean x^2 + eps)
+    gated_unit     max(gate, 0)^2 up
+    embed          a row of the table for every token
+    token_loss     mean of logsumexp(z) - z[target]
+
+In reverse mode on plain float32 arrays, norm and gate run as kernels (`minibit.kernels.blocks`),
+and the norm's line of the program has a transpose of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minibit.dual import custom_jvp
+from minibit.kernels import compiled
+from minibit.tape import Recorder
+
+__all__ = ["embed", "gated_unit", "is_plain", "normalize", "token_loss", "widen"]
+
+Array = Any  # an ndarray, or a Dual, which behaves like one
+
+ONE_HOT = 1024  # largest vocabulary whose embedding is differentiated as a product
+
+
+@custom_jvp
+def normalize(x: Array, gain: Array, *, eps: float) -> Array:
+    """Divide each row by its root mean square: ``z = gain x / sqrt(mean x^2 + eps)``.
+
+    `minibit.layers.rms_norm` on rows, with a rule of its own.
+
+    Parameters
+    ----------
+    x : float array, shape (rows, width)
+    gain : float array, shape (width,)
+    eps : float
+
+    Returns
+    -------
+    array, shape (rows, width)
+
+    Raises
+    ------
+    ValueError
+        If the shapes are others.
+
+    Notes
+    -----
+    ``z_dot = gain r x_dot - z r^2 mean(x x_dot) + x r gain_dot``.
+
+    Examples
+    --------
+    >>> normalize(np.array([[3.0, -4.0]]), np.ones(2), eps=1e-5).round(3)
+    array([[ 0.849, -1.131]])
+    """
+    _check_rows(x, gain)
+    return x * _inverse_rms(x, eps) * gain
+
+
+@normalize.defjvp
+def _normalize_rule(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array], *, eps: float
+) -> tuple[Array, Array]:
+    (x, gain), (x_dot, gain_dot) = primals, tangents
+    _check_rows(x, gain)
+    if isinstance(x_dot, Recorder) and isinstance(gain_dot, Recorder) and is_plain(x, gain):
+        z, unit, r = _path(normalize_reference, _normalize_kernel)(x, gain, eps)
+        back = (
+            (x_dot.place, _normalize_back, (unit, r, gain)),
+            (gain_dot.place, _gain_back, (unit,)),
+        )
+        return z, x_dot.tape.variable(z.shape, z.dtype, *back)
+    r = _inverse_rms(x, eps)  # (rows, 1)
+    unit = x * r  # (rows, width)
+    z = unit * gain
+    along = np.sum(x_dot * unit, axis=-1, keepdims=True)  # (rows, 1)
+    z_dot = x_dot * (r * gain) - along * (z * (r / x.shape[-1])) + gain_dot * unit
+    return z, z_dot
+
+
+def normalize_reference(x: Array, gain: Array, eps: float) -> tuple[Array, Array, Array]:
+    """Normalise rows and keep what the way back needs: ``z``, ``unit = x r`` and ``r``."""
+    r = _inverse_rms(x, eps)  # (rows, 1)
+    unit = x * r  # (rows, width)
+    return unit * gain, unit, r
+
+
+def normalize_back_reference(c: Array, unit: Array, r: Array, gain: Array) -> Array:
+    """Transpose the tangent of `normalize` in x: ``r (c gain - unit mean(unit c gain))``."""
+    c = c * gain  # (rows, width)
+    return r * (c - unit * np.mean(unit * c, axis=-1, keepdims=True))
+
+
+def gain_back_reference(c: Array, unit: Array) -> Array:
+    """Transpose the tangent of `normalize` in the gain: ``sum over rows of c unit``."""
+    return np.sum(c * unit, axis=0)  # (width,)
+
+
+def _check_rows(x: Array, gain: Array) -> None:
+    """Check the shapes: a kernel would read beyond a gain that is too short."""
+    if x.ndim != 2 or tuple(gain.shape) != tuple(x.shape[1:]):
+        raise ValueError(
+            "x and gain must have shapes (rows, width) and (width,), "
+            f"got {tuple(x.shape)} and {tuple(gain.shape)}"
+        )
+
+
+def _inverse_rms(x: Array, eps: float) -> Array:
+    """``1 / sqrt(mean x^2 + eps)`` of every row."""
+    square = np.einsum("ri,ri->r", x, x)[:, None]  # (rows, 1)
+    return 1 / np.sqrt(square / x.shape[-1] + eps)
+
+
+@custom_jvp
+def gated_unit(gate: Array, up: Array) -> Array:
+    """Gate by the squared rectified linear unit: ``max(gate, 0)^2 up``.
+
+    Parameters
+    ----------
+    gate, up : float arrays of one shape
+
+    Returns
+    -------
+    array of that shape
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+
+    Notes
+    -----
+    ``y_dot = 2 max(gate, 0) up gate_dot + max(gate, 0)^2 up_dot``.
+
+    Examples
+    --------
+    >>> gated_unit(np.array([-1.0, 2.0]), np.array([3.0, 0.5]))
+    array([0., 2.])
+    """
+    _check_same(gate, up)
+    rectified = np.maximum(gate, 0)
+    return rectified * rectified * up
+
+
+def _check_same(gate: Array, up: Array) -> None:
+    if tuple(gate.shape) != tuple(up.shape):
+        raise ValueError(
+            f"gate and up must have one shape, got {tuple(gate.shape)} and {tuple(up.shape)}"
+        )
+
+
+@gated_unit.defjvp
+def _gated_unit_rule(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    (gate, up), (gate_dot, up_dot) = primals, tangents
+    _check_same(gate, up)
+    kernel = _gated_unit_kernel if is_plain(gate, up) else gated_unit_reference
+    y, slope, square = _path(gated_unit_reference, kernel)(gate, up)
+    return y, gate_dot * slope + up_dot * square
+
+
+def gated_unit_reference(gate: Array, up: Array) -> tuple[Array, Array, Array]:
+    """Gate, and give the slopes in both: ``y``, ``2 max(gate, 0) up`` and ``max(gate, 0)^2``."""
+    rectified = np.maximum(gate, 0)
+    square = rectified * rectified
+    return square * up, 2 * rectified * up, square
+
+
+@custom_jvp
+def embed(table: Array, tokens: Array) -> Array:
+    """Look up the row of every token.
+
+    Parameters
+    ----------
+    table : float array, or uint16 array of bfloat16 bits, shape (vocab, hidden)
+    tokens : integer array, shape (rows,)
+        0 or more.
+
+    Returns
+    -------
+    array, shape (rows, hidden)
+        float32 for bfloat16 bits, else of the table's type.
+
+    Raises
+    ------
+    ValueError
+        If a token is negative; an IndexError if the table has no such row.
+
+    Notes
+    -----
+    The tangent is ``one_hot(tokens) @ table_dot`` for a small vocabulary: its transpose, which adds
+    up the rows of equal tokens, is then a product of matrices.
+
+    Examples
+    --------
+    >>> embed(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([1, 0, 1]))
+    array([[3., 4.],
+           [1., 2.],
+           [3., 4.]])
+    """
+    _check_tokens(tokens)
+    return widen(table[tokens])
+
+
+def _check_tokens(tokens: Array) -> None:
+    """Refuse what NumPy would count from the end, and a one-hot matrix would not find."""
+    if tokens.size and tokens.min() < 0:
+        raise ValueError(f"tokens must be 0 or more, got {tokens.min()}")
+
+
+@embed.defjvp
+def _embed_rule(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
+    (table, tokens), (table_dot, _) = primals, tangents
+    _check_tokens(tokens)
+    vocab = table.shape[0]
+    if vocab > ONE_HOT:
+        return table[tokens], table_dot[tokens]
+    hot = (tokens[:, None] == np.arange(vocab)).astype(table.dtype)  # (rows, vocab)
+    return table[tokens], hot @ table_dot
+
+
+def widen(x: Array) -> Array:
+    """Turn bfloat16 bits (uint16) into float32; let floats through.
+
+    Parameters
+    ----------
+    x : float array, or uint16 array, of any shape
+
+    Examples
+    --------
+    >>> widen(np.uint16([0x3F80, 0xC000]))
+    array([ 1., -2.], dtype=float32)
+    """
+    if x.dtype != np.uint16:
+        return x
+    return (x.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+@custom_jvp
+def token_loss(logits: Array, targets: Array) -> Array:
+    """Mean negative log-probability of the next tokens: `minibit.layers.cross_entropy`, quicker.
+
+    ``mean over rows of logsumexp(z) - z[target]``, in nats a token.
+
+    Parameters
+    ----------
+    logits : float array, shape (..., vocab)
+    targets : integer array, shape (...)
+        Below vocab.
+
+    Returns
+    -------
+    number
+
+    Raises
+    ------
+    ValueError
+        If the shapes don't fit or a target is negative; an IndexError if one is too large.
+
+    Notes
+    -----
+    ``loss_dot = sum (softmax(z) - one_hot(target)) z_dot / rows``.
+
+    Examples
+    --------
+    >>> float(token_loss(np.zeros((1, 2, 4)), np.array([[0, 3]])).round(4))  # log 4
+    1.3863
+    """
+    return _loss_and_odds(logits, targets)[0]
+
+
+@token_loss.defjvp
+def _token_loss_rule(
+    primals: tuple[Array, Array], tangents: tuple[Array, Any]
+) -> tuple[Array, Array]:
+    logits, targets = primals
+    loss, odds = _loss_and_odds(logits, targets)
+    hot = (np.reshape(targets, -1)[:, None] == np.arange(logits.shape[-1])).astype(logits.dtype)
+    slope = np.reshape((odds - hot) / len(hot), logits.shape)  # (..., vocab)
+    return loss, np.sum(tangents[0] * slope)
+
+
+def _loss_and_odds(logits: Array, targets: Array) -> tuple[Array, Array]:
+    """Mean loss, and the softmax of every row."""
+    if targets.shape != tuple(logits.shape[:-1]):
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} take targets of shape "
+            f"{tuple(logits.shape[:-1])}, got {targets.shape}"
+        )
+    _check_tokens(targets)
+    z = np.reshape(logits, (-1, logits.shape[-1]))  # (rows, vocab)
+    z = z - np.max(z, axis=-1, keepdims=True)
+    e = np.exp(z)
+    total = np.sum(e, axis=-1)  # (rows,)
+    picked = z[np.arange(len(z)), np.reshape(targets, -1)]  # (rows,)
+    return np.mean(np.log(total) - picked), e / total[:, None]
+
+
+# Which path runs.
+
+
+def is_plain(*arrays: Array) -> bool:
+    """Tell whether these are what kernels are compiled for: float32, not Duals, in order."""
+    return all(type(a) is np.ndarray and a.dtype == np.float32 and a.flags.carray for a in arrays)
+
+
+def _path(reference: Callable[..., Any], kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Choose a kernel where they are compiled, else its reference."""
+    return kernel if compiled() else reference
+
+
+def _normalize_kernel(x: Array, gain: Array, eps: float) -> tuple[Array, Array, Array]:
+    from minibit.kernels import blocks as kernel
+
+    z, unit, r = np.empty_like(x), np.empty_like(x), np.empty((len(x), 1), np.float32)
+    kernel.norm(x, gain, eps, z, unit, r)
+    return z, unit, r
+
+
+def _gated_unit_kernel(gate: Array, up: Array) -> tuple[Array, Array, Array]:
+    from minibit.kernels import blocks as kernel
+
+    y, slope, square = (np.empty_like(gate) for _ in range(3))
+    kernel.gate(*(a.reshape(-1) for a in (gate, up, y, slope, square)))
+    return y, slope, square
+
+
+def _normalize_back(
+    c: Array, shape: tuple[int, ...], mine: bool, unit: Array, r: Array, gain: Array
+) -> Array:
+    """Carry a cotangent back, as the transposes of `minibit.tape.transposes` do."""
+    if not (is_plain(c) and compiled()):
+        return normalize_back_reference(c, unit, r, gain)
+    from minibit.kernels import blocks as kernel
+
+    out = np.empty_like(c)
+    kernel.norm_back(c, unit, r, gain, out)
+    return out
+
+
+def _gain_back(c: Array, shape: tuple[int, ...], mine: bool, unit: Array) -> Array:
+    """Carry a cotangent back to the gain."""
+    if not (is_plain(c) and compiled()):
+        return gain_back_reference(c, unit)
+    from minibit.kernels import blocks as kernel
+
+    out = np.empty(shape, np.float32)
+    kernel.gain_back(c, unit, out)
+    return out

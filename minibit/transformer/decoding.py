@@ -1,0 +1,296 @@
+"""Decoding: one token after another, from what the model remembers of the earlier ones.
+
+    logits  ->  sample  ->  the next token  ->  its keys and values into the cache  ->  logits  ...
+
+A token needs the keys and values of all tokens before it, and nothing else of them: a `KVCache`
+(`minibit.transformer.kv_cache`) holds them, so each new token costs one pass through the weights.
+That pass is a matter of memory. Packed models have a fast way for it
+(`minibit.transformer.packed_token`); several tokens at once, and any other model, go through the
+functions of `minibit.transformer`.
+
+A drawn token is a pure function of the logits and one number in [0, 1), and that number is a pure
+function of the seed and the token's place (Philox, domain `TOKENS`).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit.matmul import ternary_matmul
+from minibit.noise import TOKENS, uniform
+from minibit.ternary import TernaryMatrix
+from minibit.transformer.attend import positions
+from minibit.transformer.blocks import embed, normalize
+from minibit.transformer.kv_cache import KVCache
+from minibit.transformer.packed_token import packed_step, plan
+from minibit.transformer.projections import bit_linear
+from minibit.transformer.sampling import check_sampling, sample
+
+if TYPE_CHECKING:
+    from minibit.transformer.model import BitNetModel
+
+__all__ = ["Decoder", "generate"]
+
+Floats = NDArray[np.float32]
+
+PIECE = 128  # tokens of a prompt that are read at once
+
+
+class Decoder:
+    """A text that a model goes on with: its tokens, and a cache of those that it has read.
+
+    Parameters
+    ----------
+    model : BitNetModel
+    threads : int, optional
+        At most so many; by default one a CPU (`minibit.kernels.threads.cpus`), 16 at most, and one
+        alone for models of less than 4 MB. Every number gives the same logits.
+
+    Attributes
+    ----------
+    text : tuple of int
+        All tokens, also those that are not yet read.
+    cache : KVCache
+
+    Raises
+    ------
+    ValueError
+        If `threads` is below 1.
+
+    Examples
+    --------
+    >>> from minibit.transformer import BitNetConfig, BitNetModel, init_params
+    >>> config = BitNetConfig(83, 48, 128, layers=1, heads=2, kv_heads=1, max_positions=64)
+    >>> decoder = Decoder(BitNetModel(config, init_params(config, seed=0)))
+    >>> decoder.append([5, 6, 7])
+    >>> decoder.logits().shape
+    (83,)
+    >>> list(decoder.generate(3)) == list(decoder.text[3:])
+    True
+    """
+
+    def __init__(self, model: BitNetModel, *, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        self.model = model
+        self.cache = KVCache(model.config)
+        self._threads = threads
+        self._text: list[int] = []
+        self._forgotten = 0  # tokens before the text
+        self._last: Floats | None = None
+        self._plan = plan(model)
+
+    @property
+    def text(self) -> tuple[int, ...]:
+        """All tokens so far."""
+        return tuple(self._text)
+
+    def append(self, tokens: Iterable[SupportsIndex]) -> None:
+        """Add tokens to the text; they are read when their logits are asked for.
+
+        Raises TypeError or ValueError, and adds nothing, if one is no token of the model or they do
+        not fit into `max_positions`.
+        """
+        config, new = self.model.config, [operator.index(token) for token in tokens]
+        for token in new:
+            if not 0 <= token < config.vocab_size:
+                raise ValueError(f"tokens must be 0 to {config.vocab_size - 1}, got {token}")
+        if len(self._text) + len(new) > config.max_positions:
+            raise ValueError(
+                f"a text has at most {config.max_positions} tokens with this model, "
+                f"got {len(self._text)} + {len(new)}"
+            )
+        self._text += new
+
+    def forget(self, keep: int) -> None:
+        """Forget all but the last `keep` tokens, which are read anew from position 0 on.
+
+        So a text can go on beyond `max_positions`. What is drawn next has the number of its place
+        in the whole text. Raises ValueError if `keep` is not 0 to the length of the text.
+        """
+        if not 0 <= keep <= len(self._text):
+            raise ValueError(f"keep must be 0 to {len(self._text)}, got {keep}")
+        self._forgotten += len(self._text) - keep
+        self._text = self._text[len(self._text) - keep :]
+        self.cache.truncate(0)
+        self._last = None
+
+    def logits(self) -> Floats:
+        """Read what is not yet read, and return the logits of the next token, (vocab,).
+
+        The array is read-only, as it is handed out until the text goes on: change a copy.
+        Raises ValueError if the text is empty, or the model computes NaN or infinity.
+        """
+        if not self._text:
+            raise ValueError("the text is empty: append a token first")
+        end = len(self._text)
+        if self._last is None or self.cache.length < end:
+            self.cache.truncate(min(self.cache.length, end - 1))  # reading it was interrupted
+            self._last = None
+            logits = self._read_to(end)
+            if not np.isfinite(logits).all():
+                raise ValueError(f"the model computed NaN or infinity at position {end - 1}")
+            logits.flags.writeable = False
+            self._last = logits
+        return self._last
+
+    def _read_to(self, end: int) -> Floats:
+        """Read the text up to `end`, and return the logits after it."""
+        whole = end if self._plan is None else end - 1  # what is read many tokens at once
+        last = None
+        while self.cache.length < whole:
+            piece = self._text[self.cache.length : whole][:PIECE]
+            last = _read(self.model, piece, self.cache, self._threads)
+        if self._plan is not None:
+            return packed_step(self._plan, self._text[-1], self.cache, threads=self._threads)
+        assert last is not None
+        return _logits(self.model, last)
+
+    def generate(
+        self,
+        count: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: SupportsIndex = 0,
+        stop: Iterable[int] = (),
+    ) -> Iterator[int]:
+        """Go on with the text: yield up to `count` tokens, each drawn from the logits before it.
+
+        Parameters are those of `minibit.transformer.decoding.generate`, as is what ends it. A token
+        that is yielded is a part of the text, one of `stop` is not; so the text may be gone on
+        with.
+        """
+        if operator.index(count) < 0:
+            raise ValueError(f"count must be at least 0, got {count}")
+        check_sampling(temperature, top_k, top_p)
+        uniform(seed, 0, domain=TOKENS)  # says at once if the seed is none
+        if not self._text and count:
+            raise ValueError("the text is empty: append a token first")
+        return self._draws(count, temperature, top_k, top_p, seed, frozenset(stop))
+
+    def _draws(
+        self,
+        count: int,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        seed: SupportsIndex,
+        stop: frozenset[int],
+    ) -> Iterator[int]:
+        for _ in range(count):
+            if len(self._text) == self.model.config.max_positions:
+                return
+            place = self._forgotten + len(self._text)
+            number = float(uniform(seed, 1, domain=TOKENS, step=place)[0])
+            token = sample(self.logits(), number, temperature=temperature, top_k=top_k, top_p=top_p)
+            if token in stop:
+                return
+            self._text.append(token)
+            yield token
+
+
+def generate(
+    model: BitNetModel,
+    prompt: Sequence[SupportsIndex],
+    count: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: SupportsIndex = 0,
+    stop: Iterable[int] = (),
+) -> Iterator[int]:
+    """Go on with a prompt: yield up to `count` tokens, one after another.
+
+    Token t of the text, counted from 0 with the prompt, is `sample` of the logits of the tokens
+    before it, with number 0 of the stream of domain `TOKENS` (7), step t (`minibit.noise.uniform`).
+
+    Parameters
+    ----------
+    model : BitNetModel
+    prompt : sequence of int
+        At least one token.
+    count : int
+        At least 0. Fewer come if the text reaches `max_positions` or a token of `stop`.
+    temperature, top_k, top_p
+        As in `sample`; temperature 0, the default, takes the most probable token.
+    seed : int
+        Below 2**64.
+    stop : iterable of int
+        Tokens that end the text; they are not yielded.
+
+    Yields
+    ------
+    int
+
+    Raises
+    ------
+    TypeError, ValueError
+        At once: if the prompt is empty, too long or holds no token of the model, or a parameter is
+        out of range.
+
+    Examples
+    --------
+    >>> from minibit.transformer import BitNetConfig, BitNetModel, init_params
+    >>> config = BitNetConfig(83, 48, 128, layers=1, heads=2, kv_heads=1, max_positions=64)
+    >>> model = BitNetModel(config, init_params(config, seed=0))
+    >>> greedy = list(generate(model, [5, 6, 7], 4))
+    >>> greedy == [int(model.logits([[5, 6, 7, *greedy[:i]]])[0, -1].argmax()) for i in range(4)]
+    True
+    """
+    decoder = Decoder(model)
+    decoder.append(prompt)
+    return decoder.generate(
+        count, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
+    )
+
+
+# --- Several tokens, or any model: the functions of the transformer
+
+
+def _read(model: BitNetModel, tokens: Sequence[int], cache: KVCache, threads: int | None) -> Floats:
+    """Read tokens into the cache; return the residual stream of the last, (1, hidden).
+
+    `minibit.transformer.forward` without the logits, which for a large vocabulary and many tokens
+    would cost more than all the rest. The cache is as before if that fails.
+    """
+    from minibit.transformer.model import attention, feed_forward
+
+    config, params, before = model.config, model.params, cache.length
+
+    def linear(x: Any, w: Any) -> Any:
+        if isinstance(w, TernaryMatrix):
+            return ternary_matmul(x, w, threads=threads)
+        return bit_linear(x, w)
+
+    cache.claim(config, params)
+    multiply = linear if model.linear is None else model.linear
+    at = positions(1, len(tokens), config.head_dim, config.rope_theta, before)
+    x = embed(params["embed_tokens"], np.array(tokens))  # (tokens, hidden)
+    try:
+        cache.reserve(before + len(tokens))
+        for layer in range(config.layers):
+            x = x + attention(config, params, layer, x, at, multiply, cache=cache)
+            x = x + feed_forward(config, params, layer, x, multiply)
+    except BaseException:
+        cache.truncate(before)
+        raise
+    last: Floats = x[-1:]
+    return last
+
+
+def _logits(model: BitNetModel, x: Floats) -> Floats:
+    """Compute the logits of the next token, (vocab,), from the stream of the last."""
+    from minibit.transformer.model import head
+
+    config, params = model.config, model.params
+    x = normalize(x, params["norm"], eps=config.rms_eps)  # (1, hidden)
+    logits: Floats = head(x, params["embed_tokens" if config.tied else "lm_head"])[0]
+    return logits

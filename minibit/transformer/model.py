@@ -1,0 +1,239 @@
+"""A BitNet language model: the published block of BitNet b1.58 2B4T, in plain functions.
+
+    x <- x + o(attn_sub_norm(attention(q, k, v of input_layernorm(x))))
+    x <- x + down(ffn_sub_norm(max(gate, 0)^2 up)),  gate and up of post_attention_layernorm(x)
+    logits = norm(x) embed_tokens^T
+
+`forward` is a pure function of a configuration, a flat dict of parameters (named as the published
+files name them) and tokens. It takes as arguments what multiplies (`float_linear`, `bit_linear` for
+training, `packed_linear` for inference), what makes inputs sparse, and a cache of keys and values.
+`minibit.dual` and `minibit.tape` differentiate it as it stands.
+
+The sizes and the names of the parameters are in `minibit.transformer.config`, what multiplies in
+`minibit.transformer.projections`, the pieces in `minibit.transformer.blocks` and
+`minibit.transformer.attend`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from minibit.dual import Dual
+from minibit.matmul import head_matmul
+from minibit.transformer.attend import Positions, causal_attention, positions, rotate
+from minibit.transformer.blocks import embed, gated_unit, normalize, widen
+from minibit.transformer.config import BitNetConfig, Params, check_params
+from minibit.transformer.kv_cache import Cache, KVCache
+from minibit.transformer.projections import (
+    Linear,
+    by_type,
+    float_linear,
+)
+
+__all__ = ["BitNetModel", "forward"]
+
+Array = Any  # an ndarray, or a Dual, which behaves like one
+Sparsify = Callable[[Any, str], Any]
+
+
+def forward(
+    config: BitNetConfig,
+    params: Params,
+    tokens: ArrayLike,
+    *,
+    linear: Linear = float_linear,
+    sparsify: Sparsify | None = None,
+    cache: Cache | None = None,
+) -> Array:
+    """Run the model: for every token, the logits of the token after it.
+
+    Parameters
+    ----------
+    config : BitNetConfig
+    params : mapping
+        As `param_shapes` lists. Projections may be anything that `linear` takes; the embedding (and
+        the head) floats or bfloat16 bits as uint16.
+    tokens : integer array, shape (batch, length)
+        From 0 to vocab_size - 1.
+    linear : callable (x, w) -> x w^T
+        `float_linear`, `bit_linear` or `packed_linear`; called with x of shape (rows, n_in), one
+        row a token.
+    sparsify : callable (x, site) -> array of the shape of x, optional
+        Called on the inputs of the projections, site ``"qkv"``, ``"o"``, ``"gate_up"`` or
+        ``"down"``, before `linear`.
+    cache : Cache, optional
+        Keys and values of earlier tokens, which these go on from and are added to. A `KVCache`
+        that holds tokens of other parameters is refused.
+
+    Returns
+    -------
+    array, shape (batch, length, vocab_size)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If tokens are no integers, out of range (the first is named), not of two axes, or reach
+        beyond `max_positions`; if parameters or cache do not fit the configuration.
+
+    Notes
+    -----
+    The block is that of microsoft/bitnet-b1.58-2B-4T. A token's logits depend on no later token.
+
+    Examples
+    --------
+    >>> config = BitNetConfig(83, 48, 128, layers=1, heads=2, kv_heads=1, max_positions=64)
+    >>> from minibit.transformer import init_params
+    >>> forward(config, init_params(config, seed=0), [[1, 2, 3]]).shape
+    (1, 3, 83)
+    """
+    check_params(config, params)
+    tokens = check_tokens(config, tokens)
+    batch, length = tokens.shape
+    start = 0 if cache is None else cache.length
+    if start + length > config.max_positions:
+        held = f" after {start} in the cache" if start else ""
+        raise ValueError(
+            f"tokens must fit into max_positions = {config.max_positions}, got {length}{held}"
+        )
+    if isinstance(cache, KVCache):
+        cache.claim(config, params)
+    at = positions(batch, length, config.head_dim, config.rope_theta, start)
+    x = embed(params["embed_tokens"], tokens.reshape(-1))  # (batch length, hidden)
+    for layer in range(config.layers):
+        x = x + attention(config, params, layer, x, at, linear, sparsify, cache)
+        x = x + feed_forward(config, params, layer, x, linear, sparsify)
+    x = normalize(x, params["norm"], eps=config.rms_eps)
+    logits = head(x, params["embed_tokens" if config.tied else "lm_head"])
+    return logits.reshape(batch, length, config.vocab_size)
+
+
+def attention(
+    config: BitNetConfig,
+    params: Params,
+    layer: int,
+    x: Array,
+    at: Positions,
+    linear: Linear,
+    sparsify: Sparsify | None = None,
+    cache: Cache | None = None,
+) -> Array:
+    """Compute what the attention of a layer adds to the residual stream, x (rows, hidden)."""
+    name, eps = f"layers.{layer}.", config.rms_eps
+    h = normalize(x, params[name + "input_layernorm"], eps=eps)  # (rows, hidden)
+    h = h if sparsify is None else sparsify(h, "qkv")
+    name += "self_attn."
+
+    def project(which: str, heads: int) -> Array:
+        y = linear(h, params[f"{name}{which}_proj"])  # (rows, heads head_dim)
+        return y.reshape(at.batch, at.length, heads, config.head_dim)
+
+    q = rotate(project("q", config.heads), at)
+    k = rotate(project("k", config.kv_heads), at)
+    q, k, v = (
+        np.transpose(y, (0, 2, 1, 3)) for y in (q, k, project("v", config.kv_heads))
+    )  # (batch, heads, length, head_dim)
+    if cache is not None:
+        k, v = cache.extend(layer, k, v)  # (batch, kv_heads, start + length, head_dim)
+    o = causal_attention(q, k, v, future=at.future)
+    o = np.transpose(o, (0, 2, 1, 3)).reshape(x.shape)  # (rows, hidden)
+    if config.sub_norms:
+        o = normalize(o, params[name + "attn_sub_norm"], eps=eps)
+    o = o if sparsify is None else sparsify(o, "o")
+    return linear(o, params[name + "o_proj"])
+
+
+def feed_forward(
+    config: BitNetConfig,
+    params: Params,
+    layer: int,
+    x: Array,
+    linear: Linear,
+    sparsify: Sparsify | None = None,
+) -> Array:
+    """Compute what the gated unit of a layer adds to the residual stream, x (rows, hidden)."""
+    name, eps = f"layers.{layer}.", config.rms_eps
+    h = normalize(x, params[name + "post_attention_layernorm"], eps=eps)  # (rows, hidden)
+    h = h if sparsify is None else sparsify(h, "gate_up")
+    name += "mlp."
+    gate, up = (linear(h, params[f"{name}{which}_proj"]) for which in ("gate", "up"))
+    h = gated_unit(gate, up)  # (rows, intermediate)
+    if config.sub_norms:
+        h = normalize(h, params[name + "ffn_sub_norm"], eps=eps)
+    h = h if sparsify is None else sparsify(h, "down")
+    return linear(h, params[name + "down_proj"])
+
+
+def head(x: Array, w: Array) -> Array:
+    """Multiply by the output head, x (rows, hidden): float32 or bfloat16 bits, or any floats."""
+    if not isinstance(x, Dual) and w.dtype in (np.float32, np.uint16) and not isinstance(w, Dual):
+        return head_matmul(x, w)
+    return x @ np.transpose(w if isinstance(w, Dual) else widen(w))  # (rows, vocab)
+
+
+def check_tokens(config: BitNetConfig, tokens: ArrayLike) -> NDArray[np.int64]:
+    """Return tokens as an integer array (batch, length), or say what is wrong with them."""
+    array = np.asarray(tokens)
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"tokens must be integers, got {array.dtype}")
+    if array.ndim != 2 or not array.shape[1]:
+        raise ValueError(f"tokens must have shape (batch, length), got {array.shape}")
+    if array.size and (array.min() < 0 or array.max() >= config.vocab_size):
+        wrong = (array < 0) | (array >= config.vocab_size)
+        first = tuple(int(i) for i in np.argwhere(wrong)[0])
+        limit = config.vocab_size - 1
+        raise ValueError(f"tokens must be 0 to {limit}, got {array[first]} at {first}")
+    return array.astype(np.int64, copy=False)
+
+
+@dataclass(frozen=True, eq=False)
+class BitNetModel:
+    """A configuration and its parameters: frozen data over plain functions.
+
+    Attributes
+    ----------
+    config : BitNetConfig
+    params : dict
+        As `param_shapes` lists; projections float or `TernaryMatrix`.
+    linear : callable (x, w), optional
+        By default each projection is multiplied as its type says: a `TernaryMatrix` by
+        `packed_linear`, float weights by `bit_linear`. `float_linear` makes a float model.
+
+    Raises
+    ------
+    ValueError
+        If the parameters do not fit the configuration.
+
+    Examples
+    --------
+    >>> config = BitNetConfig(83, 48, 128, layers=1, heads=2, kv_heads=1, max_positions=64)
+    >>> from minibit.transformer import init_params, pack_params
+    >>> model = BitNetModel(config, pack_params(init_params(config, seed=0)))
+    >>> model.logits([[1, 2, 3]]).shape
+    (1, 3, 83)
+    """
+
+    config: BitNetConfig
+    params: dict[str, Any]
+    linear: Linear | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the parameters fit."""
+        check_params(self.config, self.params)
+
+    def logits(self, tokens: ArrayLike, cache: Cache | None = None) -> NDArray[np.float32]:
+        """Return the logits of the next tokens, (batch, length, vocab_size); see `forward`."""
+        linear = by_type if self.linear is None else self.linear
+        out: NDArray[np.float32] = forward(
+            self.config, self.params, tokens, linear=linear, cache=cache
+        )
+        return out
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the parameters take in memory."""
+        return sum(int(value.nbytes) for value in self.params.values())

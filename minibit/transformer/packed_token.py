@@ -1,0 +1,182 @@
+"""One token through a packed model: what the threads of a machine do together.
+
+All layers are one kernel (`minibit.kernels.decode`), which all threads enter with the same
+arguments; they share its rows chunk by chunk. Activations are quantised once for q, k and v, and
+once for gate and up. So a token costs one start of the threads, and little more than reading the
+weights.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit import kernels
+from minibit.kernels.threads import cpus, run
+from minibit.ternary import TernaryMatrix
+from minibit.transformer.attend import positions
+from minibit.transformer.blocks import widen
+from minibit.transformer.config import BitNetConfig, Params
+from minibit.transformer.kv_cache import KVCache
+from minibit.transformer.projections import packed_linear
+
+if TYPE_CHECKING:
+    from minibit.transformer.model import BitNetModel
+
+__all__ = ["Plan", "packed_step", "plan"]
+
+Floats = NDArray[np.float32]
+
+PAYS = 4_000_000  # bytes of weights from which a second thread is worth its start
+MOST = 16  # threads, unless more are asked for: phases are short, and memory is soon the limit
+PROJECTIONS = (
+    *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+    *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+)
+
+
+class Plan(NamedTuple):
+    """What the kernels take: arrays of every layer, and room for what lies between the phases."""
+
+    config: BitNetConfig
+    params: Params  # the model's own, by which a cache knows it
+    kind: tuple[int, ...]  # which product, see `minibit.kernels.decode.KINDS`
+    gains: list[tuple[Floats, ...]]  # a layer's: before q, k and v; o; gate and up; down
+    weights: list[tuple[NDArray[np.uint8], ...]]  # a layer's, in the order of `PROJECTIONS`
+    addresses: NDArray[np.uint64]  # (layers, 11), of the weights and gains
+    sizes: NDArray[np.int64]  # (11,)
+    gammas: Floats  # (layers, 7)
+    streams: Floats  # (2 layers + 1, hidden), before, in the middle of and after each layer
+    room: tuple[Floats, ...]  # q, k and v; the mixed heads; the gated units; (layers, ...) each
+    embedding: NDArray[Any]  # (vocab, hidden)
+    norm: Floats
+    head: NDArray[Any]  # (vocab, hidden)
+    nbytes: int  # that one token reads
+
+
+def plan(model: BitNetModel) -> Plan | None:
+    """Gather a packed model's arrays; None if another way must be taken."""
+    config, params = model.config, model.params
+    if model.linear not in (None, packed_linear) or not kernels.compiled():
+        return None
+    layers = [f"layers.{layer}." for layer in range(config.layers)]
+    matrices = [[params[name + projection] for projection in PROJECTIONS] for name in layers]
+    flat = [matrix for row in matrices for matrix in row]
+    if not all(isinstance(matrix, TernaryMatrix) for matrix in flat):
+        return None
+    path = flat[0]._path
+    embedding = np.asarray(params["embed_tokens"])  # the array itself, also if it is a file's
+    head = embedding if config.tied else np.asarray(params["lm_head"])
+    if path == "reference" or any(matrix._path != path for matrix in flat):
+        return None
+    if any(w.dtype not in (np.float32, np.uint16) or not w.flags.c_contiguous
+           for w in (embedding, head)):  # fmt: skip
+        return None
+    from minibit.kernels.decode import KINDS
+
+    hidden, inner = config.hidden_size, config.intermediate_size
+    kept = config.kv_heads * config.head_dim
+
+    def gain(name: str) -> Floats:
+        return np.ascontiguousarray(widen(params[name]), np.float32)
+
+    none, count = np.empty(0, np.float32), config.layers
+    gains: list[tuple[Floats, ...]] = [
+        (
+            gain(name + "input_layernorm"),
+            gain(name + "self_attn.attn_sub_norm") if config.sub_norms else none,
+            gain(name + "post_attention_layernorm"),
+            gain(name + "mlp.ffn_sub_norm") if config.sub_norms else none,
+        )
+        for name in layers
+    ]
+    weights: list[tuple[NDArray[np.uint8], ...]] = [
+        tuple(matrix._held for matrix in row) for row in matrices
+    ]
+    arrays: list[tuple[NDArray[Any], ...]] = [
+        (*row, *more) for row, more in zip(weights, gains, strict=True)
+    ]
+    return Plan(
+        config,
+        params,
+        KINDS[path],
+        gains,
+        weights,
+        np.array([[array.ctypes.data for array in row] for row in arrays], np.uint64),
+        np.array([array.size for array in arrays[0]], np.int64),
+        np.array([[matrix.scale for matrix in row] for row in matrices], np.float32),
+        np.empty((2 * count + 1, hidden), np.float32),
+        tuple(np.empty((count, size), np.float32) for size in (hidden + 2 * kept, hidden, inner)),
+        embedding,
+        gain("norm"),
+        head,
+        sum(matrix.nbytes for matrix in flat) + head.nbytes,
+    )
+
+
+def packed_step(plan: Plan, token: int, cache: KVCache, *, threads: int | None = None) -> Floats:
+    """Read one token into the cache and return the logits after it, (vocab,).
+
+    Equal to the plain forward pass of that token but for the sums over the hidden width (norms),
+    over a head's width and over positions, whose order differs, and the exponential: some 1e-7 of
+    them, unless that decides how an activation is rounded to int8. Any number of threads gives the
+    same bits. A ValueError if an activation is not finite or the cache another model's; the cache
+    is then as long as before.
+    """
+    from minibit.kernels.decode import CHUNK_ROWS, HEAD_ROWS, PHASES
+    from minibit.kernels.sharing import FLAGS
+
+    config, place = plan.config, cache.length
+    cache.claim(config, plan.params)
+    cache.reserve(place + 1)
+    at = positions(1, 1, config.head_dim, config.rope_theta, place)
+    cos, sin = at.cos[0, 0, 0], at.sin[0, 0, 1]  # (head_dim / 2,)
+    plan.streams[0] = widen(plan.embedding[token])
+    logits = np.empty(plan.head.shape[0], np.float32)
+    rows = max(config.hidden_size + 2 * config.kv_heads * config.head_dim, config.intermediate_size)
+    chunks = max(rows // CHUNK_ROWS + 3, config.kv_heads)  # at most, in a phase
+    work = np.zeros((config.layers * PHASES, FLAGS + chunks), np.int64)
+    for_head = np.zeros((1, FLAGS + len(logits) // HEAD_ROWS + 1), np.int64)
+    if threads is None:
+        threads = min(cpus(), MOST) if plan.nbytes > PAYS else 1
+    walk = partial(_walk, plan, cache, place, cos, sin, work, for_head, logits)
+    if not run([walk] * threads):
+        raise ValueError(f"the model computed NaN or infinity at position {place}")
+    cache._length = place + 1
+    return logits
+
+
+def _walk(
+    plan: Plan,
+    cache: KVCache,
+    place: int,
+    cos: Floats,
+    sin: Floats,
+    work: NDArray[np.int64],
+    for_head: NDArray[np.int64],
+    logits: Floats,
+) -> bool:
+    """Do one thread's share of every phase of a token; return whether all was finite."""
+    from minibit.kernels.decode import head, layers
+
+    eps = np.float32(plan.config.rms_eps)
+    finite = layers(
+        plan.kind,
+        plan.addresses,
+        plan.sizes,
+        cache._addresses,
+        np.array(cache._keys[0].shape[1:]),
+        eps,
+        plan.gammas,
+        plan.streams,
+        plan.room,
+        place,
+        cos,
+        sin,
+        work,
+    )
+    head(plan.streams[-1], plan.norm, eps, plan.head, logits, for_head)
+    return bool(finite)

@@ -1,0 +1,145 @@
+"""What multiplies by a projection: float weights, fake-quantised ones, or packed ternary ones.
+
+    float_linear    y = x w^T                        a float model, and its training
+    bit_linear      y = Q(x) Q_w(w)^T                training b1.58: derivatives straight through
+    packed_linear   y = Q(x) codes^T gamma           inference: exact sums of integers
+
+`minibit.transformer.forward` takes one of them, or any function of the same signature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit.absmean import absmean_quantize, fake_quant_activation, fake_quant_weight
+from minibit.layers import ternary_linear
+from minibit.matmul import ternary_matmul
+from minibit.ternary import TernaryMatrix
+from minibit.transformer.blocks import widen
+from minibit.transformer.config import Params
+
+__all__ = ["Linear", "bit_linear", "by_type", "float_linear", "pack_params", "packed_linear"]
+
+Array = Any  # an ndarray, or a Dual, which behaves like one
+Linear = Callable[[Any, Any], Any]
+
+
+def float_linear(x: Array, w: Array) -> Array:
+    """Multiply by float weights: ``y = x w^T``.
+
+    Parameters
+    ----------
+    x : float array, shape (..., n_in)
+    w : float array, or uint16 array of bfloat16 bits, shape (n_out, n_in)
+        As `head_matmul` has it: bits are widened to float32 at each use.
+
+    Returns
+    -------
+    array, shape (..., n_out)
+
+    Examples
+    --------
+    >>> float_linear(np.float32([[1, 2]]), np.float32([[1, -1]]))
+    array([[-1.]], dtype=float32)
+    >>> float_linear(np.float32([[1, 2]]), np.uint16([[0x3F80, 0xBF80]]))  # 1, -1
+    array([[-1.]], dtype=float32)
+    """
+    return ternary_linear(x, widen(w))
+
+
+def bit_linear(x: Array, w: Array, strength: float = 1.0) -> Array:
+    """Multiply as BitNet b1.58 trains: both sides fake-quantised, derivatives straight through.
+
+    ``y = fake_quant_activation(x) fake_quant_weight(w)^T``: int8 a token, ternary a matrix.
+
+    Parameters
+    ----------
+    x : float array, shape (..., n_in)
+        All finite.
+    w : float array, shape (n_out, n_in)
+        The latent weights.
+    strength : float, 0 to 1
+        Lambda of a warm-up (`minibit.absmean.fake_quant_weight`), on both sides.
+
+    Returns
+    -------
+    array, shape (..., n_out)
+
+    Examples
+    --------
+    >>> bit_linear(np.float32([[127, 64]]), np.float32([[1, -3]]))  # gamma is 2
+    array([[-128.]], dtype=float32)
+    """
+    return ternary_linear(fake_quant_activation(x, strength), fake_quant_weight(w, strength))
+
+
+def packed_linear(x: Array, w: TernaryMatrix) -> NDArray[np.float32]:
+    """Multiply by packed ternary weights, with int8 activations: inference.
+
+    The values of `bit_linear` but for the rounding of float32 sums: here they are exact.
+
+    Parameters
+    ----------
+    x : float array, shape (..., n_in)
+    w : TernaryMatrix, shape (n_out, n_in)
+
+    Returns
+    -------
+    float32 array, shape (..., n_out)
+
+    Examples
+    --------
+    >>> packed_linear(np.float32([[127, 64]]), TernaryMatrix.from_codes([[0, -1]], scale=2.0))
+    array([[-128.]], dtype=float32)
+    """
+    return ternary_matmul(x, w)
+
+
+def by_type(x: Array, w: Any) -> Array:
+    """Multiply as the type of the weights says: `packed_linear`, or `bit_linear` for floats.
+
+    Parameters
+    ----------
+    x : float array, shape (..., n_in)
+    w : TernaryMatrix or float array, shape (n_out, n_in)
+
+    Returns
+    -------
+    array, shape (..., n_out)
+
+    Examples
+    --------
+    >>> by_type(np.float32([[127, 64]]), TernaryMatrix.from_codes([[0, -1]], scale=2.0))
+    array([[-128.]], dtype=float32)
+    """
+    return packed_linear(x, w) if isinstance(w, TernaryMatrix) else bit_linear(x, w)
+
+
+def pack_params(params: Params) -> dict[str, Any]:
+    """Quantise and pack the projections of trained parameters; the rest stays as it is.
+
+    Parameters
+    ----------
+    params : mapping
+        Float projections ``*_proj`` become `TernaryMatrix`, by `absmean_quantize`.
+
+    Returns
+    -------
+    dict
+
+    Examples
+    --------
+    >>> packed = pack_params({"layers.0.mlp.up_proj": np.float32([[1, -3]]), "norm": np.ones(2)})
+    >>> packed["layers.0.mlp.up_proj"].codes()
+    array([[ 0, -1]], dtype=int8)
+    """
+    packed = dict(params)
+    for name, w in params.items():
+        if name.endswith("_proj") and not isinstance(w, TernaryMatrix):
+            codes, gamma = absmean_quantize(w)
+            packed[name] = TernaryMatrix.from_codes(codes, gamma)
+    return packed
