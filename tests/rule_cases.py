@@ -632,7 +632,7 @@ case(np.diagonal, lambda xp, x: xp.diagonal(x, 1), array(*X34), analytic=True)
 case(
     np.diagonal,
     lambda xp, x: x.diagonal(-1, 0, 2),
-    array(2, 3, 4),
+    array(4, 2, 3),
     analytic=True,
     note="of a stack",
 )

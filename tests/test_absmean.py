@@ -56,6 +56,12 @@ def test_gamma_is_the_mean_magnitude_and_at_least_1e_5(w):
     assert abs(float(gamma) - exact) <= 2**-23 * exact
 
 
+def test_gamma_is_summed_in_float64(path):
+    """Each small weight is lost beside the 1 in float32; together they are many units."""
+    w = np.float32([1.0] + [2.0**-25] * 127)
+    assert absmean_quantize(w)[1] == np.float32((1 + 127 * 2.0**-25) / 128)
+
+
 @given(weights)
 def test_the_weight_kernel_equals_its_reference(w):
     """Codes are equal bit for bit; so is gamma, but for float64's order of summing."""

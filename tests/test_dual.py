@@ -392,6 +392,18 @@ def test_a_custom_rule_replaces_the_derivative_and_nests():
     np.testing.assert_allclose(dots, [[0.5] * 3, [1.0] * 3])
 
 
+def test_a_custom_rule_answers_the_innermost_of_two_perturbations():
+    """In d/dy (d/dx f(x, y)) the arguments carry one each; their order does not matter."""
+
+    @custom_jvp
+    def product(x, y):
+        return x * y
+
+    product.defjvp(lambda p, t: (product(*p), product(t[0], p[1]) + product(p[0], t[1])))
+    for f in (product, lambda x, y: product(y, x)):
+        assert D(lambda y, f=f: D(lambda x: f(x, y))(2.0))(3.0) == 1.0
+
+
 def test_a_custom_rule_decides_even_when_it_is_wrong():
     """Nothing else is consulted: a rule that says 7 gives 7."""
 
@@ -464,6 +476,8 @@ def test_custom_rules_that_cannot_work_are_refused():
     f.defjvp(lambda primals, tangents: (f(*primals), np.ones(3)))
     with pytest.raises(ValueError, match=r"rule of f returned a tangent of shape \(3,\)"):
         D(f)(1.0)
+    with pytest.raises(ValueError, match=r"shape \(3,\) for an output of shape \(2,\)"):
+        jvp(f, (np.ones(2),), (np.ones(2),))
     f.defjvp(lambda primals, tangents: tangents[0])  # two entries, but no pair
     with pytest.raises(TypeError, match=r"f must return \(output, tangent\), got a ndarray"):
         jvp(f, (np.ones(2),), (np.ones(2),))
@@ -504,6 +518,8 @@ def test_the_other_arguments_of_straight_through_are_constants():
     """A threshold that moves does not move the codes."""
     f = straight_through(lambda x, threshold: (x > threshold) * 1.0)
     assert D(lambda t: f(2.0 * t, t))(1.0) == 2.0
+    shrink = straight_through(lambda x, t, by=0: np.sign(x) * np.maximum(abs(x) - t - by, 0))
+    assert D(lambda t: shrink(2.0 * t, t, by=t))(1.0) == 2.0
     with pytest.raises(ValueError, match=r"\(3,\) became \(\)"):
         straight_through(np.sum)(np.ones(3))
     with pytest.raises(TypeError, match="int64"):

@@ -290,7 +290,7 @@ def test_labels_are_checked():
     logits = floats(3, 5)
     for bad in (-1, 5):
         with pytest.raises(ValueError, match=rf"labels must be 0 to 4, got {bad} at \(1,\)"):
-            cross_entropy(logits, np.array([0, bad, 9]))
+            cross_entropy(logits, np.array([0, bad, bad]))
     with pytest.raises(TypeError, match="labels must be integers, got float64"):
         cross_entropy(logits, np.zeros(3))
     for labels in (np.array([0, 1]), np.eye(3, 5, dtype=int), np.array(0)):

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minibit import kernels
+from minibit.absmean import absmax_quantize_reference
 from minibit.kernels import threads as pool
 from minibit.matmul import (
     MAX_INPUTS,
@@ -117,6 +118,7 @@ def test_the_number_of_threads_does_not_change_a_bit(path, threads, batch, monke
 @pytest.mark.parametrize("batch", [1, 4, 48])
 def test_no_sum_overflows_up_to_the_bound_on_inputs(path, batch):
     """MAX_INPUTS extremes are exact in every group of rows, also if the signs turn half way."""
+    assert MAX_INPUTS * 64 * 2 * 128 == 2**31  # what the sums of a code left in place come to
     half, signs = MAX_INPUTS // 2, np.array([[1, 1], [-1, -1], [1, -1], [-1, 1]], np.int8)
     values = np.array([[-128, -128], [127, 127], [-128, 127], [127, -128]], np.int8)
     values = np.resize(values, (max(batch, 4), 2))  # (tokens, halves)
@@ -131,9 +133,13 @@ def test_no_sum_overflows_up_to_the_bound_on_inputs(path, batch):
 def test_more_inputs_than_int32_can_sum_are_refused(path, batch, dtype):
     """One input more than MAX_INPUTS is a ValueError that names both numbers."""
     matrix = TernaryMatrix.from_codes(np.ones((1, MAX_INPUTS + 1), np.int8))
-    multiply = ternary_matmul_int8 if dtype is np.int8 else ternary_matmul
-    with pytest.raises(ValueError, match=f"at most {MAX_INPUTS} inputs, got {MAX_INPUTS + 1}"):
-        multiply(np.zeros((batch, MAX_INPUTS + 1), dtype), matrix)
+    functions = {
+        np.int8: (ternary_matmul_int8, ternary_matmul_int8_reference),
+        np.float32: (ternary_matmul, ternary_matmul_reference),
+    }[dtype]
+    for multiply in functions:
+        with pytest.raises(ValueError, match=f"at most {MAX_INPUTS} inputs, got {MAX_INPUTS + 1}"):
+            multiply(np.zeros((batch, MAX_INPUTS + 1), dtype), matrix)
 
 
 def test_any_memory_order_and_leading_axes_are_taken(path):
@@ -252,6 +258,16 @@ def test_the_float_product_equals_its_reference_bit_for_bit(path_name, problem, 
     matrix = made(path_name, codes, gamma)
     y = ternary_matmul(floats, matrix)
     np.testing.assert_array_equal(y, ternary_matmul_reference(floats, matrix), strict=True)
+
+
+@pytest.mark.parametrize("path_name", PATHS)
+@given(st.integers(-25, 25), st.integers(0, 2**32 - 1))
+def test_the_float_product_quantises_as_absmax_quantize_does(path_name, power, seed):
+    """By one weight of 1, y = code (gamma / scale) to the bit; tokens below 1e-5 lose levels."""
+    x = np.float32(2.0**power) * np.random.default_rng(seed).standard_normal((8, 5), np.float32)
+    codes, scale = absmax_quantize_reference(x)
+    y = ternary_matmul(x, made(path_name, np.eye(5, dtype=np.int8), 0.3))
+    np.testing.assert_array_equal(y, codes * (np.float32(0.3) / scale))
 
 
 @given(problems())

@@ -396,6 +396,9 @@ KINKS = {
     "nan_to_num of nan": (lambda x: np.nan_to_num(x * np.array([1.0, np.nan])).sum(), 2.0, 1.0),
     "where hides a nan": (lambda x: np.where(x > 0, x, np.nan * x), 2.0, 1.0),
     "fmax passes over nan": (lambda x: np.fmax(x, np.nan), 2.0, 1.0),
+    "fmax passes over nan, the other way": (lambda x: np.fmax(np.nan, x), 2.0, 1.0),
+    "fmin passes over nan": (lambda x: np.fmin(x, np.nan), 2.0, 1.0),
+    "fmin passes over nan, the other way": (lambda x: np.fmin(np.nan, x), 2.0, 1.0),
     "max of nan": (lambda x: np.max(np.stack([x, x * np.nan])), 1.0, np.nan),
     "median of nan": (lambda x: np.median(np.stack([x, x, x * np.nan])), 1.0, np.nan),
 }
