@@ -39,6 +39,8 @@ from minibit.layers import (
 from minibit.noise_step import (
     MLP,
     NoiseStep,
+    Sampled,
+    Units,
     digest,
     direction_sums_by_jvp,
     geometric,
@@ -130,8 +132,8 @@ assert accuracy > 0.5
 # But a code depends on an alignment only through its sign and its rank, weights are integers, and so nothing accumulates. After 100 steps all three have the same weights, to the bit:
 
 # %%
-slow = NoiseStep(lambda p, x: small_net(p, x), first, SEED, perturbations=K, density=DENSITY)
-fast = NoiseStep(small_net, first, SEED, perturbations=K, density=DENSITY)
+slow = NoiseStep(lambda p, x: small_net(p, x), first, SEED, Sampled(K, DENSITY))
+fast = NoiseStep(small_net, first, SEED, Sampled(K, DENSITY))
 for step in range(100):
     i = draw_batch(SEED, step, 256)
     for one in (slow, fast):
@@ -168,7 +170,7 @@ net = MLP(1.0, SCALE, OFFSET)  # logits x 1, pixels to mean 0 and standard devia
 def train_sampled(score, seed, steps, model=net, zeros=1 / 3):
     density = geometric(3e-4, 3e-5, 150)
     first = start((784, 64, 64, 10), seed, zeros)
-    run = NoiseStep(model, first, seed, density=density, score=score)
+    run = NoiseStep(model, first, seed, Sampled(density=density, score=score))
     for step in range(steps):
         i = draw_batch(seed, step, 512)
         run.step(train_x[i], train_y[i])
@@ -181,7 +183,7 @@ probes = noise.sparse_noise_many(99, 0, range(1000), flat.size, 1e-4)  # offsets
 offsets, positions, signs = probes
 i = 20_000 + draw_batch(99, 0, 1024) % 35_000  # not among the first 20,000 images
 x, y, ones = train_x[i], train_y[i], np.ones(1024, np.float32)
-a = direction_sums(net, weights, x, y, ones, *probes).alignments[0] / 1024  # (directions,)
+a = direction_sums(net, weights, x, y, ones, probes).alignments[0] / 1024  # (directions,)
 
 
 def loss_along(p, t):
@@ -222,8 +224,8 @@ assert falls[0] > 0.75
 
 # %%
 many = train_x[:20_000], train_y[:20_000], np.ones(20_000, np.float32)
-truth = direction_sums(net, weights, *many, *probes).alignments[0] / 20_000
-some = direction_sums(net, weights, x[:256], y[:256], ones[:256], *probes)
+truth = direction_sums(net, weights, *many, probes).alignments[0] / 20_000
+some = direction_sums(net, weights, x[:256], y[:256], ones[:256], probes)
 agree = {}
 for score in ("absolute", "t"):
     codes = keep_terns(some.alignments[0], some.squares[0], score)
@@ -327,8 +329,8 @@ drawn = [noise.draw_units(0, 0, k, *sizes) for k, sizes in enumerate([(256, 16)]
 quick = unit_sums(paper, big, x, y, ones, drawn)
 exact = unit_sums_by_jvp(paper, big, x.astype(float), y, ones, drawn, dtype=np.float64)
 few = noise.sparse_noise_many(0, 0, range(16), big_size, 6e-5)
-quick_few = direction_sums(paper, big, x, y, ones, *few)
-exact_few = direction_sums_by_jvp(paper, big, x.astype(float), y, ones, *few, dtype=np.float64)
+quick_few = direction_sums(paper, big, x, y, ones, few)
+exact_few = direction_sums_by_jvp(paper, big, x.astype(float), y, ones, few, dtype=np.float64)
 for name, got, want in (("units", quick, exact), ("sampled", quick_few, exact_few)):
     got, want = (np.concatenate([a.ravel() for a in sums.alignments]) for sums in (got, want))
     error = np.abs(got - want).max() / np.abs(want).max()
@@ -479,11 +481,11 @@ seeds = {
     for k, (name, shape) in enumerate(shapes.items())
 }
 float_x, float_valid = (np.float32((x - np.float32(33.3)) / 75) for x in (small_x, small_valid))
-shared = {"units": (8, 8, 4), "rate": geometric(0.02, 0.002, 120)}
-sparse = {"perturbations": 64, "density": geometric(2e-3, 3e-4, 120), "score": "t"}
+shared = Units((8, 8, 4), rate=geometric(0.02, 0.002, 120))
+sparse = Sampled(64, density=geometric(2e-3, 3e-4, 120), score="t")
 fig, axes = plt.subplots()
-for method, options, marker in (("units", shared, "o"), ("sampled", sparse, "s")):
-    learner = NoiseStep(bilinear, seeds, 0, method, **options)
+for method, settings, marker in (("units", shared, "o"), ("sampled", sparse, "s")):
+    learner = NoiseStep(bilinear, seeds, 0, settings)
     curve, begin = [], time.perf_counter()
     for step in range(121):
         if step % 12 == 0:
@@ -497,7 +499,7 @@ plots.label_axes(axes, "step", "accuracy, validation (%)", "A bilinear network, 
 
 # %%
 by_unit, by_weight = (
-    NoiseStep(model, learner.params, 0, "units", units=(2, 2, 1)).step(float_x[:64], train_y[:64])
+    NoiseStep(model, learner.params, 0, Units((2, 2, 1))).step(float_x[:64], train_y[:64])
     for model in (bilinear, plain)
 )
 for a, b in zip(by_unit.alignments, by_weight.alignments, strict=True):
@@ -522,8 +524,8 @@ def loss_at(p):
     return cross_entropy(mlp(p, x, logit_scale=0.12), labels)
 
 
-def stepper(method, model=paper, **options):
-    learner = NoiseStep(model, big, 0, method, score="t", workers=1, **options)
+def stepper(settings, model=paper):
+    learner = NoiseStep(model, big, 0, settings, workers=1)
     return lambda: learner.step(pixels, labels)
 
 
@@ -531,10 +533,10 @@ work = {
     "a forward pass": lambda: loss_at(floats),
     "with one tangent (jvp)": lambda: jvp(loss_at, (floats,), (dense,)),
     "with eight tangents (jvp_batch)": lambda: jvp_batch(loss_at, (floats,), (eight,)),
-    "sampled, 128 at density 6e-5": stepper("sampled", density=6e-5),
-    "sampled, 128 at density 3.7e-6": stepper("sampled", density=3.7e-6),
-    "units, 52 with 21,760 candidates": stepper("units", units=(16, 16, 16, 4)),
-    "the same, int8 activations": stepper("units", paper8, units=(16, 16, 16, 4)),
+    "sampled, 128 at density 6e-5": stepper(Sampled(density=6e-5, score="t")),
+    "sampled, 128 at density 3.7e-6": stepper(Sampled(density=3.7e-6, score="t")),
+    "units, 52 with 21,760 candidates": stepper(Units((16, 16, 16, 4))),
+    "the same, int8 activations": stepper(Units((16, 16, 16, 4)), paper8),
 }
 seconds = {name: [] for name in work}
 for _ in range(6):

@@ -73,7 +73,7 @@ _NAMES = {
         "sparse_noise sparse_noise_many uniform words"
     ),
     "noise_step": (
-        "MLP NoiseStep Plan SampledStep StepResult UnitsStep apply_update digest "
+        "MLP NoiseStep Plan Sampled SampledStep StepResult Units UnitsStep apply_update digest "
         "direction_sums_by_jvp geometric initial_params keep_moves keep_terns sparse_update "
         "unit_sums_by_jvp"
     ),

@@ -24,7 +24,9 @@ from minibit.noise_step import (
     MLP,
     NoiseStep,
     Plan,
+    Sampled,
     SampledStep,
+    Units,
     UnitsStep,
     apply_update,
     digest,
@@ -44,6 +46,7 @@ from minibit.noise_step.unit_reference import (
 from minibit.noise_step.unit_tangents import direction_sums, forward, unit_sums
 
 widths = st.lists(st.integers(8, 40), min_size=2, max_size=5).map(tuple)
+SETTINGS = {"sampled": Sampled(density=0.005, score="t"), "units": Units(units=4, rate=0.05)}
 
 
 def problem(shape, seed, batch=32, zeros=0.4):
@@ -151,9 +154,9 @@ def test_sparse_directions_equal_the_jvp_of_the_plain_model(shape, seed, activat
     params, x, y, weight = problem(shape, seed, batch=32 if activations == "float" else 6)
     model, directions = model_for(shape, activations), some_directions(params, seed)
     assume(clear(model, params, x, y))
-    fast = direction_sums(model, params, x, y, weight, *directions)
+    fast = direction_sums(model, params, x, y, weight, directions)
     plain = direction_sums_by_jvp(
-        model, params, x.astype(float), y, weight, *directions, dtype=np.float64
+        model, params, x.astype(float), y, weight, directions, dtype=np.float64
     )
     agree(fast.alignments, plain.alignments, 1e-5)
     agree(fast.squares, plain.squares, 1e-5)
@@ -172,9 +175,9 @@ def test_the_kernels_equal_their_references(shape, seed, threshold, activations)
         (unit_sums, unit_sums_reference),
         (direction_sums, direction_sums_reference),
     ):
-        what = (units,) if fast is unit_sums else directions
-        found = fast(model, params, x, y, weight, *what, threshold=threshold)
-        expected = plain(model, params, x, y, weight, *what, threshold=threshold)
+        drawn = units if fast is unit_sums else directions
+        found = fast(model, params, x, y, weight, drawn, threshold=threshold)
+        expected = plain(model, params, x, y, weight, drawn, threshold=threshold)
         agree(found.alignments, expected.alignments, 2e-5)
         agree(found.squares, expected.squares, 2e-5)
     for a, b in zip(
@@ -307,11 +310,11 @@ def test_samples_count_once_however_a_batch_is_cut(monkeypatch):
     """Blocks of three or of all: the same sums but for their order, the same losses to the bit."""
     model, params, x, y, weight = int8_network(batch=50)
     units, directions = some_units(params, 0), some_directions(params, 0)
-    for sums, what in ((unit_sums, (units,)), (direction_sums, directions)):
-        whole = sums(model, params, x, y, weight, *what)
+    for sums, drawn in ((unit_sums, units), (direction_sums, directions)):
+        whole = sums(model, params, x, y, weight, drawn)
         with monkeypatch.context() as patch:
             patch.setattr("minibit.noise_step.prepared.BLOCK", 3)
-            parts = sums(model, params, x, y, weight, *what)
+            parts = sums(model, params, x, y, weight, drawn)
         agree(parts.alignments, whole.alignments, 1e-5)
         agree(parts.squares, whole.squares, 1e-5)
         np.testing.assert_array_equal(parts.loss, whole.loss)
@@ -517,7 +520,7 @@ def test_steps_replay_from_their_records_alone(method):
     """Seed and records give the weights back, without the data."""
     plan = Plan("units", 2, ("w1", "w2"), ((16, 30), (5, 16)), 2**31)
     params, (_, x, y, _) = initial_params(plan), problem((30, 16, 5), 2)
-    stepper = NoiseStep(model_for((30, 16, 5)), params, 2, method, density=0.01, rate=0.1, units=4)
+    stepper = NoiseStep(model_for((30, 16, 5)), params, 2, SETTINGS[method])
     again = params
     for step in range(6):
         record = stepper.step(x, y).record
@@ -530,7 +533,7 @@ def test_steps_replay_from_their_records_alone(method):
 def test_any_pure_function_learns(model, method):
     """A gate that is no MLP: the loss falls by a quarter without a backward pass."""
     params, x, y = gated_problem()
-    stepper = NoiseStep(model, params, 0, method, density=0.005, score="t", units=4, rate=0.05)
+    stepper = NoiseStep(model, params, 0, SETTINGS[method])
     losses = [stepper.step(x, y).loss for _ in range(40)]
     assert np.mean(losses[-5:]) < 0.75 * losses[0]
 
@@ -604,6 +607,48 @@ def test_a_perturbation_of_density_zero_changes_nothing():
     assert not stepper.step(x, y).record.codes.any()
 
 
+def test_settings_of_the_other_method_are_refused():
+    """No setting is silently without effect: the message lists those of the method."""
+    params, x, y, _ = problem((20, 12, 4), 6, batch=8)
+    with pytest.raises(TypeError, match="has the settings units, inputs, rate, got density"):
+        NoiseStep(MLP(), params, 0, "units", density=0.1)
+    with pytest.raises(TypeError, match=r"settings belong into Sampled.*got score beside it"):
+        NoiseStep(MLP(), params, 0, Sampled(), score="t")
+    stepper = NoiseStep(model_for((20, 12, 4)), params, 0, "units")
+    with pytest.raises(ValueError, match="density is a setting of Sampled"):
+        stepper.step(x, y, density=0.1)
+    assert stepper.steps == 0
+
+
+def test_a_name_with_settings_is_the_method_with_these_settings():
+    """``"units", units=3`` and ``Units(units=3)`` make one plan."""
+    params = problem((20, 12, 4), 6)[0]
+    named = NoiseStep(MLP(), params, 0, "units", units=3)
+    assert named.plan == NoiseStep(MLP(), params, 0, Units(units=3)).plan
+
+
+def test_a_run_starts_at_the_weights_of_its_plan():
+    """`NoiseStep.start` draws the initial weights from seed and zeros, as a replay does."""
+    shapes = {"w1": (12, 20), "w2": (4, 12)}
+    stepper = NoiseStep.start(MLP(), shapes, 7, Units(units=3), zeros=0.7)
+    assert stepper.plan.zeros == round(0.7 * 2**32)
+    assert digest(stepper.params) == digest(initial_params(stepper.plan))
+
+
+@pytest.mark.parametrize("inputs", [None, 5])
+@pytest.mark.parametrize("method", ["sampled", "units"])
+def test_a_record_moves_the_same_weights_whoever_draws(method, inputs):
+    """`StepResult.update` is `sparse_update` of the record alone, which draws only what is kept."""
+    params, x, y, _ = problem((30, 20, 6), 3)
+    settings = Units(units=8, inputs=inputs, rate=0.3) if method == "units" else Sampled(16, 0.02)
+    stepper = NoiseStep(model_for((30, 20, 6)), params, 3, settings)
+    for step in range(3):
+        result = stepper.step(x, y)
+        again = sparse_update(stepper.plan, step, result.record)
+        np.testing.assert_array_equal(result.update.positions, again.positions)
+        np.testing.assert_array_equal(result.update.deltas, again.deltas)
+
+
 BAD = {
     "method": (dict(method="gradient"), ValueError, "method"),
     "score": (dict(score="z"), ValueError, "score"),
@@ -647,7 +692,7 @@ def test_bad_arguments_are_named(case):
 def test_a_model_or_loss_that_returns_nonsense_is_refused(method, model, loss, match):
     """NaN, one loss for the batch, one for each output: an error, and nothing moves."""
     params, x, y, _ = problem((20, 4), 6, batch=8)
-    stepper = NoiseStep(model, params, 0, method, density=0.1, loss=loss)
+    stepper = NoiseStep(model, params, 0, method, loss=loss)
     with pytest.raises(ValueError, match=match):
         stepper.step(x, y)
     assert stepper.steps == 0
@@ -762,7 +807,7 @@ def test_perturbations_are_those_of_the_noise():
     result = stepper.step(x, y)
     drawn = sparse_noise_many(5, 3, np.arange(8), stepper.plan.size, 0.02)
     weight = np.ones(8, np.float32)
-    sums = direction_sums(model_for((20, 12, 4)), params, x, y, weight, *drawn)
+    sums = direction_sums(model_for((20, 12, 4)), params, x, y, weight, drawn)
     np.testing.assert_array_equal(result.alignments[0], sums.alignments[0] / 8)
 
 
@@ -802,7 +847,7 @@ def test_a_model_that_shares_wrongly_is_told_what_linear_needs():
 def test_a_model_that_gives_nan_is_an_error(method):
     """No step is taken on tangents that are no numbers."""
     params, x, y = gated_problem()
-    stepper = NoiseStep(lambda p, v: gated(p, v) * np.nan, params, 0, method, density=0.02)
+    stepper = NoiseStep(lambda p, v: gated(p, v) * np.nan, params, 0, SETTINGS[method])
     with pytest.raises(ValueError, match="model must give finite"):
         stepper.step(x, y)
     assert stepper.steps == 0
@@ -842,7 +887,5 @@ def test_directions_out_of_range_are_refused(offsets, positions, match):
             x,
             y,
             weight,
-            np.array(offsets),
-            np.array(positions),
-            signs,
+            (np.array(offsets), np.array(positions), signs),
         )

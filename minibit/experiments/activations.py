@@ -100,18 +100,7 @@ def step_times(preset: str, rounds: int = 15) -> dict[str, dict[str, float]]:
             log = StepLog.open(path)
             model, recipe, start = model_of(log.header), PRESETS[preset], initial_params(log.plan)
             work[f"{kind} forward"] = lambda m=model, w=start: forward(m, w, x, y, 1)  # type: ignore[misc]
-            stepper = NoiseStep(
-                model,
-                start,
-                0,
-                recipe.method,
-                perturbations=max(1, log.plan.perturbations),
-                density=recipe.density[0],
-                score=recipe.score,
-                units=log.plan.units or 1,
-                rate=recipe.rate[0],
-                workers=1,
-            )
+            stepper = NoiseStep(model, start, 0, recipe.settings(), workers=1)
             work[f"{kind} step"] = lambda s=stepper: s.step(x, y)  # type: ignore[misc]
     seconds = interleaved(work, seconds=0, least_rounds=rounds, warmups=1)
     return {

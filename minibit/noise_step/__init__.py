@@ -4,11 +4,14 @@ from minibit.noise_step.alignments import direction_sums_by_jvp as direction_sum
 from minibit.noise_step.alignments import unit_sums_by_jvp as unit_sums_by_jvp
 from minibit.noise_step.choices import keep_moves as keep_moves
 from minibit.noise_step.choices import keep_terns as keep_terns
+from minibit.noise_step.methods import Sampled as Sampled
+from minibit.noise_step.methods import Units as Units
 from minibit.noise_step.perceptron import MLP as MLP
 from minibit.noise_step.records import Params as Params
 from minibit.noise_step.records import Plan as Plan
 from minibit.noise_step.records import SampledStep as SampledStep
 from minibit.noise_step.records import UnitsStep as UnitsStep
+from minibit.noise_step.records import Update as Update
 from minibit.noise_step.records import apply_update as apply_update
 from minibit.noise_step.records import digest as digest
 from minibit.noise_step.records import initial_params as initial_params
@@ -22,8 +25,10 @@ __all__ = [
     "MLP",
     "NoiseStep",
     "Plan",
+    "Sampled",
     "SampledStep",
     "StepResult",
+    "Units",
     "UnitsStep",
     "apply_update",
     "digest",

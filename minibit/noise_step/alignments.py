@@ -62,9 +62,7 @@ def direction_sums_by_jvp(
     x: NDArray[Any],
     y: NDArray[Any],
     weight: NDArray[Any],
-    offsets: NDArray[np.int64],
-    positions: NDArray[np.int64],
-    signs: NDArray[np.int8],
+    directions: Sequence[Any],
     threshold: float = -np.inf,
     loss: Loss | None = None,
     dtype: Any = np.float32,
@@ -85,8 +83,9 @@ def direction_sums_by_jvp(
         What the model takes, and what the loss compares its outputs with.
     weight : float array, shape (batch,)
         Weight of every sample in the sums.
-    offsets, positions, signs : int64 (directions + 1,), int64 and int8 (nonzeros,)
-        As `minibit.noise.sparse_noise_many` draws them.
+    directions : tuple of arrays
+        ``offsets, positions, signs``: int64 (directions + 1,), int64 and int8 (nonzeros,), as
+        `minibit.noise.sparse_noise_many` draws them.
     threshold : float
         Samples with ``1 - p_y <= threshold`` are left out.
     loss : callable (outputs, y) -> (batch,), optional
@@ -107,10 +106,11 @@ def direction_sums_by_jvp(
     --------
     >>> from minibit.noise_step.perceptron import MLP
     >>> params, x, y = {"w1": np.int8([[1, 0], [0, 1]])}, np.float32([[2, 1]]), np.array([0])
-    >>> one = direction_sums_by_jvp(MLP(), params, x, y, np.ones(1), [0, 1], [2], [1])
+    >>> one = direction_sums_by_jvp(MLP(), params, x, y, np.ones(1), ([0, 1], [2], [1]))
     >>> one.alignments[0].round(3)  # more of input 0 into class 1: p_1 x_0
     array([0.538])
     """
+    offsets, positions, signs = directions[:3]
     count = len(offsets) - 1
     primals = {name: np.asarray(w).astype(dtype) for name, w in params.items()}
     size = sum(w.size for w in primals.values())

@@ -12,7 +12,7 @@ import math
 import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,16 @@ from numpy.typing import NDArray
 from minibit.noise import draw_inputs, draw_units, initial_codes, sparse_noise_many
 
 __all__ = [
+    "Candidates",
+    "Directions",
     "Plan",
     "SampledStep",
     "UnitsStep",
+    "Update",
     "apply_update",
     "digest",
+    "draw_candidates",
+    "draw_directions",
     "initial_params",
     "sparse_update",
 ]
@@ -97,6 +102,32 @@ class Plan:
         )
 
 
+class Directions(NamedTuple):
+    """The perturbations of a ``sampled`` step, over the layers laid end to end.
+
+    Perturbation p has the entries ``offsets[p]`` to ``offsets[p + 1]``: ``signs`` at ``positions``.
+    """
+
+    offsets: NDArray[np.int64]  # (perturbations + 1,)
+    positions: NDArray[np.int64]  # (nonzeros,)
+    signs: NDArray[np.int8]  # (nonzeros,)
+    numerator: int = 0  # their density is numerator / 2**32
+
+
+class Candidates(NamedTuple):
+    """The candidates of a ``units`` step, layer by layer."""
+
+    units: tuple[NDArray[np.int64], ...]  # (units,) drawn, increasing
+    columns: tuple[NDArray[np.int64] | None, ...]  # (units, inputs); None where it is all inputs
+
+
+class Update(NamedTuple):
+    """What a step adds to the weights, over the layers laid end to end, before the clamp."""
+
+    positions: NDArray[np.int64]  # (moved,), increasing
+    deltas: NDArray[np.int32]  # (moved,)
+
+
 def _whole(value: Any) -> int:
     """Return an integer as a plain one; 1.5, "1" and True are none."""
     if isinstance(value, bool):
@@ -128,9 +159,36 @@ def initial_params(plan: Plan) -> Params:
     }
 
 
+def draw_directions(plan: Plan, step: int, numerator: int) -> Directions:
+    """Draw the perturbations of a ``sampled`` step, of density ``numerator / 2**32``."""
+    numbers = np.arange(plan.perturbations)
+    noise = sparse_noise_many(plan.seed, step, numbers, plan.size, numerator)
+    return Directions(*noise, numerator)
+
+
+def draw_candidates(plan: Plan, step: int) -> Candidates:
+    """Draw the candidates of a ``units`` step: some units of each layer, some inputs of each."""
+    units, columns = [], []
+    for layer, (n_out, n_in) in enumerate(plan.shapes):
+        drawn = draw_units(plan.seed, step, layer, n_out, plan.units[layer])
+        units.append(drawn)
+        columns.append(_inputs(plan, step, layer, drawn) if plan.inputs[layer] < n_in else None)
+    return Candidates(tuple(units), tuple(columns))
+
+
+def _inputs(plan: Plan, step: int, layer: int, units: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Draw the inputs of some units that are candidates: (units, inputs)."""
+    n_in, count = plan.shapes[layer][1], plan.inputs[layer]
+    rows = [draw_inputs(plan.seed, step, layer, unit, n_in, count) for unit in units.tolist()]
+    return np.array(rows, np.int64).reshape(len(rows), count)
+
+
 def sparse_update(
-    plan: Plan, step: int, record: SampledStep | UnitsStep
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    plan: Plan,
+    step: int,
+    record: SampledStep | UnitsStep,
+    drawn: Directions | Candidates | None = None,
+) -> Update:
     """Turn a record into the sum of its moves.
 
     ``sampled``: ``- sum_i c_i v_i``; ``units``: the kept moves.
@@ -141,6 +199,8 @@ def sparse_update(
     step : int
         Number of the step, from 0: it names the draws.
     record : SampledStep or UnitsStep
+    drawn : Directions or Candidates, optional
+        All draws of the step, where the caller has them; else what the record keeps is drawn.
 
     Returns
     -------
@@ -152,42 +212,61 @@ def sparse_update(
     Examples
     --------
     >>> plan = Plan("units", 0, ("w",), ((2, 3),), zeros=0, units=(2,), inputs=(3,))
-    >>> sparse_update(plan, 0, UnitsStep((np.array([1, 5]),), (np.array([-1, 1], np.int8),)))
+    >>> positions, deltas = sparse_update(
+    ...     plan, 0, UnitsStep((np.array([1, 5]),), (np.array([-1, 1], np.int8),))
+    ... )
+    >>> positions, deltas
     (array([1, 5]), array([-1,  1], dtype=int32))
     """
     if isinstance(record, SampledStep):
-        kept = np.flatnonzero(record.codes)
-        offsets, positions, signs = sparse_noise_many(
-            plan.seed, step, kept, plan.size, record.numerator
-        )
-        codes = np.repeat(record.codes[kept], np.diff(offsets))  # (nonzeros,)
-        moves = -codes.astype(np.int32) * signs  # w <- w - sum_i c_i v_i
+        positions, moves = _sampled_moves(plan, step, record, drawn)
     else:
-        start, all_positions, all_signs = 0, [], []
-        for layer, (n_out, n_in) in enumerate(plan.shapes):
-            picked = record.positions[layer]
-            if picked.size:
-                count = plan.inputs[layer]
-                units = draw_units(plan.seed, step, layer, n_out, plan.units[layer])
-                unit = units[picked // count]
-                if count == n_in:
-                    column = picked % count
-                else:
-                    touched, row = np.unique(unit, return_inverse=True)
-                    table = np.stack(
-                        [draw_inputs(plan.seed, step, layer, int(u), n_in, count) for u in touched]
-                    )
-                    column = table[row, picked % count]
-                all_positions.append(start + unit * n_in + column)
-                all_signs.append(record.signs[layer])
-            start += n_out * n_in
-        positions = np.concatenate([np.empty(0, np.int64), *all_positions])
-        moves = np.concatenate([np.empty(0, np.int8), *all_signs]).astype(np.int32)
+        positions, moves = _units_moves(plan, step, record, drawn)
     order = np.argsort(positions, kind="stable")
     positions, moves = positions[order], moves[order]
     first = np.flatnonzero(np.diff(positions, prepend=-1))
     deltas = np.add.reduceat(moves, first) if first.size else moves
-    return positions[first], deltas.astype(np.int32)
+    return Update(positions[first], deltas.astype(np.int32))
+
+
+def _sampled_moves(
+    plan: Plan, step: int, record: SampledStep, drawn: Any
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Return the entries of ``- c_i v_i`` of all kept perturbations, (nonzeros,) each."""
+    kept = np.flatnonzero(record.codes)
+    if drawn is None:
+        noise = sparse_noise_many(plan.seed, step, kept, plan.size, record.numerator)
+        offsets, positions, signs = noise
+        codes = record.codes[kept]
+    else:
+        (offsets, positions, signs, _), codes = drawn, record.codes
+    code = np.repeat(codes, np.diff(offsets)).astype(np.int32)  # (nonzeros,)
+    inside = code != 0
+    return positions[inside], -code[inside] * signs[inside]  # w <- w - sum_i c_i v_i
+
+
+def _units_moves(
+    plan: Plan, step: int, record: UnitsStep, drawn: Any
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Return where the kept moves of all layers lie, and their signs, (moves,) each."""
+    start, positions, signs = 0, [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+    for layer, (n_out, n_in) in enumerate(plan.shapes):
+        if record.positions[layer].size:
+            row, column = np.divmod(record.positions[layer], plan.inputs[layer])
+            if drawn is not None:
+                units, columns = drawn.units[layer], drawn.columns[layer]
+            else:
+                units = draw_units(plan.seed, step, layer, n_out, plan.units[layer])
+                columns = None
+            if columns is None and plan.inputs[layer] < n_in:  # only touched units draw inputs
+                touched, row = np.unique(row, return_inverse=True)
+                units = units[touched]
+                columns = _inputs(plan, step, layer, units)
+            column = column if columns is None else columns[row, column]
+            positions.append(start + units[row] * n_in + column)
+            signs.append(record.signs[layer].astype(np.int32))
+        start += n_out * n_in
+    return np.concatenate(positions), np.concatenate(signs)
 
 
 def apply_update(

@@ -141,16 +141,15 @@ def direction_sums_reference(
     x: Any,
     y: NDArray[Any],
     weight: Floats,
-    offsets: NDArray[np.int64],
-    positions: NDArray[np.int64],
-    signs: NDArray[np.int8],
+    directions: Sequence[Any],
     threshold: float = -np.inf,
 ) -> Sums:
     """Sum the alignments with sparse directions over samples; plain NumPy.
 
-    Direction p is ``signs`` at flat ``positions`` (over the layers laid end to end), entries
-    ``offsets[p]`` to ``offsets[p + 1]``.
+    `directions` are arrays ``offsets, positions, signs``. Direction p is ``signs`` at flat
+    ``positions`` (over the layers laid end to end), entries ``offsets[p]`` to ``offsets[p + 1]``.
     """
+    offsets, positions, signs = directions[:3]
     states = _states(model, params, x)
     loss, hardness, correct, g = _outcome(states[3], y)
     kept = np.where(hardness > threshold, weight, 0).astype(np.float32)[:, None]

@@ -226,32 +226,29 @@ def direction_sums(
     x: Any,
     y: NDArray[Any],
     weight: Floats,
-    offsets: NDArray[np.int64],
-    positions: NDArray[np.int64],
-    signs: NDArray[np.int8],
+    directions: Sequence[Any],
     threshold: float = -np.inf,
     workers: int | None = None,
 ) -> Sums:
     """Sum the alignments with sparse directions over samples; see `direction_sums_reference`."""
+    offsets, positions, signs = directions[:3]
     model.check(params)
     x, labels = check_batch(params, x, y)
     _check_codes(params)
     weight = _check_weight(len(x), weight)
     _check_directions(params, offsets, positions, signs)
     if not compiled():
-        return direction_sums_reference(
-            model, params, x, labels, weight, offsets, positions, signs, threshold
-        )
+        return direction_sums_reference(model, params, x, labels, weight, directions, threshold)
     from minibit.kernels import unit_tangents as kernel
 
     w = prepare(model, params)
-    batch, directions = len(x), len(offsets) - 1
+    batch, count = len(x), len(offsets) - 1
     loss, hardness = np.empty(batch, np.float32), np.empty(batch, np.float32)
     correct = np.empty(batch, np.bool_)
     units, unit_index, layer_index, column = locate(params, positions)
     input_index = layer_index * kernel.row_size(w.widths) + column
     table, n_units, columns, sizes = _columns(w, units)
-    sums, squares = np.zeros((CHUNKS, directions)), np.zeros((CHUNKS, directions))
+    sums, squares = np.zeros((CHUNKS, count)), np.zeros((CHUNKS, count))
     float_signs = signs.astype(np.float32)
 
     def work(chunk: int, part: slice, state: State) -> None:

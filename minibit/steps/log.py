@@ -16,15 +16,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
-from itertools import chain, groupby, islice
+from itertools import chain, groupby, islice, repeat
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from minibit.noise_step import SampledStep, UnitsStep
+from minibit.noise_step import SampledStep, UnitsStep, Update
 from minibit.steps.edits import (
     Segments,
     Steps,
@@ -224,11 +224,20 @@ class StepLog(History):
 
     # --- Writing
 
-    def append(self, steps: Step | Iterable[Step]) -> None:
+    def append(
+        self, steps: Step | Iterable[Step], updates: Sequence[Update | None] | None = None
+    ) -> None:
         """Add steps at the end: one write and one sync to disk, in records of at most 32 steps.
 
         Sampled steps of different density go to different records, in the order given. The log
-        replays the steps as it goes, to store a digest of the weights after each record.
+        moves its weights along, to store a digest of them after each record.
+
+        Parameters
+        ----------
+        steps : SampledStep, UnitsStep, or several of them
+        updates : sequence of Update, optional
+            What each step does to the weights (`StepResult.update`), where the caller has it; the
+            log draws it anew else.
 
         Raises
         ------
@@ -239,8 +248,10 @@ class StepLog(History):
         OSError
             If the disk is full or fails. The file may then be torn: `recover` mends it.
         """
-        given = [steps] if isinstance(steps, SampledStep | UnitsStep) else list(steps)
-        batch = [checked_step(self.plan, step) for step in given]
+        records = [steps] if isinstance(steps, SampledStep | UnitsStep) else list(steps)
+        batch = [checked_step(self.plan, step) for step in records]
+        if updates is not None and len(updates) != len(batch):
+            raise ValueError(f"updates must be one per step, {len(batch)}, got {len(updates)}")
         if not batch:
             return
         with self._lock:
@@ -249,7 +260,7 @@ class StepLog(History):
                 raise LogError(f"cannot append to a log {self.warning} (StepLog.recover cuts it)")
             file = self._writer()
             flat = self._weights(len(self))
-            data, after = self._pack(before, flat, batch)
+            data, after = self._pack(before, flat, batch, updates)
             try:
                 file.append(data)
             finally:  # an interrupt after the write: what the file has, the log has
@@ -257,17 +268,24 @@ class StepLog(History):
                     self._contents = after
                     self._last = len(self), flat
 
-    def _pack(self, contents: Contents, flat: Flat, batch: list[Step]) -> tuple[bytes, Contents]:
+    def _pack(
+        self,
+        contents: Contents,
+        flat: Flat,
+        batch: list[Step],
+        updates: Sequence[Update | None] | None = None,
+    ) -> tuple[bytes, Contents]:
         """Frame steps that follow `contents`; moves the weights `flat` along, in place."""
         data: list[bytes] = []
         records = list(contents.records)
         crc, end = contents.crc, contents.end
         first = records[-1].first + records[-1].steps if records else 0
         names = named(self.plan, self._segments, first)
+        known = iter(updates if updates is not None else repeat(None))
         for _, alike in groupby(batch, lambda step: getattr(step, "numerator", None)):
             while held := list(islice(alike, MOST_STEPS)):
                 for step in held:
-                    advance(flat, *next(names), step)
+                    advance(flat, *next(names), step, next(known))
                 payload, digest = pack_steps(self.plan, held), sha256(flat.tobytes()).digest()
                 framed, crc = pack_record(len(held), payload, digest[:DIGEST], crc)
                 records.append(Record(end, first, len(held), payload, digest[:DIGEST], crc))

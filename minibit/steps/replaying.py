@@ -15,7 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit import noise
-from minibit.noise_step import Params, Plan, SampledStep, UnitsStep, initial_params, sparse_update
+from minibit.noise_step import (
+    Params,
+    Plan,
+    SampledStep,
+    UnitsStep,
+    Update,
+    initial_params,
+    sparse_update,
+)
 from minibit.steps.codes import decode_sampled, decode_units, encode_sampled, encode_units
 
 __all__ = [
@@ -50,9 +58,12 @@ def as_params(plan: Plan, flat: Flat) -> Params:
     }
 
 
-def advance(flat: Flat, plan: Plan, number: int, step: Step) -> None:
-    """Apply step `number` to the flat weights: ``w <- clamp(w + delta, -1, 1)``, in place."""
-    positions, deltas = sparse_update(plan, number, step)
+def advance(flat: Flat, plan: Plan, number: int, step: Step, update: Update | None = None) -> None:
+    """Apply step `number` to the flat weights: ``w <- clamp(w + delta, -1, 1)``, in place.
+
+    `update` is what ``sparse_update(plan, number, step)`` gives, where the caller has it.
+    """
+    positions, deltas = sparse_update(plan, number, step) if update is None else update
     flat[positions] = np.clip(flat[positions] + deltas, -1, 1)
 
 

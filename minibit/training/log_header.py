@@ -11,7 +11,7 @@ from typing import Any
 
 from minibit.datasets import Dataset
 from minibit.layers import ACTIVATIONS
-from minibit.noise_step import MLP, Plan
+from minibit.noise_step import MLP
 from minibit.steps import StepLog
 from minibit.training.presets import Preset
 
@@ -62,28 +62,10 @@ def model_of(header: dict[str, Any]) -> MLP:
     )
 
 
-def make_header(
-    preset: str, recipe: Preset, seed: int, data: Dataset, split_name: str
-) -> dict[str, Any]:
-    """Everything that a replay, an evaluation or a resumed run needs to know."""
-    widths = recipe.widths
-    shapes = tuple(zip(widths[1:], widths[:-1], strict=True))
-    units = tuple(
-        min(n, s[0]) for n, s in zip(_units(recipe.units, len(shapes)), shapes, strict=True)
-    )
-    plan = Plan(
-        method=recipe.method,
-        seed=seed,
-        names=tuple(f"w{layer + 1}" for layer in range(len(shapes))),
-        shapes=shapes,
-        zeros=round(recipe.zeros * 2**32),
-        perturbations=recipe.perturbations if recipe.method == "sampled" else 0,
-        units=units if recipe.method == "units" else (),
-        inputs=tuple(widths[:-1]) if recipe.method == "units" else (),
-    )
+def make_header(preset: str, recipe: Preset, data: Dataset, split_name: str) -> dict[str, Any]:
+    """Everything but the plan that an evaluation or a resumed run needs to know."""
     scale, offset = _normalisation(data)
     return {
-        "plan": plan.to_dict(),
         "recipe": {"preset": preset, **asdict(recipe)},
         "data": {
             "name": data.name,
@@ -93,13 +75,6 @@ def make_header(
             "input_offset": offset,
         },
     }
-
-
-def _units(units: tuple[int, ...], layers: int) -> tuple[int, ...]:
-    """Units drawn per layer: the first entry for hidden layers, the last for the output."""
-    if len(units) == layers:
-        return units
-    return (*(units[0],) * (layers - 1), units[-1])
 
 
 def _normalisation(data: Dataset) -> tuple[float, float]:

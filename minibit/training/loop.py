@@ -13,6 +13,7 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,21 +27,18 @@ from minibit.noise import BATCH, integers
 from minibit.noise_step import (
     MLP,
     NoiseStep,
-    Plan,
     SampledStep,
     StepResult,
     forward,
     geometric,
-    initial_params,
 )
 from minibit.steps import StepLog
 from minibit.training.log_header import make_header, model_of, recipe_of, training_header
-from minibit.training.presets import PRESETS, Preset
+from minibit.training.presets import PRESETS, STEPS_PER_RECORD, Preset
 from minibit.training.resampling import Pool, shifted
 
 __all__ = ["Progress", "TrainResult", "evaluate", "train"]
 
-STEPS_PER_RECORD = 32
 REPORT_SECONDS = 0.5
 LEAST_SIDE = 4  # a shift by a pixel takes a quarter of such an image, or all of a row
 
@@ -212,7 +210,6 @@ class _Run:
     header: dict[str, Any]
     data: Dataset
     log: StepLog
-    model: MLP
     stepper: NoiseStep
     pool: Pool
     density: float
@@ -232,9 +229,19 @@ class _Run:
             raise ValueError(f"split_name must be 'final' or 'validation', got {split_name!r}")
         if out.exists():
             raise FileExistsError(f"out must not exist yet, or be resumed: {out}")
-        header = make_header(preset, recipe, seed, data, split_name)
-        params = initial_params(Plan.from_dict(header["plan"]))
-        return cls._of(header, recipe, data, params, 0, lambda: StepLog.create(out, header))
+        header = make_header(preset, recipe, data, split_name)
+        stepper = NoiseStep.start(
+            model_of(header),
+            recipe.shapes,
+            seed,
+            recipe.settings(),
+            zeros=recipe.zeros,
+            threshold=recipe.threshold,
+        )
+        header["plan"] = stepper.plan.to_dict()
+        pool = _pool(recipe, header, data, seed)
+        log = StepLog.create(out, header)
+        return cls(recipe, header, data, log, stepper, pool, recipe.density[0])
 
     @classmethod
     def resumed(cls, out: Path, data: Dataset, overrides: dict[str, Any]) -> _Run:
@@ -251,65 +258,54 @@ class _Run:
             )
         log = StepLog.recover(out)
         try:
-            run = cls._of(log.header, recipe, data, log.replay(), len(log), lambda: log)
+            return cls._going_on(log, header, recipe, data)
         except BaseException:
             log.close()
             raise
-        for step in log.steps():
-            if isinstance(step, SampledStep):
-                run.density = step.numerator / 2**32  # of the last step, where it follows the loss
-        return run
 
     @classmethod
-    def _of(
-        cls,
-        header: dict[str, Any],
-        recipe: Preset,
-        data: Dataset,
-        params: dict[str, NDArray[np.int8]],
-        steps: int,
-        log: Callable[[], StepLog],
-    ) -> _Run:
-        plan, model = Plan.from_dict(header["plan"]), model_of(header)
-        train_x, train_y = data.train_x, data.train_y
-        if header["data"]["split"] == "validation":
-            train_x, train_y = split(data)[:2]
-        images = shifted(train_x, recipe.shifts, data.sample_shape)
-        stepper = _stepper(model, params, plan, recipe)
-        stepper.steps = steps
-        return cls(
-            recipe=recipe,
-            header=header,
-            data=data,
-            log=log(),
-            model=model,
-            stepper=stepper,
-            pool=Pool(
-                images,
-                train_y.astype(np.int64),
-                plan.seed,
-                recipe.threshold,
-                recipe.easy_share,
-            ),
-            density=recipe.density[0],
+    def _going_on(cls, log: StepLog, header: dict[str, Any], recipe: Preset, data: Dataset) -> _Run:
+        plan = log.plan
+        stepper = NoiseStep(
+            model_of(header),
+            log.replay(),
+            plan.seed,
+            recipe.settings(),
+            zeros=plan.zeros / 2**32,
+            threshold=recipe.threshold,
         )
+        if stepper.plan != plan:
+            raise ValueError(f"{log.path}: its recipe makes {stepper.plan}, its header says {plan}")
+        stepper.steps = len(log)
+        density = recipe.density[0]
+        for step in log.steps():
+            if isinstance(step, SampledStep):
+                density = step.numerator / 2**32  # of the last step, where it follows the loss
+        pool = _pool(recipe, header, data, plan.seed)
+        return cls(recipe, header, data, log, stepper, pool, density)
 
     def warm_up(self) -> None:
         """Compile what a step of the first batch's size uses; leaves no trace in the run."""
         if not compiled():
             return
-        few = _stepper(self.model, self.stepper.params, self.log.plan, self.recipe)
-        count = self.batch_size(0)
+        trial, count = copy(self.stepper), self.batch_size(0)
         x, y = self.pool.images[0, :count], self.pool.labels[:count]
-        few.step(x, y)
-        evaluate(few.params, self.model, x, y)
+        trial.step(x, y)
+        evaluate(trial.params, self.model, x, y)
         integers(self.log.plan.seed, 8, 8, domain=BATCH)
+
+    @property
+    def model(self) -> MLP:
+        model: MLP = self.stepper.objective.model  # type: ignore[assignment]
+        return model
 
     def measure_hardness(self, workers: int | None) -> None:
         """Fill the table from the present weights, as a resumed run must."""
         for shift, images in enumerate(self.pool.images):
-            found = forward(self.model, self.stepper.params, images, self.pool.labels, workers)
-            self.pool.hard[:, shift] = found[2]
+            _, _, hardness, _ = forward(
+                self.model, self.stepper.params, images, self.pool.labels, workers
+            )
+            self.pool.hard[:, shift] = hardness
 
     def batch_size(self, step: int) -> int:
         first, last = self.recipe.batch
@@ -329,6 +325,11 @@ class _Run:
         self.pool.hard[sample, shift] = result.hardness
         return result
 
+    def save(self, results: list[StepResult]) -> None:
+        """Log what the log has not got yet: an interrupt may follow a write."""
+        new = [result for result in results if result.step >= len(self.log)]
+        self.log.append([result.record for result in new], [result.update for result in new])
+
     def go(
         self,
         total: int,
@@ -336,27 +337,26 @@ class _Run:
         workers: int | None,
         progress: Callable[[Progress], None] | None,
     ) -> TrainResult:
-        self.stepper.workers = workers
+        self.stepper.objective = self.stepper.objective._replace(workers=workers)
         begin, cpu = time.perf_counter(), time.process_time()
         if self.stepper.steps and self.recipe.easy_share < 1:
             self.measure_hardness(workers)
         first = self.stepper.steps
         work = np.cumsum([self.batch_size(t) for t in range(first, max(first, total))])
-        pending: list[Any] = []  # steps from `begun` on that the log has not got yet
-        begun = first
+        pending: list[StepResult] = []
         seconds: list[float] = []
         loss, last_report, interrupted = float("nan"), begin, False
         try:
             while self.stepper.steps < total:
                 start = time.perf_counter()
                 result = self.one_step()
-                pending.append(result.record)
+                pending.append(result)
                 loss = result.loss
                 now = time.perf_counter()
                 seconds.append(now - start)
                 if len(pending) == STEPS_PER_RECORD:
-                    self.log.append(pending)
-                    pending, begun = [], begun + STEPS_PER_RECORD
+                    self.save(pending)
+                    pending = []
                 if progress and (
                     now - last_report >= REPORT_SECONDS or self.stepper.steps == total
                 ):
@@ -375,7 +375,7 @@ class _Run:
                     )
         except KeyboardInterrupt:
             interrupted = True
-        self.log.append(pending[max(0, len(self.log) - begun) :])  # an interrupt may follow a write
+        self.save(pending)
         elapsed, used = time.perf_counter() - begin, time.process_time() - cpu
         return self._result(
             loss, elapsed, used, compile_seconds, np.array(seconds), first, interrupted
@@ -417,19 +417,10 @@ class _Run:
         )
 
 
-def _stepper(
-    model: MLP, params: dict[str, NDArray[np.int8]], plan: Plan, recipe: Preset
-) -> NoiseStep:
-    return NoiseStep(
-        model,
-        params,
-        plan.seed,
-        recipe.method,
-        perturbations=max(1, plan.perturbations),
-        density=geometric(*recipe.density, recipe.steps, every=STEPS_PER_RECORD),
-        score=recipe.score,
-        units=plan.units or 1,
-        rate=geometric(*recipe.rate, recipe.steps),
-        threshold=recipe.threshold,
-        zeros=plan.zeros / 2**32,
-    )
+def _pool(recipe: Preset, header: dict[str, Any], data: Dataset, seed: int) -> Pool:
+    """Return the training samples under all shifts, without the validation split if it is kept."""
+    x, y = data.train_x, data.train_y
+    if header["data"]["split"] == "validation":
+        x, y = split(data)[:2]
+    images = shifted(x, recipe.shifts, data.sample_shape)
+    return Pool(images, y.astype(np.int64), seed, recipe.threshold, recipe.easy_share)

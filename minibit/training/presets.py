@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from minibit.layers import ACTIVATIONS
+from minibit.noise_step import Sampled, Units, geometric
 
-__all__ = ["PRESETS", "SHIFTS", "Preset"]
+__all__ = ["PRESETS", "SHIFTS", "STEPS_PER_RECORD", "Preset"]
+
+STEPS_PER_RECORD = 32  # of a log: one density each
 
 SHIFTS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # rows, columns
 LEAST_SHARE = 1e-3  # a batch of learnt samples takes 1 / easy_share times its size of draws
@@ -68,6 +72,23 @@ class Preset:
             raise ValueError(f"activations must be {names}, got {self.activations!r}")
         if len(self.widths) < 2:
             raise ValueError(f"widths must be at least two, inputs to classes, got {self.widths}")
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Shapes of the weights, (n_out, n_in), from the first layer on."""
+        sides = pairwise(self.widths)
+        return {f"w{layer}": (n_out, n_in) for layer, (n_in, n_out) in enumerate(sides, start=1)}
+
+    def settings(self) -> Sampled | Units:
+        """Return the method of noise_step, with its schedules over all steps."""
+        if self.method == "sampled":
+            density = geometric(*self.density, self.steps, every=STEPS_PER_RECORD)
+            return Sampled(self.perturbations, density, self.score)
+        units, layers = self.units, len(self.widths) - 1
+        if len(units) != layers:  # the first entry for hidden layers, the last for the output
+            units = (*(units[0],) * (layers - 1), units[-1])
+        units = tuple(min(n, n_out) for n, n_out in zip(units, self.widths[1:], strict=True))
+        return Units(units, rate=geometric(*self.rate, self.steps))
 
 
 PRESETS = {
