@@ -1,0 +1,89 @@
+"""Files of strangers: how small ones are read, and the error that names file, tensor and byte."""
+
+from __future__ import annotations
+
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from minibit.base.strict_json import JSONError, parse_object
+from minibit.base.text import shown
+
+__all__ = ["CheckpointError", "check_file", "checked_json", "read_json", "read_whole"]
+
+MOST_JSON = 1 << 20  # bytes; a configuration takes two thousand
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, hostile, or holds what its configuration does not say.
+
+    The message names the file, the tensor, what came, what was expected, and the byte where there
+    is one. Nothing was changed on disk.
+
+    Attributes
+    ----------
+    file : str or None
+    tensor : str or None
+    offset : int or None
+        Byte of the file at which the damage begins.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        file: str | PathLike[str] | None = None,
+        tensor: str | None = None,
+        offset: int | None = None,
+    ) -> None:
+        self.file = None if file is None else fspath(file)
+        self.tensor, self.offset = tensor, offset
+        where = "" if self.file is None else f"{self.file}: "
+        what = "" if tensor is None else f"tensor {shown(tensor)}: "
+        byte = "" if offset is None else f" (byte {offset})"
+        super().__init__(f"{where}{what}{message}{byte}")
+
+
+def check_file(path: Path) -> None:
+    """Raise unless this is a file, or a link to one: to open a pipe may take for ever."""
+    if path.is_file():
+        return
+    if path.is_symlink() and not path.exists():
+        raise CheckpointError("is a link to nothing", path)
+    if path.exists():
+        raise CheckpointError("is no file", path)
+    raise CheckpointError("there is no such file", path)
+
+
+def read_whole(path: Path, most: int) -> bytes:
+    """Read a file of at most so many bytes.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no file, or longer.
+    """
+    check_file(path)
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise CheckpointError(f"{path.stat().st_size} bytes; the most is {most}", path)
+    return data
+
+
+def read_json(path: Path, most: int = MOST_JSON) -> dict[str, Any]:
+    """Read a file that holds a JSON object, see `minibit.base.strict_json.parse_object`.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no file, longer than `most` bytes, or no JSON that is read here; the byte is named.
+    """
+    return checked_json(read_whole(path, most), path)
+
+
+def checked_json(text: bytes, path: Path, offset: int = 0) -> dict[str, Any]:
+    """Parse a JSON object that a file holds from a byte on; errors name file and byte."""
+    try:
+        return parse_object(text)
+    except JSONError as error:
+        raise CheckpointError(error.reason, path, offset=offset + error.offset) from None
