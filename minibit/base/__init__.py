@@ -1,15 +1,4 @@
-"""What all rooms share: checks of arguments, files that are whole, strict JSON, bfloat16.
-
-    checks      an argument is returned as what the code works with, or refused by name and value
-    damage      a file is refused: which file, which tensor, which byte
-    strict_json JSON of strangers: no key twice, no NaN, a bound on everything
-    whole_file  files and folders that appear whole or not at all
-    bfloat16    to float32 and back
-    top         the k largest, ties to the lowest index
-    text        what strangers wrote, as it may be shown
-"""
-
-from __future__ import annotations
+"""What all rooms share: checks of arguments, files that are whole, strict JSON, bfloat16."""
 
 from minibit.base.bfloat16 import from_bfloat16 as from_bfloat16
 from minibit.base.bfloat16 import to_bfloat16 as to_bfloat16
