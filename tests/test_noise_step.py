@@ -555,10 +555,13 @@ def test_the_fast_path_decides_as_the_plain_model_does():
     np.testing.assert_allclose(a.loss, b.loss, rtol=1e-5)
 
 
-def test_units_never_clamp():
+@pytest.mark.parametrize("inputs", [None, (9, 7)])
+def test_units_never_clamp(inputs):
     """Every move of a units step changes its weight: order and signs can be undone."""
     params, x, y, _ = problem((30, 20, 6), 3)
-    stepper = NoiseStep(model_for((30, 20, 6)), params, 3, "units", units=8, rate=0.3)
+    stepper = NoiseStep(
+        model_for((30, 20, 6)), params, 3, "units", units=8, inputs=inputs, rate=0.3
+    )
     for _ in range(5):
         before = np.concatenate([w.ravel() for w in stepper.params.values()])
         plan, at = stepper.plan, stepper.steps
@@ -700,11 +703,12 @@ def test_a_model_or_loss_that_returns_nonsense_is_refused(method, model, loss, m
 
 
 def test_inputs_that_float32_does_not_hold_are_refused():
-    """The fast path's losses, too, must be finite."""
-    params, _, y, _ = problem((20, 12, 4), 6, batch=8)
+    """The fast path's losses, too, must be finite: each of them."""
+    params, x, y, _ = problem((20, 12, 4), 6, batch=8)
     stepper = NoiseStep(MLP(), params, 0)
-    with np.errstate(over="ignore", invalid="ignore"), pytest.raises(ValueError, match="finite"):
-        stepper.step(np.full((8, 20), 1e300), y)
+    wrong = pytest.raises(ValueError, match="losses must be finite, got nan for sample 5")
+    with np.errstate(over="ignore", invalid="ignore"), wrong:
+        stepper.step(np.where(np.arange(8)[:, None] == 5, 1e300, x), y)
 
 
 def test_an_alignment_that_overflowed_is_never_kept():
@@ -874,10 +878,16 @@ def test_the_kernels_are_called_with_nothing_unchecked(change, match):
 
 @pytest.mark.parametrize(
     ("offsets", "positions", "match"),
-    [([0, 1], [45], "positions"), ([0, 2], [1], "offsets"), ([0, 1], [-1], "positions")],
+    [
+        ([0, 1], [45], "positions"),
+        ([0, 1], [-1], "positions"),
+        ([0, 2], [1], "offsets"),
+        ([1, 1], [1], "offsets"),
+        ([0, 1, 0, 1], [1], "offsets"),
+    ],
 )
 def test_directions_out_of_range_are_refused(offsets, positions, match):
-    """Positions within the weights, offsets over all of them."""
+    """Positions within the weights; offsets from 0 to their number, never falling."""
     params, x, y, weight = problem((6, 5, 3), 0, batch=8)
     signs = np.ones(len(positions), np.int8)
     with pytest.raises(ValueError, match=match):
