@@ -151,22 +151,10 @@ def unit_sums_by_jvp(
 
     Parameters
     ----------
-    model : callable (params, x) -> outputs
-        Pure.
-    params : dict of arrays
-        Cast to `dtype`.
-    x, y : arrays, shape (batch, ...)
-        What the model takes, and what the loss compares its outputs with.
-    weight : float array, shape (batch,)
-        Weight of every sample in the sums.
-    units : one int64 array a parameter
+    units : one int64 array per parameter
         The drawn units.
-    threshold : float
-        Samples with ``1 - p_y <= threshold`` are left out.
-    loss : callable (outputs, y) -> (batch,), optional
-        Cross entropy by default.
-    dtype : dtype
-        In which to compute: float32, or float64 to judge others by.
+    model, params, x, y, weight, threshold, loss, dtype
+        As for `direction_sums_by_jvp`.
 
     Returns
     -------
@@ -191,8 +179,11 @@ def unit_sums_by_jvp(
         return _shared(model, primals, x, y, weight, units, threshold, loss)
     alignments, squares = [], []
     losses: NDArray[Any] = np.empty(0)
+    losses_of = _loss_of(model, x, y, loss)
     for (name, w), drawn in zip(primals.items(), units, strict=True):
-        function = _loss_of_one(model, x, y, loss, primals, name)
+
+        def function(one: Params, name: str = name) -> Any:
+            return losses_of({**primals, name: one[name]})
 
         def spell(
             some: NDArray[np.int64], name: str = name, w: Any = w, drawn: Any = drawn
@@ -277,14 +268,6 @@ def _check_losses(losses: NDArray[Any], slopes: NDArray[Any], weight: NDArray[An
         )
     if not (np.isfinite(losses).all() and np.isfinite(slopes).all()):
         raise ValueError("model must give finite losses and tangents, got NaN or infinity")
-
-
-def _loss_of_one(
-    model: Model, x: NDArray[Any], y: NDArray[Any], loss: Loss | None, params: Params, name: str
-) -> Callable[[Params], Any]:
-    """Return the loss as a function of one parameter, the others held."""
-    whole = _loss_of(model, x, y, loss)
-    return lambda one: whole({**params, name: one[name]})
 
 
 def _loss_of(

@@ -45,7 +45,7 @@ class StepResult:
     loss: float  # mean over the batch, samples weighted, before the step
     accuracy: float  # of the batch as it was drawn, before the step
     hardness: NDArray[np.floating[Any]]  # (batch,), 1 - p_y
-    alignments: tuple[NDArray[Any], ...]  # as in `Sums`, divided by the size of the batch
+    alignments: tuple[NDArray[Any], ...]  # sum w_b a_b of `Sums`, over the size of the batch
     scores: tuple[NDArray[Any], ...]  # what was ranked
 
 

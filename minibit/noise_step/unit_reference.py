@@ -23,13 +23,15 @@ Params = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over a batch: of weighted alignments, of their squares, and what the samples did."""
+    """Sums over the samples b of a batch, a_b a sample's alignment and w_b its weight.
 
-    alignments: tuple[
-        Floats, ...
-    ]  # a layer: (units, n_in); for directions one entry: (directions,)
-    squares: tuple[Floats, ...]  # likewise
-    loss: Floats  # (batch,)
+    A sample that counts as learnt, ``1 - p_y <= threshold``, is left out of both sums. No sum is
+    divided by the size of the batch.
+    """
+
+    alignments: tuple[Floats, ...]  # sum w_b a_b; per layer (units, n_in), or one (directions,)
+    squares: tuple[Floats, ...]  # sum (w_b a_b)^2, likewise
+    loss: Floats  # (batch,), not weighted
     hardness: Floats  # (batch,), 1 - p_y
     correct: NDArray[np.bool_]  # (batch,)
 
