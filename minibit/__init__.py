@@ -7,8 +7,13 @@ plots and the command line wait until they are needed, too.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from minibit.absmean import *
@@ -127,3 +132,53 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """List the public names and the rooms."""
     return sorted({*globals(), *_ROOM_OF, *ORDER, *SUPPORT})
+
+
+# Files that lay beside the rooms in 0.1.0: old name=new place. An old name still imports.
+_MOVED = (
+    "trees=dual.trees tangents=dual.tangents rules=dual.rules rules_sums=dual.rules_sums "
+    "rules_shape=dual.rules_shape dual_array=dual.array packings=ternary.packings "
+    "layouts=ternary.published ggml_blocks=ternary.ggml panels=ternary.panels "
+    "hf_panels=ternary.panels_from_hf head=matmul.float_weights philox=noise.philox "
+    "density=noise.density subsets=noise.subsets moves=noise_step.records "
+    "choices=noise_step.choices perceptron=noise_step.perceptron "
+    "unit_reference=noise_step.unit_reference unit_states=noise_step.prepared "
+    "unit_tangents=noise_step.unit_tangents alignments=noise_step.alignments logfile=steps.file "
+    "logcodes=steps.codes replay=steps.replaying history=steps.history netmoves=steps.net_moves "
+    "edits=steps.edits transposes=tape.transposes recorder=tape.recorder optimizers=tape.adam "
+    "costs=transformer.costs bitnet_config=transformer.config "
+    "projections=transformer.projections attention=transformer.attend blocks=transformer.blocks "
+    "kv_cache=transformer.kv_cache sampling=transformer.sampling "
+    "packed_step=transformer.packed_token decoding=transformer.decoding damage=base.damage "
+    "safetensors_file=checkpoint.safetensors hf_config=checkpoint.hf.config "
+    "hf_shards=checkpoint.hf.shards hf_linear=checkpoint.hf.linear "
+    "hf_reader=checkpoint.hf.reader hf_writer=checkpoint.hf.writer "
+    "gguf_container=checkpoint.gguf.container gguf_metadata=checkpoint.gguf.metadata "
+    "gguf_tensors=checkpoint.gguf.tensors gguf_tokenizer=checkpoint.gguf.tokenizer "
+    "gguf_writer=checkpoint.gguf.writer gguf_file=checkpoint.gguf.models "
+    "topk_choice=topk.choice scaling=topk.scaling_laws sparse_matmul=topk.products "
+    "codebooks=nf4.codebooks double_quant=nf4.double_quant nf4_tensor=nf4.tensor "
+    "bitsandbytes_layout=nf4.bitsandbytes frozen=lora.frozen adapter_file=lora.peft_files "
+    "paged=lora.paged accounting=lora.accounting presets=training.presets "
+    "resampling=training.resampling training_log=training.log_header "
+)
+
+
+class _Moved(Loader, MetaPathFinder):
+    """Import a file under the name that it had in 0.1.0, with a warning that says where it is."""
+
+    places: ClassVar[dict[str, str]] = dict(pair.split("=") for pair in _MOVED.split())
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Find old names only."""
+        old = name.removeprefix("minibit.")
+        return ModuleSpec(name, self) if old != name and old in self.places else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Put the file itself in the place of the module that was to be filled."""
+        new = f"minibit.{self.places[module.__name__.removeprefix('minibit.')]}"
+        warnings.warn(f"{module.__name__} is {new} now", DeprecationWarning, stacklevel=6)
+        sys.modules[module.__name__] = import_module(new)
+
+
+sys.meta_path.append(_Moved())

@@ -140,6 +140,17 @@ def test_a_name_imports_its_room_and_no_other():
     assert rooms <= {"datasets", "base"}
 
 
+def test_a_file_of_the_first_version_imports_under_its_old_name():
+    """With a warning that says where it is; it is the same module, not a copy."""
+    with pytest.warns(DeprecationWarning, match="logfile is minibit"):
+        old = importlib.import_module("minibit.logfile")
+    assert old is importlib.import_module("minibit.steps.file")
+    for place in minibit._Moved.places.values():
+        assert place in FILES, place
+    with pytest.raises(ModuleNotFoundError, match="nowhere"):
+        importlib.import_module("minibit.nowhere")
+
+
 def python(code: str) -> str:
     """What a fresh Python prints."""
     command = [sys.executable, "-W", "error", "-c", code]
