@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from minibit.base import open_whole
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -288,7 +290,8 @@ def save(made: Figure, path: str | os.PathLike[str]) -> Path:
     require(path)
     with style():
         metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
-        made.savefig(path, metadata=metadata)
+        with open_whole(path, overwrite=True) as file:
+            made.savefig(file, format=path.suffix[1:].lower(), metadata=metadata)
     return path
 
 

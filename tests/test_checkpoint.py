@@ -27,12 +27,10 @@ from minibit.checkpoint import (
 from minibit.checkpoint.hf.config import Storage, config_json, read_config, tensor_names
 from minibit.checkpoint.hf.linear import gamma_of, published_linear, weight_scale_of
 from minibit.checkpoint.hf.shards import inside
-from minibit.checkpoint.hf.writer import to_bfloat16
 from minibit.checkpoint.safetensors import (
     DTYPES,
     MOST_HEADER,
     SafetensorsFile,
-    parse_json,
     write_safetensors,
 )
 from minibit.matmul import ternary_matmul
@@ -388,7 +386,7 @@ BAD_CONFIGS = {
     "eps below float32": ({"rms_norm_eps": 1e-60}, "rms_eps must be above 0 .* in float32"),
     "theta of text": ({"rope_parameters": {"rope_theta": "5e5"}}, "rope_theta must be a number"),
     "theta 0": ({"rope_parameters": {"rope_theta": 0}}, "rope_theta must be a number above 0"),
-    "a huge theta": ({"rope_parameters": {"rope_theta": 10**400}}, "rope_theta must be a number"),
+    "a huge theta": ({"rope_parameters": {"rope_theta": 10**400}}, "an integer of 401 digits"),
     "no size": ({"hidden_size": None}, "hidden_size must be a positive whole number, got none"),
     "a negative size": ({"vocab_size": -40}, "vocab_size must be a positive whole number, got -40"),
     "a size of 0": ({"intermediate_size": 0}, "intermediate_size must be a positive"),
@@ -405,7 +403,7 @@ BAD_CONFIGS = {
     "no token in a list": ({"eos_token_id": []}, "eos_token_id must be a whole number"),
     "tied to a number": ({"tie_word_embeddings": 1}, "tie_word_embeddings must be true or false"),
     "eps 0": ({"rms_norm_eps": 0}, "rms_norm_eps must be a number above 0"),
-    "eps infinite": ({"rms_norm_eps": 1e999}, "no JSON that this reads: Infinity"),
+    "eps infinite": ({"rms_norm_eps": 1e999}, "Infinity is no JSON number"),
     "another method": ({"quantization_config": {"quant_method": "gptq"}}, 'must be "bitnet"'),
     "no method": ({"quantization_config": {"linear_class": "bitlinear"}}, "name its quant_method"),
     "no object": ({"quantization_config": "bitnet"}, "must name its quant_method, got 'bitnet'"),
@@ -446,12 +444,12 @@ def test_a_configuration_of_text_that_is_no_json_is_refused_by_byte(folder):
     for damaged, message, offset in (
         (text[:100], "no JSON", 100),
         (b'{"a": 1,\n "\xc3\xa9": }', "no JSON: Expecting value", 16),
-        (b'{"a": 1, "b": {"c": 2, "c": 2}}', "'c' is named twice", 0),
+        (b'{"a": 1, "b": {"c": 2, "c": 2}}', "'c' is named twice", 23),
         (b"[1, 2]", "a JSON list, no object", 0),
         (b'{"a": "\xff"}', "no UTF-8", 7),
-        (b'{"a": NaN}', "NaN is no JSON number", 0),
-        (b'{"a": ' + b"[" * 200_000, "no JSON that this reads", 0),
-        (b'{"a": ' + b"9" * 5000 + b"}", "no JSON that this reads", 0),
+        (b'{"a": NaN}', "NaN is no JSON number", 6),
+        (b'{"a": ' + b"[" * 200_000, "nested over 64 deep", 69),
+        (b'{"a": ' + b"9" * 5000 + b"}", "an integer of 5000 digits", 6),
         (b"{" + b" " * 2**20, "the most is 1048576", None),
     ):
         path.write_bytes(damaged)
@@ -1017,7 +1015,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     halves = [np.arange(2, dtype=np.uint8), np.arange(4, dtype=np.uint8)[::2]]
     write_safetensors(path, {"a": ("U8", (4,))}, lambda _: halves)
     np.testing.assert_array_equal(SafetensorsFile(path).array("a"), [0, 1, 0, 2])
-    with pytest.raises(FileExistsError, match="never written over"):
+    with pytest.raises(FileExistsError, match="exists; nothing was changed"):
         write_safetensors(path, {"a": ("U8", (4,))}, lambda _: halves)
 
 
@@ -1040,11 +1038,6 @@ def test_released_pages_leave_memory(tmp_path):
     assert held > 0.9 * size
     assert resident() - before < 0.2 * size
     assert file.array("a")[-1] == 1
-
-
-def test_a_json_object_may_hold_what_it_likes():
-    """Only twice-named keys, NaN and what is no object are refused."""
-    assert parse_json(b'{"a": [{"b": null}, {"b": 1.5}]}', "x") == {"a": [{"b": None}, {"b": 1.5}]}
 
 
 # --- writing -----------------------------------------------------------------------------------
@@ -1090,7 +1083,7 @@ def test_what_cannot_be_read_back_is_not_written(tmp_path):
         (model, {"quantization_mode": "online"}, "quantization_mode must be"),
         (BitNetModel(CONFIG, packed | {"norm": np.full(32, 1e300)}), {}, "norm must be .* got inf"),
         (BitNetModel(CONFIG, packed | {"embed_tokens": np.full((40, 32), 0x7FC0, np.uint16)}), {},
-         "embed_tokens must be finite to be written, got the bits 0x7fc0 at 0"),
+         r"embed_tokens must be finite, got the bits 0x7fc0 at \(0, 0\)"),
         (BitNetModel(CONFIG, packed | {"embed_tokens": np.zeros((40, 32), np.float32)}), {},
          "embed_tokens must not be all zeros"),
         (float_model(replace(CONFIG, sub_norms=False)), {}, "config must have sub_norms"),
@@ -1122,13 +1115,6 @@ def test_a_random_checkpoint_is_that_of_its_seed(linear_class, tmp_path):
     np.testing.assert_allclose(scale, np.sqrt(1.5 / 32), rtol=2**-8)
     assert np.isfinite(model.logits(TOKENS)).all()
     assert 0.05 < model.logits(TOKENS).std() < 1
-
-
-def test_bfloat16_rounds_half_to_even():
-    """The lower half is rounded, not cut: below, at and above the middle, up to the next power."""
-    bits = np.uint32([0x3F807FFF, 0x3F808000, 0x3F808001, 0x3F818000, 0xBFFF8000, 0x3F80FFFF])
-    rounded = [0x3F80, 0x3F80, 0x3F81, 0x3F82, 0xC000, 0x3F81]
-    np.testing.assert_array_equal(to_bfloat16(bits.view(np.float32)), np.uint16(rounded))
 
 
 def test_a_random_checkpoint_refuses_what_no_file_holds(tmp_path):

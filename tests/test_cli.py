@@ -126,15 +126,6 @@ def test_a_command_whose_library_is_missing_names_the_extra(
     assert "pip install 'minibit[app]'" in complaint
 
 
-def test_safetensors_missing_names_the_extra(trained, tmp_path, monkeypatch):
-    """Status 2, what to install, and no file."""
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    complaint = refused("export", trained[0], tmp_path / "a.safetensors")
-    assert "pip install 'minibit[app]'" in complaint
-    assert not (tmp_path / "a.safetensors").exists()
-
-
 @pytest.mark.parametrize(
     "words",
     [

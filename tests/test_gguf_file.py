@@ -729,7 +729,7 @@ def test_floats_that_could_not_be_read_back_are_not_written(tmp_path):
     """A NaN in a norm, an embedding of zeros: refused here rather than by the reader."""
     norm = np.where(np.arange(256) == 9, np.nan, 1).astype(np.float32)
     for name, value, message in (
-        ("norm", norm, "norm must be finite to be written, got nan at 9"),
+        ("norm", norm, "norm must be finite, got nan at 9"),
         ("embed_tokens", np.zeros((7, 256), np.float32), "embed_tokens must not be all zeros"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minibit.absmean import absmean_quantize
+from minibit.base import widen
 from minibit.dual import jvp, jvp_batch
 from minibit.kernels import compiled
 from minibit.layers import cross_entropy, rms_norm, squared_relu
@@ -41,7 +42,6 @@ from minibit.transformer.blocks import (
     normalize_back_reference,
     normalize_reference,
     token_loss,
-    widen,
 )
 
 VOCAB = 11

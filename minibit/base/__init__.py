@@ -20,6 +20,7 @@ from minibit.base.checks import threads as threads
 from minibit.base.checks import unmasked as unmasked
 from minibit.base.damage import CheckpointError as CheckpointError
 from minibit.base.damage import check_file as check_file
+from minibit.base.damage import checked_json as checked_json
 from minibit.base.damage import read_json as read_json
 from minibit.base.damage import read_whole as read_whole
 from minibit.base.strict_json import JSONError as JSONError

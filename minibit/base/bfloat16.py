@@ -37,10 +37,11 @@ def to_bfloat16(floats: NDArray[Any]) -> NDArray[np.uint16]:
     with np.errstate(over="ignore"):
         bits = np.asarray(floats).astype(np.float32, copy=False).view(np.uint32)
     odd = bits >> HALF & np.uint32(1)
-    rounded = bits + np.uint32(0x7FFF) + odd >> HALF
-    quiet = bits >> HALF | np.uint32(0x40)  # of a NaN, whose payload may lie in the lower half
-    is_nan = bits & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000)
-    return np.where(is_nan, quiet, rounded).astype(np.uint16)
+    rounded = (bits + np.uint32(0x7FFF) + odd >> HALF).astype(np.uint16)
+    nan = bits & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000)
+    if nan.any():  # its payload may lie in the lower half
+        rounded = np.where(nan, bits >> HALF | np.uint32(0x40), rounded).astype(np.uint16)
+    return rounded
 
 
 def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:

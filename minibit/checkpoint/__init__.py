@@ -1,23 +1,20 @@
 """Real files: BitNet checkpoints of Hugging Face, and GGUF."""
 
-from minibit.checkpoint.damage import CheckpointError as CheckpointError
-from minibit.checkpoint.damage import check_file as check_file
-from minibit.checkpoint.damage import shown as shown
+from minibit.base import CheckpointError as CheckpointError
 from minibit.checkpoint.gguf.container import open_gguf as open_gguf
 from minibit.checkpoint.gguf.models import GGUFKind as GGUFKind
 from minibit.checkpoint.gguf.models import load_gguf as load_gguf
 from minibit.checkpoint.gguf.models import save_gguf as save_gguf
 from minibit.checkpoint.gguf.tokenizer import HUGGING_FACE as HUGGING_FACE
 from minibit.checkpoint.gguf.tokenizer import ggml_tokenizer as ggml_tokenizer
-from minibit.checkpoint.gguf.writer import move_to_free_name as move_to_free_name
 from minibit.checkpoint.hf.reader import load_bitnet as load_bitnet
 from minibit.checkpoint.hf.shards import inside as inside
 from minibit.checkpoint.hf.writer import PUBLISHED_2B_4T as PUBLISHED_2B_4T
 from minibit.checkpoint.hf.writer import random_checkpoint as random_checkpoint
 from minibit.checkpoint.hf.writer import save_bitnet as save_bitnet
 from minibit.checkpoint.safetensors import SafetensorsFile as SafetensorsFile
-from minibit.checkpoint.safetensors import parse_json as parse_json
 from minibit.checkpoint.safetensors import write_safetensors as write_safetensors
+from minibit.checkpoint.safetensors import write_with_config as write_with_config
 
 __all__ = [
     "PUBLISHED_2B_4T",

@@ -26,9 +26,17 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.checkpoint.damage import CheckpointError, check_file, shown
+from minibit.base import (
+    CheckpointError,
+    check_file,
+    checked_json,
+    finite,
+    open_whole,
+    shown,
+    whole_files,
+)
 
-__all__ = ["SafetensorsFile", "Tensor", "parse_json", "write_safetensors"]
+__all__ = ["SafetensorsFile", "Tensor", "as_written", "write_safetensors", "write_with_config"]
 
 MOST_HEADER = 1 << 24  # bytes; a model of 30 layers takes 60,000
 MOST_AXES = 8
@@ -47,6 +55,7 @@ DTYPES: dict[str, np.dtype[Any]] = {  # in the order of the published library, s
     "I64": np.dtype("<i8"),
     "U64": np.dtype("<u8"),
 }
+FORMAT = {"format": "pt"}  # which transformers asks for
 FIELDS = {"dtype", "shape", "data_offsets"}
 
 
@@ -130,7 +139,7 @@ class SafetensorsFile:
 
     def _parse(self, text: bytes, size: int) -> dict[str, Tensor]:
         """Return the tensors that the header names, checked one by one and against the file."""
-        header = parse_json(text, self.path, offset=8)
+        header = checked_json(text, self.path, offset=8)
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
             self.damage("__metadata__ must map names to strings", offset=8)
@@ -172,61 +181,13 @@ def _are_sizes(values: Any) -> bool:
     return isinstance(values, list) and all(type(n) is int and 0 <= n < 2**48 for n in values)
 
 
-def parse_json(text: bytes, file: str | os.PathLike[str], offset: int = 0) -> dict[str, Any]:
-    """Parse the JSON object that a file holds from `offset` on.
-
-    Parameters
-    ----------
-    text : bytes
-        UTF-8.
-    file : path-like
-        Named in errors.
-    offset : int
-        Byte of the file at which the text begins.
-
-    Raises
-    ------
-    CheckpointError
-        If it is no JSON object, names a key twice at any depth, holds a NaN or an infinity, or is
-        nested too deeply.
-
-    Examples
-    --------
-    >>> parse_json(b'{"a": 2, "a": 3}', "x.json")  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-        ...
-    minibit.checkpoint.damage.CheckpointError: ... 'a' is named twice (byte 0)
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in fields:
-                raise ValueError(f"{shown(name)} is named twice")
-            fields[name] = value
-        return fields
-
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no JSON number")
-
-    try:
-        parsed = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=refuse)
-    except json.JSONDecodeError as error:
-        at = offset + len(error.doc[: error.pos].encode())
-        raise CheckpointError(f"no JSON: {error.msg}", file, offset=at) from None
-    except UnicodeDecodeError as error:
-        raise CheckpointError("no UTF-8", file, offset=offset + error.start) from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"no JSON that this reads: {error}", file, offset=offset) from None
-    if not isinstance(parsed, dict):
-        raise CheckpointError(f"a JSON {type(parsed).__name__}, no object", file, offset=offset)
-    return parsed
-
-
 def write_safetensors(
     path: str | os.PathLike[str],
     tensors: Mapping[str, tuple[str, tuple[int, ...]]],
     produce: Callable[[str], Iterable[NDArray[Any]]],
+    *,
+    metadata: Mapping[str, str] = FORMAT,
+    overwrite: bool = False,
 ) -> None:
     """Write a safetensors file, a piece of a tensor at a time: the whole of it appears, or nothing.
 
@@ -236,25 +197,27 @@ def write_safetensors(
     Parameters
     ----------
     path : path-like
-        Must not exist.
+        Must not exist, unless `overwrite` is given.
     tensors : mapping
         Name to (dtype, shape), as the header says them.
     produce : callable
         Called with each name in the file's order; yields the tensor's bytes in arrays of any size.
 
+    metadata : mapping
+        Names to strings; by default those that transformers asks for.
+    overwrite : bool
+        Replace a file that is there.
+
     Raises
     ------
     FileExistsError
-        If there is a file of that name.
+        If there is a file of that name, or has come to be there meanwhile.
     ValueError
         If the arrays of a tensor do not hold as many bytes as its shape takes.
     """
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists; a checkpoint is never written over")
     order = list(DTYPES)
     names = sorted(tensors, key=lambda name: (-order.index(tensors[name][0]), name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # which transformers asks for
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     sizes, begin = {}, 0
     for name in names:
         dtype, shape = tensors[name]
@@ -264,21 +227,71 @@ def write_safetensors(
         begin = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    try:
-        with open(partial, "xb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in names:
-                written = sum(file.write(_bytes(piece)) for piece in produce(name))
-                if written != sizes[name]:
-                    raise ValueError(f"{name!r} takes {sizes[name]} bytes, got {written}")
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with open_whole(path, overwrite=overwrite) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            written = sum(file.write(_bytes(piece)) for piece in produce(name))
+            if written != sizes[name]:
+                raise ValueError(f"{name!r} takes {sizes[name]} bytes, got {written}")
+
+
+def write_with_config(
+    folder: str | os.PathLike[str],
+    names: tuple[str, str],
+    config: str,
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    produce: Callable[[str], Iterable[NDArray[Any]]],
+) -> None:
+    """Write weights and their configuration into a folder: both appear, or none.
+
+    Parameters
+    ----------
+    folder : path-like
+        Made if it is not there.
+    names : tuple of two str
+        Of the weights and of the configuration, neither of which must be there.
+    config : str
+    tensors, produce
+        As `write_safetensors`.
+
+    Raises
+    ------
+    FileExistsError, ValueError
+        As `write_safetensors`.
+    """
+    weights, last = names
+    for name in names:
+        if os.path.lexists(Path(folder) / name):
+            raise FileExistsError(f"{folder} holds {name}, which is never written over")
+    with whole_files(folder, last) as room:
+        write_safetensors(room / weights, tensors, produce)
+        (room / last).write_text(config, encoding="utf-8", newline="")
 
 
 def _bytes(piece: NDArray[Any]) -> memoryview:
     """Return an array's bytes as a file has them: C order, little-endian."""
     return np.ascontiguousarray(piece, piece.dtype.newbyteorder("<")).reshape(-1).view("u1").data
+
+
+def as_written(param: str, value: Any) -> NDArray[Any]:
+    """Return floats as a checkpoint has them, float32 or bits of bfloat16, if a reader takes them.
+
+    Raises
+    ------
+    ValueError
+        If one is not finite as float32, or those of a matrix are all zeros.
+
+    Examples
+    --------
+    >>> as_written("norm", [1e300])
+    Traceback (most recent call last):
+        ...
+    ValueError: norm must be finite, got inf at 0
+    """
+    array = np.asarray(value)
+    with np.errstate(over="ignore"):  # of what is then refused
+        numbers = array if array.dtype == np.uint16 else array.astype(np.float32, copy=False)
+    finite(param, numbers)
+    if numbers.ndim == 2 and not numbers.any():
+        raise ValueError(f"{param} must not be all zeros: no reader takes it for trained")
+    return numbers

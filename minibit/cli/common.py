@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from minibit import plots
-from minibit.checkpoint import check_file
+from minibit.base import check_file
 from minibit.datasets import Dataset, load_npz
 from minibit.kernels import compiled
 from minibit.steps import MAGIC
@@ -23,7 +23,7 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")
 ]
 
-_EXTRA = ("matplotlib", "safetensors", "tokenizers")
+_EXTRA = ("matplotlib", "tokenizers")
 
 
 class BadUse(Exception):

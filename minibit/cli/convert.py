@@ -17,10 +17,7 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -28,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import numpy as np
 import typer
 
+from minibit.base import whole_path
 from minibit.checkpoint import (
     HUGGING_FACE,
     GGUFKind,
@@ -35,7 +33,6 @@ from minibit.checkpoint import (
     inside,
     load_bitnet,
     load_gguf,
-    move_to_free_name,
     open_gguf,
     save_bitnet,
     save_gguf,
@@ -101,8 +98,8 @@ def convert(
         try:
             found = _read(source, source_layout, squared_relu, masters=linear == "online")
             style = "" if to_gguf else linear or _style(found.model)
-            kept = [file.name for file in _extras(target)] if force else []
-            with _in_place(target, to_gguf, force) as part:
+            kept = _extras(target) if force else []
+            with whole_path(target, overwrite=force) as part:
                 if to_gguf:
                     _write_gguf(found, part, kind, layout, source.name)
                     again = load_gguf(part)
@@ -113,6 +110,8 @@ def convert(
                 report = compare(expected, again, _leeway(kind if to_gguf else style))
                 del again
                 written = _size(part)
+                for file in kept:
+                    shutil.copy2(file, part / file.name, follow_symlinks=False)
         except ImportError as error:
             raise BadUse(str(error)) from error
         if to_gguf:
@@ -124,7 +123,7 @@ def convert(
             "format": f"GGUF, {kind.upper()}" if to_gguf else f"Hugging Face, {style}",
             **report,
             "bytes": written,
-            "kept": kept,
+            "kept": [file.name for file in kept],
             "seconds": time.perf_counter() - begin,
         }
         _say(out, fields)
@@ -245,35 +244,6 @@ def _write_directory(found: Source, folder: Path, style: str) -> None:
     save_bitnet(found.model, folder, **names[style])
     for name, content in found.companions.items():
         (folder / name).write_bytes(content)
-
-
-@contextmanager
-def _in_place(target: Path, to_gguf: bool, force: bool) -> Iterator[Path]:
-    """Yield a place beside the target, which becomes it if the block ends well."""
-    room = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}."))
-    part = room / ("model.gguf" if to_gguf else "model")
-    try:
-        yield part
-        if to_gguf and force:
-            part.replace(target)
-            return
-        if to_gguf:
-            move_to_free_name(part, target)
-            return
-        if target.exists() and not force:
-            raise FileExistsError(f"{target} was made meanwhile; it is as it was")
-        for file in _extras(target):
-            shutil.copy2(file, part / file.name, follow_symlinks=False)
-        if target.exists():
-            target.rename(room / "old")
-        try:
-            part.rename(target)
-        except BaseException:  # Ctrl-C, too
-            if (room / "old").exists():
-                (room / "old").rename(target)
-            raise
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
 
 
 # Comparing.

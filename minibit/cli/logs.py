@@ -16,6 +16,8 @@ import typer
 from numpy.typing import NDArray
 
 from minibit import plots
+from minibit.base import open_whole
+from minibit.checkpoint import write_safetensors
 from minibit.cli.common import (
     BadUse,
     Json,
@@ -79,7 +81,7 @@ def replay(
             "cpu_seconds": cpu_seconds,
         }
         if out_path is not None:
-            with out_path.open("wb") as file:
+            with open_whole(out_path, overwrite=force) as file:
                 np.savez(file, **params)  # type: ignore[arg-type]
         out.facts(
             {
@@ -259,8 +261,6 @@ def export(
     """Write a log's weights as a safetensors file: int8 codes, (n_out, n_in), with their digest."""
     out = Output(as_json)
     with out.failures():
-        from safetensors.numpy import save
-
         if file.suffix != ".safetensors":
             raise BadUse(f"export writes a .safetensors file, got {file}")
         check_new_file(file, "FILE", force=force)
@@ -276,7 +276,8 @@ def export(
             "recipe": json.dumps(header.get("recipe", {})),
             "data": json.dumps(header.get("data", {})),
         }
-        file.write_bytes(save(params, metadata=about))
+        specs = {name: ("I8", codes.shape) for name, codes in params.items()}
+        write_safetensors(file, specs, lambda name: [params[name]], metadata=about, overwrite=force)
         out.facts({"weights": str(file), "digest": digest})
         tensors = {name: list(codes.shape) for name, codes in params.items()}
         out.result({"file": str(file), "digest": digest, "tensors": tensors})

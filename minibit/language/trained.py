@@ -11,12 +11,12 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import open_whole
 from minibit.language.characters import Tokens, Vocabulary
 from minibit.language.losses import evaluate_loss
 from minibit.language.recipes import LINEAR, Recipe
@@ -85,11 +85,9 @@ class TrainedModel:
             "characters": self.vocabulary.characters,
             "seconds": self.seconds,
         }
-        part = Path(f"{os.fspath(path)}.part")
         named: dict[str, Any] = {f"params.{name}": w for name, w in self.params.items()}
-        with part.open("wb") as file:
+        with open_whole(path, overwrite=True) as file:
             np.savez_compressed(file, about=json.dumps(about), losses=self.losses, **named)
-        part.replace(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TrainedModel:

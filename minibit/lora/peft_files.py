@@ -20,18 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.checkpoint import (
-    CheckpointError,
-    SafetensorsFile,
-    parse_json,
-    shown,
-    write_safetensors,
-)
+from minibit.base import CheckpointError, read_json, shown, widen
+from minibit.checkpoint import SafetensorsFile, write_with_config
 
 __all__ = ["load_adapters", "save_adapters"]
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-MOST_CONFIG = 1 << 20  # bytes
 KEY = re.compile(r"base_model\.model\.(?P<name>.+)\.lora_(?P<part>[AB])\.weight")
 FLOATS = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 OTHER = (  # fields of peft that change what the numbers mean; each must be absent, empty or false
@@ -87,7 +81,6 @@ def save_adapters(
     >>> list(adapters), settings
     (['layers.0.mlp.up_proj'], {'alpha': 16.0, 'rank_stabilized': False, 'dropout': 0.0})
     """
-    folder = Path(directory)
     arrays: dict[str, NDArray[Any]] = {}
     ranks = set()
     for name, pair in adapters.items():
@@ -117,17 +110,13 @@ def save_adapters(
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / CONFIG).exists() or (folder / WEIGHTS).exists():
-        raise FileExistsError(f"{folder} holds adapters, which are never written over")
 
     def produce(key: str) -> Iterator[NDArray[Any]]:
         yield arrays[key]
 
     specs = {key: ("F32", array.shape) for key, array in arrays.items()}
-    write_safetensors(folder / WEIGHTS, specs, produce)
-    with open(folder / CONFIG, "x", encoding="utf-8") as file:
-        json.dump(config, file, indent=2)
+    text = json.dumps(config, indent=2)
+    write_with_config(directory, (WEIGHTS, CONFIG), text, specs, produce)
 
 
 def load_adapters(
@@ -160,7 +149,7 @@ def load_adapters(
     --------
     >>> load_adapters("nowhere")
     Traceback (most recent call last):
-    minibit.checkpoint.damage.CheckpointError: nowhere/adapter_config.json: there is no such file
+    minibit.base.damage.CheckpointError: nowhere/adapter_config.json: there is no such file
     """
     folder = Path(directory)
     config = _read_config(folder / CONFIG)
@@ -196,11 +185,7 @@ def load_adapters(
 
 def _read_config(path: Path) -> dict[str, Any]:
     """Return a configuration that is one of LoRA, with rank and alpha."""
-    if not path.is_file():
-        raise CheckpointError("there is no such file", path)
-    if path.stat().st_size > MOST_CONFIG:
-        raise CheckpointError(f"{path.stat().st_size} bytes; the most is {MOST_CONFIG}", path)
-    config = parse_json(path.read_bytes(), path)
+    config = read_json(path)
 
     def number(value: Any, least: float, whole: bool = False) -> bool:
         kinds = int if whole else int | float
@@ -242,7 +227,5 @@ def _name(module: str, root: str) -> str | None:
 
 def _floats(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     """Return a tensor of a file as float32 in memory of its own."""
-    if dtype == "BF16":
-        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
     with np.errstate(over="ignore"):
-        return np.array(array, np.float32)
+        return np.array(widen(array), np.float32)

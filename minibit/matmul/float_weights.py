@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import widen
+
 __all__ = ["head_matmul", "head_matmul_reference"]
 
 Array = NDArray[Any]
@@ -37,9 +39,7 @@ def head_matmul_reference(x: Array, w: Array) -> NDArray[np.float32]:
     array([[-3.]], dtype=float32)
     """
     x, w = _checked_head(x, w)
-    if w.dtype == np.uint16:
-        w = (w.astype(np.uint32) << np.uint32(16)).view(np.float32)  # (n_out, n_in)
-    y: NDArray[np.float32] = x @ w.T  # (..., n_out)
+    y: NDArray[np.float32] = x @ widen(w).T  # (..., n_out)
     return y
 
 

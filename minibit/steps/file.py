@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from minibit.base import JSONError, parse_object
+
 try:
     import fcntl
 except ImportError:  # Windows: two writers are then told apart by the file's length alone
@@ -40,7 +42,6 @@ __all__ = [
     "pack_record",
     "parse_header",
     "scan",
-    "write_new",
 ]
 
 MAGIC = b"\x89MBL\r\n\x1a\n"  # as PNG's: not ASCII, and broken by any conversion of line ends
@@ -203,25 +204,12 @@ def parse_header(text: bytes) -> dict[str, Any]:
     Raises
     ------
     LogError
-        If it is not, or names a key twice, or holds a NaN, or is nested too deeply.
+        If it is not, see `minibit.base.strict_json.parse_object`; the byte is that of the file.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields = dict(pairs)
-        if len(fields) < len(pairs):
-            raise ValueError("a key is named twice")
-        return fields
-
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no JSON number")
-
     try:
-        header = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise LogError(f"the header is no JSON that this reads: {error}", START.size) from None
-    if not isinstance(header, dict):
-        raise LogError(f"the header is a JSON {type(header).__name__}, no object", START.size)
-    return header
+        return parse_object(text, MOST_HEADER)
+    except JSONError as error:
+        raise LogError(f"the header: {error.reason}", START.size + error.offset) from None
 
 
 class Appender:
@@ -267,46 +255,3 @@ class Appender:
         """Shorten the file, and sync to disk."""
         os.ftruncate(self.file, size)
         os.fsync(self.file)
-
-
-def write_new(path: Path, data: bytes) -> None:
-    """Write a file that must not exist yet: the whole of it appears, or nothing.
-
-    Written and synced beside its place under another name, then linked into place.
-
-    Raises
-    ------
-    FileExistsError
-        If there is a file of that name; it is left alone.
-    """
-    if path.exists():
-        raise FileExistsError(f"{path} exists; a log is never written over")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    try:
-        with open(partial, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(partial, path)  # fails if the path has come to exist, where rename would not
-        except FileExistsError:
-            raise FileExistsError(f"{path} exists; a log is never written over") from None
-        except OSError:  # a file system without links
-            os.rename(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make a new name durable, where directories can be synced."""
-    try:
-        folder = os.open(path, os.O_RDONLY)
-    except OSError:  # Windows
-        return
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from minibit.base import open_whole
 from minibit.noise_step import SampledStep, UnitsStep, Update
 from minibit.steps.edits import (
     Segments,
@@ -48,7 +49,6 @@ from minibit.steps.file import (
     pack_record,
     parse_header,
     scan,
-    write_new,
 )
 from minibit.steps.history import History
 from minibit.steps.net_moves import net_moves
@@ -132,7 +132,8 @@ class StepLog(History):
         """
         contents = scan(pack_header(dict(header)))
         log = cls(path, contents)
-        write_new(log.path, pack_header(dict(header)))
+        with open_whole(log.path) as file:
+            file.write(pack_header(dict(header)))
         log._writer()
         return log
 
@@ -380,7 +381,8 @@ class StepLog(History):
         start = pack_header(header)
         log = type(self)(out, scan(start))
         data, contents = log._pack(log._contents, initial_flat(log.plan), steps)
-        write_new(log.path, start + data)
+        with open_whole(log.path) as file:
+            file.write(start + data)
         log._contents = contents
         return log
 

@@ -1,7 +1,6 @@
 """A BitNet language model: the published block of BitNet b1.58 2B4T, in plain functions."""
 
 from minibit.transformer.blocks import token_loss as token_loss
-from minibit.transformer.blocks import widen as widen
 from minibit.transformer.config import BitNetConfig as BitNetConfig
 from minibit.transformer.config import check_params as check_params
 from minibit.transformer.config import init_params as init_params

@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from minibit.base import widen
 from minibit.dual import custom_jvp
 from minibit.kernels import compiled
 from minibit.tape import Recorder
 
-__all__ = ["embed", "gated_unit", "is_plain", "normalize", "token_loss", "widen"]
+__all__ = ["embed", "gated_unit", "is_plain", "normalize", "token_loss"]
 
 Array = Any  # an ndarray, or a Dual, which behaves like one
 
@@ -226,23 +227,6 @@ def _embed_rule(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tu
         return table[tokens], table_dot[tokens]
     hot = (tokens[:, None] == np.arange(vocab)).astype(table.dtype)  # (rows, vocab)
     return table[tokens], hot @ table_dot
-
-
-def widen(x: Array) -> Array:
-    """Turn bfloat16 bits (uint16) into float32; let floats through.
-
-    Parameters
-    ----------
-    x : float array, or uint16 array, of any shape
-
-    Examples
-    --------
-    >>> widen(np.uint16([0x3F80, 0xC000]))
-    array([ 1., -2.], dtype=float32)
-    """
-    if x.dtype != np.uint16:
-        return x
-    return (x.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 @custom_jvp

@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minibit.base import widen
 from minibit.dual import Dual
 from minibit.matmul import head_matmul
 from minibit.transformer.attend import Positions, causal_attention, positions, rotate
-from minibit.transformer.blocks import embed, gated_unit, normalize, widen
+from minibit.transformer.blocks import embed, gated_unit, normalize
 from minibit.transformer.config import BitNetConfig, Params, check_params
 from minibit.transformer.kv_cache import Cache, KVCache
 from minibit.transformer.projections import (

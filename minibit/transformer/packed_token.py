@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit import kernels
+from minibit.base import widen
 from minibit.kernels.threads import cpus, run
 from minibit.ternary import TernaryMatrix
 from minibit.transformer.attend import positions
-from minibit.transformer.blocks import widen
 from minibit.transformer.config import BitNetConfig, Params
 from minibit.transformer.kv_cache import KVCache
 from minibit.transformer.projections import packed_linear

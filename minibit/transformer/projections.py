@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.absmean import absmean_quantize, fake_quant_activation, fake_quant_weight
+from minibit.base import widen
 from minibit.layers import ternary_linear
 from minibit.matmul import ternary_matmul
 from minibit.ternary import TernaryMatrix
-from minibit.transformer.blocks import widen
 from minibit.transformer.config import Params
 
 __all__ = ["Linear", "bit_linear", "by_type", "float_linear", "pack_params", "packed_linear"]

@@ -7,46 +7,17 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from faults import FULL, Fault, contents, failing, put
 from minibit.base import open_whole, whole_file, whole_files, whole_path
 
 OLD, NEW = b"old" * 1000, b"new" * 2000
 CALLS = ("open", "mkdir", "fsync", "link", "replace", "rename", "close", "chmod")
-
-
-class Fault(BaseException):
-    """What no code under test catches by its kind, as KeyboardInterrupt."""
-
-
-@contextmanager
-def failing(call: str, number: int, error: BaseException) -> Iterator[list[int]]:
-    """Let the n-th call of a function of `os` fail, but for those that only clear up."""
-    patch, count = pytest.MonkeyPatch(), [0]
-    true = getattr(os, call)
-
-    def counted(*args, **options):
-        clears_up = sys._getframe(1).f_globals["__name__"] == "shutil"
-        count[0] += not clears_up
-        if count[0] == number and not clears_up:
-            raise error
-        return true(*args, **options)
-
-    patch.setattr(os, call, counted)
-    try:
-        yield count
-    finally:
-        patch.undo()
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, and its bytes."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def write_file(
@@ -94,15 +65,8 @@ WRITERS: dict[str, tuple[Callable[[Path], None], dict[str, bytes], dict[str, byt
 }  # fmt: skip
 
 
-def put(folder: Path, files: dict[str, bytes]) -> None:
-    """Write files, and the folders that they lie in."""
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-
-
 @pytest.mark.parametrize("swaps", [True, False], ids=["swap", "two renames"])
-@pytest.mark.parametrize("error", [Fault(), OSError(errno.ENOSPC, "full")], ids=["stop", "full"])
+@pytest.mark.parametrize("error", [Fault(), FULL], ids=["stop", "full"])
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("writer", WRITERS)
 def test_whatever_call_fails_the_old_or_the_new_is_there_whole(

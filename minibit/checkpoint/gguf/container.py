@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.checkpoint.damage import CheckpointError, check_file, shown
+from minibit.base import CheckpointError, check_file, shown
 
 __all__ = [
     "ALIGNMENT",

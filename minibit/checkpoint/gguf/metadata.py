@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from minibit.checkpoint.damage import CheckpointError, shown
+from minibit.base import CheckpointError, shown
 from minibit.checkpoint.gguf.container import GGUFFile
 from minibit.transformer import BitNetConfig
 

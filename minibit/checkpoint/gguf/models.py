@@ -29,7 +29,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.checkpoint.damage import CheckpointError, as_written, shown
+from minibit.base import CheckpointError, shown
 from minibit.checkpoint.gguf.container import BF16, F32, I2_S, TQ1_0, TQ2_0, GGUFFile, open_gguf
 from minibit.checkpoint.gguf.metadata import config_entries, read_config
 from minibit.checkpoint.gguf.tensors import (
@@ -41,6 +41,7 @@ from minibit.checkpoint.gguf.tensors import (
     read_table,
 )
 from minibit.checkpoint.gguf.writer import Entry, NewTensor, write_gguf
+from minibit.checkpoint.safetensors import as_written
 from minibit.ternary import I2Layout, TernaryMatrix
 from minibit.transformer import BitNetModel, bit_linear, pack_params, packed_linear, param_shapes
 

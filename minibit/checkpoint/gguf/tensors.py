@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit import kernels
-from minibit.checkpoint.damage import CheckpointError, first_not_finite
+from minibit.base import CheckpointError, first_not_finite, from_bfloat16, to_bfloat16
 from minibit.checkpoint.gguf.container import (
     BF16,
     BLOCKS,
@@ -83,10 +83,10 @@ def _table(file: GGUFFile, tensor: Tensor) -> NDArray[Any]:
     halves = file.bytes_of(tensor).view("<f2").reshape(tensor.shape)
     brains = np.empty(tensor.shape, np.uint16)
     for start in range(0, len(halves), _ROWS):
-        bits = halves[start : start + _ROWS].astype(np.float32).view(np.uint32)
-        if (bits & 0xFFFF).any():
+        floats = halves[start : start + _ROWS].astype(np.float32)
+        brains[start : start + _ROWS] = to_bfloat16(floats)
+        if (from_bfloat16(brains[start : start + _ROWS]) != floats).any():
             return halves.astype(np.float32)
-        brains[start : start + _ROWS] = bits >> 16
     return brains
 
 
@@ -97,7 +97,7 @@ def _check_finite(file: GGUFFile, tensor: Tensor, numbers: NDArray[Any], row: in
         return
     number = numbers.reshape(-1)[first]
     if numbers.dtype == np.uint16:
-        number = (np.uint32(number) << np.uint32(16)).view(np.float32)
+        number = from_bfloat16(number[None])[0]
     flat = row * math.prod(tensor.shape[1:]) + first
     place = ", ".join(str(int(i)) for i in np.unravel_index(flat, tensor.shape))
     _, weights, size = BLOCKS[tensor.kind]
@@ -121,8 +121,7 @@ def read_floats(file: GGUFFile, tensor: Tensor, rows: slice = slice(None)) -> ND
     if tensor.kind == F16:
         return raw.reshape(-1).view("<f2").astype(np.float32).reshape(shape)
     if tensor.kind == BF16:
-        wide = raw.reshape(-1).view("<u2").astype(np.uint32) << np.uint32(16)
-        return wide.view(np.float32).reshape(shape)
+        return from_bfloat16(raw.reshape(-1).view("<u2")).reshape(shape)
     try:
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize

@@ -6,19 +6,17 @@ The form is that of `minibit.checkpoint.gguf.container`.
 from __future__ import annotations
 
 import os
-import secrets
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import open_whole
 from minibit.checkpoint.gguf.container import ALIGNMENT, nbytes
 
-__all__ = ["Entry", "NewTensor", "move_to_free_name", "write_gguf"]
+__all__ = ["Entry", "NewTensor", "write_gguf"]
 
 Entry = int | float | bool | str | list[str] | list[int]
 _INT32, _STRING, _ARRAY = 5, 8, 9
@@ -40,10 +38,9 @@ def write_gguf(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write a GGUF file of version 3, whole or not at all.
+    """Write a GGUF file of version 3, whole or not at all, by `minibit.base.open_whole`.
 
-    It is written beside its place under another name and moved there when it is complete. Whole
-    numbers become u32, floats f32; the order of both tables is kept.
+    Whole numbers become u32, floats f32; the order of both tables is kept.
 
     Parameters
     ----------
@@ -85,7 +82,7 @@ def write_gguf(
         head += [_packed(tensor.name), sides, struct.pack("<IQ", tensor.kind, offset)]
         size = nbytes(tensor.kind, tensor.shape)
         offset += size + -size % ALIGNMENT
-    with _whole(Path(path), overwrite) as file:
+    with open_whole(path, overwrite=overwrite) as file:
         written = file.write(b"".join(head))
         file.write(bytes(-written % ALIGNMENT))
         for tensor in tensors:
@@ -117,32 +114,3 @@ def _entry(key: str, value: Entry) -> bytes:
     if not 0 <= value < 1 << 32:
         raise ValueError(f"metadata {key} must be from 0 to 2**32 - 1, got {value}")
     return struct.pack("<II", 4, value)
-
-
-@contextmanager
-def _whole(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
-    """Open a file that takes its name only when the block has ended well."""
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; nothing was changed")
-    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-    try:
-        with part.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if overwrite:
-            part.replace(path)
-        else:
-            move_to_free_name(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def move_to_free_name(part: Path, path: Path) -> None:
-    """Give a file its name unless somebody has taken it meanwhile."""
-    try:
-        os.link(part, path)
-    except FileExistsError:
-        raise FileExistsError(f"{path} exists; nothing was changed") from None
-    except OSError:  # a file system without links
-        part.rename(path)

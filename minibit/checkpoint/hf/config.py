@@ -18,15 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from minibit.checkpoint.damage import CheckpointError, check_file, shown
-from minibit.checkpoint.safetensors import parse_json
+from minibit.base import CheckpointError, read_json, shown
 from minibit.transformer import BitNetConfig, param_shapes
 
 __all__ = ["Storage", "config_json", "file_name", "read_config", "tensor_names"]
 
 LinearClass = Literal["bitlinear", "autobitlinear"]
 Mode = Literal["offline", "online"]
-MOST_JSON = 1 << 20  # bytes of a config.json
 MOST_LAYERS = 4096  # whatever a file says; other sizes are compared with its tensors
 SIZES = {  # theirs: ours
     "vocab_size": "vocab_size",
@@ -96,10 +94,7 @@ def read_config(path: Path) -> tuple[BitNetConfig, Storage]:
     also where the former leave it out). Of
     several end tokens, the first is taken. ``num_key_value_heads`` null means one a query head.
     """
-    check_file(path)
-    if path.stat().st_size > MOST_JSON:
-        raise CheckpointError(f"{path.stat().st_size} bytes; the most is {MOST_JSON}", path)
-    fields = parse_json(path.read_bytes(), path)
+    fields = read_json(path)
     _refuse_others(fields, FIXED, path)
     if "model_type" not in fields:
         raise CheckpointError("no model_type; expected 'bitnet'", path)

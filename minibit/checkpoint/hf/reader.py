@@ -22,13 +22,13 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.checkpoint.damage import CheckpointError, first_not_finite
+from minibit.base import CheckpointError, first_not_finite, widen
 from minibit.checkpoint.hf.config import Storage, file_name, read_config, tensor_names
 from minibit.checkpoint.hf.linear import gamma_of
 from minibit.checkpoint.hf.shards import Tensors, inside, open_tensors
 from minibit.checkpoint.safetensors import SafetensorsFile, Tensor
 from minibit.ternary import TernaryMatrix, to_hf
-from minibit.transformer import BitNetModel, float_linear, param_shapes, widen
+from minibit.transformer import BitNetModel, float_linear, param_shapes
 
 __all__ = ["load_bitnet"]
 
@@ -74,7 +74,7 @@ def load_bitnet(directory: str | os.PathLike[str]) -> BitNetModel:
     >>> load_bitnet("nowhere")
     Traceback (most recent call last):
         ...
-    minibit.checkpoint.damage.CheckpointError: nowhere: there is no such directory
+    minibit.base.damage.CheckpointError: nowhere: there is no such directory
     """
     folder = Path(directory)
     if not folder.is_dir():

@@ -14,8 +14,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from minibit.checkpoint.damage import CheckpointError, check_file, shown
-from minibit.checkpoint.safetensors import SafetensorsFile, Tensor, parse_json
+from minibit.base import CheckpointError, read_json, shown
+from minibit.checkpoint.safetensors import SafetensorsFile, Tensor
 
 __all__ = ["Tensors", "inside", "open_tensors"]
 
@@ -95,7 +95,7 @@ def inside(folder: Path, name: str) -> Path:
     >>> inside(Path("."), "../secret")
     Traceback (most recent call last):
         ...
-    minibit.checkpoint.damage.CheckpointError: .: '../secret' is no plain file name
+    minibit.base.damage.CheckpointError: .: '../secret' is no plain file name
     """
     if len(name) > MOST_NAME or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
         raise CheckpointError(f"{shown(name)} is no plain file name", folder)
@@ -119,10 +119,7 @@ def _is_there(path: Path) -> bool:
 
 def _weight_map(path: Path) -> dict[str, str]:
     """Return the index: tensor name to file name, all of them safetensors."""
-    check_file(path)
-    if path.stat().st_size > MOST_INDEX:
-        raise CheckpointError(f"{path.stat().st_size} bytes; the most is {MOST_INDEX}", path)
-    weight_map = parse_json(path.read_bytes(), path).get("weight_map")
+    weight_map = read_json(path, MOST_INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(w, str) for w in weight_map.values()):
         raise CheckpointError("weight_map must map tensor names to file names", path)
     for name, shard in weight_map.items():

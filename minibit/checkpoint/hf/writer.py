@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.absmean import absmean_quantize
-from minibit.checkpoint.damage import as_written
+from minibit.base import to_bfloat16
 from minibit.checkpoint.hf.config import LinearClass, Mode, Storage, config_json, tensor_names
 from minibit.checkpoint.hf.linear import weight_scale_of
-from minibit.checkpoint.safetensors import write_safetensors
+from minibit.checkpoint.safetensors import as_written, write_with_config
 from minibit.ternary import TernaryMatrix, to_hf
 from minibit.transformer import BitNetConfig, BitNetModel, float_linear, param_shapes
 
-__all__ = ["PUBLISHED_2B_4T", "random_checkpoint", "save_bitnet", "to_bfloat16"]
+__all__ = ["PUBLISHED_2B_4T", "random_checkpoint", "save_bitnet"]
 
 PUBLISHED_2B_4T = BitNetConfig(
     vocab_size=128_256,
@@ -143,7 +143,7 @@ def save_bitnet(
 
     bits = model.params["embed_tokens"].dtype == np.uint16
     text = config_json(model.config, storage, "bfloat16" if bits else "float32")
-    _write(Path(directory), text, specs, produce)
+    _write(directory, text, specs, produce)
 
 
 def random_checkpoint(
@@ -212,7 +212,7 @@ def random_checkpoint(
                     rng.standard_normal((rows, shape[1]), np.float32) * np.float32(1 / 32)
                 )
 
-    _write(Path(directory), config_json(config, storage, "bfloat16"), specs, produce)
+    _write(directory, config_json(config, storage, "bfloat16"), specs, produce)
 
 
 ROWS = 4096  # of random embeddings, at a time
@@ -261,24 +261,8 @@ def _scale(gamma: np.float32, param: str, storage: Storage) -> NDArray[np.float3
     return scale.reshape(1)
 
 
-def to_bfloat16(floats: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Round finite float32 numbers to the bits of bfloat16, half to even.
-
-    Examples
-    --------
-    >>> to_bfloat16(np.float32([1, -2]))
-    array([16256, 49152], dtype=uint16)
-    """
-    bits = floats.view(np.uint32)
-    odd = bits >> np.uint32(16) & np.uint32(1)
-    return (bits + np.uint32(0x7FFF) + odd >> np.uint32(16)).astype(np.uint16)
-
-
-def _write(folder: Path, config: str, specs: Specs, produce: Produce) -> None:
-    """Write weights, then the configuration, without which they are no checkpoint."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "config.json").exists() or any(folder.glob("*.safetensors*")):
-        raise FileExistsError(f"{folder} holds a checkpoint, which is never written over")
-    write_safetensors(folder / "model.safetensors", specs, produce)
-    with open(folder / "config.json", "x", encoding="utf-8") as file:
-        file.write(config)
+def _write(directory: str | os.PathLike[str], text: str, specs: Specs, produce: Produce) -> None:
+    """Write weights and configuration, unless there are any weights."""
+    if any(Path(directory).glob("*.safetensors*")):
+        raise FileExistsError(f"{directory} holds a checkpoint, which is never written over")
+    write_with_config(directory, ("model.safetensors", "config.json"), text, specs, produce)
