@@ -37,11 +37,21 @@ from minibit.nf4 import NF4Tensor, quantize_nf4
 from minibit.noise import uniform
 from minibit.noise.philox import DROPOUT
 from minibit.tape import Adam, grad, value_and_grad, vjp
-from minibit.transformer import BitNetConfig, float_linear, forward, init_params
+from minibit.ternary import TernaryMatrix
+from minibit.transformer import (
+    BitNetConfig,
+    BitNetModel,
+    bit_linear,
+    float_linear,
+    forward,
+    init_params,
+    pack_params,
+)
 from minibit.transformer.blocks import token_loss
 from minibit.transformer.costs import SHAPES
 
 VECTORS = json.loads((files("minibit") / "vectors" / "lora.json").read_text())
+KEY = "base_model.model.model.up.lora_{}.weight"
 CONFIG = BitNetConfig(19, 32, 64, layers=2, heads=2, kv_heads=1, max_positions=16)
 
 
@@ -385,14 +395,26 @@ def config_of(folder, **changes):
         ({"r": 3}, "has rank 2, but adapter_config.json says r = 3"),
         ({"r": True}, "r must be a whole number"),
         ({"r": None}, "r must be a whole number"),
-        ({"lora_alpha": "much"}, "lora_alpha must be a number above 0"),
-        ({"lora_alpha": -1}, "lora_alpha must be a number above 0"),
+        ({"lora_alpha": "much"}, "lora_alpha must be a finite number above 0"),
+        ({"lora_alpha": -1}, "lora_alpha must be a finite number above 0"),
         ({"lora_dropout": 1.0}, "lora_dropout must be in"),
         ({"use_rslora": "yes"}, "use_rslora must be true or false"),
         ({"bias": "all"}, "bias must be 'none'"),
-        ({"use_dora": True}, "use_dora is True: that is more than LoRA"),
-        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern is"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
+        ({"lora_alpha": float("inf")}, "Infinity"),
+        ({"lora_alpha": 10**400}, "digits"),
+        ({"use_dora": True}, "has lora_A and no magnitude"),
+        ({"use_dora": "yes"}, "use_dora must be true or false"),
+        ({"rank_pattern": {"up": 4}}, "has rank 2, but adapter_config.json says r = 4"),
+        ({"rank_pattern": {"(a+)+b": 4}}, "rank_pattern must be names with ranks"),
+        ({"alpha_pattern": {"up": -4}}, "alpha_pattern must be names with alphas"),
+        ({"modules_to_save": ["lm_head"]}, "has no lm_head, which adapter_config.json lists"),
+        *(
+            ({"init_lora_weights": start}, "init_lora_weights must be one that leaves the base")
+            for start in ("pissa_niter_16", "olora", "corda", "loftq", "lora_ga", 3)
+        ),
+        ({"lora_bias": True}, "lora_bias is True: that is more than LoRA"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication is"),
+        ({"use_something_new": {"a": 1}}, "use_something_new is"),
     ],
 )
 def test_a_configuration_that_is_not_plain_lora_is_refused_by_its_field(tmp_path, changes, match):
@@ -401,6 +423,95 @@ def test_a_configuration_that_is_not_plain_lora_is_refused_by_its_field(tmp_path
     config_of(tmp_path, **changes)
     with pytest.raises(CheckpointError, match=match):
         load_adapters(tmp_path)
+
+
+def test_ranks_alphas_magnitudes_and_whole_weights_travel_in_files(tmp_path):
+    """Adapters of different rank and alpha, DoRA's magnitude, a head: what is saved is loaded."""
+    adapters = {
+        "layers.0.up": {"A": drawn((2, 3)), "B": drawn((4, 2)), "magnitude": drawn((4,))},
+        "layers.1.up": {"A": drawn((1, 3)), "B": drawn((4, 1)), "magnitude": drawn((4,))},
+        "lm_head": {"weight": drawn((9, 3))},
+    }
+    alpha = {"layers.0.up": 4.0, "layers.1.up": 8.0, "lm_head": 1.0}
+    save_adapters(tmp_path, adapters, alpha=alpha)
+    again, settings = load_adapters(tmp_path)
+    for name, parts in adapters.items():
+        for part, array in parts.items():
+            np.testing.assert_array_equal(again[name][part], array)
+    assert settings["alpha"] == {"layers.0.up": 4.0, "layers.1.up": 8.0}
+    params = {"layers.0.up": drawn((4, 3)), "layers.1.up": drawn((4, 3)), "lm_head": drawn((9, 3))}
+    adapted = with_adapters(params, again, **settings)
+    assert [adapted[f"layers.{i}.up"].scaling for i in (0, 1)] == [2.0, 8.0]
+    assert adapted["lm_head"] is again["lm_head"]["weight"]
+
+
+@pytest.mark.parametrize("part", ["A", "B"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_adapter_that_is_not_finite_is_refused_where_it_is_read(tmp_path, part, bad):
+    """The message names the tensor and the entry."""
+    pair = {"A": drawn((2, 3)), "B": drawn((4, 2))}
+    pair[part][1, 0] = bad
+    raw(tmp_path, {KEY.format(name): ("F32", array) for name, array in pair.items()})
+    with pytest.raises(CheckpointError, match=f"lora_{part}.*must be finite, got {bad} at entry"):
+        load_adapters(tmp_path)
+
+
+def test_dora_scales_each_row_to_its_magnitude():
+    """``y = x W'^T`` with ``W' = m (W + s B A) / ||W + s B A||``; merging gives this W'."""
+    w, a, b = drawn((6, 4)), drawn((2, 4), 1), drawn((6, 2), 2)
+    m, x = np.abs(drawn((6,), 3)) + 0.5, drawn((5, 4), 4)
+    layer = LoRALinear(w, a, b, alpha=3, magnitude=m)
+    moved = w + 1.5 * b @ a
+    expected = moved * (m / np.linalg.norm(moved, axis=1))[:, None]
+    np.testing.assert_allclose(layer(x), x @ expected.T, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(merge(layer), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="layer has a magnitude"):
+        unmerge(expected, layer)
+    with pytest.raises(ValueError, match="not quantised at each use"):
+        LoRALinear(w, a, b, magnitude=m, linear=bit_linear)
+
+
+def test_a_fresh_pissa_adapter_changes_nothing(tmp_path):
+    """Its base is what is left of W without the largest singular directions."""
+    w, x = drawn((6, 8)), drawn((3, 8), 1)
+    u, s, vt = np.linalg.svd(w, full_matrices=False)
+    root = np.sqrt(s[:2] / 2)
+    pair = {"A": root[:, None] * vt[:2], "B": u[:, :2] * root}
+    save_adapters(tmp_path, {"up": pair}, alpha=4)
+    config_of(tmp_path, init_lora_weights="pissa")
+    adapters, settings = load_adapters(tmp_path)
+    layer = with_adapters({"up": w}, adapters, **settings)["up"]
+    np.testing.assert_allclose(layer(x), x @ w.T, rtol=1e-4, atol=1e-5)
+    with pytest.raises(TypeError, match="float array for PiSSA"):
+        with_adapters({"up": quantize_nf4(w)}, adapters, **settings)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("targets", [None, ["q_proj"]])
+def test_a_b158_model_stays_quantised_beside_its_adapters(packed, targets):
+    """Fresh adapters leave the logits, of all projections, those without an adapter too."""
+    config = BitNetConfig(40, 64, 64, layers=1, heads=4, kv_heads=2, max_positions=64)
+    params = init_params(config, 0)
+    whole = BitNetModel(config, pack_params(params) if packed else params)
+    adapted = with_adapters(whole.params, init_adapters(params, rank=2, targets=targets))
+    tokens = np.arange(8)[None]
+    again = BitNetModel(config, adapted, lora_linear).logits(tokens)
+    np.testing.assert_allclose(again, whole.logits(tokens), rtol=1e-5, atol=1e-5)
+    assert set(merge(adapted)) == set(params) if not packed else True
+
+
+def test_a_packed_ternary_base_has_a_derivative_straight_through_its_quantisers():
+    """The tangent of x goes through codes * scale; the base refuses to take an adapter in."""
+    w = TernaryMatrix.from_codes(np.random.default_rng(0).integers(-1, 2, (6, 4)), 0.5)
+    layer = LoRALinear(w, drawn((2, 4)), drawn((6, 2), 1), alpha=2)
+    x, x_dot = drawn((3, 4), 2), drawn((3, 4), 3)
+    _, y_dot = jvp(layer, (x,), (x_dot,))
+    full = w.codes() * 0.5 + layer.delta()
+    np.testing.assert_allclose(y_dot, x_dot @ full.T, rtol=1e-5, atol=1e-6)
+    gradient = grad(lambda v: np.sum(layer(v)))(x)
+    np.testing.assert_allclose(gradient, np.ones((3, 6)) @ full, rtol=1e-5, atol=1e-6)
+    with pytest.raises(TypeError, match="holds no such sum"):
+        merge(layer)
 
 
 def raw(folder, tensors):
@@ -414,13 +525,10 @@ def raw(folder, tensors):
     write_safetensors(path, specs, lambda key: [tensors[key][1]])
 
 
-KEY = "base_model.model.model.up.lora_{}.weight"
-
-
 @pytest.mark.parametrize(
     ("tensors", "match"),
     [
-        ({KEY.format("A"): ("F32", drawn((2, 3)))}, "has lora_A and no other"),
+        ({KEY.format("A"): ("F32", drawn((2, 3)))}, "has lora_A and no B"),
         ({KEY.format("C"): ("F32", drawn((2, 3)))}, "lora_C.*expected base_model"),
         ({"base_model.model.up.lora_A.weight": ("F32", drawn((2, 3)))}, "expected base_model"),
         ({KEY.format("A"): ("F32", drawn((2,)))}, "must be a matrix of floats"),
@@ -515,7 +623,8 @@ def test_adapters_that_do_not_fit_a_file_are_refused_before_it_is_made(tmp_path)
     good = {"A": drawn((2, 3)), "B": drawn((4, 2))}
     for adapters, match in (
         ({}, "must be there"),
-        ({"a": good, "b": {"A": drawn((1, 3)), "B": drawn((4, 1))}}, r"ranks \[1, 2\]"),
+        ({"a": good | {"magnitude": drawn((4,))}, "b": good}, "a magnitude for all or none"),
+        ({"a": good | {"A": np.full((2, 3), np.nan)}}, "must be finite"),
         ({"a": {"A": drawn((2, 3))}}, "must have A and B"),
         ({"a": {"A": drawn((2, 3)), "B": drawn((4, 3))}}, "must have A"),
     ):

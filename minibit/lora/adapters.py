@@ -3,8 +3,10 @@
     y = x W^T + scaling (dropout(x) A^T) B^T        W (n_out, n_in) frozen
                                                     A (r, n_in), B (n_out, r) trained
     scaling = alpha / r,   or alpha / sqrt(r)       rank-stabilised
+    y = m / ||W + scaling B A|| (...)               DoRA: a trained length m for each row
 
-W may be float, or NF4: that is QLoRA. Training moves ``r (n_in + n_out)`` numbers instead of
+W may be float, or NF4: that is QLoRA; or a b1.58 matrix, which is multiplied as its model does.
+Training moves ``r (n_in + n_out)`` numbers instead of
 ``n_in n_out``, so that gradients and optimizer state are small; B begins at zero, so that nothing
 changes before the first step. Afterwards the product can be merged into W.
 
@@ -17,14 +19,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from minibit.lora.frozen import frozen_linear
+from minibit.dual import stop_gradient
+from minibit.lora.frozen import floats_of, frozen_linear
 from minibit.nf4 import NF4Tensor, quantize_nf4
 from minibit.noise import ADAPTERS, DROPOUT, uniform
+from minibit.ternary import TernaryMatrix
+from minibit.transformer import Linear, float_linear
 
 __all__ = ["LoRALinear", "init_adapters", "lora_linear", "merge", "unmerge", "with_adapters"]
 
@@ -39,9 +45,12 @@ class LoRALinear:
 
     ``y = base(x) + scaling (dropout(x) A^T) B^T``
 
+    With a `magnitude` m (DoRA) both terms are multiplied by ``m / ||W + scaling B A||``. The norms
+    of the rows count as constants for the derivative.
+
     Attributes
     ----------
-    base : float array or NF4Tensor, shape (n_out, n_in)
+    base : float array, NF4Tensor or TernaryMatrix, shape (n_out, n_in)
     A : float array, shape (r, n_in)
         Or a dual, as B: the derivative is taken in these.
     B : float array, shape (n_out, r)
@@ -54,6 +63,11 @@ class LoRALinear:
         ``1 / (1 - dropout)``.
     lane : int
         Number of the matrix, so that each draws zeros of its own.
+    magnitude : float array, shape (n_out,), optional
+        DoRA's m.
+    linear : callable (x, w), optional
+        What multiplies by a float base, `bit_linear` for one that its model quantises at each use;
+        by default the base is multiplied as it is.
 
     Raises
     ------
@@ -63,7 +77,7 @@ class LoRALinear:
     Notes
     -----
     Source: Hu et al., arXiv 2106.09685; with an NF4 base Dettmers et al., arXiv 2305.14314;
-    rank-stabilised Kalajdzievski, arXiv 2312.03732.
+    rank-stabilised Kalajdzievski, arXiv 2312.03732; DoRA Liu et al., arXiv 2402.09353.
 
     Examples
     --------
@@ -82,13 +96,17 @@ class LoRALinear:
     rank_stabilized: bool = False
     dropout: float = 0.0
     lane: int = field(default=0, kw_only=True)
+    magnitude: Array | None = field(default=None, kw_only=True)
+    linear: Linear | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Check that base, A and B fit."""
+        """Check that base, A, B and magnitude fit."""
         floats = getattr(getattr(self.base, "dtype", None), "kind", "") == "f"
-        if not floats and not isinstance(self.base, NF4Tensor):
+        if not floats and not isinstance(self.base, NF4Tensor | TernaryMatrix):
             got = getattr(self.base, "dtype", type(self.base).__name__)
-            raise TypeError(f"base must be a float array or an NF4Tensor, got {got}")
+            raise TypeError(
+                f"base must be a float array, an NF4Tensor or a TernaryMatrix, got {got}"
+            )
         for name in ("A", "B"):
             part = getattr(self, name)
             if getattr(getattr(part, "dtype", None), "kind", "") != "f" or part.ndim != 2:
@@ -104,10 +122,17 @@ class LoRALinear:
             raise ValueError(f"alpha must be above 0 and finite, got {self.alpha}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.magnitude is not None:
+            if tuple(self.magnitude.shape) != (n_out,):
+                got_shape = tuple(self.magnitude.shape)
+                raise ValueError(f"magnitude must have shape ({n_out},), got {got_shape}")
+            if self.linear is not None or isinstance(self.base, TernaryMatrix):
+                raise ValueError("magnitude takes a base that is not quantised at each use")
 
     def __repr__(self) -> str:
         """Say the shape, the rank, and what the base is."""
-        base = type(self.base).__name__ if isinstance(self.base, NF4Tensor) else self.base.dtype
+        base = getattr(self.base, "dtype", type(self.base).__name__)
+        base = type(self.base).__name__ if isinstance(self.base, NF4Tensor) else base
         return f"LoRALinear(shape={self.shape}, rank={self.rank}, base={base})"
 
     @property
@@ -131,8 +156,17 @@ class LoRALinear:
         return int(self.base.nbytes + self.A.nbytes + self.B.nbytes)
 
     def delta(self) -> Array:
-        """Return what merging adds: ``scaling B A``, shape (n_out, n_in)."""
-        return (self.B @ self.A) * self.scaling
+        """Return what merging adds, shape (n_out, n_in): ``scaling B A`` but for DoRA."""
+        change = (self.B @ self.A) * self.scaling
+        if self.magnitude is None:
+            return change
+        base = floats_of(self.base)
+        return (base + change) * self._lengths()[:, None] - base
+
+    def _lengths(self) -> Array:
+        """DoRA's factor of each row, (n_out,): its norm is a constant."""
+        merged = floats_of(self.base) + stop_gradient((self.B @ self.A) * self.scaling)
+        return self.magnitude / np.linalg.norm(merged, axis=1).astype(np.float32)
 
     def __call__(self, x: Array, noise: tuple[int, int] | None = None) -> Array:
         """Multiply: ``base(x) + scaling (dropout(x) A^T) B^T``.
@@ -161,8 +195,33 @@ class LoRALinear:
             seed, step = noise
             draws = uniform(seed, tuple(x.shape), domain=DROPOUT, step=step, lane=self.lane)
             h = x * ((draws >= self.dropout) / (1 - self.dropout)).astype(x.dtype)
-        low = h @ self.A.T  # (..., r)
-        return frozen_linear(x, self.base) + (low @ self.B.T) * self.scaling
+        y = self._base(x)  # (..., n_out)
+        change = (h @ self.A.T @ self.B.T) * self.scaling
+        if self.magnitude is None:
+            return y + change
+        lengths = self._lengths()  # (n_out,)
+        return y + (lengths - 1) * (y if h is x else self._base(h)) + lengths * change
+
+    def _base(self, x: Array) -> Array:
+        """Multiply by the base: packed kinds by themselves, floats as their model does."""
+        packed = isinstance(self.base, NF4Tensor | TernaryMatrix)
+        return (frozen_linear if packed or self.linear is None else self.linear)(x, self.base)
+
+
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """A matrix without an adapter, in a model that quantises it at each use."""
+
+    base: Array
+    linear: Linear
+
+    def __call__(self, x: Array) -> Array:
+        """Multiply as the model does."""
+        return self.linear(x, self.base)
+
+    def __getattr__(self, name: str) -> Any:
+        """Shape, type and bytes are those of the matrix."""
+        return getattr(self.base, name)
 
 
 def lora_linear(x: Array, w: Any, noise: tuple[int, int] | None = None) -> Array:
@@ -171,7 +230,7 @@ def lora_linear(x: Array, w: Any, noise: tuple[int, int] | None = None) -> Array
     Parameters
     ----------
     x : float array, shape (..., n_in)
-    w : LoRALinear, NF4Tensor or float array, shape (n_out, n_in)
+    w : LoRALinear, NF4Tensor, TernaryMatrix or float array, shape (n_out, n_in)
     noise : (seed, step), optional
         Of the dropout; see `LoRALinear`. Bind it for a step of training:
         ``partial(lora_linear, noise=(0, step))``.
@@ -185,6 +244,8 @@ def lora_linear(x: Array, w: Any, noise: tuple[int, int] | None = None) -> Array
     >>> lora_linear(np.float32([[1, 2]]), quantize_nf4(np.float32([[1, -1]])))
     array([[-1.]], dtype=float32)
     """
+    if isinstance(w, Frozen):
+        return w(x)
     return w(x, noise) if isinstance(w, LoRALinear) else frozen_linear(x, w)
 
 
@@ -253,9 +314,11 @@ def with_adapters(
     params: Mapping[str, Any],
     adapters: Adapters,
     *,
-    alpha: float = 8.0,
+    alpha: float | Mapping[str, float] = 8.0,
     rank_stabilized: bool = False,
     dropout: float = 0.0,
+    pissa: bool = False,
+    linear: Linear | None = None,
 ) -> dict[str, Any]:
     """Put adapters beside their matrices: a `LoRALinear` in the place of each.
 
@@ -263,14 +326,23 @@ def with_adapters(
     ----------
     params : mapping of names to weights
     adapters : mapping of names to ``{"A": ..., "B": ...}``
-        As `init_adapters` and `load_adapters` return them; duals, inside of `grad`.
-    alpha, rank_stabilized, dropout
+        As `init_adapters` and `load_adapters` return them; duals, inside of `grad`. DoRA has a
+        ``"magnitude"`` besides; ``{"weight": w}`` takes the place of a head or an embedding.
+    alpha : float, or mapping of names to floats
+    rank_stabilized, dropout
         As `LoRALinear` takes them.
+    pissa : bool
+        Whether the adapters began as the largest singular directions of the matrices (PiSSA,
+        arXiv 2404.02948): ``W - scaling B0 A0``, without these directions, is then the base.
+    linear : callable (x, w), optional
+        What multiplies by float projections, those without an adapter, too. By default as the
+        model of `params` does (a `BitNetModel`'s params know), else as they are.
 
     Returns
     -------
     dict
-        For `minibit.transformer.forward` with ``linear=lora_linear``. Nothing is copied.
+        For `minibit.transformer.forward` with ``linear=lora_linear``. Nothing is copied but the
+        bases of PiSSA.
 
     Raises
     ------
@@ -284,18 +356,51 @@ def with_adapters(
     {'up_proj': LoRALinear(shape=(2, 2), rank=1, base=float32)}
     """
     adapted = dict(params)
-    for lane, (name, pair) in enumerate(adapters.items()):
+    linear = getattr(params, "linear", None) if linear is None else linear
+    if linear in (float_linear, lora_linear, frozen_linear):
+        linear = None
+    for lane, (name, parts) in enumerate(adapters.items()):
         if name not in params:
             raise ValueError(f"adapters has {name!r}, which params has not")
-        if set(pair) != {"A", "B"}:
-            raise ValueError(f"adapters[{name!r}] must have A and B, got {sorted(pair)}")
+        if set(parts) == {"weight"}:
+            if tuple(parts["weight"].shape) != tuple(params[name].shape):
+                shapes = tuple(params[name].shape), tuple(parts["weight"].shape)
+                raise ValueError(f"adapters[{name!r}] must have shape {shapes[0]}, got {shapes[1]}")
+            adapted[name] = parts["weight"]
+            continue
+        if not {"A", "B"} <= set(parts) <= {"A", "B", "magnitude"}:
+            raise ValueError(f"adapters[{name!r}] must have A and B, got {sorted(parts)}")
+        scale = alpha[name] if isinstance(alpha, Mapping) else alpha
         try:
-            adapted[name] = LoRALinear(
-                params[name], pair["A"], pair["B"], alpha, rank_stabilized, dropout, lane=lane
+            adapted[name] = layer = LoRALinear(
+                params[name],
+                parts["A"],
+                parts["B"],
+                scale,
+                rank_stabilized,
+                dropout,
+                lane=lane,
+                magnitude=parts.get("magnitude"),
+                linear=linear,
             )
+            if pissa:
+                adapted[name] = replace(layer, base=_without_principal(layer.base, layer.rank))
         except (TypeError, ValueError) as error:
             raise type(error)(f"adapters[{name!r}]: {error}") from None
+    if linear is not None:
+        for name, w in adapted.items():
+            if name.endswith("_proj") and not isinstance(w, LoRALinear):
+                adapted[name] = Frozen(w, linear)
     return adapted
+
+
+def _without_principal(base: Any, rank: int) -> NDArray[np.float32]:
+    """Take the `rank` largest singular directions out of a matrix: PiSSA's base."""
+    if not isinstance(base, np.ndarray):
+        raise TypeError(f"base must be a float array for PiSSA, got {type(base).__name__}")
+    u, s, vt = np.linalg.svd(base.astype(np.float64), full_matrices=False)
+    rest = (u[:, rank:] * s[rank:]) @ vt[rank:]  # (n_out, n_in)
+    return np.asarray(rest, base.dtype)
 
 
 def merge(layer: Any) -> Any:
@@ -304,7 +409,7 @@ def merge(layer: Any) -> Any:
     Parameters
     ----------
     layer : LoRALinear, or mapping of names to weights
-        In a mapping every `LoRALinear` is merged, and the rest stays as it is.
+        In a mapping every `LoRALinear` is merged, and the rest stays as it was.
 
     Returns
     -------
@@ -316,7 +421,7 @@ def merge(layer: Any) -> Any:
     Raises
     ------
     TypeError
-        If `layer` is neither.
+        If `layer` is neither, or its base is a `TernaryMatrix`, which holds no such sum.
     ValueError
         If a sum is NaN or infinite and the base is NF4.
 
@@ -342,7 +447,7 @@ def unmerge(weights: Weights, layer: LoRALinear) -> Weights:
     -------
     float array or NF4Tensor, shape (n_out, n_in)
         The base, but for rounding: a unit in the last place or two for floats, and for NF4 many
-        codes. Who can, keeps the base.
+        codes. Keep the base where that matters.
 
     Raises
     ------
@@ -357,21 +462,29 @@ def unmerge(weights: Weights, layer: LoRALinear) -> Weights:
     """
     if not isinstance(layer, LoRALinear):
         raise TypeError(f"layer must be a LoRALinear, got {type(layer).__name__}")
-    place = (weights, layer.A, layer.B, layer.alpha, layer.rank_stabilized)
-    return _moved(LoRALinear(*place), -1)
+    if layer.magnitude is not None:
+        raise ValueError("layer has a magnitude: its base cannot be told from merged weights")
+    return _moved(replace(layer, base=weights), -1)
 
 
 def _moved(layer: Any, sign: int) -> Any:
     """Add the adapter, or take it away."""
     if isinstance(layer, Mapping):
         return {
-            name: _moved(w, sign) if isinstance(w, LoRALinear) else w for name, w in layer.items()
+            name: _moved(w, sign)
+            if isinstance(w, LoRALinear)
+            else w.base
+            if isinstance(w, Frozen)
+            else w
+            for name, w in layer.items()
         }
     if not isinstance(layer, LoRALinear):
         raise TypeError(
             f"layer must be a LoRALinear or a mapping that has some, got {type(layer).__name__}"
         )
     base, change = layer.base, sign * layer.delta()
+    if isinstance(base, TernaryMatrix):
+        raise TypeError("layer must have a float or NF4 base: a TernaryMatrix holds no such sum")
     if not isinstance(base, NF4Tensor):
         return (base + change).astype(base.dtype)
     return quantize_nf4(base.dequantize() + change, base.block, base.offset is not None)

@@ -1,10 +1,11 @@
-"""A frozen matrix in four bits, as part of a function that is differentiated.
+"""A frozen matrix in four bits, or ternary, as part of a function that is differentiated.
 
     y = x W^T,    y_dot = x_dot W^T,    c_x = c_y W             no tangent of W: it does not move
 
 A float matrix would be held by the program of reverse mode from the forward pass to the way back,
 all layers at once; and four bits would have bought nothing. Here the program holds the packed
 codes, and the floats exist while they are multiplied: once on the way there, once on the way back.
+A ternary matrix quantises its inputs, too; the derivative goes straight through that.
 """
 
 from __future__ import annotations
@@ -16,22 +17,24 @@ from numpy.typing import DTypeLike, NDArray
 
 from minibit.dual import Dual, custom_jvp
 from minibit.layers import ternary_linear
+from minibit.matmul import ternary_matmul
 from minibit.nf4 import NF4Tensor, nf4_matmul
+from minibit.ternary import TernaryMatrix
 
-__all__ = ["Dequantized", "frozen_linear"]
+__all__ = ["Dequantized", "floats_of", "frozen_linear"]
 
 Array = Any  # an ndarray, or a Dual, which behaves like one
 
 
 class Dequantized:
-    """The transpose of an NF4 matrix, which NumPy dequantises whenever it uses it, and drops.
+    """The transpose of a packed matrix, which NumPy dequantises whenever it uses it, and drops.
 
     To NumPy and to the recorders of reverse mode it is an array of two axes. It holds nothing but
     the tensor.
 
     Parameters
     ----------
-    tensor : NF4Tensor, shape (n_out, n_in)
+    tensor : NF4Tensor or TernaryMatrix, shape (n_out, n_in)
     turned : bool
         Whether this is the transpose, of shape (n_in, n_out).
 
@@ -46,7 +49,7 @@ class Dequantized:
     ndim = 2
     dtype = np.dtype(np.float32)
 
-    def __init__(self, tensor: NF4Tensor, turned: bool = True) -> None:
+    def __init__(self, tensor: NF4Tensor | TernaryMatrix, turned: bool = True) -> None:
         self.tensor, self.turned = tensor, turned
         self.shape = tensor.shape[::-1] if turned else tensor.shape
 
@@ -56,31 +59,39 @@ class Dequantized:
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """Return the floats."""
-        w = self.tensor.dequantize(np.float32 if dtype is None else dtype)  # (n_out, n_in)
-        return w.T if self.turned else w
+        w = floats_of(self.tensor).astype(np.float32 if dtype is None else dtype, copy=False)
+        return w.T if self.turned else w  # (n_out, n_in)
+
+
+def floats_of(w: Any) -> NDArray[Any]:
+    """Return the numbers that a frozen matrix stands for, (n_out, n_in)."""
+    if isinstance(w, TernaryMatrix):
+        return w.codes() * np.float32(w.scale)
+    return w.dequantize() if isinstance(w, NF4Tensor) else np.asarray(w)
 
 
 @custom_jvp
-def _product(x: Array, *, tensor: NF4Tensor) -> Array:
-    return nf4_matmul(x, tensor)
+def _product(x: Array, *, tensor: NF4Tensor | TernaryMatrix) -> Array:
+    return nf4_matmul(x, tensor) if isinstance(tensor, NF4Tensor) else ternary_matmul(x, tensor)
 
 
 @_product.defjvp
 def _product_rule(
-    primals: tuple[Array, ...], tangents: tuple[Array, ...], *, tensor: NF4Tensor
+    primals: tuple[Array, ...], tangents: tuple[Array, ...], *, tensor: NF4Tensor | TernaryMatrix
 ) -> tuple[Array, Array]:
     (x,), (x_dot,) = primals, tangents
     return _product(x, tensor=tensor), x_dot @ Dequantized(tensor)  # (rows, n_out)
 
 
 def frozen_linear(x: Array, w: Any) -> Array:
-    """Multiply by weights that do not move, float or NF4: ``y = x w^T``.
+    """Multiply by weights that do not move, float, NF4 or ternary: ``y = x w^T``.
 
     Parameters
     ----------
     x : float array, shape (..., n_in)
-        Or a dual, with tangents of any kind. Float32 for an NF4 matrix.
-    w : float array or NF4Tensor, shape (n_out, n_in)
+        Or a dual, with tangents of any kind. Float32 for a packed matrix.
+    w : float array, NF4Tensor or TernaryMatrix, shape (n_out, n_in)
+        A `TernaryMatrix` quantises x to int8 (`minibit.matmul.ternary_matmul`).
 
     Returns
     -------
@@ -98,7 +109,7 @@ def frozen_linear(x: Array, w: Any) -> Array:
     >>> frozen_linear(np.float32([[3, 5]]), w), frozen_linear(np.float32([[3, 5]]), quantize_nf4(w))
     (array([[6., 4.]], dtype=float32), array([[6., 4.]], dtype=float32))
     """
-    if not isinstance(w, NF4Tensor):
+    if not isinstance(w, NF4Tensor | TernaryMatrix):
         return ternary_linear(x, w)
     if isinstance(x, Dual) and x.ndim == 1:  # a tangent takes matrices
         return _product(x.reshape(1, -1), tensor=w).reshape(-1)

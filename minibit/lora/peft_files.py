@@ -2,6 +2,7 @@
 
     adapter_model.safetensors    base_model.model.<name>.lora_A.weight    (r, n_in)
                                  base_model.model.<name>.lora_B.weight    (n_out, r)
+                                 base_model.model.<name>.lora_magnitude_vector    (n_out,), DoRA
     adapter_config.json          {"peft_type": "LORA", "r": ..., "lora_alpha": ..., ...}
 
 peft's names are those of the modules of transformers, where every name but that of the head begins
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,20 +22,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.base import CheckpointError, read_json, shown, widen
+from minibit.base import (
+    CheckpointError,
+    finite,
+    first_not_finite,
+    from_bfloat16,
+    read_json,
+    shown,
+)
 from minibit.checkpoint import SafetensorsFile, write_with_config
 
 __all__ = ["load_adapters", "save_adapters"]
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-KEY = re.compile(r"base_model\.model\.(?P<name>.+)\.lora_(?P<part>[AB])\.weight")
-FLOATS = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
-OTHER = (  # fields of peft that change what the numbers mean; each must be absent, empty or false
-    *("use_dora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern"),
-    *("modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters"),
-    *("alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config"),
-    *("velora_config", "monteclora_config"),
+KEY = re.compile(
+    r"base_model\.model\.(?P<name>.+?)"
+    r"\.(?:lora_(?P<part>[AB])\.weight|(?P<dora>lora_magnitude_vector)(?:\.weight)?|(?P<saved>weight))"
 )
+FLOATS = ("F16", "BF16", "F32", "F64")
+READ = (  # fields of peft that are honoured
+    *("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "bias", "rank_pattern"),
+    *("alpha_pattern", "use_dora", "modules_to_save", "init_lora_weights"),
+)
+HARMLESS = (  # fields that say where adapters were put and how they began, or nothing about them
+    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "target_modules", "exclude_modules", "layers_to_transform"),
+    *("layers_pattern", "megatron_config", "megatron_core", "loftq_config", "eva_config"),
+    *("corda_config", "lora_ga_config", "runtime_config", "qalora_group_size"),
+    "ensure_weight_tying",
+)
+STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "pissa")  # others change the base
+PATTERN = re.compile(r"[\w.^$|()\\-]{1,200}")  # what a stranger's regular expression may hold
 
 Adapters = dict[str, dict[str, NDArray[np.float32]]]
 
@@ -42,7 +61,7 @@ def save_adapters(
     directory: str | os.PathLike[str],
     adapters: Mapping[str, Mapping[str, NDArray[Any]]],
     *,
-    alpha: float = 8.0,
+    alpha: float | Mapping[str, float] = 8.0,
     rank_stabilized: bool = False,
     dropout: float = 0.0,
     root: str = "model.",
@@ -55,9 +74,11 @@ def save_adapters(
     directory : path-like
         Made if it is not there; must not hold adapters.
     adapters : mapping of names to ``{"A": ..., "B": ...}``
-        All of one rank; written as float32.
-    alpha, rank_stabilized, dropout
-        As in `minibit.lora.LoRALinear`; they are no part of the adapters.
+        Written as float32. All or none have a ``"magnitude"`` (DoRA); ``{"weight": w}`` is written
+        as a module of its own.
+    alpha : float, or mapping of names to floats
+    rank_stabilized, dropout
+        As in `minibit.lora.with_adapters`; they are no part of the adapters.
     root : str
         What peft's names of the matrices have before ours, but for ``lm_head``: "model." for a
         language model of transformers.
@@ -69,7 +90,7 @@ def save_adapters(
     FileExistsError
         If the directory holds adapters.
     ValueError
-        If there are none, an A or a B is missing or does not fit, or ranks differ.
+        If there are none, or an A or a B is missing, not finite or does not fit.
 
     Examples
     --------
@@ -82,30 +103,50 @@ def save_adapters(
     (['layers.0.mlp.up_proj'], {'alpha': 16.0, 'rank_stabilized': False, 'dropout': 0.0})
     """
     arrays: dict[str, NDArray[Any]] = {}
-    ranks = set()
-    for name, pair in adapters.items():
-        if set(pair) != {"A", "B"}:
-            raise ValueError(f"adapters[{name!r}] must have A and B, got {sorted(pair)}")
-        a, b = (np.asarray(pair[part], np.float32) for part in "AB")
+    ranks: dict[str, int] = {}  # of each module
+    saved = []
+    for name, parts in adapters.items():
+        module = _module(name, root)
+        if set(parts) == {"weight"}:
+            saved.append(module)
+            arrays[f"base_model.model.{module}.weight"] = _float32(parts["weight"], name)
+            continue
+        if not {"A", "B"} <= set(parts) <= {"A", "B", "magnitude"}:
+            raise ValueError(f"adapters[{name!r}] must have A and B, got {sorted(parts)}")
+        a, b = (_float32(parts[part], f"{name}.{part}") for part in "AB")
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
             raise ValueError(
                 f"adapters[{name!r}] must have A (r, n_in) and B (n_out, r), got {a.shape} and "
                 f"{b.shape}"
             )
-        ranks.add(a.shape[0])
+        ranks[module] = a.shape[0]
         for part, array in (("A", a), ("B", b)):
-            arrays[f"base_model.model.{_module(name, root)}.lora_{part}.weight"] = array
-    if len(ranks) != 1:
-        raise ValueError(f"adapters must be there, and of one rank: got ranks {sorted(ranks)}")
+            arrays[f"base_model.model.{module}.lora_{part}.weight"] = array
+        if "magnitude" in parts:
+            vector = _float32(parts["magnitude"], f"{name}.magnitude")
+            arrays[f"base_model.model.{module}.lora_magnitude_vector"] = vector
+    dora = sum("magnitude" in parts for parts in adapters.values())
+    if not ranks or dora not in (0, len(ranks)):
+        raise ValueError(f"adapters must be there, with a magnitude for all or none; got {dora}")
+    alphas = {
+        _module(name, root): alpha[name] if isinstance(alpha, Mapping) else alpha
+        for name in adapters
+    }
+    alphas = {module: alphas[module] for module in ranks}
+    (rank, rank_pattern), (scale, alpha_pattern) = _patterns(ranks), _patterns(alphas)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if root else None,
         "base_model_name_or_path": base,
-        "r": ranks.pop(),
-        "lora_alpha": int(alpha) if float(alpha).is_integer() else float(alpha),
+        "r": rank,
+        "lora_alpha": _plain(scale),
+        "rank_pattern": rank_pattern,
+        "alpha_pattern": {module: _plain(value) for module, value in alpha_pattern.items()},
         "use_rslora": bool(rank_stabilized),
+        "use_dora": bool(dora),
         "lora_dropout": float(dropout),
-        "target_modules": [_module(name, root) for name in adapters],
+        "target_modules": list(ranks),
+        "modules_to_save": saved or None,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -134,16 +175,19 @@ def load_adapters(
     Returns
     -------
     adapters : dict
-        Name to ``{"A": (r, n_in), "B": (n_out, r)}``, float32 whatever the file has.
+        Name to ``{"A": (r, n_in), "B": (n_out, r)}``, with DoRA also ``"magnitude": (n_out,)``;
+        ``{"weight": ...}`` for a head or an embedding that was trained whole. Float32 whatever the
+        file has.
     settings : dict
-        alpha, rank_stabilized, dropout: what `minibit.lora.with_adapters` takes beside.
+        alpha, rank_stabilized, dropout, and pissa where it is so: what
+        `minibit.lora.with_adapters` takes beside.
 
     Raises
     ------
     CheckpointError
-        If a file is missing or damaged, a name is none of LoRA's, an A or a B is missing or does
-        not have the rank that the configuration says, or that asks for something else than LoRA
-        (DoRA, biases, a rank for each layer, ...): file, tensor or field are named.
+        If a file is missing or damaged, a number is NaN or infinite, a name is none of LoRA's, an A
+        or a B is missing or does not have the rank that the configuration says, or that asks for
+        something that is not known here: file, tensor or field are named.
 
     Examples
     --------
@@ -155,62 +199,138 @@ def load_adapters(
     config = _read_config(folder / CONFIG)
     file = SafetensorsFile(folder / WEIGHTS)
     adapters: Adapters = {}
+    saved: Adapters = {}
     for key, tensor in file.tensors.items():
-        found = KEY.fullmatch(key)
-        name = None if found is None else _name(found["name"], root)
-        if found is None or name is None:
+        match = KEY.fullmatch(key)
+        name = None if match is None else _name(match["name"], root)
+        if match is None or name is None or (match["saved"] and ".lora_" in key):
             file.damage(
                 f"expected base_model.model.{root}<name>.lora_A.weight or lora_B.weight", key
             )
-        if tensor.dtype not in FLOATS or len(tensor.shape) != 2:
+        axes = 1 if match["dora"] else 2
+        if tensor.dtype not in FLOATS or len(tensor.shape) != axes:
+            kind = "vector" if match["dora"] else "matrix"
             file.damage(
-                f"must be a matrix of floats, got {tensor.dtype} of shape {tensor.shape}", key
+                f"must be a {kind} of floats, got {tensor.dtype} of shape {tensor.shape}", key
             )
-        rank = tensor.shape[0 if found["part"] == "A" else 1]
-        if rank != config["r"]:
-            file.damage(f"has rank {rank}, but {CONFIG} says r = {config['r']}", key)
-        adapters.setdefault(name, {})[found["part"]] = _floats(file.array(key), tensor.dtype)
+        array = _floats(file.array(key), tensor.dtype)
+        entry = first_not_finite(array)
+        if entry is not None:
+            file.damage(f"must be finite, got {array.reshape(-1)[entry]} at entry {entry}", key)
+        if match["saved"]:
+            if match["name"].split(".")[-1] not in (config.get("modules_to_save") or ()):
+                file.damage(
+                    f"is a whole weight that {CONFIG} does not list in modules_to_save", key
+                )
+            saved[name] = {"weight": array}
+            continue
+        if match["dora"] and not config.get("use_dora"):
+            file.damage(f"is a magnitude, but {CONFIG} says nothing of use_dora", key)
+        part = match["part"] or "magnitude"
+        rank = _by_pattern(config.get("rank_pattern"), match["name"], config["r"])
+        if part != "magnitude" and array.shape[0 if part == "A" else 1] != rank:
+            got = array.shape[0 if part == "A" else 1]
+            file.damage(f"has rank {got}, but {CONFIG} says r = {rank}", key)
+        adapters.setdefault(name, {})[part] = array
+    parts = ("A", "B", "magnitude") if config.get("use_dora") else ("A", "B")
     for name, pair in adapters.items():
-        if len(pair) != 2:
-            file.damage(f"has lora_{next(iter(pair))} and no other", _module(name, root))
+        if missing := [part for part in parts if part not in pair]:
+            file.damage(f"has lora_{next(iter(pair))} and no {missing[0]}", _module(name, root))
     if not adapters:
         file.damage("holds no adapters")
-    pairs = {name: {part: adapters[name][part] for part in "AB"} for name in sorted(adapters)}
-    return pairs, {
-        "alpha": float(config["lora_alpha"]),
+    for module in config.get("modules_to_save") or ():
+        if module not in {name.split(".")[-1] for name in saved}:
+            file.damage(f"has no {module}, which {CONFIG} lists in modules_to_save")
+    pairs = {name: {part: adapters[name][part] for part in parts} for name in sorted(adapters)}
+    alphas = {
+        name: float(
+            _by_pattern(config.get("alpha_pattern"), _module(name, root), config["lora_alpha"])
+        )
+        for name in pairs
+    }
+    settings: dict[str, Any] = {
+        "alpha": alphas if config.get("alpha_pattern") else float(config["lora_alpha"]),
         "rank_stabilized": config.get("use_rslora", False),
         "dropout": float(config.get("lora_dropout", 0.0)),
     }
+    if config.get("init_lora_weights") == "pissa":
+        settings["pissa"] = True
+    return pairs | saved, settings
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Return a configuration that is one of LoRA, with rank and alpha."""
+    """Return a configuration of which every field is honoured or harmless."""
     config = read_json(path)
 
-    def number(value: Any, least: float, whole: bool = False) -> bool:
+    def number(value: Any, whole: bool = False) -> bool:
         kinds = int if whole else int | float
-        return isinstance(value, kinds) and not isinstance(value, bool) and value >= least
+        return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < 1e30
 
+    def patterns(value: Any, whole: bool) -> bool:
+        return isinstance(value, dict) and all(
+            PATTERN.fullmatch(key) and number(entry, whole) for key, entry in value.items()
+        )
+
+    dropout, modules = config.get("lora_dropout", 0), config.get("modules_to_save") or []
     checks = {
         "peft_type": (config.get("peft_type") == "LORA", "'LORA'"),
-        "r": (number(config.get("r"), 1, whole=True), "a whole number, at least 1"),
-        "lora_alpha": (number(config.get("lora_alpha"), 1e-30), "a number above 0"),
-        "lora_dropout": (
-            number(config.get("lora_dropout", 0), 0) and config.get("lora_dropout", 0) < 1,
-            "in [0, 1)",
-        ),
+        "r": (number(config.get("r"), whole=True), "a whole number, at least 1"),
+        "lora_alpha": (number(config.get("lora_alpha")), "a finite number above 0"),
+        "lora_dropout": (dropout == 0 or (number(dropout) and dropout < 1), "in [0, 1)"),
         "use_rslora": (isinstance(config.get("use_rslora", False), bool), "true or false"),
+        "use_dora": (isinstance(config.get("use_dora", False), bool), "true or false"),
         "bias": (config.get("bias", "none") == "none", "'none'"),
+        "rank_pattern": (patterns(config.get("rank_pattern") or {}, True), "names with ranks"),
+        "alpha_pattern": (patterns(config.get("alpha_pattern") or {}, False), "names with alphas"),
+        "modules_to_save": (
+            isinstance(modules, list) and all(isinstance(name, str) for name in modules),
+            "a list of names",
+        ),
+        "init_lora_weights": (
+            config.get("init_lora_weights", True) in STARTS,
+            "one that leaves the base as it is, or 'pissa': other starts change the base in ways "
+            "that the files do not tell",
+        ),
     }
     for name, (good, takes) in checks.items():
         if not good:
             raise CheckpointError(f"{name} must be {takes}, got {shown(config.get(name))}", path)
-    for name in OTHER:
-        if config.get(name):
+    for name, value in config.items():
+        if value and name not in READ and name not in HARMLESS:
             raise CheckpointError(
-                f"{name} is {shown(config[name])}: that is more than LoRA, and not read here", path
+                f"{name} is {shown(value)}: that is more than LoRA, and not read here", path
             )
     return config
+
+
+def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """Return the entry of the first pattern that a module's name ends with, as peft does."""
+    for pattern, value in (patterns or {}).items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        except re.error:
+            continue
+    return default
+
+
+def _patterns(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the most frequent value, and the modules that have another."""
+    usual = Counter(values.values()).most_common(1)[0][0]
+    return usual, {module: value for module, value in values.items() if value != usual}
+
+
+def _plain(value: float) -> int | float:
+    """Return a whole number as an integer, as peft writes it."""
+    return int(value) if float(value).is_integer() else float(value)
+
+
+def _float32(values: Any, name: str) -> NDArray[np.float32]:
+    """Return an array as float32, if every entry is finite."""
+    with np.errstate(over="ignore"):
+        array = np.asarray(values, np.float32)
+    finite(f"adapters[{name!r}]", array)
+    return array
 
 
 def _module(name: str, root: str) -> str:
@@ -227,5 +347,7 @@ def _name(module: str, root: str) -> str | None:
 
 def _floats(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     """Return a tensor of a file as float32 in memory of its own."""
+    if dtype == "BF16":
+        return from_bfloat16(array)
     with np.errstate(over="ignore"):
-        return np.array(widen(array), np.float32)
+        return np.array(array, np.float32)

@@ -32,6 +32,7 @@ from minibit.transformer.config import BitNetConfig, Params, check_params
 from minibit.transformer.kv_cache import Cache, KVCache
 from minibit.transformer.projections import (
     Linear,
+    ModelParams,
     by_type,
     float_linear,
 )
@@ -219,16 +220,19 @@ class BitNetModel:
     """
 
     config: BitNetConfig
-    params: dict[str, Any]
+    params: Any
     linear: Linear | None = None
 
     def __post_init__(self) -> None:
-        """Check that the parameters fit."""
+        """Check that the parameters fit, and let them know what multiplies them."""
         check_params(self.config, self.params)
+        linear = by_type if self.linear is None else self.linear
+        if getattr(self.params, "linear", None) is not linear:
+            object.__setattr__(self, "params", ModelParams(self.params, linear))
 
     def logits(self, tokens: ArrayLike, cache: Cache | None = None) -> NDArray[np.float32]:
         """Return the logits of the next tokens, (batch, length, vocab_size); see `forward`."""
-        linear = by_type if self.linear is None else self.linear
+        linear = self.params.linear
         out: NDArray[np.float32] = forward(
             self.config, self.params, tokens, linear=linear, cache=cache
         )

@@ -22,10 +22,30 @@ from minibit.matmul import ternary_matmul
 from minibit.ternary import TernaryMatrix
 from minibit.transformer.config import Params
 
-__all__ = ["Linear", "bit_linear", "by_type", "float_linear", "pack_params", "packed_linear"]
+__all__ = [
+    "Linear",
+    "ModelParams",
+    "bit_linear",
+    "by_type",
+    "float_linear",
+    "pack_params",
+    "packed_linear",
+]
 
 Array = Any  # an ndarray, or a Dual, which behaves like one
 Linear = Callable[[Any, Any], Any]
+
+
+class ModelParams(dict[str, Any]):
+    """The parameters of a model, which know what multiplies by their projections.
+
+    Float weights alone do not say whether their model uses them as they are, or quantises them at
+    each use; adapters beside them need to know.
+    """
+
+    def __init__(self, params: Params, linear: Linear) -> None:
+        super().__init__(params)
+        self.linear = linear
 
 
 def float_linear(x: Array, w: Array) -> Array:

@@ -271,3 +271,59 @@ def test_a_configuration_of_peft_that_is_more_than_lora_is_refused(folder, tmp_p
         assert match in json.loads((path / "adapter_config.json").read_text())
         with pytest.raises(CheckpointError, match=match):
             load_adapters(path)
+
+
+class Stack(torch.nn.Module):
+    """Two projections and a head, to put any kind of adapter beside."""
+
+    def __init__(self):
+        super().__init__()
+        self.up_proj = torch.nn.Linear(8, 12, bias=False)
+        self.down_proj = torch.nn.Linear(12, 8, bias=False)
+        self.lm_head = torch.nn.Linear(8, 9, bias=False)
+
+    def forward(self, x):
+        """Their product."""
+        return self.lm_head(self.down_proj(self.up_proj(x)))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"use_dora": True},
+        {"rank_pattern": {"down_proj": 3}, "alpha_pattern": {"up_proj": 5}},
+        {"use_dora": True, "use_rslora": True, "rank_pattern": {"up_proj": 4}},
+        {"init_lora_weights": "pissa"},
+        {"modules_to_save": ["lm_head"], "init_lora_weights": "orthogonal"},
+    ],
+    ids=str,
+)
+def test_every_kind_of_adapter_that_is_read_computes_what_peft_computes(kind, tmp_path):
+    """DoRA, patterns of ranks and alphas, PiSSA, whole modules: outputs within 1e-5."""
+    torch.manual_seed(0)
+    theirs = Stack()
+    params = {
+        name.removesuffix(".weight"): w.detach().numpy().copy()
+        for name, w in theirs.named_parameters()
+    }
+    targets = ["up_proj", "down_proj"]
+    adapted = peft.get_peft_model(
+        theirs, peft.LoraConfig(r=2, lora_alpha=3, target_modules=targets, **kind)
+    )
+    with torch.no_grad():
+        for name, w in adapted.named_parameters():
+            if w.requires_grad:
+                w += 0.1 * torch.randn_like(w) * (1 if "lora_" in name else 3)
+    adapted.save_pretrained(tmp_path)
+    if kind.get("init_lora_weights") == "pissa":  # peft writes that it began as nothing else
+        path = tmp_path / "adapter_config.json"
+        config = json.loads(path.read_text()) | {"init_lora_weights": "pissa"}
+        path.write_text(json.dumps(config))
+    adapters, settings = load_adapters(tmp_path, root="")
+    ours = with_adapters(params, adapters, **settings)
+    x = np.random.default_rng(1).standard_normal((5, 8), dtype=np.float32)
+    y = x
+    for name in (*targets, "lm_head"):
+        y = lora_linear(y, ours[name])
+    expected = adapted.eval()(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
