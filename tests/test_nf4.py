@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from minibit import kernels
+from minibit.absmean import absmax_quantize, absmean_quantize
 from minibit.nf4 import (
     E2M1_CODE,
     E3M0_CODE,
@@ -37,6 +38,7 @@ from minibit.nf4.double_quant import (
     mean_of_torch,
     quantize_absmax,
 )
+from minibit.topk import topk_mask
 
 MID = midpoints(NF4_CODE)
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -652,3 +654,30 @@ def test_vectors(path, case):
         np.testing.assert_array_equal(nested, np.array(case["nested_absmax"], np.float32))
         np.testing.assert_array_equal(codes, case["nested_codes"])
     np.testing.assert_array_equal(back, np.array(case["dequantized"], np.float32))
+
+
+@pytest.mark.parametrize("storage", [np.float32, np.float16, np.int8, np.uint16])
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_packed_codes_may_be_stored_as_numbers_of_any_type(storage, double_quant):
+    """``quant_storage`` of bitsandbytes: the bytes are the same, and are read as the same weights."""
+    tensor = quantize_nf4(normal(16, 64), double_quant=double_quant)
+    arrays = dict(to_bitsandbytes(tensor))
+    arrays["weight"] = arrays["weight"].reshape(-1).view(storage)[:, None]
+    again = from_bitsandbytes(arrays)
+    np.testing.assert_array_equal(again.packed, tensor.packed)
+    np.testing.assert_array_equal(again.dequantize(), tensor.dequantize())
+    arrays["weight"] = arrays["weight"][:-1]
+    with pytest.raises(ValueError, match=r"weight must hold 512 bytes.*storage of"):
+        from_bitsandbytes(arrays)
+
+
+def test_bfloat16_arrays_are_quantised_as_their_float32_values():
+    """Arrays of ml_dtypes' bfloat16 into every quantiser."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    w = normal(4, 64).astype(ml_dtypes.bfloat16)
+    wide = w.astype(np.float32)
+    for quantise in (absmean_quantize, absmax_quantize):
+        for a, b in zip(quantise(w), quantise(wide), strict=True):
+            np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(quantize_nf4(w).packed, quantize_nf4(wide).packed)
+    np.testing.assert_array_equal(topk_mask(w, 5), topk_mask(wide, 5))

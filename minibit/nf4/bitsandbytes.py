@@ -1,6 +1,7 @@
 """How bitsandbytes keeps a quantised weight among the tensors of a safetensors file.
 
-    weight                                 uint8 (ceil(n / 2), 1)     packed codes
+    weight                                 uint8 (ceil(n / 2), 1)     packed codes; or these bytes
+                                                                      as numbers of another type
     weight.absmax                          float32 (blocks,), or with double quantisation uint8
     weight.quant_map                       float32 (16,)              NF4_CODE
     weight.nested_absmax                   float32                    only with double quantisation,
@@ -16,6 +17,7 @@ before, and of what dequantising gives there), ``shape``, and with double quanti
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,6 +103,8 @@ def from_bitsandbytes(arrays: Mapping[str, NDArray[Any]], name: str = "weight") 
     ----------
     arrays : mapping
         Name to array, of one weight or of a whole model. They are not copied: don't change them.
+        The packed codes may be stored as another type (bitsandbytes' ``quant_storage``, for FSDP):
+        their bytes count.
     name : str
         Of the weight.
 
@@ -129,7 +133,14 @@ def from_bitsandbytes(arrays: Mapping[str, NDArray[Any]], name: str = "weight") 
         raise ValueError(f"{name} must have shape (bytes, 1), got {packed.shape}")
     _check_map(arrays, f"{name}.quant_map", NF4_CODE)
     absmax = _array(arrays, f"{name}.absmax")
-    shape, block, packed = tuple(state["shape"]), state["blocksize"], packed.reshape(-1)
+    shape, block = tuple(state["shape"]), state["blocksize"]
+    packed = np.ascontiguousarray(packed.reshape(-1)).view(np.uint8)  # whatever quant_storage is
+    count = -(-math.prod(shape) // 2)
+    if packed.size != count:
+        raise ValueError(
+            f"{name} must hold {count} bytes for shape {shape}, got {packed.size} in a storage of "
+            f"{arrays[name].dtype}"
+        )
     if "nested_offset" not in state:
         return NF4Tensor(shape, block, packed, absmax)
     _check_map(arrays, f"{name}.nested_quant_map", dynamic_map())
