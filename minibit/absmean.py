@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minibit.base import float32, floats, not_finite, plain
 from minibit.dual import Dual, straight_through
 
 __all__ = [
@@ -105,13 +106,13 @@ def absmean_quantize(w: ArrayLike) -> tuple[NDArray[np.int8], np.float32]:
         return absmean_quantize_reference(w)
     from minibit.kernels.quantise import absmean
 
-    w = _float_array(w, "w")
+    w = float32("w", w)
     if not w.size:
         raise _empty(w)
     codes = np.empty(w.shape, np.int8)
-    gamma = absmean(_plain(w).reshape(-1), codes.reshape(-1))
+    gamma = absmean(plain(w).reshape(-1), codes.reshape(-1))
     if gamma < 0:
-        raise _not_finite(w, "w")
+        raise not_finite("w", w)
     return codes, np.float32(gamma)
 
 
@@ -134,7 +135,7 @@ def absmax_quantize_reference(x: ArrayLike) -> tuple[NDArray[np.int8], NDArray[n
     """
     x = _checked_activations(x)
     if not np.isfinite(x).all():
-        raise _not_finite(x, "x")
+        raise not_finite("x", x)
     absmax = np.abs(x).max(axis=-1, keepdims=True, initial=SMALLEST)  # (..., 1)
     scale = np.float32(1) / absmax * np.float32(127)
     return np.rint(x * scale).astype(np.int8), scale
@@ -188,8 +189,8 @@ def absmax_quantize(x: ArrayLike) -> tuple[NDArray[np.int8], NDArray[np.float32]
     codes = np.empty(x.shape, np.int8)
     scale = np.empty((*x.shape[:-1], 1), np.float32)
     tokens, n = scale.size, x.shape[-1]
-    if not absmax(_plain(x).reshape(tokens, n), codes.reshape(tokens, n), scale.reshape(tokens)):
-        raise _not_finite(x, "x")
+    if not absmax(plain(x).reshape(tokens, n), codes.reshape(tokens, n), scale.reshape(tokens)):
+        raise not_finite("x", x)
     return codes, scale
 
 
@@ -336,7 +337,7 @@ def _warmed_up(x: NDArray[Any], quantised: NDArray[Any], strength: float) -> NDA
 
 def _traced(values: Any, name: str) -> Any:
     """Let duals through, whose primals are floats, and check arrays."""
-    return values if isinstance(values, Dual) else _floats(values, name)
+    return values if isinstance(values, Dual) else floats(name, values)
 
 
 def _checked_strength(strength: float) -> float:
@@ -347,51 +348,24 @@ def _checked_strength(strength: float) -> float:
     return share
 
 
-def _floats(values: ArrayLike, name: str) -> NDArray[Any]:
-    """Return values as an array, refusing what does not hold floats, or hides some."""
-    array = np.asarray(values)
-    if array.dtype.kind != "f":
-        raise TypeError(f"{name} must be an array of floats, got {array.dtype}")
-    if isinstance(values, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask would be lost: fill it first")
-    return array
-
-
-def _float_array(values: ArrayLike, name: str) -> NDArray[np.float32]:
-    """Return values as float32, refusing what does not hold floats."""
-    with np.errstate(over="ignore"):  # what overflows is refused as infinite
-        return _floats(values, name).astype(np.float32, copy=False)
-
-
 def _checked_weights(w: ArrayLike) -> NDArray[np.float32]:
     """Return weights as a finite, non-empty float32 array."""
-    array = _float_array(w, "w")
+    array = float32("w", w)
     if not array.size:
         raise _empty(array)
     if not np.isfinite(array).all():
-        raise _not_finite(array, "w")
+        raise not_finite("w", array)
     return array
 
 
 def _checked_activations(x: ArrayLike) -> NDArray[np.float32]:
     """Return activations as a float32 array with a last axis."""
-    array = _float_array(x, "x")
+    array = float32("x", x)
     if not array.ndim:
         raise ValueError("x must have at least one axis, got a single number")
     return array
 
 
-def _plain(array: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the one kind of array that kernels are compiled for."""
-    return array if array.flags.carray else np.array(array, order="C")
-
-
 def _empty(w: NDArray[Any]) -> ValueError:
     """Say that there is nothing to take a mean of."""
     return ValueError(f"w must not be empty, got shape {w.shape}")
-
-
-def _not_finite(array: NDArray[np.float32], name: str) -> ValueError:
-    """Name the first entry that is NaN or infinite."""
-    first = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-    return ValueError(f"{name} must be finite, got {array[first]} at {first}")

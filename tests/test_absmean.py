@@ -327,7 +327,7 @@ def test_what_holds_no_plain_floats_is_refused(function):
     for bad in (np.int8([1, 0]), [1, 0], ["1"], None, np.array([1j])):
         with pytest.raises(TypeError, match="must be an array of floats, got"):
             function(bad)
-    with pytest.raises(TypeError, match="is a masked array, whose mask would be lost"):
+    with pytest.raises(TypeError, match="must not be a masked array"):
         function(np.ma.array([1.0, 2.0]))
 
 

@@ -466,7 +466,7 @@ def test_what_cannot_be_quantised_is_named(path):
         for bad in (np.int8([1, 0]), [1, 2], ["1"], None, np.array([1j])):
             with pytest.raises(TypeError, match="w must be an array of floats, got"):
                 function(bad)
-        with pytest.raises(TypeError, match="is a masked array"):
+        with pytest.raises(TypeError, match="must not be a masked array"):
             function(np.ma.array([1.0, 2.0]))
         for block in (0, -64, 16, 63, 8192):
             with pytest.raises(ValueError, match=f"block must be one of 32, 64, .*, got {block}"):
@@ -569,7 +569,7 @@ def state(**entries):
         ("", lambda a: None, KeyError, "weight is missing"),
         ("", lambda a: a.reshape(-1), ValueError, r"weight must have shape \(bytes, 1\)"),
         ("", lambda a: a[1:], ValueError, r"packed must have shape \(128,\)"),
-        ("", lambda a: a.astype(np.int8), TypeError, "packed must be an array of uint8, got int8"),
+        ("", lambda a: a.astype(np.int16), ValueError, r"packed must have shape \(128,\)"),
         ("absmax", lambda a: None, KeyError, "weight.absmax is missing"),
         ("absmax", lambda a: a.astype(np.float32), TypeError, "nested_codes must be an array of u"),
         ("absmax", lambda a: a[:-1], ValueError, r"nested_codes must have shape \(4,\)"),
@@ -659,7 +659,7 @@ def test_vectors(path, case):
 @pytest.mark.parametrize("storage", [np.float32, np.float16, np.int8, np.uint16])
 @pytest.mark.parametrize("double_quant", [False, True])
 def test_packed_codes_may_be_stored_as_numbers_of_any_type(storage, double_quant):
-    """``quant_storage`` of bitsandbytes: the bytes are the same, and are read as the same weights."""
+    """``quant_storage`` of bitsandbytes: the bytes are the same, and mean the same weights."""
     tensor = quantize_nf4(normal(16, 64), double_quant=double_quant)
     arrays = dict(to_bitsandbytes(tensor))
     arrays["weight"] = arrays["weight"].reshape(-1).view(storage)[:, None]
@@ -667,7 +667,7 @@ def test_packed_codes_may_be_stored_as_numbers_of_any_type(storage, double_quant
     np.testing.assert_array_equal(again.packed, tensor.packed)
     np.testing.assert_array_equal(again.dequantize(), tensor.dequantize())
     arrays["weight"] = arrays["weight"][:-1]
-    with pytest.raises(ValueError, match=r"weight must hold 512 bytes.*storage of"):
+    with pytest.raises(ValueError, match=r"packed must have shape \(512,\)"):
         from_bitsandbytes(arrays)
 
 

@@ -17,7 +17,6 @@ before, and of what dequantising gives there), ``shape``, and with double quanti
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -135,12 +134,6 @@ def from_bitsandbytes(arrays: Mapping[str, NDArray[Any]], name: str = "weight") 
     absmax = _array(arrays, f"{name}.absmax")
     shape, block = tuple(state["shape"]), state["blocksize"]
     packed = np.ascontiguousarray(packed.reshape(-1)).view(np.uint8)  # whatever quant_storage is
-    count = -(-math.prod(shape) // 2)
-    if packed.size != count:
-        raise ValueError(
-            f"{name} must hold {count} bytes for shape {shape}, got {packed.size} in a storage of "
-            f"{arrays[name].dtype}"
-        )
     if "nested_offset" not in state:
         return NF4Tensor(shape, block, packed, absmax)
     _check_map(arrays, f"{name}.nested_quant_map", dynamic_map())

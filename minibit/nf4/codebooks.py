@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minibit.absmean import _float_array, _not_finite
+from minibit.base import float32, not_finite
 
 __all__ = [
     "E2M1_CODE",
@@ -167,12 +167,12 @@ def nearest_code(s: ArrayLike, codebook: ArrayLike = NF4_CODE) -> NDArray[np.uin
     array([ 7, 11,  0], dtype=uint8)
     """
     book = checked_codebook(codebook)
-    return np.searchsorted(midpoints(book), _float_array(s, "s"), side="left").astype(np.uint8)
+    return np.searchsorted(midpoints(book), float32("s", s), side="left").astype(np.uint8)
 
 
 def checked_codebook(codebook: ArrayLike) -> Floats:
     """Return a codebook as float32, or say what is wrong with it."""
-    book = _float_array(codebook, "codebook")
+    book = float32("codebook", codebook)
     if book.ndim != 1 or not 2 <= book.size <= 256:
         raise ValueError(f"codebook must have 2 to 256 entries in one axis, got shape {book.shape}")
     if not (book[:-1] < book[1:]).all():
@@ -191,13 +191,13 @@ def check_block(block: int) -> int:
 
 def checked_weights(w: ArrayLike, check_finite: bool = True) -> Floats:
     """Return weights as float32: not empty, with an axis, and finite if that is asked for."""
-    array = _float_array(w, "w")
+    array = float32("w", w)
     if not array.ndim:
         raise ValueError("w must have at least one axis, got a single number")
     if not array.size:
         raise ValueError(f"w must not be empty, got shape {array.shape}")
     if check_finite and not np.isfinite(array).all():
-        raise _not_finite(array, "w")
+        raise not_finite("w", array)
     return array
 
 

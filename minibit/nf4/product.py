@@ -20,7 +20,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minibit.absmean import _float_array
+from minibit.base import float32, plain
 from minibit.nf4.codebooks import (
     NF4_CODE,
     Floats,
@@ -124,7 +124,7 @@ def quantize_nf4(
         return quantize_nf4_reference(array, block, double_quant, check_finite=check_finite)
     from minibit.kernels.nf4 import quantise
 
-    flat = _plain(array).reshape(-1)
+    flat = plain(array).reshape(-1)
     packed = np.empty(-(-flat.size // 2), np.uint8)
     absmax = np.empty(-(-flat.size // block), np.float32)
     if not quantise(flat, midpoints(NF4_CODE), block, packed, absmax):
@@ -212,7 +212,7 @@ def nf4_matmul(x: ArrayLike, tensor: NF4Tensor, *, threads: int | None = None) -
     if not kernels.compiled():
         return nf4_matmul_reference(x, tensor)
     n_out, n_in = tensor.shape
-    rows = _plain(x).reshape(-1, n_in)
+    rows = plain(x).reshape(-1, n_in)
     out = np.empty((len(rows), n_out), np.float32)
     if len(rows) > FEW:
         _many(rows, tensor, out)
@@ -269,14 +269,9 @@ def _activations(x: ArrayLike, tensor: NF4Tensor) -> Floats:
         raise TypeError(f"tensor must be an NF4Tensor, got {type(tensor).__name__}")
     if len(tensor.shape) != 2:
         raise ValueError(f"tensor must have shape (n_out, n_in) to multiply by, got {tensor.shape}")
-    array = _float_array(x, "x")
+    array = float32("x", x)
     if not array.ndim or array.shape[-1] != tensor.shape[1]:
         raise ValueError(
             f"x must have shape (..., n_in) with n_in = {tensor.shape[1]}, got {array.shape}"
         )
     return array
-
-
-def _plain(array: Floats) -> Floats:
-    """Return the one kind of array that kernels are compiled for."""
-    return array if array.flags.carray else np.array(array, order="C")

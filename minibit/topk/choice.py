@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minibit.base import floats
 from minibit.dual import Dual, stop_gradient
 
 __all__ = ["block_topk_mask", "topk_count", "topk_keep", "topk_mask", "topk_mask_reference"]
@@ -258,9 +259,7 @@ def _rows_for_kernel(x: Any, k: int) -> NDArray[np.float32] | None:
 
 def checked(x: ArrayLike, k: int) -> tuple[NDArray[Any], int]:
     """Return x as an array of floats with a last axis, and k as an int, or say what is wrong."""
-    array = np.asarray(x)
-    if array.dtype.kind != "f" or isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"x must be an array of floats, got {type(x).__name__} of {array.dtype}")
+    array = floats("x", x)
     if not array.ndim:
         raise ValueError("x must have at least one axis, got a single number")
     if isinstance(k, bool | np.bool_):
