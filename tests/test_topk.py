@@ -171,7 +171,7 @@ def test_no_rows_give_no_rows():
         (np.float32(1), 1, ValueError, "one axis"),
         (np.ones(3, int), 1, TypeError, "array of floats"),
         (np.ones(3, complex), 1, TypeError, "array of floats"),
-        (np.ma.masked_equal(np.ones(3), 1), 1, TypeError, "MaskedArray"),
+        (np.ma.masked_equal(np.ones(3), 1), 1, TypeError, "masked array"),
         (np.float32([[0, 1], [np.nan, 2]]), 1, ValueError, r"NaN, got one at \(1, 0\)"),
         (np.float64([0, 1, np.nan]), 3, ValueError, r"\(2,\)"),
     ],
