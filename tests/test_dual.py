@@ -622,6 +622,23 @@ def test_what_would_lose_a_tangent_is_refused(f, message, many):
         push(f, (x,), (tangent,))
 
 
+@pytest.mark.parametrize(
+    ("with_none", "without"),
+    [
+        (lambda x: np.sum(x, out=None, dtype=None), np.sum),
+        (lambda x: np.mean(x, axis=None, out=None), np.mean),
+        (lambda x: np.add(x, 1, out=None), lambda x: x + 1),
+        (lambda x: np.take(x, [1, 0], out=None), lambda x: x[[1, 0]]),
+        (lambda x: x.cumsum(out=None), np.cumsum),
+    ],
+)
+def test_a_keyword_that_is_none_is_as_if_it_were_not_there(with_none, without):
+    """Libraries pass ``out=None`` on: NumPy's own default asks for nothing."""
+    x, v = np.array([0.5, 1.5, 2.5]), np.array([1.0, -2.0, 4.0])
+    for a, b in zip(jvp(with_none, (x,), (v,)), jvp(without, (x,), (v,)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_an_error_for_a_missing_rule_is_a_type_error_with_a_way_out():
     """NoRuleError is a TypeError; the message offers custom_jvp and stop_gradient."""
     assert issubclass(NoRuleError, TypeError)

@@ -419,6 +419,23 @@ def test_sampled_payloads_of_another_length_are_refused(payload):
         decode_sampled(payload, 1, 4)
 
 
+@pytest.mark.parametrize("left", range(18))
+def test_a_payload_ends_within_a_byte_of_its_last_code(left):
+    """Up to seven zeros fill the last byte; a spare byte, or a one among them, is an error."""
+    bits = BitReader(bytes(3))
+    bits.take(24 - left)
+    if left < 8:
+        bits.close()
+    else:
+        with pytest.raises(ValueError, match=f"{left} bits follow the last code"):
+            bits.close()
+    if left:
+        ones = BitReader(b"\xff\xff\x01")
+        ones.take(24 - left)
+        with pytest.raises(ValueError, match=f"{left} bits follow the last code"):
+            ones.close()
+
+
 def test_more_moves_than_bits_are_refused_before_they_are_read():
     """A count of 2**40 among 2**50 candidates, in 12 bytes: no list of that length is begun."""
     bits = BitWriter()

@@ -19,7 +19,14 @@ from minibit.layers import (
     squared_relu,
     ternary_linear,
 )
-from minibit.noise import draw_inputs, draw_units, sparse_noise, sparse_noise_many
+from minibit.noise import (
+    LEVELS,
+    draw_inputs,
+    draw_units,
+    sparse_noise,
+    sparse_noise_many,
+    uniform,
+)
 from minibit.noise_step import (
     MLP,
     NoiseStep,
@@ -184,6 +191,37 @@ def test_the_kernels_equal_their_references(shape, seed, threshold, activations)
         forward(model, params, x, y), forward_reference(model, params, x, y), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def any_function(params, x):
+    """An MLP without a `linear` argument: each candidate is a direction of its own."""
+    return model_for((20, 12, 4))(params, x)
+
+
+@pytest.mark.parametrize(
+    ("sums", "model"),
+    [
+        (unit_sums, model_for((20, 12, 4))),
+        (unit_sums_reference, model_for((20, 12, 4))),
+        (unit_sums_by_jvp, model_for((20, 12, 4))),
+        (unit_sums_by_jvp, any_function),
+        (direction_sums, model_for((20, 12, 4))),
+        (direction_sums_reference, model_for((20, 12, 4))),
+        (direction_sums_by_jvp, any_function),
+    ],
+)
+def test_a_sample_on_the_threshold_counts_as_learnt(sums, model):
+    """``1 - p_y <= threshold`` gives no tangents, equality included: as if its weight were 0."""
+    params, x, y, weight = problem((20, 12, 4), 6, batch=8)
+    candidates = (some_units(params, 6),) if "unit" in sums.__name__ else some_directions(params, 6)
+    hardness = sums(model, params, x, y, weight, *candidates).hardness
+    bar = np.sort(hardness)[3]
+    hard = np.where(hardness > bar, weight, 0)
+    assert np.count_nonzero(hard) == 4
+    left = sums(model, params, x, y, weight, *candidates, threshold=bar)
+    expected = sums(model, params, x, y, hard, *candidates)
+    agree(left.alignments, expected.alignments, 1e-6)
+    agree(left.squares, expected.squares, 1e-6)
 
 
 @pytest.mark.parametrize("activations", ACTIVATIONS)
@@ -503,6 +541,15 @@ def test_an_update_leaves_its_argument_alone_and_clamps_once():
     np.testing.assert_array_equal(w["w"], [[-1, 0, 1]])
 
 
+@pytest.mark.parametrize("positions", [[3], [0, 3], [-1], [-1, 2]])
+def test_an_update_outside_of_the_weights_is_refused(positions):
+    """Three weights are 0, 1 and 2; position 3 is the first that is none."""
+    with pytest.raises(ValueError, match=r"positions must lie in \[0, 3\)"):
+        apply_update(
+            {"w": np.zeros((1, 3), np.int8)}, np.array(positions), np.ones(len(positions), np.int32)
+        )
+
+
 def test_the_digest_is_that_of_the_bytes_in_order():
     """SHA-256 of int8 in C order, layer after layer: what any port can compute."""
     import hashlib
@@ -595,6 +642,34 @@ def test_weights_of_samples_count():
     agree(found.alignments, expected.alignments, 1e-5)
 
 
+@pytest.mark.parametrize("method", ["sampled", "units"])
+def test_the_loss_is_the_mean_of_the_samples_by_their_weights(method):
+    """sum w_b L_b / sum w_b; where no sample weighs anything, the plain mean, and nothing moves."""
+    params, x, y, weight = problem((20, 12, 4), 6, batch=8)
+    model = model_for((20, 12, 4))
+    losses = forward(model, params, x, y)[1].astype(float)
+    stepper = NoiseStep(model, params, 0, method, density=0.02)
+    empty = stepper.step(x, y, weight=np.zeros(8))
+    assert empty.loss == pytest.approx(losses.mean(), rel=1e-6)
+    assert digest(stepper.params) == digest(params)
+    expected = (weight * losses).sum() / weight.sum()
+    assert abs(expected - losses.mean()) > 0.01
+    assert stepper.step(x, y, weight=weight).loss == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_rate_of_less_than_a_move_moves_now_and_then():
+    """floor(rate N + u) of a layer's N candidates move, u drawn anew for each step and layer."""
+    params, x, y, _ = problem((30, 20, 6), 3)
+    stepper = NoiseStep(model_for((30, 20, 6)), params, 3, "units", units=4, rate=1 / 200)
+    quotas = []
+    for step in range(12):
+        lots = uniform(3, (2,), domain=LEVELS, step=step)
+        quotas.append([int(n / 200 + u) for n, u in zip((4 * 30, 4 * 20), lots, strict=True)])
+        record = stepper.step(x, y).record
+        assert [len(moved) for moved in record.positions] == quotas[-1]
+    assert {quota for layers in quotas for quota in layers} == {0, 1}
+
+
 def test_a_schedule_is_a_function_of_the_step():
     """First and last value as given, geometric between, constant for `every` steps."""
     rate = geometric(0.08, 0.02, 5)
@@ -669,6 +744,7 @@ BAD = {
     "a schedule of NaN": (dict(density=lambda step: float("nan")), ValueError, "got nan"),
     "a schedule of words": (dict(method="units", rate="high"), TypeError, "rate must be a number"),
     "threshold": (dict(threshold=float("nan")), ValueError, "threshold must be below 1"),
+    "a threshold for all": (dict(threshold=1.0), ValueError, "threshold must be below 1"),
     "workers": (dict(workers=0), ValueError, "workers must be at least 1"),
     "half a unit": (dict(method="units", units=2.5), TypeError, "units must be"),
 }

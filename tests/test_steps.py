@@ -281,8 +281,9 @@ def test_steps_that_are_not_there_are_refused(step):
         ):
             with pytest.raises(ValueError, match=rf"must lie in \[0, 3\], got {step}"):
                 ask(step)
-        with pytest.raises(ValueError, match="must increase"):
-            [*log.walk([2, 1])]
+        for at in ([2, 1], [3, 3]):
+            with pytest.raises(ValueError, match="must increase"):
+                [*log.walk(at)]
         with pytest.raises(ValueError, match="layer must"):
             log.slice(2, 0)
         with pytest.raises(ValueError, match="layer must"):

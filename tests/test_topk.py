@@ -29,7 +29,7 @@ from minibit.language import (
     shipped_text,
     train_language,
 )
-from minibit.matmul import ternary_matmul, ternary_matmul_int8
+from minibit.matmul import MAX_INPUTS, ternary_matmul, ternary_matmul_int8
 from minibit.tape import grad, vjp
 from minibit.ternary import TernaryMatrix
 from minibit.topk import (
@@ -409,6 +409,16 @@ def test_both_kernels_survive_the_largest_sums(value):
             out = np.zeros(n_out, np.int32)
             product(at, values, count, n_in, columns._held, out)
             assert (out == code * int(x.astype(int).sum())).all()
+
+
+def test_the_sparse_product_takes_as_many_inputs_as_the_dense_one():
+    """MAX_INPUTS columns are summed exactly; one more is a ValueError that names both numbers."""
+    columns = TernaryColumns.from_codes(np.full((1, MAX_INPUTS), -1, np.int8))
+    z = sparse_ternary_matmul_int8(np.full(MAX_INPUTS, -128, np.int8), columns)
+    np.testing.assert_array_equal(z, [128 * MAX_INPUTS])
+    more = TernaryColumns.from_codes(np.ones((1, MAX_INPUTS + 1), np.int8))
+    with pytest.raises(ValueError, match=f"at most {MAX_INPUTS} inputs, got {MAX_INPUTS + 1}"):
+        sparse_ternary_matmul(np.zeros(MAX_INPUTS + 1), more)
 
 
 @settings(max_examples=20)

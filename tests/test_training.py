@@ -108,10 +108,12 @@ def test_older_logs_have_float_activations(tmp_path):
             train(out=path, resume=True, dataset=blobs())
 
 
-def test_a_preset_of_unknown_activations_is_refused():
+def test_a_preset_that_no_run_can_have_is_refused():
     """Where it is written, before any run."""
     with pytest.raises(ValueError, match="activations must be 'float' or 'int8', got 'int4'"):
         replace(PRESETS["small"], activations="int4")
+    with pytest.raises(ValueError, match=r"threshold must be below 1, .* got 1\.0"):
+        replace(PRESETS["small"], threshold=1.0)
 
 
 def test_a_seed_names_a_run_and_threads_do_not_matter(tmp_path):
@@ -147,6 +149,14 @@ def test_schedules_run_over_the_steps_asked_for(tmp_path):
     result = run(tmp_path / "a.steps", steps=None, total_steps=20)
     assert result.steps == StepLog.open(tmp_path / "a.steps").header["recipe"]["steps"] == 20
     assert result.batch_sizes[-1] == 128
+
+
+def test_two_numbers_of_units_are_for_hidden_layers_and_outputs(tmp_path):
+    """The last of them is the output layer's, the first that of all others; or one a layer."""
+    cases = [((5, 2), [5, 5, 2]), ((6, 5, 2), [6, 5, 2]), ((9,), [9, 9, 4])]
+    for k, (units, expected) in enumerate(cases):
+        run(tmp_path / f"{k}.steps", steps=1, units=units)
+        assert StepLog.open(tmp_path / f"{k}.steps").header["plan"]["units"] == expected
 
 
 def test_numpys_integers_name_the_same_run(tmp_path):
@@ -304,6 +314,7 @@ def test_the_validation_split_is_not_trained_on(tmp_path):
         (dict(density=(1.0, 0.1)), "density must lie between 0 and 1"),
         (dict(density_by_loss=((2.0, 5.0),)), "density must lie between 0 and 1"),
         (dict(threshold=float("nan")), "threshold"),
+        (dict(threshold=1.0), "threshold must be below 1"),
         (dict(easy_share=1e-9), "easy_share must be at least"),
         (dict(steps=1.5), "integer"),
         (dict(activations="int4"), "activations must be 'float' or 'int8', got 'int4'"),
@@ -329,6 +340,48 @@ def test_resampling_leaves_weighted_sums_unbiased():
     assert abs(easy.mean() - 4 / 14) < 0.03
     mass = np.bincount(2 * sample + shift, weight, minlength=100) / weight.sum()
     assert abs(mass[:80].sum() - 0.8) < 0.03
+
+
+def watched_draws(monkeypatch):
+    """Record the pool, its table and the draw of each batch from now on."""
+    draws, draw = [], Pool.draw
+
+    def watched(pool, step, n):
+        table = pool.hard.copy()
+        draws.append((pool, table, *draw(pool, step, n)))
+        return draws[-1][2:]
+
+    monkeypatch.setattr(Pool, "draw", watched)
+    return draws
+
+
+def measured(log, step, pool):
+    """1 - p_y of every sample under every shift, by the weights after `step` steps: the table."""
+    model, params = model_of(log.header), log.weights_at(step)
+    return np.stack([forward(model, params, x, pool.labels)[2] for x in pool.images], axis=1)
+
+
+def test_the_table_holds_how_hard_each_sample_was_at_its_last_visit(tmp_path, monkeypatch):
+    """hard[i, s]: 1 at first, then 1 - p_y before the step that last drew image i under shift s."""
+    draws = watched_draws(monkeypatch)
+    run(tmp_path / "a.steps", steps=6, activations="float")
+    log, expected = StepLog.open(tmp_path / "a.steps"), np.ones((600, 5), np.float32)
+    for step, (pool, table, sample, shift, _) in enumerate(draws):
+        np.testing.assert_allclose(table, expected, rtol=1e-5)
+        expected[sample, shift] = measured(log, step, pool)[sample, shift]
+    assert len(draws) == 6
+    assert 0.05 < (draws[-1][1] < 1).mean() < 0.5
+
+
+def test_a_resumed_run_measures_every_sample_before_it_draws(tmp_path, monkeypatch):
+    """The table is no part of a log: its first draw uses 1 - p_y of all, by the weights there."""
+    run(tmp_path / "a.steps", steps=3, activations="float")
+    draws = watched_draws(monkeypatch)
+    train(out=tmp_path / "a.steps", resume=True, dataset=blobs(), workers=1, steps=4)
+    ((pool, table, *_),) = draws
+    expected = measured(StepLog.open(tmp_path / "a.steps"), 3, pool)
+    np.testing.assert_allclose(table, expected, rtol=1e-5)
+    assert np.ptp(expected) > 0.1
 
 
 def test_shifts_move_images_by_one_pixel_and_fill_with_zeros():
