@@ -8,9 +8,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fractions import Fraction
-from functools import cache
 from importlib.resources import files
-from itertools import combinations, count, islice
+from itertools import combinations, islice
 from math import comb
 
 import numpy as np
@@ -47,6 +46,16 @@ from minibit.noise.philox import (
     TOKENS,
     UNITS,
     USER,
+)
+from noise_oracle import (
+    oracle_constants,
+    oracle_initial_codes,
+    oracle_integers,
+    oracle_philox,
+    oracle_sparse_noise,
+    oracle_subset,
+    oracle_uniforms,
+    oracle_words,
 )
 
 PATHS = ["reference"] + ([kernels.path()] if kernels.compiled() else [])
@@ -87,88 +96,6 @@ def on_every_path(function, *arguments, **keywords):
             assert ours.dtype == theirs.dtype
             np.testing.assert_array_equal(ours, theirs)
     return results[0] if isinstance(result, tuple) else results[0][0]
-
-
-# --- The oracle: scalar, Python integers and exact fractions only, written from the docstrings
-
-
-def oracle_philox(counter, key):
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        high0, low0 = divmod(0xD2511F53 * c0, 2**32)
-        high1, low1 = divmod(0xCD9E8D57 * c2, 2**32)
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
-    return [c0, c1, c2, c3]
-
-
-def oracle_words(seed, domain, step, lane, start=0):
-    """Yield a stream's words from `start` on."""
-    key = (seed % 2**32, seed // 2**32)
-    for block in count(start // 4):
-        four = oracle_philox((block, domain * 2**24, lane, step), key)
-        yield from four[start - 4 * block if block == start // 4 else 0 :]
-
-
-def oracle_draws(seed, domain, step, lane):
-    """Yield a stream's 64-bit draws."""
-    stream = oracle_words(seed, domain, step, lane)
-    while True:
-        yield next(stream) * 2**32 + next(stream)
-
-
-def oracle_numerator(share):
-    return share if isinstance(share, int) else round(Fraction(share) * 2**32)
-
-
-@cache
-def oracle_constants(numerator):
-    """Block bits and count table, by the sentence that defines each."""
-    bits = max([4] + [b for b in range(4, 17) if numerator * 2**b <= 2**32])
-    block, q = 2**bits, 2**32 - numerator
-    table, total = [], 0
-    for j in range(block + 1):
-        if numerator == 0:
-            total = 1 << 32 * block  # no nonzero, for certain
-        else:
-            total += comb(block, j) * numerator**j * q ** (block - j)
-        threshold = total * 2**64 >> 32 * block
-        if threshold >= 2**64 - 1:
-            return bits, table
-        table.append(threshold)
-    raise AssertionError("the whole probability is 1")
-
-
-def oracle_sparse_noise(seed, step, perturbation, size, share, blocks=None):
-    bits, table = oracle_constants(oracle_numerator(share))
-    found = {}
-    for block in range(-(-size // 2**bits)) if blocks is None else set(blocks):
-        key = (seed % 2**32, seed // 2**32)
-        stream = (
-            w for draw in count() for w in oracle_philox((block, draw, perturbation, step), key)
-        )
-        u = next(stream) * 2**32 + next(stream)
-        hits, taken = sum(threshold <= u for threshold in table), {}
-        while len(taken) < hits:
-            word = next(stream)
-            taken.setdefault(word // 2 ** (32 - bits), -1 if word % 2 else 1)
-        found |= {block * 2**bits + at: sign for at, sign in taken.items()}
-    inside = sorted(position for position in found if position < size)
-    return inside, [found[position] for position in inside]
-
-
-def oracle_initial_codes(seed, size, share, layer):
-    drawn = islice(oracle_words(seed, 1, 0, layer), size)
-    return [0 if w < oracle_numerator(share) else -1 if w % 2 else 1 for w in drawn]
-
-
-def oracle_subset(seed, domain, step, lane, n, size):
-    taken = set()
-    for j, u in zip(range(n - size, n), oracle_draws(seed, domain, step, lane), strict=False):
-        t = u * (j + 1) // 2**64
-        taken.add(j if t in taken else t)
-    return sorted(taken)
 
 
 # --- Published and shared cases
@@ -259,13 +186,9 @@ def test_words_equal_the_oracle_from_any_start(seed, domain, step, size, lane, s
 @settings(max_examples=30, deadline=None)
 @given(seeds, st.integers(0, 255), word32, word32, st.integers(0, 9))
 def test_uniforms_are_the_first_53_bits_of_each_pair_of_words(seed, domain, step, lane, size):
-    """(w >> 5) 2**26 + (w' >> 6) over 2**53, compared as exact fractions."""
+    """(w >> 5) 2**26 + (w' >> 6) over 2**53, to the bit."""
     out = on_every_path(uniform, seed, size, domain=domain, step=step, lane=lane)
-    stream = oracle_words(seed, domain, step, lane)
-    exact = [
-        Fraction(2**26 * (next(stream) // 32) + next(stream) // 64, 2**53) for _ in range(size)
-    ]
-    assert [Fraction(x) for x in out.tolist()] == exact
+    assert out.tolist() == list(islice(oracle_uniforms(seed, domain, step, lane), size))
 
 
 @settings(max_examples=60, deadline=None)
@@ -279,8 +202,7 @@ def test_integers_are_the_exact_high_half_of_draw_times_bound(seed, high, step):
     out = on_every_path(integers, seed, high, (2, 3), domain=BATCH, step=step, lane=5)
     assert out.shape == (2, 3)
     assert out.dtype == np.int64
-    draws = islice(oracle_draws(seed, BATCH, step, 5), 6)
-    assert out.reshape(-1).tolist() == [u * high // 2**64 for u in draws]
+    assert out.reshape(-1).tolist() == list(islice(oracle_integers(seed, BATCH, step, 5, high), 6))
 
 
 @settings(max_examples=60, deadline=None)
