@@ -221,13 +221,13 @@ def any_function(params, x):
 def test_a_sample_on_the_threshold_counts_as_learnt(sums, model):
     """``1 - p_y <= threshold`` gives no tangents, equality included: as if its weight were 0."""
     params, x, y, weight = problem((20, 12, 4), 6, batch=8)
-    candidates = (some_units(params, 6),) if "unit" in sums.__name__ else some_directions(params, 6)
-    hardness = sums(model, params, x, y, weight, *candidates).hardness
+    drawn = some_units(params, 6) if "unit" in sums.__name__ else some_directions(params, 6)
+    hardness = sums(model, params, x, y, weight, drawn).hardness
     bar = np.sort(hardness)[3]
     hard = np.where(hardness > bar, weight, 0)
     assert np.count_nonzero(hard) == 4
-    left = sums(model, params, x, y, weight, *candidates, threshold=bar)
-    expected = sums(model, params, x, y, hard, *candidates)
+    left = sums(model, params, x, y, weight, drawn, threshold=bar)
+    expected = sums(model, params, x, y, hard, drawn)
     agree(left.alignments, expected.alignments, 1e-6)
     agree(left.squares, expected.squares, 1e-6)
 
@@ -735,7 +735,7 @@ def test_the_loss_is_the_mean_of_the_samples_by_their_weights(method):
     params, x, y, weight = problem((20, 12, 4), 6, batch=8)
     model = model_for((20, 12, 4))
     losses = forward(model, params, x, y)[1].astype(float)
-    stepper = NoiseStep(model, params, 0, method, density=0.02)
+    stepper = NoiseStep(model, params, 0, SETTINGS[method])
     empty = stepper.step(x, y, weight=np.zeros(8))
     assert empty.loss == pytest.approx(losses.mean(), rel=1e-6)
     assert digest(stepper.params) == digest(params)
