@@ -464,6 +464,19 @@ def test_info_tells_layers_of_any_shape(tmp_path):
     assert "4x3x2, 5\n" in call("info", tmp_path / "a.steps").stdout
 
 
+def test_what_a_strangers_log_says_steers_no_terminal(tmp_path):
+    """In facts, tables, errors and warnings, escapes are shown as what they are."""
+    plan = Plan("sampled", 0, ("a",), ((4,),), zeros=0, perturbations=2)
+    trick = "\x1b]0;owned\x07\u202e\n"
+    header = {"plan": plan.to_dict(), "recipe": {"preset": trick}, "data": {"name": trick}}
+    path = tmp_path / f"{trick[:1]}.steps"
+    StepLog.create(path, header).close()
+    for command in ("info", "replay", "evaluate"):
+        said = call(command, path)
+        assert "\\x1b" in said.output
+        assert not set(said.output) & set("\x1b\x07\u202e"), command
+
+
 def test_one_training_sample_is_enough_for_all_but_a_validation_split(tmp_path):
     """It can be trained on, replayed and measured; only a split of it makes no sense."""
     x = np.arange(12, dtype=np.uint8).reshape(3, 4)

@@ -84,6 +84,6 @@ def read_json(path: Path, most: int = MOST_JSON) -> dict[str, Any]:
 def checked_json(text: bytes, path: Path, offset: int = 0) -> dict[str, Any]:
     """Parse a JSON object that a file holds from a byte on; errors name file and byte."""
     try:
-        return parse_object(text)
+        return parse_object(text, most=len(text))
     except JSONError as error:
         raise CheckpointError(error.reason, path, offset=offset + error.offset) from None

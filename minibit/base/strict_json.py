@@ -20,7 +20,7 @@ __all__ = ["JSONError", "parse_object"]
 
 MOST_BYTES = 1 << 24
 MOST_DEPTH = 64
-MOST_DIGITS = 20  # of an integer: 2**64 has as many
+MOST_DIGITS = 64  # of an integer; transformers writes 10**30 for "no limit"
 TOKEN = re.compile(r'"(?:[^"\\]+|\\.)*+"?|[][{}:,]|[^][{}:,"\s]+', re.DOTALL)
 
 
@@ -53,7 +53,7 @@ def parse_object(text: bytes, most: int = MOST_BYTES) -> dict[str, Any]:
     ------
     JSONError
         If it is longer, no UTF-8, no JSON, no object; if a key is named twice in one object, a
-        number is NaN, infinite or beyond a float, an integer has over 20 digits, or brackets are
+        number is NaN, infinite or beyond a float, an integer has over 64 digits, or brackets are
         nested more than 64 deep.
 
     Examples

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from unicodedata import bidirectional, category
+
 __all__ = ["printable", "shown"]
 
 MOST = 100  # characters that an error shows of a value
+STEERING = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of surrogates, ends of lines
+TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
 def printable(text: object, keep: str = "") -> str:
-    r"""Return text with every character that is not for reading written as its escape.
+    r"""Return text with every character that steers a terminal written as its escape.
 
-    Letters, digits, marks and spaces of all languages stay. Control characters, changes of
-    direction, invisible characters and halves of surrogates become ``\x1b``, ``\u202e``, ...
+    Control characters, ends of lines, changes of direction and halves of surrogates become
+    ``\x1b``, ``\u202e``, ... What any language writes stays, joiners and its spaces included.
 
     Parameters
     ----------
@@ -28,9 +32,11 @@ def printable(text: object, keep: str = "") -> str:
     line = str(text)
     if line.isprintable():
         return line
-    return "".join(
-        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in line
-    )
+    return "".join(c.encode("unicode_escape").decode() if _steers(c, keep) else c for c in line)
+
+
+def _steers(c: str, keep: str) -> bool:
+    return c not in keep and (category(c) in STEERING or bidirectional(c) in TURNING)
 
 
 def shown(value: object) -> str:

@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from minibit import plots
-from minibit.base import check_file
+from minibit.base import check_file, printable
 from minibit.datasets import Dataset, load_npz
 from minibit.kernels import compiled
 from minibit.steps import MAGIC
@@ -31,7 +31,7 @@ class BadUse(Exception):
 
 
 class Output:
-    """Where a command's words go.
+    """Where a command's words go; what strangers wrote among them steers no terminal.
 
     People read standard output; with ``--json`` that holds the object alone, and the words go to
     standard error.
@@ -44,17 +44,17 @@ class Output:
 
     def say(self, text: str = "", style: str = "") -> None:
         """Print a line; long ones are left whole, so that they can be copied."""
-        self._console.print(text, style=style or None)
+        self._console.print(printable(text, keep="\n"), style=style or None)
 
     def warn(self, text: str) -> None:
         """Print a warning to standard error."""
-        self._errors.print(f"warning: {text}", style="yellow")
+        self._errors.print(f"warning: {printable(text)}", style="yellow")
 
     def facts(self, pairs: Mapping[str, object]) -> None:
         """Print names and values in two columns."""
         width = max(map(len, pairs))
         for name, value in pairs.items():
-            self.say(f"{name:<{width}}  {value}")
+            self.say(f"{name:<{width}}  {printable(value)}")
 
     def table(self, head: list[str], rows: list[list[str]]) -> None:
         """Print rows under a head: the first column to the left, the others to the right."""
@@ -90,7 +90,7 @@ class Output:
 
     def _failed(self, message: str, status: int) -> typer.Exit:
         """Say what went wrong, and return the exit to raise."""
-        self._errors.print(f"error: {message}", style="red")
+        self._errors.print(printable(f"error: {message}", keep="\n"), style="red")
         self.result({"error": message, "exit_status": status})
         return typer.Exit(status)
 

@@ -6,7 +6,6 @@ keeps what the model has read: each turn costs its own tokens only.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from minibit.base import printable, read_json
 from minibit.checkpoint import load_bitnet, load_gguf, open_gguf
 from minibit.cli.common import BadUse, Json, Output, starts
 from minibit.cli.texts import (
@@ -304,7 +304,7 @@ class _Screen:
     def write(self, text: str) -> None:
         """Show text at once; control characters are shown, not obeyed."""
         coding = getattr(self._stream, "encoding", None) or "utf-8"
-        shown = "".join(map(_harmless, text)).encode(coding, "replace").decode(coding)
+        shown = printable(text, keep="\n\t").encode(coding, "replace").decode(coding)
         self._stream.write(shown)
         self._stream.flush()
 
@@ -319,16 +319,6 @@ class _Screen:
         if not line and sys.stdin.isatty():
             self.write("\n")
         return line.rstrip("\r\n") if line else None
-
-
-def _harmless(character: str) -> str:
-    """Show a control character as a sign: a model's text must not steer a terminal."""
-    if character in "\n\t":
-        return character
-    code = ord(character)
-    if code < 32:
-        return chr(0x2400 + code)
-    return "\ufffd" if 127 <= code < 160 or 0xD800 <= code < 0xE000 else character
 
 
 def _load(path: Path | None, tokenizer: Path | None, ids: bool) -> Loaded:
@@ -376,11 +366,7 @@ def _stops(model: BitNetModel, tokens: Tokens, folder: Path | None) -> set[int]:
     found = {model.config.eos} if model.config.eos is not None else set()
     file = folder / "generation_config.json" if folder is not None else None
     if file is not None and file.is_file():
-        try:
-            settings = json.loads(read_text(file))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} is no JSON: {error}") from None
-        more = settings.get("eos_token_id") if isinstance(settings, dict) else None
+        more = read_json(file).get("eos_token_id")
         listed = more if isinstance(more, list) else [more]
         found |= {token for token in listed if isinstance(token, int)}
     return found

@@ -17,12 +17,13 @@ name instead, without running anything of a stranger's:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from minibit.base import read_json, read_whole
 
 if TYPE_CHECKING:
     from minibit.language import Vocabulary
@@ -316,11 +317,7 @@ def template_of(folder: Path) -> str | None:
     if source.is_file():
         text = read_text(source)
     elif (source := folder / "tokenizer_config.json").is_file():
-        try:
-            found: Any = json.loads(read_text(source))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{source} is no JSON: {error}") from None
-        found = found.get("chat_template") if isinstance(found, dict) else None
+        found = read_json(source, MOST).get("chat_template")
         if isinstance(found, list):  # several, by name
             named = [entry for entry in found if isinstance(entry, dict)]
             found = next((e.get("template") for e in named if e.get("name") == "default"), None)
@@ -339,9 +336,7 @@ def template_of(folder: Path) -> str | None:
 
 def read_text(path: Path) -> str:
     """Read a file of UTF-8; one that is too large or none is a ValueError."""
-    if path.stat().st_size > MOST:
-        raise ValueError(f"{path} has more than {MOST} bytes")
     try:
-        return path.read_text(encoding="utf-8")
+        return read_whole(path, MOST).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text: byte {error.start}") from None

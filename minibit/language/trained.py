@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.base import open_whole
+from minibit.base import open_whole, parse_object
 from minibit.language.characters import Tokens, Vocabulary
 from minibit.language.losses import evaluate_loss
 from minibit.language.recipes import LINEAR, Recipe
@@ -100,7 +100,7 @@ class TrainedModel:
             with np.load(path, allow_pickle=False) as file:
                 sizes = {info.filename: info.file_size for info in file.zip.infolist()}
                 _check_size(sizes, "about", 1 << 20)
-                about = json.loads(str(file["about"]))
+                about = parse_object(str(file["about"]).encode())
                 made, vocabulary = Recipe(**about["recipe"]), Vocabulary(about["characters"])
                 if made.layers > len(sizes):
                     raise ValueError(f"{made.layers} layers, and {len(sizes)} arrays")

@@ -26,6 +26,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from minibit.base import parse_object
 from minibit.dual import Tree
 from minibit.tape import Adam, FloatArray
 from minibit.tape.adam import _move
@@ -241,9 +242,9 @@ class PagedAdam(Adam):
         if not text.startswith(MAGIC):
             raise ValueError(f"{self.path} holds no means of PagedAdam (byte 0)")
         try:
-            header = json.loads(text[len(MAGIC) :].rstrip(b"\0"))
+            header = parse_object(text[len(MAGIC) :].rstrip(b"\0"))
             layout, steps, crc = header["arrays"], header["steps"], header["crc32"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError):
             raise ValueError(f"{self.path} has a damaged header (byte {len(MAGIC)})") from None
         if layout != self._digest():
             raise ValueError(
@@ -257,7 +258,7 @@ class PagedAdam(Adam):
             raise ValueError(f"{self.path} must have {self._length} bytes, got {length}")
         if type(steps) is not int or steps < 0:
             raise ValueError(f"{self.path} says that it took {steps!r} steps")
-        return dict(header)
+        return header
 
     def _digest(self) -> str:
         """Name number, types and sizes of the arrays, as shortly as a header wants it."""

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import JSONError, parse_object
 from minibit.nf4.codebooks import NF4_CODE
 from minibit.nf4.double_quant import NESTED_BLOCK, dynamic_map
 from minibit.nf4.tensor import NF4Tensor
@@ -168,11 +169,9 @@ def _state(array: NDArray[Any], key: str) -> dict[str, Any]:
     if array.dtype != np.uint8 or array.ndim != 1:
         raise ValueError(f"{key} must be uint8 in one axis, got {array.dtype} {array.shape}")
     try:
-        state = json.loads(array.tobytes().decode())
-    except ValueError as error:
-        raise ValueError(f"{key} holds no JSON: {error}") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{key} must hold a JSON object, got {type(state).__name__}")
+        state = parse_object(array.tobytes(), most=1 << 16)
+    except JSONError as error:
+        raise ValueError(f"{key} holds no JSON that is read here: {error}") from None
     wanted: dict[str, Any] = {"quant_type": str, "blocksize": int, "shape": list}
     if "nested_offset" in state:
         wanted |= {"nested_offset": (int, float), "nested_blocksize": int}

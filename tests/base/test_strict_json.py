@@ -12,7 +12,7 @@ from minibit.base import CheckpointError, JSONError, parse_object, read_json
 VALUES = st.recursive(
     st.none()
     | st.booleans()
-    | st.integers(-(10**20) + 1, 10**20 - 1)
+    | st.integers(-(10**64) + 1, 10**64 - 1)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -22,7 +22,7 @@ VALUES = st.recursive(
 
 @given(st.dictionaries(st.text(), VALUES), st.booleans())
 def test_every_object_of_sound_json_comes_back_as_it_was(fields, ascii_only):
-    """Any nesting below the limit, any text, all floats, integers of up to 20 digits."""
+    """Any nesting below the limit, any text, all floats, integers of up to 64 digits."""
     text = json.dumps(fields, ensure_ascii=ascii_only)
     assert parse_object(text.encode()) == fields
 
@@ -46,10 +46,7 @@ CASES = {
     b'{"a": {"a": {"a": 1}}, "b": [1, NaN]}': ("NaN is no JSON number", b"NaN"),
     b'{"a": [1e300, -Infinity]}': ("-Infinity is no JSON number", b"-Inf"),
     b'{"a": [1e300, 1e309]}': ("'1e309' is beyond a float", b"1e309"),
-    b'{"a": [12345678901234567890, -123456789012345678901]}': (
-        "an integer of 21 digits; the most is 20",
-        b"-123",
-    ),
+    b'{"a": [%d, -%d]}' % (10**63, 10**64): ("an integer of 65 digits; the most is 64", b"-1"),
     b'{"a": "\\"NaN, [", "b": Infinity}': ("Infinity is no JSON number", b"Inf"),
     b'{"a": 1, "a": 2, "b": NaN}': ("NaN is no JSON number", b"NaN"),
     b'{"a": 1,}': ("no JSON: .*", b"}"),
@@ -125,11 +122,11 @@ def test_a_file_that_is_none_or_holds_no_json_is_named(tmp_path):
     assert caught.value.offset == 6
 
 
-def test_integers_of_20_digits_and_long_fractions_are_read():
+def test_integers_of_64_digits_and_long_fractions_are_read():
     """The bound is on integers: a float may have any number of digits."""
     number = "0." + "3" * 1000
-    assert parse_object(f'{{"a": {"9" * 20}, "b": {number}}}'.encode()) == {
-        "a": 10**20 - 1,
+    assert parse_object(f'{{"a": {"9" * 64}, "b": {number}}}'.encode()) == {
+        "a": 10**64 - 1,
         "b": float(number),
     }
     assert math.isclose(parse_object(b'{"a": 1e308}')["a"], 1e308)

@@ -13,8 +13,9 @@ Only byte-level byte-pair encodings are translated, which BitNet's published mod
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+from minibit.base import JSONError, parse_object
 
 __all__ = ["HUGGING_FACE", "ggml_tokenizer"]
 
@@ -59,7 +60,7 @@ def ggml_tokenizer(text: str, vocab_size: int) -> dict[str, Any]:
     (['a', 'b', 'ab', '[PAD3]'], ['a b'])
     """
     try:
-        found = json.loads(text)
+        found = parse_object(text.encode(), most=1 << 26)
         model, decoder = found["model"], found.get("decoder") or {}
         if model.get("type", "BPE") != "BPE" or model.get("byte_fallback"):
             return {}
@@ -73,7 +74,7 @@ def ggml_tokenizer(text: str, vocab_size: int) -> dict[str, Any]:
         ]
         pattern = _pattern_name(found.get("pre_tokenizer") or {})
         begins = _begins_with_marker(found.get("post_processor") or {})
-    except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, JSONError) as error:
         raise ValueError(f"the tokenizer is no tokenizer.json: {error!r}") from error
     names: dict[int, str] = {}
     for name, number in numbers:
