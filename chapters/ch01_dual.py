@@ -306,7 +306,7 @@ assert out.tolist() == [-1.0, 0.0, 1.0]
 assert tangent.tolist() == [1.0, 2.0, 3.0]
 
 # %% [markdown]
-# **Limits.** Real floating arrays only: integers and complex numbers carry no tangent. Code that writes into arrays (`a[i] = x`, `x += 1`, `out=`) or leaves NumPy (`math.sin`, `float(x)`) stops with an error. Matrix decompositions have no rules
+# **Limits.** Real floating arrays only: integers and complex numbers carry no tangent. Code may write into arrays that came from a dual (`y = np.zeros_like(x)`, then `y[i] = x[i] * y[i - 1]`; views are written through, and the caller's arrays stay as they are). Code that writes a dual into a plain array, or leaves NumPy (`math.sin`, `float(x)`), stops with an error. Matrix decompositions have no rules
 # here. `jvp_batch` holds `directions` copies of the current activations: for large networks, take the directions in groups. An operation costs some microseconds of Python, which only arrays of some thousand entries repay.
 #
 # **Exercises.** 1. Why is `x_dot @ y_dot` missing from the matmul rule? `test_vectors[matrix-product]` knows what happens with it.

@@ -2,7 +2,7 @@
 
 from minibit.dual.array import Dual as Dual
 from minibit.dual.array import dtype_of as dtype_of
-from minibit.dual.array import value_of as value_of
+from minibit.dual.entries import value_of as value_of
 from minibit.dual.forward import custom_jvp as custom_jvp
 from minibit.dual.forward import derivative as derivative
 from minibit.dual.forward import forward_gradient as forward_gradient

@@ -19,7 +19,8 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
 from minibit.dual import rules_shape, rules_sums  # noqa: F401  (enter their rules)
-from minibit.dual.rules import CONSTANT, RULES
+from minibit.dual.entries import VIEWS, View, refresh, value_of, write
+from minibit.dual.rules import CONSTANT, RULES, Rule
 from minibit.dual.tangents import ZERO, Array, NoRuleError, Tangent, name_of
 from minibit.dual.trees import rebuild
 
@@ -51,12 +52,15 @@ class Dual(NDArrayOperatorsMixin):
     tangent : float array or Dual, of the shape of `primal`
         The direction. It is converted to the floating type of `primal`.
 
+    Entries may be assigned (``x[i] = y``, ``x += y``), also through views, as to an array; the
+    arrays that the dual was made of stay as they are. ``np.zeros_like(x)`` is a dual to fill.
+
     Raises
     ------
     TypeError
         If `primal` is not floating: integers and complex numbers have no tangent here. Also on
-        ``out=``, assignment to entries, ``+=`` and its kin, and conversion to an array or a Python
-        number, all of which would lose the tangent; a `NoRuleError` on a function without a rule.
+        what would lose the tangent: a plain array as ``out=``, conversion to an array or a Python
+        number, assignment to a plain array; a `NoRuleError` on a function without a rule.
     ValueError
         If the shapes differ.
 
@@ -67,19 +71,22 @@ class Dual(NDArrayOperatorsMixin):
     Dual(10.0, 6.0)
     """
 
-    __slots__ = ("primal", "tag", "tangent")
+    __slots__ = ("origin", "primal", "tag", "tangent")
 
     primal: Array
     tangent: Array
     tag: int
+    origin: View | None  # what it is a view of
 
     def __init__(self, primal: Array, tangent: Array) -> None:
         self.primal = floating(primal, "primal")
         self.tangent = matching(tangent, self.primal, "primal", batch=False)
         self.tag = 0  # all duals that are made by hand share one eps
+        self.origin = None
 
     def __repr__(self) -> str:
         """Show primal and tangent."""
+        refresh(self)
         return f"Dual({self.primal!s}, {self.tangent!s})"
 
     @property
@@ -118,7 +125,7 @@ class Dual(NDArrayOperatorsMixin):
 
     def __bool__(self) -> bool:
         """Return the truth of the primal."""
-        return bool(self.primal)
+        return bool(value_of(self))
 
     def __iter__(self) -> Iterator[Any]:
         """Go along the first axis."""
@@ -133,13 +140,19 @@ class Dual(NDArrayOperatorsMixin):
         if any(isinstance(x, Tangent) for x in inputs):
             return NotImplemented  # a tangent's own class knows what to do with a dual
         inputs = tuple(np.asarray(x) if isinstance(x, list | tuple) else x for x in inputs)
-        if kwargs.get("out") is not None:
+        targets = kwargs.pop("out", None) or ()
+        if targets and (method != "__call__" or not all(isinstance(t, Dual) for t in targets)):
             raise TypeError(
                 f"{name_of(ufunc)} with out= (or +=, -=, ...) would write into an array that has "
-                "no place for the tangent, or into one that others share: write x = x + y"
+                "no place for the tangent: write x = x + y, or make the array with np.zeros_like"
             )
         if method == "__call__":
-            return _apply(ufunc, inputs, kwargs)
+            out = _apply(ufunc, inputs, kwargs)
+            if not targets or (targets[0] is inputs[0] and inputs[0].ndim == 0):
+                return out  # x += 1 leaves a number as it is
+            for target, result in zip(targets, (out,) if len(targets) == 1 else out, strict=True):
+                target[...] = result
+            return targets[0] if len(targets) == 1 else targets
         if method == "outer" and not kwargs:
             left, right = inputs
             return ufunc(np.reshape(left, (*np.shape(left), *(1,) * np.ndim(right))), right)
@@ -155,25 +168,26 @@ class Dual(NDArrayOperatorsMixin):
 
     def __format__(self, spec: str) -> str:
         """Format the primal, so that a loss may be printed on the way."""
-        return format(self.primal, spec) if spec else repr(self)
+        return format(value_of(self), spec) if spec else repr(self)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        """Refuse: what shares these entries would not know."""
-        raise TypeError("a Dual is not written to: build the array with np.where or np.concatenate")
+        """Assign to entries of both, and of what this is a view of."""
+        write(self, index, value)
 
     def __array__(self, *args: Any, **kwargs: Any) -> NDArray[Any]:
         """Refuse: the tangent would be lost."""
         raise TypeError(
             "a Dual cannot become a plain array (np.asarray, np.array, assignment into one, random "
-            "generators): its tangent would be lost. np.stack joins duals; stop_gradient drops the "
-            "tangent on purpose"
+            "generators): its tangent would be lost. np.stack joins duals; np.zeros_like makes one "
+            "to assign to; stop_gradient drops the tangent on purpose"
         )
 
     def __float__(self) -> float:
         """Refuse: the tangent would be lost."""
         raise TypeError(
-            "a Dual cannot become a Python number: its tangent would be lost. Use NumPy's "
-            "functions (np.sin, not math.sin), or stop_gradient to drop the tangent on purpose"
+            "a Dual cannot become a Python number, nor be assigned to an entry of a plain array: "
+            "its tangent would be lost. Use NumPy's functions (np.sin, not math.sin); np.stack, or "
+            "an array made with np.zeros_like of a Dual; stop_gradient drops the tangent on purpose"
         )
 
     __int__ = __complex__ = __float__
@@ -193,9 +207,17 @@ class Dual(NDArrayOperatorsMixin):
         order = (axes[0] if len(axes) == 1 else axes) if axes else None
         return _apply(np.transpose, (self, order), {})
 
+    def copy(self) -> Any:
+        """Return a copy, in C order as an array does."""
+        return np.copy(self, order="C")
+
+    def flatten(self) -> Any:
+        """Return a copy in one axis."""
+        return np.copy(np.ravel(self))
+
     astype = _method(np.ndarray.astype)
-    copy = _method(np.copy)
-    ravel = flatten = _method(np.ravel)
+    __copy__ = _method(np.copy)
+    ravel = _method(np.ravel)
     squeeze = _method(np.squeeze)
     swapaxes = _method(np.swapaxes)
     sum = _method(np.sum)
@@ -230,7 +252,7 @@ class _NoAttributeError(NoRuleError, AttributeError):
 def make_dual(primal: Array, tangent: Array, tag: int) -> Dual:
     """Make a dual without checks."""
     dual = object.__new__(Dual)
-    dual.primal, dual.tangent, dual.tag = primal, tangent, tag
+    dual.primal, dual.tangent, dual.tag, dual.origin = primal, tangent, tag, None
     return dual
 
 
@@ -238,18 +260,37 @@ def make_dual(primal: Array, tangent: Array, tag: int) -> Dual:
 
 
 def _apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a function that met a dual: find its rule, part primals from tangents, join again."""
+    """Call a function that met a dual: by its rule, or by what it is composed of."""
     rule = RULES.get(function)
     if rule is None:
         return _apply_constant(function, args, kwargs)
-    unknown = [k for k, v in kwargs.items() if k not in rule.keywords and v is not None]
-    if unknown or (len(args) > len(rule.parameters) and rule.star is None):
-        what = " and ".join(f"{k}=" for k in unknown) or f"{len(args)} positional arguments"
-        raise NoRuleError(f"no rule for {name_of(function)} with {what}")
-    kwargs = {k: v for k, v in kwargs.items() if k in rule.keywords}
-    if rule.composed:
-        return rule.formula(*args, **kwargs)
-    tag = max(map(tag_of, (*args, *kwargs.values())))
+    if kwargs or len(args) > len(rule.parameters):
+        unknown = [k for k, v in kwargs.items() if k not in rule.keywords and v is not None]
+        if unknown or (len(args) > len(rule.parameters) and rule.star is None):
+            what = " and ".join(f"{k}=" for k in unknown) or f"{len(args)} positional arguments"
+            raise NoRuleError(f"no rule for {name_of(function)} with {what}")
+        kwargs = {k: v for k, v in kwargs.items() if k in rule.keywords}
+    tag, half = -1, False
+    for arg in (*args, *kwargs.values()):
+        tag = max(tag, tag_of(arg))
+        half = half or (isinstance(arg, Dual) and arg.primal.dtype is _HALF)
+    if half:
+        out = _apply_in_float32(function, args, kwargs, tag)
+    elif rule.composed:
+        out = rule.formula(*args, **kwargs)
+        if isinstance(out, Dual):  # a copy to NumPy, unless it is one of the views
+            out = make_dual(out.primal, out.tangent, out.tag)
+    else:
+        out = _apply_formula(function, rule, args, kwargs, tag)
+    if function in VIEWS and isinstance(out, Dual):
+        _link(out, function, args, kwargs, rule.composed)
+    return out
+
+
+def _apply_formula(
+    function: Any, rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any], tag: int
+) -> Any:
+    """Part the innermost primals from their tangents, push both through the rule, join again."""
     dots = dict.fromkeys(rule.arrays.values(), ZERO)
 
     def primal_of(name: str, arg: Any) -> Any:
@@ -260,14 +301,70 @@ def _apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             raise NoRuleError(f"no rule for {name_of(function)} with a Dual as its {name}")
         return arg
 
-    more = args[len(rule.parameters) :]
     primals = [primal_of(*pair) for pair in zip(rule.parameters, args, strict=False)]
-    primals += primal_of(rule.star, list(more)) if rule.star is not None else []
+    if rule.star is not None:
+        primals += primal_of(rule.star, list(args[len(rule.parameters) :]))
     named = {name: primal_of(name, arg) for name, arg in kwargs.items()}
     out, out_dot = rule.formula(*primals, **named, **dots)
     return join_parts(out, out_dot, tag)
 
 
+def _apply_in_float32(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tag: int
+) -> Any:
+    """Apply a function to float16: NumPy's value, and a tangent in float32, rounded once."""
+
+    def wide(dual: Dual) -> Dual:
+        if dual.primal.dtype is not _HALF:
+            return dual
+        return make_dual(dual.primal.astype(np.float32), dual.tangent.astype(np.float32), dual.tag)
+
+    def join(value: Any, dual: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return rebuild(value, [join(*pair) for pair in zip(value, dual, strict=True)])
+        return join_parts(value, part(dual, tag)[1], tag)
+
+    value = _call(function, args, kwargs, lambda dual: dual.primal if dual.tag == tag else dual)
+    return join(value, _call(function, args, kwargs, wide))
+
+
+def _call(
+    function: Any, args: Any, kwargs: dict[str, Any], change: Callable[[Dual], Any] | None = None
+) -> Any:
+    """Call what a key of the table stands for, with all duals changed."""
+    if change is not None:
+        args = [_map_duals(change, arg) for arg in args]
+        kwargs = {name: _map_duals(change, arg) for name, arg in kwargs.items()}
+    if tag_of((*args, *kwargs.values())) >= 0:
+        return _apply(function, tuple(args), kwargs)
+    return (getattr(*function) if isinstance(function, tuple) else function)(*args, **kwargs)
+
+
+def _map_duals(change: Callable[[Dual], Any], arg: Any) -> Any:
+    if isinstance(arg, list | tuple) and tag_of(arg) >= 0:
+        return [_map_duals(change, item) for item in arg]
+    return change(arg) if isinstance(arg, Dual) else arg
+
+
+def _link(
+    out: Dual, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], composed: bool
+) -> None:
+    """Let a view know what it shows; a copy, here or to NumPy, stands alone."""
+    parent = next(arg for arg in (*args, *kwargs.values()) if isinstance(arg, Dual))
+    value = value_of(parent)
+
+    def view(a: Array) -> Array:
+        named = {k: a if v is parent else v for k, v in kwargs.items()}
+        return _call(function, [a if arg is parent else arg for arg in args], named)
+
+    if np.may_share_memory(value_of(out), value) and not (
+        composed and not np.may_share_memory(view(value), value)
+    ):
+        out.origin = (parent, parent.primal, parent.tangent, view)
+
+
+_HALF = np.dtype(np.float16)
+_LISTS = (list, tuple)  # named here once: every operation asks for it
 _WRITES = (np.copyto, np.put, np.place, np.putmask, np.put_along_axis, np.fill_diagonal)
 
 
@@ -284,24 +381,28 @@ def _apply_constant(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
             f"no rule for {name_of(function)}: a tangent cannot pass through it. custom_jvp gives "
             "a function its derivative; stop_gradient makes its argument a constant"
         )
-    call = getattr(*function) if isinstance(function, tuple) else function
-    return call(*map(value_of, args), **{k: value_of(v) for k, v in kwargs.items()})
+    out = _call(function, args, kwargs, value_of)
+    if base in (np.zeros_like, np.ones_like, np.empty_like) and out.dtype.kind == "f":
+        return make_dual(out, np.zeros_like(out), tag_of(args))  # an array to assign duals to
+    return out
 
 
 def tag_of(arg: Any) -> int:
     """Find the innermost derivative that an argument takes part in; -1 for none."""
     if isinstance(arg, Dual):
+        if arg.origin is not None:
+            refresh(arg)
         return arg.tag
-    if isinstance(arg, list | tuple):
+    if isinstance(arg, _LISTS):
         return max(map(tag_of, arg), default=-1)
     return -1
 
 
 def part(arg: Any, tag: int) -> tuple[Any, Any]:
     """Part what belongs to derivative `tag` into primal and tangent; all else is constant there."""
-    if isinstance(arg, Dual) and arg.tag == tag:
+    if isinstance(arg, Dual) and tag_of(arg) == tag:
         return arg.primal, arg.tangent
-    if isinstance(arg, list | tuple):
+    if isinstance(arg, _LISTS):
         if tag_of(arg) < tag:
             return np.asarray(arg), ZERO
         primals, tangents = zip(*(part(item, tag) for item in arg), strict=True)
@@ -320,15 +421,6 @@ def join_parts(out: Any, out_dot: Any, tag: int) -> Any:
     if out_dot.dtype != out.dtype:
         out_dot = out_dot.astype(out.dtype)
     return make_dual(out, out_dot, tag)
-
-
-def value_of(arg: Any) -> Any:
-    """Drop every tangent."""
-    while isinstance(arg, Dual):
-        arg = arg.primal
-    if isinstance(arg, list | tuple):
-        return rebuild(arg, [value_of(item) for item in arg])
-    return arg
 
 
 def _unmasked(value: Any, name: str) -> NDArray[Any]:

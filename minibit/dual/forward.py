@@ -27,8 +27,8 @@ from minibit.dual.array import (
     matching,
     part,
     tag_of,
-    value_of,
 )
+from minibit.dual.entries import value_of
 from minibit.dual.tangents import ZERO, Array, Directions, NoRuleError, Tangent
 from minibit.dual.trees import Tree, leaves, map_tree, zip_trees
 
@@ -347,7 +347,8 @@ def straight_through(fn: Callable[..., Array]) -> Callable[..., Array]:
     @functools.wraps(fn)
     def wrapped(x: Array, *args: Any, **kwargs: Any) -> Array:
         if isinstance(x, Dual):
-            return make_dual(wrapped(x.primal, *args, **kwargs), x.tangent, x.tag)
+            primal, tangent = part(x, tag_of(x))
+            return make_dual(wrapped(primal, *args, **kwargs), tangent, x.tag)
         x = floating(x, "the argument of a straight-through function")
         out = np.asarray(fn(x, *map(stop_gradient, args), **stop_gradient(kwargs)))
         if out.shape != x.shape:

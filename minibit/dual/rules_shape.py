@@ -72,8 +72,8 @@ def _astype(x: Array, dtype: Any, *, copy: bool = True, x_dot: Array) -> tuple[A
 
 
 @rule(np.copy)
-def _copy(a: Array, *, a_dot: Array) -> tuple[Array, Array]:
-    return np.copy(a), a_dot
+def _copy(a: Array, order: Any = "K", *, a_dot: Array) -> tuple[Array, Array]:
+    return np.copy(a, order=order), a_dot
 
 
 # Shapes and axes.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
-from minibit.dual.rules import composed, rule
+from minibit.dual.rules import composed, exp_difference, magnitude, rule
 from minibit.dual.tangents import ZERO, Array, NoRuleError
 
 # Sums, and what is made of them.
@@ -60,45 +60,68 @@ def _var(
     return out, np.sum(a_dot * centred, axis=axis, keepdims=keepdims) * 2 / n
 
 
-def _root(total: Array, degree: float = 2) -> Array:
-    """Root of a sum of powers, with slope 0 at 0: of the subgradients there, the least."""
-    zero = total == 0
-    inner = np.where(zero, 1, total)
-    return np.where(zero, 0, np.sqrt(inner) if degree == 2 else inner ** (1 / degree))
+def _unit(u: Array, axis: Any, ord: float = 2) -> Array:
+    """Slope of a norm: ``sign(u) (|u| / norm(u)) ** (ord - 1)``, and 0 where all entries are 0."""
+    size = np.abs(u)
+    if ord != 2:
+        largest = np.max(size, axis=axis, keepdims=True)
+        size = size / (largest + (largest == 0))
+    total = np.sum(u * u if ord == 2 else size**ord, axis=axis, keepdims=True)
+    still = total == 0  # where all are 0, and nothing moves
+    if ord == 2:
+        return np.where(still, 0, u / np.sqrt(total + still))
+    powers = np.sign(u) * (size + (size == 0)) ** (ord - 1)
+    return np.where(still, 0, powers / (total + still) ** ((ord - 1) / ord))
 
 
-@composed(np.std)
-def _std(a: Array, axis: Any = None, *, ddof: float = 0, keepdims: bool = False) -> Array:
-    return _root(np.var(a, axis=axis, ddof=ddof, keepdims=keepdims))
+def _scaled(a: Array, axis: Any) -> Array:
+    """Divide by the power of two below the largest entry, so that no power of another overflows."""
+    return a / magnitude(np.max(np.abs(a), axis=axis, keepdims=True)) if a.size else a
 
 
-@composed(np.linalg.norm)
-def _norm(x: Array, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Array:
+@rule(np.std)
+def _std(
+    a: Array, axis: Any = None, *, ddof: float = 0, keepdims: bool = False, a_dot: Array
+) -> tuple[Array, Array]:
+    out = np.std(a, axis=axis, ddof=ddof, keepdims=keepdims)
+    centred = _scaled(a, axis)
+    for _ in range(2):  # twice: the first mean is rounded, so equal entries may differ from it
+        centred = centred - np.mean(centred, axis=axis, keepdims=True)
+    out_dot = np.sum(a_dot * _unit(centred, axis), axis=axis, keepdims=keepdims)
+    return out, out_dot / math.sqrt(max(_count(a, axis) - ddof, 0))
+
+
+@rule(np.linalg.norm)
+def _norm(
+    x: Array, ord: Any = None, axis: Any = None, keepdims: bool = False, *, x_dot: Array
+) -> tuple[Array, Array]:
     vectors = len(_axes_of(axis, x.ndim)) == 1
-    if ord == "fro" or (ord is None and (axis is None or not vectors)) or (vectors and ord == 2):
-        ord = 2  # the root of the sum of squares, whatever the axes
-    elif ord is None:
-        ord = 2
-    elif not vectors:
+    if not vectors and ord not in (None, "fro"):
         raise NoRuleError(f"no rule for np.linalg.norm of a matrix with ord={ord!r}, only 'fro'")
+    if ord is None or ord == "fro":
+        ord = 2  # the root of the sum of squares, whatever the axes
+    out = np.linalg.norm(x, ord if vectors else None, axis, keepdims)
     if ord == 0:
-        return np.sum(x != 0, axis=axis, keepdims=keepdims, dtype=x.dtype)
+        return out, ZERO
     if abs(ord) == np.inf:
-        return (np.max if ord > 0 else np.min)(np.abs(x), axis=axis, keepdims=keepdims)
-    if ord == 1:
-        return np.sum(np.abs(x), axis=axis, keepdims=keepdims)
-    powers = x * x if ord == 2 else np.abs(x) ** ord
-    return _root(np.sum(powers, axis=axis, keepdims=keepdims), ord)
+        slope = np.sign(x) * _share(np.max if ord > 0 else np.min, np.abs(x), axis)
+    else:
+        slope = _unit(_scaled(x, axis), axis, ord)
+    return out, np.sum(x_dot * slope, axis=axis, keepdims=keepdims)
+
+
+def _share(f: Callable[..., Array], a: Array, axis: Any) -> Array:
+    """Slope of an extreme: which entries are it, alike if several are."""
+    hit = (a == f(a, axis=axis, keepdims=True)) | np.isnan(a)
+    return hit / np.sum(hit, axis=axis, keepdims=True, dtype=a.dtype)
 
 
 def _extremum(f: Callable[..., Array]) -> Callable[..., Any]:
     def formula(
         a: Array, axis: Any = None, *, keepdims: bool = False, a_dot: Array
     ) -> tuple[Array, Array]:
-        hit = (a == f(a, axis=axis, keepdims=True)) | np.isnan(a)
-        share = hit / np.sum(hit, axis=axis, keepdims=True, dtype=a.dtype)  # of the tied entries
         out = f(a, axis=axis, keepdims=keepdims)
-        return out, np.sum(a_dot * share, axis=axis, keepdims=keepdims)
+        return out, np.sum(a_dot * _share(f, a, axis), axis=axis, keepdims=keepdims)
 
     return formula
 
@@ -153,7 +176,8 @@ def _logsumexp(
     array: Array, axis: Any = 0, *, keepdims: bool = False, array_dot: Array
 ) -> tuple[Array, Array]:
     total = np.logaddexp.reduce(array, axis=axis, keepdims=True)
-    softmax = np.exp(array - total)
+    shares = exp_difference(array, total)
+    softmax = shares / np.sum(shares, axis=axis, keepdims=True)
     out_dot = np.sum(array_dot * softmax, axis=axis, keepdims=keepdims)
     return total if keepdims else np.squeeze(total, axis=axis), out_dot
 
@@ -169,6 +193,7 @@ def _average(a: Array, axis: Any = None, weights: Array = None) -> Array:
         return np.mean(a, axis=axis)
     if np.shape(weights) != np.shape(a):
         raise NoRuleError("no rule for np.average with weights of another shape: broadcast them")
+    weights = _scaled(weights, None)
     return np.sum(a * weights, axis=axis) / np.sum(weights, axis=axis)
 
 
@@ -312,8 +337,28 @@ def _inv(a: Array, *, a_dot: Array) -> tuple[Array, Array]:
 
 @rule(np.linalg.det)
 def _det(a: Array, *, a_dot: Array) -> tuple[Array, Array]:
-    out = np.linalg.det(a)  # Jacobi: trace(inv(a) a_dot) times the determinant
-    return out, out * np.sum(np.swapaxes(np.linalg.inv(a), -1, -2) * a_dot, axis=(-2, -1))
+    if not a.size:
+        return np.linalg.det(a), ZERO
+    scale = magnitude(np.max(np.abs(a), axis=(-2, -1), keepdims=True))
+    slope = _cofactors(a / scale) * scale ** (a.shape[-1] - 1)
+    return np.linalg.det(a), np.sum(slope * a_dot, axis=(-2, -1))
+
+
+def _cofactors(a: Array) -> Array:
+    """Slopes of the determinant, a polynomial: it has them where there is no inverse, too."""
+    n = a.shape[-1]
+    if n > 3:
+        try:
+            inverse = np.swapaxes(np.linalg.inv(a), -1, -2)
+            return inverse * np.reshape(np.linalg.det(a), (*a.shape[:-2], 1, 1))
+        except np.linalg.LinAlgError:
+            pass  # then each from the determinant of the other rows and columns, in O(n**5)
+    others = np.array([[j for j in range(n) if j != i] for i in range(n)], int)  # (n, n - 1)
+    minors = [
+        np.linalg.det(np.moveaxis(a[..., others[i][:, None, None], others], -2, -3))
+        for i in range(n)
+    ]  # each (..., n)
+    return np.stack(minors, axis=-2) * (-1.0) ** np.add.outer(np.arange(n), np.arange(n))
 
 
 @rule(np.linalg.solve)
