@@ -19,6 +19,7 @@ from minibit.base.checks import refuse_entries as refuse_entries
 from minibit.base.checks import threads as threads
 from minibit.base.checks import unmasked as unmasked
 from minibit.base.damage import CheckpointError as CheckpointError
+from minibit.base.damage import beginning as beginning
 from minibit.base.damage import check_file as check_file
 from minibit.base.damage import checked_json as checked_json
 from minibit.base.damage import read_json as read_json

@@ -9,7 +9,14 @@ from typing import Any
 from minibit.base.strict_json import JSONError, parse_object
 from minibit.base.text import shown
 
-__all__ = ["CheckpointError", "check_file", "checked_json", "read_json", "read_whole"]
+__all__ = [
+    "CheckpointError",
+    "beginning",
+    "check_file",
+    "checked_json",
+    "read_json",
+    "read_whole",
+]
 
 MOST_JSON = 1 << 20  # bytes; a configuration takes two thousand
 
@@ -41,6 +48,30 @@ class CheckpointError(ValueError):
         what = "" if tensor is None else f"tensor {shown(tensor)}: "
         byte = "" if offset is None else f" (byte {offset})"
         super().__init__(f"{where}{what}{message}{byte}")
+
+
+IMPOSTORS = (  # what people have in the place of a checkpoint, by its first bytes
+    (b"version https://git-lfs", "a git-lfs pointer, not the file itself: run `git lfs pull`"),
+    (b"<!", "a web page, perhaps an error of the server"),
+    (b"<html", "a web page, perhaps an error of the server"),
+    (b"PK", "a zip archive: unpack it, or a pickle of PyTorch, which is never opened"),
+    (b"\x80", "a pickle, which can run any code and is never opened"),
+    (b"GGUF", "a GGUF file"),
+    (b"\x1f\x8b", "gzip-compressed: unpack it"),
+    (b"{", "JSON"),
+)
+
+
+def beginning(data: bytes) -> str:
+    """Say what a file begins with, and what such files are.
+
+    Examples
+    --------
+    >>> beginning(b"<!DOCTYPE html>")
+    "it begins with b'<!DOCTYP' (a web page, perhaps an error of the server)"
+    """
+    kind = next((text for magic, text in IMPOSTORS if data.lower().startswith(magic.lower())), "")
+    return f"it begins with {bytes(data[:8])!r}" + (f" ({kind})" if kind else "")
 
 
 def check_file(path: Path) -> None:
@@ -81,9 +112,10 @@ def read_json(path: Path, most: int = MOST_JSON) -> dict[str, Any]:
     return checked_json(read_whole(path, most), path)
 
 
-def checked_json(text: bytes, path: Path, offset: int = 0) -> dict[str, Any]:
+def checked_json(text: bytes, path: str | PathLike[str], offset: int = 0) -> dict[str, Any]:
     """Parse a JSON object that a file holds from a byte on; errors name file and byte."""
     try:
         return parse_object(text, most=len(text))
     except JSONError as error:
-        raise CheckpointError(error.reason, path, offset=offset + error.offset) from None
+        told = "" if text[:1] in (b"{", b"") else f"; {beginning(text)}"
+        raise CheckpointError(error.reason + told, path, offset=offset + error.offset) from None

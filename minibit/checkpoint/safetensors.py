@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from minibit.base import (
     CheckpointError,
+    beginning,
     check_file,
     checked_json,
     finite,
@@ -131,10 +132,10 @@ class SafetensorsFile:
         if len(start) < 8:
             self.damage("the file ends within the header's length", offset=size)
         length = int.from_bytes(start, "little")
-        if length > MOST_HEADER:
-            self.damage(f"a header of {length} bytes; the most is {MOST_HEADER}", offset=0)
-        if length > size - 8:
-            self.damage(f"a header of {length} bytes, but {size - 8} follow", offset=0)
+        if length > min(MOST_HEADER, size - 8):
+            limit = f"but {size - 8} follow" if length > size - 8 else f"the most is {MOST_HEADER}"
+            told = beginning(start + read(24))
+            self.damage(f"a header of {length} bytes, {limit}; {told}", offset=0)
         return read(length)
 
     def _parse(self, text: bytes, size: int) -> dict[str, Tensor]:

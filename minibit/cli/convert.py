@@ -27,6 +27,8 @@ import typer
 
 from minibit.base import whole_path
 from minibit.checkpoint import (
+    CHAT_TEMPLATE,
+    GENERATION,
     HUGGING_FACE,
     GGUFKind,
     ggml_tokenizer,
@@ -38,6 +40,7 @@ from minibit.checkpoint import (
     save_gguf,
 )
 from minibit.cli.common import BadUse, Json, Output, kilobytes, starts
+from minibit.cli.texts import chat_template
 from minibit.ternary import I2Layout, TernaryMatrix
 from minibit.transformer import BitNetModel, float_linear, pack_params
 
@@ -49,7 +52,16 @@ COMPANIONS = (  # of a Hugging Face directory: what goes along with the weights
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
+IN_GGUF = {  # a key of GGUF's metadata: the companion that it holds
+    HUGGING_FACE: "tokenizer.json",
+    CHAT_TEMPLATE: "chat_template.jinja",
+    GENERATION: "generation_config.json",
+}
 MOST = 1 << 26  # bytes of a companion
+READERS = (
+    "Read by minibit, and by bitnet.cpp (I2_S in the layout of its CPU). llama.cpp itself knows no "
+    "architecture bitnet-b1.58, only bitnet, which has another activation."
+)
 KEPT_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".md")
 
 
@@ -116,6 +128,7 @@ def convert(
             raise BadUse(str(error)) from error
         if to_gguf:
             _warn_of_tokenizer(out, target)
+            out.say(READERS, style="dim")
         fields = {
             "source": str(source),
             "source_format": found.form,
@@ -147,8 +160,10 @@ def _read(path: Path, layout: Any, squared_relu: bool, masters: bool) -> Source:
         return Source("Hugging Face", load_bitnet(path), companions)
     if starts(path, b"GGUF"):
         model = load_gguf(path, layout=layout, squared_relu=squared_relu)
-        text = open_gguf(path).metadata.get(HUGGING_FACE)
-        companions = {"tokenizer.json": text.encode()} if isinstance(text, str) else {}
+        metadata, companions = open_gguf(path).metadata, {}
+        for key, name in IN_GGUF.items():
+            if isinstance(text := metadata.get(key), str):
+                companions[name] = text.encode()
         return Source("GGUF", model, companions)
     if not starts(path, b"PK"):
         raise ValueError(f"{path} is no directory, no GGUF file and no model of minibit's")
@@ -208,12 +223,17 @@ def _style(model: BitNetModel) -> str:
 def _write_gguf(found: Source, path: Path, kind: Any, layout: Any, name: str) -> None:
     """Write a GGUF file, the tokenizer in its metadata."""
     entries: dict[str, Any] = {"general.name": name}
-    if "tokenizer.json" in found.companions:
-        try:
-            text = found.companions["tokenizer.json"].decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"tokenizer.json is no UTF-8 text: byte {error.start}") from None
-        entries |= ggml_tokenizer(text, found.model.config.vocab_size) | {HUGGING_FACE: text}
+    for key, companion in IN_GGUF.items():
+        if companion in found.companions:
+            try:
+                entries[key] = found.companions[companion].decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{companion} is no UTF-8 text: byte {error.start}") from None
+    if HUGGING_FACE in entries:
+        entries |= ggml_tokenizer(entries[HUGGING_FACE], found.model.config.vocab_size)
+    if CHAT_TEMPLATE not in entries and (settings := found.companions.get("tokenizer_config.json")):
+        template = chat_template(settings.decode("utf-8", "replace"), "tokenizer_config.json")
+        entries |= {CHAT_TEMPLATE: template} if template else {}
     save_gguf(found.model, path, kind, layout=layout, metadata=entries)
 
 

@@ -14,8 +14,15 @@ from typing import Annotated, Any
 
 import typer
 
-from minibit.base import printable, read_json
-from minibit.checkpoint import load_bitnet, load_gguf, open_gguf
+from minibit.base import checked_json, printable
+from minibit.checkpoint import (
+    CHAT_TEMPLATE,
+    GENERATION,
+    HUGGING_FACE,
+    load_bitnet,
+    load_gguf,
+    open_gguf,
+)
 from minibit.cli.common import BadUse, Json, Output, starts
 from minibit.cli.texts import (
     TEMPLATES,
@@ -27,11 +34,10 @@ from minibit.cli.texts import (
     Tokens,
     Turn,
     read_text,
+    template_name,
     template_of,
 )
 from minibit.transformer import BitNetModel, Decoder, check_sampling
-
-TOKENIZER_KEY = "tokenizer.huggingface.json"  # where a GGUF file has a tokenizer.json
 
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A model directory, a .gguf or a .npz file.")
@@ -57,7 +63,8 @@ class Loaded:
 
     model: BitNetModel
     tokens: Tokens
-    folder: Path | None  # of a model directory
+    template: str | None  # the text of its chat template
+    where: str  # that lies, for messages
     stop: set[int]
     seconds: float
 
@@ -182,7 +189,7 @@ def chat(
         if template is not None and template not in TEMPLATES:
             raise BadUse(f"--template must be one of {', '.join(TEMPLATES)}, got {template!r}")
         loaded = _load(model, tokenizer, False)
-        name = template or (loaded.folder and template_of(loaded.folder)) or "plain"
+        name = template or template_name(loaded.template, loaded.where) or "plain"
         turn = TEMPLATES[name]
         end = loaded.tokens.token(turn.end)
         if end is None:
@@ -244,7 +251,8 @@ def _new_chat(
     loaded: Loaded, turn: Turn, system: str | None, threads: int | None
 ) -> tuple[Decoder, list[int]]:
     """Return a decoder that has read nothing, and what comes before the first message."""
-    first = [] if loaded.model.config.bos is None else [loaded.model.config.bos]
+    bos = _bos(loaded)
+    first = [] if bos is None else [bos]
     if system is not None:
         first += turn.message(loaded.tokens, "system", system)
     return Decoder(loaded.model, threads=threads), first
@@ -330,22 +338,29 @@ def _load(path: Path | None, tokenizer: Path | None, ids: bool) -> Loaded:
     own: Tokens | None = Numbers() if ids else None
     if own is None and tokenizer is not None:
         own = Published(read_text(tokenizer), str(tokenizer))
-    folder, start = None, time.perf_counter()
+    start = time.perf_counter()
+    chat, generation, where = None, None, str(path)
     if path is None:
         from minibit.language import shipped_model
 
         model, vocabulary = shipped_model()
         own = own or Characters(vocabulary)
     elif path.is_dir():
-        folder, model = path, load_bitnet(path)
+        model = load_bitnet(path)
+        chat, where = template_of(path)
+        if (path / "generation_config.json").is_file():
+            generation = read_text(path / "generation_config.json")
         file = path / "tokenizer.json"
         if own is None and file.is_file():
             own = Published(read_text(file), str(file))
     elif starts(path, b"GGUF"):
         model = load_gguf(path)
-        text = open_gguf(path).metadata.get(TOKENIZER_KEY)
-        if own is None and isinstance(text, str):
-            own = Published(text, f"{path}: {TOKENIZER_KEY}")
+        metadata = open_gguf(path).metadata
+        keys = (HUGGING_FACE, CHAT_TEMPLATE, GENERATION)
+        values = (metadata.get(key) for key in keys)
+        text, chat, generation = (v if isinstance(v, str) else None for v in values)
+        if own is None and text is not None:
+            own = Published(text, f"{path}: {HUGGING_FACE}")
     elif starts(path, b"PK"):
         from minibit.language import TrainedModel
 
@@ -358,23 +373,31 @@ def _load(path: Path | None, tokenizer: Path | None, ids: bool) -> Loaded:
         if not 256 <= model.config.vocab_size <= 512:
             raise BadUse(f"{path} has no tokenizer: give one by --tokenizer FILE")
         own = Bytes()
-    return Loaded(model, own, folder, _stops(model, own, folder), seconds)
+    stop = _stops(model, f"the generation_config.json of {path}", generation)
+    return Loaded(model, own, chat, where, stop, seconds)
 
 
-def _stops(model: BitNetModel, tokens: Tokens, folder: Path | None) -> set[int]:
+def _stops(model: BitNetModel, where: str, generation: str | None) -> set[int]:
     """Return the tokens that end a text: the configuration's, and those of generation_config."""
-    found = {model.config.eos} if model.config.eos is not None else set()
-    file = folder / "generation_config.json" if folder is not None else None
-    if file is not None and file.is_file():
-        more = read_json(file).get("eos_token_id")
+    ends = set(model.config.ends)
+    if generation is not None:
+        more = checked_json(generation.encode(), where).get("eos_token_id")
         listed = more if isinstance(more, list) else [more]
-        found |= {token for token in listed if isinstance(token, int)}
-    return found
+        ends |= {token for token in listed if isinstance(token, int)}
+    return ends
+
+
+def _bos(loaded: Loaded) -> int | None:
+    """Return the token that begins a text, if there is one; one that no text can have is named."""
+    bos, size = loaded.model.config.bos, loaded.model.config.vocab_size
+    if bos is not None and bos >= size:
+        raise ValueError(f"the configuration's bos token is {bos}, beyond the vocabulary of {size}")
+    return bos
 
 
 def _prompt(loaded: Loaded, text: str) -> list[int]:
     """Return the tokens of a prompt: the model's first token, if it has one, then the text."""
-    tokens, bos = loaded.tokens.encode(text) if text else [], loaded.model.config.bos
+    tokens, bos = loaded.tokens.encode(text) if text else [], _bos(loaded)
     if bos is not None and tokens[:1] != [bos] and not isinstance(loaded.tokens, Numbers):
         tokens = [bos, *tokens]
     if not tokens:

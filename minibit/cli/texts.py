@@ -17,13 +17,16 @@ name instead, without running anything of a stranger's:
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from minibit.base import read_json, read_whole
+from minibit.base import checked_json, read_whole
 
 if TYPE_CHECKING:
     from minibit.language import Vocabulary
@@ -37,6 +40,8 @@ __all__ = [
     "TextStream",
     "Tokens",
     "Turn",
+    "chat_template",
+    "template_name",
     "template_of",
 ]
 
@@ -80,6 +85,7 @@ class Published:
     def __init__(self, text: str, where: str) -> None:
         from tokenizers import Tokenizer
 
+        _try_elsewhere(text, where)
         with _asked(f"{where} is no tokenizer"):
             self._tokenizer, self._typed = Tokenizer.from_str(text), Tokenizer.from_str(text)
             for tokenizer in (self._tokenizer, self._typed):
@@ -96,14 +102,18 @@ class Published:
             raise ValueError(f"the text is no Unicode: a surrogate at {error.start}") from None
         which = self._typed if typed else self._tokenizer
         with _asked(f"{self._where} fails on this text"):
-            found = which.encode(text, add_special_tokens=False)
+            encoding = which.encode(text, add_special_tokens=False)
+            ids = list(encoding.ids)
+            if which.normalizer is not None:  # which may drop or join characters: look after it
+                text = which.normalizer.normalize_str(text)
+                encoding = which.encode(text, add_special_tokens=False)
         covered = bytearray(len(text))
-        for begin, end in found.offsets:
+        for begin, end in encoding.offsets:
             covered[begin:end] = b"\1" * (end - begin)
         for place, character in enumerate(text):
             if not covered[place] and not character.isspace():
                 raise ValueError(f"{self._where} has no token for {character!r}")
-        return list(found.ids)
+        return ids
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens; markers are left out."""
@@ -114,6 +124,45 @@ class Published:
         """Return the token of a marker."""
         found = self._tokenizer.token_to_id(marker)
         return None if found is None else int(found)
+
+
+PLAIN = (  # parts that are known to be harmless
+    *("BPE", "ByteLevel", "Split", "Sequence", "Fuse", "TemplateProcessing", "Regex", "NFC"),
+    *("NFD", "NFKC", "NFKD", "StripAccents", "Lowercase", "Prepend"),
+)
+OTHER = re.compile(rf'"type"\s*:\s*"(?!(?:{"|".join(PLAIN)})")')
+MOST_MEMORY = 1 << 31  # bytes that a tokenizer may take while it is tried
+MOST_SECONDS = 60
+
+
+def _try_elsewhere(text: str, where: str) -> None:
+    """Let a process of its own read a tokenizer that is no plain byte-pair encoding.
+
+    The crate behind ``tokenizers`` ends its process on some files, asking for memory that they
+    claim. What ends the other process is refused here.
+    """
+    if not OTHER.search(text):
+        return
+    code = (
+        "import sys; from tokenizers import Tokenizer\n"
+        "try:\n"
+        f"    import resource; resource.setrlimit(resource.RLIMIT_AS, ({MOST_MEMORY},) * 2)\n"
+        "except (ImportError, ValueError, OSError): pass\n"
+        "try: Tokenizer.from_str(sys.stdin.read()).encode('a ')\n"
+        "except BaseException as error: print(error)"
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            input=text.encode("utf-8", "surrogatepass"),
+            capture_output=True,
+            timeout=MOST_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"{where} is no tokenizer: it takes over {MOST_SECONDS} s") from None
+    if done.returncode:
+        raise ValueError(f"{where} is no tokenizer: reading it ended a process")
 
 
 @contextmanager
@@ -300,28 +349,38 @@ TEMPLATES = {
 }
 
 
-def template_of(folder: Path) -> str | None:
-    """Name the chat template of a model directory: one of `TEMPLATES`, or None if it has none.
+def template_of(folder: Path) -> tuple[str | None, str]:
+    """Return the chat template of a model directory, or None, and the file that it lies in.
 
     Parameters
     ----------
     folder : Path
         May hold ``chat_template.jinja``, or ``tokenizer_config.json`` with a ``chat_template``.
+    """
+    source = folder / "chat_template.jinja"
+    if source.is_file():
+        return read_text(source), str(source)
+    source = folder / "tokenizer_config.json"
+    return chat_template(read_text(source), str(source)) if source.is_file() else None, str(source)
+
+
+def chat_template(text: str, where: str) -> str | None:
+    """Return the chat template that a tokenizer_config.json has, the default one of several."""
+    template = checked_json(text.encode(), where).get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = [entry for entry in template if isinstance(entry, dict)]
+        template = next((e.get("template") for e in named if e.get("name") == "default"), None)
+    return template if isinstance(template, str) and template else None
+
+
+def template_name(text: str | None, where: str) -> str | None:
+    """Name a chat template: one of `TEMPLATES`, or None if there is none.
 
     Raises
     ------
     ValueError
         If there is a template, and it is none of those.
     """
-    source, text = folder / "chat_template.jinja", ""
-    if source.is_file():
-        text = read_text(source)
-    elif (source := folder / "tokenizer_config.json").is_file():
-        found = read_json(source, MOST).get("chat_template")
-        if isinstance(found, list):  # several, by name
-            named = [entry for entry in found if isinstance(entry, dict)]
-            found = next((e.get("template") for e in named if e.get("name") == "default"), None)
-        text = found if isinstance(found, str) else ""
     if not text:
         return None
     if "<|start_header_id|>" in text:
@@ -331,7 +390,7 @@ def template_of(folder: Path) -> str | None:
     if "capitalize" in text and "<|eot_id|>" in text:
         return "bitnet"
     known = ", ".join(TEMPLATES)
-    raise ValueError(f"{source} has another chat template than {known}: choose with --template")
+    raise ValueError(f"{where} has another chat template than {known}: choose with --template")
 
 
 def read_text(path: Path) -> str:

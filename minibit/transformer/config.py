@@ -43,8 +43,11 @@ class BitNetConfig:
     rope_theta, rms_eps : float
     tied : bool
         Whether the output head is the embedding.
-    bos, eos : int, optional
-        First and last token of a text, where there are such.
+    bos : int, optional
+        First token of a text, where there is one.
+    eos : int or tuple of int, optional
+        What ends a text: each of these tokens. They may lie outside of a small vocabulary, as in
+        models drawn at random: then nothing is ever one of them.
     sub_norms : bool
         Whether the inputs of the output projections are normalised: as published.
 
@@ -72,7 +75,7 @@ class BitNetConfig:
     rms_eps: float = 1e-5
     tied: bool = True
     bos: int | None = None
-    eos: int | None = None
+    eos: int | tuple[int, ...] | None = None
     sub_norms: bool = True
 
     def __post_init__(self) -> None:
@@ -97,14 +100,19 @@ class BitNetConfig:
             value = getattr(self, name)
             if not 2.0**-126 <= value < 2.0**128:  # what float32 holds in full
                 raise ValueError(f"{name} must be above 0 and finite in float32, got {value}")
-        for name in ("bos", "eos"):
-            token = getattr(self, name)
-            if token is None:
-                continue
-            if isinstance(token, bool) or not isinstance(token, int | np.integer):
-                raise TypeError(f"{name} must be a whole number or None, got {token!r}")
-            if not 0 <= token < self.vocab_size:
-                raise ValueError(f"{name} must be a token below {self.vocab_size}, got {token}")
+        for name, tokens in (("bos", () if self.bos is None else (self.bos,)), ("eos", self.ends)):
+            for token in tokens:
+                if isinstance(token, bool) or not isinstance(token, int | np.integer):
+                    raise TypeError(f"{name} must be a whole number or None, got {token!r}")
+                if not 0 <= token < 2**31:
+                    raise ValueError(f"{name} must be a token, 0 or more, got {token}")
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All tokens that end a text."""
+        if self.eos is None:
+            return ()
+        return self.eos if isinstance(self.eos, tuple) else (self.eos,)
 
     @property
     def head_dim(self) -> int:

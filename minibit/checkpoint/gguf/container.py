@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.base import CheckpointError, check_file, shown
+from minibit.base import CheckpointError, beginning, check_file, shown
 
 __all__ = [
     "ALIGNMENT",
@@ -71,10 +71,10 @@ BLOCKS: dict[int, tuple[str, int, int]] = {  # type: its name, weights and bytes
     TQ2_0: ("TQ2_0", 256, 66),
     I2_S: ("I2_S", 4, 1),  # and a tail of 32 bytes a tensor
 }
-_OTHERS = {
-    38: "TL1",
-    39: "TL2",
-}  # of bitnet.cpp: the order of their bytes is that of one CPU's kernel
+_OTHERS = {  # bitnet.cpp's bytes are in the order of one CPU's kernel; ggml has taken 39 since
+    38: "TL1 of bitnet.cpp",
+    39: "MXFP4 of ggml, or TL2 of bitnet.cpp",
+}
 _SCALARS = {  # types of metadata
     0: "<B",
     1: "<b",
@@ -184,12 +184,13 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size < 24:
-            raise CheckpointError(f"no GGUF file: {size} bytes, a header has 24", path, None, 0)
+            told = f"{size} bytes, a header has 24; {beginning(file.read())}"
+            raise CheckpointError(f"no GGUF file: {told}", path, None, 0)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     reader = _Reader(path, mapped)
     magic, version = bytes(mapped[:4]), reader.scalar("<I", 4)
     if magic != b"GGUF":
-        raise CheckpointError(f"no GGUF file: it begins with {magic!r}", path, None, 0)
+        raise CheckpointError(f"no GGUF file: {beginning(mapped[:32])}", path, None, 0)
     if version not in (2, 3):
         swapped = version & 0xFFFF == 0  # 3 << 24
         why = "is big-endian" if swapped else f"has version {version}"

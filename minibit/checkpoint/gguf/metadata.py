@@ -8,7 +8,9 @@
     bitnet-b1.58.rope.freq_base                     rope_theta, a float32
     bitnet-b1.58.attention.layer_norm_rms_epsilon   rms_eps, a float32
     bitnet-b1.58.vocab_size                         vocab_size
-    tokenizer.ggml.bos_token_id, eos_token_id       bos, eos
+    tokenizer.ggml.bos_token_id, eos_token_id       bos, the first of eos
+    tokenizer.ggml.eot_token_id, eom_token_id       more of eos
+    minibit.eos_token_ids                           all of eos, as JSON, where there are several
 
 Each key begins with the file's ``general.architecture``. A head is tied where the file has no
 ``output.weight``, and sub-norms are there where it has them.
@@ -16,6 +18,7 @@ Each key begins with the file's ``general.architecture``. A head is tied where t
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,8 @@ __all__ = ["config_entries", "read_config", "shortest"]
 
 ARCHITECTURE = "bitnet-b1.58"
 SQUARED_RELU = "relu2"
+ENDS = "minibit.eos_token_ids"
+MOST_ENDS = 4096  # characters
 
 
 def read_config(file: GGUFFile, *, squared_relu: bool = False) -> BitNetConfig:
@@ -77,12 +82,8 @@ def read_config(file: GGUFFile, *, squared_relu: bool = False) -> BitNetConfig:
     if layers > len(file.tensors):
         raise file.error(f"claims {layers} blocks, and has {len(file.tensors)} tensors")
     table = file.tensors.get("token_embd.weight")
-    special: dict[str, Any] = {}
-    for token in ("bos", "eos"):
-        key = f"tokenizer.ggml.{token}_token_id"
-        special[token] = file.metadata.get(key)
-        if key in file.metadata and type(special[token]) is not int:
-            raise file.error(f"has {key} {shown(special[token])}, must be a token")
+    bos, eos, *more = (_token(file, name) for name in ("bos", "eos", "eot", "eom"))
+    ends = _ends(file, [token for token in (eos, *more) if token is not None])
     heads = value("attention.head_count")
     try:
         config = BitNetConfig(
@@ -97,7 +98,8 @@ def read_config(file: GGUFFile, *, squared_relu: bool = False) -> BitNetConfig:
             rms_eps=float(value("attention.layer_norm_rms_epsilon")),
             tied="output.weight" not in file.tensors,
             sub_norms="blk.0.attn_sub_norm.weight" in file.tensors,
-            **special,
+            bos=bos,
+            eos=ends[0] if len(ends) == 1 else ends or None,
         )
     except (TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
@@ -107,6 +109,29 @@ def read_config(file: GGUFFile, *, squared_relu: bool = False) -> BitNetConfig:
         if value(key, config.head_dim) != config.head_dim:
             raise file.error(f"has {key} {value(key)}; heads of {config.head_dim} are known here")
     return config
+
+
+def _token(file: GGUFFile, name: str) -> int | None:
+    """Return a token that the metadata name, or None."""
+    key = f"tokenizer.ggml.{name}_token_id"
+    token = file.metadata.get(key)
+    if key in file.metadata and type(token) is not int:
+        raise file.error(f"has {key} {shown(token)}, must be a token")
+    return token if isinstance(token, int) else None
+
+
+def _ends(file: GGUFFile, known: list[int]) -> tuple[int, ...]:
+    """Return all end tokens: the list that minibit wrote, else those known by name."""
+    listed = file.metadata.get(ENDS)
+    if listed is None:
+        return tuple(dict.fromkeys(known))
+    try:
+        tokens = json.loads(str(listed)[:MOST_ENDS])
+    except (ValueError, RecursionError):
+        tokens = None
+    if not isinstance(tokens, list) or any(type(token) is not int for token in tokens):
+        raise file.error(f"has {ENDS} {shown(listed)}, must be a list of tokens")
+    return tuple(tokens)
 
 
 def shortest(stored: float) -> float:
@@ -147,7 +172,10 @@ def config_entries(config: BitNetConfig) -> dict[str, int | float | bool | str]:
         "general.architecture": ARCHITECTURE,
         **{f"{ARCHITECTURE}.{key}": value for key, value in ours.items()},
     }
-    for token in ("bos", "eos"):
-        if getattr(config, token) is not None:
-            entries[f"tokenizer.ggml.{token}_token_id"] = int(getattr(config, token))
+    special = {"bos": config.bos, **dict(zip(("eos", "eot", "eom"), config.ends, strict=False))}
+    for token, number in special.items():
+        if number is not None:
+            entries[f"tokenizer.ggml.{token}_token_id"] = int(number)
+    if len(config.ends) > 1:
+        entries[ENDS] = json.dumps([int(token) for token in config.ends])
     return entries

@@ -150,6 +150,14 @@ def load_gguf(
     True
     """
     file = open_gguf(path)
+    parts = file.metadata.get("split.count", 1)
+    if type(parts) is not int or parts > 1:
+        number = file.metadata.get("split.no", 0)
+        which = number + 1 if type(number) is int else shown(number)
+        raise file.error(
+            f"is part {which} of {shown(parts)} of a split file: join them first, with "
+            "llama-gguf-split --merge"
+        )
     config = read_config(file, squared_relu=squared_relu)
     chosen = _layout(file, layout)
     shapes = param_shapes(config)

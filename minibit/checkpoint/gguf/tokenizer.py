@@ -17,9 +17,11 @@ from typing import Any
 
 from minibit.base import JSONError, parse_object
 
-__all__ = ["HUGGING_FACE", "ggml_tokenizer"]
+__all__ = ["CHAT_TEMPLATE", "GENERATION", "HUGGING_FACE", "ggml_tokenizer"]
 
 HUGGING_FACE = "tokenizer.huggingface.json"
+CHAT_TEMPLATE = "tokenizer.chat_template"  # its text; llama.cpp reads it, too
+GENERATION = "minibit.generation_config.json"  # for more end tokens than GGUF has names for
 ORDINARY, MARKER, ADDED, UNUSED = 1, 3, 4, 5
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -91,8 +91,7 @@ def read_config(path: Path) -> tuple[BitNetConfig, Storage]:
     Notes
     -----
     ``rope_theta`` lies in ``rope_parameters`` (transformers 5) or beside the sizes (before, and
-    also where the former leave it out). Of
-    several end tokens, the first is taken. ``num_key_value_heads`` null means one a query head.
+    also where the former leave it out). ``num_key_value_heads`` null means one per query head.
     """
     fields = read_json(path)
     _refuse_others(fields, FIXED, path)
@@ -115,6 +114,7 @@ def read_config(path: Path) -> tuple[BitNetConfig, Storage]:
         raise CheckpointError(f"tie_word_embeddings must be true or false, got {shown(tied)}", path)
     rope_theta, rms_eps = _rope_theta(fields, path), _number(fields, "rms_norm_eps", 1e-5, path)
     bos, eos = _token(fields, "bos_token_id", path), _token(fields, "eos_token_id", path)
+    bos = bos[0] if isinstance(bos, tuple) else bos
     try:
         config = BitNetConfig(
             **sizes, rope_theta=rope_theta, rms_eps=rms_eps, tied=tied, bos=bos, eos=eos
@@ -195,14 +195,15 @@ def _number(fields: dict[str, Any], name: str, default: float, path: Path) -> fl
     return float(value)
 
 
-def _token(fields: dict[str, Any], name: str, path: Path) -> int | None:
-    """Return a token's number, the first of several, or None."""
-    token = fields.get(name)
-    if isinstance(token, list) and token:
-        token = token[0]
-    if token is not None and type(token) is not int:
-        raise CheckpointError(f"{name} must be a whole number, got {shown(token)}", path)
-    return token
+def _token(fields: dict[str, Any], name: str, path: Path) -> Any:
+    """Return a token's number, a tuple of several, or None."""
+    value = fields.get(name)
+    tokens = value if isinstance(value, list) else [value]
+    if value is None or not tokens:
+        return None
+    if any(type(token) is not int for token in tokens):
+        raise CheckpointError(f"{name} must be a whole number, got {shown(value)}", path)
+    return tokens[0] if len(tokens) == 1 else tuple(tokens)
 
 
 def _rope_theta(fields: dict[str, Any], path: Path) -> float:

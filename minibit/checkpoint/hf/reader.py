@@ -16,6 +16,7 @@ latent weights where ternary ones belong (unilm#1502), scales that are none.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,6 +34,7 @@ from minibit.transformer import BitNetModel, float_linear, param_shapes
 __all__ = ["load_bitnet"]
 
 FLOATS = ("BF16", "F16", "F32")
+HEAD = "lm_head.weight"
 TERNARY = (-1.0, 0.0, 1.0)
 
 
@@ -81,6 +83,11 @@ def load_bitnet(directory: str | os.PathLike[str]) -> BitNetModel:
         raise CheckpointError("there is no such directory", folder)
     config, storage = read_config(inside(folder, "config.json"))
     tensors = open_tensors(folder)
+    if config.tied and HEAD in tensors:
+        if _same(tensors[HEAD], tensors.get(file_name("embed_tokens"))):
+            del tensors[HEAD]  # a whole state dict was saved
+        else:  # as in transformers, a head that the file has is used
+            config = replace(config, tied=False)
     names = tensor_names(config, storage)
     shapes = param_shapes(config)
     _check_names(tensors, names, folder)
@@ -99,6 +106,14 @@ def load_bitnet(directory: str | os.PathLike[str]) -> BitNetModel:
             params[param] = _floats(file, tensor)
         file.release(name)
     return BitNetModel(config, params, None if storage.linear_class else float_linear)
+
+
+def _same(one: tuple[SafetensorsFile, Tensor], other: Any) -> bool:
+    """Whether two tensors have the same type, shape and bytes."""
+    if other is None or (one[1].dtype, one[1].shape) != (other[1].dtype, other[1].shape):
+        return False
+    a, b = (file.array(tensor.name).view("u1") for file, tensor in (one, other))
+    return bool(np.array_equal(a, b))
 
 
 def _check_names(tensors: Tensors, names: dict[str, str], folder: Path) -> None:
