@@ -21,6 +21,7 @@ from minibit.checkpoint import (
     PUBLISHED_2B_4T,
     CheckpointError,
     load_bitnet,
+    load_gguf,
     random_checkpoint,
     save_bitnet,
 )
@@ -35,7 +36,14 @@ from minibit.checkpoint.safetensors import (
 )
 from minibit.matmul import ternary_matmul
 from minibit.ternary import TernaryMatrix, from_hf, to_hf
-from minibit.transformer import BitNetConfig, BitNetModel, float_linear, pack_params, param_shapes
+from minibit.transformer import (
+    BitNetConfig,
+    BitNetModel,
+    float_linear,
+    init_params,
+    pack_params,
+    param_shapes,
+)
 from model_files import WAYS, assert_equal, assert_same, model_with_gains, save
 
 CONFIG = BitNetConfig(
@@ -348,7 +356,7 @@ def test_the_published_configuration_is_understood(tmp_path):
     assert read_config(path)[1] == Storage("bitlinear")
     path.write_text(json.dumps(fields | {"num_key_value_heads": None, "eos_token_id": [7, 9]}))
     assert read_config(path)[0].kv_heads == 20
-    assert read_config(path)[0].eos == 7
+    assert read_config(path)[0].eos == (7, 9)
 
 
 def test_a_theta_beside_the_sizes_holds_where_rope_parameters_have_none(folder):
@@ -398,9 +406,9 @@ BAD_CONFIGS = {
     "groups that do not fit": ({"num_key_value_heads": 3}, "kv_heads must divide heads"),
     "wide heads": ({"head_dim": 16}, "head_dim must be hidden_size / num_attention_heads, got 16"),
     "a head_dim of text": ({"head_dim": "8" * 99}, "head_dim must be"),
-    "a token beyond": ({"eos_token_id": 40}, "eos must be a token below 40, got 40"),
+    "a token below 0": ({"eos_token_id": [3, -1]}, "eos must be a token, 0 or more, below 2"),
     "a token of text": ({"bos_token_id": "<s>"}, "bos_token_id must be a whole number"),
-    "no token in a list": ({"eos_token_id": []}, "eos_token_id must be a whole number"),
+    "no token in a list": ({"eos_token_id": ["a"]}, "eos_token_id must be a whole number"),
     "tied to a number": ({"tie_word_embeddings": 1}, "tie_word_embeddings must be true or false"),
     "eps 0": ({"rms_norm_eps": 0}, "rms_norm_eps must be a number above 0"),
     "eps infinite": ({"rms_norm_eps": 1e999}, "Infinity is no JSON number"),
@@ -468,9 +476,9 @@ LOST = {
     "a missing tensor": ({NORM: None}, NORM, "is missing"),
     "a missing scale": ({f"{UP}_scale": None}, f"{UP}_scale", "is missing"),
     "an unexpected tensor": ({"x": as_tensor(FULL)}, "x", "is not expected by the configuration"),
-    "a head beside a tied embedding": (
-        {"lm_head.weight": as_tensor(np.ones((40, 32), np.float32))}, "lm_head.weight",
-        "is not expected",
+    "a narrow head beside a tied embedding": (
+        {"lm_head.weight": as_tensor(np.ones((40, 31), np.float32))}, "lm_head.weight",
+        r"expected floats of shape \(40, 32\)",
     ),
     "latent weights in a packed slot": (
         {UP: as_tensor(FULL)}, UP,
@@ -1190,3 +1198,53 @@ def test_any_ternary_matrix_comes_back_from_a_file(tmp_path_factory, seed):
     assert_equal(
         load_bitnet(save(BitNetModel(CONFIG, params), folder, "offline")).params[name], params[name]
     )
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_head_beside_a_tied_embedding_is_used_where_it_differs(tmp_path, equal):
+    """A whole state dict holds both: an equal head is the embedding, another is the head."""
+    config = BitNetConfig(40, 64, 64, layers=1, heads=4, kv_heads=2, max_positions=64)
+    model = BitNetModel(config, init_params(config, 0))
+    save_bitnet(model, tmp_path / "a")
+    path = tmp_path / "a" / "model.safetensors"
+    file = SafetensorsFile(path)
+    arrays = {n: (t.dtype, t.shape, np.array(file.array(n))) for n, t in file.tensors.items()}
+    kind, shape, table = arrays["model.embed_tokens.weight"]
+    arrays["lm_head.weight"] = kind, shape, table if equal else table[::-1].copy()
+    path.unlink()
+    write_safetensors(path, {n: a[:2] for n, a in arrays.items()}, lambda n: [arrays[n][2]])
+    loaded = load_bitnet(tmp_path / "a")
+    assert loaded.config.tied == equal
+    logits = load_bitnet(tmp_path / "a").logits([[1, 2]])
+    expected = model.logits([[1, 2]])
+    np.testing.assert_allclose(
+        logits, expected if equal else expected[..., ::-1], rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-lfs pointer"),
+        (b"<!DOCTYPE html><html><body>Not found</body></html>", "web page"),
+        (b"PK\x03\x04" + bytes(60), "zip archive"),
+        (b"\x80\x02}q\x00" + bytes(60), "pickle"),
+        (b"GGUF" + bytes(60), "a GGUF file"),
+    ],
+    ids=str,
+)
+def test_what_lies_in_the_place_of_a_checkpoint_is_said(tmp_path, content, told):
+    """Pointers, pages, archives and pickles: the error says what the file begins with."""
+    for path, read in (
+        (tmp_path / "x.safetensors", SafetensorsFile),
+        (tmp_path / "x.gguf", load_gguf),
+    ):
+        path.write_bytes(content)
+        if told == "a GGUF file" and read is load_gguf:
+            continue
+        with pytest.raises(CheckpointError, match=f"begins with.*{told}"):
+            read(path)
+    config = tmp_path / "config.json"
+    config.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"begins with.*{told}"):
+        load_bitnet(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minibit.checkpoint import load_bitnet, random_checkpoint, save_gguf
+from minibit.checkpoint import HUGGING_FACE, load_bitnet, random_checkpoint, save_gguf
 from minibit.transformer import BitNetConfig, Decoder, generate, init_params
 
 typer = pytest.importorskip("typer")
@@ -25,6 +25,7 @@ from minibit.cli.texts import (  # noqa: E402
     Numbers,
     Published,
     TextStream,
+    template_name,
     template_of,
 )
 
@@ -167,28 +168,33 @@ def test_a_rendered_chat_is_that_of_the_published_template(name):
     assert whole == [*turn.opening(WORDS), *WORDS.encode("a hat"), *turn.closing(WORDS)]
 
 
+def name_of(folder):
+    """The name of a directory's chat template."""
+    return template_name(*template_of(folder))
+
+
 def test_a_template_is_recognised_by_its_markers(tmp_path):
     """In tokenizer_config.json, as one or as a list, or in chat_template.jinja; never run."""
-    assert template_of(tmp_path) is None
+    assert name_of(tmp_path) is None
     settings = tmp_path / "tokenizer_config.json"
     settings.write_text("{}")
-    assert template_of(tmp_path) is None
+    assert name_of(tmp_path) is None
     for name, text in PUBLISHED_TEMPLATES.items():
         settings.write_text(json.dumps({"chat_template": text}))
-        assert template_of(tmp_path) == name
+        assert name_of(tmp_path) == name
         listed = [{"name": "tools", "template": "x"}, {"name": "default", "template": text}]
         settings.write_text(json.dumps({"chat_template": listed}))
-        assert template_of(tmp_path) == name
+        assert name_of(tmp_path) == name
     (tmp_path / "chat_template.jinja").write_text(PUBLISHED_TEMPLATES["llama3"])
-    assert template_of(tmp_path) == "llama3"
+    assert name_of(tmp_path) == "llama3"
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     with pytest.raises(ValueError, match=r"chat_template\.jinja has another chat template"):
-        template_of(tmp_path)
+        name_of(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
     for damaged in (b"{", b"[" * 100_000, b"\xff"):
         settings.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"tokenizer_config\.json: (no |.* nested)"):
-            template_of(tmp_path)
+        with pytest.raises(ValueError, match=r"tokenizer_config\.json( is|:) (no |.* nested)"):
+            name_of(tmp_path)
 
 
 def test_a_character_without_a_token_is_named():
@@ -295,7 +301,7 @@ def test_a_text_ends_where_generation_config_says(folder, tmp_path):
     assert found["tokens"] == whole[: whole.index(whole[4])]
     assert found["stopped"] == "end"
     (copy / "generation_config.json").write_text("nothing")
-    assert "generation_config.json: no JSON" in refused("generate", copy, *words, status=1)
+    assert "no JSON" in refused("generate", copy, *words, status=1)
 
 
 def test_a_text_ends_where_the_positions_end(bytes_folder):
@@ -335,7 +341,7 @@ def test_a_gguf_file_speaks_by_the_tokenizer_in_it(folder, tmp_path):
     model, words = load_bitnet(folder), ("--prompt", "the cat", "--count", 8, "--temperature", 0)
     with_it, without = tmp_path / "with.gguf", tmp_path / "without.gguf"
     options = {"kind": "i2_s", "layout": "rows"}
-    save_gguf(model, with_it, **options, metadata={language.TOKENIZER_KEY: TOKENIZER})
+    save_gguf(model, with_it, **options, metadata={HUGGING_FACE: TOKENIZER})
     save_gguf(model, without, **options)
     expected = answer("generate", folder, *words)["tokens"]
     assert answer("generate", with_it, *words)["tokens"] == expected
@@ -513,3 +519,79 @@ def test_a_chat_without_a_word_ends_well(folder, bytes_folder):
     assert answer("chat", folder)["turns"] == []
     assert answer("chat", bytes_folder)["template"] == "plain"
     assert answer("chat", folder, "--template", "chatml")["template"] == "chatml"
+
+
+PIECES = {"é": 0, "e": 1, "▁": 2, "f": 3, "i": 4}
+
+
+def pieces(normalizer):
+    """A tokenizer.json of five characters, with a normalizer."""
+    model = {"type": "BPE", "vocab": PIECES, "merges": []}
+    return json.dumps(
+        {"version": "1.0", "added_tokens": [], "normalizer": normalizer, "model": model}
+    )
+
+
+SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "text", "tokens"),
+    [
+        ({"type": "NFC"}, "e\u0301", [0]),
+        ({"type": "NFKC"}, "\ufb01", [3, 4]),
+        (
+            {"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "StripAccents"}]},
+            "é",
+            [1],
+        ),
+        (SPACE, "e e", [1, 2, 1]),
+        (
+            {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, SPACE]},
+            "e",
+            [2, 1],
+        ),
+    ],
+    ids=str,
+)
+def test_a_normalizer_may_join_drop_and_replace_characters(normalizer, text, tokens):
+    """What it makes of a text has tokens, so the text has; a character without one is named."""
+    published = Published(pieces(normalizer), "here")
+    assert published.encode(text) == published.encode(text, typed=True) == tokens
+    with pytest.raises(ValueError, match="no token for 'z'"):
+        published.encode("z")
+
+
+def test_a_tokenizer_that_ends_its_process_is_refused():
+    """A map of characters that claims gigabytes: the crate aborts, and this process goes on."""
+    charsmap = {"type": "Precompiled", "precompiled_charsmap": "////////"}
+    with pytest.raises(ValueError, match="here is no tokenizer: reading it ended a process"):
+        Published(pieces(charsmap), "here")
+
+
+def test_end_tokens_and_template_travel_in_a_gguf_file(tmp_path):
+    """Several end tokens, those of generation_config.json, and the chat template."""
+    config = BitNetConfig(
+        300, 256, 256, 1, heads=4, kv_heads=2, max_positions=64, eos=(5, 7, 9, 11)
+    )
+    random_checkpoint(tmp_path / "a", config)
+    (tmp_path / "a" / "generation_config.json").write_text('{"eos_token_id": [5, 13]}')
+    (tmp_path / "a" / "tokenizer_config.json").write_text('{"chat_template": "<|im_start|>"}')
+    call("convert", tmp_path / "a", tmp_path / "a.gguf")
+    loaded = language._load(tmp_path / "a.gguf", None, True)
+    assert loaded.model.config.ends == (5, 7, 9, 11)
+    assert loaded.stop == {5, 7, 9, 11, 13}
+    assert template_name(loaded.template, "") == "chatml"
+    call("convert", tmp_path / "a.gguf", tmp_path / "b")
+    assert load_bitnet(tmp_path / "b").config == config
+    assert (tmp_path / "b" / "chat_template.jinja").read_text() == "<|im_start|>"
+
+
+def test_a_first_token_beyond_the_vocabulary_is_named_when_a_text_begins(tmp_path):
+    """Random small models have one: they load and compute; only text needs the token."""
+    random_checkpoint(
+        tmp_path / "a", BitNetConfig(300, 64, 64, 1, 4, 2, 64, bos=128000, eos=128001)
+    )
+    assert load_bitnet(tmp_path / "a").logits([[1, 2]]).shape == (1, 2, 300)
+    words = ("generate", tmp_path / "a", "--prompt", "a", "--count", 2)
+    assert "bos token is 128000, beyond the vocabulary of 300" in refused(*words, status=1)

@@ -602,7 +602,7 @@ def test_initial_parameters_are_uniform_draws_of_philox():
         ({"rms_eps": 1e-45}, "rms_eps must be above 0 and finite in float32"),
         ({"rope_theta": float("nan")}, "rope_theta must be above 0"),
         ({"rope_theta": 2.0**128}, "rope_theta must be above 0 and finite in float32"),
-        ({"eos": VOCAB}, f"eos must be a token below {VOCAB}"),
+        ({"eos": (3, -1)}, "eos must be a token, 0 or more, below 2"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(change, match):

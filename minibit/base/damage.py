@@ -70,7 +70,8 @@ def beginning(data: bytes) -> str:
     >>> beginning(b"<!DOCTYPE html>")
     "it begins with b'<!DOCTYP' (a web page, perhaps an error of the server)"
     """
-    kind = next((text for magic, text in IMPOSTORS if data.lower().startswith(magic.lower())), "")
+    start = bytes(data[:32]).lower()
+    kind = next((text for magic, text in IMPOSTORS if start.startswith(magic.lower())), "")
     return f"it begins with {bytes(data[:8])!r}" + (f" ({kind})" if kind else "")
 
 

@@ -133,9 +133,10 @@ class SafetensorsFile:
             self.damage("the file ends within the header's length", offset=size)
         length = int.from_bytes(start, "little")
         if length > min(MOST_HEADER, size - 8):
-            limit = f"but {size - 8} follow" if length > size - 8 else f"the most is {MOST_HEADER}"
+            most = f"; the most is {MOST_HEADER}"
+            limit = most if length > MOST_HEADER else f", but {size - 8} follow"
             told = beginning(start + read(24))
-            self.damage(f"a header of {length} bytes, {limit}; {told}", offset=0)
+            self.damage(f"a header of {length} bytes{limit}; {told}", offset=0)
         return read(length)
 
     def _parse(self, text: bytes, size: int) -> dict[str, Tensor]:

@@ -105,7 +105,7 @@ class BitNetConfig:
                 if isinstance(token, bool) or not isinstance(token, int | np.integer):
                     raise TypeError(f"{name} must be a whole number or None, got {token!r}")
                 if not 0 <= token < 2**31:
-                    raise ValueError(f"{name} must be a token, 0 or more, got {token}")
+                    raise ValueError(f"{name} must be a token, 0 or more, below 2**31, got {token}")
 
     @property
     def ends(self) -> tuple[int, ...]:
