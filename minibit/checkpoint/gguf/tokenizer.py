@@ -55,6 +55,7 @@ def ggml_tokenizer(text: str, vocab_size: int) -> dict[str, Any]:
 
     Examples
     --------
+    >>> import json
     >>> model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
     >>> text = json.dumps({"model": model, "decoder": {"type": "ByteLevel"}})
     >>> entries = ggml_tokenizer(text, 4)
