@@ -45,15 +45,15 @@ class Dual(NDArrayOperatorsMixin):
     and push the tangent along. Comparisons, ``bool``, ``argmax`` and the like look at the primal
     and return plain values, so a branch goes the way it would without a derivative.
 
+    Entries may be assigned (``x[i] = y``, ``x += y``), also through views, as to an array; the
+    arrays that the dual was made of stay as they are. ``np.zeros_like(x)`` is a dual to fill.
+
     Parameters
     ----------
     primal : float array or Dual
         The values. An outer derivative's duals may stand here, and in `tangent`.
     tangent : float array or Dual, of the shape of `primal`
         The direction. It is converted to the floating type of `primal`.
-
-    Entries may be assigned (``x[i] = y``, ``x += y``), also through views, as to an array; the
-    arrays that the dual was made of stay as they are. ``np.zeros_like(x)`` is a dual to fill.
 
     Raises
     ------
