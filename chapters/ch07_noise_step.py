@@ -8,7 +8,6 @@
 # This chapter builds that step, then a second one that learns much faster from the same kind of measurement, and weighs both.
 
 # %%
-import json
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread, so that the times below compare
@@ -48,6 +47,7 @@ from minibit.noise_step import (
     unit_sums_by_jvp,
 )
 from minibit.noise_step.unit_tangents import direction_sums, unit_sums
+from minibit.results import load_results
 from minibit.steps import StepLog
 from minibit.training.log_header import MNIST_MEAN, MNIST_STD, model_of
 
@@ -386,8 +386,7 @@ assert np.abs(proper - rule).max() < 2e-3 * largest < np.abs(unrounded - rule).m
 # What it comes to, by `minibit experiment activations`: three seeds a preset and kind, without the last 5,000 training images and judged on them; milliseconds of a forward pass and of a step of 1,024 images, on one thread.
 
 # %%
-results = Path(__file__).with_name("results")
-found = json.loads(results.joinpath("activations.json").read_text())
+found = load_results("activations")
 print(f"{found['command']}, on {found['environment']['cpu']}")
 print("preset    activations   validation       forward    step   CPU s")
 for row in found["rows"]:
@@ -614,7 +613,7 @@ folder.cleanup()
 # `minibit experiment train` runs the four presets to their end with three seeds each, on all 60,000 training images; hyper-parameters were chosen before, on the last 5,000 of them. Log and weights (five trits a byte) are in thousands of bytes, times are of all threads together.
 
 # %%
-found = json.loads(results.joinpath("train.json").read_text())
+found = load_results("train")
 print(f"{found['command']}, on {found['environment']['cpu']}")
 print("preset    method    steps   test accuracy    log  weights   CPU s")
 for row in found["rows"]:

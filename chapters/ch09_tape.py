@@ -7,14 +7,12 @@
 # The usual answer to the first question is a second set of rules, one for each function, that run backwards. We need none. The rules of chapter 1 hold all there is to know; it is enough to write down what they do to a tangent, and to read that from the end.
 
 # %%
-import json
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread, so that the times below compare
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import time
 import tracemalloc
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,6 +23,7 @@ from minibit.datasets import load_mnist, split
 from minibit.dual import forward_gradient, jvp, straight_through
 from minibit.experiments.mlp import accuracy, straight_through_run
 from minibit.layers import cross_entropy, init_mlp, mlp, ternary_linear
+from minibit.results import load_results
 from minibit.tape import Adam, grad, value_and_grad, vjp
 from minibit.tape.recorder import Tape
 from minibit.tape.transposes import fit
@@ -329,9 +328,8 @@ assert losses[-1] < 0.5 < losses[0]
 # Beside it runs noise_step's preset `small`; the crosses are the ends of all its presets (chapter 7).
 
 # %%
-folder = Path(__file__).with_name("results")
-found = json.loads((folder / "mlp.json").read_text())
-presets = json.loads((folder / "train.json").read_text())["rows"]
+found = load_results("mlp")
+presets = load_results("train")["rows"]
 fig, axes = plt.subplots(1, 2, figsize=(9.2, 3.6), sharey=True)
 for row in found["rows"]:
     if row["shifts"] == 1:

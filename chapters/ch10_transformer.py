@@ -12,7 +12,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import dataclasses
 from importlib import resources
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,6 +19,7 @@ import numpy as np
 from minibit import plots
 from minibit.language import SIZES, recipe, train_language
 from minibit.layers import rms_norm
+from minibit.results import load_results
 from minibit.transformer import (
     BitNetConfig,
     BitNetModel,
@@ -187,7 +187,7 @@ plots.label_axes(axes, "token", "share of draws", "One set of logits, three ways
 # The runs below are 18: three sizes, two kinds of weights, three seeds, by `minibit experiment language`. Here are the first 97 steps of the smallest b1.58 model, live, beside the file.
 
 # %%
-found = json.loads(Path(__file__).with_name("results").joinpath("language.json").read_text())
+found = load_results("language")
 rows = {kind: [r for r in found["rows"] if r["kind"] == kind] for kind in ("run", "count")}
 runs = {(r["size"], r["weights"], r["seed"]): r for r in rows["run"] if r["sub_norms"]}
 seeds = found["seeds"]

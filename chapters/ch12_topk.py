@@ -5,12 +5,10 @@
 # What is the derivative of a choice? What do zeros cost in loss, and from how many on do they pay in time?
 
 # %%
-import json
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,9 +17,10 @@ from minibit import kernels, plots
 from minibit.absmean import absmax_quantize
 from minibit.bench.topk import sparse_times, turn
 from minibit.dual import jacfwd
-from minibit.experiments.topk import FORTY, gradient_norms, train_sparse
-from minibit.language import LINEAR, draw_batch, recipe, shipped_text
+from minibit.experiments.topk import FORTY, gradient_norms
+from minibit.language import LINEAR, draw_batch, recipe, shipped_text, train_params
 from minibit.matmul import ternary_matmul_int8
+from minibit.results import load_results
 from minibit.tape import grad
 from minibit.ternary import TernaryMatrix
 from minibit.topk import (
@@ -43,7 +42,7 @@ from minibit.transformer import init_params
 plots.style()
 BLUE, RED, GREEN, PINK, ORANGE, *_ = plots.PALETTE
 rng = np.random.default_rng(0)
-found = json.loads(Path(__file__).with_name("results").joinpath("topk.json").read_text())
+found = load_results("topk")
 rows, seeds = found["rows"], found["seeds"]
 
 # %% [markdown]
@@ -250,7 +249,7 @@ assert all(gap[size, "b1.58"] < gap[size, "float"] for size in ("55k", "221k"))
 kept = runs["scratch", "55k", "float", seeds[0], FORTY, True, 2]
 small = recipe("55k", "float")
 start = init_params(small.config(len(vocabulary)), seeds[0])
-_, live = train_sparse(small, start, train, seeds[0], sparsifier(FORTY), stop=50)
+_, live = train_params(small, start, train, seeds[0], sparsify=sparsifier(FORTY), stop=50)
 print(f"batches 40 to 50: {live[40:].mean():.4f}, in the file {np.mean(kept['start'][40:]):.4f}")
 assert np.abs(live - kept["start"]).max() < 0.02
 

@@ -9,9 +9,7 @@
 # $$a_b = \max_{i \in b} |w_i|, \qquad k_i = \operatorname*{arg\,min}_k \left| \frac{w_i}{a_b} - c_k \right|, \qquad w_i \approx a_b\, c_{k_i}.$$
 
 # %%
-import json
 import time
-from pathlib import Path
 from statistics import NormalDist
 
 import matplotlib.pyplot as plt
@@ -35,6 +33,7 @@ from minibit.nf4 import (
     to_bitsandbytes,
 )
 from minibit.nf4.codebooks import midpoints
+from minibit.results import load_results
 
 plots.style()
 rng = np.random.default_rng(0)
@@ -278,8 +277,7 @@ assert took["NF4"] < took["dequantise, then NumPy"] or not kernels.compiled()
 # The figure shows the nats a character that rounding adds to the loss on the held-out text. `minibit experiment nf4` trains and measures them anew.
 
 # %%
-results = Path(__file__).with_name("results") / "nf4.json"
-found = json.loads(results.read_text())
+found = load_results("nf4")
 print(found["command"], "on", found["environment"]["cpu"])
 live = normal_errors(0)  # its cheapest point, computed here
 recorded = next(row for row in found["rows"] if row["kind"] == "normal" and row["seed"] == 0)

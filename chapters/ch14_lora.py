@@ -6,7 +6,6 @@
 # The published answer is QLoRA: 65 billion parameters, fine-tuned on one card of 48 GB instead of 780. We count where the gigabytes go, build the three parts (adapters, a frozen base in NF4, optimizer state that lives in a file), and measure what is lost.
 
 # %%
-import json
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -42,6 +41,7 @@ from minibit.lora.accounting import (
     qlora_fine_tune,
 )
 from minibit.nf4 import quantize_nf4
+from minibit.results import load_results
 from minibit.tape import Adam, grad, vjp
 from minibit.transformer import forward
 from minibit.transformer.blocks import token_loss
@@ -164,7 +164,7 @@ assert fresh["B"].any()
 # Now train: 100 steps of Adam on the adapters alone, and nothing but them. This is a run of the experiment below, made again:
 
 # %%
-found = json.loads(Path(__file__).with_name("results").joinpath("lora.json").read_text())
+found = load_results("lora")
 small = next(row for row in found["rows"] if row["kind"] == "small")
 tuned, curve = fine_tune(SMALL, config, params, train, validation, checks=1)
 before = evaluate_loss(config, params, validation)

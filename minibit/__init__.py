@@ -52,7 +52,10 @@ ORDER = (
     "nf4",
     "lora",
 )
-SUPPORT = ("datasets", "training", "language", "counting", "plots", "experiments", "bench", "cli")
+SUPPORT = (
+    *("datasets", "training", "language", "counting", "plots", "results", "experiments", "bench"),
+    "cli",
+)
 
 # Which room a public name comes from, so that one name imports one room.
 _NAMES = {

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minibit import bench, training
-from minibit.bench import Benchmark, Figure, Options, Report
+from minibit.bench import Benchmark, Figure, Options, Report, timing
 from minibit.bench import training as bench_training
 from minibit.layers import mlp
 
@@ -43,16 +43,18 @@ def test_a_report_passes_only_with_all_its_figures():
     assert not Report((good, bad)).passed
 
 
-def test_a_report_survives_json():
-    """from_dict(json(to_dict)) is the same report; the verdicts are in the JSON."""
+def test_a_report_is_json_with_its_verdicts():
+    """Figures, notes and details as they are, and ``passed`` for each figure and for all."""
     report = Report(
         (Figure("a", 2.0, "x", 1.0), Figure("b", 3.0, "s", 1.0, at_least=False)),
         ("A note.",),
         {"rounds": [1, 2]},
     )
     fields = json.loads(json.dumps(report.to_dict()))
-    assert Report.from_dict(fields) == report
-    assert [figure["passed"] for figure in fields["figures"]] == [True, False]
+    verdicts = [figure.pop("passed") for figure in fields["figures"]]
+    assert [Figure(**figure) for figure in fields["figures"]] == list(report.figures)
+    assert verdicts == [True, False]
+    assert (fields["notes"], fields["details"]) == (["A note."], {"rounds": [1, 2]})
     assert fields["passed"] is False
 
 
@@ -68,6 +70,28 @@ def test_candidates_take_turns():
     assert calls == ["a", "b", "a", "b", "a", "b", "a", "b"]
     assert [len(found) for found in times.values()] == [3, 3]
     assert times["b"].min() >= 0.002 > np.median(times["a"])
+
+
+def test_a_turn_may_warm_and_time_several_calls(monkeypatch):
+    """Untimed calls come first; the mean of the timed ones is a round's time."""
+    calls = []  # a takes one second each time, b as many as it was called before
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: seconds[0])
+    seconds = [0.0]
+
+    def work(name):
+        seconds[0] += 1 if name == "a" else calls.count("b")
+        calls.append(name)
+
+    times = bench.interleaved(
+        {"a": lambda: work("a"), "b": lambda: work("b")},
+        seconds=0,
+        least_rounds=2,
+        warmups=0,
+        turns={"a": (2, 1), "b": (1, 3)},
+    )
+    assert calls == 2 * ["a", "a", "a", "b", "b", "b", "b"]
+    assert times["a"].tolist() == [1, 1]
+    assert times["b"].tolist() == [(1 + 2 + 3) / 3, (5 + 6 + 7) / 3]
 
 
 def test_rounds_go_on_until_the_time_is_used():
@@ -261,20 +285,17 @@ def test_bench_step_judges_both_presets_by_their_bars(monkeypatch):
 def test_bench_train_is_a_mean_over_seeds(monkeypatch):
     """Mean accuracy, longest run and largest log against the bars of the preset."""
 
-    def measured(preset, seeds, *, workers):
-        return [
-            {
-                "seed": seed,
-                "test_accuracy": accuracy,
-                "wall_seconds": 50.0 + seed,
-                "compile_seconds": 1.0,
-                "log_bytes": 39_000 + seed,
-                "packed_weight_bytes": 66_868,
-            }
-            for seed, accuracy in zip(seeds, (0.962, 0.964, 0.966), strict=True)
-        ]
+    def measured(preset, seed, *, workers):
+        return {
+            "seed": seed,
+            "test_accuracy": (0.962, 0.964, 0.966)[seed],
+            "wall_seconds": 50.0 + seed,
+            "compile_seconds": 1.0,
+            "log_bytes": 39_000 + seed,
+            "packed_weight_bytes": 66_868,
+        }
 
-    monkeypatch.setattr(bench_training, "train_runs", measured)
+    monkeypatch.setattr(bench_training, "train_run", measured)
     report = bench_training.train(Options())
     found = {figure.name: figure for figure in report.figures}
     mean = found["test accuracy, mean"]
@@ -294,7 +315,7 @@ def test_bench_train_is_a_mean_over_seeds(monkeypatch):
 
 def test_training_runs_are_reported_as_they_end(tiny):
     """One entry for each seed, JSON types, different seeds giving different weights."""
-    runs = bench_training.train_runs("small", (3, 4), steps=2, workers=1)
+    runs = [bench_training.train_run("small", seed, steps=2, workers=1) for seed in (3, 4)]
     assert json.loads(json.dumps(runs)) == runs
     assert [run["seed"] for run in runs] == [3, 4]
     assert runs[0]["digest"] != runs[1]["digest"]

@@ -52,14 +52,14 @@ def test_the_report_has_a_bar_for_loading_memory_and_speed(small):
 
 def test_without_transformers_its_figures_are_left_out_and_that_is_said(small, monkeypatch):
     """A peer that is not installed is a note, no error."""
-    monkeypatch.setattr(bench_decoding.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(bench_decoding, "installed", lambda name: False)
     asked = []
 
     def process(name, path, threads):
         asked.append((name, threads, (path / "config.json").is_file()))
         return {"load": 1, "token": 2, "read": 1, "bytes": 3, "memory": None, "rounds": 16}
 
-    monkeypatch.setattr(bench_decoding, "_in_a_process", process)
+    monkeypatch.setattr(bench_decoding, "_in_own_process", process)
     report = bench_decoding.decode(Options(threads=2, peers=True))
     assert asked == [("measure", 2, True)]
     assert any("transformers is not installed" in note for note in report.notes)
@@ -84,7 +84,7 @@ def test_transformers_decodes_the_same_files(tmp_path):
 def test_a_process_that_fails_is_an_error(small, tmp_path):
     """No checkpoint there: the status is told, and what it said went to standard error."""
     with pytest.raises(RuntimeError, match="process of measure ended with status 1"):
-        bench_decoding._in_a_process("measure", tmp_path / "none", 1)
+        bench_decoding._in_own_process("measure", tmp_path / "none", 1)
 
 
 def test_a_full_disk_is_told_before_anything_is_written(monkeypatch):

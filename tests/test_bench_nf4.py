@@ -1,14 +1,14 @@
 """NF4's benchmark and experiment: what is reported, on sizes made small."""
 
-import importlib.util
 import math
 
 import numpy as np
 import pytest
 
-from minibit.bench import Options, products
+from minibit.bench import Options, timing
 from minibit.bench import nf4 as bench
 from minibit.experiments import nf4 as experiment
+from minibit.experiments import runs
 from minibit.language import TrainedModel, recipe, shipped_text, train_language
 
 
@@ -17,7 +17,7 @@ def small(monkeypatch):
     """A small matrix and short turns: what is tested is what is reported, not how fast it is."""
     monkeypatch.setattr(bench, "SIDE", 256)
     monkeypatch.setattr(bench, "SECONDS", 0.0)
-    monkeypatch.setattr(products, "ROUND", 1e-5)
+    monkeypatch.setattr(timing, "ROUND", 1e-5)
 
 
 def test_the_benchmark_has_its_bars(small):
@@ -45,12 +45,13 @@ def test_the_benchmark_measures_the_peer_when_asked(small):
     assert bars["256 x 256: dequantise, speed over bitsandbytes"] == 3.0
 
 
-def test_the_benchmark_says_what_it_leaves_out(monkeypatch):
+def test_the_benchmark_says_what_it_leaves_out(small, monkeypatch):
     """Without the peer, and with more threads than its bars are for."""
-    assert any("not installed" in note for note in bench._notes(Options(peers=True), False))
-    assert not any("not installed" in note for note in bench._notes(Options(peers=True), True))
-    assert any("one thread" in note for note in bench._notes(Options(threads=2), False))
-    assert importlib.util.find_spec("minibit.bench.nf4")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    report = bench.nf4(Options(peers=True, threads=2))
+    assert "bitsandbytes is not installed: its figures are left out." in report.notes
+    assert "The bars are meant for one thread." in report.notes
+    assert not any("bitsandbytes" in figure.name for figure in report.figures)
 
 
 def test_the_experiment_measures_models_and_sizes(tmp_path, monkeypatch):
@@ -65,12 +66,12 @@ def test_the_experiment_measures_models_and_sizes(tmp_path, monkeypatch):
         trained.append((made.hidden, seed))
         return train_language(brief, seed)
 
-    monkeypatch.setattr(experiment, "train", quick)
-    rows = experiment.nf4((0, 1), lambda line: None, tmp_path)
+    monkeypatch.setattr(runs, "train_language", quick)
+    rows = experiment.nf4((0, 1), runs.Runs(tmp_path, "nf4", lambda line: None))
     assert trained == [(48, 0), (48, 1)]
     assert [row["kind"] for row in rows] == ["normal", "normal", "model", "model", "size"]
-    again = experiment.nf4((0,), lambda line: None, tmp_path)  # the models are there
-    assert len(trained) == 2
+    again = experiment.nf4((0,), runs.Runs(tmp_path, "again", lambda line: None))
+    assert len(trained) == 2  # the models are there
     assert again[1]["added"] == rows[2]["added"]
     model, other, size = rows[2:]
     for name in experiment.CODEBOOKS:

@@ -1,12 +1,13 @@
 """The benchmarks of products: figures for every shape, with their bars, on shapes made small."""
 
 import math
+import os
 
 import numpy as np
 import pytest
 
 from minibit import kernels
-from minibit.bench import Options, products, start
+from minibit.bench import Options, notes, products, start, timing
 from minibit.plots import roofline_figure
 
 
@@ -15,7 +16,7 @@ def small(monkeypatch):
     """Small matrices and short turns: what is tested is what is reported, not how fast it is."""
     monkeypatch.setattr(products, "LARGE", ((64, 128), (48, 64), (64, 64), (96, 128)))
     monkeypatch.setattr(products, "SMALL", ((32, 64),))
-    monkeypatch.setattr(products, "ROUND", 1e-5)
+    monkeypatch.setattr(timing, "ROUND", 1e-5)
     monkeypatch.setattr(products, "SECONDS", 0.0)
     monkeypatch.setattr(products, "CACHE", 100_000)
 
@@ -47,29 +48,31 @@ def test_the_details_are_a_roofline_that_can_be_drawn():
 def test_one_copy_more_than_the_caches_hold_is_read_in_turn(monkeypatch):
     """Copies are no views: each has bytes of its own."""
     monkeypatch.setattr(products, "CACHE", 10_000)
-    _, _, held = products._problem(64, 128, 1)
-    copies = products._copies(held)
-    assert len(copies) * held.nbytes <= 10_000 < (len(copies) + 1) * held.nbytes
-    assert not any(np.shares_memory(one._held, held._held) for one in copies)
-    np.testing.assert_array_equal(copies[0].codes(), held.codes())
+    problem = products.Problem(64, 128, 1, Options())
+    matrix = problem.matrix
+    copies = products.copies(matrix, problem.codes)
+    assert len(copies) * matrix.nbytes <= 10_000 < (len(copies) + 1) * matrix.nbytes
+    assert not any(np.shares_memory(one._held, matrix._held) for one in copies)
+    np.testing.assert_array_equal(copies[0].codes(), matrix.codes())
 
 
-def test_forcing_a_path_leaves_the_environment_as_it_was(monkeypatch):
-    """Set or not set before, it is the same afterwards, also after an error."""
-    monkeypatch.setenv("MINIBIT_KERNELS", "reference")
-    with pytest.raises(ZeroDivisionError), products._forced("portable"):
-        raise ZeroDivisionError
-    assert products.os.environ["MINIBIT_KERNELS"] == "reference"
-    monkeypatch.delenv("MINIBIT_KERNELS")
-    with products._forced("portable"):
-        pass
-    assert "MINIBIT_KERNELS" not in products.os.environ
+def test_the_portable_kernel_is_timed_and_the_environment_stays_as_it_was(monkeypatch):
+    """Its matrix has its own layout; the path in force is not changed."""
+    monkeypatch.delenv("MINIBIT_KERNELS", raising=False)
+    problem = products.Problem(64, 128, 1, Options())
+    ways = problem.ways_of_one_token()
+    assert "MINIBIT_KERNELS" not in os.environ
+    if kernels.compiled():
+        np.testing.assert_array_equal(ways["portable"](), ways["int8"]())
 
 
 def test_a_run_with_more_threads_says_that_its_bars_are_for_one():
     """And a run with peers but without PyTorch says so; see the notes."""
-    assert any("one thread" in note for note in products._notes(Options(threads=2)))
-    assert not any("one thread" in note for note in products._notes(Options(threads=1)))
+    for threads in (1, 2):
+        sentences = notes(Options(threads=threads), "PyTorch", "torch")
+        assert any("one thread" in sentence for sentence in sentences) == (threads == 2)
+    (_, missing) = notes(Options(peers=True), "Nobody's library", "nobodys_library")
+    assert missing == "Nobody's library is not installed: its figures are left out."
 
 
 def test_the_start_is_timed_in_fresh_processes(monkeypatch):

@@ -1,7 +1,9 @@
 """Experiments write what a page can draw and anyone can repeat."""
 
+import importlib
 import json
-from pathlib import Path
+import os
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,24 +11,23 @@ import pytest
 from typer.testing import CliRunner
 
 from minibit.cli.app import app
-from minibit.experiments import EXPERIMENTS, activations, experiment, mlp, runs
+from minibit.experiments import EXPERIMENTS, experiment, language, mlp, training
+from minibit.experiments.runs import Runs
 from minibit.noise_step import digest
-from minibit.training import PRESETS, train
-
-ROOT = Path(__file__).resolve().parents[1]
+from minibit.results import load_results
+from minibit.training import PRESETS
 
 
 def test_the_file_holds_the_command_the_seeds_and_a_row_a_preset(tmp_path, monkeypatch):
     """Means and spreads are those of the runs in the same file."""
     accuracy = iter([0.9, 0.8] * len(PRESETS))
 
-    def quick(name, seeds):
+    def quick(name, seed):
         """Stand in for minutes of training."""
-        assert len(seeds) == 1
         figures = dict.fromkeys(["log_bytes", "packed_weight_bytes", "seconds", "cpu_seconds"], 7)
-        return [{"seed": seeds[0], "test_accuracy": next(accuracy), **figures}]
+        return {"seed": seed, "test_accuracy": next(accuracy), **figures}
 
-    monkeypatch.setattr("minibit.experiments.training.train_runs", quick)
+    monkeypatch.setattr(training, "train_run", quick)
     lines = []
     experiment("train", tmp_path / "new", seeds=(4, 5), say=lines.append)
     found = json.loads((tmp_path / "new" / "train.json").read_text())
@@ -38,15 +39,19 @@ def test_the_file_holds_the_command_the_seeds_and_a_row_a_preset(tmp_path, monke
         assert [run["seed"] for run in row["runs"]] == [4, 5]
     assert len(lines) == 2 * len(PRESETS)
     assert found["environment"]["versions"]["minibit"]
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["train.json"]
 
 
-def test_the_mlp_experiment_trains_codes_and_draws_their_way(monkeypatch):
+def test_the_mlp_experiment_trains_codes_and_draws_their_way(tmp_path, monkeypatch):
     """A row for each number of steps, and noise_step's; a curve ends at the run's accuracy."""
     monkeypatch.setattr(mlp, "RUNS", ((3, 5), (2, 1)))
     monkeypatch.setattr(mlp, "accuracy", lambda codes: float(np.mean(codes["w4"] == 0)))
-    first = {"w4": np.zeros((1, 2), np.int8)}
-    monkeypatch.setattr(mlp, "_noise_step", lambda seed: (first, [(1, 0.5, 0.25)]))
-    rows = mlp.train_mlp((0, 1), lambda line: None)
+
+    def noise_step_run(folder, seed):
+        return mlp._run(seed, {"w4": np.zeros((1, 2), np.int8)}, [(1, 0.5, 0.25)])
+
+    monkeypatch.setattr(mlp, "noise_step_run", noise_step_run)
+    rows = mlp.train_mlp((0, 1), Runs(tmp_path, "mlp", lambda line: None))
     assert [(row["steps"], row["shifts"]) for row in rows[:2]] == [(3, 5), (2, 1)]
     assert [len(row["runs"]) for row in rows] == [2, 2, 1]
     for row in rows:
@@ -58,22 +63,21 @@ def test_the_mlp_experiment_trains_codes_and_draws_their_way(monkeypatch):
     assert rows[0]["runs"][0]["digest"] == digest(codes) != rows[0]["runs"][1]["digest"]
 
 
-def test_the_activations_experiment_trains_both_kinds_of_each_preset(monkeypatch):
+def test_the_activations_experiment_trains_both_kinds_of_each_preset(tmp_path, monkeypatch):
     """Rows of both kinds, judged on images that were kept apart, with means of their own runs."""
     asked = []
 
-    def quick(preset, seed, out, **fields):
-        """Stand in for minutes of training, but for runs of no steps."""
-        if fields.get("steps") == 0:
-            return train(preset, seed, out, **fields)
+    def quick(preset, seed, **fields):
+        """Stand in for minutes of training."""
         asked.append((preset, seed, fields["activations"], fields["split_name"]))
         accuracy = 0.9 if fields["activations"] == "int8" else 0.8
         figures = dict.fromkeys(("log_bytes", "cpu_seconds"), 7)
         return SimpleNamespace(validation_accuracy=accuracy + seed / 100, **figures)
 
-    monkeypatch.setattr(activations, "train", quick)
-    monkeypatch.setattr(activations, "BATCH", 32)
-    rows = activations.compare_activations((0, 2), lambda line: None, ("small", "strict"))
+    monkeypatch.setattr(training, "scratch_run", quick)
+    monkeypatch.setattr(training, "BATCH", 32)
+    runs = Runs(tmp_path, "activations", lambda line: None)
+    rows = training.compare_activations((0, 2), runs, ("small", "strict"))
     assert [(row["preset"], row["activations"]) for row in rows] == [
         ("small", "float"), ("small", "int8"), ("strict", "float"), ("strict", "int8"),
     ]  # fmt: skip
@@ -88,12 +92,12 @@ def test_the_activations_experiment_trains_both_kinds_of_each_preset(monkeypatch
 
 def test_a_preset_rounds_if_its_measurement_says_so():
     """Accuracy within two tenths of a percent, and a first step at least a tenth quicker."""
-    found = json.loads((ROOT / "chapters" / "results" / "activations.json").read_text())
-    rows = {(row["preset"], row["activations"]): row for row in found["rows"]}
-    assert {preset for preset, _ in rows} == set(activations.MEASURED)
+    recorded = load_results("activations")["rows"]
+    rows = {(row["preset"], row["activations"]): row for row in recorded}
+    assert {preset for preset, _ in rows} == set(training.MEASURED)
     for preset in PRESETS:
         pays = False
-        if preset in activations.MEASURED:
+        if preset in training.MEASURED:
             exact, rough = (rows[preset, kind] for kind in ("float", "int8"))
             assert [run["seed"] for run in rough["runs"]] == [0, 1, 2]
             holds = rough["validation_accuracy"] > exact["validation_accuracy"] - 0.002
@@ -119,18 +123,69 @@ def test_the_command_lists_experiments_and_refuses_others():
 
 def test_a_run_that_fails_is_named_with_its_status(tmp_path):
     """Which run, of which experiment; what would have been kept is not there."""
-    with pytest.raises(RuntimeError, match=r"the run 1k .* of minibit\.experiments\.language .* 1"):
-        runs.in_own_process("minibit.experiments.language", "1k", "float", "0", "1", str(tmp_path))
-    assert not list(tmp_path.iterdir())
+    runs = Runs(tmp_path, "language", lambda line: None)
+    settings = {"size": "1k", "weights": "float", "seed": 0, "sub_norms": True}
+    failed = r"run one_run_1k_float_0_True of minibit\.experiments\.language ended with status 1"
+    with pytest.raises(RuntimeError, match=failed):
+        runs.rows(language.one_run, [settings], "")
+    assert [file.name for file in tmp_path.rglob("*")] == ["language"]
 
 
-def test_runs_go_into_a_folder_that_is_made_or_into_one_that_goes(tmp_path):
-    """A folder that was named stays, with what it keeps; a scratch folder is removed."""
-    with runs.folder_of_runs(tmp_path / "a" / "b") as named:
-        runs.keep(named / "x.json", {"loss": 1.5})
-    with runs.folder_of_runs(tmp_path / "a" / "b") as again:
-        assert runs.kept(again / "x.json") == {"loss": 1.5}
-        assert [file.name for file in again.iterdir()] == ["x.json"]
-    with runs.folder_of_runs(None) as scratch:
-        runs.keep(scratch / "x.json", {})
-    assert not scratch.exists()
+def square(folder, x, y):
+    """A run; it counts how often it is done."""
+    with (folder / "done").open("a") as file:
+        file.write(f"{x} {os.getpid()}\n")
+    if x == 9:
+        raise ValueError("nine")
+    return {"square": x**2, "shape": (x, y)}
+
+
+def test_each_run_is_kept_as_it_ends_and_never_repeated(tmp_path):
+    """An experiment that failed goes on with the run that failed; rows come in the order asked."""
+    settings = [{"x": x, "y": 0.5} for x in (3, 9, 2)]
+    lines = []
+    runs = Runs(tmp_path / "a" / "b", "squares", lines.append)
+    with pytest.raises(ValueError, match="nine"):
+        runs.rows(square, settings, "{x} {y}: {square}", here=True)
+    assert lines == ["3 0.5: 9"]
+    rows = runs.rows(square, settings[::2], "{x}: {square}", here=True)
+    assert rows == [{"square": 9, "shape": [3, 0.5]}, {"square": 4, "shape": [2, 0.5]}]
+    assert lines[1:] == ["3: 9", "2: 4"]
+    assert (runs.folder / "done").read_text() == "".join(f"{x} {os.getpid()}\n" for x in (3, 9, 2))
+    other = Runs(tmp_path / "a" / "b", "others", lines.append)
+    other.rows(square, settings[:1], "", here=True)
+    assert (runs.folder / "done").read_text().count("\n") == 4
+
+
+def test_a_run_may_have_a_process_of_its_own_with_one_thread(tmp_path, monkeypatch):
+    """The settings go there, the row comes back, and what it prints is no part of it."""
+    (tmp_path / "made_up.py").write_text(
+        "import os\n\n\ndef run(folder, x, y):\n    print('on the way')\n"
+        "    threads = os.environ['OPENBLAS_NUM_THREADS']\n"
+        "    return {'sum': x + y, 'folder': str(folder), 'threads': threads, 'pid': os.getpid()}\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    monkeypatch.syspath_prepend(tmp_path)
+    runs = Runs(tmp_path / "kept", "made_up", lambda line: None)
+    settings = [{"x": 1, "y": 2.5}, {"x": 3, "y": 4}]
+    first, second = runs.rows(importlib.import_module("made_up").run, settings, "")
+    assert (first["sum"], second["sum"]) == (3.5, 7)
+    assert first["threads"] == second["threads"] == "1"
+    assert first["folder"] == str(tmp_path / "kept")
+    assert len({first["pid"], second["pid"], os.getpid()}) == 3
+
+
+def test_a_failed_experiment_leaves_its_runs_and_a_named_folder_stays(tmp_path, monkeypatch):
+    """The default folder goes with success alone; one that was named is the caller's."""
+
+    def measured(seeds, runs):
+        return runs.rows(square, [{"x": seed, "y": 1} for seed in seeds], "", here=True)
+
+    monkeypatch.setattr("minibit.experiments.call", lambda name, arguments: measured(*arguments))
+    with pytest.raises(ValueError, match="nine"):
+        experiment("nf4", tmp_path, (3, 9), print)
+    assert not (tmp_path / "nf4.json").exists()
+    assert experiment("nf4", tmp_path, (3,), print)["rows"] == [{"square": 9, "shape": [3, 1]}]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["nf4.json"]
+    experiment("nf4", tmp_path, (3,), print, tmp_path / "kept")
+    assert (tmp_path / "kept" / "nf4" / "square_3_1.json").is_file()

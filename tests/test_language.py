@@ -1,7 +1,6 @@
 """Language models of characters: what is drawn, what is learnt, what is kept."""
 
 import dataclasses
-import json
 import re
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from minibit.bench import Options
 from minibit.bench import language as bench
 from minibit.datasets import load_text
 from minibit.experiments import language as experiment
+from minibit.experiments.runs import Runs
 from minibit.language import (
     LINEAR,
     SIZES,
@@ -36,6 +36,7 @@ from minibit.language import (
 from minibit.layers import cross_entropy
 from minibit.noise import integers, uniform
 from minibit.noise.philox import BATCH, TOKENS
+from minibit.results import load_results
 from minibit.tape import grad
 from minibit.ternary import TernaryMatrix
 from minibit.transformer import (
@@ -420,7 +421,7 @@ def test_the_model_in_the_package_is_that_of_the_experiment():
     _, _, validation = shipped_text()
     assert model.config == recipe("221k", "b1.58").config(len(vocabulary))
     assert sum(isinstance(w, TernaryMatrix) for w in model.params.values()) == 14
-    results = json.loads((ROOT / "chapters" / "results" / "language.json").read_text())
+    results = load_results("language")
     (run,) = (
         row
         for row in results["rows"]
@@ -461,7 +462,6 @@ def small(monkeypatch):
 
 def test_the_experiment_has_a_row_for_every_run_and_repeats_none(tmp_path, small, monkeypatch):
     """Curves and losses of each run; a second call finds them in the folder."""
-    monkeypatch.setattr(experiment, "_in_own_process", lambda *run: experiment.one_run(*run))
     vocabulary, train, validation = shipped_text()
     train, validation = train[:3000], validation[:400]
     monkeypatch.setattr(experiment, "shipped_text", lambda: (vocabulary, train, validation))
@@ -469,7 +469,7 @@ def test_the_experiment_has_a_row_for_every_run_and_repeats_none(tmp_path, small
     monkeypatch.setattr(experiment, "SAMPLE", 60)
     monkeypatch.setattr(experiment, "count_rows", lambda: [{"kind": "count"}])
     lines = []
-    rows = experiment.language((0, 5), lines.append, tmp_path)
+    rows = experiment.language((0, 5), Runs(tmp_path, "language", lines.append, processes=0))
     runs = [row for row in rows if row["kind"] == "run"]
     assert {(row["weights"], row["seed"], row["sub_norms"]) for row in runs} == {
         (weights, seed, norms) for weights in LINEAR for seed in (0, 5) for norms in (True, False)
@@ -484,16 +484,14 @@ def test_the_experiment_has_a_row_for_every_run_and_repeats_none(tmp_path, small
         assert row["curve"]["checked"][-1] == row["steps"]
         assert row["curve"]["validation"][-1] == pytest.approx(row["validation_loss"], abs=1e-4)
         assert np.mean(row["curve"]["training"]) == pytest.approx(trained.losses.mean(), abs=0.05)
-        assert json.loads((tmp_path / f"{name}.json").read_text()) == row
     assert len(lines) == 8
     (decode,) = (row for row in rows if row["kind"] == "decode")
     for kind in ("packed", "float32"):  # of so small a model, panels are mostly padding
         assert decode[kind]["bytes"] > 0
         assert decode[kind]["seconds_per_token"] > 0
-    monkeypatch.undo()
-    again = experiment._in_own_process("1k", "float", 5, False, tmp_path)
-    key = ("float", 5, False)
-    assert again == next(r for r in runs if (r["weights"], r["seed"], r["sub_norms"]) == key)
+    monkeypatch.setattr(experiment, "train_language", None)
+    again = experiment.language((0, 5), Runs(tmp_path, "language", lines.append, processes=0))
+    assert [row for row in again if row["kind"] == "run"] == runs
 
 
 def test_known_words_are_those_of_the_text_in_any_case():
@@ -524,7 +522,7 @@ def test_the_benchmark_judges_cost_and_threads(small, monkeypatch):
         assert bars[f"1k {weights}: a step"] == (None, True)
         assert bars[f"1k {weights}: speed of two threads over one"] == (None, True)
         assert bars[f"1k {weights}, 64 rows: speed of two threads over one"] == (1.6, True)
-        if bench.importlib.util.find_spec("torch") is not None:
+        if bench.installed("torch"):
             assert bars[f"1k {weights}: a step, over PyTorch's"] == (3.0, False)
     assert all(figure.value > 0 for figure in report.figures)
 
@@ -533,7 +531,7 @@ def test_what_is_not_measured_is_said(small, monkeypatch):
     """Without PyTorch or a second CPU there are fewer figures, and a note for each."""
     monkeypatch.setattr(bench, "SECONDS", 0.0)
     monkeypatch.setattr(bench, "cpus", lambda: 1)
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(bench, "installed", lambda name: False)
     report = bench.lm(Options(threads=1))
     assert [figure.name for figure in report.figures] == ["1k float: a step", "1k b1.58: a step"]
     assert len(report.notes) == 4
@@ -544,7 +542,7 @@ def test_kept_memory_is_not_asked_for_again():
     resource = pytest.importorskip("resource")
     code = """
 import resource, numpy as np
-from minibit.bench.language import keep_freed_memory
+from minibit.bench.processes import keep_freed_memory
 kept = keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

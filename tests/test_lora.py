@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from minibit.checkpoint import CheckpointError
 from minibit.dual import forward_gradient, jvp, jvp_batch
 from minibit.experiments import lora as experiments
+from minibit.experiments.runs import Runs
 from minibit.lora import (
     LoRALinear,
     init_adapters,
@@ -736,26 +737,24 @@ def test_the_experiment_keeps_its_runs_and_chooses_on_validation(tmp_path, monke
     """Rates are chosen with the first seed; a second call repeats nothing."""
     calls = []
 
-    def quick(*arguments):
+    def pretrain_run(folder, seed):
         """Stand in for minutes of training."""
-        calls.append(arguments)
-        what = json.loads(arguments[0])
-        if isinstance(what, int):
-            (tmp_path / f"pretrained_{what}.npz").write_bytes(b"")
-            return
-        job = experiments.Job(**what)
-        after = abs(np.log(job.rate / 2e-3)) if job.method == "full" else job.rate
-        row = {
-            "kind": "run",
-            **what,
-            "before": {"test": 2.0},
-            "after": {"validation": after, "test": 1.0},
-        }
-        (tmp_path / f"{job.name}.json").write_text(json.dumps(row | {"cpu_seconds": 1.0}))
+        calls.append(seed)
+        return {"seconds": 1.0}
 
-    monkeypatch.setattr(experiments, "_in_own_process", quick)
+    def one_run(folder, **fields):
+        """Stand in for minutes of training."""
+        calls.append(experiments.Job(**fields))
+        full, rate = fields["method"] == "full", fields["rate"]
+        after = {"validation": abs(np.log(rate / 2e-3)) if full else rate, "test": 1.0}
+        row = {"kind": "run", "before": {"test": 2.0}, "after": after, "cpu_seconds": 1.0}
+        return fields | row
+
+    monkeypatch.setattr(experiments, "pretrain_run", pretrain_run)
+    monkeypatch.setattr(experiments, "one_run", one_run)
     monkeypatch.setattr(experiments, "small_run", lambda seed: {"kind": "small", "seed": seed})
-    rows = experiments.lora((4, 5), lambda line: None, tmp_path)
+    done = Runs(tmp_path, "lora", lambda line: None, processes=0)
+    rows = experiments.lora((4, 5), done)
     chosen = {(r["task"], r["method"]): r["rate"] for r in rows if r["kind"] == "chosen"}
     assert chosen["upper", "full"] == chosen["plain", "full"] == 2e-3
     assert chosen["upper", "qlora"] == 5e-3
@@ -768,8 +767,9 @@ def test_the_experiment_keeps_its_runs_and_chooses_on_validation(tmp_path, monke
     assert {row["rate"] for row in runs if row["method"] == "lora"} == {5e-3, 2.5e-3}
     assert rows[-1] == {"kind": "small", "seed": 4}
     before = len(calls)
+    assert calls[:2] == [4, 5]
     assert len(set(calls)) == before
-    assert experiments.lora((4, 5), lambda line: None, tmp_path) == rows
+    assert experiments.lora((4, 5), done) == rows
     assert len(calls) == before
 
 

@@ -28,6 +28,7 @@ from minibit.language import (
     recipe,
     shipped_text,
     train_language,
+    train_params,
 )
 from minibit.matmul import MAX_INPUTS, ternary_matmul, ternary_matmul_int8
 from minibit.tape import grad, vjp
@@ -564,7 +565,7 @@ def test_the_benchmark_has_its_bars(monkeypatch):
     monkeypatch.setattr(bench_topk, "ZEROS", (0.0, 0.6))
     monkeypatch.setattr(bench_topk, "SECONDS", 0.0)
     monkeypatch.setattr(bench_topk, "CACHE", 10_000)
-    monkeypatch.setattr("minibit.bench.products.ROUND", 1e-5)
+    monkeypatch.setattr("minibit.bench.timing.ROUND", 1e-5)
     report = bench_topk.topk(Options(threads=1))
     bars = {figure.name: figure.bar for figure in report.figures if figure.bar}
     assert bars == {
@@ -586,15 +587,17 @@ def test_the_turn_is_where_the_curves_cross():
 
 
 def test_without_top_k_the_experiment_trains_as_the_recipe_does():
-    """Bit for bit: dense and sparse runs differ in `sparsify` alone."""
+    """Bit for bit: dense and sparse runs differ in `sparsify` alone, which does change them."""
     made = recipe("55k", "b1.58")
     vocabulary, train, _ = shipped_text()
     start = init_params(made.config(len(vocabulary)), 3)
-    params, losses = experiment.train_sparse(made, start, train, 3, None, stop=3)
+    params, losses = train_params(made, start, train, 3, stop=3)
     twin = train_language(made, 3, stop=3)
     np.testing.assert_array_equal(losses, twin.losses)
     for name, w in twin.params.items():
         np.testing.assert_array_equal(params[name], w)
+    _, others = train_params(made, start, train, 3, stop=1, sparsify=sparsifier(0.5))
+    assert others[0] != losses[0]
 
 
 def test_the_loss_of_a_sparse_model_and_its_gradient_are_those_of_the_forward_pass():
@@ -633,14 +636,13 @@ def test_zeros_are_counted_by_the_weights_that_they_leave_out():
     assert dense["overall"] == pytest.approx(by_hand)
 
 
-def test_every_run_has_a_name_of_its_own():
-    """Files do not overwrite one another; dense models come first, as others start from them."""
+def test_no_run_is_wanted_twice_and_dense_models_come_first():
+    """Rows do not overwrite one another; what starts from a dense model finds it trained."""
     runs = experiment.wanted((0, 1, 2))
-    assert len({run.name for run in runs}) == len(runs)
-    needed = {(run.size, run.weights, run.seed) for run in runs if run.kind == "continue"}
-    dense = {
-        (run.size, run.weights, run.seed)
-        for run in runs
-        if run.kind == "scratch" and not run.sparsity
-    }
-    assert needed <= dense
+    assert len(set(runs)) == len(runs)
+    dense = {}
+    for place, run in enumerate(runs):
+        model = (run.size, run.weights, run.seed)
+        if run.kind == "scratch" and not run.sparsity:
+            dense[model] = place
+        assert run.kind not in ("continue", "finetune") or dense[model] + 2 < place

@@ -1,80 +1,58 @@
 """Benchmarks: what was measured, how, on what, and whether it reaches its bar.
 
 A benchmark is a function of `Options` that returns a `Report`: a list of `Figure`, each with its
-unit and, where there is one, its bar. `BENCHMARKS` names them all. `run` starts one in a process of
-its own, so that its thread count is in force before NumPy is loaded, and so that NumPy runs at its
-best on this CPU.
+unit and, where there is one, its bar. `BENCHMARKS` names them all and `run` runs one.
 
-Times are compared only within one process, interleaved: every candidate runs once in turn, round
-after round, and the medians are compared. A machine that slows down slows all of them.
+    timing       candidates take turns; medians are compared
+    processes    a process of its own, and the description of what it runs on
 """
 
 from __future__ import annotations
 
-import importlib
-import json
-import os
-import platform
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping
+import importlib.util
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
+from minibit.bench.processes import call, clean_environment, environment, in_own_process
+from minibit.bench.timing import Candidates, interleaved, medians, warm_medians
 
 __all__ = [
     "BENCHMARKS",
     "Benchmark",
+    "Candidates",
     "Figure",
     "Options",
     "Report",
+    "clean_environment",
     "environment",
+    "in_own_process",
+    "installed",
     "interleaved",
+    "medians",
+    "notes",
     "run",
+    "run_here",
+    "speeds",
+    "warm_medians",
 ]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked of a benchmark.
+    """What was asked of a benchmark."""
 
-    Attributes
-    ----------
-    threads : int, optional
-        Threads for NumPy's BLAS and for kernels. Default: what the benchmark is about: one for
-        costs, every CPU for training runs.
-    peers : bool
-        Measure other libraries too, where they are installed.
-    preset : str
-        For ``train``: which preset; empty for the default.
-    seeds : tuple of int
-        For ``train``.
-    """
-
-    threads: int | None = None
-    peers: bool = False
-    preset: str = ""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    threads: int | None = None  # default: one for costs, every CPU for training runs
+    peers: bool = False  # measure other libraries too, where they are installed
+    preset: str = ""  # of `train` and `step`; empty for the default
+    seeds: Sequence[int] = (0, 1, 2)  # of `train`
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured number, and the bar that it must reach.
+    """One measured number, and the bar that it must reach: at least, or at most.
 
-    Attributes
-    ----------
-    name : str
-        What was measured.
-    value : float
-    unit : str
-        ``"s"``, ``"bytes"``, ``"forward passes"``; a share has ``"share"``, a ratio ``"x"``.
-    bar : float or None
-        None: shown, not judged.
-    at_least : bool
-        Whether the value must be at least the bar; else it must be at most the bar.
+    A share has the unit ``"share"``, a ratio ``"x"``. A figure without a bar is shown, not judged.
     """
 
     name: str
@@ -93,19 +71,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Report:
-    """What a benchmark found.
+    """What a benchmark found: figures, sentences on how, and the numbers behind them."""
 
-    Attributes
-    ----------
-    figures : tuple of Figure
-    notes : tuple of str
-        Sentences on how it was measured, and on what was left out.
-    details : dict
-        Everything behind the figures, JSON types.
-    """
-
-    figures: tuple[Figure, ...]
-    notes: tuple[str, ...] = ()
+    figures: Sequence[Figure]
+    notes: Sequence[str] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -115,22 +84,55 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON types, with ``passed`` for each figure and for all."""
-        figures = [asdict(figure) | {"passed": figure.passed} for figure in self.figures]
         return {
             "passed": self.passed,
-            "figures": figures,
+            "figures": [asdict(figure) | {"passed": figure.passed} for figure in self.figures],
             "notes": list(self.notes),
             "details": dict(self.details),
         }
 
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Report:
-        """Rebuild a report from `to_dict`'s result."""
-        figures = tuple(
-            Figure(**{key: value for key, value in row.items() if key != "passed"})
-            for row in fields["figures"]
+
+def speeds(
+    title: str,
+    times: Mapping[str, float],
+    ours: str,
+    bars: Mapping[str, float | None],
+    words: Mapping[str, str] | None = None,
+) -> list[Figure]:
+    """Say how many times as fast as other ways ours is, leaving out what was not timed.
+
+    `bars` are the least speeds, by way; `words` name ways otherwise than `times` does.
+
+    Examples
+    --------
+    >>> (figure,) = speeds("4 x 4", {"a": 1.0, "b": 8.0}, "a", {"b": 5.0, "torch": None})
+    >>> figure.name, figure.value, figure.passed
+    ('4 x 4, speed over b', 8.0, True)
+    """
+    return [
+        Figure(
+            f"{title}, speed over {(words or {}).get(way, way)}", times[way] / times[ours], "x", bar
         )
-        return cls(figures, tuple(fields["notes"]), fields["details"])
+        for way, bar in bars.items()
+        if ours in times and way in times
+    ]
+
+
+def installed(module: str) -> bool:
+    """Whether a module can be imported."""
+    return importlib.util.find_spec(module) is not None
+
+
+def notes(options: Options, peer: str, module: str) -> list[str]:
+    """Say how medians were taken, and what was left out."""
+    sentences = [
+        "Medians of one interleaved run; each candidate warms its caches before it is timed."
+    ]
+    if options.peers and not installed(module):
+        sentences.append(f"{peer} is not installed: its figures are left out.")
+    if (options.threads or 1) != 1:
+        sentences.append("The bars are meant for one thread.")
+    return sentences
 
 
 @dataclass(frozen=True)
@@ -211,124 +213,6 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 
 
-def interleaved(
-    candidates: Mapping[str, Callable[[], object]],
-    *,
-    seconds: float = 2.0,
-    least_rounds: int = 5,
-    warmups: int = 2,
-) -> dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]]:
-    """Time functions in turn, round after round, until the time is used up.
-
-    Parameters
-    ----------
-    candidates : dict
-        Name to function without arguments.
-    seconds : float
-        For all of them together, warm-ups apart.
-    least_rounds : int
-        Rounds that are run even if they take longer.
-    warmups : int
-        Calls of each that are not timed: compilation, caches.
-
-    Returns
-    -------
-    dict
-        Name to the seconds of every round, float64 ``(rounds,)``; compare their medians.
-
-    Examples
-    --------
-    >>> times = interleaved({"short": lambda: sum(range(10)), "long": lambda: sum(range(100000))},
-    ...                     seconds=0.01)
-    >>> bool(np.median(times["short"]) < np.median(times["long"]))
-    True
-    """
-    if not candidates:
-        raise ValueError("candidates must not be empty")
-    for function in candidates.values():
-        for _ in range(warmups):
-            function()
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    end, rounds = time.perf_counter() + seconds, 0
-    while rounds < least_rounds or time.perf_counter() < end:
-        for name, function in candidates.items():
-            start = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - start)
-        rounds += 1
-    return {name: np.array(found) for name, found in times.items()}
-
-
-def environment(threads: int) -> dict[str, Any]:
-    """Say on what a benchmark runs: CPU, kernel path, threads, versions.
-
-    Parameters
-    ----------
-    threads : int
-        The thread count in force.
-
-    Returns
-    -------
-    dict
-        JSON types.
-    """
-    import numba
-
-    from minibit import __version__, kernels
-
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    return {
-        "cpu": _cpu_model(),
-        "cpus": cpus(),
-        "kernel_path": kernels.path(),
-        "threads": threads,
-        "system": f"{platform.system()} {platform.machine()}",
-        "versions": {
-            "minibit": __version__,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "numba": numba.__version__,
-            "blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
-        },
-    }
-
-
-def cpus() -> int:
-    """Return how many CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _cpu_model() -> str:
-    """Name of the CPU."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        for line in text.splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    if platform.system() == "Darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.stdout.strip():
-            return done.stdout.strip()
-    return platform.processor() or platform.machine()
-
-
-# Settings that make OpenBLAS choose kernels for another CPU, or smaller tiles, than it would.
-_SLOWING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_VERBOSE")
-_THREADS = ("OPENBLAS", "OMP", "MKL", "BLIS", "NUMEXPR", "NUMBA")
-
-
-def clean_environment(threads: int) -> dict[str, str]:
-    """Return this process's environment with `threads` BLAS threads and NumPy at its best."""
-    kept = {key: value for key, value in os.environ.items() if key not in _SLOWING}
-    kept |= {f"{name}_NUM_THREADS": str(threads) for name in _THREADS}
-    return kept | {"VECLIB_MAXIMUM_THREADS": str(threads)}
-
-
 def run(name: str, options: Options) -> dict[str, Any]:
     """Run a benchmark and return its report with what it ran on.
 
@@ -358,25 +242,20 @@ def run(name: str, options: Options) -> dict[str, Any]:
         known = ", ".join(BENCHMARKS[name].presets) or "none"
         raise ValueError(f"preset of benchmark {name} must be {known}, got {options.preset!r}")
     if not BENCHMARKS[name].own_process:
-        return run_here(name, options)
-    options = replace(options, threads=options.threads or 1)
-    command = [sys.executable, "-m", "minibit.bench", name, json.dumps(asdict(options))]
-    done = subprocess.run(
-        command,
-        env=clean_environment(options.threads or 1),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
+        return run_here(name, asdict(options))
+    threads = options.threads or 1
+    arguments = [name, asdict(replace(options, threads=threads))]
+    report: dict[str, Any] = in_own_process(
+        "minibit.bench:run_here", arguments, threads, f"benchmark {name}"
     )
-    if done.returncode:
-        raise RuntimeError(f"the process of benchmark {name} ended with status {done.returncode}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return report
 
 
-def run_here(name: str, options: Options) -> dict[str, Any]:
-    """Run a benchmark in this process."""
-    module, _, function = BENCHMARKS[name].function.partition(":")
-    report: Report = getattr(importlib.import_module(module), function)(options)
+def run_here(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a benchmark in this process; fields are those of `Options`."""
+    from minibit.kernels.threads import cpus
+
+    options = Options(**fields)
+    report: Report = call(BENCHMARKS[name].function, [options])
     about = {"benchmark": name, "environment": environment(options.threads or cpus())}
     return about | report.to_dict()

@@ -1,15 +1,9 @@
-"""The process of its own that a benchmark runs in: ``python -m minibit.bench NAME OPTIONS``.
-
-`minibit.bench.run` starts it; OPTIONS are JSON, and so is the last line that it prints.
-"""
-
-from __future__ import annotations
+"""The process of its own that `in_own_process` starts: its last line is the result, JSON."""
 
 import json
 import sys
 
-from minibit.bench import Options, run_here
+from minibit.bench.processes import call
 
 if __name__ == "__main__":
-    name, fields = sys.argv[1], json.loads(sys.argv[2])
-    print(json.dumps(run_here(name, Options(**fields | {"seeds": tuple(fields["seeds"])}))))
+    print(json.dumps(call(sys.argv[1], json.loads(sys.argv[2]))))

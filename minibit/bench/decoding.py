@@ -11,11 +11,7 @@ files were written a moment ago, so that they come from the system's cache.
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from itertools import pairwise
@@ -25,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from minibit import kernels
-from minibit.bench import Figure, Options, Report, clean_environment, interleaved
+from minibit.bench import Figure, Options, Report, in_own_process, installed, interleaved
 from minibit.checkpoint import PUBLISHED_2B_4T, load_bitnet, random_checkpoint
 from minibit.kernels.threads import cpus, run
 from minibit.transformer import BitNetConfig, Decoder
@@ -37,46 +33,47 @@ TINY = BitNetConfig(64, 64, 64, layers=1, heads=2, kv_heads=1, max_positions=64)
 SPACE = 2_000_000_000  # bytes of disk that must be free
 SECONDS = 8.0  # of tokens and reads in turn
 TOKENS = 16  # before memory is looked at
-LOAD_BAR, MEMORY_BAR, SHARE_BAR = 10.0, 1.5e9, 0.5
 
 
 def decode(options: Options) -> Report:
-    """Measure loading, memory and tokens a second of the published size."""
+    """Measure loading, memory and tokens per second of the published size."""
     if not kernels.compiled():
         raise ValueError("bench decode needs compiled kernels: see MINIBIT_KERNELS")
     threads = options.threads or min(cpus(), 2)
+    peer: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         if shutil.disk_usage(folder).free < SPACE:
             raise RuntimeError(f"{folder} has less than {SPACE / 1e9:.0f} GB free")
         path = Path(folder) / "model"
         random_checkpoint(path, CONFIG)
-        found = _in_a_process("measure", path, threads)
-        peer = {}
-        if options.peers and importlib.util.find_spec("transformers") is not None:
-            peer = _in_a_process("measure_transformers", path, threads)
-    token, read = found["token"], found["read"]
+        ours = _in_own_process("measure", path, threads)
+        if options.peers and installed("transformers"):
+            peer = _in_own_process("measure_transformers", path, threads)
+    token, read = ours["token"], ours["read"]
     figures = [
-        Figure("loading", found["load"], "s", LOAD_BAR, at_least=False),
+        Figure("loading", ours["load"], "s", 10.0, at_least=False),
         Figure("tokens a second", 1 / token, "tokens/s"),
         Figure("tokens a second that memory allows", 1 / read, "tokens/s"),
-        Figure("share of what memory allows", read / token, "share", SHARE_BAR),
-        Figure("packed weights and head", found["bytes"], "bytes"),
-        Figure("bandwidth of a plain read", found["bytes"] / read / 1e9, "GB/s"),
+        Figure("share of what memory allows", read / token, "share", 0.5),
+        Figure("packed weights and head", ours["bytes"], "bytes"),
+        Figure("bandwidth of a plain read", ours["bytes"] / read / 1e9, "GB/s"),
     ]
     notes = [
         f"A random checkpoint of {CONFIG.layers} layers, width {CONFIG.hidden_size}, vocabulary "
         f"{CONFIG.vocab_size}; {threads} threads for tokens and for reads; medians of "
-        f"{found['rounds']} rounds in which each runs once."
+        f"{ours['rounds']} rounds in which each runs once."
     ]
-    if found["memory"] is None:
+    if ours["memory"] is None:
         notes.append("This system does not tell a process's resident memory: it is left out.")
     else:
         name = f"resident memory after {TOKENS} tokens, mapped pages counted"
-        figures.append(Figure(name, found["memory"], "bytes", MEMORY_BAR, at_least=False))
+        figures.append(Figure(name, ours["memory"], "bytes", 1.5e9, at_least=False))
     if peer:
-        figures.append(Figure("transformers, tokens a second", 1 / peer["token"], "tokens/s"))
-        figures.append(Figure("speed over transformers", peer["token"] / token, "x"))
-        figures.append(Figure("transformers, loading", peer["load"], "s"))
+        figures += [
+            Figure("transformers, tokens a second", 1 / peer["token"], "tokens/s"),
+            Figure("speed over transformers", peer["token"] / token, "x"),
+            Figure("transformers, loading", peer["load"], "s"),
+        ]
         if peer["memory"] is not None:
             figures.append(Figure("transformers, resident memory", peer["memory"], "bytes"))
         notes.append(
@@ -86,18 +83,18 @@ def decode(options: Options) -> Report:
         )
     elif options.peers:
         notes.append("transformers is not installed: its figures are left out.")
-    return Report(tuple(figures), tuple(notes), {"minibit": found, "transformers": peer})
+    return Report(figures, notes, {"minibit": ours, "transformers": peer})
 
 
-def measure(folder: Path, threads: int, seconds: float) -> dict[str, Any]:
+def _in_own_process(name: str, path: Path, threads: int) -> dict[str, Any]:
+    """Run a function of this module in a new process, and return its result."""
+    arguments = [str(path), threads, SECONDS]
+    result: dict[str, Any] = in_own_process(f"{__name__}:{name}", arguments, threads, name)
+    return result
+
+
+def measure(folder: str | Path, threads: int, seconds: float) -> dict[str, Any]:
     """Load a checkpoint and time its tokens beside plain reads, in this process.
-
-    Parameters
-    ----------
-    folder : Path
-    threads : int
-    seconds : float
-        For tokens and reads together.
 
     Returns
     -------
@@ -107,7 +104,11 @@ def measure(folder: Path, threads: int, seconds: float) -> dict[str, Any]:
     """
     from minibit.kernels import peaks
 
-    _warm_up(threads)
+    with tempfile.TemporaryDirectory() as scratch:  # kernels compile, threads start
+        random_checkpoint(Path(scratch) / "tiny", TINY)
+        tiny = Decoder(load_bitnet(Path(scratch) / "tiny"), threads=threads)
+        tiny.append([1])
+        list(tiny.generate(2))
     start = time.perf_counter()
     model = load_bitnet(folder)
     load = time.perf_counter() - start
@@ -141,7 +142,7 @@ def measure(folder: Path, threads: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def measure_transformers(folder: Path, threads: int, seconds: float) -> dict[str, Any]:
+def measure_transformers(folder: str | Path, threads: int, seconds: float) -> dict[str, Any]:
     """Load and decode the same files with transformers, in this process; as `measure` returns."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -168,36 +169,5 @@ def resident_bytes() -> int | None:
         text = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
         return None
-    found = [line.split() for line in text.splitlines() if line.startswith("VmRSS:")]
-    return int(found[0][1]) * 1024 if found else None
-
-
-def _warm_up(threads: int) -> None:
-    """Load and decode a tiny model: kernels compile, threads start."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tiny"
-        random_checkpoint(path, TINY)
-        decoder = Decoder(load_bitnet(path), threads=threads)
-        decoder.append([1])
-        list(decoder.generate(2))
-
-
-def _in_a_process(name: str, folder: Path, threads: int) -> dict[str, Any]:
-    """Run a function of this module in a new process, and return its result."""
-    command = [sys.executable, "-m", "minibit.bench.decoding", name, str(folder), str(threads)]
-    done = subprocess.run(
-        [*command, str(SECONDS)],
-        env=clean_environment(threads),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"the process of {name} ended with status {done.returncode}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-if __name__ == "__main__":
-    function = {"measure": measure, "measure_transformers": measure_transformers}[sys.argv[1]]
-    print(json.dumps(function(Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))))
+    sizes = [line.split()[1] for line in text.splitlines() if line.startswith("VmRSS:")]
+    return int(sizes[0]) * 1024 if sizes else None

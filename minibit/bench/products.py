@@ -1,43 +1,44 @@
 """``bench gemv``, ``bench matmul`` and ``bench quantise``: products and quantisers beside NumPy.
 
-Everything is timed through the public functions. At its turn, a candidate runs untimed for two
-milliseconds and eight calls, or for one call that takes longer, so that it finds in the caches what
-its own weights leave there, and then timed for as long; medians of many rounds are compared. What
-is read "from memory" goes in turn through copies that no cache holds, as decoding goes through a
-model's layers. Bars hold for one thread.
+Everything is timed through the public functions. What is read "from memory" goes in turn through
+copies that no cache holds, as decoding goes through a model's layers. Bars hold for one thread.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minibit import kernels
 from minibit.absmean import absmax_quantize, absmean_quantize
-from minibit.bench import Figure, Options, Report, interleaved
+from minibit.bench import Figure, Options, Report, installed, notes, speeds, warm_medians
 from minibit.kernels.threads import cpus
 from minibit.matmul import ternary_matmul, ternary_matmul_int8
 from minibit.ternary import TernaryMatrix
 
 __all__ = ["gemv", "matmul", "quantise"]
 
-Candidates = dict[str, Callable[[], object]]
-
 LARGE = ((4096, 4096), (2560, 6912), (6912, 2560), (14336, 4096))  # (n_out, n_in)
 SMALL = ((256, 256), (256, 784))
-PEERS = ("torch float32", "torch bfloat16", "torch int8")
-ROUND = 2e-3  # seconds that a candidate is timed at a turn, after as many that are not
-LEAST = 8  # calls of each kind: a shared cache takes several passes to hold what was read anew
 CACHE = 256_000_000  # bytes; more than the last cache of a CPU, or a core's share of it, holds
 SECONDS = 3.0  # for all candidates of a shape
+ROUNDS = 20_000  # of 24 dot products of 64 bytes: the peak
+WORDS = {  # of ways, where a figure names them otherwise than the details
+    "numpy float32": "NumPy float32",
+    "copy": "a copy of its bytes",
+    "numpy absmean": "NumPy",
+    "numpy absmax": "NumPy",
+}
+BYTES = {  # of a weight
+    **{"int8": 0.25, "end to end": 0.25, "portable": 0.25},
+    **{"numpy float32": 4, "torch float32": 4, "torch bfloat16": 2, "torch int8": 1},
+}
 
 
 def gemv(options: Options) -> Report:
@@ -46,81 +47,37 @@ def gemv(options: Options) -> Report:
     details: dict[str, Any] = {}
     for n_out, n_in in (*LARGE, *SMALL):
         name, large = f"{n_out} x {n_in}", (n_out, n_in) in LARGE
-        times, held = _one_token(n_out, n_in, options)
-        details[name] = times
-        fast, numpy = times["int8"], times["numpy float32"]
-        both = times["end to end"]
-        figures.append(_ratio(name, "int8", numpy / fast, "NumPy float32", 20.0 if large else 4.0))
-        figures.append(_ratio(name, "end to end", numpy / both, "NumPy float32"))
-        if large:
-            figures.append(Figure(f"{name}: end to end, times int8", both / fast, "x", 1.15, False))
-            figures.append(_ratio(name, "int8", times["copy"] / fast, "a copy of its bytes"))
-        if large and kernels.compiled():
-            share = times["read"] / fast
-            figures.append(Figure(f"{name}: share of a plain read", share, "share", 0.85))
-            share = times["read from memory"] / times["int8 from memory"]
-            figures.append(Figure(f"{name}: the same from memory", share, "share", 0.85))
-            speed = numpy / times["portable"]
-            figures.append(_ratio(name, "portable", speed, "NumPy float32", 5.0))
-        for peer in PEERS:
-            if peer in times:
-                bar = 12.0 if large and peer == "torch int8" else None
-                figures.append(_ratio(name, "int8", times[peer] / fast, peer, bar))
-        if large and "torch int8" in times and "read" in times:
-            speed = times["torch int8"] / times["read"]
-            figures.append(_ratio(name, "a plain read alone", speed, "torch int8"))
-        if "two threads" in times and (n_out, n_in) == LARGE[-1]:
-            speed = times["one thread"] / times["two threads"]
-            figures.append(_ratio(name, "two threads", speed, "one thread", 1.5))
-        figures.append(Figure(f"{name}: packed weights read", held / fast / 1e9, "GB/s"))
-    n_out, n_in = LARGE[0]
-    times, work = details[f"{n_out} x {n_in}"], n_out * n_in
-    bytes_each = dict.fromkeys(("int8", "end to end", "portable"), 0.25)
-    bytes_each |= {"numpy float32": 4, "torch float32": 4, "torch bfloat16": 2, "torch int8": 1}
-    details["roofline"] = {
-        "title": f"One token, {n_out} x {n_in}",
-        "bandwidth": work / 4 / times["read"] if "read" in times else None,
-        "peak": _peak(),
-        "points": {
-            name: (1 / size, work / times[name])
-            for name, size in bytes_each.items()
-            if name in times
-        },
-    }
-    return Report(tuple(figures), _notes(options), details)
-
-
-def _one_token(n_out: int, n_in: int, options: Options) -> tuple[dict[str, float], int]:
-    """Median seconds of every way to multiply one token, and the bytes of the weights."""
-    codes, x, held = _problem(n_out, n_in, 1)
-    floats, w, threads = x.astype(np.float32), codes.astype(np.float32), options.threads or 1
-    words = held._held[: held.nbytes // 8 * 8].view(np.uint64)
-    target = words.copy()
-    candidates: Candidates = {
-        "int8": lambda: ternary_matmul_int8(x, held, threads=threads),
-        "end to end": lambda: ternary_matmul(floats, held, threads=threads),
-        "numpy float32": lambda: floats @ w.T,
-        "copy": lambda: np.copyto(target, words),
-    }
-    if kernels.compiled():
-        from minibit.kernels import peaks
-
-        with _forced("portable"):
-            plain = TernaryMatrix.from_codes(codes)
-        candidates["portable"] = lambda: ternary_matmul_int8(x, plain, threads=1)
-        candidates["read"] = lambda: peaks.read(words)
-        turns, several = itertools.count(), [held, *_copies(held)]
-        plains = [one._held[: one.nbytes // 8 * 8].view(np.uint64) for one in several]
-        candidates["int8 from memory"] = lambda: ternary_matmul_int8(
-            x, several[next(turns) % len(several)], threads=threads
+        problem = Problem(n_out, n_in, 1, options)
+        times = details[name] = warm_medians(problem.ways_of_one_token(), SECONDS)
+        bars = {"numpy float32": 20.0 if large else 4.0, "copy": None, "torch float32": None}
+        bars |= {"torch bfloat16": None, "torch int8": 12.0 if large else None}
+        figures += speeds(f"{name}: int8", times, "int8", bars, WORDS)
+        figures += speeds(
+            f"{name}: end to end", times, "end to end", {"numpy float32": None}, WORDS
         )
-        candidates["read from memory"] = lambda: peaks.read(plains[next(turns) % len(several)])
-        if cpus() >= 2:
-            candidates["one thread"] = lambda: ternary_matmul_int8(x, held, threads=1)
-            candidates["two threads"] = lambda: ternary_matmul_int8(x, held, threads=2)
-    if options.peers:
-        candidates |= _torch(floats, w, x, codes)
-    return _medians(candidates), held.nbytes
+        if large:
+            loss = times["end to end"] / times["int8"]
+            figures.append(Figure(f"{name}: end to end, times int8", loss, "x", 1.15, False))
+            bars = {"numpy float32": 5.0}
+            figures += speeds(f"{name}: portable", times, "portable", bars, WORDS)
+            figures += speeds(f"{name}: a plain read alone", times, "read", {"torch int8": None})
+        if large and "read" in times:
+            cached, memory = "share of a plain read", "the same from memory"
+            for words, place in ((cached, ""), (memory, " from memory")):
+                share = times[f"read{place}"] / times[f"int8{place}"]
+                figures.append(Figure(f"{name}: {words}", share, "share", 0.85))
+        if (n_out, n_in) == LARGE[-1]:
+            figures += speeds(f"{name}: two threads", times, "two threads", {"one thread": 1.5})
+        rate = problem.matrix.nbytes / times["int8"] / 1e9
+        figures.append(Figure(f"{name}: packed weights read", rate, "GB/s"))
+    name, work = "{} x {}".format(*LARGE[0]), LARGE[0][0] * LARGE[0][1]
+    points = {
+        way: (1 / size, work / details[name][way])
+        for way, size in BYTES.items()
+        if way in details[name]
+    }
+    details["roofline"] = _roofline(f"One token, {name}", points)
+    return Report(figures, notes(options, "PyTorch", "torch"), details)
 
 
 def matmul(options: Options) -> Report:
@@ -128,75 +85,40 @@ def matmul(options: Options) -> Report:
     figures: list[Figure] = []
     details: dict[str, Any] = {}
     gains: list[float] = []
-    problems = [(4096, 4096, 2), (4096, 4096, 12)]
-    problems += [(*shape, tokens) for shape in LARGE[:3] for tokens in (48, 192)]
-    for n_out, n_in, tokens in [*problems, (256, 784, 1024)]:
+    points: dict[str, tuple[float, float]] = {}
+    path = kernels.path()
+    shapes = [(*LARGE[0], 2), (*LARGE[0], 12)]
+    shapes += [(*shape, tokens) for shape in LARGE[:3] for tokens in (48, 192)]
+    for n_out, n_in, tokens in [*shapes, (256, 784, 1024)]:
         name, many = f"{n_out} x {n_in}, {tokens} tokens", tokens >= 48
-        times, path = _many_tokens(n_out, n_in, tokens, options)
-        details[name] = times
-        fast, large = times["end to end"], many and n_out > 256
-        speed = times["numpy float32"] / fast
-        figures.append(_ratio(name, "end to end", speed, "NumPy float32", 3.5 if many else None))
-        for peer in PEERS:
-            if peer in times:
-                gain, bar = times[peer] / fast, None
-                if peer == "torch float32" and large:
-                    bar = 3.0
-                elif peer == "torch bfloat16" and not many:
-                    bar = 4.0
-                elif peer != "torch float32" and path == "amx" and large:
-                    bar = 1.05
-                    gains.append(gain)
-                figures.append(_ratio(name, "end to end", gain, peer, bar))
+        large, work = many and n_out > 256, n_out * n_in * tokens
+        ways = Problem(n_out, n_in, tokens, options).ways()
+        if path in ("vnni", "amx"):
+            ways["peak"] = _peak_rounds
+        times = details[name] = warm_medians(ways, SECONDS)
+        half, byte = None if many else 4.0, None
+        if path == "amx" and large:
+            half = byte = 1.05
+            gains += [
+                times[way] / times["end to end"]
+                for way in ("torch bfloat16", "torch int8")
+                if way in times
+            ]
+        bars = {"numpy float32": 3.5 if many else None, "torch float32": 3.0 if large else None}
+        bars |= {"torch bfloat16": half, "torch int8": byte}
+        figures += speeds(f"{name}: end to end", times, "end to end", bars, WORDS)
         if "peak" in times:
-            share = n_out * n_in * tokens * times["peak"] / times["int8"]
+            times["peak"] /= ROUNDS * 24 * 64
             bar = 0.85 if tokens >= 192 and large and path == "vnni" else None
+            share = work * times["peak"] / times["int8"]
             figures.append(Figure(f"{name}: share of the VNNI peak", share, "share", bar))
-    n_out, n_in, _ = problems[0]
-    details["roofline"] = {
-        "title": f"{n_out} x {n_in}, by tokens",
-        "bandwidth": _bandwidth(),
-        "peak": _peak(),
-        "points": {
-            f"{tokens} tokens": (
-                4.0 * tokens,
-                n_out * n_in * tokens / details[f"{n_out} x {n_in}, {tokens} tokens"]["end to end"],
-            )
-            for *shape, tokens in problems
-            if shape == [n_out, n_in]
-        },
-    }
+        if (n_out, n_in) == LARGE[0]:
+            points[f"{tokens} tokens"] = (4.0 * tokens, work / times["end to end"])
+    details["roofline"] = _roofline("{} x {}, by tokens".format(*LARGE[0]), points)
     if gains:
         mean = float(np.exp(np.mean(np.log(gains))))
         figures.append(Figure("AMX: geometric mean over torch's", mean, "x", 1.4))
-    return Report(tuple(figures), _notes(options), details)
-
-
-def _many_tokens(
-    n_out: int, n_in: int, tokens: int, options: Options
-) -> tuple[dict[str, float], str]:
-    """Median seconds of every way to multiply many tokens, and our kernel path.
-
-    ``peak`` is seconds a multiplication.
-    """
-    codes, x, held = _problem(n_out, n_in, tokens)
-    floats, w, threads = x.astype(np.float32), codes.astype(np.float32), options.threads or 1
-    scratch, rounds = np.zeros(24 * 16, np.int32), 20_000
-    candidates: Candidates = {
-        "int8": lambda: ternary_matmul_int8(x, held, threads=threads),
-        "end to end": lambda: ternary_matmul(floats, held, threads=threads),
-        "numpy float32": lambda: floats @ w.T,
-    }
-    if held._path in ("vnni", "amx"):
-        from minibit.kernels import peaks
-
-        candidates["peak"] = lambda: peaks.vnni(rounds, scratch)
-    if options.peers:
-        candidates |= _torch(floats, w, x, codes)
-    times = _medians(candidates)
-    if "peak" in times:
-        times["peak"] /= rounds * 24 * 64
-    return times, held._path
+    return Report(figures, notes(options, "PyTorch", "torch"), details)
 
 
 def quantise(options: Options) -> Report:
@@ -213,131 +135,109 @@ def quantise(options: Options) -> Report:
         codes: NDArray[np.int8] = np.clip(np.rint(w * scale), -128, 127).astype(np.int8)
         return codes
 
-    times = _medians(
-        {
-            "absmean": lambda: absmean_quantize(w),
-            "numpy absmean": numpy_absmean,
-            "absmax": lambda: absmax_quantize(w),
-            "numpy absmax": numpy_absmax,
-        }
-    )
-    figures = [
-        _ratio("4096 x 4096", name, times[f"numpy {name}"] / times[name], "NumPy", bar)
-        for name, bar in (("absmean", 5.0), ("absmax", 4.0))
-    ]
-    return Report(tuple(figures), _notes(options), {"4096 x 4096": dict(times)})
-
-
-def _peak() -> float | None:
-    """Multiplications a second that ``vpdpbusd`` reaches at best; None on a CPU without it."""
-    if kernels.path() not in ("vnni", "amx"):
-        return None
-    from minibit.kernels import peaks
-
-    scratch, rounds = np.zeros(24 * 16, np.int32), 20_000
-    return rounds * 24 * 64 / _medians({"peak": lambda: peaks.vnni(rounds, scratch)}, 0.2)["peak"]
-
-
-def _bandwidth() -> float | None:
-    """Bytes a second of a plain read of 4096 by 4096 packed weights; None without compiler."""
-    if not kernels.compiled():
-        return None
-    from minibit.kernels import peaks
-
-    words = np.zeros(4096 * 4096 // 32, np.uint64)
-    return words.nbytes / _medians({"read": lambda: peaks.read(words)}, 0.2)["read"]
-
-
-def _ratio(shape: str, ours: str, value: float, theirs: str, bar: float | None = None) -> Figure:
-    """Say how many times as fast as another way ours is."""
-    return Figure(f"{shape}: {ours}, speed over {theirs}", float(value), "x", bar)
-
-
-def _notes(options: Options) -> tuple[str, ...]:
-    """Say what was measured, and what was left out."""
-    notes = ["Medians of one interleaved run; each candidate warms its caches before it is timed."]
-    if options.peers and importlib.util.find_spec("torch") is None:
-        notes.append("PyTorch is not installed: its figures are left out.")
-    if (options.threads or 1) != 1:
-        notes.append("The bars are meant for one thread.")
-    return tuple(notes)
-
-
-def _problem(
-    n_out: int, n_in: int, tokens: int
-) -> tuple[NDArray[np.int8], NDArray[np.int8], TernaryMatrix]:
-    """Random codes and activations, and the matrix that holds the codes."""
-    rng = np.random.default_rng(n_out + n_in)
-    codes = rng.integers(-1, 2, (n_out, n_in), dtype=np.int8)
-    x = rng.integers(-127, 128, (tokens, n_in), dtype=np.int8)
-    return codes, x, TernaryMatrix.from_codes(codes, 0.02)
-
-
-def _medians(
-    candidates: Mapping[str, Callable[[], object]], seconds: float = SECONDS
-) -> dict[str, float]:
-    """Median seconds of one call of each, from turns of several calls after some that warm."""
-    calls = {}
-    for name, function in candidates.items():
-        alone = interleaved({name: function}, seconds=0.0, least_rounds=3, warmups=2)[name]
-        wanted = round(ROUND / float(alone.min()))
-        calls[name] = max(LEAST, min(2000, wanted)) if wanted else 1  # one of what takes long
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    end = time.perf_counter() + seconds
-    while len(times[next(iter(times))]) < 15 or time.perf_counter() < end:
-        for name, function in candidates.items():
-            for _ in range(calls[name]):  # what ran before has left the caches
-                function()
-            start = time.perf_counter()
-            for _ in range(calls[name]):
-                function()
-            times[name].append((time.perf_counter() - start) / calls[name])
-    return {name: float(np.median(found)) for name, found in times.items()}
-
-
-@contextmanager
-def _forced(path: str) -> Iterator[None]:
-    """Make matrices for one kernel path."""
-    before = os.environ.get("MINIBIT_KERNELS")
-    os.environ["MINIBIT_KERNELS"] = path
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["MINIBIT_KERNELS"]
-        else:
-            os.environ["MINIBIT_KERNELS"] = before
-
-
-def _copies(matrix: TernaryMatrix) -> list[TernaryMatrix]:
-    """Return so many copies that no cache holds all: read in turn, they come from memory."""
-    codes = matrix.codes()
-    return [
-        TernaryMatrix.from_codes(codes, matrix.scale) for _ in range(max(1, CACHE // matrix.nbytes))
-    ]
-
-
-def _torch(
-    floats: NDArray[np.float32],
-    w: NDArray[np.float32],
-    x: NDArray[np.int8],
-    codes: NDArray[np.int8],
-) -> Candidates:
-    """Return PyTorch's products, where it is installed; int8 where this build has it."""
-    if importlib.util.find_spec("torch") is None:
-        return {}
-    import torch
-
-    linear = torch.nn.functional.linear
-    a, b = torch.from_numpy(floats), torch.from_numpy(w)
-    c, d = a.bfloat16(), b.bfloat16()
-    found: Candidates = {
-        "torch float32": lambda: linear(a, b),
-        "torch bfloat16": lambda: linear(c, d),
+    ways: dict[str, Callable[[], object]] = {
+        "absmean": lambda: absmean_quantize(w),
+        "numpy absmean": numpy_absmean,
+        "absmax": lambda: absmax_quantize(w),
+        "numpy absmax": numpy_absmax,
     }
-    e, f = torch.from_numpy(x), torch.from_numpy(codes).t()
-    try:
-        torch._int_mm(e, f)
-    except (RuntimeError, AttributeError):
-        return found
-    return found | {"torch int8": lambda: torch._int_mm(e, f)}
+    times = warm_medians(ways, SECONDS)
+    figures = [
+        *speeds("4096 x 4096: absmean", times, "absmean", {"numpy absmean": 5.0}, WORDS),
+        *speeds("4096 x 4096: absmax", times, "absmax", {"numpy absmax": 4.0}, WORDS),
+    ]
+    return Report(figures, notes(options, "PyTorch", "torch"), {"4096 x 4096": times})
+
+
+class Problem:
+    """Random codes and activations, the matrix that holds the codes, and ways to multiply them."""
+
+    def __init__(self, n_out: int, n_in: int, tokens: int, options: Options) -> None:
+        rng = np.random.default_rng(n_out + n_in)
+        self.codes = rng.integers(-1, 2, (n_out, n_in), dtype=np.int8)
+        self.x = rng.integers(-127, 128, (tokens, n_in), dtype=np.int8)
+        self.matrix = TernaryMatrix.from_codes(self.codes, 0.02)
+        self.threads = options.threads or 1
+        self.peers = options.peers and installed("torch")
+
+    def ways(self) -> dict[str, Callable[[], object]]:
+        """Return ours, NumPy's, and PyTorch's if asked for; int8 where its build has that."""
+        x, w = self.x.astype(np.float32), self.codes.astype(np.float32)
+        ways: dict[str, Callable[[], object]] = {
+            "int8": lambda: ternary_matmul_int8(self.x, self.matrix, threads=self.threads),
+            "end to end": lambda: ternary_matmul(x, self.matrix, threads=self.threads),
+            "numpy float32": lambda: x @ w.T,
+        }
+        if not self.peers:
+            return ways
+        import torch
+
+        linear, a, b = torch.nn.functional.linear, torch.from_numpy(x), torch.from_numpy(w)
+        c, d = a.bfloat16(), b.bfloat16()
+        e, f = torch.from_numpy(self.x), torch.from_numpy(self.codes).t()
+        ways |= {"torch float32": lambda: linear(a, b), "torch bfloat16": lambda: linear(c, d)}
+        try:
+            torch._int_mm(e, f)
+        except (RuntimeError, AttributeError):
+            return ways
+        return ways | {"torch int8": lambda: torch._int_mm(e, f)}
+
+    def ways_of_one_token(self) -> dict[str, Callable[[], object]]:
+        """Return also a copy and a plain read of the weights, other kernels, and two threads."""
+        x, matrix, threads = self.x, self.matrix, self.threads
+        words = _words(matrix)
+        target = words.copy()
+        ways = self.ways() | {"copy": lambda: np.copyto(target, words)}
+        if not kernels.compiled():
+            return ways
+        from minibit.kernels import peaks
+
+        with patch.dict(os.environ, {"MINIBIT_KERNELS": "portable"}):
+            portable = TernaryMatrix.from_codes(self.codes)
+        matrices = [matrix, *copies(matrix, self.codes)]
+        of_products, of_reads = itertools.cycle(matrices), itertools.cycle(map(_words, matrices))
+        ways |= {
+            "portable": lambda: ternary_matmul_int8(x, portable, threads=1),
+            "read": lambda: peaks.read(words),
+            "int8 from memory": lambda: ternary_matmul_int8(x, next(of_products), threads=threads),
+            "read from memory": lambda: peaks.read(next(of_reads)),
+        }
+        if cpus() >= 2:
+            ways["one thread"] = lambda: ternary_matmul_int8(x, matrix, threads=1)
+            ways["two threads"] = lambda: ternary_matmul_int8(x, matrix, threads=2)
+        return ways
+
+
+def copies(matrix: TernaryMatrix, codes: NDArray[np.int8]) -> list[TernaryMatrix]:
+    """Return so many copies that no cache holds all: read in turn, they come from memory."""
+    count = max(1, CACHE // matrix.nbytes)
+    return [TernaryMatrix.from_codes(codes, matrix.scale) for _ in range(count)]
+
+
+def _words(matrix: TernaryMatrix) -> NDArray[np.uint64]:
+    """View the bytes that a product reads."""
+    return matrix._held[: matrix.nbytes // 8 * 8].view(np.uint64)
+
+
+def _peak_rounds() -> object:
+    """Run many dot products of bytes by ``vpdpbusd``, and little else."""
+    from minibit.kernels import peaks
+
+    return peaks.vnni(ROUNDS, np.zeros(24 * 16, np.int32))
+
+
+def _roofline(title: str, points: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+    """Put points of (multiplications per byte, per second) under what this machine gives at best.
+
+    ``bandwidth`` is that of a plain read of 4096 by 4096 packed weights, None without compiler;
+    ``peak`` the multiplications per second by ``vpdpbusd``, None on a CPU without it.
+    """
+    bandwidth = peak = None
+    if kernels.compiled():
+        from minibit.kernels import peaks
+
+        words = np.zeros(4096 * 4096 // 32, np.uint64)
+        bandwidth = words.nbytes / warm_medians({"read": lambda: peaks.read(words)}, 0.2)["read"]
+    if kernels.path() in ("vnni", "amx"):
+        peak = ROUNDS * 24 * 64 / warm_medians({"peak": _peak_rounds}, 0.2)["peak"]
+    return {"title": title, "bandwidth": bandwidth, "peak": peak, "points": dict(points)}

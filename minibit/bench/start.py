@@ -9,14 +9,13 @@ and that one has the bar.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 
 import numpy as np
 
-from minibit.bench import Figure, Options, Report
+from minibit.bench import Figure, Options, Report, installed
 
 __all__ = ["start"]
 
@@ -49,8 +48,7 @@ print(np.diff(times).tolist())
 
 def start(options: Options) -> Report:
     """Time the import, the first product and three more kernels, in processes of their own."""
-    found = importlib.util.find_spec("scipy") is not None
-    kinds = ("hidden", "as installed") if found else ("hidden",)
+    kinds = ("hidden", "as installed") if installed("scipy") else ("hidden",)
     times: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
     _seconds("as installed")  # fills the cache
     for _ in range(ROUNDS):
@@ -64,17 +62,16 @@ def start(options: Options) -> Report:
         Figure("the slowest of three further kernels", max(further), "s", 0.02, False),
     ]
     notes = ["Medians of fresh processes; compiled code is in Numba's cache."]
-    if found:
+    if "as installed" in medians:
         seconds = medians["as installed"][1]
         figures.append(Figure("first call, with SciPy installed", seconds, "s"))
         notes.append("SciPy is hidden from the judged figures: Numba imports it if it is there.")
-    return Report(tuple(figures), tuple(notes), {"seconds": medians})
+    return Report(figures, notes, {"seconds": medians})
 
 
 def _seconds(kind: str) -> list[float]:
     """Seconds of each part in a fresh process."""
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, kind], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", CHILD, kind]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     parts: list[float] = json.loads(done.stdout)
     return parts

@@ -1,25 +1,21 @@
 """``bench topk``: choosing the K largest, and the ternary product that reads what was chosen.
 
 The choice is made for 64 tokens, one after the other and all at once, as activations are new for
-every token; ways to choose are timed in turns of several calls, as in `minibit.bench.products`. The
-sparse product is timed beside the dense one on the same activations, call by call, at many shares
-of zeros; where it becomes the faster one is interpolated.
+every token. The sparse product is timed beside the dense one on the same activations, call by call,
+at many shares of zeros; where it becomes the faster one is interpolated.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minibit import kernels
-from minibit.bench import Figure, Options, Report
-from minibit.bench.products import _medians, _ratio
+from minibit.bench import Figure, Options, Report, installed, interleaved, speeds, warm_medians
 from minibit.matmul import ternary_matmul_int8
 from minibit.ternary import TernaryMatrix
 from minibit.topk import TernaryColumns, sparse_ternary_matmul_int8, topk_count, topk_mask
@@ -28,6 +24,7 @@ __all__ = ["sparse_times", "topk", "turn"]
 
 WIDTH, TOKENS = 4096, 64
 SPARSITIES = (0.4, 0.5, 0.6)
+BARS = {"argpartition": 4.0, "torch.topk": 6.0}
 SHAPES = ((4096, 4096), (2560, 6912), (14336, 4096), (1024, 1024))  # (n_out, n_in)
 ZEROS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 SECONDS = 2.0  # for all candidates of a shape, or of the choice
@@ -40,74 +37,65 @@ def topk(options: Options) -> Report:
     details: dict[str, Any] = {"choice": {}, "product": {}}
     for sparsity in SPARSITIES:
         k = topk_count(WIDTH, sparsity)
-        times = _choice(k, options.peers)
-        details["choice"][str(sparsity)] = times
+        times = details["choice"][str(sparsity)] = _choice(k, options.peers)
         for many in ("one token", f"{TOKENS} tokens"):
-            name, ours = f"top {k} of {WIDTH}, {many}", times[f"{many}: topk_mask"]
-            for peer, bar in (("argpartition", 4.0), ("torch.topk", 6.0)):
-                if f"{many}: {peer}" in times:
-                    speed = times[f"{many}: {peer}"] / ours
-                    figures.append(_ratio(name, "topk_mask", speed, peer, bar))
-    for shape in SHAPES:
-        for place in ("cached", "memory"):
-            if place == "memory" and shape != SHAPES[0]:
-                continue
-            name = " x ".join(map(str, shape)) + (", from memory" if place == "memory" else "")
-            found = sparse_times(*shape, ZEROS, from_memory=place == "memory")
-            details["product"][name] = found
-            speed = found["dense"][ZEROS.index(0.6)] / found["sparse"][ZEROS.index(0.6)]
-            figures.append(Figure(f"{name}: sparse at 60% zeros, speed over dense", speed, "x"))
-            at = turn(ZEROS, found["dense"], found["sparse"])
-            if not np.isnan(at):
-                figures.append(Figure(f"{name}: sparse is faster from", at, "share"))
+            bars = {f"{many}: {way}": bar for way, bar in BARS.items()}
+            words = {f"{many}: {way}": way for way in BARS}
+            title = f"top {k} of {WIDTH}, {many}: topk_mask"
+            figures += speeds(title, times, f"{many}: topk_mask", bars, words)
+    for shape, memory in [(SHAPES[0], True), *((shape, False) for shape in SHAPES)]:
+        name = " x ".join(map(str, shape)) + (", from memory" if memory else "")
+        product = details["product"][name] = sparse_times(*shape, ZEROS, from_memory=memory)
+        at = ZEROS.index(0.6)
+        speed = product["dense"][at] / product["sparse"][at]
+        figures.append(Figure(f"{name}: sparse at 60% zeros, speed over dense", speed, "x"))
+        crossing = turn(ZEROS, product["dense"], product["sparse"])
+        if not np.isnan(crossing):
+            figures.append(Figure(f"{name}: sparse is faster from", crossing, "share"))
     notes = [
         "Least of three interleaved medians for the choice, made for tokens that take turns.",
         "Lower quartiles of single calls, interleaved, for the products.",
     ]
-    if options.peers and importlib.util.find_spec("torch") is None:
+    if options.peers and not installed("torch"):
         notes.append("PyTorch is not installed: its figures are left out.")
     if not kernels.compiled():
         notes.append("No kernels are compiled: these are the references.")
-    return Report(tuple(figures), tuple(notes), details)
+    return Report(figures, notes, details)
 
 
 def _choice(k: int, peers: bool) -> dict[str, float]:
-    """Median seconds a token of every way to choose."""
-    rng = np.random.default_rng(k)
-    x = rng.standard_normal((TOKENS, WIDTH), dtype=np.float32)
-    rows = [x[i : i + 1] for i in range(TOKENS)]
-    ways: dict[str, tuple[Callable[[Any], object], list[Any], Any]] = {
-        "topk_mask": (lambda a: topk_mask(a, k), rows, x),
+    """Median seconds per token of every way to choose."""
+    x = np.random.default_rng(k).standard_normal((TOKENS, WIDTH), dtype=np.float32)
+    ways: dict[str, tuple[Callable[[Any], object], Any]] = {
+        "topk_mask": (lambda a: topk_mask(a, k), x),
         "argpartition": (
             lambda a: np.argpartition(np.abs(a), WIDTH - k, axis=-1)[:, WIDTH - k :],
-            rows,
             x,
         ),
     }
-    if peers and importlib.util.find_spec("torch") is not None:
+    if peers and installed("torch"):
         import torch
 
-        tensor = torch.from_numpy(x)
         ways["torch.topk"] = (
             lambda a: torch.topk(a.abs(), k, sorted=False),
-            list(tensor.split(1)),
-            tensor,
+            torch.from_numpy(x),
         )
     candidates: dict[str, Callable[[], object]] = {}
-    for name, (function, each, all_) in ways.items():
-        candidates[f"one token: {name}"] = _in_turn(function, each)
-        candidates[f"{TOKENS} tokens: {name}"] = _in_turn(function, [all_])
-    several = [_medians(candidates, SECONDS / 3) for _ in range(3)]
-    times = {name: min(each[name] for each in several) for name in candidates}
+    for name, (function, rows) in ways.items():
+        one_by_one = [(rows[i : i + 1],) for i in range(TOKENS)]
+        candidates[f"one token: {name}"] = _in_turn(function, one_by_one)
+        candidates[f"{TOKENS} tokens: {name}"] = _in_turn(function, [(rows,)])
+    rounds = [warm_medians(candidates, SECONDS / 3) for _ in range(3)]
     return {
-        name: seconds / (1 if name.startswith("one") else TOKENS) for name, seconds in times.items()
+        name: min(times[name] for times in rounds) / (1 if name.startswith("one") else TOKENS)
+        for name in candidates
     }
 
 
-def _in_turn(function: Callable[[Any], object], each: list[Any]) -> Callable[[], object]:
-    """Call a function with one thing after another."""
-    turns = itertools.cycle(each)
-    return lambda: function(next(turns))
+def _in_turn(function: Callable[..., object], arguments: list[Any]) -> Callable[[], object]:
+    """Call a function with one tuple of arguments after another."""
+    turns = itertools.cycle(arguments)
+    return lambda: function(*next(turns))
 
 
 def sparse_times(
@@ -119,6 +107,9 @@ def sparse_times(
     seconds: float | None = None,
 ) -> dict[str, Any]:
     """Time the dense and the sparse product of one token at shares of zeros.
+
+    Times are lower quartiles of single calls, each after two that are not timed: what disturbs a
+    call makes it longer, never shorter.
 
     Parameters
     ----------
@@ -132,27 +123,31 @@ def sparse_times(
     Returns
     -------
     dict
-        ``zeros``, ``dense`` and ``sparse``: seconds, one a share; ``bytes`` of the dense
+        ``zeros``, ``dense`` and ``sparse``: seconds, one for each share; ``bytes`` of the dense
         weights, and of the columns that are ``read`` at each share.
     """
     rng = np.random.default_rng(n_out + n_in)
     codes = rng.integers(-1, 2, (n_out, n_in), dtype=np.int8)
     copies = max(2, CACHE // (n_out * n_in // 4)) if from_memory else 1
-    one, by_columns = TernaryMatrix.from_codes(codes), TernaryColumns.from_codes(codes)
-    dense, sparse = [one], [by_columns]
-    for _ in range(copies - 1):
-        dense.append(TernaryMatrix._made(one._held.copy(), one._path, one.shape, one.scale))
-        sparse.append(TernaryColumns(by_columns._held.copy(), by_columns.shape, by_columns.scale))
+    dense = [TernaryMatrix.from_codes(codes) for _ in range(copies)]
+    sparse = [TernaryColumns.from_codes(codes) for _ in range(copies)]
     candidates: dict[str, Callable[[], object]] = {}
     for share in zeros:
         tokens = [_token(rng, n_in, share) for _ in range(8)]
-        for name, each, function in (
+        for name, matrices, function in (
             ("dense", dense, lambda x, w: ternary_matmul_int8(x, w, threads=1)),
             ("sparse", sparse, sparse_ternary_matmul_int8),
         ):
-            pairs = itertools.cycle([(tokens[i % 8], each[i % copies]) for i in range(8 * copies)])
-            candidates[f"{name} {share}"] = _star(function, pairs)
-    times = _quartiles(candidates, SECONDS if seconds is None else seconds)
+            pairs = [(tokens[i % 8], matrices[i % copies]) for i in range(8 * copies)]
+            candidates[f"{name} {share}"] = _in_turn(function, pairs)
+    rounds = interleaved(
+        candidates,
+        seconds=SECONDS if seconds is None else seconds,
+        least_rounds=16,
+        warmups=0,
+        turns=dict.fromkeys(candidates, (2, 1)),
+    )
+    times = {name: float(np.quantile(each, 0.25)) for name, each in rounds.items()}
     return {
         "zeros": list(zeros),
         "dense": [times[f"dense {share}"] for share in zeros],
@@ -160,28 +155,6 @@ def sparse_times(
         "bytes": dense[0].nbytes,
         "read": [sparse[0].nbytes * round((1 - share) * n_in) / n_in for share in zeros],
     }
-
-
-def _quartiles(candidates: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Lower quartile of the seconds of single calls, in turn, each after two that are not timed.
-
-    What disturbs a call makes it longer, never shorter.
-    """
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    end = time.perf_counter() + seconds
-    while len(times[next(iter(times))]) < 16 or time.perf_counter() < end:
-        for name, function in candidates.items():
-            for _ in range(2):
-                function()
-            start = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - start)
-    return {name: float(np.quantile(found, 0.25)) for name, found in times.items()}
-
-
-def _star(function: Callable[[Any, Any], object], pairs: Any) -> Callable[[], object]:
-    """Call a function with one pair after another."""
-    return lambda: function(*next(pairs))
 
 
 def _token(rng: np.random.Generator, n_in: int, share: float) -> NDArray[np.int8]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit import training
-from minibit.bench import Figure, Options, Report, interleaved
+from minibit.bench import Figure, Options, Report, medians
 from minibit.datasets import load_mnist
 from minibit.dual import jvp
 from minibit.layers import mlp
@@ -23,10 +23,11 @@ __all__ = [
     "in_forward_passes",
     "naive_jvp",
     "numpy_forward",
+    "scratch_run",
     "step",
     "step_cost",
     "train",
-    "train_runs",
+    "train_run",
 ]
 
 Floats = NDArray[np.float32]
@@ -39,6 +40,10 @@ BARS: dict[str, tuple[float | None, float | None, float | None]] = {
     "accurate": (0.978, 300.0, 250_000.0),
 }
 STEP_BARS = {"strict": 20.0, "accurate": 3.0}  # forward passes of the step's own batch
+FIELDS = (  # of a run
+    *("test_accuracy", "digest", "steps", "log_bytes", "packed_weight_bytes", "seconds"),
+    *("compile_seconds", "cpu_seconds"),
+)
 
 
 def train(options: Options) -> Report:
@@ -53,13 +58,14 @@ def train(options: Options) -> Report:
         raise ValueError(f"preset must be one of {names}, got {preset!r}")
     if not options.seeds:
         raise ValueError("seeds must not be empty")
-    runs = train_runs(preset, options.seeds, workers=options.threads)
-    accuracy = np.array([run["test_accuracy"] for run in runs])
-    seconds = np.array([run["wall_seconds"] for run in runs])
-    log_bytes = np.array([run["log_bytes"] for run in runs])
+    runs = [train_run(preset, seed, workers=options.threads) for seed in options.seeds]
+    accuracy, seconds, log_bytes = (
+        np.array([run[name] for run in runs], np.float64)
+        for name in ("test_accuracy", "wall_seconds", "log_bytes")
+    )
     least_accuracy, most_seconds, most_bytes = BARS.get(preset, (None, None, None))
     spread = float(accuracy.std(ddof=1)) if len(runs) > 1 else 0.0
-    figures = (
+    figures = [
         Figure("test accuracy, mean", float(accuracy.mean()), "share", least_accuracy),
         Figure("test accuracy, standard deviation", spread, "share"),
         Figure("test accuracy, lowest", float(accuracy.min()), "share"),
@@ -67,57 +73,32 @@ def train(options: Options) -> Report:
         Figure("seconds, mean", float(seconds.mean()), "s"),
         Figure("log, largest", float(log_bytes.max()), "bytes", most_bytes, at_least=False),
         Figure("weights at five trits a byte", float(runs[0]["packed_weight_bytes"]), "bytes"),
+    ]
+    note = (
+        f"Preset {preset}, seeds {', '.join(map(str, options.seeds))}, trained on all training "
+        "images. Seconds are those of a whole run without compilation, which took "
+        f"{max(run['compile_seconds'] for run in runs):.1f} s at most."
     )
-    seeds = ", ".join(str(seed) for seed in options.seeds)
-    notes = (
-        f"Preset {preset}, seeds {seeds}, trained on all training images. Seconds are those of a "
-        "whole run without compilation, which took "
-        f"{max(run['compile_seconds'] for run in runs):.1f} s at most.",
-    )
-    return Report(figures, notes, {"preset": preset, "runs": runs})
+    return Report(figures, [note], {"preset": preset, "runs": runs})
 
 
-def train_runs(
-    preset: str, seeds: tuple[int, ...], *, steps: int | None = None, workers: int | None = None
-) -> list[dict[str, Any]]:
-    """Train once for each seed, in a scratch folder, and return what each run came to.
+def scratch_run(preset: str, seed: int, **settings: Any) -> training.TrainResult:
+    """Train with a log that is removed; settings are those of `minibit.training.train`."""
+    with tempfile.TemporaryDirectory() as folder:
+        return training.train(preset, seed, Path(folder) / "run.steps", **settings)
 
-    Parameters
-    ----------
-    preset : str
-    seeds : tuple of int
-    steps : int, optional
-        Stop after so many, as `minibit.training.train`.
-    workers : int, optional
-        Threads; every CPU by default.
 
-    Returns
-    -------
-    list of dict
-        JSON types; ``wall_seconds`` is measured around the run, without compilation.
+def train_run(preset: str, seed: int, **settings: Any) -> dict[str, Any]:
+    """Train once, as `scratch_run`, and return what the run came to, JSON types.
+
+    ``wall_seconds`` is measured around the run, without compilation.
     """
-    runs = []
-    for seed in seeds:
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            result = training.train(
-                preset, seed, Path(folder) / "run.steps", steps=steps, workers=workers
-            )
-            wall = time.perf_counter() - start - result.compile_seconds
-            found = {
-                "seed": seed,
-                "test_accuracy": result.test_accuracy,
-                "digest": result.digest,
-                "steps": result.steps,
-                "log_bytes": result.log_bytes,
-                "packed_weight_bytes": result.packed_weight_bytes,
-                "wall_seconds": wall,
-                "seconds": result.seconds,
-                "compile_seconds": result.compile_seconds,
-                "cpu_seconds": result.cpu_seconds,
-            }
-        runs.append({key: _plain(value) for key, value in found.items()})
-    return runs
+    start = time.perf_counter()
+    result = scratch_run(preset, seed, **settings)
+    wall = time.perf_counter() - start - result.compile_seconds
+    values = {name: getattr(result, name) for name in FIELDS} | {"wall_seconds": wall}
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
+    return {"seed": seed, **plain}
 
 
 def step(options: Options) -> Report:
@@ -132,47 +113,32 @@ def step(options: Options) -> Report:
     for preset, bar in STEP_BARS.items():
         if options.preset not in ("", preset):
             continue
-        cost = step_cost(preset, workers=options.threads or 1)
-        details[preset] = cost
-        figures += [
-            Figure(
-                f"{preset}: a step, mean of {len(cost['step_seconds'])}",
-                cost["forward_passes"],
-                "forward passes",
-                bar,
-                at_least=False,
-            ),
-            Figure(f"{preset}: a step", 1e3 * float(np.mean(cost["step_seconds"])), "ms"),
-            Figure(f"{preset}: a forward pass", 1e3 * float(np.mean(cost["forward"])), "ms"),
-            Figure(f"{preset}: its own forward pass", 1e3 * float(np.mean(cost["own"])), "ms"),
-            Figure(f"{preset}: a step by its own", cost["own_forward_passes"], "forward passes"),
-        ]
+        cost = details[preset] = step_cost(preset, workers=options.threads or 1)
+        title = f"{preset}: a step, mean of {len(cost['step_seconds'])}"
+        passes, unit = cost["forward_passes"], "forward passes"
+        figures.append(Figure(title, passes, unit, bar, at_least=False))
+        for words, field in (
+            ("a step", "step_seconds"),
+            ("a forward pass", "forward"),
+            ("its own forward pass", "own"),
+        ):
+            figures.append(Figure(f"{preset}: {words}", 1e3 * float(np.mean(cost[field])), "ms"))
+        figures.append(Figure(f"{preset}: a step by its own", cost["own_forward_passes"], unit))
         if cost["naive_forward_passes"] is not None:
-            name = f"{preset}: {cost['perturbations']} naive dense JVPs"
-            figures.append(Figure(name, cost["naive_forward_passes"], "forward passes"))
+            title = f"{preset}: {cost['perturbations']} naive dense JVPs"
+            figures.append(Figure(title, cost["naive_forward_passes"], unit))
     if not figures:
         raise ValueError(f"preset must be one of {', '.join(STEP_BARS)}, got {options.preset!r}")
-    notes = (
+    note = (
         "A forward pass is NumPy's, in float32, of the step's own batch, on as many threads; the "
         "preset's own, which may round activations to int8, is given beside it. A step is all of "
-        "it: drawing the batch, forward pass, tangents, choice, new weights.",
+        "it: drawing the batch, forward pass, tangents, choice, new weights."
     )
-    return Report(tuple(figures), notes, details)
+    return Report(figures, [note], details)
 
 
-def step_cost(
-    preset: str, *, steps: int | None = None, workers: int = 1, seed: int = 0
-) -> dict[str, Any]:
-    """Run a preset, timing its steps against forward passes of the same batch.
-
-    Parameters
-    ----------
-    preset : str
-    steps : int, optional
-        Stop after so many: for a look, as the steps of a run differ in cost.
-    workers : int
-        Threads of a step.
-    seed : int
+def step_cost(preset: str, *, steps: int | None = None, workers: int = 1) -> dict[str, Any]:
+    """Run a preset, or its first steps, timing them against forward passes of the same batch.
 
     Returns
     -------
@@ -201,30 +167,27 @@ def step_cost(
             "forward": lambda: numpy_forward(weights, x),
             "own": lambda: unit_tangents.forward(model, codes, batch, labels[: len(x)], workers),
         }
-        found = interleaved(candidates, seconds=0, least_rounds=3, warmups=1)
+        times = medians(candidates, seconds=0, least_rounds=3, warmups=1)
         at.append(progress.step)
-        forward.append(float(np.median(found["forward"])))
-        own.append(float(np.median(found["own"])))
+        forward.append(times["forward"])
+        own.append(times["own"])
         if recipe.method == "sampled" and len(naive) < 5:
             start = time.perf_counter()
             naive_jvp(weights, x)
             naive.append((time.perf_counter() - start) / forward[-1])
 
-    with tempfile.TemporaryDirectory() as folder:
-        result = training.train(
-            preset, seed, Path(folder) / "run.steps", steps=steps, workers=workers, progress=pause
-        )
-    ratios = in_forward_passes(result.step_seconds, at, forward)
+    result = scratch_run(preset, 0, steps=steps, workers=workers, progress=pause)
+    seconds = result.step_seconds
     count = recipe.perturbations if recipe.method == "sampled" else 0
     return {
         "preset": preset,
         "workers": workers,
-        "forward_passes": float(ratios.mean()),
-        "step_seconds": [round(float(s), 7) for s in result.step_seconds],
+        "forward_passes": float(in_forward_passes(seconds, at, forward).mean()),
+        "step_seconds": [round(float(s), 7) for s in seconds],
         "at": at,
         "forward": forward,
         "own": own,
-        "own_forward_passes": float(in_forward_passes(result.step_seconds, at, own).mean()),
+        "own_forward_passes": float(in_forward_passes(seconds, at, own).mean()),
         "perturbations": count,
         "naive_forward_passes": count * float(np.median(naive)) if naive else None,
     }
@@ -233,20 +196,9 @@ def step_cost(
 def in_forward_passes(
     step_seconds: NDArray[np.float64], at: list[int], forward: list[float]
 ) -> NDArray[np.float64]:
-    """Divide each step's seconds by those of a forward pass at the next pause.
+    """Divide each step's seconds by those of a forward pass at the next pause, or at the last.
 
-    Parameters
-    ----------
-    step_seconds : float64 array, shape (steps,)
-    at : list of int
-        How many steps were done at each pause, increasing.
-    forward : list of float
-        Seconds of a forward pass at each pause.
-
-    Returns
-    -------
-    float64 array, shape (steps,)
-        Steps after the last pause are divided by that pause's.
+    `at` says how many steps were done at each pause, increasing.
 
     Examples
     --------
@@ -260,18 +212,7 @@ def in_forward_passes(
 
 
 def numpy_forward(weights: Mapping[str, Floats], x: Floats) -> Floats:
-    """Return the logits of the MLP in plain NumPy, float32, in place where that is quicker.
-
-    Parameters
-    ----------
-    weights : dict of float32 arrays, shape (n_out, n_in)
-    x : float32 array, shape (batch, n_in)
-
-    Returns
-    -------
-    float32 array, shape (batch, classes)
-        As `minibit.layers.mlp`.
-    """
+    """Return the logits of `minibit.layers.mlp` in plain NumPy, in place where that is quicker."""
     *hidden, last = weights.values()
     for w in hidden:
         x = x @ w.T  # (batch, n_out)
@@ -297,8 +238,3 @@ def _random_weights(widths: tuple[int, ...], zeros: float) -> dict[str, Floats]:
         f"w{layer + 1}": draws.choice(np.array([-1, 0, 1], np.float32), (n_out, n_in), p=odds)
         for layer, (n_in, n_out) in enumerate(pairwise(widths))
     }
-
-
-def _plain(value: Any) -> Any:
-    """Give a NumPy number as a Python one."""
-    return value.item() if isinstance(value, np.generic) else value

@@ -1,36 +1,30 @@
 """Long measurements that pages draw: one JSON file each, and the command that repeats it.
 
 A chapter draws ``chapters/results/NAME.json`` and recomputes its cheapest point; nothing is typed
-in by hand. ``minibit experiment NAME`` writes the file again.
+in by hand. ``minibit experiment NAME`` writes the file again. Its runs are kept as they end (see
+`minibit.experiments.runs`), so that an experiment that was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minibit.bench import environment
+from minibit.bench.processes import call, environment
+from minibit.experiments.runs import Runs, Say, write_whole
 
 __all__ = ["EXPERIMENTS", "Experiment", "experiment"]
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A named experiment.
+    """A named experiment: a line for the list, and ``"module:function"``.
 
-    Attributes
-    ----------
-    summary : str
-        One line for the list.
-    function : str
-        ``"module:function"``, imported when it runs; the function takes the seeds and a callable
-        that gets a line after every run, and returns the rows of the file: JSON types.
+    The function takes the seeds and `Runs`, and returns the rows of the file: JSON types.
     """
 
     summary: str
@@ -44,7 +38,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "activations": Experiment(
         "presets of noise_step with float and with int8 activations, on the validation images",
-        "minibit.experiments.activations:compare_activations",
+        "minibit.experiments.training:compare_activations",
     ),
     "language": Experiment(
         "float and b1.58 language models of three sizes on the text of the package, once a seed",
@@ -70,7 +64,11 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 
 def experiment(
-    name: str, out: str | Path, seeds: Sequence[int] = (0, 1, 2), say: Say = print
+    name: str,
+    out: str | Path,
+    seeds: Sequence[int] = (0, 1, 2),
+    say: Say = print,
+    runs: str | Path | None = None,
 ) -> dict[str, Any]:
     """Run an experiment and write ``out/NAME.json``, whole or not at all.
 
@@ -84,6 +82,9 @@ def experiment(
         One run each.
     say : callable
         Gets a line after every run.
+    runs : path, optional
+        A folder that keeps the runs and the models, for experiments that share them. By default
+        ``out/NAME.runs``, which goes when the file is written.
 
     Returns
     -------
@@ -99,24 +100,16 @@ def experiment(
         raise ValueError(f"name must be one of {', '.join(EXPERIMENTS)}, got {name!r}")
     if not seeds:
         raise ValueError("seeds must not be empty")
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    found = {
+    Path(out).mkdir(parents=True, exist_ok=True)
+    folder = Path(out) / f"{name}.runs" if runs is None else Path(runs)
+    content = {
         "experiment": name,
         "command": f"minibit experiment {name} --seeds {' '.join(map(str, seeds))}",
         "seeds": list(seeds),
         "environment": environment(2),
-        "rows": _function(name)(seeds, say),
+        "rows": call(EXPERIMENTS[name].function, [seeds, Runs(folder, name, say)]),
     }
-    part = folder / f"{name}.json.part"
-    part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    part.replace(folder / f"{name}.json")
-    return found
-
-
-def _function(name: str) -> Callable[[Sequence[int], Say], list[dict[str, Any]]]:
-    """Import the function of an experiment."""
-    module, _, function = EXPERIMENTS[name].function.partition(":")
-    found: Callable[[Sequence[int], Say], list[dict[str, Any]]]
-    found = getattr(importlib.import_module(module), function)
-    return found
+    write_whole(Path(out) / f"{name}.json", json.dumps(content, indent=1) + "\n")
+    if runs is None:
+        shutil.rmtree(folder)
+    return content

@@ -1,28 +1,24 @@
 """``minibit experiment language``: float and b1.58 language models of three sizes, over seeds.
 
 Beside them the count models, a sample of the largest b1.58 model, and what a token costs in
-decoding. Every run is a process of its own with one thread, two at a time, so that two CPUs are
-used best.
+decoding. The smallest size is also trained without sub-norms.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minibit.bench import interleaved
-from minibit.bench.language import keep_freed_memory
+from minibit.bench import medians
 from minibit.counting import kneser_ney, witten_bell
 from minibit.datasets import load_text
-from minibit.experiments.runs import folder_of_runs, in_own_process, keep, kept
+from minibit.experiments.runs import Row, Runs
 from minibit.language import (
     LINEAR,
     SIZES,
@@ -53,87 +49,64 @@ BLOCKS = ("700M", "1.3B")  # of the paper: one block of each
 DECODED = 32  # tokens of a timed text
 
 
-def language(
-    seeds: Sequence[int], say: Callable[[str], None], folder: str | Path | None = None
-) -> list[dict[str, Any]]:
-    """Train every size with float and with b1.58 weights once a seed, and measure the models.
+def language(seeds: Sequence[int], runs: Runs) -> list[Row]:
+    """Train every size with float and with b1.58 weights once per seed, and measure the models.
 
-    The smallest size is also trained without sub-norms.
-
-    Parameters
-    ----------
-    seeds : sequence of int
-    say : callable
-        Gets a line after every run.
-    folder : path, optional
-        Keeps the runs (``SIZE_WEIGHTS_SEED.json`` and the model, ``.npz``; ``_plain`` is without
-        sub-norms); those that are there already are not repeated. By default a scratch folder,
-        which is removed.
-
-    Returns
-    -------
-    list of dict
-        Rows of kind ``run``, ``count``, ``sample`` and ``decode``.
+    The models are kept, too (``SIZE_WEIGHTS_SEED.npz``; ``_plain`` is without sub-norms). Returned
+    are rows of kind ``run``, ``count``, ``sample`` and ``decode``.
     """
-    wanted = [
-        (size, weights, seed, True)
+    settings = [
+        {"size": size, "weights": weights, "seed": seed, "sub_norms": sub_norms}
+        for sub_norms, sizes in ((True, list(reversed(SIZES))), (False, list(SIZES)[:1]))
         for seed in seeds
-        for size in reversed(SIZES)
+        for size in sizes
         for weights in LINEAR
     ]
-    wanted += [(next(iter(SIZES)), weights, seed, False) for seed in seeds for weights in LINEAR]
-
-    def ready(run: tuple[str, str, int, bool]) -> dict[str, Any]:
-        found = _in_own_process(*run, place)
-        without = "" if found["sub_norms"] else " without sub-norms"
-        say(
-            f"{found['size']} {found['weights']}{without}, seed {found['seed']}: validation "
-            f"{found['validation_loss']:.4f}, training {found['training_loss']:.4f}, "
-            f"{found['seconds']:.0f} s"
-        )
-        return found
-
-    with folder_of_runs(folder) as place:
-        with ThreadPoolExecutor(2) as pool:
-            rows = list(pool.map(ready, wanted))
-        rows += count_rows() + sample_rows(place, seeds[0]) + decode_rows(place, seeds[0])
-    return rows
+    line = (
+        "{size} {weights}, seed {seed}, sub-norms {sub_norms}: validation {validation_loss:.4f}, "
+        "training {training_loss:.4f}, {seconds:.0f} s"
+    )
+    rows = runs.rows(one_run, settings, line)
+    models = {
+        size: TrainedModel.load(runs.folder / f"{size}_b1.58_{seeds[0]}.npz") for size in SIZES
+    }
+    return [*rows, *count_rows(), *sample_rows(*list(models.items())[-1]), *decode_rows(models)]
 
 
-def one_run(size: str, weights: Any, seed: int, sub_norms: bool, folder: Path) -> dict[str, Any]:
-    """Train one model in this process; keep it and what it came to in the folder."""
-    made = recipe(size, weights, sub_norms=sub_norms)
+def one_run(folder: Path, size: str, weights: Any, seed: int, sub_norms: bool) -> Row:
+    """Train one model and keep it."""
+    settings = recipe(size, weights, sub_norms=sub_norms)
     vocabulary, train, validation = shipped_text()
-    config, linear = made.config(len(vocabulary)), LINEAR[weights]
+    config, linear, steps = settings.config(len(vocabulary)), LINEAR[weights], settings.steps
     checks: list[tuple[int, float]] = []
     spent = 0.0
 
     def progress(done: int, _: float, params: Any) -> None:
         nonlocal spent
-        if done % max(1, made.steps // CHECKS) == 0 or done == made.steps:
+        if done % max(1, steps // CHECKS) == 0 or done == steps:
             start = time.perf_counter()
             checks.append((done, evaluate_loss(config, params, validation, linear=linear)))
             spent += time.perf_counter() - start
 
     begin = time.process_time()
-    trained = train_language(made, seed, progress=progress)
+    trained = train_language(settings, seed, progress=progress)
     cpu = time.process_time() - begin
     seconds = trained.seconds - spent
-    name = _name(size, weights, seed, sub_norms)
-    trained.save(folder / f"{name}.npz")
-    tokens = made.steps * made.batch * made.context
-    edges = np.linspace(0, made.steps, min(POINTS, made.steps) + 1).astype(int)
-    found = {
+    plain = "" if sub_norms else "_plain"
+    trained.save(folder / f"{size}_{weights}_{seed}{plain}.npz")
+    tokens = steps * settings.batch * settings.context
+    edges = np.linspace(0, steps, min(POINTS, steps) + 1).astype(int)
+    return {
         "kind": "run",
         "size": size,
         "weights": weights,
         "seed": seed,
         "sub_norms": sub_norms,
-        "projections": made.projections,
+        "projections": settings.projections,
         "parameters": int(sum(w.size for w in trained.params.values())),
-        "hidden": made.hidden,
-        "peak": made.peak,
-        "steps": made.steps,
+        "hidden": settings.hidden,
+        "peak": settings.peak,
+        "steps": steps,
         "tokens": tokens,
         "seconds": seconds,
         "cpu_seconds": cpu,
@@ -148,42 +121,26 @@ def one_run(size: str, weights: Any, seed: int, sub_norms: bool, folder: Path) -
             "validation": [round(loss, 4) for _, loss in checks],
         },
     }
-    keep(folder / f"{name}.json", found)
-    return found
 
 
-def _name(size: str, weights: str, seed: int, sub_norms: bool) -> str:
-    """Name the files of a run."""
-    return f"{size}_{weights}_{seed}" + ("" if sub_norms else "_plain")
-
-
-def _in_own_process(
-    size: str, weights: str, seed: int, sub_norms: bool, folder: Path
-) -> dict[str, Any]:
-    """Run `one_run` in a process with one thread, unless its file is there."""
-    path = folder / f"{_name(size, weights, seed, sub_norms)}.json"
-    if not path.exists():
-        in_own_process(__name__, size, weights, str(seed), str(int(sub_norms)), str(folder))
-    return kept(path)
-
-
-def count_rows() -> list[dict[str, Any]]:
+def count_rows() -> list[Row]:
     """Losses of the count models on the held-out text, by characters of context."""
     text = load_text()
     cut = len(text) * 9 // 10
-    rows = []
-    for context in range(1, 6):
-        for name, make in (("kneser_ney", kneser_ney), ("witten_bell", witten_bell)):
-            loss = make(text[:cut], context).loss(text[cut:])
-            rows.append(
-                {"kind": "count", "model": name, "context": context, "validation_loss": loss}
-            )
-    return rows
+    return [
+        {
+            "kind": "count",
+            "model": model.__name__,
+            "context": context,
+            "validation_loss": model(text[:cut], context).loss(text[cut:]),
+        }
+        for context in range(1, 6)
+        for model in (kneser_ney, witten_bell)
+    ]
 
 
-def sample_rows(folder: Path, seed: int) -> list[dict[str, Any]]:
-    """Write with the largest b1.58 model; count the words that the text has, too."""
-    trained = TrainedModel.load(folder / f"{list(SIZES)[-1]}_b1.58_{seed}.npz")
+def sample_rows(size: str, trained: TrainedModel) -> list[Row]:
+    """Write with a model; count the words that the text has, too."""
     model = trained.model()
     rows = []
     for temperature in (1.0, 0.8, 0.5):
@@ -192,7 +149,7 @@ def sample_rows(folder: Path, seed: int) -> list[dict[str, Any]]:
         rows.append(
             {
                 "kind": "sample",
-                "size": list(SIZES)[-1],
+                "size": size,
                 "weights": "b1.58",
                 "temperature": temperature,
                 "words": words,
@@ -214,52 +171,46 @@ def known_words(sample: str) -> tuple[int, int]:
     return sum(word in known for word in words), len(words)
 
 
-def decode_rows(folder: Path, seed: int) -> list[dict[str, Any]]:
+def decode_rows(models: dict[str, TrainedModel]) -> list[Row]:
     """Time one token after another: the trained models, and single blocks of the paper's sizes."""
-    rows = []
-    for size in SIZES:
-        trained = TrainedModel.load(folder / f"{size}_b1.58_{seed}.npz")
-        float32 = BitNetModel(trained.config, trained.params, float_linear)
-        rows.append(_decode_row("model", size, trained.model(), float32))
+    rows = [
+        _decode_row("model", size, trained.config, trained.params)
+        for size, trained in models.items()
+    ]
     for size in BLOCKS:
         shape = SHAPES[size]
         config = BitNetConfig(
             83, shape.hidden, shape.intermediate, 1, shape.heads, shape.kv_heads, max_positions=64
         )
-        params = init_params(config, 0)
-        float32 = BitNetModel(config, params, float_linear)
-        rows.append(_decode_row("block", size, BitNetModel(config, pack_params(params)), float32))
+        rows.append(_decode_row("block", size, config, init_params(config, 0)))
     return rows
 
 
-def _decode_row(what: str, size: str, packed: BitNetModel, float32: BitNetModel) -> dict[str, Any]:
-    """Interleave the two, as one slow moment of the machine should hit both."""
-    count = min(DECODED, packed.config.max_positions)
+def _decode_row(kind: str, size: str, config: BitNetConfig, params: dict[str, Any]) -> Row:
+    """Interleave packed and float32 weights, as a slow moment of the machine should hit both."""
+    count = min(DECODED, config.max_positions)
 
     def passes(model: BitNetModel) -> Callable[[], object]:
         def go() -> None:
             decoder = Decoder(model, threads=1)
             for token in range(count):
-                decoder.append([token % model.config.vocab_size])
+                decoder.append([token % config.vocab_size])
                 decoder.logits()
 
         return go
 
-    candidates = {"packed": passes(packed), "float32": passes(float32)}
-    times = interleaved(candidates, seconds=1.0, warmups=1)
-    found: dict[str, Any] = {"kind": "decode", "what": what, "size": size}
-    for name, model in (("packed", packed), ("float32", float32)):
-        found[name] = {
-            "seconds_per_token": float(np.median(times[name])) / count,
+    models = {
+        "packed": BitNetModel(config, pack_params(params)),
+        "float32": BitNetModel(config, dict(params), float_linear),
+    }
+    ways = {name: passes(model) for name, model in models.items()}
+    times = medians(ways, seconds=1.0, warmups=1)
+    row: Row = {"kind": "decode", "what": kind, "size": size}
+    for name, model in models.items():
+        projections = [w for key, w in model.params.items() if key.endswith("_proj")]
+        row[name] = {
+            "seconds_per_token": times[name] / count,
             "bytes": model.nbytes,
-            "projection_bytes": sum(
-                int(w.nbytes) for key, w in model.params.items() if key.endswith("_proj")
-            ),
+            "projection_bytes": sum(int(w.nbytes) for w in projections),
         }
-    return found
-
-
-if __name__ == "__main__":
-    keep_freed_memory()
-    _size, _weights, _seed, _sub_norms, _folder = sys.argv[1:]
-    one_run(_size, _weights, int(_seed), bool(int(_sub_norms)), Path(_folder))
+    return row

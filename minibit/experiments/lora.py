@@ -10,37 +10,32 @@ for the losses that are reported.
     qlora    the same beside projections in NF4, blocks of 64
 
 Learning rates are chosen with the first seed, on the ninth tenth, for full and for qlora (and for
-forward gradients); lora and another rank take qlora's. Every run is a process of its own with one
-thread, two at a time.
+forward gradients); lora and another rank take qlora's.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from minibit.bench.language import keep_freed_memory
 from minibit.datasets import load_text
 from minibit.dual import forward_gradient
-from minibit.experiments.runs import folder_of_runs, in_own_process, keep, kept
+from minibit.experiments.runs import Row, Runs
 from minibit.language import (
     Recipe,
+    Tokens,
+    TrainedModel,
     Vocabulary,
     draw_batch,
     evaluate_loss,
-    learning_rate,
-    loss_and_gradient,
     recipe,
+    train_params,
 )
 from minibit.lora import init_adapters, lora_linear, merge, with_adapters
 from minibit.nf4 import NF4Tensor, quantize_nf4
@@ -48,17 +43,7 @@ from minibit.noise import USER, uniform
 from minibit.tape import Adam, clip_by_global_norm, value_and_grad
 from minibit.transformer import BitNetConfig, forward, init_params, token_loss
 
-__all__ = [
-    "SMALL",
-    "Job",
-    "fine_tune",
-    "halves",
-    "lora",
-    "pretrain",
-    "small_base",
-    "small_run",
-    "with_nf4",
-]
+__all__ = ["SMALL", "Job", "fine_tune", "halves", "lora", "small_base", "small_run", "with_nf4"]
 
 STEPS, WARMUP = 600, 30  # of a fine-tune
 CLIP = 1.0
@@ -73,55 +58,21 @@ RATES = {  # candidates
 }
 DIRECTIONS, FORWARD_STEPS = 8, 200  # of the runs by forward gradients
 
-Tokens = NDArray[np.int64]
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Job:
-    """One fine-tune.
-
-    Attributes
-    ----------
-    seed : int
-        Of the pre-training, the adapters and the batches.
-    task : {"upper", "plain"}
-    method : {"full", "lora", "qlora", "tape", "forward"}
-        The last two move only the B of adapters beside NF4: by reverse mode, and by forward
-        gradients.
-    rank : int
-        0 for a full fine-tune.
-    rate : float
-        Highest learning rate.
-    steps : int
-    """
+    """One fine-tune. The seed is that of the pre-training, the adapters and the batches."""
 
     seed: int
-    task: str
-    method: str
-    rank: int
-    rate: float
+    task: str  # `upper` or `plain`
+    method: str  # `full`, `lora`, `qlora`; with `tape` and `forward` only B moves, beside NF4
+    rank: int  # 0 for a full fine-tune
+    rate: float  # the highest learning rate
     steps: int = STEPS
-
-    @property
-    def name(self) -> str:
-        """Name of its file."""
-        return f"{self.seed}_{self.task}_{self.method}_{self.rank}_{self.rate:g}_{self.steps}"
 
 
 def halves(task: str) -> tuple[Vocabulary, Tokens, Tokens, Tokens, Tokens]:
-    """Cut the text: the first half, and the second in eight, one and one tenths.
-
-    Parameters
-    ----------
-    task : {"upper", "plain"}
-
-    Returns
-    -------
-    vocabulary : Vocabulary
-        Of the whole text.
-    first, train, validation, test : int64 arrays
-    """
+    """Return the vocabulary and the text: its first half, then 8, 1 and 1 tenths of its second."""
     text = load_text()
     vocabulary = Vocabulary.of(text)
     middle = len(text) // 2
@@ -131,20 +82,12 @@ def halves(task: str) -> tuple[Vocabulary, Tokens, Tokens, Tokens, Tokens]:
     return vocabulary, vocabulary.encode(text[:middle]), tokens[:a], tokens[a:b], tokens[b:]
 
 
-def pretrain(made: Recipe, tokens: Tokens, vocabulary: int, seed: int) -> dict[str, Any]:
-    """Train a float model on tokens; return its parameters."""
-    config = made.config(vocabulary)
-    params: Any = init_params(config, seed)
-    optimizer = Adam(params, betas=(0.9, 0.95))
-    for step in range(made.steps):
-        x, y = draw_batch(tokens, seed, step, made.batch, made.context)
-        _, gradient = loss_and_gradient(config, params, x, y)
-        params = optimizer.step(
-            clip_by_global_norm(gradient, made.clip),
-            lr=learning_rate(made, step),
-            weight_decay=made.weight_decay if step < made.steps / 2 else 0.0,
-        )
-    return dict(params)
+def pretrain(settings: Recipe, seed: int) -> TrainedModel:
+    """Train a float model on the first half of the text."""
+    vocabulary, first, *_ = halves("plain")
+    start, begin = init_params(settings.config(len(vocabulary)), seed), time.perf_counter()
+    params, losses = train_params(settings, start, first, seed)
+    return TrainedModel(settings, seed, vocabulary, params, losses, time.perf_counter() - begin)
 
 
 def with_nf4(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,33 +136,36 @@ def fine_tune(
         rate = job.rate * (1 - step / job.steps) * min(1.0, (step + 1) / WARMUP)
         moving = optimizer.step(clip_by_global_norm(gradient, CLIP), lr=rate)
         if (step + 1) % max(1, job.steps // checks) == 0:
-            found = evaluate_loss(config, model(moving), validation, linear=lora_linear)
-            curve.append((step + 1, round(found, 5)))
+            reached = evaluate_loss(config, model(moving), validation, linear=lora_linear)
+            curve.append((step + 1, round(reached, 5)))
     return model(moving), curve
 
 
 def _directions(tree: Any, count: int, seed: int, step: int) -> Any:
     """Draw signs for every number that moves: (count, *shape)."""
-    made = {}
-    for lane, (name, pair) in enumerate(tree.items()):
-        draws = {p: uniform(seed, (count, *w.shape), domain=USER, step=step, lane=lane)
-                 for p, w in pair.items()}  # fmt: skip
-        made[name] = {p: np.where(u < 0.5, -1, 1).astype(np.float32) for p, u in draws.items()}
-    return made
+
+    def signs(w: Any, lane: int) -> Any:
+        u = uniform(seed, (count, *w.shape), domain=USER, step=step, lane=lane)
+        return np.where(u < 0.5, -1, 1).astype(np.float32)
+
+    return {
+        name: {part: signs(w, lane) for part, w in pair.items()}
+        for lane, (name, pair) in enumerate(tree.items())
+    }
 
 
 def sizes(params: Mapping[str, Any], moving: int) -> dict[str, int]:
     """Bytes of a fine-tune: frozen weights, and four float32 numbers for each that moves."""
-    stored = sum(int(getattr(w, "base", w).nbytes if _adapted(w) else w.nbytes)
-                 for w in params.values())  # fmt: skip
-    full = not any(_adapted(w) for w in params.values())
+    adapted = any(map(_adapted, params.values()))
+    weights = [w.base if _adapted(w) else w for w in params.values()]
+    frozen = sum(int(w.nbytes) for w in weights) if adapted else 0
     return {
-        "frozen_bytes": 0 if full else stored,
+        "frozen_bytes": frozen,
         "moving": moving,
         "weight_bytes": 4 * moving,
         "gradient_bytes": 4 * moving,
         "optimizer_bytes": 8 * moving,
-        "bytes": (0 if full else stored) + 16 * moving,
+        "bytes": frozen + 16 * moving,
     }
 
 
@@ -227,12 +173,19 @@ def _adapted(w: Any) -> bool:
     return hasattr(w, "scaling")
 
 
-def one_run(job: Job, folder: Path) -> dict[str, Any]:
-    """Fine-tune once in this process, and keep what it came to in the folder."""
-    made = recipe("221k", "float")
-    vocabulary, _, train, validation, test = halves(job.task)
-    config = made.config(len(vocabulary))
-    params = _load(folder / f"pretrained_{job.seed}.npz")
+def pretrain_run(folder: Path, seed: int) -> Row:
+    """Pre-train the model of a seed, and keep it in the folder."""
+    trained = pretrain(recipe("221k", "float"), seed)
+    trained.save(folder / f"pretrained_{seed}.npz")
+    return {"seconds": trained.seconds}
+
+
+def one_run(folder: Path, **fields: Any) -> Row:
+    """Fine-tune a pre-trained model once; fields are those of `Job`."""
+    job = Job(**fields)
+    trained = TrainedModel.load(folder / f"pretrained_{job.seed}.npz")
+    config, params = trained.config, trained.params
+    _, _, train, validation, test = halves(job.task)
     loss = partial(evaluate_loss, config, linear=lora_linear)
     begin = time.process_time()
     model, curve = fine_tune(job, config, params, train, validation)
@@ -242,8 +195,10 @@ def one_run(job: Job, folder: Path) -> dict[str, Any]:
         moving = sum(w.B.size + (w.A.size if job.method.endswith("lora") else 0) for w in pairs)
     else:
         moving = sum(w.size for w in model.values())
-    found: dict[str, Any] = {"kind": "run", **asdict(job), "cpu_seconds": round(cpu, 1)}
-    found |= {
+    row: Row = {
+        "kind": "run",
+        **asdict(job),
+        "cpu_seconds": round(cpu, 1),
         "before": {"validation": loss(params, validation), "test": loss(params, test)},
         "after": {"validation": loss(model, validation), "test": loss(model, test)},
         "forgets": loss(model, halves("plain")[4]) if job.task == "upper" else None,
@@ -254,15 +209,14 @@ def one_run(job: Job, folder: Path) -> dict[str, Any]:
         floats = {
             name: w.base.dequantize() + w.delta() if _adapted(w) else w for name, w in model.items()
         }
-        again = merge(model)
-        found["merged"] = {
+        merged = merge(model)
+        row["merged"] = {
             "base_nf4": loss(with_nf4(params), test),
             "float32": loss(floats, test),
-            "nf4": loss(again, test),
-            **_rounded(model, again),
+            "nf4": loss(merged, test),
+            **_rounded(model, merged),
         }
-    keep(folder / f"{job.name}.json", found)
-    return found
+    return row
 
 
 def _rounded(model: Mapping[str, Any], merged: Mapping[str, Any]) -> dict[str, float]:
@@ -279,37 +233,20 @@ def _rounded(model: Mapping[str, Any], merged: Mapping[str, Any]) -> dict[str, f
     return {"same_codes": same / total, "relative_error": float(np.sqrt(lost / size))}
 
 
-def _pretrained(seed: int, folder: Path) -> None:
-    """Pre-train the model of a seed in this process, and keep it in the folder."""
-    made = recipe("221k", "float")
-    vocabulary, first, *_ = halves("plain")
-    params = pretrain(made, first, len(vocabulary), seed)
-    part = folder / f"pretrained_{seed}.npz.part"
-    with part.open("wb") as file:
-        np.savez(file, **params)
-    part.replace(folder / f"pretrained_{seed}.npz")
-
-
 SMALL = Job(0, "upper", "qlora", rank=8, rate=1e-2, steps=100)
 
 
 def small_base(seed: int = 0) -> tuple[BitNetConfig, dict[str, Any], Tokens, Tokens]:
     """Pre-train for seconds: 55k weights, 300 batches.
 
-    Returns
-    -------
-    config : BitNetConfig
-    params : dict
-    train, validation : int64 arrays
-        Of the second half, in upper case.
+    Returned are the configuration, the parameters, and what `SMALL` trains on and is judged by.
     """
-    made = recipe("55k", "float", steps=300, warmup=50)
-    vocabulary, first, train, validation, _ = halves("upper")
-    params = pretrain(made, first, len(vocabulary), seed)
-    return made.config(len(vocabulary)), params, train, validation
+    trained = pretrain(recipe("55k", "float", steps=300, warmup=50), seed)
+    _, _, train, validation, _ = halves("upper")
+    return trained.config, trained.params, train, validation
 
 
-def small_run(seed: int = 0) -> dict[str, Any]:
+def small_run(seed: int = 0) -> Row:
     """Fine-tune the model of `small_base` by `SMALL`: the point that a page computes again."""
     config, params, train, validation = small_base(seed)
     job = replace(SMALL, seed=seed)
@@ -318,109 +255,52 @@ def small_run(seed: int = 0) -> dict[str, Any]:
     return {"kind": "small", "seed": seed, "before": before, "after": curve[-1][1]}
 
 
-def lora(seeds: Sequence[int], say: Say, folder: str | Path | None = None) -> list[dict[str, Any]]:
-    """Pre-train once a seed, choose learning rates with the first, fine-tune in every way.
+def lora(seeds: Sequence[int], runs: Runs) -> list[Row]:
+    """Pre-train once per seed, choose learning rates with the first, fine-tune in every way.
 
-    Parameters
-    ----------
-    seeds : sequence of int
-    say : callable
-        Gets a line after every run.
-    folder : path, optional
-        Keeps the runs; those that are there already are not repeated. By default a scratch folder,
-        which is removed.
-
-    Returns
-    -------
-    list of dict
-        Rows of kind ``chosen``, ``run`` (those of the choice have ``"choice": true``) and
-        ``small``.
+    Returned are rows of kind ``chosen``, ``run`` (those of the choice have ``"choice": true``) and
+    ``small``.
     """
+    line = (
+        "{task} {method}, rank {rank}, rate {rate:g}, seed {seed}: test {before[test]:.4f} -> "
+        "{after[test]:.4f}, {cpu_seconds:.0f} s"
+    )
 
-    def ready(job: Job) -> dict[str, Any]:
-        path = place / f"{job.name}.json"
-        if not path.exists():
-            _in_own_process(json.dumps(asdict(job)), str(place))
-        found = kept(path)
-        say(
-            f"{job.task} {job.method}, rank {job.rank}, rate {job.rate:g}, seed {job.seed}: test "
-            f"{found['before']['test']:.4f} -> {found['after']['test']:.4f}, "
-            f"{found['cpu_seconds']:.0f} s"
-        )
-        return found
+    def done(jobs: Sequence[Job]) -> list[Row]:
+        return runs.rows(one_run, [asdict(job) for job in jobs], line)
 
-    def start(seed: int) -> None:
-        if not (place / f"pretrained_{seed}.npz").exists():
-            _in_own_process(str(seed), str(place))
-
-    with folder_of_runs(folder) as place, ThreadPoolExecutor(2) as pool:
-        list(pool.map(start, seeds))
-        trials = [
-            _trial(seeds[0], task, method, rate)
-            for (task, method), rates in RATES.items()
-            for rate in rates
-        ]
-        tried = list(pool.map(ready, trials))
-        best = {key: _best(tried, *key) for key in RATES}
-        jobs = [job for seed in seeds for job in _jobs(seed, best)]
-        for method, rate in (
-            ("tape", best["upper", "qlora"]),
-            ("forward", best["upper", "forward"]),
-        ):
-            jobs.append(Job(seeds[0], "upper", method, 1, rate, FORWARD_STEPS))
-        runs = list(pool.map(ready, jobs))
-    chosen = [
-        {"kind": "chosen", "task": task, "method": method, "rate": rate, "of": RATES[task, method]}
-        for (task, method), rate in best.items()
-    ]
+    first = seeds[0]
+    settings = [{"seed": seed} for seed in seeds]
+    runs.rows(pretrain_run, settings, "seed {seed} pre-trained, {seconds:.0f} s")
+    tried = done([_job(first, *key, rate) for key, rates in RATES.items() for rate in rates])
+    best = {
+        (task, method): min(
+            (row for row in tried if (row["task"], row["method"]) == (task, method)),
+            key=lambda row: float(row["after"]["validation"]),
+        )["rate"]
+        for task, method in RATES
+    }
+    jobs = []
+    for seed in seeds:
+        for task in ("upper", "plain"):
+            jobs.append(_job(seed, task, "full", best[task, "full"]))
+            jobs += [_job(seed, task, method, best[task, "qlora"]) for method in ("lora", "qlora")]
+        jobs.append(replace(jobs[-1], rank=16))
+    jobs.append(_job(first, "upper", "tape", best["upper", "qlora"]))
+    jobs.append(_job(first, "upper", "forward", best["upper", "forward"]))
     return [
-        *chosen,
+        *(
+            {"kind": "chosen", "task": task, "method": method, "rate": rate, "of": rates}
+            for ((task, method), rate), rates in zip(best.items(), RATES.values(), strict=True)
+        ),
         *({**row, "choice": True} for row in tried),
-        *({**row, "choice": False} for row in runs),
-        small_run(seeds[0]),
+        *({**row, "choice": False} for row in done(jobs)),
+        small_run(first),
     ]
 
 
-def _trial(seed: int, task: str, method: str, rate: float) -> Job:
-    """Return the run that tries a rate."""
-    if method == "forward":
+def _job(seed: int, task: str, method: str, rate: float) -> Job:
+    """Return a run with the rank and the steps of its method."""
+    if method in ("tape", "forward"):
         return Job(seed, task, method, 1, rate, FORWARD_STEPS)
     return Job(seed, task, method, 0 if method == "full" else 8, rate)
-
-
-def _jobs(seed: int, best: Mapping[tuple[str, str], float]) -> list[Job]:
-    """List the runs of a seed, at the rates that were chosen."""
-    jobs = []
-    for task in ("upper", "plain"):
-        quantised = best[task, "qlora"]
-        jobs += [
-            Job(seed, task, "full", 0, best[task, "full"]),
-            Job(seed, task, "lora", 8, quantised),
-            Job(seed, task, "qlora", 8, quantised),
-        ]
-    return [*jobs, Job(seed, "plain", "qlora", 16, best["plain", "qlora"])]
-
-
-def _best(rows: Sequence[Mapping[str, Any]], task: str, method: str) -> float:
-    """Return the rate whose run has the lowest validation loss."""
-    ours = [row for row in rows if row["task"] == task and row["method"] == method]
-    return float(min(ours, key=lambda row: row["after"]["validation"])["rate"])
-
-
-def _in_own_process(*arguments: str) -> None:
-    """Run this module in a process with one thread."""
-    in_own_process(__name__, *arguments)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
-
-
-if __name__ == "__main__":
-    keep_freed_memory()
-    what = json.loads(sys.argv[1])
-    if isinstance(what, int):
-        _pretrained(what, Path(sys.argv[2]))
-    else:
-        one_run(Job(**what), Path(sys.argv[2]))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from minibit.datasets import load_mnist
 from minibit.dual import straight_through
+from minibit.experiments.runs import Row, Runs, mean_and_std
 from minibit.layers import cross_entropy, mlp, ternary_linear
 from minibit.noise import BATCH, INITIAL, integers, uniform
 from minibit.noise_step import MLP, digest
@@ -28,10 +29,9 @@ from minibit.steps import StepLog
 from minibit.tape import Adam, value_and_grad
 from minibit.training import MNIST_MEAN, MNIST_STD, PRESETS, SHIFTS, evaluate, model_of, train
 
-__all__ = ["RUNS", "STEPS", "straight_through_run", "ternary", "train_mlp"]
+__all__ = ["RUNS", "accuracy", "straight_through_run", "ternary", "train_mlp"]
 
 RUNS = ((200, 5), (800, 5), (800, 1), (2400, 5))  # steps; shifts: none and one pixel each way
-STEPS = tuple(steps for steps, shifts in RUNS if shifts > 1)
 PRESET = "small"  # of noise_step, whose curve is drawn beside
 RATE, SIZE = 0.02, 512
 LOGIT_SCALE = 0.12
@@ -58,17 +58,10 @@ def straight_through_run(
 ) -> Codes:
     """Train the paper's MLP on MNIST by Adam with straight-through; return its codes.
 
-    Parameters
-    ----------
-    seed : int
-        Names the first latent weights and all batches.
-    steps : int
-        The learning rate falls linearly from 0.02 to 0 over so many.
-    shifts : int
-        5: images as they are and shifted by one pixel each way; 1: as they are.
-    report : callable
-        Gets the step, CPU seconds so far without its own, and the codes: at 1, 2, 4, ... steps and
-        at the last.
+    The seed names the first latent weights and all batches; the learning rate falls linearly from
+    0.02 to 0 over the steps. With 5 shifts images are taken as they are and moved by one pixel each
+    way, with 1 as they are. `report` gets the step, CPU seconds so far without its own, and the
+    codes: at 1, 2, 4, ... steps and at the last.
     """
     data = load_mnist()
     labels = data.train_y.astype(np.int64)
@@ -84,10 +77,7 @@ def straight_through_run(
 
     def loss(params: dict[str, Any], x: NDArray[Any], y: NDArray[Any]) -> Any:
         logits = mlp(
-            params,
-            x,
-            logit_scale=LOGIT_SCALE,
-            linear=lambda h, w: ternary_linear(h, ternary(w)),
+            params, x, logit_scale=LOGIT_SCALE, linear=lambda h, w: ternary_linear(h, ternary(w))
         )
         return cross_entropy(logits, y)
 
@@ -120,66 +110,57 @@ def accuracy(codes: Codes, model: MLP = MODEL) -> float:
     return evaluate(codes, model, data.test_x, data.test_y.astype(np.int64), workers=1)
 
 
-def train_mlp(seeds: Sequence[int], say: Callable[[str], None]) -> list[dict[str, Any]]:
+def train_mlp(seeds: Sequence[int], runs: Runs) -> list[Row]:
     """Train on all training images: Adam for some numbers of steps, then noise_step once."""
     rows = []
+    line = "Adam, {steps} steps, {shifts} shifts, seed {seed}: {test_accuracy:.2%}"
     for steps, shifts in RUNS:
-        runs = []
-        for seed in seeds:
-            curve: list[tuple[int, float, float]] = []
-            codes = straight_through_run(
-                seed,
-                steps,
-                shifts,
-                report=lambda n, t, w, curve=curve: curve.append((n, t, accuracy(w))),  # type: ignore[misc]
-            )
-            runs.append(_run(seed, codes, curve))
-            say(f"Adam, {steps} steps, {shifts} shifts, seed {seed}: {curve[-1][2]:.2%}")
-        rows.append(_row("Adam, straight-through", steps, shifts, runs))
-    seed = seeds[0]
-    codes, curve = _noise_step(seed)
-    say(f"noise_step {PRESET}, seed {seed}: {curve[-1][2]:.2%}")
+        settings = [{"steps": steps, "shifts": shifts, "seed": seed} for seed in seeds]
+        done = runs.rows(adam_run, settings, line, here=True)
+        rows.append(_row("Adam, straight-through", steps, shifts, done))
+    line = f"noise_step {PRESET}, seed {{seed}}: {{test_accuracy:.2%}}"
+    done = runs.rows(noise_step_run, [{"seed": seeds[0]}], line, here=True)
     recipe = PRESETS[PRESET]
-    rows.append(
-        _row(f"noise_step {PRESET}", recipe.steps, recipe.shifts, [_run(seed, codes, curve)])
+    return [*rows, _row(f"noise_step {PRESET}", recipe.steps, recipe.shifts, done)]
+
+
+def adam_run(folder: Path, steps: int, shifts: int, seed: int) -> Row:
+    """Train by Adam, and measure on the way."""
+    curve: list[tuple[int, float, float]] = []
+    codes = straight_through_run(
+        seed, steps, shifts, report=lambda n, t, w: curve.append((n, t, accuracy(w)))
     )
-    return rows
+    return _run(seed, codes, curve)
 
 
-def _noise_step(seed: int) -> tuple[Codes, list[tuple[int, float, float]]]:
+def noise_step_run(folder: Path, seed: int) -> Row:
     """Train a preset, then replay its log to see the way."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "run.steps"
-        done = train(PRESET, seed, path, workers=1)
+    with TemporaryDirectory() as scratch:
+        path = Path(scratch) / "run.steps"
+        result = train(PRESET, seed, path, workers=1)
         log = StepLog.open(path)
-        share = np.cumsum(done.step_seconds) / np.sum(done.step_seconds)
-        marks = [2**k for k in range(done.steps.bit_length()) if 2**k < done.steps]
+        share = np.cumsum(result.step_seconds) / np.sum(result.step_seconds)
+        marks = [2**k for k in range(result.steps.bit_length()) if 2**k < result.steps]
         model = model_of(log.header)
         curve = [
-            (n, float(done.cpu_seconds * share[n - 1]), accuracy(log.replay(n), model))
-            for n in [*marks, done.steps]
+            (n, float(result.cpu_seconds * share[n - 1]), accuracy(log.replay(n), model))
+            for n in [*marks, result.steps]
         ]
-        return log.replay(), curve
+        return _run(seed, log.replay(), curve)
 
 
-def _run(seed: int, codes: Codes, curve: list[tuple[int, float, float]]) -> dict[str, Any]:
-    return {
-        "seed": seed,
-        "test_accuracy": curve[-1][2],
-        "cpu_seconds": curve[-1][1],
-        "digest": digest(codes),
-        "curve": curve,
-    }
+def _run(seed: int, codes: Codes, curve: list[tuple[int, float, float]]) -> Row:
+    _, seconds, reached = curve[-1]
+    summary = {"seed": seed, "test_accuracy": reached, "cpu_seconds": seconds}
+    return {**summary, "digest": digest(codes), "curve": curve}
 
 
-def _row(method: str, steps: int, shifts: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    reached = [run["test_accuracy"] for run in runs]
+def _row(method: str, steps: int, shifts: int, done: list[Row]) -> Row:
     return {
         "method": method,
         "steps": steps,
         "shifts": shifts,
-        "test_accuracy": float(np.mean(reached)),
-        "test_accuracy_std": float(np.std(reached, ddof=1)) if len(runs) > 1 else 0.0,
-        "cpu_seconds": float(np.mean([run["cpu_seconds"] for run in runs])),
-        "runs": runs,
+        **mean_and_std(done, "test_accuracy"),
+        "cpu_seconds": float(np.mean([run["cpu_seconds"] for run in done])),
+        "runs": done,
     }

@@ -1,8 +1,8 @@
-"""``minibit experiment nf4``: what four bits a weight cost, on normal weights and trained models.
+"""``minibit experiment nf4``: what four bits per weight cost, on normal weights and trained models.
 
-Float language models of three sizes are trained, once a seed, and their projections rounded to each
-codebook afterwards, in blocks of 64; embeddings and norms stay as they are. What counts is the loss
-on the held-out text, before and after: the nats a character that rounding adds.
+Float language models of three sizes are trained, once per seed, and their projections rounded to
+each codebook afterwards, in blocks of 64; embeddings and norms stay as they are. What counts is the
+loss on the held-out text, before and after: the nats per character that rounding adds.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.experiments.runs import dense_model, folder_of_runs
-from minibit.language import SIZES, TrainedModel, evaluate_loss, shipped_text
-from minibit.language import train_language as train
-from minibit.nf4 import E2M1_CODE, E3M0_CODE, INT4_CODE, NF4_CODE, codebook_quantize, quantize_nf4
+from minibit.experiments.runs import Row, Runs, dense_model, mean_and_std
+from minibit.language import SIZES, evaluate_loss, shipped_text
+from minibit.nf4 import (
+    E2M1_CODE,
+    E3M0_CODE,
+    INT4_CODE,
+    NF4_CODE,
+    codebook_quantize,
+    quantize_nf4,
+)
 
 __all__ = ["CODEBOOKS", "PEER_FP4", "nf4", "normal_errors", "rounded"]
 
@@ -44,15 +49,7 @@ COMPARED = ("NF4", "E2M1", "Int4")
 
 
 def rounded(params: Params, rounding: Callable[[Array], Array]) -> dict[str, Array]:
-    """Round the projections of a model; all else stays.
-
-    Parameters
-    ----------
-    params : mapping of float32 arrays
-        Projections are those whose names end with ``_proj``.
-    rounding : callable
-        One of `CODEBOOKS`.
-    """
+    """Round the projections of a model (``*_proj``); all else stays."""
     return {name: rounding(w) if name.endswith("_proj") else w for name, w in params.items()}
 
 
@@ -62,12 +59,7 @@ def cut_at(start: int, rounding: Callable[[Array], Array]) -> Callable[[Array], 
     How much loss is added depends on which weights happen to share an absmax. Averages over
     several cuts tell codebooks apart that single ones do not.
     """
-
-    def moved(w: Array) -> Array:
-        held = rounding(np.roll(w.reshape(-1), -start))
-        return np.roll(held, start).reshape(w.shape)
-
-    return moved
+    return lambda w: np.roll(rounding(np.roll(w.reshape(-1), -start)), start).reshape(w.shape)
 
 
 def relative_error(params: Params, rounding: Callable[[Array], Array]) -> float:
@@ -83,54 +75,35 @@ def normal_errors(seed: int) -> dict[str, float]:
     return {name: relative_error({"w_proj": w}, way) for name, way in CODEBOOKS.items()}
 
 
-def nf4(
-    seeds: Sequence[int], say: Callable[[str], None], folder: str | Path | None = None
-) -> list[dict[str, Any]]:
+def nf4(seeds: Sequence[int], runs: Runs) -> list[Row]:
     """Train float models of every size, round them, and measure what it adds to the loss.
 
-    Parameters
-    ----------
-    seeds : sequence of int
-    say : callable
-        Gets a line after every model.
-    folder : path, optional
-        Has the trained models, ``SIZE_float_SEED.npz``, as ``minibit experiment language`` keeps
-        them; those that are missing are trained and kept there. By default a scratch folder.
-
-    Returns
-    -------
-    list of dict
-        A row of kind ``normal`` a seed, of kind ``model`` a model, and of kind ``size`` a size,
-        with means and standard deviations over the seeds, and over seeds and cuts.
+    Returned is a row of kind ``normal`` per seed, of kind ``model`` per model, and of kind ``size``
+    per size, with means and standard deviations over the seeds, and over seeds and cuts.
     """
-    rows: list[dict[str, Any]] = [
+    rows: list[Row] = [
         {"kind": "normal", "seed": seed, "relative_error": normal_errors(seed)} for seed in seeds
     ]
-    _, _, validation = shipped_text()
-    with folder_of_runs(folder) as place:
-        for size in SIZES:
-            models = []
-            for seed in seeds:
-                trained = dense_model(size, "float", seed, place, train)
-                models.append(_model_row(size, seed, trained, validation))
-                added = models[-1]["added"]
-                say(f"{size}, seed {seed}: " + ", ".join(f"{k} {v:+.4f}" for k, v in added.items()))
-            rows += [*models, _size_row(size, models)]
+    line = "{size}, seed {seed}: NF4 {added[NF4]:+.4f}, Int4 {added[Int4]:+.4f}"
+    for size in SIZES:
+        settings = [{"size": size, "seed": seed} for seed in seeds]
+        models = runs.rows(one_run, settings, line, here=True)
+        rows += [*models, _size_row(size, models)]
     return rows
 
 
-def _model_row(size: str, seed: int, trained: TrainedModel, validation: Any) -> dict[str, Any]:
+def one_run(folder: Path, size: str, seed: int) -> Row:
     """Losses of one model, as it is and rounded in every way."""
-    params = trained.params
+    trained = dense_model(folder, size, "float", seed)
+    params, validation = trained.params, shipped_text()[2]
 
-    def loss(held: Params) -> float:
-        return evaluate_loss(trained.config, held, validation, linear=trained.linear)
+    def loss(params: Params) -> float:
+        return evaluate_loss(trained.config, params, validation, linear=trained.linear)
 
     before = loss(params)
-    after = {name: loss(rounded(params, way)) for name, way in CODEBOOKS.items()}
+    added = {name: loss(rounded(params, way)) - before for name, way in CODEBOOKS.items()}
     cuts = {
-        name: [after[name] - before]
-        + [loss(rounded(params, cut_at(start, CODEBOOKS[name]))) - before for start in CUTS]
+        name: [loss(rounded(params, cut_at(start, CODEBOOKS[name]))) - before for start in CUTS]
         for name in COMPARED
     }
     return {
@@ -138,36 +111,24 @@ def _model_row(size: str, seed: int, trained: TrainedModel, validation: Any) -> 
         "size": size,
         "seed": seed,
         "loss": before,
-        "added": {name: value - before for name, value in after.items()},
-        "added_by_cut": cuts,
+        "added": added,
+        "added_by_cut": {name: [added[name], *cuts[name]] for name in COMPARED},
         "relative_error": {name: relative_error(params, way) for name, way in CODEBOOKS.items()},
     }
 
 
-def _size_row(size: str, models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _size_row(size: str, models: Sequence[Row]) -> Row:
     """Means and spreads of one size."""
-    row: dict[str, Any] = {
-        "kind": "size",
-        "size": size,
-        "loss": float(np.mean([model["loss"] for model in models])),
-    }
-    for what in ("added", "relative_error"):
-        values = {name: [model[what][name] for model in models] for name in CODEBOOKS}
-        row[what] = {name: float(np.mean(found)) for name, found in values.items()}
-        row[f"{what}_std"] = {
-            name: float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
-            for name, found in values.items()
-        }
-    row["cuts"] = {  # differences within a model and a cut: their mean and its standard error
-        f"{other} - {name}": _mean_and_error(models, name, other)
-        for name, other in pairwise(COMPARED)
-    }
+    row: Row = {"kind": "size", "size": size, "loss": mean_and_std(models, "loss")["loss"]}
+    for field in ("added", "relative_error"):
+        for name in CODEBOOKS:
+            summary = mean_and_std([model[field] for model in models], name)
+            row.setdefault(field, {})[name] = summary[name]
+            row.setdefault(f"{field}_std", {})[name] = summary[f"{name}_std"]
+    row["cuts"] = {}
+    for name, other in pairwise(COMPARED):  # within a model and a cut: mean and standard error
+        pairs = [(m["added_by_cut"][other], m["added_by_cut"][name]) for m in models]
+        more = np.concatenate([np.subtract(*pair) for pair in pairs])
+        error = more.std(ddof=1) / np.sqrt(more.size)
+        row["cuts"][f"{other} - {name}"] = [float(more.mean()), float(error)]
     return row
-
-
-def _mean_and_error(models: Sequence[Mapping[str, Any]], name: str, other: str) -> list[float]:
-    """How much more another codebook adds, over all models and cuts."""
-    found = np.concatenate(
-        [np.subtract(model["added_by_cut"][other], model["added_by_cut"][name]) for model in models]
-    )
-    return [float(found.mean()), float(found.std(ddof=1) / np.sqrt(found.size))]

@@ -1,71 +1,109 @@
-"""The runs of an experiment: each in a process of its own, once, and kept in a folder.
+"""The runs of an experiment: each is done once, and its row is kept as soon as it is done.
 
-    FOLDER/RUN.json                  what a run came to: while it is there, the run is not repeated
-    FOLDER/SIZE_WEIGHTS_SEED.npz     a dense language model, which several experiments measure
-
-A process has one thread, so that two runs side by side use two CPUs best and time the same alone.
+FOLDER/NAME/SETTINGS.json       the row of a run: while it is there, the run is not repeated
+FOLDER/SIZE_WEIGHTS_SEED.npz    a dense language model, which several experiments measure
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from minibit.bench import clean_environment
-from minibit.language import Recipe, TrainedModel, recipe, train_language
+import numpy as np
 
-__all__ = ["dense_model", "folder_of_runs", "in_own_process", "keep", "kept"]
+from minibit.bench.processes import call, in_own_process, keep_freed_memory
+from minibit.language import TrainedModel, recipe, train_language
 
+__all__ = ["Row", "Runs", "Say", "dense_model", "mean_and_std", "write_whole"]
 
-@contextmanager
-def folder_of_runs(folder: str | Path | None) -> Iterator[Path]:
-    """Yield a folder that keeps runs, made if it is not there; None is a scratch folder."""
-    if folder is None:
-        with tempfile.TemporaryDirectory() as scratch:
-            yield Path(scratch)
-        return
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    yield Path(folder)
+Say = Callable[[str], None]
+Row = dict[str, Any]
 
 
-def in_own_process(module: str, *arguments: str) -> None:
-    """Run ``python -m module arguments`` with one thread; a RuntimeError if it fails."""
-    command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, env=clean_environment(1), check=False)
-    if done.returncode:
-        raise RuntimeError(
-            f"the run {' '.join(arguments)} of {module} ended with status {done.returncode}"
-        )
+class Runs:
+    """What does the runs of an experiment, or finds them done.
+
+    Parameters
+    ----------
+    folder : path
+        Keeps rows and models; made if it is not there.
+    name : str
+        Of the experiment.
+    say : callable
+        Gets a line after every run.
+    processes : int
+        Runs in processes of their own at a time. Each has one thread, so that two runs side by
+        side use two CPUs best and time the same alone. With 0 all runs are done here.
+    """
+
+    def __init__(self, folder: str | Path, name: str, say: Say, processes: int = 2) -> None:
+        self.folder, self.say, self.processes = Path(folder), say, processes
+        self._rows = self.folder / name
+        self._rows.mkdir(parents=True, exist_ok=True)
+
+    def rows(
+        self,
+        function: Callable[..., Row],
+        settings: Iterable[Mapping[str, Any]],
+        line: str,
+        *,
+        here: bool = False,
+    ) -> list[Row]:
+        """Return what ``function(folder, **fields)`` comes to for each of the settings.
+
+        `function` is one of a module, its fields and its row are JSON types. `line` is a format
+        string, filled in from fields and row. With `here` no run has a process of its own.
+        """
+
+        def finished(fields: Mapping[str, Any]) -> Row:
+            words = [function.__name__.strip("_"), *map(str, fields.values())]
+            path = self._rows / f"{'_'.join(words)}.json"
+            if not path.exists():
+                if here or not self.processes:
+                    result = function(self.folder, **fields)
+                else:
+                    name = f"{function.__module__}:{function.__name__}"
+                    arguments = [name, str(self.folder), dict(fields)]
+                    title = f"run {path.stem} of {function.__module__}"
+                    result = in_own_process(f"{__name__}:run_alone", arguments, 1, title)
+                write_whole(path, json.dumps(result))
+            row: Row = json.loads(path.read_text(encoding="utf-8"))
+            self.say(line.format(**{**fields, **row}))
+            return row
+
+        if here or not self.processes:
+            return [finished(fields) for fields in settings]
+        with ThreadPoolExecutor(self.processes) as pool:
+            return list(pool.map(finished, settings))
 
 
-def keep(path: Path, found: Mapping[str, Any]) -> None:
-    """Write what a run came to, whole or not at all."""
+def run_alone(function: str, folder: str, fields: Mapping[str, Any]) -> Row:
+    """Do a run in this process, which has no other work."""
+    keep_freed_memory()
+    row: Row = call(function, [Path(folder)], fields)
+    return row
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(found), encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
     part.replace(path)
 
 
-def kept(path: Path) -> dict[str, Any]:
-    """Read what a run came to."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
-def dense_model(
-    size: str,
-    weights: Any,
-    seed: int,
-    folder: Path,
-    train: Callable[[Recipe, int], TrainedModel] = train_language,
-) -> TrainedModel:
+def dense_model(folder: Path, size: str, weights: Any, seed: int) -> TrainedModel:
     """Return the dense model of a size and a seed: from its file, or trained now and kept."""
     path = folder / f"{size}_{weights}_{seed}.npz"
     if not path.exists():
-        train(recipe(size, weights), seed).save(path)
+        train_language(recipe(size, weights), seed).save(path)
     return TrainedModel.load(path)
+
+
+def mean_and_std(rows: Sequence[Row], name: str) -> dict[str, float]:
+    """Mean of a field, and its standard deviation over the rows, 0 for one row."""
+    values = [row[name] for row in rows]
+    spread = float(np.std(values, ddof=min(1, len(values) - 1)))
+    return {name: float(np.mean(values)), f"{name}_std": spread}

@@ -2,18 +2,14 @@
 
 Dense and sparse models of the recipe of `minibit.language`, float and b1.58, with top-K and squared
 ReLU together; sparsity against loss; straight-through against the masked gradient, by depth and by
-sparsity; dense models that become sparse, on the text they know and on another. Every run is a
-process of its own with one thread, two at a time.
+sparsity; dense models that become sparse, on the text they know and on another.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,24 +18,22 @@ from typing import Any
 import numpy as np
 
 from minibit.absmean import absmax_quantize
-from minibit.bench.language import keep_freed_memory
 from minibit.datasets import load_text
-from minibit.experiments.runs import dense_model, folder_of_runs, in_own_process, keep, kept
+from minibit.experiments.runs import Row, Runs, dense_model
 from minibit.language import (
     LINEAR,
-    Optimizer,
     Recipe,
     draw_batch,
     evaluate_loss,
-    learning_rate,
     loss_and_gradient,
     recipe,
     shipped_text,
+    train_params,
 )
 from minibit.topk import SITES, sparsifier
-from minibit.transformer import BitNetConfig, forward, init_params
+from minibit.transformer import BitNetConfig, Sparsify, forward, init_params
 
-__all__ = ["FORTY", "Run", "gradient_norms", "topk", "train_sparse", "zeros"]
+__all__ = ["FORTY", "Run", "gradient_norms", "topk", "zeros"]
 
 FORTY = 0.36  # share of zeros by top-K at every site: with squared ReLU, 40% of all or more
 SWEEP = (0.6, 0.8)
@@ -53,53 +47,30 @@ Params = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained.
+    """What is trained: `size`, `weights` and `seed` are those of `minibit.language`."""
 
-    Attributes
-    ----------
-    kind : str
-        ``scratch``, ``gradient`` (short), ``continue`` or ``finetune`` (from a dense model).
-    size, weights, seed
-        As in `minibit.language`.
-    sparsity : float
-        Share of zeros by top-K at every site; 0 for a dense model.
-    straight : bool
-        Straight-through, or the masked gradient.
-    layers : int
-        Blocks.
-    """
-
-    kind: str
+    kind: str  # `scratch`, `gradient` (short), `continue` or `finetune` (from a dense model)
     size: str
     weights: Any
     seed: int
-    sparsity: float
-    straight: bool = True
+    sparsity: float  # share of zeros by top-K at every site; 0 for a dense model
+    straight: bool = True  # straight-through, or the masked gradient
     layers: int = 2
-
-    @property
-    def name(self) -> str:
-        """Name of its file."""
-        how = "straight" if self.straight else "masked"
-        return (
-            f"{self.kind}_{self.size}_{self.weights}_{self.seed}_{self.sparsity}_{how}_"
-            f"{self.layers}"
-        )
 
     @property
     def recipe(self) -> Recipe:
         """How it is trained."""
-        made = recipe(self.size, self.weights, layers=self.layers)
+        dense = recipe(self.size, self.weights, layers=self.layers)
         if self.kind == "gradient":
-            return dataclasses.replace(made, steps=SHORT)
+            return dataclasses.replace(dense, steps=SHORT)
         if self.kind in ("continue", "finetune"):
-            return dataclasses.replace(made, steps=LATER, peak=made.peak / 2, weight_decay=0.0)
-        return made
+            return dataclasses.replace(dense, steps=LATER, peak=dense.peak / 2, weight_decay=0.0)
+        return dense
 
 
 def wanted(seeds: Sequence[int]) -> list[Run]:
     """List the runs: the first seed does where one has to."""
-    both = list(LINEAR)
+    both, first = list(LINEAR), seeds[0]
     runs = [
         Run("scratch", size, weights, seed, sparsity)
         for sparsity in (0.0, FORTY)
@@ -108,88 +79,58 @@ def wanted(seeds: Sequence[int]) -> list[Run]:
         for weights in both
     ]
     runs += [
-        Run("gradient", "55k", "float", seeds[0], sparsity, straight, layers)
+        Run("gradient", "55k", "float", first, sparsity, straight, layers)
         for layers in (2, 4)
         for sparsity in (0.3, 0.6, 0.8)
         for straight in (True, False)
     ]
     runs += [
-        Run(kind, "221k", weights, seeds[0], sparsity)
+        Run(kind, "221k", weights, first, sparsity)
         for kind in ("continue", "finetune")
         for weights in both
         for sparsity in (0.0, FORTY)
     ]
-    runs += [
-        Run("scratch", "55k", weights, seeds[0], sparsity) for weights in both for sparsity in SWEEP
-    ]
-    return runs + [Run("scratch", "885k", weights, seeds[0], 0.0) for weights in both]
+    runs += [Run("scratch", "55k", weights, first, share) for weights in both for share in SWEEP]
+    return runs + [Run("scratch", "885k", weights, first, 0.0) for weights in both]
 
 
-def topk(
-    seeds: Sequence[int], say: Callable[[str], None], folder: str | Path | None = None
-) -> list[dict[str, Any]]:
-    """Train every model of `wanted`.
+def topk(seeds: Sequence[int], runs: Runs) -> list[Row]:
+    """Train every model of `wanted`: one row per run.
 
-    Parameters
-    ----------
-    seeds : sequence of int
-    say : callable
-        Gets a line after every run.
-    folder : path, optional
-        Keeps the runs; those that are there already are not repeated, nor is a dense model that
-        ``minibit experiment language`` left there (``SIZE_WEIGHTS_SEED.npz``: the same recipe). By
-        default a scratch folder, which is removed.
-
-    Returns
-    -------
-    list of dict
-        One row a run, in the order of `wanted`.
+    A dense model that ``minibit experiment language`` left in the folder is not trained again.
     """
-    runs = wanted(seeds)
-    dense = [run for run in runs if run.kind == "scratch" and not run.sparsity]
-    rest = [run for run in runs if run not in dense]
-
-    def ready(run: Run) -> dict[str, Any]:
-        found = _in_own_process(run, place)
-        say(f"{run.name}: validation {found['validation_loss']:.4f}, {found['seconds']:.0f} s")
-        return found
-
-    with folder_of_runs(folder) as place, ThreadPoolExecutor(2) as pool:
-        rows = dict(zip(dense, pool.map(ready, dense), strict=True))
-        rows |= dict(zip(rest, pool.map(ready, rest), strict=True))
-    return [rows[run] for run in runs]
+    line = "{kind} {size} {weights}, seed {seed}, sparsity {sparsity}, straight {straight}, "
+    line += "layers {layers}: validation {validation_loss:.4f}, {seconds:.0f} s"
+    return runs.rows(one_run, [asdict(run) for run in wanted(seeds)], line)
 
 
-def one_run(run: Run, folder: Path) -> dict[str, Any]:
-    """Train one model in this process, measure it, and keep what it came to."""
+def one_run(folder: Path, **fields: Any) -> Row:
+    """Train one model and measure it; fields are those of `Run`."""
+    run = Run(**fields)
     vocabulary, train, validation = shipped_text()
-    made = run.recipe
-    config, linear = made.config(len(vocabulary)), LINEAR[run.weights]
+    settings, linear = run.recipe, LINEAR[run.weights]
+    config = settings.config(len(vocabulary))
     sparsify = sparsifier(run.sparsity, straight=run.straight) if run.sparsity else None
-    found: dict[str, Any] = {}
+    row: Row = {}
     if run.kind == "finetune":
-        text = load_text().upper()
-        tokens = vocabulary.encode(text)
+        tokens = vocabulary.encode(load_text().upper())
         train, validation = tokens[: len(train)], tokens[len(train) :]
     loss = partial(evaluate_loss, config, tokens=validation, linear=linear, sparsify=sparsify)
-    if run.kind in ("continue", "finetune"):
-        start = dense_model(run.size, run.weights, run.seed, folder).params
-        found["before"] = loss(start, sparsify=None)
-        found["cut"] = loss(start)
-    else:
-        start = init_params(config, run.seed)
-    begin = time.perf_counter()
     if run.kind == "scratch" and not run.sparsity:
-        dense = dense_model(run.size, run.weights, run.seed, folder)
+        dense = dense_model(folder, run.size, run.weights, run.seed)
         params, losses, seconds = dense.params, dense.losses, dense.seconds
     else:
-        params, losses = train_sparse(made, start, train, run.seed, sparsify)
+        start: Params = init_params(config, run.seed)
+        if run.kind in ("continue", "finetune"):
+            start = dense_model(folder, run.size, run.weights, run.seed).params
+            row = {"before": loss(start, sparsify=None), "cut": loss(start)}
+        begin = time.perf_counter()
+        params, losses = train_params(settings, start, train, run.seed, sparsify=sparsify)
         seconds = time.perf_counter() - begin
-    x, y = draw_batch(validation, run.seed, 0, made.batch, made.context)
-    found |= {
+    row |= {
         **asdict(run),
-        "projections": made.projections,
-        "recipe": asdict(made),
+        "projections": settings.projections,
+        "recipe": asdict(settings),
         "seconds": seconds,
         "validation_loss": loss(params),
         "late_training_loss": float(losses[-LATE:].mean()),
@@ -197,45 +138,13 @@ def one_run(run: Run, folder: Path) -> dict[str, Any]:
         "zeros": zeros(config, params, validation, linear, sparsify),
     }
     if run.kind == "gradient":
-        found["gradient_norms"] = gradient_norms(config, params, x, y, linear, sparsify)
-    keep(folder / f"{run.name}.json", found)
-    return found
-
-
-def train_sparse(
-    made: Recipe,
-    params: Params,
-    tokens: Any,
-    seed: int,
-    sparsify: Callable[[Any, str], Any] | None,
-    stop: int | None = None,
-) -> tuple[dict[str, Any], Any]:
-    """Train as `minibit.language.train_language` does, with sparse inputs; params and losses.
-
-    With `sparsify` None and initial parameters it does the same to the bit.
-    """
-    vocabulary = shipped_text()[0]
-    config, linear = made.config(len(vocabulary)), LINEAR[made.weights]
-    current: dict[str, Any] = dict(params)
-    optimizer = Optimizer(current)
-    steps = made.steps if stop is None else min(stop, made.steps)
-    losses = np.empty(steps, np.float32)
-    for step in range(steps):
-        x, y = draw_batch(tokens, seed, step, made.batch, made.context)
-        losses[step], gradient = loss_and_gradient(
-            config, current, x, y, linear=linear, sparsify=sparsify
-        )
-        decay = made.weight_decay if step < made.steps / 2 else 0.0
-        current = optimizer.step(gradient, learning_rate(made, step), decay, made.clip)
-    return current, losses
+        x, y = draw_batch(validation, run.seed, 0, settings.batch, settings.context)
+        row["gradient_norms"] = gradient_norms(config, params, x, y, linear, sparsify)
+    return row
 
 
 def zeros(
-    config: BitNetConfig,
-    params: Params,
-    tokens: Any,
-    linear: Any,
-    sparsify: Callable[[Any, str], Any] | None,
+    config: BitNetConfig, params: Params, tokens: Any, linear: Any, sparsify: Sparsify | None
 ) -> dict[str, Any]:
     """Count zeros at every site, and the share of weights that they leave out.
 
@@ -246,68 +155,41 @@ def zeros(
         ``in_int8`` after rounding, too. ``squared_relu``, ``overall`` and ``in_int8``: the same,
         weighted by the weights that an input meets.
     """
-    seen: dict[str, list[tuple[float, float, float]]] = {site: [] for site in SITES}
+    shares: dict[str, list[dict[str, float]]] = {site: [] for site in SITES}
 
     def watch(x: Any, site: str) -> Any:
         y = x if sparsify is None else sparsify(x, site)
-        shares = (np.mean(x == 0), np.mean(y == 0), np.mean(absmax_quantize(y)[0] == 0))
-        seen[site].append((float(shares[0]), float(shares[1]), float(shares[2])))
+        stages = {"before": x, "after": y, "in_int8": absmax_quantize(y)[0]}
+        shares[site].append({name: float(np.mean(z == 0)) for name, z in stages.items()})
         return y
 
     context = config.max_positions
     x = tokens[: MEASURED * context].reshape(MEASURED, context)
     forward(config, params, x, linear=linear, sparsify=watch)
-    hidden, inner, kept = (
-        config.hidden_size,
-        config.intermediate_size,
-        config.kv_heads * config.head_dim,
-    )
+    hidden, inner = config.hidden_size, config.intermediate_size
     weights = {
-        "qkv": hidden * (hidden + 2 * kept),
+        "qkv": hidden * (hidden + 2 * config.kv_heads * config.head_dim),
         "o": hidden * hidden,
         "gate_up": 2 * hidden * inner,
         "down": inner * hidden,
     }
     names = ("before", "after", "in_int8")
     sites = {
-        site: dict(zip(names, (float(s) for s in np.mean(shares, axis=0)), strict=True))
-        for site, shares in seen.items()
+        site: {name: float(np.mean([layer[name] for layer in layers])) for name in names}
+        for site, layers in shares.items()
     }
-    total = sum(weights.values())
-    overall = {
-        name: sum(sites[site][name] * weights[site] for site in SITES) / total for name in names
-    }
-    return {
-        "sites": sites,
-        "squared_relu": overall["before"],
-        "overall": overall["after"],
-        "in_int8": overall["in_int8"],
-    }
+    before, after, in_int8 = (
+        sum(sites[site][name] * weights[site] for site in SITES) / sum(weights.values())
+        for name in names
+    )
+    return {"sites": sites, "squared_relu": before, "overall": after, "in_int8": in_int8}
 
 
 def gradient_norms(
-    config: BitNetConfig,
-    params: Params,
-    x: Any,
-    y: Any,
-    linear: Any,
-    sparsify: Callable[[Any, str], Any] | None,
+    config: BitNetConfig, params: Params, x: Any, y: Any, linear: Any, sparsify: Sparsify | None
 ) -> dict[str, float]:
     """Length of the gradient of every projection, for one batch."""
     _, gradient = loss_and_gradient(config, params, x, y, linear=linear, sparsify=sparsify)
     return {
         name: float(np.linalg.norm(g)) for name, g in gradient.items() if name.endswith("_proj")
     }
-
-
-def _in_own_process(run: Run, folder: Path) -> dict[str, Any]:
-    """Run `one_run` in a process with one thread, unless its file is there."""
-    path = folder / f"{run.name}.json"
-    if not path.exists():
-        in_own_process(__name__, json.dumps(asdict(run)), str(folder))
-    return kept(path)
-
-
-if __name__ == "__main__":
-    keep_freed_memory()
-    one_run(Run(**json.loads(sys.argv[1])), Path(sys.argv[2]))

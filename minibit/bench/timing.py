@@ -1,0 +1,98 @@
+"""How times are taken: candidates take turns in one process, and their medians are compared.
+
+A machine that slows down slows all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Candidates", "interleaved", "medians", "warm_medians"]
+
+Candidates = Mapping[str, Callable[[], object]]
+
+ROUND = 2e-3  # seconds that a candidate is timed at a turn, after as many that are not
+LEAST = 8  # calls of each kind: a shared cache takes several passes to hold what was read anew
+
+
+def interleaved(
+    candidates: Candidates,
+    *,
+    seconds: float = 2.0,
+    least_rounds: int = 5,
+    warmups: int = 2,
+    turns: Mapping[str, tuple[int, int]] | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """Time functions in turn, round after round, until the time is used up.
+
+    Parameters
+    ----------
+    candidates : dict
+        Name to function without arguments.
+    seconds : float
+        For all of them together, warm-ups apart.
+    least_rounds : int
+        Rounds that are run even if they take longer.
+    warmups : int
+        Calls of each that are not timed: compilation, caches.
+    turns : dict, optional
+        Name to the calls of a turn: those that only fill caches, and those that are timed together.
+        By default 0 and 1.
+
+    Returns
+    -------
+    dict
+        Name to the seconds of a call in every round, float64 ``(rounds,)``.
+
+    Examples
+    --------
+    >>> times = interleaved({"short": lambda: sum(range(10)), "long": lambda: sum(range(100000))},
+    ...                     seconds=0.01)
+    >>> bool(np.median(times["short"]) < np.median(times["long"]))
+    True
+    """
+    if not candidates:
+        raise ValueError("candidates must not be empty")
+    for function in candidates.values():
+        for _ in range(warmups):
+            function()
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    end, rounds = time.perf_counter() + seconds, 0
+    while rounds < least_rounds or time.perf_counter() < end:
+        for name, function in candidates.items():
+            untimed, timed = turns[name] if turns else (0, 1)
+            for _ in range(untimed):
+                function()
+            start = time.perf_counter()
+            for _ in range(timed):
+                function()
+            times[name].append((time.perf_counter() - start) / timed)
+        rounds += 1
+    return {name: np.array(each) for name, each in times.items()}
+
+
+def medians(candidates: Candidates, **settings: Any) -> dict[str, float]:
+    """Median seconds of a call of each; settings are those of `interleaved`."""
+    times = interleaved(candidates, **settings)
+    return {name: float(np.median(each)) for name, each in times.items()}
+
+
+def warm_medians(candidates: Candidates, seconds: float) -> dict[str, float]:
+    """Median seconds of a call of each, from turns of several calls after some that warm.
+
+    At its turn, a candidate runs untimed for two milliseconds and at least eight calls, or for one
+    call that takes longer, so that it finds in the caches what its own weights leave there. Then
+    as many calls are timed.
+    """
+    turns = {}
+    for name, function in candidates.items():
+        alone = interleaved({name: function}, seconds=0.0, least_rounds=3)[name]
+        calls = round(ROUND / float(alone.min()))
+        calls = max(LEAST, min(2000, calls)) if calls else 1
+        turns[name] = (calls, calls)
+    return medians(candidates, seconds=seconds, least_rounds=15, warmups=0, turns=turns)
