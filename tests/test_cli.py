@@ -25,7 +25,7 @@ from minibit.steps.file import Appender
 typer = pytest.importorskip("typer")
 
 from commands import answer, call, refused  # noqa: E402
-from minibit import bench, plots, training  # noqa: E402
+from minibit import bench, plots, results, training  # noqa: E402
 from minibit.cli import chapters as chapters_command  # noqa: E402
 from minibit.cli.common import BadUse, kilobytes, whole_numbers  # noqa: E402
 from minibit.cli.train import _columns, _Run, clock  # noqa: E402
@@ -656,7 +656,7 @@ def test_an_installed_package_has_its_own_chapters(tmp_path, monkeypatch):
     package = tmp_path / "minibit"
     (package / "_chapters").mkdir(parents=True)
     (tmp_path / "chapters").mkdir()
-    monkeypatch.setattr(chapters_command.resources, "files", lambda name: package)
+    monkeypatch.setattr(results, "__file__", str(package / "results.py"))
     assert "carries no chapters" in refused("chapters", status=1)
     for folder, title in ((tmp_path / "chapters", "Outside"), (package / "_chapters", "Inside")):
         (folder / "ch01_dual.py").write_text(f"# %% [markdown]\n# # {title}\n")

@@ -10,13 +10,13 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from minibit.cli.common import BadUse, Json, Output
+from minibit.cli.common import BadUse, Output, command
+from minibit.results import chapters_folder
 
 # What a chapter runs in: its figures stay open, and are written when its last line is done.
 _RUNNER = """
@@ -44,68 +44,55 @@ class Chapter:
     path: Path
 
 
+@command
 def chapters(
+    out: Output,
     which: Annotated[str, typer.Argument(metavar="[N|NAME]", help="Its number or name.")] = "",
     run: Annotated[bool, typer.Option("--run", help="Run it (without a name: all).")] = False,
     out_dir: Annotated[
         Path | None, typer.Option("--out", help="Folder for a copy, and for figures of a run.")
     ] = None,
-    as_json: Json = False,
-) -> None:
+) -> dict[str, Any]:
     """List the chapters; print one to read; copy one to work on; run one or all."""
-    out = Output(as_json)
-    with out.failures():
-        found = find_chapters()
-        chosen = [_choose(found, which)] if which else found
-        if out_dir is not None:
-            if out_dir.exists() and not out_dir.is_dir():
-                raise BadUse(f"--out {out_dir} is a file; it takes a folder")
-            for chapter in chosen:
-                if (out_dir / chapter.path.name).exists():
-                    raise BadUse(f"{out_dir / chapter.path.name} exists; nothing was changed")
-        if run:
-            _run(out, chosen, out_dir)
-            return
-        if out_dir is not None:
-            for chapter in chosen:
-                out.say(f"{_copy(chapter, out_dir)}")
-        elif which and not as_json:
-            print(chosen[0].path.read_text(encoding="utf-8"), end="")
-        else:
-            out.facts({f"{chapter.number:2} {chapter.name}": chapter.title for chapter in chosen})
-        listed = [
-            {"number": c.number, "name": c.name, "title": c.title, "path": str(c.path)}
-            for c in chosen
-        ]
-        out.result({"chapters": listed})
+    found = find_chapters()
+    chosen = [_choose(found, which)] if which else found
+    if out_dir is not None:
+        if out_dir.exists() and not out_dir.is_dir():
+            raise BadUse(f"--out {out_dir} is a file; it takes a folder")
+        for chapter in chosen:
+            if (out_dir / chapter.path.name).exists():
+                raise BadUse(f"{out_dir / chapter.path.name} exists; nothing was changed")
+    if run:
+        return _run(out, chosen, out_dir)
+    if out_dir is not None:
+        for chapter in chosen:
+            out.say(f"{_copy(chapter, out_dir)}")
+    elif which and not out.as_json:
+        print(chosen[0].path.read_text(encoding="utf-8"), end="")
+    else:
+        out.facts({f"{chapter.number:2} {chapter.name}": chapter.title for chapter in chosen})
+    listed = [
+        {"number": c.number, "name": c.name, "title": c.title, "path": str(c.path)} for c in chosen
+    ]
+    return {"chapters": listed}
 
 
 def find_chapters() -> list[Chapter]:
     """Return the chapters in order: those of the installed package, else of its checkout."""
-    package = Path(str(resources.files("minibit")))
-    for folder in (package / "_chapters", package.parent / "chapters"):
-        found = []
-        for path in sorted(folder.glob("ch*.py")):
-            match = re.fullmatch(r"ch(\d\d)_(\w+)", path.stem)
-            if match:
-                heading = re.search(r"^# # (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-                title = heading[1].strip() if heading else match[2]
-                found.append(Chapter(int(match[1]), match[2], title, path))
-        if found:
-            return found
-    raise RuntimeError("this installation carries no chapters: reinstall minibit")
+    found = []
+    for path in sorted(chapters_folder().glob("ch*.py")):
+        if match := re.fullmatch(r"ch(\d\d)_(\w+)", path.stem):
+            heading = re.search(r"^# # (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            title = heading[1].strip() if heading else match[2]
+            found.append(Chapter(int(match[1]), match[2], title, path))
+    return found
 
 
 def _choose(found: list[Chapter], which: str) -> Chapter:
     """Find a chapter by its number, name or file name."""
     wanted = Path(which).stem
     for chapter in found:
-        if wanted in (
-            chapter.name,
-            chapter.path.stem,
-            str(chapter.number),
-            f"ch{chapter.number:02}",
-        ):
+        if wanted in (chapter.name, chapter.path.stem, f"ch{chapter.number:02}"):
             return chapter
         if wanted.isdecimal() and int(wanted) == chapter.number:
             return chapter
@@ -119,8 +106,8 @@ def _copy(chapter: Chapter, folder: Path) -> Path:
     return Path(shutil.copyfile(chapter.path, folder / chapter.path.name))
 
 
-def _run(out: Output, chosen: list[Chapter], folder: Path | None) -> None:
-    """Run chapters one after another; leave with status 1 if one of them fails."""
+def _run(out: Output, chosen: list[Chapter], folder: Path | None) -> dict[str, Any]:
+    """Run chapters one after another; the status is 1 if one of them fails."""
     results = []
     for chapter in chosen:
         out.say(f"{chapter.number} {chapter.title}", style="bold")
@@ -145,6 +132,5 @@ def _run(out: Output, chosen: list[Chapter], folder: Path | None) -> None:
     failed = [row["name"] for row in results if not row["passed"]]
     if folder is not None:
         out.say(f"scripts and figures are in {folder}")
-    out.result({"passed": not failed, "chapters": results})
-    if failed:
-        raise typer.Exit(1)
+    out.status = int(bool(failed))
+    return {"passed": not failed, "chapters": results}

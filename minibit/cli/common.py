@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +25,11 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")
 ]
 
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+Plot = Annotated[
+    Path | None, typer.Option("--plot", help="Draw it into this .svg, .png or .pdf file.")
+]
+
 _EXTRA = ("matplotlib", "tokenizers")
 
 
@@ -39,6 +46,7 @@ class Output:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
+        self.status = 0  # of a command that ends without an error
         self._console = Console(stderr=as_json, highlight=False, markup=False, soft_wrap=True)
         self._errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -95,6 +103,30 @@ class Output:
         return typer.Exit(status)
 
 
+def command(work: Callable[..., Mapping[str, Any]]) -> Callable[..., None]:
+    """Make a command of ``work(out, ...)``: it gets ``--json``, and it ends as all of them do.
+
+    What the function returns is the JSON object. Errors become one sentence and an exit status;
+    without one the status is `out.status`, which the function may set.
+    """
+    signature = inspect.signature(work, eval_str=True)
+    _, *parameters = signature.parameters.values()
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters.append(inspect.Parameter("as_json", kind, default=False, annotation=Json))
+
+    @functools.wraps(work)
+    def run(as_json: bool, **options: Any) -> None:
+        out = Output(as_json)
+        with out.failures():
+            out.result(work(out, **options))
+            if out.status:
+                raise typer.Exit(out.status)
+
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    vars(run)["__signature__"] = signature.replace(parameters=parameters, return_annotation=None)
+    return run
+
+
 class ManyValues(TyperCommand):
     """A command whose list options take several values at once: ``--seeds 0 1 2``.
 
@@ -122,6 +154,13 @@ class ManyValues(TyperCommand):
                 option = ""
                 spread.append(word)
         return super().parse_args(ctx, spread)
+
+
+def check_choice(option: str, value: str, known: Iterable[str]) -> Any:
+    """Return a value if the option knows it."""
+    if value not in known:
+        raise BadUse(f"{option} must be one of {', '.join(known)}, got {value!r}")
+    return value
 
 
 def whole_numbers(words: list[str], what: str) -> list[int]:

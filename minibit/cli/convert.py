@@ -39,7 +39,7 @@ from minibit.checkpoint import (
     save_bitnet,
     save_gguf,
 )
-from minibit.cli.common import BadUse, Json, Output, kilobytes, starts
+from minibit.cli.common import BadUse, Force, Output, check_choice, command, kilobytes, starts
 from minibit.cli.texts import chat_template
 from minibit.ternary import I2Layout, TernaryMatrix
 from minibit.transformer import BitNetModel, float_linear, pack_params
@@ -74,7 +74,9 @@ class Source:
     companions: dict[str, bytes] = field(default_factory=dict)
 
 
+@command
 def convert(
+    out: Output,
     source: Annotated[
         Path, typer.Argument(metavar="SOURCE", help="A directory, a .gguf or a .npz file.")
     ],
@@ -97,50 +99,47 @@ def convert(
     squared_relu: Annotated[
         bool, typer.Option("--squared-relu", help="A GGUF file named 'bitnet' has squared ReLU.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")] = False,
-    as_json: Json = False,
-) -> None:
+    force: Force = False,
+) -> dict[str, Any]:
     """Write a language model as another kind of file, and check that it is the same model."""
-    out = Output(as_json)
-    with out.failures():
-        to_gguf = target.suffix == ".gguf"
-        _check_words(source, target, kind, (layout, source_layout), linear, to_gguf)
-        _check_target(target, to_gguf, force)
-        begin = time.perf_counter()
-        try:
-            found = _read(source, source_layout, squared_relu, masters=linear == "online")
-            style = "" if to_gguf else linear or _style(found.model)
-            kept = _extras(target) if force else []
-            with whole_path(target, overwrite=force) as part:
-                if to_gguf:
-                    _write_gguf(found, part, kind, layout, source.name)
-                    again = load_gguf(part)
-                else:
-                    _write_directory(found, part, style)
-                    again = load_bitnet(part)
-                expected = found.model if style in ("online", "float") else _packed(found.model)
-                report = compare(expected, again, _leeway(kind if to_gguf else style))
-                del again
-                written = _size(part)
-                for file in kept:
-                    shutil.copy2(file, part / file.name, follow_symlinks=False)
-        except ImportError as error:
-            raise BadUse(str(error)) from error
-        if to_gguf:
-            _warn_of_tokenizer(out, target)
-            out.say(READERS, style="dim")
-        fields = {
-            "source": str(source),
-            "source_format": found.form,
-            "out": str(target),
-            "format": f"GGUF, {kind.upper()}" if to_gguf else f"Hugging Face, {style}",
-            **report,
-            "bytes": written,
-            "kept": [file.name for file in kept],
-            "seconds": time.perf_counter() - begin,
-        }
-        _say(out, fields)
-        out.result(fields)
+    to_gguf = target.suffix == ".gguf"
+    _check_words(source, target, kind, (layout, source_layout), linear, to_gguf)
+    _check_target(target, to_gguf, force)
+    begin = time.perf_counter()
+    try:
+        found = _read(source, source_layout, squared_relu, masters=linear == "online")
+        style = "" if to_gguf else linear or _style(found.model)
+        kept = _extras(target) if force else []
+        with whole_path(target, overwrite=force) as part:
+            if to_gguf:
+                _write_gguf(found, part, kind, layout, source.name)
+                again = load_gguf(part)
+            else:
+                _write_directory(found, part, style)
+                again = load_bitnet(part)
+            expected = found.model if style in ("online", "float") else _packed(found.model)
+            report = compare(expected, again, _leeway(kind if to_gguf else style))
+            del again
+            written = _size(part)
+            for file in kept:
+                shutil.copy2(file, part / file.name, follow_symlinks=False)
+    except ImportError as error:
+        raise BadUse(str(error)) from error
+    if to_gguf:
+        _warn_of_tokenizer(out, target)
+        out.say(READERS, style="dim")
+    fields = {
+        "source": str(source),
+        "source_format": found.form,
+        "out": str(target),
+        "format": f"GGUF, {kind.upper()}" if to_gguf else f"Hugging Face, {style}",
+        **report,
+        "bytes": written,
+        "kept": [file.name for file in kept],
+        "seconds": time.perf_counter() - begin,
+    }
+    _say(out, fields)
+    return fields
 
 
 # Reading.
@@ -374,14 +373,12 @@ def _check_words(
     """Refuse words that are not known, or that the target has no use for."""
     if not source.exists():
         raise BadUse(f"there is no {source}")
-    if kind not in get_args(GGUFKind):
-        raise BadUse(f"--kind must be one of {', '.join(get_args(GGUFKind))}, got {kind!r}")
-    known = get_args(I2Layout)
+    check_choice("--kind", kind, get_args(GGUFKind))
     for option, layout in zip(("--layout", "--source-layout"), layouts, strict=True):
-        if layout is not None and layout not in known:
-            raise BadUse(f"{option} must be one of {', '.join(known)}, got {layout!r}")
-    if linear is not None and linear not in LINEAR:
-        raise BadUse(f"--linear must be one of {', '.join(LINEAR)}, got {linear!r}")
+        if layout is not None:
+            check_choice(option, layout, get_args(I2Layout))
+    if linear is not None:
+        check_choice("--linear", linear, LINEAR)
     if to_gguf and linear is not None:
         raise BadUse("--linear is for directories; a GGUF file has --kind")
     if not to_gguf and target.suffix in (".npz", ".safetensors", ".bin", ".json"):

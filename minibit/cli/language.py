@@ -23,7 +23,7 @@ from minibit.checkpoint import (
     load_gguf,
     open_gguf,
 )
-from minibit.cli.common import BadUse, Json, Output, starts
+from minibit.cli.common import BadUse, Output, check_choice, command, starts
 from minibit.cli.texts import (
     TEMPLATES,
     Bytes,
@@ -116,7 +116,9 @@ class Answer:
         return (len(self.times) - 2) / (self.times[-1] - self.times[1])
 
 
+@command
 def generate(
+    out: Output,
     model: Annotated[
         Path | None,
         typer.Argument(
@@ -137,37 +139,35 @@ def generate(
     ids: Annotated[
         bool, typer.Option("--ids", help="Prompt and text are numbers of tokens.")
     ] = False,
-    as_json: Json = False,
-) -> None:
+) -> dict[str, Any]:
     """Let a language model go on with a text."""
-    out = Output(as_json)
-    with out.failures():
-        settings = Settings(count, temperature, top_k, top_p, seed)
-        loaded = _load(model, tokenizer, ids)
-        text = sys.stdin.read() if prompt == "-" else prompt or ""
-        first, decoder = _prompt(loaded, text), Decoder(loaded.model, threads=threads)
-        _append(decoder, first, loaded)
-        if model is None:
-            out.say("The model in the package: 221k ternary weights, one book.", style="dim")
-        screen = _Screen(as_json)
-        screen.write(text if not ids else "")
-        answer = _answer(decoder, settings, loaded, screen)
-        screen.write("\n")
-        fields = {
-            "prompt": text,
-            "prompt_tokens": len(first),
-            **_fields(answer),
-            "load_seconds": loaded.seconds,
-            "seed": seed,
-        }
-        out.say()
-        out.say(_summary(answer, loaded), style="dim")
-        out.result(fields)
-        if answer.stopped == "interrupted":
-            raise typer.Exit(1)
+    settings = Settings(count, temperature, top_k, top_p, seed)
+    loaded = _load(model, tokenizer, ids)
+    text = sys.stdin.read() if prompt == "-" else prompt or ""
+    first, decoder = _prompt(loaded, text), Decoder(loaded.model, threads=threads)
+    _append(decoder, first, loaded)
+    if model is None:
+        out.say("The model in the package: 221k ternary weights, one book.", style="dim")
+    screen = _Screen(out.as_json)
+    screen.write(text if not ids else "")
+    answer = _answer(decoder, settings, loaded, screen)
+    screen.write("\n")
+    fields = {
+        "prompt": text,
+        "prompt_tokens": len(first),
+        **_fields(answer),
+        "load_seconds": loaded.seconds,
+        "seed": seed,
+    }
+    out.say()
+    out.say(_summary(answer, loaded), style="dim")
+    out.status = int(answer.stopped == "interrupted")
+    return fields
 
 
+@command
 def chat(
+    out: Output,
     model: Model,
     system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
     template: Annotated[
@@ -180,36 +180,31 @@ def chat(
     seed: Seed = 0,
     threads: Threads = None,
     tokenizer: TokenizerFile = None,
-    as_json: Json = False,
-) -> None:
+) -> dict[str, Any]:
     """Talk with a language model, line by line; /new forgets, /exit or Ctrl-D ends."""
-    out = Output(as_json)
-    with out.failures():
-        settings = Settings(count, temperature, top_k, top_p, seed)
-        if template is not None and template not in TEMPLATES:
-            raise BadUse(f"--template must be one of {', '.join(TEMPLATES)}, got {template!r}")
-        loaded = _load(model, tokenizer, False)
-        name = template or template_name(loaded.template, loaded.where) or "plain"
-        turn = TEMPLATES[name]
-        end = loaded.tokens.token(turn.end)
-        if end is None:
-            raise BadUse(
-                f"template {name} ends an answer with {turn.end!r}, which is no token of this "
-                "model: choose another by --template"
-            )
-        loaded.stop.add(end)
-        out.say(f"Template {name}. /new forgets, /exit or Ctrl-D ends, Ctrl-C stops an answer.")
-        turns = _talk(out, loaded, turn, system, settings, threads)
-        rates = [found["tokens_per_second"] for found in turns if found["tokens_per_second"]]
-        out.result(
-            {
-                "template": name,
-                "turns": turns,
-                "tokens_per_second": sum(rates) / len(rates) if rates else None,
-                "load_seconds": loaded.seconds,
-                "seed": seed,
-            }
+    settings = Settings(count, temperature, top_k, top_p, seed)
+    if template is not None:
+        check_choice("--template", template, TEMPLATES)
+    loaded = _load(model, tokenizer, False)
+    name = template or template_name(loaded.template, loaded.where) or "plain"
+    turn = TEMPLATES[name]
+    end = loaded.tokens.token(turn.end)
+    if end is None:
+        raise BadUse(
+            f"template {name} ends an answer with {turn.end!r}, which is no token of this "
+            "model: choose another by --template"
         )
+    loaded.stop.add(end)
+    out.say(f"Template {name}. /new forgets, /exit or Ctrl-D ends, Ctrl-C stops an answer.")
+    turns = _talk(out, loaded, turn, system, settings, threads)
+    rates = [found["tokens_per_second"] for found in turns if found["tokens_per_second"]]
+    return {
+        "template": name,
+        "turns": turns,
+        "tokens_per_second": sum(rates) / len(rates) if rates else None,
+        "load_seconds": loaded.seconds,
+        "seed": seed,
+    }
 
 
 def _talk(

@@ -20,10 +20,13 @@ from minibit.base import open_whole
 from minibit.checkpoint import write_safetensors
 from minibit.cli.common import (
     BadUse,
-    Json,
+    Force,
     Output,
+    Plot,
+    check_choice,
     check_new_file,
     check_plot,
+    command,
     compile_clock,
     kilobytes,
     own_data,
@@ -46,117 +49,109 @@ OutFile = Annotated[Path, typer.Option("--out", help="The new log.")]
 _SPLITS = ("test", "validation", "train")
 
 
+@command
 def replay(
+    out: Output,
     log_path: Log,
     step: Step = None,
     out_path: Annotated[
         Path | None, typer.Option("--out", help="Write the weights to this .npz file, int8.")
     ] = None,
     data: Data = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite --out.")] = False,
-    as_json: Json = False,
-) -> None:
+    force: Force = False,
+) -> dict[str, Any]:
     """Make the weights again from the log alone, check every digest, and measure the accuracy."""
-    out = Output(as_json)
-    with out.failures():
-        if out_path is not None:
-            check_new_file(out_path, "--out", force=force)
-        begin, cpu = time.perf_counter(), time.process_time()
-        with compile_clock() as compiling:
-            log = _open(out, log_path, step)
-            log.verify()  # raises where a record's digest differs
-            params = log.replay(step)
-            compile_seconds = compiling()
-        seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
-        dataset = _data(log, data)
-        accuracy = _accuracy(log, params, dataset.test_x, dataset.test_y)
-        steps = len(log) if step is None else step
-        fields = {
-            "test_accuracy": accuracy,
-            "digest": digest_of(params),
-            "steps": steps,
-            **_sizes(log),
-            "seconds": seconds - compile_seconds,
-            "compile_seconds": compile_seconds,
-            "cpu_seconds": cpu_seconds,
+    if out_path is not None:
+        check_new_file(out_path, "--out", force=force)
+    begin, cpu = time.perf_counter(), time.process_time()
+    with compile_clock() as compiling:
+        log = _open(out, log_path, step)
+        log.verify()  # raises where a record's digest differs
+        params = log.replay(step)
+        compile_seconds = compiling()
+    seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
+    dataset = _data(log, data)
+    accuracy = _accuracy(log, params, dataset.test_x, dataset.test_y)
+    steps = len(log) if step is None else step
+    fields = {
+        "test_accuracy": accuracy,
+        "digest": digest_of(params),
+        "steps": steps,
+        **_sizes(log),
+        "seconds": seconds - compile_seconds,
+        "compile_seconds": compile_seconds,
+        "cpu_seconds": cpu_seconds,
+    }
+    if out_path is not None:
+        with open_whole(out_path, overwrite=force) as file:
+            np.savez(file, **params)  # type: ignore[arg-type]
+    out.facts(
+        {
+            "test accuracy": percent(accuracy),
+            "steps": f"{steps} of {len(log)}",
+            "log": kilobytes(log.nbytes),
+            "time": f"{fields['seconds']:.2f} s, and {compile_seconds:.2f} s to compile",
+            "digest": fields["digest"],
         }
-        if out_path is not None:
-            with open_whole(out_path, overwrite=force) as file:
-                np.savez(file, **params)  # type: ignore[arg-type]
-        out.facts(
-            {
-                "test accuracy": percent(accuracy),
-                "steps": f"{steps} of {len(log)}",
-                "log": kilobytes(log.nbytes),
-                "time": f"{fields['seconds']:.2f} s, and {compile_seconds:.2f} s to compile",
-                "digest": fields["digest"],
-            }
-        )
-        out.say("The digest of every record is that at which it was written.")
-        if out_path is not None:
-            out.say(f"The weights are in {out_path}.")
-        out.result(fields)
+    )
+    out.say("The digest of every record is that at which it was written.")
+    if out_path is not None:
+        out.say(f"The weights are in {out_path}.")
+    return fields
 
 
+@command
 def evaluate(
+    out: Output,
     log_path: Log,
     split_name: Annotated[str, typer.Option("--split", help="test, validation or train.")] = "test",
     step: Step = None,
     data: Data = None,
-    as_json: Json = False,
-) -> None:
+) -> dict[str, Any]:
     """Measure the accuracy of a log's weights on the test, validation or training samples."""
-    out = Output(as_json)
-    with out.failures():
-        if split_name not in _SPLITS:
-            raise BadUse(f"--split must be one of {', '.join(_SPLITS)}, got {split_name!r}")
-        log = _open(out, log_path, step)
-        x, y = _samples(log, _data(log, data), split_name)
-        accuracy = _accuracy(log, log.replay(step), x, y)
-        name = _split_names(log)[split_name]
-        steps = len(log) if step is None else step
-        out.say(f"{percent(accuracy)} of {len(y)} samples: {name}, after {steps} steps")
-        out.result(
-            {
-                "accuracy": accuracy,
-                "split": split_name,
-                "seen_in_training": name.endswith("(trained on)"),
-                "samples": len(y),
-                "steps": steps,
-            }
-        )
+    check_choice("--split", split_name, _SPLITS)
+    log = _open(out, log_path, step)
+    x, y = _samples(log, _data(log, data), split_name)
+    accuracy = _accuracy(log, log.replay(step), x, y)
+    name = _split_names(log)[split_name]
+    steps = len(log) if step is None else step
+    out.say(f"{percent(accuracy)} of {len(y)} samples: {name}, after {steps} steps")
+    return {
+        "accuracy": accuracy,
+        "split": split_name,
+        "seen_in_training": name.endswith("(trained on)"),
+        "samples": len(y),
+        "steps": steps,
+    }
 
 
+@command
 def history(
+    out: Output,
     log_path: Log,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw it into this .svg, .png or .pdf file.")
-    ] = None,
+    plot: Plot = None,
     every: Annotated[
         int | None, typer.Option(min=1, help="Steps between two points; default: forty points.")
     ] = None,
     data: Data = None,
-    as_json: Json = False,
-) -> None:
+) -> dict[str, Any]:
     """Measure the accuracy along the run, on the validation and on the test samples."""
-    out = Output(as_json)
-    with out.failures():
-        if plot is not None:
-            check_plot(plot)
-        log = _open(out, log_path)
-        points, found = along_the_run(log, _data(log, data), ["validation", "test"], every)
-        names = _split_names(log)
-        rows = [
-            [str(step), percent(validation), percent(test)]
-            for step, validation, test in zip(points, *found.values(), strict=True)
-        ]
-        out.table(["step", *(names[name] for name in found)], rows)
-        if plot is not None:
-            lines = {names[name]: accuracies for name, accuracies in found.items()}
-            plots.save(plots.history_figure(points, lines, title=log_path.name), plot)
-            out.say(f"Drawn in {plot}.")
-        trained_on = names["validation"].endswith("(trained on)")
-        out.result({"steps": points, **found, "validation_seen_in_training": trained_on})
+    if plot is not None:
+        check_plot(plot)
+    log = _open(out, log_path)
+    points, found = along_the_run(log, _data(log, data), ["validation", "test"], every)
+    names = _split_names(log)
+    rows = [
+        [str(step), percent(validation), percent(test)]
+        for step, validation, test in zip(points, *found.values(), strict=True)
+    ]
+    out.table(["step", *(names[name] for name in found)], rows)
+    if plot is not None:
+        lines = {names[name]: accuracies for name, accuracies in found.items()}
+        plots.save(plots.history_figure(points, lines, title=log_path.name), plot)
+        out.say(f"Drawn in {plot}.")
+    trained_on = names["validation"].endswith("(trained on)")
+    return {"steps": points, **found, "validation_seen_in_training": trained_on}
 
 
 def along_the_run(
@@ -176,53 +171,51 @@ def along_the_run(
     return points, found
 
 
-def info(log_path: Log, as_json: Json = False) -> None:
+@command
+def info(out: Output, log_path: Log) -> dict[str, Any]:
     """Say what a log holds and where its bytes are, beside the weights that it stands for."""
-    out = Output(as_json)
-    with out.failures():
-        log = _open(out, log_path)
-        header, plan = log.header, log.plan
-        net = len(compact(log))
-        framing = log.nbytes - sum(len(record.payload) for record in log.records)
-        recipe, source = (
-            found if isinstance(found := header.get(part), dict) else {}
-            for part in ("recipe", "data")
-        )
-        facts: dict[str, object] = {
-            "preset": recipe.get("preset", "none"),
-            "method": plan.method,
-            "seed": plan.seed,
-            "layers": ", ".join("x".join(map(str, shape)) for shape in plan.shapes),
-            "weights": f"{plan.size:,}",
-            "activations": recipe.get("activations", "float") if recipe else "unknown",
-            "steps": f"{len(log)} (records of up to 32: {len(log.records)})",
-            "data": f"{source.get('name', 'unknown')}, split {source.get('split', 'unknown')}",
-        }
-        edits = header.get("edits", [])
-        for number, edit in enumerate(edits if isinstance(edits, list) else [edits], start=1):
-            facts[f"edit {number}"] = _edit_line(edit)
-        facts |= {
-            "log": f"{kilobytes(log.nbytes)}, {kilobytes(framing)} of it header and framing",
-            "net moves": f"{kilobytes(net)} from the seed's initial weights, without history",
-            "packed weights": f"{kilobytes(_packed(log))} at five trits a byte",
-            "float32 weights": kilobytes(4 * plan.size),
-        }
-        out.facts(facts)
-        out.result(
-            {
-                "header": header,
-                "steps": len(log),
-                "records": len(log.records),
-                **_sizes(log),
-                "framing_bytes": framing,
-                "compact_bytes": net,
-                "float32_bytes": 4 * plan.size,
-                "torn_at": log.torn_at,
-            }
-        )
+    log = _open(out, log_path)
+    header, plan = log.header, log.plan
+    net = len(compact(log))
+    framing = log.nbytes - sum(len(record.payload) for record in log.records)
+    recipe, source = (
+        found if isinstance(found := header.get(part), dict) else {} for part in ("recipe", "data")
+    )
+    facts: dict[str, object] = {
+        "preset": recipe.get("preset", "none"),
+        "method": plan.method,
+        "seed": plan.seed,
+        "layers": ", ".join("x".join(map(str, shape)) for shape in plan.shapes),
+        "weights": f"{plan.size:,}",
+        "activations": recipe.get("activations", "float") if recipe else "unknown",
+        "steps": f"{len(log)} (records of up to 32: {len(log.records)})",
+        "data": f"{source.get('name', 'unknown')}, split {source.get('split', 'unknown')}",
+    }
+    edits = header.get("edits", [])
+    for number, edit in enumerate(edits if isinstance(edits, list) else [edits], start=1):
+        facts[f"edit {number}"] = _edit_line(edit)
+    facts |= {
+        "log": f"{kilobytes(log.nbytes)}, {kilobytes(framing)} of it header and framing",
+        "net moves": f"{kilobytes(net)} from the seed's initial weights, without history",
+        "packed weights": f"{kilobytes(_packed(log))} at five trits a byte",
+        "float32 weights": kilobytes(4 * plan.size),
+    }
+    out.facts(facts)
+    return {
+        "header": header,
+        "steps": len(log),
+        "records": len(log.records),
+        **_sizes(log),
+        "framing_bytes": framing,
+        "compact_bytes": net,
+        "float32_bytes": 4 * plan.size,
+        "torn_at": log.torn_at,
+    }
 
 
+@command
 def edit(
+    out: Output,
     log_path: Log,
     out_path: OutFile,
     negate: Annotated[
@@ -231,56 +224,52 @@ def edit(
     mask: Annotated[
         list[str] | None, typer.Option(help="Leave these steps out, e.g. --mask 7 100-119.")
     ] = None,
-    as_json: Json = False,
-) -> None:
+) -> dict[str, Any]:
     """Write a copy of a log with some of its steps negated or masked. Steps count from 0."""
-    out = Output(as_json)
-    with out.failures():
-        if bool(negate) == bool(mask):
-            raise BadUse("edit takes either --negate STEPS or --mask STEPS")
-        numbers = whole_numbers(negate or mask or [], "--negate" if negate else "--mask")
-        check_new_file(out_path, "--out")
-        log = _open(out, log_path)
-        if max(numbers) >= len(log):
-            has = f"steps 0 to {len(log) - 1}" if len(log) else "no steps"
-            raise BadUse(f"{log_path} has {has}, there is no {max(numbers)}")
-        made = (log.negate if negate else log.mask)(numbers, out_path)
-        count = len(set(numbers))
-        out.say(f"{count} of {len(log)} steps {'negated' if negate else 'masked'}: {out_path}")
-        out.facts({"digest before": log.digest(), "digest after": made.digest()})
-        out.result({"out": str(out_path), "edited": count, "digest": made.digest(), **_sizes(made)})
+    if bool(negate) == bool(mask):
+        raise BadUse("edit takes either --negate STEPS or --mask STEPS")
+    numbers = whole_numbers(negate or mask or [], "--negate" if negate else "--mask")
+    check_new_file(out_path, "--out")
+    log = _open(out, log_path)
+    if max(numbers) >= len(log):
+        has = f"steps 0 to {len(log) - 1}" if len(log) else "no steps"
+        raise BadUse(f"{log_path} has {has}, there is no {max(numbers)}")
+    made = (log.negate if negate else log.mask)(numbers, out_path)
+    count = len(set(numbers))
+    out.say(f"{count} of {len(log)} steps {'negated' if negate else 'masked'}: {out_path}")
+    out.facts({"digest before": log.digest(), "digest after": made.digest()})
+    return {"out": str(out_path), "edited": count, "digest": made.digest(), **_sizes(made)}
 
 
+@command
 def export(
+    out: Output,
     log_path: Log,
     file: Annotated[Path, typer.Argument(metavar="FILE.safetensors", help="File to write.")],
     step: Step = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
-    as_json: Json = False,
-) -> None:
+    force: Force = False,
+) -> dict[str, Any]:
     """Write a log's weights as a safetensors file: int8 codes, (n_out, n_in), with their digest."""
-    out = Output(as_json)
-    with out.failures():
-        if file.suffix != ".safetensors":
-            raise BadUse(f"export writes a .safetensors file, got {file}")
-        check_new_file(file, "FILE", force=force)
-        log = _open(out, log_path, step)
-        params = log.replay(step)
-        digest = digest_of(params)
-        header = log.header
-        about = {
-            "format": "minibit ternary codes, int8, (n_out, n_in)",
-            "digest": digest,
-            "steps": str(len(log) if step is None else step),
-            "plan": json.dumps(header["plan"]),
-            "recipe": json.dumps(header.get("recipe", {})),
-            "data": json.dumps(header.get("data", {})),
-        }
-        specs = {name: ("I8", codes.shape) for name, codes in params.items()}
-        write_safetensors(file, specs, lambda name: [params[name]], metadata=about, overwrite=force)
-        out.facts({"weights": str(file), "digest": digest})
-        tensors = {name: list(codes.shape) for name, codes in params.items()}
-        out.result({"file": str(file), "digest": digest, "tensors": tensors})
+    if file.suffix != ".safetensors":
+        raise BadUse(f"export writes a .safetensors file, got {file}")
+    check_new_file(file, "FILE", force=force)
+    log = _open(out, log_path, step)
+    params = log.replay(step)
+    digest = digest_of(params)
+    header = log.header
+    about = {
+        "format": "minibit ternary codes, int8, (n_out, n_in)",
+        "digest": digest,
+        "steps": str(len(log) if step is None else step),
+        "plan": json.dumps(header["plan"]),
+        "recipe": json.dumps(header.get("recipe", {})),
+        "data": json.dumps(header.get("data", {})),
+    }
+    specs = {name: ("I8", codes.shape) for name, codes in params.items()}
+    write_safetensors(file, specs, lambda name: [params[name]], metadata=about, overwrite=force)
+    out.facts({"weights": str(file), "digest": digest})
+    tensors = {name: list(codes.shape) for name, codes in params.items()}
+    return {"file": str(file), "digest": digest, "tensors": tensors}
 
 
 def _open(out: Output, path: Path, step: int | None = None) -> StepLog:

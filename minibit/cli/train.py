@@ -25,10 +25,13 @@ from rich.table import Column
 from minibit import plots, training
 from minibit.cli.common import (
     BadUse,
-    Json,
+    Force,
     Output,
+    Plot,
+    check_choice,
     check_new_file,
     check_plot,
+    command,
     is_log,
     kilobytes,
     own_data,
@@ -46,7 +49,9 @@ if TYPE_CHECKING:
 _OUT = "model.steps"
 
 
+@command
 def train(
+    out: Output,
     preset: Annotated[
         str | None, typer.Option(help=f"{', '.join(training.PRESETS)}; default small.")
     ] = None,
@@ -61,13 +66,11 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a log that was interrupted.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing log.")] = False,
+    force: Force = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads; default: one for each CPU.")
     ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw loss and accuracy into this .svg, .png or .pdf.")
-    ] = None,
+    plot: Plot = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Train on a .npz file: train_x, train_y, test_x, test_y; or x, y."),
@@ -82,51 +85,46 @@ def train(
             help="final (the default): train on all training samples; validation: keep some apart."
         ),
     ] = None,
-    as_json: Json = False,
-) -> None:
+) -> dict[str, Any]:
     """Train a ternary network without backpropagation, and keep its steps.
 
     The log is the model: `minibit replay LOG` gives the weights back. Ctrl-C keeps every step that
     was taken, and `--resume` goes on.
     """
-    out = Output(as_json)
-    with out.failures():
-        if split is not None:
-            _choice("--split", split, ("final", "validation"))
-        if preset is not None:
-            _choice("--preset", preset, tuple(training.PRESETS))
-        path = _log_path(out_path, resume, force)
-        if seed is not None and seed >= 2**64:
-            raise BadUse(f"--seed must be below 2**64, got {seed}")
-        if resume:
-            _check_resumed(path, preset, seed, split, widths)
-        if plot is not None:
-            check_plot(plot)
-            if plot.absolute() == path.absolute():
-                raise BadUse(f"--plot and --out are both {path}")
-        dataset = None if data is None else own_data(data)
-        numbers = tuple(whole_numbers(widths, "--widths")) if widths else None
-        if numbers and min(numbers) < 1:
-            raise BadUse("--widths must be at least 1 each")
-        with _Run() as run, _begun(path), _replaced(path if force else None):
-            result = training.train(
-                preset or "small",
-                seed or 0,
-                path,
-                steps=steps,
-                resume=resume,
-                workers=workers,
-                dataset=dataset,
-                widths=numbers,
-                split_name=_choice("--split", split or "final", ("final", "validation")),
-                progress=run.show,
-            )
-        if plot is not None:
-            plots.save(run.figure(result, path, dataset or load_mnist()), plot)
-        _summary(out, path, result, data, plot)
-        out.result({"log": str(path), **_fields(result)})
-        if result.interrupted:
-            raise typer.Exit(1)
+    split_name = check_choice("--split", split or "final", ("final", "validation"))
+    if preset is not None:
+        check_choice("--preset", preset, training.PRESETS)
+    path = _log_path(out_path, resume, force)
+    if seed is not None and seed >= 2**64:
+        raise BadUse(f"--seed must be below 2**64, got {seed}")
+    if resume:
+        _check_resumed(path, preset, seed, split, widths)
+    if plot is not None:
+        check_plot(plot)
+        if plot.absolute() == path.absolute():
+            raise BadUse(f"--plot and --out are both {path}")
+    dataset = None if data is None else own_data(data)
+    numbers = tuple(whole_numbers(widths, "--widths")) if widths else None
+    if numbers and min(numbers) < 1:
+        raise BadUse("--widths must be at least 1 each")
+    with _Run() as run, _begun(path), _replaced(path if force else None):
+        result = training.train(
+            preset or "small",
+            seed or 0,
+            path,
+            steps=steps,
+            resume=resume,
+            workers=workers,
+            dataset=dataset,
+            widths=numbers,
+            split_name=split_name,
+            progress=run.show,
+        )
+    if plot is not None:
+        plots.save(run.figure(result, path, dataset or load_mnist()), plot)
+    _summary(out, path, result, data, plot)
+    out.status = int(result.interrupted)
+    return {"log": str(path), **_fields(result)}
 
 
 @contextmanager
@@ -282,13 +280,6 @@ def clock(seconds: float) -> str:
         return f"{whole} s"
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
-
-
-def _choice(option: str, given: str, known: tuple[str, ...]) -> Any:
-    """Return what was given if it is known."""
-    if given not in known:
-        raise BadUse(f"{option} must be one of {', '.join(known)}, got {given!r}")
-    return given
 
 
 def _log_path(given: Path | None, resume: bool, force: bool) -> Path:

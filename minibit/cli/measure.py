@@ -1,0 +1,131 @@
+"""``minibit bench`` and ``minibit experiment``: compare with a bar, or record for a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from minibit.bench import BENCHMARKS, Benchmark, Options, run
+from minibit.cli.common import BadUse, Output, Plot, check_plot, command, percent, whole_numbers
+from minibit.experiments import EXPERIMENTS, Experiment
+from minibit.experiments import experiment as measure
+from minibit.plots import roofline_figure, save
+
+Name = Annotated[str, typer.Argument(metavar="[NAME|list]", help="Which; without one, list them.")]
+Seeds = Annotated[list[str] | None, typer.Option(help="Which seeds, e.g. --seeds 0 1 2.")]
+
+
+@command
+def bench(
+    out: Output,
+    name: Name = "list",
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with status 1 if a figure misses its bar.")
+    ] = False,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Measure other libraries too, where installed.")
+    ] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Default: one for costs, every CPU for training."),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="For train: which, default small; for step: one of its two.")
+    ] = "",
+    seeds: Seeds = None,
+    plot: Plot = None,
+) -> dict[str, Any]:
+    """Run a benchmark: figures beside their bars, and what they were measured on.
+
+    `--plot` is for gemv and matmul: a roofline.
+    """
+    if name == "list":
+        return {"benchmarks": _list(out, BENCHMARKS)}
+    _check_name("benchmark", name, BENCHMARKS)
+    known = BENCHMARKS[name].presets
+    if preset and preset not in known:
+        takes = f"takes --preset {', '.join(known)}" if known else "takes no --preset"
+        raise BadUse(f"bench {name} {takes}; got {preset!r}")
+    if plot is not None:
+        if not BENCHMARKS[name].roofline:
+            raise BadUse(f"bench {name} draws no plot")
+        check_plot(plot)
+    report = run(name, Options(threads, peers, preset, _numbers(seeds)))
+    _show(out, report)
+    if plot is not None:
+        save(roofline_figure(**report["details"]["roofline"]), plot)
+        out.say(f"wrote {plot}")
+    out.status = int(check and not report["passed"])
+    return report
+
+
+@command
+def experiment(
+    out: Output,
+    name: Name = "list",
+    seeds: Seeds = None,
+    folder: Annotated[Path, typer.Option("--out", help="Folder for NAME.json.")] = Path("results"),
+) -> dict[str, Any]:
+    """Measure what a page draws, and write it with all that it takes to repeat it."""
+    if name == "list":
+        return {"experiments": _list(out, EXPERIMENTS)}
+    _check_name("experiment", name, EXPERIMENTS)
+    results = measure(name, folder, _numbers(seeds), out.say)
+    out.say(f"wrote {folder / f'{name}.json'}")
+    return results
+
+
+def _list(out: Output, table: Mapping[str, Benchmark | Experiment]) -> list[str]:
+    """Print what can be measured, and return the names in order."""
+    names = sorted(table)
+    out.facts({name: table[name].summary for name in names})
+    return names
+
+
+def _check_name(kind: str, name: str, table: Mapping[str, object]) -> None:
+    """Refuse a name that is not known."""
+    if name not in table:
+        raise BadUse(f"no {kind} {name!r}; there are {', '.join(sorted(table))}")
+
+
+def _numbers(seeds: list[str] | None) -> tuple[int, ...]:
+    """Read the seeds; by default there are three."""
+    return tuple(whole_numbers(seeds, "--seeds")) if seeds else (0, 1, 2)
+
+
+def _show(out: Output, report: dict[str, Any]) -> None:
+    """Print the figures, and what they were measured on."""
+    place = report["environment"]
+    versions = ", ".join(f"{key} {value}" for key, value in place["versions"].items())
+    out.facts(
+        {
+            "CPU": f"{place['cpu']} ({place['cpus']} available), {place['system']}",
+            "kernels": place["kernel_path"],
+            "threads": place["threads"],
+            "versions": versions,
+        }
+    )
+    out.say()
+    rows = []
+    for figure in report["figures"]:
+        value, bar, verdict = _number(figure["value"], figure["unit"]), "", ""
+        if figure["bar"] is not None:
+            sign = "at least" if figure["at_least"] else "at most"
+            bar = f"{sign} {_number(figure['bar'], figure['unit'])}"
+            verdict = "ok" if figure["passed"] else "MISSED"
+        rows.append([figure["name"], value, bar, verdict])
+    out.table(["figure", "value", "bar", ""], rows)
+    for note in report["notes"]:
+        out.say(f"\n{note}")
+
+
+def _number(value: float, unit: str) -> str:
+    """Write a figure with its unit."""
+    if unit == "share":
+        return percent(value)
+    if unit == "bytes":
+        return f"{value:,.0f} bytes"
+    return f"{value:.2f}x" if unit == "x" else f"{value:.4g} {unit}"
