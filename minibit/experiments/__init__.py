@@ -7,7 +7,6 @@ in by hand. ``minibit experiment NAME`` writes the file again. Its runs are kept
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minibit.bench.processes import call, environment
-from minibit.experiments.runs import Runs, Say, write_whole
+from minibit.experiments.runs import Runs, Say, write_json
 
 __all__ = ["EXPERIMENTS", "Experiment", "experiment"]
 
@@ -109,7 +108,7 @@ def experiment(
         "environment": environment(2),
         "rows": call(EXPERIMENTS[name].function, [seeds, Runs(folder, name, say)]),
     }
-    write_whole(Path(out) / f"{name}.json", json.dumps(content, indent=1) + "\n")
+    write_json(Path(out) / f"{name}.json", content, indent=1)
     if runs is None:
         shutil.rmtree(folder)
     return content

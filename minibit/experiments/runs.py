@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from minibit.base import open_whole
 from minibit.bench.processes import call, in_own_process, keep_freed_memory
 from minibit.language import TrainedModel, recipe, train_language
 
-__all__ = ["Row", "Runs", "Say", "dense_model", "mean_and_std", "write_whole"]
+__all__ = ["Row", "Runs", "Say", "dense_model", "mean_and_std", "write_json"]
 
 Say = Callable[[str], None]
 Row = dict[str, Any]
@@ -69,7 +70,7 @@ class Runs:
                     arguments = [name, str(self.folder), dict(fields)]
                     title = f"run {path.stem} of {function.__module__}"
                     result = in_own_process(f"{__name__}:run_alone", arguments, 1, title)
-                write_whole(path, json.dumps(result))
+                write_json(path, result)
             row: Row = json.loads(path.read_text(encoding="utf-8"))
             self.say(line.format(**{**fields, **row}))
             return row
@@ -87,11 +88,10 @@ def run_alone(function: str, folder: str, fields: Mapping[str, Any]) -> Row:
     return row
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_json(path: Path, content: Mapping[str, Any], indent: int | None = None) -> None:
     """Write a file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with open_whole(path, overwrite=True) as file:
+        file.write((json.dumps(content, indent=indent) + "\n").encode())
 
 
 def dense_model(folder: Path, size: str, weights: Any, seed: int) -> TrainedModel:
