@@ -211,7 +211,8 @@ def integers(
     """
     array = unmasked(name, values)
     if ndim is not None and array.ndim != ndim:
-        raise ValueError(f"{name} must have {ndim} axes, got shape {array.shape}")
+        axes = "1 axis" if ndim == 1 else f"{ndim} axes"
+        raise ValueError(f"{name} must have {axes}, got shape {array.shape}")
     if not array.size:
         return array.astype(np.int64)
     if array.dtype.kind not in "iu":

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.noise.philox import Index, check_below
+from minibit.base import integer
+from minibit.noise.philox import Index
 
 __all__ = ["Share", "noise_constants", "numerator_of"]
 
@@ -79,7 +80,7 @@ def numerator_of(name: str, share: Any) -> int:
         raise TypeError(
             f"{name} must be a float, a Fraction or an integer numerator over 2**32, got {share!r}"
         ) from None
-    return check_below(f"{name} (an integer is a numerator over 2**32)", share, 2**32 + 1)
+    return integer(f"{name} (an integer is a numerator over 2**32)", share, 0, 2**32)
 
 
 @lru_cache(maxsize=4096)

@@ -17,13 +17,14 @@ draw* is two neighbouring words, the high half first.
 
 from __future__ import annotations
 
-import operator
 from math import prod
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minibit.base import integer
+from minibit.base import integers as many  # `integers` draws them
 from minibit.kernels import compiled
 
 __all__ = ["integers", "philox4x32", "uniform", "words"]
@@ -120,15 +121,15 @@ def words(
     >>> words(0, 0, 0, 1, start=2)
     array([3159862348], dtype=uint32)
     """
-    count, start = check_below("count", count, 2**34 + 1), check_below("start", start, 2**34 + 1)
+    count, start = integer("count", count, 0, 2**34), integer("start", start, 0, 2**34)
     if start + count > 2**34:
         raise ValueError(f"a stream has 2**34 words, got start + count = {start + count}")
     arguments = (
-        check_below("seed", seed, 2**64),
-        check_below("domain", domain, 2**8),
-        check_below("step", step, 2**32),
+        integer("seed", seed, 0, 2**64 - 1),
+        integer("domain", domain, 0, 2**8 - 1),
+        integer("step", step, 0, 2**32 - 1),
         count,
-        check_below("lane", lane, 2**32),
+        integer("lane", lane, 0, 2**32 - 1),
         start,
     )
     if not compiled():
@@ -215,7 +216,7 @@ def integers(
     >>> integers(0, 10, 5, domain=BATCH)
     array([6, 4, 7, 4, 5])
     """
-    limit = np.uint64(check_below("high", high, 2**63 + 1, least=1))
+    limit = np.uint64(integer("high", high, 1, 2**63))
     shape, count = check_shape(shape, each=2)
     halves = words(seed, domain, step, 2 * count, lane).reshape(-1, 2).T.astype(np.uint64)
     return _multiply_high(halves[0], halves[1], limit).astype(np.int64).reshape(shape)
@@ -240,33 +241,10 @@ def key_words(seed: int) -> NDArray[np.uint32]:
     return np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
 
 
-def check_below(name: str, value: Any, limit: int, least: int = 0) -> int:
-    """Return an integer argument, checked: ``least <= value < limit``."""
-    if isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"{name} must be an integer, got {value!r} of type {type(value).__name__}"
-        ) from None
-    if not least <= number < limit:
-        raise ValueError(f"{name} must lie in {interval(least, limit)}, got {number}")
-    return number
-
-
-def interval(least: int, limit: int) -> str:
-    """Write ``[least, limit)``, powers of two as such."""
-    power = limit.bit_length() - 1
-    if power < 16 or limit - (1 << power) not in (0, 1):
-        return f"[{least}, {limit})"
-    return f"[{least}, 2**{power}" + ("]" if limit & 1 else ")")
-
-
 def check_shape(shape: Shape, each: int = 1) -> tuple[tuple[int, ...], int]:
     """Check a shape whose entries take `each` words; return it as a tuple, with its size."""
     sides = shape if isinstance(shape, tuple | list) else (shape,)
-    checked = tuple(check_below("shape", side, 2**34 + 1) for side in sides)
+    checked = tuple(integer("shape", side, 0, 2**34) for side in sides)
     if prod(checked) * each > 2**34:
         raise ValueError(
             f"shape {checked} takes {prod(checked) * each} words, and a stream has 2**34"
@@ -281,8 +259,4 @@ def check_words(name: str, values: ArrayLike, last: int) -> NDArray[np.uint32]:
         raise ValueError(f"{name} must have shape (..., {last}), got {given.shape}")
     if given.dtype == np.uint32:
         return given
-    if given.dtype.kind not in "iu":
-        raise TypeError(f"{name} must hold uint32 words, got {given.dtype}")
-    if given.size and not 0 <= int(given.min()) <= int(given.max()) < 2**32:
-        raise ValueError(f"{name} must lie in [0, 2**32), got {given.min()} to {given.max()}")
-    return given.astype(np.uint32)
+    return many(name, given, 0, 2**32 - 1).astype(np.uint32)

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minibit.base import integer, integers
 from minibit.kernels import compiled
 from minibit.noise.density import Share, noise_constants, numerator_of
 from minibit.noise.philox import ADAPTERS as ADAPTERS
@@ -26,9 +27,7 @@ from minibit.noise.philox import (
     NOISE,
     Index,
     Shape,
-    check_below,
     check_shape,
-    interval,
     key_words,
     philox4x32,
     words,
@@ -95,7 +94,7 @@ def sparse_noise(
     >>> positions.tolist(), signs.tolist()
     ([3830, 14472, 17731, 25302], [-1, -1, -1, -1])
     """
-    numbers = np.array([check_below("perturbation", perturbation, 2**32)])
+    numbers = np.array([integer("perturbation", perturbation, 0, 2**32 - 1)])
     _, positions, signs = _sparse_noise(seed, step, numbers, size, density, blocks)
     return positions, signs
 
@@ -135,7 +134,7 @@ def sparse_noise_many(
     >>> offsets
     array([0, 3, 7])
     """
-    numbers = _numbers("perturbations", perturbations, 2**32)
+    numbers = integers("perturbations", perturbations, 0, 2**32 - 1, ndim=1)
     return _sparse_noise(seed, step, numbers, size, density, blocks)
 
 
@@ -228,7 +227,7 @@ def initial_codes(seed: Index, shape: Shape, zeros: Share, layer: Index = 0) -> 
     """
     numerator = numerator_of("zeros", zeros)
     shape, count = check_shape(shape)
-    drawn = words(seed, INITIAL, 0, count, lane=check_below("layer", layer, 2**32))
+    drawn = words(seed, INITIAL, 0, count, lane=integer("layer", layer, 0, 2**32 - 1))
     signs = np.int8(1) - (drawn & 1).astype(np.int8) * np.int8(2)
     signs[drawn < np.uint64(numerator)] = 0
     return signs.reshape(shape)
@@ -246,14 +245,14 @@ def _sparse_noise(
     blocks: Index | Iterable[int] | None,
 ) -> Entries:
     _, block_bits, table = noise_constants(density)
-    seed, step = check_below("seed", seed, 2**64), check_below("step", step, 2**32)
-    size = check_below("size", size, (1 << (32 + block_bits)) + 1)
+    seed, step = integer("seed", seed, 0, 2**64 - 1), integer("step", step, 0, 2**32 - 1)
+    size = integer("size", size, 0, 1 << (32 + block_bits))
     total = -(-size >> block_bits)
     if blocks is None:
         chosen = np.arange(total)
     else:
         listed = np.asarray(list(blocks) if np.iterable(blocks) else [blocks])
-        chosen = np.unique(_numbers("blocks", listed, total))
+        chosen = np.unique(integers("blocks", listed, 0, total - 1, ndim=1))
     if not compiled():
         return sparse_noise_reference(seed, step, perturbations, chosen, size, block_bits, table)
     from minibit.kernels import noise as kernel
@@ -262,16 +261,3 @@ def _sparse_noise(
         np.uint64(seed), step, perturbations, chosen, size, block_bits, table
     )
     return drawn
-
-
-def _numbers(name: str, values: ArrayLike, limit: int) -> NDArray[np.int64]:
-    """Return a one-dimensional array of integers in [0, limit), checked."""
-    given = np.asarray(values)
-    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
-        raise TypeError(
-            f"{name} must be one-dimensional integers, got shape {given.shape} of {given.dtype}"
-        )
-    if given.size and not 0 <= int(given.min()) <= int(given.max()) < limit:
-        got = f"{given.min()} to {given.max()}"
-        raise ValueError(f"{name} must lie in {interval(0, limit)}, got {got}")
-    return given.astype(np.int64)

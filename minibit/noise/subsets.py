@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import integer
 from minibit.kernels import compiled
-from minibit.noise.philox import INPUTS, UNITS, Index, check_below, words_reference
+from minibit.noise.philox import INPUTS, UNITS, Index, words_reference
 
 __all__ = ["draw_inputs", "draw_units", "subset_reference"]
 
@@ -47,8 +48,8 @@ def draw_units(
     >>> draw_units(seed=0, step=0, layer=0, n_out=256, count=4)
     array([ 14,  17, 149, 179])
     """
-    lane = check_below("layer", layer, 2**32)
-    return _subset(seed, UNITS, step, lane, check_below("n_out", n_out, 2**24 + 1), count)
+    lane = integer("layer", layer, 0, 2**32 - 1)
+    return _subset(seed, UNITS, step, lane, integer("n_out", n_out, 0, 2**24), count)
 
 
 def draw_inputs(
@@ -81,8 +82,8 @@ def draw_inputs(
     >>> draw_inputs(0, 0, 0, 14, n_in=3, count=3)
     array([0, 1, 2])
     """
-    lane = (check_below("layer", layer, 2**12) << 20) + check_below("unit", unit, 2**20)
-    return _subset(seed, INPUTS, step, lane, check_below("n_in", n_in, 2**24 + 1), count)
+    lane = (integer("layer", layer, 0, 2**12 - 1) << 20) + integer("unit", unit, 0, 2**20 - 1)
+    return _subset(seed, INPUTS, step, lane, integer("n_in", n_in, 0, 2**24), count)
 
 
 def subset_reference(
@@ -100,8 +101,8 @@ def subset_reference(
 def _subset(
     seed: Index, domain: int, step: Index, lane: int, n: int, count: Index
 ) -> NDArray[np.int64]:
-    seed, step = check_below("seed", seed, 2**64), check_below("step", step, 2**32)
-    count = check_below("count", count, n + 1)
+    seed, step = integer("seed", seed, 0, 2**64 - 1), integer("step", step, 0, 2**32 - 1)
+    count = integer("count", count, 0, n)
     if count == n:
         return np.arange(n)  # what Floyd's algorithm gives, too
     if not compiled():

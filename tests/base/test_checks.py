@@ -151,7 +151,7 @@ def test_an_empty_list_is_integers_and_floats_are_not():
     assert integers("x", [], 0, 1).dtype == np.int64
     with pytest.raises(TypeError, match="x must be integers, got float64"):
         integers("x", [0.0], 0, 1)
-    with pytest.raises(ValueError, match="x must have 1 axes, got shape"):
+    with pytest.raises(ValueError, match="x must have 1 axis, got shape"):
         integers("x", [[1]], 0, 1, ndim=1)
 
 
