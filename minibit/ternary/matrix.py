@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from minibit import kernels
+from minibit.base import integer
 from minibit.ternary.packings import (
     check_codes,
-    check_count,
     check_scale,
     check_shape,
     pack2,
@@ -144,7 +144,7 @@ class TernaryMatrix:
         TypeError, ValueError
             As `from_hf` does, and for a `scale` that is none.
         """
-        packed, n_out = np.asarray(packed), check_count(n_out, "n_out")
+        packed, n_out = np.asarray(packed), integer("n_out", n_out)
         path = kernels.path()
         held = hold_hf(packed, n_out, kernels.layout(path))
         return cls._made(held, path, (n_out, packed.shape[1]), scale)

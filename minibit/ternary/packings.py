@@ -13,11 +13,10 @@ to a product. Bytes have no endianness: a packing is the same on every machine.
 
 from __future__ import annotations
 
-import operator
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from minibit.base import integer, refuse_entries, unmasked
 
 __all__ = [
     "check_codes",
@@ -66,16 +65,8 @@ def check_codes(codes: ArrayLike, ndim: int | None = None) -> Codes:
     if array.dtype.kind not in "iu":
         raise TypeError(f"codes must be integers (int8), got {array.dtype}; quantise floats first")
     if array.min() < -1 or array.max() > 1:
-        first = tuple(int(i) for i in np.argwhere((array < -1) | (array > 1))[0])
-        raise ValueError(f"codes must be -1, 0 or 1, got {array[first]} at {first}")
+        refuse_entries("codes", array, (array < -1) | (array > 1), "be -1, 0 or 1")
     return array.astype(np.int8, copy=False)
-
-
-def unmasked(name: str, values: ArrayLike) -> NDArray[Any]:
-    """Return `values` as an array, refusing a masked one, whose mask would be forgotten."""
-    if isinstance(values, np.ndarray) and hasattr(values, "mask"):
-        raise TypeError(f"{name} must not be a masked array: fill it with .filled first")
-    return np.asarray(values)
 
 
 def check_scale(scale: ArrayLike) -> NDArray[np.float64]:
@@ -113,14 +104,6 @@ def check_twos(packed: Bytes) -> None:
             f"packed holds the 2-bit code 3 in byte {packed[first]:#04x} at {first}; "
             "legal are 0, 1, 2 for -1, 0, 1"
         )
-
-
-def check_count(count: int, name: str = "count") -> int:
-    """Return `count` as a plain int, refusing negative and fractional ones."""
-    count = operator.index(count)
-    if count < 0:
-        raise ValueError(f"{name} must not be negative, got {count}")
-    return count
 
 
 def _digits(codes: ArrayLike, group: int) -> Bytes:
@@ -186,7 +169,7 @@ def unpack2(packed: ArrayLike, count: int) -> Codes:
     >>> unpack2(pack2([-1, 0, 1, 1, -1]), 5)
     array([-1,  0,  1,  1, -1], dtype=int8)
     """
-    count = check_count(count)
+    count = integer("count", count)
     packed = check_bytes(packed, (-(-count // 4),), f"count = {count} (four a byte)")
     check_twos(packed)
     twos = packed[:, None] >> np.array([0, 2, 4, 6], np.uint8) & 3  # (groups, 4)
@@ -250,13 +233,10 @@ def unpack_base3(packed: ArrayLike, count: int) -> Codes:
     >>> unpack_base3(np.array([0, 5], np.uint8), 7)
     array([-1, -1, -1, -1, -1,  1,  0], dtype=int8)
     """
-    count = check_count(count)
+    count = integer("count", count)
     packed = check_bytes(packed, (-(-count // 5),), f"count = {count} (five a byte)")
     if packed.size and packed.max() > 242:
-        first = int(np.argmax(packed > 242))
-        raise ValueError(
-            f"packed must be 0..242 (five base-3 digits), got {packed[first]} at {first}"
-        )
+        refuse_entries("packed", packed, packed > 242, "be 0..242 (five base-3 digits)")
     threes = packed[:, None] // np.array([1, 3, 9, 27, 81], np.uint8) % 3  # (groups, 5)
     return threes.reshape(-1)[:count].view(np.int8) - np.int8(1)  # (count,)
 
@@ -317,7 +297,7 @@ def unpack_bitplanes(packed: ArrayLike, count: int) -> Codes:
     >>> unpack_bitplanes(np.array([[9], [2]], np.uint8), 4)
     array([ 1, -1,  0,  1], dtype=int8)
     """
-    count = check_count(count)
+    count = integer("count", count)
     packed = check_bytes(packed, (2, -(-count // 8)), f"count = {count} (eight a byte, two planes)")
     plus, minus = packed
     if (plus & minus).any():

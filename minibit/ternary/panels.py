@@ -19,10 +19,10 @@ plain loop over rows multiplies by one activation at a time, and compilers turn 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
+
+from minibit.base import plain
 
 __all__ = [
     "empty_panels",
@@ -107,7 +107,7 @@ def pack_panels(codes: Codes) -> Bytes:
 
     n_out, n_in = codes.shape
     packed = empty_panels(n_out, n_in)
-    if not panels(_plain(codes), packed):
+    if not panels(plain(codes, np.int8), packed):
         raise ValueError("codes must be -1, 0 or 1")
     return packed
 
@@ -142,14 +142,9 @@ def pack_columns(codes: Codes) -> Bytes:
 
     n_out, n_in = codes.shape
     packed = np.empty(-(-n_in // 16) * 4 * n_out, np.uint8)
-    if not columns(_plain(codes), packed):
+    if not columns(plain(codes, np.int8), packed):
         raise ValueError("codes must be -1, 0 or 1")
     return packed
-
-
-def _plain(codes: NDArray[Any]) -> Codes:
-    """Return the codes as the one kind of array that kernels are compiled for."""
-    return codes if codes.flags.carray else np.array(codes, np.int8, order="C")
 
 
 def unpack_panels(packed: Bytes, shape: tuple[int, int]) -> Codes:

@@ -16,12 +16,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from minibit.base import integer
 from minibit.ternary.packings import (
     Bytes,
     Codes,
     check_bytes,
     check_codes,
-    check_count,
     check_scale,
     check_shape,
     check_twos,
@@ -100,7 +100,7 @@ def from_hf(packed: ArrayLike, n_out: int) -> Codes:
     >>> from_hf(np.array([[34], [5]], np.uint8), n_out=5).ravel()
     array([ 1,  0, -1,  0,  1], dtype=int8)
     """
-    packed, n_out = np.asarray(packed), check_count(n_out, "n_out")
+    packed, n_out = np.asarray(packed), integer("n_out", n_out)
     n_in = packed.shape[1] if packed.ndim == 2 else 0
     packed = check_bytes(packed, (-(-n_out // 4), n_in), f"n_out = {n_out} (four rows a byte)")
     check_twos(packed)
