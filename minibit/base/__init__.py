@@ -16,7 +16,7 @@ from minibit.base.checks import number as number
 from minibit.base.checks import one_of as one_of
 from minibit.base.checks import plain as plain
 from minibit.base.checks import refuse_entries as refuse_entries
-from minibit.base.checks import threads as threads
+from minibit.base.checks import thread_count as thread_count
 from minibit.base.checks import unmasked as unmasked
 from minibit.base.damage import CheckpointError as CheckpointError
 from minibit.base.damage import beginning as beginning

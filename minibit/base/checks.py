@@ -30,7 +30,7 @@ __all__ = [
     "one_of",
     "plain",
     "refuse_entries",
-    "threads",
+    "thread_count",
     "unmasked",
 ]
 
@@ -89,7 +89,7 @@ def bounds(least: int | None, most: int | None) -> str:
     return f"lie in [{least}, {most}]"
 
 
-def threads(value: Any, name: str = "threads") -> int | None:
+def thread_count(value: Any, name: str = "threads") -> int | None:
     """Return a number of threads, at least 1; None, the default everywhere, is let through."""
     return None if value is None else integer(name, value, 1)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.base import widen
+from minibit.base import float32, widen
 
 __all__ = ["head_matmul", "head_matmul_reference"]
 
@@ -97,11 +97,9 @@ _HEAD_ROWS = 4096  # rows of a head that many tokens are multiplied by at a time
 
 def _checked_head(x: Array, w: Array) -> tuple[Array, Array]:
     """Return x as float32 and w as it is, or say what does not fit."""
-    x, w = np.asarray(x), np.asarray(w)
-    if x.dtype.kind != "f":
-        raise TypeError(f"x must be an array of floats, got {x.dtype}")
+    x, w = float32("x", x), np.asarray(w)
     if w.dtype not in (np.float32, np.uint16):
         raise TypeError(f"w must be float32, or uint16 bits of bfloat16, got {w.dtype}")
     if w.ndim != 2 or x.ndim == 0 or x.shape[-1] != w.shape[1]:
         raise ValueError(f"x (..., n_in) must fit w (n_out, n_in), got {x.shape} and {w.shape}")
-    return x.astype(np.float32, copy=False), w
+    return x, w

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import finite, float32, last_axis, not_finite, thread_count, unmasked
 from minibit.ternary import ROWS, TernaryMatrix, pack_panels
 
 __all__ = [
@@ -100,8 +101,7 @@ def ternary_matmul_reference(x: Array, matrix: TernaryMatrix) -> NDArray[np.floa
     array([[64., 95.]], dtype=float32)
     """
     x = _checked(x, matrix, _FLOAT32)
-    if not np.isfinite(x).all():
-        raise _not_finite(x)
+    finite("x", x)
     absmax = np.abs(x).max(axis=-1, keepdims=True, initial=np.float32(1e-5))  # (..., 1)
     scale = np.float32(1) / absmax * np.float32(127)
     q = np.rint(x * scale).astype(np.int8)  # (..., n_in)
@@ -214,7 +214,7 @@ def ternary_matmul(
     rows = x if _is_plain(x, matrix, _FLOAT32) else _rows(x, matrix, _FLOAT32)
     out = np.empty((rows.shape[0], matrix.shape[0]), _FLOAT32)
     if not _multiply(rows, matrix, out, matrix.scale, threads):
-        raise _not_finite(_checked(x, matrix, _FLOAT32))
+        raise not_finite("x", _checked(x, matrix, _FLOAT32))
     return out if rows is x else out.reshape(*np.asarray(x).shape[:-1], matrix.shape[0])
 
 
@@ -245,24 +245,14 @@ def _checked(x: Array, matrix: TernaryMatrix, dtype: np.dtype[Any]) -> Array:
     """Return x as an array of `dtype` that fits the matrix, or say why it does not."""
     if not isinstance(matrix, TernaryMatrix):
         raise TypeError(f"matrix must be a TernaryMatrix, got {type(matrix).__name__}")
-    x = np.asarray(x)
-    if dtype is _INT8 and x.dtype != _INT8:
+    x = float32("x", x) if dtype is _FLOAT32 else unmasked("x", x)
+    if x.dtype != dtype:
         raise TypeError(f"x must be int8, got {x.dtype}")
-    if dtype is _FLOAT32 and x.dtype.kind != "f":
-        raise TypeError(f"x must be an array of floats, got {x.dtype}")
     n_in = matrix.shape[1]
-    if x.ndim == 0 or x.shape[-1] != n_in:
-        raise ValueError(f"x must have shape (..., n_in) with n_in = {n_in}, got {x.shape}")
+    last_axis("x", x, n_in)
     if n_in > MAX_INPUTS:
         raise ValueError(f"matrix must have at most {MAX_INPUTS} inputs, got {n_in}")
-    with np.errstate(over="ignore"):  # what overflows is refused as infinite
-        return x.astype(dtype, copy=False)
-
-
-def _not_finite(x: Array) -> ValueError:
-    """Name the first entry that is NaN or infinite."""
-    first = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
-    return ValueError(f"x must be finite, got {x[first]} at {first}")
+    return x
 
 
 # Which kernel, and how many at once.
@@ -354,10 +344,7 @@ def _multiply(
     """Fill `out` with the product; False if an activation is not finite."""
     batch, n_in = x.shape
     n_out = matrix.shape[0]
-    if threads is not None and not isinstance(threads, int | np.integer):
-        raise TypeError(f"threads must be an integer, got {threads!r}")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
+    threads = thread_count(threads)
     if n_in > MAX_INPUTS:
         raise ValueError(f"matrix must have at most {MAX_INPUTS} inputs, got {n_in}")
     if matrix._path == "reference" or not out.size or not n_in:

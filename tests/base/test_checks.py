@@ -22,7 +22,7 @@ from minibit.base import (
     one_of,
     plain,
     refuse_entries,
-    threads,
+    thread_count,
     to_bfloat16,
     unmasked,
 )
@@ -62,10 +62,10 @@ def test_bounds_write_powers_of_two_as_such():
 
 def test_threads_are_at_least_one_or_left_to_the_default():
     """None is let through."""
-    assert threads(None) is None
-    assert threads(np.int32(3)) == 3
+    assert thread_count(None) is None
+    assert thread_count(np.int32(3)) == 3
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
-        threads(0, "workers")
+        thread_count(0, "workers")
 
 
 @pytest.mark.parametrize("interval", ["[0, 1)", "(0, 1]", "(0, inf)", "[0, inf)", "(-inf, inf)"])
