@@ -296,6 +296,17 @@ def test_how_a_prompt_is_cut_changes_nothing(monkeypatch):
 
 
 @compiled
+def test_two_new_tokens_are_read_as_each_of_them_alone():
+    """The same bits: a packed model reads a single token in one way, last or not."""
+    model, text = packed(SMALL), tokens_of(SMALL, 12)
+    decoder = Decoder(model)
+    for begin in range(0, 12, 2):
+        decoder.append(text[begin : begin + 2])
+        decoder.logits()
+    np.testing.assert_array_equal(decoder.logits(), one_by_one(model, text)[-1])
+
+
+@compiled
 @pytest.mark.parametrize("name", ["a head for each", "several chunks"])
 def test_every_number_of_threads_gives_the_same_bits(name):
     """Threads share rows, not sums."""

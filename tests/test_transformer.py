@@ -621,8 +621,8 @@ def test_a_size_is_a_whole_number(size):
 @pytest.mark.parametrize(
     ("tokens", "error", "match"),
     [
-        ([[1, VOCAB, 2]], ValueError, rf"0 to 10, got {VOCAB} at \(0, 1\)"),
-        ([[1, 2], [0, -1]], ValueError, r"0 to 10, got -1 at \(1, 1\)"),
+        ([[1, VOCAB, 2]], ValueError, rf"\[0, 10\], got {VOCAB} at \(0, 1\)"),
+        ([[1, 2], [0, -1]], ValueError, r"\[0, 10\], got -1 at \(1, 1\)"),
         ([1, 2], ValueError, r"shape \(batch, length\), got \(2,\)"),
         ([[]], ValueError, r"shape \(batch, length\), got \(1, 0\)"),
         ([[1.0]], TypeError, "integers, got float64"),

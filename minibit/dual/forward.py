@@ -43,6 +43,7 @@ __all__ = [
     "straight_through",
 ]
 
+_MAY_HOLD_DUALS = (Dual, dict, list, tuple)
 _tags = itertools.count(1)  # one for each derivative being taken; the innermost has the highest
 
 
@@ -405,6 +406,8 @@ class custom_jvp:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tree:
         """Call the function; if a dual is among its arguments, by the rule."""
+        if not any(isinstance(arg, _MAY_HOLD_DUALS) for arg in (*args, *kwargs.values())):
+            return self.fn(*args, **kwargs)  # the usual case, without a walk through trees
         tag = max(map(tag_of, leaves(args)), default=-1)
         name = getattr(self.fn, "__name__", repr(self.fn))
         if any(tag_of(leaf) >= 0 for leaf in leaves(kwargs)):

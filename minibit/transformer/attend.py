@@ -26,26 +26,14 @@ Array = Any  # an ndarray, or a Dual, which behaves like one
 
 
 class Positions(NamedTuple):
-    """Where the tokens of a call stand: made once, used by every layer.
-
-    Attributes
-    ----------
-    batch, length : int
-        Shape of the tokens.
-    start : int
-        Position of the first token: how many a cache holds.
-    cos, sin : float32 array, shape (length, 1, 2, head_dim / 2)
-        `rotate`'s tables; the sign of the sine is in the table.
-    future : bool array, shape (length, start + length), or None
-        True where a key is later than the query; None where no key is, as for one token.
-    """
+    """The positions of the tokens of a call: made once, used by every layer."""
 
     batch: int
-    length: int
-    start: int
-    cos: NDArray[np.float32]
-    sin: NDArray[np.float32]
-    future: NDArray[np.bool_] | None
+    length: int  # (batch, length) is the shape of the tokens
+    start: int  # position of the first token: how many a cache holds
+    cos: NDArray[np.float32]  # (length, 1, 2, head_dim / 2), a table of `rotate`
+    sin: NDArray[np.float32]  # the same, with the sign in the table
+    future: NDArray[np.bool_] | None  # (length, start + length): the key is later; None if none is
 
 
 def positions(
@@ -55,25 +43,9 @@ def positions(
 
     ``angle[p, i] = p theta^(-2 i / head_dim)`` for i below head_dim / 2, in float32 as published.
 
-    Parameters
-    ----------
-    batch, length : int
-        Shape of the tokens.
-    head_dim : int
-        Even.
-    theta : float
-        Base of the wavelengths: the longest is near ``2 pi theta`` tokens.
-    start : int
-        Position of the first token.
-
-    Returns
-    -------
-    Positions
-
-    Notes
-    -----
-    Source: Su et al., RoFormer (arXiv 2104.09864), eq. 15, with Llama's pairs (i, i + head_dim / 2)
-    in place of neighbours.
+    The tokens have shape (batch, length), `head_dim` is even, and the longest wavelength is near
+    ``2 pi theta`` tokens. Source: Su et al., RoFormer (arXiv 2104.09864), eq. 15, with Llama's
+    pairs (i, i + head_dim / 2) in place of neighbours.
 
     Examples
     --------
@@ -90,42 +62,20 @@ def positions(
     half = head_dim // 2
     exponent = np.arange(0, 2 * half, 2, dtype=np.float32) / np.float32(head_dim)  # (half,)
     frequency = np.float32(1) / np.float32(theta) ** exponent
-    place = np.arange(start, start + length, dtype=np.float32)
-    angle = (place[:, None] * frequency)[:, None, None, :]  # (length, 1, 1, half)
-    cos, sin = np.cos(angle), np.sin(angle)
-    future = None
-    if length > 1:
-        future = np.arange(start + length) > np.arange(start, start + length)[:, None]
-    return Positions(
-        batch,
-        length,
-        start,
-        np.concatenate([cos, cos], axis=2),  # (length, 1, 2, half)
-        np.concatenate([-sin, sin], axis=2),
-        future,
-    )
+    position = np.arange(start, start + length)[:, None]  # (length, 1)
+    angle = (position.astype(np.float32) * frequency)[:, None, None, :]  # (length, 1, 1, half)
+    cos = np.concatenate([np.cos(angle)] * 2, axis=2)  # (length, 1, 2, half)
+    sin = np.concatenate([-np.sin(angle), np.sin(angle)], axis=2)
+    future = np.arange(start + length) > position if length > 1 else None
+    return Positions(batch, length, start, cos, sin, future)
 
 
 def rotate(x: Array, at: Positions) -> Array:
     """Turn each pair (x[i], x[i + head_dim / 2]) of every head by the angle of its position.
 
-    ``(a, b) -> (a cos - b sin, b cos + a sin)``: then ``rotate(q) . rotate(k)`` depends on the two
-    positions through their difference alone.
-
-    Parameters
-    ----------
-    x : float array, shape (batch, length, heads, head_dim)
-    at : Positions
-
-    Returns
-    -------
-    array, shape of x
-        Of the same length (norm) per pair.
-
-    Raises
-    ------
-    ValueError
-        If x has another length or width of a head than the tables.
+    ``(a, b) -> (a cos - b sin, b cos + a sin)``, for x of shape (batch, length, heads, head_dim):
+    then ``rotate(q) . rotate(k)`` depends on the two positions through their difference alone. A
+    ValueError if x has another length or width of a head than the tables.
 
     Examples
     --------
@@ -180,8 +130,7 @@ def _turn_back(c: Array, shape: tuple[int, ...], mine: bool, cos: Array, sin: Ar
 def _turn_kernel(x: Array, cos: Array, sin: Array, back: bool) -> Array:
     from minibit.kernels.blocks import turn
 
-    out = np.empty_like(x)
-    turn(x, cos, sin, back, out)
+    turn(x, cos, sin, back, out := np.empty_like(x))
     return out
 
 
@@ -199,10 +148,6 @@ def causal_attention(q: Array, k: Array, v: Array, *, future: Any = None) -> Arr
         may have another width, which is then the result's.
     future : bool array, shape (length, keys), optional
         True where a key must not be seen. In each row one key at least is seen.
-
-    Returns
-    -------
-    array, shape (batch, heads, length, head_dim)
 
     Notes
     -----

@@ -36,26 +36,8 @@ ONE_HOT = 1024  # largest vocabulary whose embedding is differentiated as a prod
 def normalize(x: Array, gain: Array, *, eps: float) -> Array:
     """Divide each row by its root mean square: ``z = gain x / sqrt(mean x^2 + eps)``.
 
-    `minibit.layers.rms_norm` on rows, with a rule of its own.
-
-    Parameters
-    ----------
-    x : float array, shape (rows, width)
-    gain : float array, shape (width,)
-    eps : float
-
-    Returns
-    -------
-    array, shape (rows, width)
-
-    Raises
-    ------
-    ValueError
-        If the shapes are others.
-
-    Notes
-    -----
-    ``z_dot = gain r x_dot - z r^2 mean(x x_dot) + x r gain_dot``.
+    `minibit.layers.rms_norm` on rows, x (rows, width), with a rule of its own:
+    ``z_dot = gain r x_dot - z r^2 mean(x x_dot) + x r gain_dot``. Other shapes are a ValueError.
 
     Examples
     --------
@@ -124,22 +106,7 @@ def _inverse_rms(x: Array, eps: float) -> Array:
 def gated_unit(gate: Array, up: Array) -> Array:
     """Gate by the squared rectified linear unit: ``max(gate, 0)^2 up``.
 
-    Parameters
-    ----------
-    gate, up : float arrays of one shape
-
-    Returns
-    -------
-    array of that shape
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ.
-
-    Notes
-    -----
-    ``y_dot = 2 max(gate, 0) up gate_dot + max(gate, 0)^2 up_dot``.
+    ``y_dot = 2 max(gate, 0) up gate_dot + max(gate, 0)^2 up_dot``. Two shapes are a ValueError.
 
     Examples
     --------
@@ -178,28 +145,11 @@ def gated_unit_reference(gate: Array, up: Array) -> tuple[Array, Array, Array]:
 
 @custom_jvp
 def embed(table: Array, tokens: Array) -> Array:
-    """Look up the row of every token.
+    """Look up the row of every token in a table (vocab, hidden) of floats or bfloat16 bits.
 
-    Parameters
-    ----------
-    table : float array, or uint16 array of bfloat16 bits, shape (vocab, hidden)
-    tokens : integer array, shape (rows,)
-        0 or more.
-
-    Returns
-    -------
-    array, shape (rows, hidden)
-        float32 for bfloat16 bits, else of the table's type.
-
-    Raises
-    ------
-    ValueError
-        If a token is negative; an IndexError if the table has no such row.
-
-    Notes
-    -----
-    The tangent is ``one_hot(tokens) @ table_dot`` for a small vocabulary: its transpose, which adds
-    up the rows of equal tokens, is then a product of matrices.
+    The rows of bits are float32, others of the table's type. A negative token is a ValueError, one
+    without a row an IndexError. The tangent is ``one_hot(tokens) @ table_dot`` for a small
+    vocabulary: its transpose, which sums the rows of equal tokens, is then a product of matrices.
 
     Examples
     --------
@@ -233,26 +183,9 @@ def _embed_rule(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tu
 def token_loss(logits: Array, targets: Array) -> Array:
     """Mean negative log-probability of the next tokens: `minibit.layers.cross_entropy`, quicker.
 
-    ``mean over rows of logsumexp(z) - z[target]``, in nats a token.
-
-    Parameters
-    ----------
-    logits : float array, shape (..., vocab)
-    targets : integer array, shape (...)
-        Below vocab.
-
-    Returns
-    -------
-    number
-
-    Raises
-    ------
-    ValueError
-        If the shapes don't fit or a target is negative; an IndexError if one is too large.
-
-    Notes
-    -----
-    ``loss_dot = sum (softmax(z) - one_hot(target)) z_dot / rows``.
+    ``mean over rows of logsumexp(z) - z[target]``, in nats per token; logits (..., vocab) take
+    targets (...). A ValueError if the shapes don't fit or a target is negative, an IndexError if
+    one is too large. ``loss_dot = sum (softmax(z) - one_hot(target)) z_dot / rows``.
 
     Examples
     --------
@@ -326,8 +259,7 @@ def _normalize_back(
         return normalize_back_reference(c, unit, r, gain)
     from minibit.kernels import blocks as kernel
 
-    out = np.empty_like(c)
-    kernel.norm_back(c, unit, r, gain, out)
+    kernel.norm_back(c, unit, r, gain, out := np.empty_like(c))
     return out
 
 
@@ -337,6 +269,5 @@ def _gain_back(c: Array, shape: tuple[int, ...], mine: bool, unit: Array) -> Arr
         return gain_back_reference(c, unit)
     from minibit.kernels import blocks as kernel
 
-    out = np.empty(shape, np.float32)
-    kernel.gain_back(c, unit, out)
+    kernel.gain_back(c, unit, out := np.empty(shape, np.float32))
     return out

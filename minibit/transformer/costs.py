@@ -23,9 +23,9 @@ shaped Google's TPUv4i", ISCA 2021, Table 2 (7 nm). *O'Connor*: "Fine-Grained DR
 
 from __future__ import annotations
 
-import math
-import operator
 from typing import NamedTuple
+
+from minibit.base import integer, number
 
 __all__ = [
     "B158",
@@ -107,18 +107,10 @@ SHAPES = {
 
 
 class Weights(NamedTuple):
-    """How the linear layers hold their weights.
+    """How the linear layers hold their weights."""
 
-    Attributes
-    ----------
-    bytes : float
-        Of one weight.
-    pj : float
-        Of one multiply-add with it, in picojoules: at 7 nm (Jouppi).
-    """
-
-    bytes: float
-    pj: float
+    bytes: float  # of one weight
+    pj: float  # of one multiply-add with it, in picojoules: at 7 nm (Jouppi)
 
 
 FP16 = Weights(2.0, ENERGY_PJ["7 nm"]["fp16 multiply"] + ENERGY_PJ["7 nm"]["fp16 add"])
@@ -140,17 +132,7 @@ def memory_gb(shape: Shape, weights: Weights) -> float:
     The two factors are the least-squares fit to the seven published points, rounded: two constants,
     seven points. The first is near 1, so the matrices are all that grows with the weights. The
     second says that a runtime holds 3.3 times the bytes of embedding and head in things that grow
-    with d alone; the paper doesn't say what they are.
-
-    Parameters
-    ----------
-    shape : Shape
-    weights : Weights
-
-    Returns
-    -------
-    float
-        GB of 10^9 bytes.
+    with d alone; the paper doesn't say what they are. GB are of 10^9 bytes.
 
     Examples
     --------
@@ -175,47 +157,31 @@ def cache_bytes(shape: Shape, tokens: int, value_bytes: float = 2) -> float:
 
     Raises
     ------
-    ValueError
-        If `tokens` is negative, or `value_bytes` not above 0 and finite.
+    TypeError, ValueError
+        If `tokens` is no integer or negative, or `value_bytes` not above 0 and finite.
 
     Examples
     --------
     >>> cache_bytes(SHAPES["65B"], 512) / 1e9, cache_bytes(SHAPES["70B"], 512) / 1e9
     (1.34217728, 0.16777216)
     """
-    if not 0 < value_bytes < math.inf:
-        raise ValueError(f"value_bytes must be above 0 and finite, got {value_bytes}")
+    number("value_bytes", value_bytes, "(0, inf)")
     kept = shape.hidden * shape.kv_heads // shape.heads
-    return 2 * shape.layers * kept * _counted(tokens, "tokens", 0) * value_bytes
+    return 2 * shape.layers * kept * integer("tokens", tokens) * value_bytes
 
 
 def multiply_adds(shape: Shape, tokens: int = 0) -> tuple[int, int]:
     """Count the multiply-adds of one token: in the linear layers, and in head and attention.
 
-    ``matrices`` and ``V d + 2 L d tokens``: scores and sums over the tokens so far.
-
-    Parameters
-    ----------
-    shape : Shape
-    tokens : int
-        In the sequence so far, 0 or more.
-
-    Returns
-    -------
-    linear, other : int
-        The first are additions in b1.58; the second are FP16 in both.
-
-    Raises
-    ------
-    ValueError
-        If `tokens` is negative.
+    ``matrices`` and ``V d + 2 L d tokens``: scores and sums over the tokens so far, as for
+    `cache_bytes`. The first are additions in b1.58, the second FP16 in both.
 
     Examples
     --------
     >>> multiply_adds(SHAPES["3B"], 512)
     (3221504000, 187596800)
     """
-    attention = 2 * shape.layers * shape.hidden * _counted(tokens, "tokens", 0)
+    attention = 2 * shape.layers * shape.hidden * integer("tokens", tokens)
     return shape.matrix_weights, shape.head_weights + attention
 
 
@@ -224,31 +190,17 @@ def step_bytes(
 ) -> float:
     """Bytes read for one more token of each sequence of a batch: matrices, head and caches.
 
-    ``matrices bytes + 2 V d + batch cache``. Of the embedding only single rows are read.
-
-    Parameters
-    ----------
-    shape : Shape
-    weights : Weights
-    batch : int
-        Sequences, 1 or more: the weights are read once for all of them.
-    tokens : int
-        In each sequence so far, 0 or more.
-    value_bytes : float
-        Of one number in the cache, as in `cache_bytes`.
-
-    Raises
-    ------
-    ValueError
-        If `batch` is below 1, `tokens` negative, or `value_bytes` not above 0 and finite.
+    ``matrices bytes + 2 V d + batch cache``. Of the embedding only single rows are read. `batch`,
+    1 or more, counts sequences, and the weights are read once for all of them; `shape`, `weights`,
+    `tokens` and `value_bytes`, and what is refused, are as for `cache_bytes`.
 
     Examples
     --------
     >>> step_bytes(SHAPES["13B"], B158) < step_bytes(SHAPES["3B"], FP16)
     True
     """
-    held = shape.matrix_weights * weights.bytes + shape.head_weights * FP16.bytes
-    return held + _counted(batch, "batch", 1) * cache_bytes(shape, tokens, value_bytes)
+    read_once = shape.matrix_weights * weights.bytes + shape.head_weights * FP16.bytes
+    return read_once + integer("batch", batch, 1) * cache_bytes(shape, tokens, value_bytes)
 
 
 def step_seconds(
@@ -265,33 +217,21 @@ def step_seconds(
     ``max(bytes read / bandwidth, 2 multiply-adds / peak)``, with both at the data sheet's values:
     no program is faster, and all are slower.
 
-    Parameters
-    ----------
-    shape : Shape
-    weights : Weights
-    batch, tokens, value_bytes
-        As in `step_bytes`.
-    cards : int
-        With more than one, each holds its share of the layers (pipeline parallelism) and the batch
-        is cut into as many parts, so that all cards are busy: each reads its weights once for each
-        part, its caches and its operations are shared out.
-
-    Raises
-    ------
-    ValueError
-        If `batch` or `cards` is below 1, `tokens` negative, or `value_bytes` not above 0 and
-        finite.
+    With more than one of `cards`, each holds its share of the layers (pipeline parallelism) and the
+    batch is cut into as many parts, so that all cards are busy: each reads its weights once for
+    each part, its caches and its operations are shared out. `shape`, `weights`, `batch`, `tokens`
+    and `value_bytes`, and what is refused, are as for `step_bytes`.
 
     Examples
     --------
     >>> round(1000 * step_seconds(SHAPES["3B"], FP16), 2)  # milliseconds; measured: 5.07
     3.26
     """
-    cards = _counted(cards, "cards", 1)
-    held = step_bytes(shape, weights)
-    caches = step_bytes(shape, weights, batch=batch, tokens=tokens, value_bytes=value_bytes) - held
+    cards = integer("cards", cards, 1)
+    once = step_bytes(shape, weights)
+    caches = step_bytes(shape, weights, batch=batch, tokens=tokens, value_bytes=value_bytes) - once
     operations = 2 * batch * sum(multiply_adds(shape, tokens))
-    return max((held + caches / cards) / BANDWIDTH, operations / cards / PEAK)
+    return max((once + caches / cards) / BANDWIDTH, operations / cards / PEAK)
 
 
 def token_energy(
@@ -300,24 +240,9 @@ def token_energy(
     """Energy of one token, of arithmetic at 7 nm and of reading HBM2.
 
     Arithmetic: `multiply_adds` times the picojoules of each, all but the linear layers in FP16.
-    Reading: ``step_bytes / batch`` times 31.8 pJ.
-
-    Parameters
-    ----------
-    shape : Shape
-    weights : Weights
-    batch, tokens, value_bytes
-        As in `step_bytes`.
-
-    Returns
-    -------
-    Energy
-        Joules a token. A lower bound: no cache of the chip, register, wire, norm or softmax counts.
-
-    Raises
-    ------
-    ValueError
-        If `batch` is below 1, `tokens` negative, or `value_bytes` not above 0 and finite.
+    Reading: ``step_bytes / batch`` times 31.8 pJ. `shape`, `weights`, `batch`, `tokens` and
+    `value_bytes`, and what is refused, are as for `step_bytes`. The result is a lower bound: no
+    cache of the chip, register, wire, norm or softmax counts.
 
     Examples
     --------
@@ -335,42 +260,16 @@ def largest_batch(
 ) -> int:
     """How many sequences fit beside the weights: ``(memory - weights) / cache``, rounded down.
 
-    Weights are the matrices, the embedding and the head, each once; nothing else is held.
-
-    Parameters
-    ----------
-    shape : Shape
-    weights : Weights
-    memory : float
-        Bytes, of all cards together.
-    tokens : int
-        In each sequence, 1 or more.
-    value_bytes : float
-        As in `cache_bytes`.
-
-    Returns
-    -------
-    int
-        0 if not even the weights fit.
-
-    Raises
-    ------
-    ValueError
-        If `tokens` is below 1, or `value_bytes` not above 0 and finite.
+    `weights` are the matrices, the embedding and the head, each once; nothing else is held.
+    `memory` is in bytes, of all cards together, and each sequence has 1 of `tokens` or more;
+    `shape`, `value_bytes` and what is refused are as for `cache_bytes`. 0 if not even the weights
+    fit.
 
     Examples
     --------
     >>> largest_batch(SHAPES["65B"], FP16, memory=160e9, tokens=512)
     21
     """
-    tokens = _counted(tokens, "tokens", 1)
-    held = shape.matrix_weights * weights.bytes + 2 * shape.head_weights * FP16.bytes
-    return max(int((memory - held) // cache_bytes(shape, tokens, value_bytes)), 0)
-
-
-def _counted(number: int, name: str, least: int) -> int:
-    """Return a whole number that is large enough."""
-    whole = operator.index(number)
-    if whole < least:
-        raise ValueError(f"{name} must be {least} or more, got {number}")
-    return whole
+    cache = cache_bytes(shape, integer("tokens", tokens, 1), value_bytes)
+    once = shape.matrix_weights * weights.bytes + 2 * shape.head_weights * FP16.bytes
+    return max(int((memory - once) // cache), 0)

@@ -141,15 +141,17 @@ class Decoder:
 
     def _read_to(self, end: int) -> Floats:
         """Read the text up to `end`, and return the logits after it."""
-        whole = end if self._plan is None else end - 1  # what is read many tokens at once
-        last = None
-        while self.cache.length < whole:
-            piece = self._text[self.cache.length : whole][:PIECE]
-            last = _read(self.model, piece, self.cache, self._threads)
-        if self._plan is not None:
-            return packed_step(self._plan, self._text[-1], self.cache, threads=self._threads)
-        assert last is not None
-        return _logits(self.model, last)
+        plan, cache, threads = self._plan, self.cache, self._threads
+        before = end if plan is None else end - 1  # the last token has a fast way, if there is one
+        while cache.length < before:
+            piece = self._text[cache.length : before][:PIECE]
+            if plan is not None and len(piece) == 1:
+                packed_step(plan, piece[0], cache, threads=threads, head=False)
+            else:
+                x = _read(self.model, piece, cache, threads)
+        if plan is not None:
+            return packed_step(plan, self._text[-1], cache, threads=threads)
+        return _logits(self.model, x)
 
     def generate(
         self,

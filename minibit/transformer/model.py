@@ -8,10 +8,6 @@
 files name them) and tokens. It takes as arguments what multiplies (`float_linear`, `bit_linear` for
 training, `packed_linear` for inference), what makes inputs sparse, and a cache of keys and values.
 `minibit.dual` and `minibit.tape` differentiate it as it stands.
-
-The sizes and the names of the parameters are in `minibit.transformer.config`, what multiplies in
-`minibit.transformer.projections`, the pieces in `minibit.transformer.blocks` and
-`minibit.transformer.attend`.
 """
 
 from __future__ import annotations
@@ -23,19 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minibit.base import widen
+from minibit.base import refuse_entries, widen
 from minibit.dual import Dual
 from minibit.matmul import head_matmul
 from minibit.transformer.attend import Positions, causal_attention, positions, rotate
 from minibit.transformer.blocks import embed, gated_unit, normalize
 from minibit.transformer.config import BitNetConfig, Params, check_params
 from minibit.transformer.kv_cache import Cache, KVCache
-from minibit.transformer.projections import (
-    Linear,
-    ModelParams,
-    by_type,
-    float_linear,
-)
+from minibit.transformer.projections import Linear, ModelParams, by_type, float_linear
 
 __all__ = ["BitNetModel", "forward"]
 
@@ -98,9 +89,9 @@ def forward(
     batch, length = tokens.shape
     start = 0 if cache is None else cache.length
     if start + length > config.max_positions:
-        held = f" after {start} in the cache" if start else ""
+        before = f" after {start} in the cache" if start else ""
         raise ValueError(
-            f"tokens must fit into max_positions = {config.max_positions}, got {length}{held}"
+            f"tokens must fit into max_positions = {config.max_positions}, got {length}{before}"
         )
     if isinstance(cache, KVCache):
         cache.claim(config, params)
@@ -129,20 +120,18 @@ def attention(
     h = normalize(x, params[name + "input_layernorm"], eps=eps)  # (rows, hidden)
     h = h if sparsify is None else sparsify(h, "qkv")
     name += "self_attn."
+    head_dim, heads_first = config.head_dim, (0, 2, 1, 3)
 
-    def project(which: str, heads: int) -> Array:
-        y = linear(h, params[f"{name}{which}_proj"])  # (rows, heads head_dim)
-        return y.reshape(at.batch, at.length, heads, config.head_dim)
+    def heads(letter: str) -> Array:
+        y = linear(h, params[f"{name}{letter}_proj"])  # (rows, heads head_dim)
+        return y.reshape(at.batch, at.length, y.shape[-1] // head_dim, head_dim)
 
-    q = rotate(project("q", config.heads), at)
-    k = rotate(project("k", config.kv_heads), at)
-    q, k, v = (
-        np.transpose(y, (0, 2, 1, 3)) for y in (q, k, project("v", config.kv_heads))
-    )  # (batch, heads, length, head_dim)
+    q, k, v = rotate(heads("q"), at), rotate(heads("k"), at), heads("v")
+    q, k, v = (np.transpose(y, heads_first) for y in (q, k, v))  # (batch, heads, length, head_dim)
     if cache is not None:
         k, v = cache.extend(layer, k, v)  # (batch, kv_heads, start + length, head_dim)
     o = causal_attention(q, k, v, future=at.future)
-    o = np.transpose(o, (0, 2, 1, 3)).reshape(x.shape)  # (rows, hidden)
+    o = np.transpose(o, heads_first).reshape(x.shape)  # (rows, hidden)
     if config.sub_norms:
         o = normalize(o, params[name + "attn_sub_norm"], eps=eps)
     o = o if sparsify is None else sparsify(o, "o")
@@ -162,7 +151,7 @@ def feed_forward(
     h = normalize(x, params[name + "post_attention_layernorm"], eps=eps)  # (rows, hidden)
     h = h if sparsify is None else sparsify(h, "gate_up")
     name += "mlp."
-    gate, up = (linear(h, params[f"{name}{which}_proj"]) for which in ("gate", "up"))
+    gate, up = linear(h, params[name + "gate_proj"]), linear(h, params[name + "up_proj"])
     h = gated_unit(gate, up)  # (rows, intermediate)
     if config.sub_norms:
         h = normalize(h, params[name + "ffn_sub_norm"], eps=eps)
@@ -184,11 +173,12 @@ def check_tokens(config: BitNetConfig, tokens: ArrayLike) -> NDArray[np.int64]:
         raise TypeError(f"tokens must be integers, got {array.dtype}")
     if array.ndim != 2 or not array.shape[1]:
         raise ValueError(f"tokens must have shape (batch, length), got {array.shape}")
-    if array.size and (array.min() < 0 or array.max() >= config.vocab_size):
-        wrong = (array < 0) | (array >= config.vocab_size)
-        first = tuple(int(i) for i in np.argwhere(wrong)[0])
-        limit = config.vocab_size - 1
-        raise ValueError(f"tokens must be 0 to {limit}, got {array[first]} at {first}")
+    refuse_entries(
+        "tokens",
+        array,
+        (array < 0) | (array >= config.vocab_size),
+        f"lie in [0, {config.vocab_size - 1}]",
+    )
     return array.astype(np.int64, copy=False)
 
 
@@ -233,10 +223,9 @@ class BitNetModel:
     def logits(self, tokens: ArrayLike, cache: Cache | None = None) -> NDArray[np.float32]:
         """Return the logits of the next tokens, (batch, length, vocab_size); see `forward`."""
         linear = self.params.linear
-        out: NDArray[np.float32] = forward(
-            self.config, self.params, tokens, linear=linear, cache=cache
-        )
-        return out
+        logits: NDArray[np.float32]
+        logits = forward(self.config, self.params, tokens, linear=linear, cache=cache)
+        return logits
 
     @property
     def nbytes(self) -> int:

@@ -117,8 +117,10 @@ def plan(model: BitNetModel) -> Plan | None:
     )
 
 
-def packed_step(plan: Plan, token: int, cache: KVCache, *, threads: int | None = None) -> Floats:
-    """Read one token into the cache and return the logits after it, (vocab,).
+def packed_step(
+    plan: Plan, token: int, cache: KVCache, *, threads: int | None = None, head: bool = True
+) -> Floats:
+    """Read one token into the cache; return the logits after it, (vocab,), none without `head`.
 
     Equal to the plain forward pass of that token but for the sums over the hidden width (norms),
     over a head's width and over positions, whose order differs, and the exponential: some 1e-7 of
@@ -135,7 +137,7 @@ def packed_step(plan: Plan, token: int, cache: KVCache, *, threads: int | None =
     at = positions(1, 1, config.head_dim, config.rope_theta, place)
     cos, sin = at.cos[0, 0, 0], at.sin[0, 0, 1]  # (head_dim / 2,)
     plan.streams[0] = widen(plan.embedding[token])
-    logits = np.empty(plan.head.shape[0], np.float32)
+    logits = np.empty(len(plan.head) if head else 0, np.float32)
     rows = max(config.hidden_size + 2 * config.kv_heads * config.head_dim, config.intermediate_size)
     chunks = max(rows // CHUNK_ROWS + 3, config.kv_heads)  # at most, in a phase
     work = np.zeros((config.layers * PHASES, FLAGS + chunks), np.int64)
@@ -178,5 +180,6 @@ def _walk(
         sin,
         work,
     )
-    head(plan.streams[-1], plan.norm, eps, plan.head, logits, for_head)
+    if len(logits):
+        head(plan.streams[-1], plan.norm, eps, plan.head, logits, for_head)
     return bool(finite)

@@ -57,10 +57,6 @@ def float_linear(x: Array, w: Array) -> Array:
     w : float array, or uint16 array of bfloat16 bits, shape (n_out, n_in)
         As `head_matmul` has it: bits are widened to float32 at each use.
 
-    Returns
-    -------
-    array, shape (..., n_out)
-
     Examples
     --------
     >>> float_linear(np.float32([[1, 2]]), np.float32([[1, -1]]))
@@ -85,10 +81,6 @@ def bit_linear(x: Array, w: Array, strength: float = 1.0) -> Array:
     strength : float, 0 to 1
         Lambda of a warm-up (`minibit.absmean.fake_quant_weight`), on both sides.
 
-    Returns
-    -------
-    array, shape (..., n_out)
-
     Examples
     --------
     >>> bit_linear(np.float32([[127, 64]]), np.float32([[1, -3]]))  # gamma is 2
@@ -98,18 +90,9 @@ def bit_linear(x: Array, w: Array, strength: float = 1.0) -> Array:
 
 
 def packed_linear(x: Array, w: TernaryMatrix) -> NDArray[np.float32]:
-    """Multiply by packed ternary weights, with int8 activations: inference.
+    """Multiply x (..., n_in) by packed ternary weights w, with int8 activations: inference.
 
     The values of `bit_linear` but for the rounding of float32 sums: here they are exact.
-
-    Parameters
-    ----------
-    x : float array, shape (..., n_in)
-    w : TernaryMatrix, shape (n_out, n_in)
-
-    Returns
-    -------
-    float32 array, shape (..., n_out)
 
     Examples
     --------
@@ -120,36 +103,14 @@ def packed_linear(x: Array, w: TernaryMatrix) -> NDArray[np.float32]:
 
 
 def by_type(x: Array, w: Any) -> Array:
-    """Multiply as the type of the weights says: `packed_linear`, or `bit_linear` for floats.
-
-    Parameters
-    ----------
-    x : float array, shape (..., n_in)
-    w : TernaryMatrix or float array, shape (n_out, n_in)
-
-    Returns
-    -------
-    array, shape (..., n_out)
-
-    Examples
-    --------
-    >>> by_type(np.float32([[127, 64]]), TernaryMatrix.from_codes([[0, -1]], scale=2.0))
-    array([[-128.]], dtype=float32)
-    """
+    """Multiply as the type of the weights says: `packed_linear`, or `bit_linear` for floats."""
     return packed_linear(x, w) if isinstance(w, TernaryMatrix) else bit_linear(x, w)
 
 
 def pack_params(params: Params) -> dict[str, Any]:
     """Quantise and pack the projections of trained parameters; the rest stays as it is.
 
-    Parameters
-    ----------
-    params : mapping
-        Float projections ``*_proj`` become `TernaryMatrix`, by `absmean_quantize`.
-
-    Returns
-    -------
-    dict
+    Float projections ``*_proj`` of `params` become `TernaryMatrix`, by `absmean_quantize`.
 
     Examples
     --------

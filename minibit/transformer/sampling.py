@@ -7,10 +7,10 @@ Nothing here is random: where the number comes from, the caller decides.
 
 from __future__ import annotations
 
-import operator
-
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from minibit.base import integer, largest, number
 
 __all__ = ["check_sampling", "sample"]
 
@@ -50,10 +50,6 @@ def sample(
     top_p : float, optional
         Above 0, at most 1; the most probable token is always kept.
 
-    Returns
-    -------
-    int
-
     Raises
     ------
     TypeError, ValueError
@@ -73,8 +69,7 @@ def sample(
     z = np.asarray(logits)
     if z.ndim != 1 or not z.size or z.dtype.kind not in "fiu":
         raise ValueError(f"logits must be numbers of shape (vocab,), got {z.dtype} {z.shape}")
-    if not 0 <= uniform < 1:
-        raise ValueError(f"uniform must lie in [0, 1), got {uniform}")
+    uniform = number("uniform", uniform, "[0, 1)")
     best = int(np.argmax(z))  # the first of the largest, or the first NaN
     if not np.isfinite(z[best]):
         raise ValueError(f"logits must hold a finite largest number, got {z[best]} at {best}")
@@ -82,34 +77,21 @@ def sample(
         return best
     z = z.astype(np.float64)
     if top_k is not None and top_k < z.size:
-        z = _keep_largest(z, top_k)
+        z = np.where(largest(z, top_k), z, -np.inf)
     with np.errstate(over="ignore", under="ignore"):
         p = np.exp((z - z[best]) / temperature)  # (vocab,)
     if top_p is not None and top_p < 1:
         sums = np.cumsum(np.sort(p)[::-1])
-        z = _keep_largest(z, 1 + int(np.searchsorted(sums, top_p * sums[-1])))
-        p[z == -np.inf] = 0
+        p[~largest(z, min(1 + int(np.searchsorted(sums, top_p * sums[-1])), z.size))] = 0
     sums = np.cumsum(p)
     # A number below 1 times the sum is below the sum also when rounded: there is such a token.
-    return int(np.searchsorted(sums, float(uniform) * sums[-1], side="right"))
-
-
-def _keep_largest(z: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Rule out all but the `count` largest logits; of equal ones the first are kept."""
-    if count >= z.size:
-        return z
-    least = np.partition(z, z.size - count)[z.size - count]
-    kept = z > least
-    ties = np.flatnonzero(z == least)[: count - np.count_nonzero(kept)]
-    kept[ties] = True
-    return np.where(kept, z, -np.inf)
+    return int(np.searchsorted(sums, uniform * sums[-1], side="right"))
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
     """Raise a TypeError or ValueError that names what `sample` cannot take."""
-    if not 0 <= temperature < np.inf:
-        raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
-    if top_k is not None and operator.index(top_k) < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
+    number("temperature", temperature, "[0, inf)")
+    if top_k is not None:
+        integer("top_k", top_k, 1)
+    if top_p is not None:
+        number("top_p", top_p, "(0, 1]")
