@@ -564,6 +564,7 @@ def test_the_value_of_float16_is_numpys_and_only_the_tangent_is_float32s():
     np.testing.assert_array_equal(out, np.cumprod(x))
     wide = x.astype(np.float64)
     np.testing.assert_array_equal(tangent, np.float16(np.cumprod(wide) * np.arange(1, 101)))
+    assert derivative(lambda x: (x * x).astype(np.float32))(np.float16(3)) == 6
 
 
 @pytest.mark.parametrize("f", [np.sqrt, np.cbrt])

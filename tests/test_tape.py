@@ -300,6 +300,19 @@ def test_types_change_on_the_way_and_the_gradient_comes_back_in_its_own():
     np.testing.assert_allclose(grad(f)(x), np.tile(2 * np.arange(4) + 3, (3, 1)), rtol=1e-3)
 
 
+def test_cotangents_of_float16_are_summed_in_float32():
+    """Five thousand ones make five thousand; in float16 they would stop at 2048."""
+
+    def f(x):
+        return np.sum(sum(x * 1e-3 for _ in range(5000)))
+
+    np.testing.assert_allclose(grad(f)(np.float16(0.01)), 5, rtol=1e-3)
+    value, slope = value_and_grad(lambda x: sum(x[[0, 0, 0]]) * 1 + x[1])(np.ones(2, np.float16))
+    assert (value, slope.tolist(), slope.dtype) == (4, [3, 1], np.float16)
+    hessian = grad(lambda x: np.sum(grad(f)(x) * x))(np.float16(0.01))
+    np.testing.assert_allclose(hessian, 5, rtol=1e-3)
+
+
 def test_empty_arrays_have_empty_gradients():
     """Sums over nothing pull back to nothing; products with an empty axis to zeros."""
     x = np.zeros((0, 3))

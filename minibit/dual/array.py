@@ -274,7 +274,7 @@ def _apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     for arg in (*args, *kwargs.values()):
         tag = max(tag, tag_of(arg))
         half = half or (isinstance(arg, Dual) and arg.primal.dtype is _HALF)
-    if half:
+    if half and function is not np.ndarray.astype:
         out = _apply_in_float32(function, args, kwargs, tag)
     elif rule.composed:
         out = rule.formula(*args, **kwargs)

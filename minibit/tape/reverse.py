@@ -287,9 +287,10 @@ def _pull(tape: Tape, seeds: list[tuple[int, Array]], inputs: int, keep: bool) -
 
     A cotangent that nothing has reached is None, not zeros. One is *owned* if nobody else can see
     its memory: what arrives next is added to it in place. Without `keep`, each line is let go once
-    it is read, and with it the arrays that it held.
+    it is read, and with it the arrays that it held. Those of float16 are summed in float32.
     """
-    program, shapes, dtypes = tape.program, tape.shapes, tape.dtypes
+    program, shapes = tape.program, tape.shapes
+    dtypes = [np.dtype(np.float32) if d == np.float16 else d for d in tape.dtypes]
     cotangents: list[Array] = [None] * len(program)
     owned = [False] * len(program)
 
@@ -331,7 +332,9 @@ def _pull(tape: Tape, seeds: list[tuple[int, Array]], inputs: int, keep: bool) -
     for place in range(inputs):
         c = cotangents[place]
         if c is None:
-            c = np.zeros(shapes[place], dtypes[place])
+            c = np.zeros(shapes[place], tape.dtypes[place])
+        elif c.dtype != tape.dtypes[place]:
+            c = c.astype(tape.dtypes[place])
         elif not isinstance(c, Dual) and not owned[place]:
             c = np.array(c)
         results.append(c)
