@@ -8,7 +8,7 @@ import pytest
 
 import rule_accuracy
 from minibit.dual import Dual, derivative, jacfwd, jvp, jvp_batch, stop_gradient
-from minibit.dual.array import make_dual
+from minibit.dual.apply import make_dual
 from minibit.dual.rules import CONSTANT, RULES
 from minibit.dual.tangents import LINEAR, Tangent
 from minibit.tape import grad

@@ -2,10 +2,8 @@
 
     x + x_dot eps,  eps**2 = 0,   so that   f(x + x_dot eps) = f(x) + f'(x) x_dot eps
 
-A function that meets a `Dual` is looked up in the rule table; the innermost derivative among its
-arguments is parted into primals and tangents, the rule computes both, and they are joined again.
-Duals of outer derivatives stay inside the primals and tangents, where the rule's own NumPy calls
-meet them in turn.
+A `Dual` answers NumPy's functions by their rules (`minibit.dual.apply`), and has the methods of an
+array. What would lose a tangent is refused.
 """
 
 from __future__ import annotations
@@ -18,11 +16,9 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
-from minibit.dual import rules_shape, rules_sums  # noqa: F401  (enter their rules)
-from minibit.dual.entries import VIEWS, View, refresh, value_of, write
-from minibit.dual.rules import CONSTANT, RULES, Rule
-from minibit.dual.tangents import ZERO, Array, NoRuleError, Tangent, name_of
-from minibit.dual.trees import rebuild
+from minibit.dual.apply import DualNumber, apply
+from minibit.dual.entries import refresh, value_of, write
+from minibit.dual.tangents import Array, NoRuleError, Tangent, name_of
 
 __all__ = ["Dual"]
 
@@ -31,14 +27,14 @@ def _method(function: Any) -> Callable[..., Any]:
     """Make a NumPy function a method of its first argument."""
 
     def method(self: Dual, *args: Any, **kwargs: Any) -> Any:
-        return _apply(function, (self, *args), kwargs)
+        return apply(function, (self, *args), kwargs)
 
     method.__name__ = method.__qualname__ = getattr(function, "__name__", "method")
     method.__doc__ = f"See `{name_of(function)}`."
     return method
 
 
-class Dual(NDArrayOperatorsMixin):
+class Dual(DualNumber, NDArrayOperatorsMixin):
     """An array and its tangent: ``primal + tangent * eps``, with ``eps**2 = 0``.
 
     Operators, indexing, array methods and NumPy functions act on it as on an array of its shape
@@ -71,12 +67,7 @@ class Dual(NDArrayOperatorsMixin):
     Dual(10.0, 6.0)
     """
 
-    __slots__ = ("origin", "primal", "tag", "tangent")
-
-    primal: Array
-    tangent: Array
-    tag: int
-    origin: View | None  # what it is a view of
+    __slots__ = ()
 
     def __init__(self, primal: Array, tangent: Array) -> None:
         self.primal = floating(primal, "primal")
@@ -112,12 +103,12 @@ class Dual(NDArrayOperatorsMixin):
     @property
     def T(self) -> Any:
         """The array with its axes reversed."""
-        return _apply(np.transpose, (self,), {})
+        return apply(np.transpose, (self,), {})
 
     @property
     def mT(self) -> Any:
         """The array with its last two axes swapped."""
-        return _apply(np.swapaxes, (self, -1, -2), {})
+        return apply(np.swapaxes, (self, -1, -2), {})
 
     def __len__(self) -> int:
         """Return the length of the first axis."""
@@ -133,7 +124,7 @@ class Dual(NDArrayOperatorsMixin):
 
     def __getitem__(self, index: Any) -> Any:
         """Pick entries of both."""
-        return _apply(operator.getitem, (self, index), {})
+        return apply(operator.getitem, (self, index), {})
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         """Answer a ufunc call, or one of its methods, by its rule."""
@@ -147,7 +138,7 @@ class Dual(NDArrayOperatorsMixin):
                 "no place for the tangent: write x = x + y, or make the array with np.zeros_like"
             )
         if method == "__call__":
-            out = _apply(ufunc, inputs, kwargs)
+            out = apply(ufunc, inputs, kwargs)
             if not targets or (targets[0] is inputs[0] and inputs[0].ndim == 0):
                 return out  # x += 1 leaves a number as it is
             for target, result in zip(targets, (out,) if len(targets) == 1 else out, strict=True):
@@ -156,7 +147,7 @@ class Dual(NDArrayOperatorsMixin):
         if method == "outer" and not kwargs:
             left, right = inputs
             return ufunc(np.reshape(left, (*np.shape(left), *(1,) * np.ndim(right))), right)
-        return _apply((ufunc, method), inputs, kwargs)
+        return apply((ufunc, method), inputs, kwargs)
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """Answer a NumPy function by its rule."""
@@ -164,7 +155,7 @@ class Dual(NDArrayOperatorsMixin):
             return NotImplemented
         if kwargs.get("out") is not None:
             raise TypeError(f"{name_of(function)}: out= has no place for a tangent; leave it away")
-        return _apply(function, args, kwargs)
+        return apply(function, args, kwargs)
 
     def __format__(self, spec: str) -> str:
         """Format the primal, so that a loss may be printed on the way."""
@@ -200,12 +191,12 @@ class Dual(NDArrayOperatorsMixin):
 
     def reshape(self, *shape: Any) -> Any:
         """See `np.reshape`; the shape may be a tuple or several numbers."""
-        return _apply(np.reshape, (self, shape[0] if len(shape) == 1 else shape), {})
+        return apply(np.reshape, (self, shape[0] if len(shape) == 1 else shape), {})
 
     def transpose(self, *axes: Any) -> Any:
         """See `np.transpose`; the axes may be a tuple or several numbers."""
         order = (axes[0] if len(axes) == 1 else axes) if axes else None
-        return _apply(np.transpose, (self, order), {})
+        return apply(np.transpose, (self, order), {})
 
     def copy(self) -> Any:
         """Return a copy, in C order as an array does."""
@@ -249,178 +240,7 @@ class _NoAttributeError(NoRuleError, AttributeError):
     """An array attribute that a Dual has not: an AttributeError too, so that hasattr works."""
 
 
-def make_dual(primal: Array, tangent: Array, tag: int) -> Dual:
-    """Make a dual without checks."""
-    dual = object.__new__(Dual)
-    dual.primal, dual.tangent, dual.tag, dual.origin = primal, tangent, tag, None
-    return dual
-
-
-# Applying a rule.
-
-
-def _apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a function that met a dual: by its rule, or by what it is composed of."""
-    rule = RULES.get(function)
-    if rule is None:
-        return _apply_constant(function, args, kwargs)
-    if kwargs or len(args) > len(rule.parameters):
-        unknown = [k for k, v in kwargs.items() if k not in rule.keywords and v is not None]
-        if unknown or (len(args) > len(rule.parameters) and rule.star is None):
-            what = " and ".join(f"{k}=" for k in unknown) or f"{len(args)} positional arguments"
-            raise NoRuleError(f"no rule for {name_of(function)} with {what}")
-        kwargs = {k: v for k, v in kwargs.items() if k in rule.keywords}
-    tag, half = -1, False
-    for arg in (*args, *kwargs.values()):
-        tag = max(tag, tag_of(arg))
-        half = half or (isinstance(arg, Dual) and arg.primal.dtype is _HALF)
-    if half and function is not np.ndarray.astype:
-        out = _apply_in_float32(function, args, kwargs, tag)
-    elif rule.composed:
-        out = rule.formula(*args, **kwargs)
-        if isinstance(out, Dual):  # a copy to NumPy, unless it is one of the views
-            out = make_dual(out.primal, out.tangent, out.tag)
-    else:
-        out = _apply_formula(function, rule, args, kwargs, tag)
-    if function in VIEWS and isinstance(out, Dual):
-        _link(out, function, args, kwargs, rule.composed)
-    return out
-
-
-def _apply_formula(
-    function: Any, rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any], tag: int
-) -> Any:
-    """Part the innermost primals from their tangents, push both through the rule, join again."""
-    dots = dict.fromkeys(rule.arrays.values(), ZERO)
-
-    def primal_of(name: str, arg: Any) -> Any:
-        if name in rule.arrays:
-            primal, dots[rule.arrays[name]] = part(arg, tag)
-            return primal
-        if tag_of(arg) >= 0:
-            raise NoRuleError(f"no rule for {name_of(function)} with a Dual as its {name}")
-        return arg
-
-    primals = [primal_of(*pair) for pair in zip(rule.parameters, args, strict=False)]
-    if rule.star is not None:
-        primals += primal_of(rule.star, list(args[len(rule.parameters) :]))
-    named = {name: primal_of(name, arg) for name, arg in kwargs.items()}
-    out, out_dot = rule.formula(*primals, **named, **dots)
-    return join_parts(out, out_dot, tag)
-
-
-def _apply_in_float32(
-    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tag: int
-) -> Any:
-    """Apply a function to float16: NumPy's value, and a tangent in float32, rounded once."""
-
-    def wide(dual: Dual) -> Dual:
-        if dual.primal.dtype is not _HALF:
-            return dual
-        return make_dual(dual.primal.astype(np.float32), dual.tangent.astype(np.float32), dual.tag)
-
-    def join(value: Any, dual: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return rebuild(value, [join(*pair) for pair in zip(value, dual, strict=True)])
-        return join_parts(value, part(dual, tag)[1], tag)
-
-    value = _call(function, args, kwargs, lambda dual: dual.primal if dual.tag == tag else dual)
-    return join(value, _call(function, args, kwargs, wide))
-
-
-def _call(
-    function: Any, args: Any, kwargs: dict[str, Any], change: Callable[[Dual], Any] | None = None
-) -> Any:
-    """Call what a key of the table stands for, with all duals changed."""
-    if change is not None:
-        args = [_map_duals(change, arg) for arg in args]
-        kwargs = {name: _map_duals(change, arg) for name, arg in kwargs.items()}
-    if tag_of((*args, *kwargs.values())) >= 0:
-        return _apply(function, tuple(args), kwargs)
-    return (getattr(*function) if isinstance(function, tuple) else function)(*args, **kwargs)
-
-
-def _map_duals(change: Callable[[Dual], Any], arg: Any) -> Any:
-    if isinstance(arg, list | tuple) and tag_of(arg) >= 0:
-        return [_map_duals(change, item) for item in arg]
-    return change(arg) if isinstance(arg, Dual) else arg
-
-
-def _link(
-    out: Dual, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], composed: bool
-) -> None:
-    """Let a view know what it shows; a copy, here or to NumPy, stands alone."""
-    parent = next(arg for arg in (*args, *kwargs.values()) if isinstance(arg, Dual))
-    value = value_of(parent)
-
-    def view(a: Array) -> Array:
-        named = {k: a if v is parent else v for k, v in kwargs.items()}
-        return _call(function, [a if arg is parent else arg for arg in args], named)
-
-    if np.may_share_memory(value_of(out), value) and not (
-        composed and not np.may_share_memory(view(value), value)
-    ):
-        out.origin = (parent, parent.primal, parent.tangent, view)
-
-
-_HALF = np.dtype(np.float16)
-_LISTS = (list, tuple)  # named here once: every operation asks for it
-_WRITES = (np.copyto, np.put, np.place, np.putmask, np.put_along_axis, np.fill_diagonal)
-
-
-def _apply_constant(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a function whose slope is 0 on the innermost primals."""
-    base = function[0] if isinstance(function, tuple) else function
-    if base in _WRITES:
-        raise NoRuleError(
-            f"no rule for {name_of(function)}: it writes into an array, which has no place for a "
-            "tangent. Build the array with np.where, np.stack or np.concatenate"
-        )
-    if base not in CONSTANT:
-        raise NoRuleError(
-            f"no rule for {name_of(function)}: a tangent cannot pass through it. custom_jvp gives "
-            "a function its derivative; stop_gradient makes its argument a constant"
-        )
-    out = _call(function, args, kwargs, value_of)
-    if base in (np.zeros_like, np.ones_like, np.empty_like) and out.dtype.kind == "f":
-        return make_dual(out, np.zeros_like(out), tag_of(args))  # an array to assign duals to
-    return out
-
-
-def tag_of(arg: Any) -> int:
-    """Find the innermost derivative that an argument takes part in; -1 for none."""
-    if isinstance(arg, Dual):
-        if arg.origin is not None:
-            refresh(arg)
-        return arg.tag
-    if isinstance(arg, _LISTS):
-        return max(map(tag_of, arg), default=-1)
-    return -1
-
-
-def part(arg: Any, tag: int) -> tuple[Any, Any]:
-    """Part what belongs to derivative `tag` into primal and tangent; all else is constant there."""
-    if isinstance(arg, Dual) and tag_of(arg) == tag:
-        return arg.primal, arg.tangent
-    if isinstance(arg, _LISTS):
-        if tag_of(arg) < tag:
-            return np.asarray(arg), ZERO
-        primals, tangents = zip(*(part(item, tag) for item in arg), strict=True)
-        return list(primals), list(tangents)
-    return arg, ZERO
-
-
-def join_parts(out: Any, out_dot: Any, tag: int) -> Any:
-    """Make an output and its tangent a dual: of one shape, and of one floating type."""
-    if out_dot is ZERO:
-        return out
-    if out.dtype.kind != "f":
-        raise TypeError(f"tangents are real: an operation made {out.dtype} out of a Dual")
-    if out_dot.shape != out.shape:
-        out_dot = np.broadcast_to(out_dot, out.shape)
-    if out_dot.dtype != out.dtype:
-        out_dot = out_dot.astype(out.dtype)
-    return make_dual(out, out_dot, tag)
+DualNumber.array = Dual
 
 
 def _unmasked(value: Any, name: str) -> NDArray[Any]:

@@ -22,7 +22,7 @@ import numpy as np
 from minibit.dual.tangents import Array
 from minibit.dual.trees import rebuild
 
-__all__ = ["VIEWS", "View", "refresh", "value_of", "write"]
+__all__ = ["VIEWS", "View", "numbered", "refresh", "value_of", "write"]
 
 View = tuple[Any, Array, Array, Callable[[Array], Array]]  # of whom, its parts then, how
 
@@ -49,7 +49,7 @@ def refresh(dual: Any) -> None:
 
 def write(dual: Any, index: Any, value: Any) -> None:
     """Assign a value, broadcast and converted as NumPy does, to the entries that an index picks."""
-    places = _numbered(dual)[index]
+    places = numbered(dual)[index]
     shape = np.shape(places)
     value = value if hasattr(value, "primal") else np.asarray(value)
     if not np.can_cast(value.dtype, dual.dtype, "same_kind"):
@@ -63,9 +63,9 @@ def write(dual: Any, index: Any, value: Any) -> None:
         raise ValueError(f"entries of shape {shape} cannot be assigned values of {got}") from None
     while dual.origin is not None:
         dual, _, _, view = dual.origin
-        places = np.ravel(view(_numbered(dual)))[places]
+        places = np.ravel(view(numbered(dual)))[places]
     numbers = np.zeros_like(dual, dtype=np.intp)  # in the order in memory of the dual
-    numbers[...] = _numbered(dual)
+    numbers[...] = numbered(dual)
     new: Any = value
     in_place = value_of(value).strides == value_of(dual).strides
     if not (in_place and hasattr(value, "primal") and np.array_equal(places, numbers)):
@@ -84,6 +84,6 @@ def value_of(arg: Any) -> Any:
     return arg
 
 
-def _numbered(a: Array) -> Array:
+def numbered(a: Array) -> Array:
     """Return the numbers of an array's entries, in its shape."""
     return np.reshape(np.arange(a.size), a.shape)

@@ -18,16 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from minibit.dual.array import (
-    Dual,
-    dtype_of,
-    floating,
-    join_parts,
-    make_dual,
-    matching,
-    part,
-    tag_of,
-)
+from minibit.dual.apply import join_parts, make_dual, part, tag_of
+from minibit.dual.array import Dual, dtype_of, floating, matching
 from minibit.dual.entries import value_of
 from minibit.dual.tangents import ZERO, Array, Directions, NoRuleError, Tangent
 from minibit.dual.trees import Tree, leaves, map_tree, zip_trees
@@ -137,7 +129,7 @@ def _push(fn: Callable[..., Tree], primals: Any, tangents: Any, batch: bool) -> 
     tag = next(_tags)
     counts: dict[int, str] = {}  # how many directions: said by which primal
 
-    def seed(value: Any, tangent: Any, name: str) -> Dual:
+    def seed(value: Any, tangent: Any, name: str) -> Any:
         primal = floating(value, name)
         dot = matching(tangent, primal, name, batch)
         if batch:

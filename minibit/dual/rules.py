@@ -155,32 +155,52 @@ for _f, _slope in SLOPES.items():
     rule(_f)(_elementwise(_f, _slope))
 
 
-@rule(np.positive, np.conjugate)
-def _positive(x: Array, x_dot: Array) -> tuple[Array, Array]:
-    return +x, x_dot
+# Functions of several numbers: the value, and its tangent.
 
 
-@rule(np.negative)
-def _negative(x: Array, x_dot: Array) -> tuple[Array, Array]:
-    return -x, -x_dot
+def _chosen(x_wins: Array, y_wins: Array, x_dot: Array, y_dot: Array) -> Array:
+    """Return the tangent of the argument that wins; at a tie neither mask is true."""
+    if y_dot is ZERO:
+        return x_dot * x_wins
+    if x_dot is ZERO:
+        return y_dot * y_wins
+    return np.where(x_wins, x_dot, np.where(y_wins, y_dot, (x_dot + y_dot) / 2))
 
 
-# Functions of two numbers.
-
-
-@rule(np.add)
-def _add(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
-    return x + y, x_dot + y_dot
-
-
-@rule(np.subtract)
-def _subtract(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
-    return x - y, x_dot - y_dot
-
-
-@rule(np.multiply)
-def _multiply(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
-    return x * y, x_dot * y + x * y_dot
+FORMULAS: Final[dict[Any, Callable[..., tuple[Array, Array]]]] = {
+    np.positive: lambda x, x_dot: (+x, x_dot),
+    np.conjugate: lambda x, x_dot: (+x, x_dot),
+    np.negative: lambda x, x_dot: (-x, -x_dot),
+    np.add: lambda x, y, x_dot, y_dot: (x + y, x_dot + y_dot),
+    np.subtract: lambda x, y, x_dot, y_dot: (x - y, x_dot - y_dot),
+    np.multiply: lambda x, y, x_dot, y_dot: (x * y, x_dot * y + x * y_dot),
+    np.remainder: lambda x, y, x_dot, y_dot: (
+        np.remainder(x, y),
+        x_dot - np.floor_divide(x, y) * y_dot,
+    ),
+    np.maximum: lambda x, y, x_dot, y_dot: (
+        np.maximum(x, y),
+        _chosen(x > y, y > x, x_dot, y_dot),
+    ),
+    np.minimum: lambda x, y, x_dot, y_dot: (
+        np.minimum(x, y),
+        _chosen(x < y, y < x, x_dot, y_dot),
+    ),
+    np.fmax: lambda x, y, x_dot, y_dot: (  # passes over NaN
+        np.fmax(x, y),
+        _chosen((x > y) | np.isnan(y), (y > x) | np.isnan(x), x_dot, y_dot),
+    ),
+    np.fmin: lambda x, y, x_dot, y_dot: (
+        np.fmin(x, y),
+        _chosen((x < y) | np.isnan(y), (y < x) | np.isnan(x), x_dot, y_dot),
+    ),
+    np.where: lambda condition, x, y, *, x_dot, y_dot: (
+        np.where(condition, x, y),
+        np.where(condition, x_dot, y_dot),
+    ),
+}
+for _function, _formula in FORMULAS.items():
+    rule(_function)(_formula)
 
 
 @rule(np.true_divide)
@@ -210,26 +230,10 @@ def _slope_in_base(x: Array, y: Array, z: Array) -> Array:
     return y * power / np.where(exact, 1, x)
 
 
-@composed(np.float_power)
-def _float_power(x: Array, y: Array) -> Array:
-    return (x * np.float64(1)) ** y
-
-
-@rule(np.remainder)
-def _remainder(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
-    return np.remainder(x, y), x_dot - np.floor_divide(x, y) * y_dot
-
-
 @rule(np.fmod)
 def _fmod(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
     z = np.fmod(x, y)
     return z, x_dot - np.rint((x - z) / y) * y_dot
-
-
-@composed(np.copysign)
-def _copysign(x: Array, y: Array) -> Array:
-    same = np.signbit(x) == np.signbit(y)
-    return np.where(same, x, -x).astype(np.result_type(x, y))
 
 
 def magnitude(x: Array) -> Array:
@@ -289,35 +293,6 @@ def _logaddexp2(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, 
     return np.logaddexp2(x, y), x_dot * ours + y_dot * theirs
 
 
-def _chosen(x_wins: Array, y_wins: Array, x_dot: Array, y_dot: Array) -> Array:
-    """Return the tangent of the argument that wins; at a tie neither mask is true."""
-    if y_dot is ZERO:
-        return x_dot * x_wins
-    if x_dot is ZERO:
-        return y_dot * y_wins
-    return np.where(x_wins, x_dot, np.where(y_wins, y_dot, (x_dot + y_dot) / 2))
-
-
-@rule(np.maximum)
-def _maximum(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
-    return np.maximum(x, y), _chosen(x > y, y > x, x_dot, y_dot)
-
-
-@rule(np.minimum)
-def _minimum(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
-    return np.minimum(x, y), _chosen(x < y, y < x, x_dot, y_dot)
-
-
-@rule(np.fmax)  # passes over NaN
-def _fmax(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
-    return np.fmax(x, y), _chosen((x > y) | np.isnan(y), (y > x) | np.isnan(x), x_dot, y_dot)
-
-
-@rule(np.fmin)
-def _fmin(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
-    return np.fmin(x, y), _chosen((x < y) | np.isnan(y), (y < x) | np.isnan(x), x_dot, y_dot)
-
-
 @composed(np.clip)
 def _clip(
     a: Array, a_min: Array = None, a_max: Array = None, *, min: Array = None, max: Array = None
@@ -325,22 +300,6 @@ def _clip(
     low, high = (min if a_min is None else a_min), (max if a_max is None else a_max)
     a = a if low is None else np.maximum(a, low)
     return a if high is None else np.minimum(a, high)
-
-
-@composed(np.heaviside)
-def _heaviside(x1: Array, x2: Array) -> Array:
-    step = np.where(x1 == 0, x2, (np.sign(x1) + 1) / 2)  # linear in x2 where x1 = 0, else flat
-    return step.astype(np.result_type(x1, x2))
-
-
-@composed(np.divmod)
-def _divmod(x: Array, y: Array) -> tuple[Array, Array]:
-    return np.floor_divide(x, y), np.remainder(x, y)
-
-
-@composed(np.modf)
-def _modf(x: Array) -> tuple[Array, Array]:
-    return x - np.trunc(x), np.trunc(x)
 
 
 @rule(np.nan_to_num)
@@ -357,11 +316,19 @@ def _nan_to_num(
     return out, np.where(np.isfinite(x), x_dot, 0.0)
 
 
-@rule(np.where)
-def _where(
-    condition: Array, x: Array, y: Array, *, x_dot: Array, y_dot: Array
-) -> tuple[Array, Array]:
-    return np.where(condition, x, y), np.where(condition, x_dot, y_dot)
+DEFINITIONS: Final[dict[Any, Callable[..., Any]]] = {
+    np.float_power: lambda x, y: (x * np.float64(1)) ** (y * np.float64(1)),
+    np.copysign: lambda x, y: np.where(np.signbit(x) == np.signbit(y), x, -x).astype(
+        np.result_type(x, y)
+    ),
+    np.heaviside: lambda x1, x2: np.where(x1 == 0, x2, (np.sign(x1) + 1) / 2).astype(
+        np.result_type(x1, x2)
+    ),  # linear in x2 where x1 = 0, else flat
+    np.divmod: lambda x, y: (np.floor_divide(x, y), np.remainder(x, y)),
+    np.modf: lambda x: (x - np.trunc(x), np.trunc(x)),
+}
+for _function, _definition in DEFINITIONS.items():
+    composed(_function)(_definition)
 
 
 # Functions whose slope is 0 wherever they have one: the value is all there is.

@@ -2,18 +2,20 @@
 
 Four rules carry all of it: an index picks entries (``y_dot = x_dot[index]``), and `reshape`,
 `transpose` and `concatenate` do to a tangent what they do to its primal. Everything else says
-which of these it is: `np.flip` is an index, `np.stack` is new axes and a concatenation.
+which of these it is: `np.flip` is an index, `np.stack` is new axes and a concatenation. Where to
+find an entry is asked of NumPy: its own function, applied to the numbers of the entries.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
+from minibit.dual.entries import numbered
 from minibit.dual.rules import composed, rule
 from minibit.dual.tangents import ZERO, Array, NoRuleError
 
@@ -76,48 +78,77 @@ def _copy(a: Array, order: Any = "K", *, a_dot: Array) -> tuple[Array, Array]:
     return np.copy(a, order=order), a_dot
 
 
-# Shapes and axes.
+# What is one of these rules with another index, shape or order of axes.
 
 
-@composed(np.ravel)
-def _ravel(a: Array) -> Array:
-    return np.reshape(a, (a.size,))
+def _axes(a: Array) -> Array:
+    """Make an empty array whose lengths number its axes: NumPy moves them, and shows the order."""
+    return np.empty(tuple(range(a.ndim)))
 
 
-@composed(np.expand_dims)
-def _expand_dims(a: Array, axis: Any) -> Array:
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
-    ndim = a.ndim + len(axes)
-    new = normalize_axis_tuple(axes, ndim)
-    lengths = iter(a.shape)
-    return np.reshape(a, tuple(1 if i in new else next(lengths) for i in range(ndim)))
+def _blank(a: Array) -> Array:
+    """Make an array of this shape without memory: NumPy says what shape a function gives it."""
+    return np.broadcast_to(0, a.shape)
 
 
-@composed(np.squeeze)
-def _squeeze(a: Array, axis: Any = None) -> Array:
-    return np.reshape(a, np.squeeze(np.broadcast_to(0, a.shape), axis=axis).shape)
+def _index(places: Any) -> Any:
+    """Make an index of places, which a dual cannot be."""
+    return places if isinstance(places, int | slice) else np.asarray(places)
 
 
-@composed(np.moveaxis)
-def _moveaxis(a: Array, source: Any, destination: Any) -> Array:
-    source = normalize_axis_tuple(source, a.ndim)
-    destination = normalize_axis_tuple(destination, a.ndim)
-    order = [i for i in range(a.ndim) if i not in source]
-    for to, start in sorted(zip(destination, source, strict=True)):
-        order.insert(to, start)
-    return np.transpose(a, order)
+def _picked(a: Array, places: Any) -> Array:
+    """Pick entries by their numbers."""
+    return np.ravel(a)[places]
 
 
-@composed(np.swapaxes)
-def _swapaxes(a: Array, axis1: int, axis2: int) -> Array:
-    order = list(range(a.ndim))
-    order[axis1], order[axis2] = order[axis2], order[axis1]
-    return np.transpose(a, order)
-
-
-@composed(np.matrix_transpose, np.linalg.matrix_transpose)
-def _matrix_transpose(x: Array) -> Array:
-    return np.swapaxes(x, -1, -2)
+DEFINITIONS: Final[dict[Any, Callable[..., Any]]] = {
+    np.ravel: lambda a: np.reshape(a, (a.size,)),
+    np.expand_dims: lambda a, axis: np.reshape(a, np.expand_dims(_blank(a), axis).shape),
+    np.squeeze: lambda a, axis=None: np.reshape(a, np.squeeze(_blank(a), axis).shape),
+    np.moveaxis: lambda a, source, destination: np.transpose(
+        a, np.moveaxis(_axes(a), source, destination).shape
+    ),
+    np.swapaxes: lambda a, axis1, axis2: np.transpose(a, _axes(a).swapaxes(axis1, axis2).shape),
+    np.matrix_transpose: lambda x: np.swapaxes(x, -1, -2),
+    np.linalg.matrix_transpose: lambda x: np.swapaxes(x, -1, -2),
+    np.stack: lambda arrays, axis=0: np.concatenate(
+        [np.expand_dims(a, axis) for a in map(_array, arrays)], axis=axis
+    ),
+    np.vstack: lambda tup: np.concatenate([np.atleast_2d(a) for a in tup], axis=0),
+    np.append: lambda arr, values, axis=None: np.concatenate(
+        [_array(arr), _array(values)], axis=axis
+    ),
+    np.hsplit: lambda ary, indices_or_sections: np.split(
+        ary, indices_or_sections, axis=0 if ary.ndim == 1 else 1
+    ),
+    np.vsplit: lambda ary, indices_or_sections: np.split(ary, indices_or_sections, axis=0),
+    np.take: lambda a, indices, axis=None: (
+        _picked(a, _index(indices)) if axis is None else a[_along(axis, a.ndim, _index(indices))]
+    ),
+    np.fliplr: lambda m: np.flip(m, axis=1),
+    np.flipud: lambda m: np.flip(m, axis=0),
+    np.roll: lambda a, shift, axis=None: _picked(a, np.roll(numbered(a), shift, axis)),
+    np.repeat: lambda a, repeats, axis=None: _picked(
+        a, np.repeat(numbered(a), _index(repeats), axis)
+    ),
+    np.tile: lambda A, reps: _picked(A, np.tile(numbered(A), _index(reps))),
+    np.delete: lambda arr, obj, axis=None: _picked(
+        arr, np.delete(numbered(arr), _index(obj), axis)
+    ),
+    np.compress: lambda condition, a, axis=None: np.take(a, np.flatnonzero(condition), axis=axis),
+    np.extract: lambda condition, arr: _picked(arr, np.flatnonzero(condition)),
+    np.diagonal: lambda a, offset=0, axis1=0, axis2=1: _picked(
+        a, np.diagonal(numbered(a), offset, axis1, axis2)
+    ),
+    np.tril: lambda m, k=0: np.where(np.tril(np.ones(m.shape[-2:], bool), k), m, 0),
+    np.triu: lambda m, k=0: np.where(np.triu(np.ones(m.shape[-2:], bool), k), m, 0),
+    np.partition: lambda a, kth, axis=-1: np.take_along_axis(
+        a, np.argpartition(a, kth, axis=axis), axis=axis
+    ),
+    np.full_like: lambda a, fill_value: np.broadcast_to(fill_value, np.shape(a)).astype(a.dtype),
+}
+for _function, _definition in DEFINITIONS.items():
+    composed(_function)(_definition)
 
 
 @composed(np.atleast_1d)
@@ -146,34 +177,16 @@ def _meshgrid(*xi: Array, indexing: str = "xy") -> tuple[Array, ...]:
     return tuple(np.broadcast_arrays(*axes))
 
 
-# Joining and cutting.
-
-
-@composed(np.stack)
-def _stack(arrays: Iterable[Array], axis: int = 0) -> Array:
-    return np.concatenate([np.expand_dims(a, axis) for a in map(_array, arrays)], axis=axis)
-
-
-@composed(np.vstack)
-def _vstack(tup: Iterable[Array]) -> Array:
-    return np.concatenate([np.atleast_2d(a) for a in tup], axis=0)
-
-
 @composed(np.hstack)
-def _hstack(tup: Iterable[Array]) -> Array:
+def _hstack(tup: Sequence[Array]) -> Array:
     arrays = [np.atleast_1d(a) for a in tup]
     return np.concatenate(arrays, axis=0 if arrays[0].ndim == 1 else 1)
 
 
 @composed(np.column_stack)
-def _column_stack(tup: Iterable[Array]) -> Array:
+def _column_stack(tup: Sequence[Array]) -> Array:
     columns = [np.reshape(a, (-1, 1)) if a.ndim < 2 else a for a in map(_array, tup)]
     return np.concatenate(columns, axis=1)
-
-
-@composed(np.append)
-def _append(arr: Array, values: Array, axis: int | None = None) -> Array:
-    return np.concatenate([_array(arr), _array(values)], axis=axis)
 
 
 @composed(np.array_split)
@@ -187,30 +200,6 @@ def _array_split(ary: Array, indices_or_sections: Any, axis: int = 0) -> list[Ar
 def _split(ary: Array, indices_or_sections: Any, axis: int = 0) -> list[Array]:
     np.split(np.arange(ary.shape[axis]), indices_or_sections)  # NumPy's errors
     return np.array_split(ary, indices_or_sections, axis=axis)
-
-
-@composed(np.hsplit)
-def _hsplit(ary: Array, indices_or_sections: Any) -> list[Array]:
-    return np.split(ary, indices_or_sections, axis=0 if ary.ndim == 1 else 1)
-
-
-@composed(np.vsplit)
-def _vsplit(ary: Array, indices_or_sections: Any) -> list[Array]:
-    return np.split(ary, indices_or_sections, axis=0)
-
-
-# Picking and repeating.
-
-
-@composed(np.take)
-def _take(a: Array, indices: Any, axis: int | None = None) -> Array:
-    if axis is None:
-        return np.ravel(a)[_integers(indices)]
-    return a[_along(axis, a.ndim, _integers(indices))]
-
-
-def _integers(indices: Any) -> Any:
-    return indices if isinstance(indices, int) else np.asarray(indices, dtype=np.intp)
 
 
 @composed(np.take_along_axis)
@@ -229,61 +218,10 @@ def _grid(places: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
     return tuple(grid)
 
 
-@composed(np.compress)
-def _compress(condition: Any, a: Array, axis: int | None = None) -> Array:
-    return np.take(a, np.flatnonzero(condition), axis=axis)
-
-
-@composed(np.extract)
-def _extract(condition: Any, arr: Array) -> Array:
-    return np.ravel(arr)[np.flatnonzero(condition)]
-
-
-@composed(np.delete)
-def _delete(arr: Array, obj: Any, axis: int | None = None) -> Array:
-    length = arr.size if axis is None else arr.shape[axis]
-    return np.take(arr, np.delete(np.arange(length), obj), axis=axis)
-
-
-@composed(np.repeat)
-def _repeat(a: Array, repeats: Any, axis: int | None = None) -> Array:
-    length = a.size if axis is None else a.shape[axis]
-    return np.take(a, np.repeat(np.arange(length), repeats), axis=axis)
-
-
-@composed(np.tile)
-def _tile(A: Array, reps: Any) -> Array:
-    reps = (reps,) if isinstance(reps, int) else tuple(reps)
-    ndim = max(A.ndim, len(reps))
-    reps = (1,) * (ndim - len(reps)) + reps
-    shape = (1,) * (ndim - A.ndim) + A.shape
-    paired = np.reshape(A, tuple(n for length in shape for n in (1, length)))
-    tiled = np.broadcast_to(
-        paired, tuple(n for pair in zip(reps, shape, strict=True) for n in pair)
-    )
-    return np.reshape(tiled, tuple(r * n for r, n in zip(reps, shape, strict=True)))
-
-
 @composed(np.flip)
 def _flip(m: Array, axis: Any = None) -> Array:
     axes = range(m.ndim) if axis is None else normalize_axis_tuple(axis, m.ndim)
     return m[tuple(slice(None, None, -1 if i in axes else None) for i in range(m.ndim))]
-
-
-@composed(np.fliplr)
-def _fliplr(m: Array) -> Array:
-    return np.flip(m, axis=1)
-
-
-@composed(np.flipud)
-def _flipud(m: Array) -> Array:
-    return np.flip(m, axis=0)
-
-
-@composed(np.roll)
-def _roll(a: Array, shift: Any, axis: Any = None) -> Array:
-    places = np.roll(np.reshape(np.arange(a.size), a.shape), shift, axis=axis)
-    return np.ravel(a)[places]
 
 
 @rule(np.pad)
@@ -308,19 +246,11 @@ def _pad(
     return np.reshape(array, flat)[places], np.reshape(array_dot, flat)[places]
 
 
-# Order.
-
-
 @composed(np.sort)
 def _sort(a: Array, axis: int | None = -1, *, kind: Any = None, stable: Any = None) -> Array:
     if axis is None:
         a, axis = np.ravel(a), 0
     return np.take_along_axis(a, np.argsort(a, axis=axis, kind="stable"), axis=axis)
-
-
-@composed(np.partition)
-def _partition(a: Array, kth: Any, axis: int = -1) -> Array:
-    return np.take_along_axis(a, np.argpartition(a, kth, axis=axis), axis=axis)
 
 
 def _running(f: np.ufunc) -> Any:
@@ -340,36 +270,12 @@ rule((np.maximum, "accumulate"))(_running(np.maximum))
 rule((np.minimum, "accumulate"))(_running(np.minimum))
 
 
-# Diagonals, differences, choices.
-
-
-@composed(np.diagonal)
-def _diagonal(a: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Array:
-    matrices = np.moveaxis(a, (axis1, axis2), (-2, -1))
-    rows, columns = matrices.shape[-2:]
-    length = max(min(rows + min(offset, 0), columns - max(offset, 0)), 0)
-    steps = np.arange(length)
-    return matrices[..., steps - min(offset, 0), steps + max(offset, 0)]
-
-
 @composed(np.diag)
 def _diag(v: Array, k: int = 0) -> Array:
     if v.ndim == 2:
         return np.diagonal(v, k)
     placed = np.pad(v, (max(k, 0), max(-k, 0)))
     return np.where(np.eye(placed.size, k=k, dtype=bool), np.expand_dims(placed, 0), 0)
-
-
-@composed(np.tril)
-def _tril(m: Array, k: int = 0) -> Array:
-    rows, columns = m.shape[-2:]
-    return np.where(np.tri(rows, columns, k, dtype=bool), m, 0)
-
-
-@composed(np.triu)
-def _triu(m: Array, k: int = 0) -> Array:
-    rows, columns = m.shape[-2:]
-    return np.where(np.tri(rows, columns, k - 1, dtype=bool), 0, m)
 
 
 @composed(np.diff)
@@ -385,8 +291,3 @@ def _select(condlist: Sequence[Any], choicelist: Sequence[Array], default: Array
     for condition, choice in zip(condlist[::-1], choicelist[::-1], strict=True):
         out = np.where(condition, choice, out)
     return out
-
-
-@composed(np.full_like)
-def _full_like(a: Array, fill_value: Array) -> Array:
-    return np.broadcast_to(fill_value, np.shape(a)).astype(a.dtype)

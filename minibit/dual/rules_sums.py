@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
@@ -182,11 +182,6 @@ def _logsumexp(
     return total if keepdims else np.squeeze(total, axis=axis), out_dot
 
 
-@composed(np.ptp)
-def _ptp(a: Array, axis: Any = None, *, keepdims: bool = False) -> Array:
-    return np.max(a, axis=axis, keepdims=keepdims) - np.min(a, axis=axis, keepdims=keepdims)
-
-
 @composed(np.average)
 def _average(a: Array, axis: Any = None, weights: Array = None) -> Array:
     if weights is None:
@@ -195,17 +190,6 @@ def _average(a: Array, axis: Any = None, weights: Array = None) -> Array:
         raise NoRuleError("no rule for np.average with weights of another shape: broadcast them")
     weights = _scaled(weights, None)
     return np.sum(a * weights, axis=axis) / np.sum(weights, axis=axis)
-
-
-@composed(np.nansum)
-def _nansum(a: Array, axis: Any = None, *, keepdims: bool = False) -> Array:
-    return np.sum(np.where(np.isnan(a), 0, a), axis=axis, keepdims=keepdims)
-
-
-@composed(np.nanmean)
-def _nanmean(a: Array, axis: Any = None, *, keepdims: bool = False) -> Array:
-    there = np.sum(~np.isnan(a), axis=axis, keepdims=keepdims, dtype=a.dtype)
-    return np.nansum(a, axis=axis, keepdims=keepdims) / there
 
 
 @composed(np.median)
@@ -221,32 +205,6 @@ def _median(a: Array, axis: int | None = None, *, keepdims: bool = False) -> Arr
     middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
     middle = np.where(np.isnan(ordered[-1]), ordered[-1], middle)
     return np.expand_dims(middle, axes) if keepdims else middle
-
-
-# Methods of ufuncs.
-
-
-def _reduction(f: Any) -> Any:
-    def formula(array: Array, axis: Any = 0, *, keepdims: bool = False) -> Array:
-        return f(array, axis=axis, keepdims=keepdims)
-
-    return formula
-
-
-composed((np.add, "reduce"))(_reduction(np.sum))
-composed((np.multiply, "reduce"))(_reduction(np.prod))
-composed((np.maximum, "reduce"))(_reduction(np.max))
-composed((np.minimum, "reduce"))(_reduction(np.min))
-
-
-@composed((np.add, "accumulate"))
-def _add_accumulate(array: Array, axis: int = 0) -> Array:
-    return np.cumsum(array, axis=axis)
-
-
-@composed((np.multiply, "accumulate"))
-def _multiply_accumulate(array: Array, axis: int = 0) -> Array:
-    return np.cumprod(array, axis=axis)
 
 
 # Products of matrices.
@@ -312,23 +270,6 @@ def _tensordot(a: Array, b: Array, axes: Any = 2) -> Array:
     return np.reshape(left @ right, shape)
 
 
-@composed(np.inner)
-def _inner(a: Array, b: Array) -> Array:
-    if np.ndim(a) == 0 or np.ndim(b) == 0:
-        return a * b
-    return np.tensordot(a, b, axes=((-1,), (-1,)))
-
-
-@composed(np.outer)
-def _outer(a: Array, b: Array) -> Array:
-    return np.reshape(a, (-1, 1)) * np.reshape(b, (1, -1))
-
-
-@composed(np.vdot)
-def _vdot(a: Array, b: Array) -> Array:
-    return np.dot(np.reshape(a, (-1,)), np.reshape(b, (-1,)))
-
-
 @rule(np.linalg.inv)
 def _inv(a: Array, *, a_dot: Array) -> tuple[Array, Array]:
     out = np.linalg.inv(a)
@@ -370,16 +311,6 @@ def _solve(a: Array, b: Array, *, a_dot: Array, b_dot: Array) -> tuple[Array, Ar
     return out, np.reshape(np.linalg.inv(a) @ residual_dot, out.shape)
 
 
-@composed(np.trace)
-def _trace(a: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Array:
-    return np.sum(np.diagonal(a, offset, axis1, axis2), axis=-1)
-
-
-@composed(np.vecdot, np.linalg.vecdot)
-def _vecdot(x1: Array, x2: Array, *, axis: int = -1) -> Array:
-    return np.sum(x1 * x2, axis=axis)
-
-
 @composed(np.kron)
 def _kron(a: Array, b: Array) -> Array:
     ndim = max(a.ndim, b.ndim)
@@ -387,3 +318,45 @@ def _kron(a: Array, b: Array) -> Array:
     left = np.reshape(a, [n for length in ours for n in (length, 1)])
     right = np.reshape(b, [n for length in theirs for n in (1, length)])
     return np.reshape(left * right, [m * n for m, n in zip(ours, theirs, strict=True)])
+
+
+# What is composed of these.
+
+DEFINITIONS: Final[dict[Any, Callable[..., Any]]] = {
+    (np.add, "reduce"): lambda array, axis=0, *, keepdims=False: np.sum(
+        array, axis=axis, keepdims=keepdims
+    ),
+    (np.multiply, "reduce"): lambda array, axis=0, *, keepdims=False: np.prod(
+        array, axis=axis, keepdims=keepdims
+    ),
+    (np.maximum, "reduce"): lambda array, axis=0, *, keepdims=False: np.max(
+        array, axis=axis, keepdims=keepdims
+    ),
+    (np.minimum, "reduce"): lambda array, axis=0, *, keepdims=False: np.min(
+        array, axis=axis, keepdims=keepdims
+    ),
+    (np.add, "accumulate"): lambda array, axis=0: np.cumsum(array, axis=axis),
+    (np.multiply, "accumulate"): lambda array, axis=0: np.cumprod(array, axis=axis),
+    np.ptp: lambda a, axis=None, *, keepdims=False: (
+        np.max(a, axis=axis, keepdims=keepdims) - np.min(a, axis=axis, keepdims=keepdims)
+    ),
+    np.nansum: lambda a, axis=None, *, keepdims=False: np.sum(
+        np.where(np.isnan(a), 0, a), axis=axis, keepdims=keepdims
+    ),
+    np.nanmean: lambda a, axis=None, *, keepdims=False: (
+        np.nansum(a, axis=axis, keepdims=keepdims)
+        / np.sum(~np.isnan(a), axis=axis, keepdims=keepdims, dtype=a.dtype)
+    ),
+    np.outer: lambda a, b: np.reshape(a, (-1, 1)) * np.reshape(b, (1, -1)),
+    np.vdot: lambda a, b: np.dot(np.reshape(a, (-1,)), np.reshape(b, (-1,))),
+    np.inner: lambda a, b: (
+        np.tensordot(a, b, axes=((-1,), (-1,))) if np.ndim(a) and np.ndim(b) else a * b
+    ),
+    np.trace: lambda a, offset=0, axis1=0, axis2=1: np.sum(
+        np.diagonal(a, offset, axis1, axis2), axis=-1
+    ),
+    np.vecdot: lambda x1, x2, *, axis=-1: np.sum(x1 * x2, axis=axis),
+    np.linalg.vecdot: lambda x1, x2, *, axis=-1: np.sum(x1 * x2, axis=axis),
+}
+for _function, _definition in DEFINITIONS.items():
+    composed(_function)(_definition)

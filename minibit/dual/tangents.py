@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import string
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -42,73 +43,27 @@ def name_of(function: Any) -> str:
 class Tangent(NDArrayOperatorsMixin):
     """A stand-in for a tangent array: NumPy's linear functions become calls of its methods.
 
-    A subclass has `shape` and `dtype` (of one tangent) and implements the fourteen methods that
-    raise `NotImplementedError` here. They receive axes that are not negative, shapes without -1,
-    einsum subscripts with an arrow, and matrices (not vectors) for a product.
+    A subclass has `shape` and `dtype` (of one tangent) and the methods that are named here. They
+    receive axes that are not negative, shapes without -1, einsum subscripts with an arrow, and
+    matrices (not vectors) for a product.
     """
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one tangent."""
-        raise NotImplementedError
-
-    @property
-    def dtype(self) -> Any:
-        """Floating type of one tangent."""
-        raise NotImplementedError
-
-    def _add(self, other: Array) -> Array:
-        """Add another tangent, of any broadcastable shape."""
-        raise NotImplementedError
-
-    def _scale(self, ufunc: np.ufunc, primal: Array) -> Array:
-        """Multiply or divide (that is `ufunc`) entry by entry."""
-        raise NotImplementedError
-
-    def _sum(self, axes: tuple[int, ...], keepdims: bool) -> Array:
-        raise NotImplementedError
-
-    def _cumsum(self, axis: int) -> Array:
-        raise NotImplementedError
-
-    def _reshape(self, shape: tuple[int, ...]) -> Array:
-        raise NotImplementedError
-
-    def _transpose(self, axes: tuple[int, ...]) -> Array:
-        raise NotImplementedError
-
-    def _broadcast_to(self, shape: tuple[int, ...]) -> Array:
-        raise NotImplementedError
-
-    def _pad(self, widths: list[tuple[int, int]]) -> Array:
-        """Surround with zeros."""
-        raise NotImplementedError
-
-    def _matmul(self, primal: Array, left: bool) -> Array:
-        """``t @ a`` if the tangent stands `left`, else ``a @ t``; stacks of matrices."""
-        raise NotImplementedError
-
-    def _einsum(self, subscripts: str, operands: list[Array], place: int) -> Array:
-        """Contract with arrays; this tangent is ``operands[place]``."""
-        raise NotImplementedError
-
-    @classmethod
-    def _concatenate(cls, tangents: list[Array], axis: int) -> Array:
-        """Join; some of the tangents may be plain arrays of zeros."""
-        raise NotImplementedError
-
-    @classmethod
-    def _where(cls, mask: Array, first: Array, second: Array) -> Array:
-        """Choose by a mask; one side may be the number 0."""
-        raise NotImplementedError
-
-    def __getitem__(self, index: Any) -> Array:
-        """Pick entries by a basic, integer-array or boolean index."""
-        raise NotImplementedError
-
-    def astype(self, dtype: Any) -> Array:
-        """Convert to another floating type."""
-        raise NotImplementedError
+    shape: Any
+    dtype: Any
+    _add: Callable[[Array], Array]  # another tangent, of any broadcastable shape
+    _scale: Callable[[np.ufunc, Array], Array]  # multiply or divide entry by entry
+    _sum: Callable[[tuple[int, ...], bool], Array]  # over axes, which may be kept
+    _cumsum: Callable[[int], Array]  # along an axis
+    _reshape: Callable[[tuple[int, ...]], Array]
+    _transpose: Callable[[tuple[int, ...]], Array]
+    _broadcast_to: Callable[[tuple[int, ...]], Array]
+    _pad: Callable[[list[tuple[int, int]]], Array]  # with zeros
+    _matmul: Callable[[Array, bool], Array]  # t @ a if the tangent stands left, else a @ t; stacks
+    _einsum: Callable[[str, list[Array], int], Array]  # with arrays; the tangent's place among them
+    _concatenate: Callable[[list[Array], int], Array]  # some may be plain arrays of zeros
+    _where: Callable[[Array, Array, Array], Array]  # by a mask; one side may be the number 0
+    __getitem__: Callable[[Any], Array]  # basic, integer-array or boolean index
+    astype: Callable[[Any], Array]  # to another floating type
 
     @property
     def ndim(self) -> int:
