@@ -660,6 +660,7 @@ HEADERS = {
     "offsets beyond": ({"a": entry(shape=(4,), offsets=(0, 16))}, "ends at byte .* but the file"),
     "offsets far beyond": ({"a": entry(offsets=(2**47, 2**47 + 8))}, "ends at byte"),
     "a size that differs": ({"a": entry(shape=(3,))}, r"shape \[3\] takes 12 bytes, .* hold 8"),
+    "a size that is less": ({"a": entry(shape=(1,))}, r"shape \[1\] takes 4 bytes, .* hold 8"),
     "an overlap": (
         {"a": entry(shape=(1,), offsets=(0, 4)), "b": entry()}, "overlaps|the tensors end",
     ),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import struct
 import sys
@@ -290,12 +291,13 @@ def test_other_names_of_the_architecture(name, path):
 
 
 def test_what_a_published_file_leaves_out_is_taken_as_llama_cpp_does(path):
-    """No vocab_size, no freq_base, no dimension_count: rows of the embedding, 10000, head_dim."""
+    """Rows of the embedding, as many key heads as heads, 10000, head_dim."""
     a = "bitnet-b1.58."
     gone = [f"{a}vocab_size", f"{a}rope.freq_base", f"{a}rope.dimension_count"]
-    rewrite(path, drop=[*gone, f"{a}hidden_activation"])
-    config = load_gguf(path).config
-    assert config == dataclasses.replace(SMALL, rope_theta=10000.0)
+    expected = dataclasses.replace(SMALL, kv_heads=SMALL.heads, rope_theta=10000.0)
+    save_gguf(model_of(expected), path, overwrite=True)
+    rewrite(path, drop=[*gone, f"{a}attention.head_count_kv", f"{a}hidden_activation"])
+    assert load_gguf(path).config == expected
 
 
 def test_rotary_factors_of_one_change_nothing_and_others_are_refused(path):
@@ -428,6 +430,7 @@ def damaged_table(change):
         (lambda t, e: t[1].update(sides=[2**63]), "impossible shape"),
         (lambda t, e: t[1].update(sides=[0]), "impossible shape"),
         (lambda t, e: t[1].update(sides=[]), "axes"),
+        (lambda t, e: t[1].update(sides=[8, 1, 1, 1, 1]), "axes"),
         (lambda t, e: t[1].update(name="a"), "listed twice"),
         (lambda t, e: t[1].update(name=b"\xff"), "no UTF-8"),
         (lambda t, e: t[1].update(kind=4), "of type 4"),
@@ -484,10 +487,10 @@ def random_codes(seed=1):
 
 
 def test_blocks_of_different_scales_are_refused(path):
-    """A TernaryMatrix has one scale: within a span of rows, and between spans."""
-    for rows in (slice(3, 4), slice(192, 256)):
+    """A TernaryMatrix has one scale: within a span of rows, and between spans; no less, no more."""
+    for rows, other in itertools.product((slice(3, 4), slice(192, 256)), (0.25, 1.0)):
         scales = np.full((256, 1), 0.5)
-        scales[rows] = 0.25
+        scales[rows] = other
         rewrite(path, tensors={Q: tq2(random_codes(), scales)})
         with pytest.raises(CheckpointError, match="one scale") as caught:
             load_gguf(path)
@@ -641,6 +644,7 @@ def test_missing_and_foreign_tensors_and_other_shapes_are_refused(path):
         ("bitnet-b1.58.rope.freq_base", -1.0, "rope_theta"),
         ("bitnet-b1.58.rope.dimension_count", 32, "dimension_count"),
         ("bitnet-b1.58.rope.scaling.factor", 4.0, "rotary"),
+        ("bitnet-b1.58.rope.scale_linear", 4.0, "rotary"),
         ("bitnet-b1.58.rope.scaling.type", "yarn", "rotary"),
         ("bitnet-b1.58.rope.freq_base", 1e-45, "rope_theta must be above 0 and finite in float32"),
         ("tokenizer.ggml.bos_token_id", 2**31, "bos must be a token"),

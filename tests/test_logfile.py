@@ -253,6 +253,18 @@ def test_a_header_that_no_reader_takes_is_not_written(header):
         pack_header(header)
 
 
+def test_a_header_of_one_mebibyte_is_the_longest():
+    """It is written and read; a byte more is refused both times."""
+    longest = {"a": "x" * ((1 << 20) - len('{"a":""}'))}
+    data = pack_header(longest)
+    assert parse_header(scan(data).header) == longest
+    with pytest.raises(ValueError, match="at most 1048576 bytes, got 1048577"):
+        pack_header({"a": longest["a"] + "x"})
+    longer = data[:10] + (len(data) - 17).to_bytes(4, "little") + b" " + data[14:-4]
+    with pytest.raises(LogError, match="a header of 1048577 bytes; the most is 1048576"):
+        scan(longer + crc32(longer).to_bytes(4, "little"))
+
+
 @given(st.data())
 def test_a_damaged_file_gives_an_error_or_a_prefix(data):
     """Flips, cuts and insertions anywhere, several at once: never a record that was not written."""

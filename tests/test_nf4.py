@@ -345,6 +345,9 @@ def test_the_mean_depends_on_its_order_and_ours_is_that_of_torch():
     for value in values:
         in_sequence += value
     assert mean_of_torch(values) != in_sequence / np.float32(values.size)
+    lane = np.zeros((32, 32), np.float32)
+    lane[:, 0] = [2**24] + [1] * 31  # beside 2**24 a 1 is lost: 15 are; the next 16 come together
+    assert mean_of_torch(lane.reshape(-1)) == (2**24 + 16) / 1024
     np.testing.assert_allclose(mean_of_torch(values), values.mean(dtype=np.float64), rtol=1e-6)
 
 

@@ -537,8 +537,12 @@ def test_a_fit_finds_the_law_that_made_its_data():
     assert abs(fit.optimal_sparsity - optimal_sparsity(0.25, 0.12, 0.3, 8.0)) < 0.03
     wild = losses.copy()
     wild[5] *= 1.3
-    found = scaling_law(N, S, **fit_scaling_law(N, S, wild).constants)
+    fit = fit_scaling_law(N, S, wild)
+    found = scaling_law(N, S, **fit.constants)
     np.testing.assert_allclose(np.delete(found, 5), np.delete(losses, 5), rtol=5e-3)
+    error, delta = np.abs(np.log(found) - np.log(wild)), 1e-3
+    huber = np.where(error <= delta, error**2 / 2, delta * (error - delta / 2))
+    assert fit.objective == pytest.approx(huber.mean(), rel=1e-9)
 
 
 def test_a_fit_without_scipy_names_its_install():

@@ -150,7 +150,7 @@ def test_schedules_run_over_the_steps_asked_for(tmp_path):
     """`total_steps` below the preset's number is a shorter run, as it is a longer one above."""
     result = run(tmp_path / "a.steps", steps=None, total_steps=20)
     assert result.steps == StepLog.open(tmp_path / "a.steps").header["recipe"]["steps"] == 20
-    assert result.batch_sizes[-1] == 128
+    assert [*result.batch_sizes[[0, 10, -1]]] == [64, round(64 * 2 ** (10 / 19)), 128]
 
 
 def test_two_numbers_of_units_are_for_hidden_layers_and_outputs(tmp_path):
@@ -254,6 +254,22 @@ def test_ctrl_c_keeps_everything_and_resume_goes_on(tmp_path, monkeypatch):
     assert again.test_accuracy > 0.8
 
 
+def test_an_interrupt_after_a_write_logs_no_step_twice(tmp_path, monkeypatch):
+    """Ctrl-C when a record is in the file, and before the next step: the log has 32 steps."""
+    append = StepLog.append
+
+    def interrupted(log, *steps):
+        monkeypatch.setattr(StepLog, "append", append)
+        append(log, *steps)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StepLog, "append", interrupted)
+    result = run(tmp_path / "a.steps", steps=40)
+    assert result.interrupted
+    assert result.steps == len(result.step_seconds) == 32
+    assert StepLog.open(tmp_path / "a.steps").verify() == result.digest
+
+
 def test_a_resumed_run_keeps_the_density_that_followed_the_loss(tmp_path):
     """Where the density falls with the loss, it does not rise again at a resume."""
     falling = {"density_by_loss": ((1.3, 0.004), (1.2, 0.002)), "density": (0.01, 0.01)}
@@ -262,6 +278,22 @@ def test_a_resumed_run_keeps_the_density_that_followed_the_loss(tmp_path):
     found = [step.numerator for step in StepLog.open(tmp_path / "a.steps").steps()]
     assert found == sorted(found, reverse=True)
     assert found[0] > found[63] == found[-1]
+
+
+def test_the_density_that_follows_the_loss_never_rises(tmp_path):
+    """The lowest of all bars that were passed counts, whatever their order."""
+    bars = {"density_by_loss": ((9.0, 0.002), (9.0, 0.004)), "density": (0.01, 0.01)}
+    run(tmp_path / "a.steps", "sampled", steps=3, **bars)
+    numerators = [step.numerator for step in StepLog.open(tmp_path / "a.steps").steps()]
+    assert numerators == [round(density * 2**32) for density in (0.01, 0.002, 0.002)]
+
+
+def test_the_header_says_how_inputs_are_normalised(tmp_path):
+    """Scale times input plus offset has mean 0 and standard deviation 1 over the training set."""
+    run(tmp_path / "a.steps", steps=0)
+    data = StepLog.open(tmp_path / "a.steps").header["data"]
+    x = data["input_scale"] * blobs().train_x + data["input_offset"]
+    np.testing.assert_allclose([x.mean(), x.std()], [0, 1], atol=1e-9)
 
 
 def test_resume_takes_the_recipe_from_the_log_and_refuses_other_data(tmp_path):
@@ -288,13 +320,13 @@ def test_the_validation_split_is_not_trained_on(tmp_path):
     poisoned = data.train_y.copy()
     poisoned[-50:] = (poisoned[-50:] + 1) % 4
     wrong = replace(data, train_y=poisoned, name="wrong", digest="d" * 64)
-    result = train(
-        "small", 0, tmp_path / "v.steps", steps=64, dataset=wrong, widths=(24, 24), workers=1,
-        split_name="validation", batch=(64, 64), rate=(0.05, 0.02),
-    )  # fmt: skip
+    fields = {"steps": 64, "split_name": "validation", "batch": (64, 64), "rate": (0.05, 0.02)}
+    result = run(tmp_path / "v.steps", seed=0, dataset=wrong, **fields)
     assert result.validation_accuracy < 0.3  # labels nobody learnt
     assert result.test_accuracy > 0.8
     assert StepLog.open(tmp_path / "v.steps").header["data"]["split"] == "validation"
+    run(tmp_path / "w.steps", seed=0, dataset=replace(wrong, train_y=data.train_y), **fields)
+    assert (tmp_path / "v.steps").read_bytes() == (tmp_path / "w.steps").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -428,6 +428,19 @@ def test_reverse_mode_is_the_transpose_of_forward_mode(kind, linear):
     assert set(gradient) == set(params)
 
 
+def test_the_norms_own_way_back_is_the_transpose_of_its_tangent():
+    """In float32, where it has one: ``<c, J (u, v)> = <J^T c, (u, v)>``."""
+    (x, u, c), (gain, v) = floats(3, 6, 16).astype(np.float32), floats(2, 16).astype(np.float32)
+
+    def norm(x, gain):
+        return blocks.normalize(x, gain, eps=1e-5)
+
+    _, tangent = jvp(norm, (x, gain), (u, v))
+    x_back, gain_back = vjp(norm, (x, gain))[1](c)
+    ahead = np.sum(c * tangent, dtype=np.float64)
+    assert ahead == pytest.approx(np.vdot(x_back, u) + np.vdot(gain_back, v), rel=1e-4)
+
+
 def test_a_gradient_is_float32_and_reaches_every_parameter():
     """No parameter is left out, and none becomes float64 on the way."""
     params, tokens = draw_params(CONFIG, np.float32), draw_tokens(4, 9)
