@@ -256,14 +256,13 @@ def test_gradients_of_adapters_are_autograds(params, folder, tmp_path):
 
 
 def test_a_configuration_of_peft_that_is_more_than_lora_is_refused(folder, tmp_path):
-    """DoRA, biases, ranks by layer: by the field that peft writes."""
+    """Biases, and starts that change the base: by the field that peft writes."""
     from minibit.checkpoint import CheckpointError
 
     for i, (settings, match) in enumerate(
         [
-            ({"use_dora": True}, "use_dora"),
             ({"bias": "lora_only"}, "bias"),
-            ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+            ({"init_lora_weights": "olora"}, "init_lora_weights"),
         ]
     ):
         path = tmp_path / str(i)
