@@ -137,7 +137,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_ROOM_OF, *ORDER, *SUPPORT})
 
 
-# Files that lay beside the rooms in 0.1.0: old name=new place. An old name still imports.
+# Where files lay before rooms were folders: old name=new place. An old name still imports.
 _MOVED = (
     "trees=dual.trees tangents=dual.tangents rules=dual.rules rules_sums=dual.rules_sums "
     "rules_shape=dual.rules_shape dual_array=dual.array packings=ternary.packings "
@@ -168,7 +168,7 @@ _MOVED = (
 
 
 class _Moved(Loader, MetaPathFinder):
-    """Import a file under the name that it had in 0.1.0, with a warning that says where it is."""
+    """Import a file under its name from before, with a warning that says where it is."""
 
     places: ClassVar[dict[str, str]] = dict(pair.split("=") for pair in _MOVED.split())
 

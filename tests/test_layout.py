@@ -140,7 +140,7 @@ def test_a_name_imports_its_room_and_no_other():
     assert rooms <= {"datasets", "base"}
 
 
-def test_a_file_of_the_first_version_imports_under_its_old_name():
+def test_a_file_imports_under_its_name_from_before_rooms_were_folders():
     """With a warning that says where it is; it is the same module, not a copy."""
     with pytest.warns(DeprecationWarning, match="logfile is minibit"):
         old = importlib.import_module("minibit.logfile")
