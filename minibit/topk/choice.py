@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minibit.base import floats
+from minibit.base import floats, integer
 from minibit.dual import Dual, stop_gradient
 
 __all__ = ["block_topk_mask", "topk_count", "topk_keep", "topk_mask", "topk_mask_reference"]
@@ -37,10 +37,6 @@ def topk_count(n: int, sparsity: float | str | Fraction) -> int:
         From 0 to below 1. A float stands for the shortest decimal number that prints it: 0.9 is
         nine tenths.
 
-    Returns
-    -------
-    int
-
     Raises
     ------
     ValueError
@@ -59,10 +55,9 @@ def topk_count(n: int, sparsity: float | str | Fraction) -> int:
     83
     """
     n = operator.index(n)
+    exact = isinstance(sparsity, Fraction | str)
     try:
-        share = Fraction(
-            sparsity if isinstance(sparsity, Fraction | str) else repr(float(sparsity))
-        )
+        share = Fraction(sparsity if exact else repr(float(sparsity)))
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"sparsity must be a number from 0 to below 1, got {sparsity!r}") from None
     if not 0 <= share < 1:
@@ -74,16 +69,7 @@ def topk_count(n: int, sparsity: float | str | Fraction) -> int:
 
 
 def topk_mask_reference(x: ArrayLike, k: int) -> NDArray[np.bool_]:
-    """Mark the k largest magnitudes as `topk_mask` does, by a stable sort.
-
-    Parameters
-    ----------
-    x : float array, shape (..., n)
-    k : int
-
-    Returns
-    -------
-    bool array, shape (..., n)
+    """Mark the k largest magnitudes as `topk_mask` does, by a stable sort; x and k are as there.
 
     Examples
     --------
@@ -136,15 +122,7 @@ def topk_mask(x: Array, k: int) -> NDArray[np.bool_]:
     array([[False,  True, False,  True],
            [ True,  True, False, False]])
     """
-    if (
-        type(x) is np.ndarray
-        and x.dtype is _FLOAT32
-        and type(k) is int
-        and x.ndim == 2
-        and 0 < k <= x.shape[1]
-        and x.flags.c_contiguous
-        and _KERNELS
-    ):  # the shortest way in: a token takes two microseconds
+    if _KERNELS and _is_plain(x, k):  # the shortest way in: a token takes two microseconds
         mask = np.empty(x.shape, _BOOL)
         if _KERNELS["select"](x, k, mask) < 0:
             return mask
@@ -161,23 +139,7 @@ def topk_mask(x: Array, k: int) -> NDArray[np.bool_]:
 def block_topk_mask(x: ArrayLike, n: int, m: int) -> NDArray[np.bool_]:
     """Mark the n entries of largest magnitude in every m consecutive ones.
 
-    Parameters
-    ----------
-    x : float array or Dual, shape (..., width)
-        `width` a multiple of m.
-    n : int
-        From 1 to m: kept of a block.
-    m : int
-        Entries of a block.
-
-    Returns
-    -------
-    bool array, shape (..., width)
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `topk_mask` does; also if m does not divide the width.
+    x, n, m and what is refused are as for `block_topk_sparsify`; the mask has the shape of x.
 
     Examples
     --------
@@ -189,23 +151,7 @@ def block_topk_mask(x: ArrayLike, n: int, m: int) -> NDArray[np.bool_]:
 
 
 def topk_keep(x: NDArray[Any], k: int) -> NDArray[Any]:
-    """Keep the k entries of largest magnitude of every row of an array: ``where(mask, x, 0)``.
-
-    Parameters
-    ----------
-    x : float array, shape (..., n)
-    k : int
-        From 1 to n.
-
-    Returns
-    -------
-    array, shape and dtype of x
-
-    Examples
-    --------
-    >>> topk_keep(np.float32([[1, -3, 2, 4]]), 2)
-    array([[ 0., -3.,  0.,  4.]], dtype=float32)
-    """
+    """Keep the k entries of largest magnitude of every row of an array: ``where(mask, x, 0)``."""
     rows = _rows_for_kernel(x, k)
     if rows is None:
         return np.where(topk_mask_reference(x, k), x, x.dtype.type(0))
@@ -262,12 +208,7 @@ def checked(x: ArrayLike, k: int) -> tuple[NDArray[Any], int]:
     array = floats("x", x)
     if not array.ndim:
         raise ValueError("x must have at least one axis, got a single number")
-    if isinstance(k, bool | np.bool_):
-        raise TypeError(f"k must be a whole number, got {k}")
-    k = operator.index(k)
-    if not 1 <= k <= array.shape[-1]:
-        raise ValueError(f"k must be 1 to {array.shape[-1]}, the length of the last axis, got {k}")
-    return array, k
+    return array, integer("k", k, 1, array.shape[-1])
 
 
 def _nan(x: NDArray[Any]) -> ValueError:

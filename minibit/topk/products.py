@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from minibit.absmean import absmax_quantize
+from minibit.base import last_axis, number
 from minibit.matmul import MAX_INPUTS
 from minibit.ternary import check_codes, pack2, unpack2
 
@@ -34,17 +35,8 @@ BAND, LINE = 256, 64
 class TernaryColumns:
     """An immutable ternary matrix that lies by columns, for products with sparse activations.
 
-    Attributes
-    ----------
-    shape : tuple of two ints
-        (n_out, n_in).
-    scale : float32
-        One factor for the whole matrix.
-
-    Notes
-    -----
-    Holds one copy of the weights, in bands; pickles carry the canonical 2-bit form. Safe to share
-    between threads.
+    Holds one copy of the weights, in bands, and one float32 scale for the whole matrix; pickles
+    carry the canonical 2-bit form. Safe to share between threads.
 
     Examples
     --------
@@ -56,8 +48,8 @@ class TernaryColumns:
     TernaryColumns(shape=(2, 3), scale=0.5)
     """
 
-    _held: NDArray[np.uint8]  # (bands n_in 64,), read-only
-    shape: tuple[int, int]
+    _bands: NDArray[np.uint8]  # (bands n_in 64,), read-only
+    shape: tuple[int, int]  # (n_out, n_in)
     scale: np.float32
 
     @classmethod
@@ -80,18 +72,17 @@ class TernaryColumns:
         checked = check_codes(codes, ndim=2)
         with np.errstate(over="ignore"):
             factor = np.float32(scale)
-        if not np.isfinite(factor):
-            raise ValueError(f"scale must be finite as float32, got {scale}")
-        held = _pack(checked)
-        held.flags.writeable = False
+        number("scale", factor)
+        bands = _pack(checked)
+        bands.flags.writeable = False
         n_out, n_in = checked.shape
-        return cls(held, (n_out, n_in), factor)
+        return cls(bands, (n_out, n_in), factor)
 
     def codes(self) -> NDArray[np.int8]:
         """Return the codes as a fresh int8 array, shape (n_out, n_in)."""
         n_out, n_in = self.shape
         count = -(-n_out // BAND)
-        lines = self._held.reshape(count, n_in, 4, 4, 4)  # band i L v d
+        lines = self._bands.reshape(count, n_in, 4, 4, 4)  # band i L v d
         digits = lines[..., None] >> np.array([0, 2, 4, 6], np.uint8) & 3  # band i L v d j
         rows = digits.transpose(0, 3, 5, 2, 4, 1).reshape(count * BAND, n_in)  # band v j L d i
         return rows[:n_out].astype(np.int8) - np.int8(1)
@@ -99,7 +90,7 @@ class TernaryColumns:
     @property
     def nbytes(self) -> int:
         """Bytes that the weights take in memory, padding included."""
-        return self._held.nbytes
+        return self._bands.nbytes
 
     def __repr__(self) -> str:
         """Shape and scale; never the weights."""
@@ -121,10 +112,6 @@ def sparse_ternary_matmul_int8(x: ArrayLike, matrix: TernaryColumns) -> NDArray[
         Any values. One token after the other is multiplied: meant for one.
     matrix : TernaryColumns, shape (n_out, n_in)
         n_in at most `minibit.matmul.MAX_INPUTS`.
-
-    Returns
-    -------
-    int32 array, shape (..., n_out)
 
     Raises
     ------
@@ -158,10 +145,6 @@ def sparse_ternary_matmul(x: ArrayLike, matrix: TernaryColumns) -> NDArray[np.fl
     x : float array, shape (..., n_in)
         All finite; usually of `topk_sparsify`.
     matrix : TernaryColumns, shape (n_out, n_in)
-
-    Returns
-    -------
-    float32 array, shape (..., n_out)
 
     Raises
     ------
@@ -200,7 +183,7 @@ def _products(rows: NDArray[np.int8], matrix: TernaryColumns) -> NDArray[np.int3
     at, values = np.empty(n_in + 32, np.int64), np.empty(n_in + 32, np.int8)
     for row, z in zip(rows, out, strict=True):
         count = sparse.compact(row, at, values)
-        product(at, values, count, n_in, matrix._held, z)
+        product(at, values, count, n_in, matrix._bands, z)
     return out
 
 
@@ -226,8 +209,7 @@ def _checked(x: ArrayLike, matrix: TernaryColumns) -> NDArray[Any]:
         raise TypeError(f"matrix must be TernaryColumns, got {type(matrix).__name__}")
     array = np.asarray(x)
     n_in = matrix.shape[1]
-    if array.ndim == 0 or array.shape[-1] != n_in:
-        raise ValueError(f"x must have shape (..., n_in) with n_in = {n_in}, got {array.shape}")
+    last_axis("x", array, n_in)
     if n_in > MAX_INPUTS:
         raise ValueError(f"matrix must have at most {MAX_INPUTS} inputs, got {n_in}")
     return array

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minibit.base import number, refuse_entries
 from minibit.tape import value_and_grad
 
 __all__ = [
@@ -68,7 +69,7 @@ def scaling_law(
     Returns
     -------
     float or float array
-        In nats a token.
+        In nats per token.
 
     Raises
     ------
@@ -88,10 +89,8 @@ def scaling_law(
     True
     """
     N, S = np.asarray(N, float), np.asarray(S, float)
-    if not (N > 0).all():
-        raise ValueError(f"N must be above 0, got {N[~(N > 0)].flat[0]}")
-    if not ((S >= 0) & (S < 1)).all():
-        raise ValueError(f"S must be from 0 to below 1, got {S[~((S >= 0) & (S < 1))].flat[0]}")
+    refuse_entries("N", N, ~(N > 0), "be above 0")
+    refuse_entries("S", S, ~((S >= 0) & (S < 1)), "lie in [0, 1)")
     total = N / (1 - S) if active else N
     with np.errstate(over="ignore"):
         loss = E + (B + C * np.exp(beta / (1 - S))) / total**alpha
@@ -138,12 +137,9 @@ def optimal_sparsity(
     >>> f"{optimal_sparsity(alpha=0.1, beta=0.05, B=0.0, C=1.0):.3f}"
     '0.500'
     """
-    constants = {"alpha": alpha, "beta": beta, "C": C}
-    for name, value in constants.items():
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be above 0 and finite, got {value}")
-    if not (B >= 0 and math.isfinite(B)):
-        raise ValueError(f"B must be at least 0 and finite, got {B}")
+    for name, value in (("alpha", alpha), ("beta", beta), ("C", C)):
+        number(name, value, "(0, inf)")
+    number("B", B, "[0, inf)")
     low, high = 0.0, alpha * (1 + B / C)  # u - alpha - alpha B e^-u / C is below, and above, 0
     for _ in range(200):
         u = (low + high) / 2
@@ -161,19 +157,8 @@ def optimal_interval(
 ) -> tuple[float, float]:
     """Bound the best sparsity, given that constants were printed to so many decimals.
 
-    Each may be half a unit of its last digit more or less. `optimal_sparsity` grows with alpha and
-    B, and falls with beta and C, so two corners bound it.
-
-    Parameters
-    ----------
-    digits : int
-        Decimals.
-    alpha, beta, B, C : float
-        As printed.
-
-    Returns
-    -------
-    low, high : float
+    Each of alpha, beta, B and C may be half a unit of its last of `digits` decimals more or less.
+    `optimal_sparsity` grows with alpha and B, and falls with beta and C, so two corners bound it.
 
     Examples
     --------
@@ -219,16 +204,12 @@ class LawFit:
     def interval(self, what: str, share: float = 0.9) -> tuple[float, float]:
         """Return the range of the middle `share` of the samples of a constant or of the optimum.
 
-        Parameters
-        ----------
-        what : str
-            A constant, or ``"optimal_sparsity"``.
-        share : float
+        `what` names the constant, or is ``"optimal_sparsity"``. Without samples: a ValueError.
         """
-        found = [_best(s) if what == "optimal_sparsity" else s[what] for s in self.samples]
-        if not found:
+        values = [_best(s) if what == "optimal_sparsity" else s[what] for s in self.samples]
+        if not values:
             raise ValueError("the fit has no samples: ask for them with `resamples`")
-        low, high = np.quantile(found, [(1 - share) / 2, (1 + share) / 2])
+        low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2])
         return float(low), float(high)
 
 
@@ -257,10 +238,6 @@ def fit_scaling_law(
     seed : int
         Of that draw.
 
-    Returns
-    -------
-    LawFit
-
     Raises
     ------
     ModuleNotFoundError
@@ -286,23 +263,18 @@ def fit_scaling_law(
     if len(N) < len(NAMES):
         raise ValueError(f"losses must be {len(NAMES)} at least, as many as constants: {len(N)}")
     scaling_law(N, S)  # checks both
-    if not ((losses > 0) & np.isfinite(losses)).all():
-        raise ValueError("losses must be above 0 and finite")
+    refuse_entries("losses", losses, ~((losses > 0) & np.isfinite(losses)), "lie in (0, inf)")
     rng, runs = np.random.default_rng(seed), np.arange(len(N))
-    constants, objective = _minimise(N, S, losses, delta, _starts(losses))
+    least = float(losses.min())
+    grid = itertools.product((0.3, 0.8), (0.1, 0.3), (0.03, 0.2))
+    starts = [np.log([share * least, 0.1, 3.0, alpha, beta]) for share, alpha, beta in grid]
+    constants, objective = _minimise(N, S, losses, delta, starts)
+    start = np.log([max(constants[name], 1e-6) for name in NAMES])
     samples = []
     for _ in range(resamples):
         drawn = rng.choice(runs, len(runs))
-        start = np.log([max(constants[name], 1e-6) for name in NAMES])
         samples.append(_minimise(N[drawn], S[drawn], losses[drawn], delta, [start])[0])
     return LawFit(constants, objective, tuple(samples))
-
-
-def _starts(losses: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """Return logarithms of constants to start from."""
-    least = float(losses.min())
-    grid = itertools.product((0.3, 0.8), (0.1, 0.3), (0.03, 0.2))
-    return [np.log([share * least, 0.1, 3.0, alpha, beta]) for share, alpha, beta in grid]
 
 
 def _minimise(
@@ -331,12 +303,9 @@ def _minimise(
 
     slope = value_and_grad(objective)
     box = [(math.log(1e-6), math.log(1e4))] * 3 + [(math.log(1e-3), math.log(3.0))] * 2
-    best: Any = None
-    for start in starts:
-        found = minimize(
-            slope, start, jac=True, method="L-BFGS-B", bounds=box, options={"maxiter": 3000}
-        )
-        best = found if best is None or found.fun < best.fun else best
+    options: Any = {"jac": True, "method": "L-BFGS-B", "options": {"maxiter": 3000}}
+    descents = [minimize(slope, start, bounds=box, **options) for start in starts]
+    best = min(descents, key=lambda descent: float(descent.fun))
     constants = dict(zip(NAMES, (float(c) for c in np.exp(best.x)), strict=True))
     return constants, float(best.fun) * delta**2
 

@@ -21,14 +21,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from minibit.absmean import absmax_quantize
+from minibit.base import float32, one_of
 from minibit.dual import Dual, straight_through
-from minibit.topk.choice import (
-    blocks,
-    checked,
-    topk_count,
-    topk_keep,
-    topk_mask,
-)
+from minibit.topk.choice import blocks, checked, topk_count, topk_keep, topk_mask
 
 __all__ = ["SITES", "block_topk_sparsify", "sparsifier", "topk_quantize", "topk_sparsify"]
 
@@ -83,7 +78,7 @@ def topk_sparsify(x: Array, k: int, *, straight: bool = True, rescale: bool = Fa
     array([[ 0. , -0.6,  0. ,  0.8]], dtype=float32)
     """
     x = x if isinstance(x, Dual) else checked(x, k)[0]
-    y = _straight(x, k) if straight else np.where(topk_mask(x, k), x, np.zeros((), x.dtype))
+    y: Array = _straight(x, k) if straight else np.where(topk_mask(x, k), x, np.zeros((), x.dtype))
     return _rescaled(y) if rescale else y
 
 
@@ -105,10 +100,6 @@ def block_topk_sparsify(
         Entries of a block; m = width is `topk_sparsify`.
     straight, rescale : bool
         As in `topk_sparsify`; a row is re-scaled as a whole.
-
-    Returns
-    -------
-    array or Dual, shape and dtype of x
 
     Raises
     ------
@@ -163,10 +154,7 @@ def topk_quantize(x: ArrayLike, k: int) -> tuple[NDArray[np.int8], NDArray[np.fl
     >>> topk_quantize(np.float32([[127, -3, 2, 64]]), 2)[0]
     array([[127,   0,   0,  64]], dtype=int8)
     """
-    with np.errstate(over="ignore"):  # what overflows is refused as infinite
-        narrow = np.asarray(x)
-        narrow = narrow.astype(np.float32, copy=False) if narrow.dtype.kind == "f" else narrow
-    return absmax_quantize(topk_sparsify(narrow, k))
+    return absmax_quantize(topk_sparsify(float32("x", x), k))  # refuses what overflows
 
 
 def sparsifier(
@@ -191,10 +179,6 @@ def sparsifier(
     straight, rescale : bool
         As in `topk_sparsify`.
 
-    Returns
-    -------
-    callable (x, site) -> array
-
     Raises
     ------
     ValueError
@@ -208,25 +192,22 @@ def sparsifier(
     """
     shares = dict(sparsity) if isinstance(sparsity, Mapping) else dict.fromkeys(sites, sparsity)
     for site, share in shares.items():
-        if site not in SITES:
-            raise ValueError(f"sites must be among {', '.join(SITES)}, got {site!r}")
+        one_of("sites", site, SITES)
         topk_count(10**9, share)
 
     def sparsify(x: Array, site: str) -> Array:
         if site not in shares:
             return x
+        width = x.shape[-1] if block is None else block
+        k = topk_count(width, shares[site])
         if block is None:
-            k = topk_count(x.shape[-1], shares[site])
             return topk_sparsify(x, k, straight=straight, rescale=rescale)
-        k = topk_count(block, shares[site])
         return block_topk_sparsify(x, k, block, straight=straight, rescale=rescale)
 
     return sparsify
 
 
-@straight_through
-def _straight(x: NDArray[Any], k: int) -> NDArray[Any]:
-    return topk_keep(x, k)
+_straight = straight_through(topk_keep)
 
 
 def _rescaled(y: Array) -> Array:
