@@ -366,8 +366,8 @@ def test_systems_without_advice_or_reservation_only_lose_these(tmp_path, monkeyp
         ({"budget": 0}, ValueError, "budget must be above 0"),
         ({"budget": 1.5}, TypeError, "budget must be a whole number"),
         ({"budget": True}, TypeError, "budget must be a whole number"),
-        ({"lr": -1}, ValueError, "lr must be"),
-        ({"eps": 0}, ValueError, "eps must be"),
+        ({"lr": -1}, ValueError, "lr must lie"),
+        ({"eps": 0}, ValueError, "eps must lie"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path, change, error, match):

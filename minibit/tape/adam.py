@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import number
 from minibit.dual import Tree, leaves, map_tree, zip_trees
 from minibit.kernels import compiled
 
@@ -55,12 +56,8 @@ class Adam:
 
     Attributes
     ----------
-    params : tree
-        The parameters now.
     steps : int
         Steps taken.
-    nbytes : int
-        Memory of the two means.
 
     Raises
     ------
@@ -93,13 +90,12 @@ class Adam:
         weight_decay: float = 0.0,
     ) -> None:
         self.betas = (
-            _within("betas[0]", betas[0], below=1),
-            _within("betas[1]", betas[1], below=1),
+            number("betas[0]", betas[0], "[0, 1)"),
+            number("betas[1]", betas[1], "[0, 1)"),
         )
-        self.lr, self.eps = _within("lr", lr), _within("eps", eps)
-        if self.eps < TINY:
-            raise ValueError(f"eps must be above 0 in float32: 2**-126 at least, got {eps}")
-        self.weight_decay = _within("weight_decay", weight_decay)
+        self.lr = number("lr", lr, "[0, inf)")
+        self.eps = number("eps", eps, f"[{TINY}, inf)")
+        self.weight_decay = number("weight_decay", weight_decay, "[0, inf)")
         self.steps = 0
         count = itertools.count()
         self._places = zip_trees(
@@ -134,9 +130,9 @@ class Adam:
         TypeError, ValueError
             If structures or shapes differ, or a number is out of range; then nothing has moved.
         """
-        found, constants = self._begin(grads, lr, weight_decay)
+        gradients, constants = self._begin(grads, lr, weight_decay)
         move = _move()
-        for place, g in found:
+        for place, g in gradients:
             p = self._now[place]
             out = np.empty_like(p)
             arrays = (p, g, self._means[place], self._squares[place], out)
@@ -148,10 +144,10 @@ class Adam:
         self, grads: Tree, lr: float | None, weight_decay: float | None
     ) -> tuple[list[tuple[int, FloatArray]], tuple[float, ...]]:
         """Check a step and count it; return (place, gradient) pairs and a move's constants."""
-        lr = self.lr if lr is None else _within("lr", lr)
+        lr = number("lr", self.lr if lr is None else lr, "[0, inf)")
         decay = self.weight_decay if weight_decay is None else weight_decay
-        decay = _within("weight_decay", decay)
-        found: list[tuple[int, FloatArray]] = []
+        decay = number("weight_decay", decay, "[0, inf)")
+        gradients: list[tuple[int, FloatArray]] = []
 
         def collect(place: int | None, g: Any, name: str) -> None:
             if place is None:
@@ -161,7 +157,7 @@ class Adam:
                 raise TypeError(f"{name} is {g.dtype}, it must be real numbers")
             if g.shape != p.shape:
                 raise ValueError(f"{name} has shape {g.shape}, its parameter {p.shape}")
-            found.append((place, np.asarray(g, p.dtype, order="C")))
+            gradients.append((place, np.asarray(g, p.dtype, order="C")))
 
         zip_trees(collect, self._places, grads, "grads")
         self._check()
@@ -171,7 +167,7 @@ class Adam:
             beta1, 1 - beta1, beta2, 1 - beta2,
             1 - lr * decay, lr / (1 - beta1**t), math.sqrt(1 - beta2**t), self.eps,
         )  # fmt: skip
-        return found, constants
+        return gradients, constants
 
     def _check(self) -> None:
         """Check that the means can be moved; an optimizer that keeps them elsewhere says how."""
@@ -187,13 +183,6 @@ def _float_leaf(p: Any, name: str, count: itertools.count[int]) -> int | None:
             f"{name} is {kind}: Adam moves arrays of float32 or float64. None holds a part constant"
         )
     return next(count)
-
-
-def _within(name: str, value: float, below: float = math.inf) -> float:
-    if not 0 <= value < below:
-        what = f"in [0, {below})" if below < math.inf else "finite and at least 0"
-        raise ValueError(f"{name} must be {what}, got {value}")
-    return float(value)
 
 
 def _move() -> Callable[..., None]:
@@ -216,13 +205,8 @@ def adam_step_reference(
 ) -> None:
     """Write Adam's new parameters to `out`, and move the means `m` and `v` on in place.
 
-    Parameters
-    ----------
-    p, g, m, v, out : float arrays, shape (size,), of one type
-        Parameters, gradient, the two means, and where the new parameters go.
-    constants : array of that type, shape (8,)
-        beta1, 1 - beta1, beta2, 1 - beta2, 1 - lr decay, lr / (1 - beta1^t), sqrt(1 - beta2^t),
-        eps.
+    All are of one type, (size,), and constants, (8,), are beta1, 1 - beta1, beta2, 1 - beta2,
+    1 - lr decay, lr / (1 - beta1^t), sqrt(1 - beta2^t) and eps.
     """
     keep1, take1, keep2, take2, shrink, rate, root, eps = constants
     m[...] = keep1 * m + take1 * g
@@ -286,10 +270,8 @@ def clip_by_global_norm(grads: Tree, limit: float) -> Tree:
 
     Raises
     ------
-    TypeError
-        If an array is not of floats: whole numbers cannot be shortened.
-    ValueError
-        If `limit` is not above 0.
+    TypeError, ValueError
+        If an array is not of floats, as integers cannot be shortened; if `limit` is not above 0.
 
     Examples
     --------

@@ -58,8 +58,8 @@ class Recorder(Tangent):
         """Name the variable."""
         return f"t{self.place}"
 
-    def _line(self, shape: tuple[int, ...], dtype: Any, transpose: Any, *given: Any) -> Recorder:
-        return self.tape.variable(shape, dtype, (self.place, transpose, given))
+    def _line(self, shape: tuple[int, ...], dtype: Any, transpose: Any, *arrays: Any) -> Recorder:
+        return self.tape.variable(shape, dtype, (self.place, transpose, arrays))
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Array:
         """As `Tangent` does, the two commonest calls first."""
@@ -152,9 +152,11 @@ class Recorder(Tangent):
 
     @classmethod
     def _where(cls, mask: Array, first: Array, second: Array) -> Array:
-        sides = {side: t for side, t in ((True, first), (False, second)) if isinstance(t, Recorder)}
-        for t in (first, second):
-            if not isinstance(t, Recorder):
+        sides: dict[bool, Recorder] = {}
+        for side, t in ((True, first), (False, second)):
+            if isinstance(t, Recorder):
+                sides[side] = t
+            else:
                 _check_zero(t)
         terms = ((t.place, transposes.choose, (mask, side)) for side, t in sides.items())
         shape = np.broadcast_shapes(_shape(mask), _shape(first), _shape(second))
@@ -163,10 +165,8 @@ class Recorder(Tangent):
 
     def __getitem__(self, index: Any) -> Array:
         """Pick entries."""
-        shape = np.shape(_blank(self.shape)[index])
-        return self._line(
-            shape, self.dtype, transposes.scatter, index, transposes.makes_a_view(index)
-        )
+        shape, view = np.shape(_blank(self.shape)[index]), transposes.makes_a_view(index)
+        return self._line(shape, self.dtype, transposes.scatter, index, view)
 
     def astype(self, dtype: Any) -> Array:
         """Convert."""

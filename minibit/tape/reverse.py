@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from minibit.dual import Array, Dual, Tree, dtype_of, jvp, map_tree, value_of, zip_trees
+from minibit.dual import Array, Dual, Tree, dtype_of, jvp, leaves, map_tree, value_of, zip_trees
 from minibit.tape import transposes as transposes
 from minibit.tape.recorder import Recorder, Tape
 
@@ -133,16 +133,7 @@ def value_and_grad(fn: Callable[..., Array]) -> Callable[..., tuple[Array, Tree]
 def grad(fn: Callable[..., Array]) -> Callable[..., Tree]:
     """Differentiate a function that returns one number: the gradient of `value_and_grad` alone.
 
-    Parameters
-    ----------
-    fn : callable
-        As in `value_and_grad`.
-
-    Returns
-    -------
-    callable
-        Takes the arguments of `fn`; returns the gradient in the first one. It may be differentiated
-        again, in either mode.
+    Of the same arguments as `fn`; it may be differentiated again, in either mode.
 
     Examples
     --------
@@ -235,30 +226,24 @@ class Pullback:
         """Write the program out: each variable, its terms, its shape and type."""
         lines = []
         for place, terms in enumerate(self._tape.program):
-            what = " + ".join(transposes.written(*term) for term in terms) or "input"
+            total = " + ".join(transposes.written(*term) for term in terms) or "input"
             kind = f"{self._tape.shapes[place]} {self._tape.dtypes[place]}"
-            lines.append(f"{f't{place} = {what}':<23} {kind}")
+            lines.append(f"{f't{place} = {total}':<23} {kind}")
         return "\n".join(lines)
 
     @property
     def nbytes(self) -> int:
         """Memory of the arrays that the program holds."""
-        held: dict[int, tuple[int, int]] = {}  # of each array: from where to where it is used
-
-        def count(thing: Any) -> None:
-            if isinstance(thing, list | tuple):
-                for part in thing:
-                    count(part)
-            thing = value_of(thing) if isinstance(thing, Dual) else thing
-            if isinstance(thing, np.ndarray):
-                low, high = byte_bounds(thing)
-                while isinstance(thing.base, np.ndarray):
-                    thing = thing.base
-                before = held.get(id(thing), (low, high))
-                held[id(thing)] = min(low, before[0]), max(high, before[1])
-
-        count([given for terms in self._tape.program for _, _, given in terms])
-        return sum(high - low for low, high in held.values())
+        used: dict[int, tuple[int, int]] = {}  # of each array: from where to where it is used
+        operands = [arrays for terms in self._tape.program for _, _, arrays in terms]
+        for array in map(value_of, leaves(operands)):
+            if isinstance(array, np.ndarray):
+                low, high = byte_bounds(array)
+                while isinstance(array.base, np.ndarray):
+                    array = array.base
+                before = used.get(id(array), (low, high))
+                used[id(array)] = min(low, before[0]), max(high, before[1])
+        return sum(high - low for low, high in used.values())
 
     def _back(self, cotangent: Tree, keep: bool) -> Tree:
         seeds: list[tuple[int, Array]] = []
@@ -278,8 +263,8 @@ class Pullback:
                 seeds.append((variable.place, c))
 
         zip_trees(seed, self._outputs, cotangent, "the cotangent")
-        found = iter(_pull(self._tape, seeds, self._inputs, keep))
-        return map_tree(lambda x: None if x is None else next(found), self._skeleton)
+        slopes = iter(_pull(self._tape, seeds, self._inputs, keep))
+        return map_tree(lambda x: None if x is None else next(slopes), self._skeleton)
 
 
 def _pull(tape: Tape, seeds: list[tuple[int, Array]], inputs: int, keep: bool) -> list[Array]:
@@ -314,12 +299,12 @@ def _pull(tape: Tape, seeds: list[tuple[int, Array]], inputs: int, keep: bool) -
         if c is None:
             continue
         mine = owned[place] and len(terms) == 1
-        for source, transpose, given in terms:
+        for source, transpose, arrays in terms:
             shape, dtype = shapes[source], dtypes[source]
             if transpose is transposes.scatter and owned[source] and isinstance(c, np.ndarray):
-                transposes.add_at(cotangents[source], c, *given)
+                transposes.add_at(cotangents[source], c, *arrays)
                 continue
-            piece = transpose(c, shape, mine, *given)
+            piece = transpose(c, shape, mine, *arrays)
             if piece.shape != shape or piece.dtype != dtype:
                 piece = transposes.fit(piece, shape, dtype)
             fresh = type(piece) is np.ndarray and (
@@ -328,14 +313,11 @@ def _pull(tape: Tape, seeds: list[tuple[int, Array]], inputs: int, keep: bool) -
                 or (mine and piece.flags.writeable)
             )
             add(source, piece, fresh)
-    results = []
-    for place in range(inputs):
-        c = cotangents[place]
+    for place, c in enumerate(cotangents):  # those of the inputs are left
         if c is None:
-            c = np.zeros(shapes[place], tape.dtypes[place])
+            cotangents[place] = np.zeros(shapes[place], tape.dtypes[place])
         elif c.dtype != tape.dtypes[place]:
-            c = c.astype(tape.dtypes[place])
+            cotangents[place] = c.astype(tape.dtypes[place])
         elif not isinstance(c, Dual) and not owned[place]:
-            c = np.array(c)
-        results.append(c)
-    return results
+            cotangents[place] = np.array(c)
+    return cotangents

@@ -137,15 +137,15 @@ def einsum(
     inputs, result, spare = spelled_out(subscripts, ndims)
     arrays = [c, *others[:place], *others[place + 1 :]]
     terms = [result, *inputs[:place], *inputs[place + 1 :]]
-    known, wanted = set("".join(terms)), ""
+    known, target = set("".join(terms)), ""
     for letter, length in zip(inputs[place], shape, strict=True):
-        name = spare.pop() if letter in wanted else letter
+        name = spare.pop() if letter in target else letter
         if name is not letter:
             arrays, terms = [*arrays, np.eye(length, dtype=c.dtype)], [*terms, letter + name]
         elif letter not in known:
             arrays, terms = [*arrays, np.ones(length, c.dtype)], [*terms, letter]
-        wanted += name
-    out = np.einsum(f"{','.join(terms)}->{wanted}", *arrays, optimize=len(arrays) > 1)
+        target += name
+    out = np.einsum(f"{','.join(terms)}->{target}", *arrays, optimize=len(arrays) > 1)
     repeated = any(n != 1 == m for n, m in zip(shape, out.shape, strict=True))
     return np.broadcast_to(out, shape) if repeated else out
 
@@ -167,8 +167,7 @@ def scatter(c: Array, shape: Shape, mine: bool, index: Any, view: bool) -> Array
     """Transpose of ``t[index]``: each entry added up at the place that it was picked from."""
     if not isinstance(c, np.ndarray | np.generic):
         return _scatter_by_gathers(c, shape, index)
-    out = np.zeros(shape, c.dtype)
-    add_at(out, c, index, view)
+    add_at(out := np.zeros(shape, c.dtype), c, index, view)
     return out
 
 
@@ -234,10 +233,10 @@ _SYMBOLS: Final[dict[Callable[..., Array], Callable[..., str]]] = {
 }
 
 
-def written(source: int, transpose: Callable[..., Array], given: tuple[Any, ...]) -> str:
+def written(source: int, transpose: Callable[..., Array], arrays: tuple[Any, ...]) -> str:
     """Write a term as the operation that it is the transpose of: ``t3 * (64, 10)``."""
     plain = _SYMBOLS.get(transpose)
-    return plain(f"t{source}", *given) if plain else f"{transpose.__name__}(t{source})"
+    return plain(f"t{source}", *arrays) if plain else f"{transpose.__name__}(t{source})"
 
 
 def _named(a: Array) -> str:
