@@ -391,7 +391,7 @@ def test_wrong_gradients_are_named_and_nothing_moves(grads, error, match):
         before = adam.params["a"].copy()
         with pytest.raises(error, match=match):
             adam.step(grads)
-        with pytest.raises(ValueError, match="lr must be"):
+        with pytest.raises(ValueError, match="lr must lie"):
             adam.step({"a": drawn((3,))}, lr=np.nan)
         assert adam.steps == 0
         np.testing.assert_array_equal(adam.params["a"], before)
