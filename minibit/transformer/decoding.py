@@ -14,25 +14,23 @@ function of the seed and the token's place (Philox, domain `TOKENS`).
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import integer, thread_count
 from minibit.matmul import ternary_matmul
 from minibit.noise import TOKENS, uniform
 from minibit.ternary import TernaryMatrix
 from minibit.transformer.attend import positions
-from minibit.transformer.blocks import embed, normalize
+from minibit.transformer.blocks import embed
 from minibit.transformer.kv_cache import KVCache
+from minibit.transformer.model import BitNetModel, attention, feed_forward, logits_of
 from minibit.transformer.packed_token import packed_step, plan
 from minibit.transformer.projections import bit_linear
 from minibit.transformer.sampling import check_sampling, sample
-
-if TYPE_CHECKING:
-    from minibit.transformer.model import BitNetModel
 
 __all__ = ["Decoder", "generate"]
 
@@ -48,19 +46,8 @@ class Decoder:
     ----------
     model : BitNetModel
     threads : int, optional
-        At most so many; by default one a CPU (`minibit.kernels.threads.cpus`), 16 at most, and one
-        alone for models of less than 4 MB. Every number gives the same logits.
-
-    Attributes
-    ----------
-    text : tuple of int
-        All tokens, also those that are not yet read.
-    cache : KVCache
-
-    Raises
-    ------
-    ValueError
-        If `threads` is below 1.
+        At most so many; by default one per CPU (`minibit.kernels.threads.cpus`), 16 at most, and
+        one alone for models of less than 4 MB. Every number, 1 or more, gives the same logits.
 
     Examples
     --------
@@ -75,11 +62,9 @@ class Decoder:
     """
 
     def __init__(self, model: BitNetModel, *, threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
         self.model = model
         self.cache = KVCache(model.config)
-        self._threads = threads
+        self._threads = thread_count(threads)
         self._text: list[int] = []
         self._forgotten = 0  # tokens before the text
         self._last: Floats | None = None
@@ -87,7 +72,7 @@ class Decoder:
 
     @property
     def text(self) -> tuple[int, ...]:
-        """All tokens so far."""
+        """All tokens so far, also those that are not yet read."""
         return tuple(self._text)
 
     def append(self, tokens: Iterable[SupportsIndex]) -> None:
@@ -96,10 +81,8 @@ class Decoder:
         Raises TypeError or ValueError, and adds nothing, if one is no token of the model or they do
         not fit into `max_positions`.
         """
-        config, new = self.model.config, [operator.index(token) for token in tokens]
-        for token in new:
-            if not 0 <= token < config.vocab_size:
-                raise ValueError(f"tokens must be 0 to {config.vocab_size - 1}, got {token}")
+        config = self.model.config
+        new = [integer("tokens", token, 0, config.vocab_size - 1) for token in tokens]
         if len(self._text) + len(new) > config.max_positions:
             raise ValueError(
                 f"a text has at most {config.max_positions} tokens with this model, "
@@ -113,8 +96,7 @@ class Decoder:
         So a text can go on beyond `max_positions`. What is drawn next has the number of its place
         in the whole text. Raises ValueError if `keep` is not 0 to the length of the text.
         """
-        if not 0 <= keep <= len(self._text):
-            raise ValueError(f"keep must be 0 to {len(self._text)}, got {keep}")
+        keep = integer("keep", keep, 0, len(self._text))
         self._forgotten += len(self._text) - keep
         self._text = self._text[len(self._text) - keep :]
         self.cache.truncate(0)
@@ -126,11 +108,11 @@ class Decoder:
         The array is read-only, as it is handed out until the text goes on: change a copy.
         Raises ValueError if the text is empty, or the model computes NaN or infinity.
         """
-        if not self._text:
-            raise ValueError("the text is empty: append a token first")
+        self._check_not_empty()
         end = len(self._text)
         if self._last is None or self.cache.length < end:
-            self.cache.truncate(min(self.cache.length, end - 1))  # reading it was interrupted
+            if self.cache.length == end:  # reading it was interrupted
+                self.cache.truncate(end - 1)
             self._last = None
             logits = self._read_to(end)
             if not np.isfinite(logits).all():
@@ -138,6 +120,10 @@ class Decoder:
             logits.flags.writeable = False
             self._last = logits
         return self._last
+
+    def _check_not_empty(self) -> None:
+        if not self._text:
+            raise ValueError("the text is empty: append a token first")
 
     def _read_to(self, end: int) -> Floats:
         """Read the text up to `end`, and return the logits after it."""
@@ -151,7 +137,8 @@ class Decoder:
                 x = _read(self.model, piece, cache, threads)
         if plan is not None:
             return packed_step(plan, self._text[-1], cache, threads=threads)
-        return _logits(self.model, x)
+        logits: Floats = logits_of(self.model.config, self.model.params, x)[0]
+        return logits
 
     def generate(
         self,
@@ -165,16 +152,14 @@ class Decoder:
     ) -> Iterator[int]:
         """Go on with the text: yield up to `count` tokens, each drawn from the logits before it.
 
-        Parameters are those of `minibit.transformer.decoding.generate`, as is what ends it. A token
-        that is yielded is a part of the text, one of `stop` is not; so the text may be gone on
-        with.
+        Parameters, and what ends the text, are as for `minibit.transformer.generate`. A token that
+        is yielded is a part of the text, one of `stop` is not: the text can go on after it.
         """
-        if operator.index(count) < 0:
-            raise ValueError(f"count must be at least 0, got {count}")
+        count = integer("count", count)
         check_sampling(temperature, top_k, top_p)
-        uniform(seed, 0, domain=TOKENS)  # says at once if the seed is none
-        if not self._text and count:
-            raise ValueError("the text is empty: append a token first")
+        integer("seed", seed, 0, 2**64 - 1)
+        if count:
+            self._check_not_empty()
         return self._draws(count, temperature, top_k, top_p, seed, frozenset(stop))
 
     def _draws(
@@ -189,8 +174,8 @@ class Decoder:
         for _ in range(count):
             if len(self._text) == self.model.config.max_positions:
                 return
-            place = self._forgotten + len(self._text)
-            number = float(uniform(seed, 1, domain=TOKENS, step=place)[0])
+            step = self._forgotten + len(self._text)
+            number = float(uniform(seed, 1, domain=TOKENS, step=step)[0])
             token = sample(self.logits(), number, temperature=temperature, top_k=top_k, top_p=top_p)
             if token in stop:
                 return
@@ -228,10 +213,6 @@ def generate(
     stop : iterable of int
         Tokens that end the text; they are not yielded.
 
-    Yields
-    ------
-    int
-
     Raises
     ------
     TypeError, ValueError
@@ -254,17 +235,12 @@ def generate(
     )
 
 
-# --- Several tokens, or any model: the functions of the transformer
-
-
 def _read(model: BitNetModel, tokens: Sequence[int], cache: KVCache, threads: int | None) -> Floats:
     """Read tokens into the cache; return the residual stream of the last, (1, hidden).
 
     `minibit.transformer.forward` without the logits, which for a large vocabulary and many tokens
     would cost more than all the rest. The cache is as before if that fails.
     """
-    from minibit.transformer.model import attention, feed_forward
-
     config, params, before = model.config, model.params, cache.length
 
     def linear(x: Any, w: Any) -> Any:
@@ -286,13 +262,3 @@ def _read(model: BitNetModel, tokens: Sequence[int], cache: KVCache, threads: in
         raise
     last: Floats = x[-1:]
     return last
-
-
-def _logits(model: BitNetModel, x: Floats) -> Floats:
-    """Compute the logits of the next token, (vocab,), from the stream of the last."""
-    from minibit.transformer.model import head
-
-    config, params = model.config, model.params
-    x = normalize(x, params["norm"], eps=config.rms_eps)  # (1, hidden)
-    logits: Floats = head(x, params["embed_tokens" if config.tied else "lm_head"])[0]
-    return logits

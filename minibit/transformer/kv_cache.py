@@ -8,12 +8,12 @@ each key head of each layer. Held, they make every further token cost one pass t
 
 from __future__ import annotations
 
-import operator
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minibit.base import integer
 from minibit.transformer.config import BitNetConfig, Params
 
 __all__ = ["Cache", "KVCache"]
@@ -23,18 +23,11 @@ Floats = NDArray[np.float32]
 
 
 class Cache(Protocol):
-    """Keys and values of the tokens so far: what `forward` needs of a cache.
-
-    Attributes
-    ----------
-    length : int
-        Tokens held, before the call: the position of its first token. It grows by the call's tokens
-        once the last layer has been extended.
-    """
+    """Keys and values of the tokens so far: what `forward` needs of a cache."""
 
     @property
     def length(self) -> int:
-        """Tokens held."""
+        """Tokens so far, the position of a call's first one; it grows with the last layer."""
 
     def extend(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
         """Append (batch, kv_heads, length, head_dim) to a layer's keys and values; return all."""
@@ -53,12 +46,7 @@ class KVCache:
     batch : int
         Texts side by side, all of the same length.
     capacity : int
-        Tokens that there is room for at first.
-
-    Raises
-    ------
-    ValueError
-        If `batch` or `capacity` is below 1.
+        Tokens that there is room for at first; both are at least 1.
 
     Examples
     --------
@@ -74,12 +62,11 @@ class KVCache:
     """
 
     def __init__(self, config: BitNetConfig, batch: int = 1, capacity: int = 64) -> None:
-        if batch < 1 or capacity < 1:
-            raise ValueError(f"batch and capacity must be at least 1, got {batch} and {capacity}")
         self._most = config.max_positions
         self._length = 0
         self._owner: tuple[BitNetConfig, Params] | None = None
-        shape = (batch, config.kv_heads, min(capacity, self._most), config.head_dim)
+        room = min(integer("capacity", capacity, 1), self._most)
+        shape = (integer("batch", batch, 1), config.kv_heads, room, config.head_dim)
         self._keys = [np.zeros(shape, np.float32) for _ in range(config.layers)]
         self._values = [np.zeros(shape, np.float32) for _ in range(config.layers)]
         self._addresses = self._find()
@@ -167,10 +154,7 @@ class KVCache:
 
     def truncate(self, length: int) -> None:
         """Forget the tokens from position `length` on."""
-        length = operator.index(length)
-        if not 0 <= length <= self._length:
-            raise ValueError(f"length must be 0 to {self._length}, got {length}")
-        self._length = length
+        self._length = integer("length", length, 0, self._length)
 
 
 def _same(one: Params, other: Params) -> bool:

@@ -100,9 +100,7 @@ def forward(
     for layer in range(config.layers):
         x = x + attention(config, params, layer, x, at, linear, sparsify, cache)
         x = x + feed_forward(config, params, layer, x, linear, sparsify)
-    x = normalize(x, params["norm"], eps=config.rms_eps)
-    logits = head(x, params["embed_tokens" if config.tied else "lm_head"])
-    return logits.reshape(batch, length, config.vocab_size)
+    return logits_of(config, params, x).reshape(batch, length, config.vocab_size)
 
 
 def attention(
@@ -159,8 +157,10 @@ def feed_forward(
     return linear(h, params[name + "down_proj"])
 
 
-def head(x: Array, w: Array) -> Array:
-    """Multiply by the output head, x (rows, hidden): float32 or bfloat16 bits, or any floats."""
+def logits_of(config: BitNetConfig, params: Params, x: Array) -> Array:
+    """Normalise the residual stream, x (rows, hidden), and multiply it by the output head."""
+    x = normalize(x, params["norm"], eps=config.rms_eps)
+    w = params["embed_tokens" if config.tied else "lm_head"]  # floats, or bits of bfloat16
     if not isinstance(x, Dual) and w.dtype in (np.float32, np.uint16) and not isinstance(w, Dual):
         return head_matmul(x, w)
     return x @ np.transpose(w if isinstance(w, Dual) else widen(w))  # (rows, vocab)

@@ -9,7 +9,7 @@ weights.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,8 @@ from minibit.ternary import TernaryMatrix
 from minibit.transformer.attend import positions
 from minibit.transformer.config import BitNetConfig, Params
 from minibit.transformer.kv_cache import KVCache
+from minibit.transformer.model import BitNetModel
 from minibit.transformer.projections import packed_linear
-
-if TYPE_CHECKING:
-    from minibit.transformer.model import BitNetModel
 
 __all__ = ["Plan", "packed_step", "plan"]
 
@@ -36,10 +34,14 @@ PROJECTIONS = (
     *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
     *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
 )
+NORMS = (
+    *("input_layernorm", "self_attn.attn_sub_norm"),
+    *("post_attention_layernorm", "mlp.ffn_sub_norm"),
+)
 
 
 class Plan(NamedTuple):
-    """What the kernels take: arrays of every layer, and room for what lies between the phases."""
+    """The arguments of the kernels: arrays of every layer, and room between the phases."""
 
     config: BitNetConfig
     params: Params  # the model's own, by which a cache knows it
@@ -77,28 +79,17 @@ def plan(model: BitNetModel) -> Plan | None:
         return None
     from minibit.kernels.decode import KINDS
 
-    hidden, inner = config.hidden_size, config.intermediate_size
-    kept = config.kv_heads * config.head_dim
+    hidden, inner, count = config.hidden_size, config.intermediate_size, config.layers
+    widths = (hidden + 2 * config.kv_heads * config.head_dim, hidden, inner)
 
     def gain(name: str) -> Floats:
+        if name not in params:  # sub-norms that the configuration has not
+            return np.empty(0, np.float32)
         return np.ascontiguousarray(widen(params[name]), np.float32)
 
-    none, count = np.empty(0, np.float32), config.layers
-    gains: list[tuple[Floats, ...]] = [
-        (
-            gain(name + "input_layernorm"),
-            gain(name + "self_attn.attn_sub_norm") if config.sub_norms else none,
-            gain(name + "post_attention_layernorm"),
-            gain(name + "mlp.ffn_sub_norm") if config.sub_norms else none,
-        )
-        for name in layers
-    ]
-    weights: list[tuple[NDArray[np.uint8], ...]] = [
-        tuple(matrix._held for matrix in row) for row in matrices
-    ]
-    arrays: list[tuple[NDArray[Any], ...]] = [
-        (*row, *more) for row, more in zip(weights, gains, strict=True)
-    ]
+    gains = [tuple(gain(name + norm) for norm in NORMS) for name in layers]
+    weights = [tuple(matrix._held for matrix in row) for row in matrices]
+    arrays = [(*row, *more) for row, more in zip(weights, gains, strict=True)]
     return Plan(
         config,
         params,
@@ -109,7 +100,7 @@ def plan(model: BitNetModel) -> Plan | None:
         np.array([array.size for array in arrays[0]], np.int64),
         np.array([[matrix.scale for matrix in row] for row in matrices], np.float32),
         np.empty((2 * count + 1, hidden), np.float32),
-        tuple(np.empty((count, size), np.float32) for size in (hidden + 2 * kept, hidden, inner)),
+        tuple(np.empty((count, width), np.float32) for width in widths),
         embedding,
         gain("norm"),
         head,
@@ -131,30 +122,30 @@ def packed_step(
     from minibit.kernels.decode import CHUNK_ROWS, HEAD_ROWS, PHASES
     from minibit.kernels.sharing import FLAGS
 
-    config, place = plan.config, cache.length
+    config, position = plan.config, cache.length
     cache.claim(config, plan.params)
-    cache.reserve(place + 1)
-    at = positions(1, 1, config.head_dim, config.rope_theta, place)
+    cache.reserve(position + 1)
+    at = positions(1, 1, config.head_dim, config.rope_theta, position)
     cos, sin = at.cos[0, 0, 0], at.sin[0, 0, 1]  # (head_dim / 2,)
     plan.streams[0] = widen(plan.embedding[token])
     logits = np.empty(len(plan.head) if head else 0, np.float32)
-    rows = max(config.hidden_size + 2 * config.kv_heads * config.head_dim, config.intermediate_size)
+    rows = max(array.shape[1] for array in plan.room)
     chunks = max(rows // CHUNK_ROWS + 3, config.kv_heads)  # at most, in a phase
     work = np.zeros((config.layers * PHASES, FLAGS + chunks), np.int64)
     for_head = np.zeros((1, FLAGS + len(logits) // HEAD_ROWS + 1), np.int64)
     if threads is None:
         threads = min(cpus(), MOST) if plan.nbytes > PAYS else 1
-    walk = partial(_walk, plan, cache, place, cos, sin, work, for_head, logits)
+    walk = partial(_walk, plan, cache, position, cos, sin, work, for_head, logits)
     if not run([walk] * threads):
-        raise ValueError(f"the model computed NaN or infinity at position {place}")
-    cache._length = place + 1
+        raise ValueError(f"the model computed NaN or infinity at position {position}")
+    cache._length = position + 1
     return logits
 
 
 def _walk(
     plan: Plan,
     cache: KVCache,
-    place: int,
+    position: int,
     cos: Floats,
     sin: Floats,
     work: NDArray[np.int64],
@@ -175,7 +166,7 @@ def _walk(
         plan.gammas,
         plan.streams,
         plan.room,
-        place,
+        position,
         cos,
         sin,
         work,
