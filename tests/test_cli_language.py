@@ -333,7 +333,7 @@ def test_with_ids_a_text_is_numbers(folder):
     assert found["prompt_tokens"] == 3
     assert [int(word) for word in found["text"].split()] == found["tokens"]
     assert "got 'x'" in refused("generate", folder, "--ids", "--prompt", "x", status=1)
-    assert "0 to 299, got 300" in refused("generate", folder, "--ids", "--prompt", "300", status=1)
+    assert "[0, 299], got 300" in refused("generate", folder, "--ids", "--prompt", "300", status=1)
 
 
 def test_a_gguf_file_speaks_by_the_tokenizer_in_it(folder, tmp_path):
