@@ -137,29 +137,17 @@ def notes(options: Options, peer: str, module: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A named benchmark.
+    """A named benchmark: a line for the list, and a function of `Options` that returns a `Report`.
 
-    Attributes
-    ----------
-    summary : str
-        One line for the list.
-    function : str
-        ``"module:function"``, imported when it runs; the function takes `Options` and returns a
-        `Report`.
-    own_process : bool
-        Whether it compares times with NumPy, whose threads are settled before it is loaded: it then
-        runs in a process of its own, on one thread or as many as asked for. Else it runs here.
-    presets : tuple of str
-        The training presets that it can be asked for; none where it trains nothing.
-    roofline : bool
-        Whether its details hold what `minibit.plots.roofline_figure` takes.
+    One that compares times with NumPy runs in a process of its own, as NumPy's threads are settled
+    when it is loaded, on one thread or as many as asked for.
     """
 
     summary: str
-    function: str
+    function: str  # "module:function", imported when it runs
     own_process: bool = True
-    presets: tuple[str, ...] = ()
-    roofline: bool = False
+    presets: tuple[str, ...] = ()  # of training, that it can be asked for
+    roofline: bool = False  # whether its details hold what `minibit.plots.roofline_figure` takes
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -214,25 +202,10 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def run(name: str, options: Options) -> dict[str, Any]:
-    """Run a benchmark and return its report with what it ran on.
+    """Run a benchmark and return `Report.to_dict`, with its name and what it ran on.
 
-    Parameters
-    ----------
-    name : str
-        One of `BENCHMARKS`.
-    options : Options
-
-    Returns
-    -------
-    dict
-        `Report.to_dict`, and ``benchmark``, ``environment``: JSON types.
-
-    Raises
-    ------
-    ValueError
-        If there is no such benchmark, or an option makes no sense.
-    RuntimeError
-        If its process failed; what it printed went to standard error.
+    A name that is not in `BENCHMARKS`, or an option that it does not know, is a ValueError, a
+    process that failed a RuntimeError; what it printed went to standard error.
     """
     if name not in BENCHMARKS:
         raise ValueError(f"no benchmark {name!r}; there are {', '.join(sorted(BENCHMARKS))}")
@@ -241,6 +214,8 @@ def run(name: str, options: Options) -> dict[str, Any]:
     if options.preset and options.preset not in BENCHMARKS[name].presets:
         known = ", ".join(BENCHMARKS[name].presets) or "none"
         raise ValueError(f"preset of benchmark {name} must be {known}, got {options.preset!r}")
+    if not options.seeds:
+        raise ValueError("seeds must not be empty")
     if not BENCHMARKS[name].own_process:
         return run_here(name, asdict(options))
     threads = options.threads or 1

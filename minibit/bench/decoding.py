@@ -96,11 +96,9 @@ def _in_own_process(name: str, path: Path, threads: int) -> dict[str, Any]:
 def measure(folder: str | Path, threads: int, seconds: float) -> dict[str, Any]:
     """Load a checkpoint and time its tokens beside plain reads, in this process.
 
-    Returns
-    -------
-    dict
-        ``load``, ``token`` and ``read`` in seconds (medians); ``bytes`` that a token reads;
-        ``memory``: resident bytes after 16 tokens, None where the system does not tell; ``rounds``.
+    Returned are ``load``, ``token`` and ``read`` in seconds (medians); ``bytes`` that a token
+    reads; ``memory``: resident bytes after 16 tokens, None where the system does not tell;
+    ``rounds``.
     """
     from minibit.kernels import peaks
 

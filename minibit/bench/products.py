@@ -35,6 +35,8 @@ WORDS = {  # of ways, where a figure names them otherwise than the details
     "numpy absmean": "NumPy",
     "numpy absmax": "NumPy",
 }
+Bars = dict[str, float | None]
+Ways = dict[str, Callable[[], object]]
 BYTES = {  # of a weight
     **{"int8": 0.25, "end to end": 0.25, "portable": 0.25},
     **{"numpy float32": 4, "torch float32": 4, "torch bfloat16": 2, "torch int8": 1},
@@ -49,13 +51,12 @@ def gemv(options: Options) -> Report:
         name, large = f"{n_out} x {n_in}", (n_out, n_in) in LARGE
         problem = Problem(n_out, n_in, 1, options)
         times = details[name] = warm_medians(problem.ways_of_one_token(), SECONDS)
-        bars = {"numpy float32": 20.0 if large else 4.0, "torch float32": None}
+        bars: Bars = {"numpy float32": 20.0 if large else 4.0, "torch float32": None}
         bars |= {"torch bfloat16": None, "torch int8": 12.0 if large else None}
         bars |= {"copy": None} if large else {}
         figures += speeds(f"{name}: int8", times, "int8", bars, WORDS)
-        figures += speeds(
-            f"{name}: end to end", times, "end to end", {"numpy float32": None}, WORDS
-        )
+        bars = {"numpy float32": None}
+        figures += speeds(f"{name}: end to end", times, "end to end", bars, WORDS)
         if large:
             loss = times["end to end"] / times["int8"]
             figures.append(Figure(f"{name}: end to end, times int8", loss, "x", 1.15, False))
@@ -63,21 +64,18 @@ def gemv(options: Options) -> Report:
             figures += speeds(f"{name}: portable", times, "portable", bars, WORDS)
             figures += speeds(f"{name}: a plain read alone", times, "read", {"torch int8": None})
         if large and "read" in times:
-            cached, memory = "share of a plain read", "the same from memory"
-            for words, place in ((cached, ""), (memory, " from memory")):
-                share = times[f"read{place}"] / times[f"int8{place}"]
-                figures.append(Figure(f"{name}: {words}", share, "share", 0.85))
+            cached = times["read"] / times["int8"]
+            memory = times["read from memory"] / times["int8 from memory"]
+            figures.append(Figure(f"{name}: share of a plain read", cached, "share", 0.85))
+            figures.append(Figure(f"{name}: the same from memory", memory, "share", 0.85))
         if (n_out, n_in) == LARGE[-1]:
             figures += speeds(f"{name}: two threads", times, "two threads", {"one thread": 1.5})
         rate = problem.matrix.nbytes / times["int8"] / 1e9
         figures.append(Figure(f"{name}: packed weights read", rate, "GB/s"))
-    name, work = "{} x {}".format(*LARGE[0]), LARGE[0][0] * LARGE[0][1]
-    points = {
-        way: (1 / size, work / details[name][way])
-        for way, size in BYTES.items()
-        if way in details[name]
-    }
-    details["roofline"] = _roofline(f"One token, {name}", points)
+        if (n_out, n_in) == LARGE[0]:
+            ways = [way for way in BYTES if way in times]
+            points = {way: (1 / BYTES[way], n_out * n_in / times[way]) for way in ways}
+            details["roofline"] = _roofline(f"One token, {name}", points)
     return Report(figures, notes(options, "PyTorch", "torch"), details)
 
 
@@ -100,11 +98,8 @@ def matmul(options: Options) -> Report:
         half, byte = None if many else 4.0, None
         if path == "amx" and large:
             half = byte = 1.05
-            gains += [
-                times[way] / times["end to end"]
-                for way in ("torch bfloat16", "torch int8")
-                if way in times
-            ]
+            peers = [times[way] for way in ("torch bfloat16", "torch int8") if way in times]
+            gains += [seconds / times["end to end"] for seconds in peers]
         bars = {"numpy float32": 3.5 if many else None, "torch float32": 3.0 if large else None}
         bars |= {"torch bfloat16": half, "torch int8": byte}
         figures += speeds(f"{name}: end to end", times, "end to end", bars, WORDS)
@@ -126,17 +121,15 @@ def quantise(options: Options) -> Report:
     """Time the quantisers of weights and activations against NumPy's plain expressions."""
     w = np.random.default_rng(0).standard_normal((4096, 4096), dtype=np.float32)
 
-    def numpy_absmean() -> NDArray[np.int8]:
+    def numpy_absmean() -> object:
         gamma = max(np.abs(w).mean(), np.float32(1e-5))
-        codes: NDArray[np.int8] = np.clip(np.rint(w * (1 / gamma)), -1, 1).astype(np.int8)
-        return codes
+        return np.clip(np.rint(w * (1 / gamma)), -1, 1).astype(np.int8)
 
-    def numpy_absmax() -> NDArray[np.int8]:
+    def numpy_absmax() -> object:
         scale = 127 / np.maximum(np.abs(w).max(axis=-1, keepdims=True), 1e-5)
-        codes: NDArray[np.int8] = np.clip(np.rint(w * scale), -128, 127).astype(np.int8)
-        return codes
+        return np.clip(np.rint(w * scale), -128, 127).astype(np.int8)
 
-    ways: dict[str, Callable[[], object]] = {
+    ways: Ways = {
         "absmean": lambda: absmean_quantize(w),
         "numpy absmean": numpy_absmean,
         "absmax": lambda: absmax_quantize(w),
@@ -161,10 +154,10 @@ class Problem:
         self.threads = options.threads or 1
         self.peers = options.peers and installed("torch")
 
-    def ways(self) -> dict[str, Callable[[], object]]:
+    def ways(self) -> Ways:
         """Return ours, NumPy's, and PyTorch's if asked for; int8 where its build has that."""
         x, w = self.x.astype(np.float32), self.codes.astype(np.float32)
-        ways: dict[str, Callable[[], object]] = {
+        ways: Ways = {
             "int8": lambda: ternary_matmul_int8(self.x, self.matrix, threads=self.threads),
             "end to end": lambda: ternary_matmul(x, self.matrix, threads=self.threads),
             "numpy float32": lambda: x @ w.T,
@@ -183,7 +176,7 @@ class Problem:
             return ways
         return ways | {"torch int8": lambda: torch._int_mm(e, f)}
 
-    def ways_of_one_token(self) -> dict[str, Callable[[], object]]:
+    def ways_of_one_token(self) -> Ways:
         """Return also a copy and a plain read of the weights, other kernels, and two threads."""
         x, matrix, threads = self.x, self.matrix, self.threads
         words = _words(matrix)

@@ -28,26 +28,11 @@ def interleaved(
     warmups: int = 2,
     turns: Mapping[str, tuple[int, int]] | None = None,
 ) -> dict[str, NDArray[np.float64]]:
-    """Time functions in turn, round after round, until the time is used up.
+    """Time functions in turn, round after round, and return the seconds of each round by name.
 
-    Parameters
-    ----------
-    candidates : dict
-        Name to function without arguments.
-    seconds : float
-        For all of them together, warm-ups apart.
-    least_rounds : int
-        Rounds that are run even if they take longer.
-    warmups : int
-        Calls of each that are not timed: compilation, caches.
-    turns : dict, optional
-        Name to the calls of a turn: those that only fill caches, and those that are timed together.
-        By default 0 and 1.
-
-    Returns
-    -------
-    dict
-        Name to the seconds of a call in every round, float64 ``(rounds,)``.
+    First, each is called `warmups` times for its compilation. Rounds go on for so many `seconds`,
+    and at least so many rounds. `turns` are the calls of a turn: those that only fill caches, and
+    those that are timed together, by default 0 and 1; a round's time is that of one call.
 
     Examples
     --------

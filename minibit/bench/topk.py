@@ -66,20 +66,16 @@ def topk(options: Options) -> Report:
 def _choice(k: int, peers: bool) -> dict[str, float]:
     """Median seconds per token of every way to choose."""
     x = np.random.default_rng(k).standard_normal((TOKENS, WIDTH), dtype=np.float32)
+    cut = WIDTH - k
     ways: dict[str, tuple[Callable[[Any], object], Any]] = {
         "topk_mask": (lambda a: topk_mask(a, k), x),
-        "argpartition": (
-            lambda a: np.argpartition(np.abs(a), WIDTH - k, axis=-1)[:, WIDTH - k :],
-            x,
-        ),
+        "argpartition": (lambda a: np.argpartition(np.abs(a), cut, axis=-1)[:, cut:], x),
     }
     if peers and installed("torch"):
         import torch
 
-        ways["torch.topk"] = (
-            lambda a: torch.topk(a.abs(), k, sorted=False),
-            torch.from_numpy(x),
-        )
+        tensor = torch.from_numpy(x)
+        ways["torch.topk"] = (lambda a: torch.topk(a.abs(), k, sorted=False), tensor)
     candidates: dict[str, Callable[[], object]] = {}
     for name, (function, rows) in ways.items():
         one_by_one = [(rows[i : i + 1],) for i in range(TOKENS)]
@@ -106,25 +102,12 @@ def sparse_times(
     from_memory: bool = False,
     seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Time the dense and the sparse product of one token at shares of zeros.
+    """Time the dense and the sparse product of one token at shares of zeros, for so many seconds.
 
     Times are lower quartiles of single calls, each after two that are not timed: what disturbs a
-    call makes it longer, never shorter.
-
-    Parameters
-    ----------
-    n_out, n_in : int
-    zeros : tuple of float
-    from_memory : bool
-        Whether copies of the weights take turns, so that no cache holds them.
-    seconds : float, optional
-        For all.
-
-    Returns
-    -------
-    dict
-        ``zeros``, ``dense`` and ``sparse``: seconds, one for each share; ``bytes`` of the dense
-        weights, and of the columns that are ``read`` at each share.
+    call makes it longer, never shorter. With `from_memory`, copies of the weights take turns, so
+    that no cache holds them. Returned are ``zeros``; ``dense`` and ``sparse``, seconds for each
+    share; ``bytes`` of the dense weights, and of the columns that are ``read`` at each share.
     """
     rng = np.random.default_rng(n_out + n_in)
     codes = rng.integers(-1, 2, (n_out, n_in), dtype=np.int8)
@@ -165,10 +148,7 @@ def _token(rng: np.random.Generator, n_in: int, share: float) -> NDArray[np.int8
 
 
 def turn(zeros: Any, dense: Any, sparse: Any) -> float:
-    """Share of zeros from which on the sparse product is the faster one, interpolated.
-
-    NaN if it never is; 0 if it always is.
-    """
+    """Share of zeros from which on sparse is faster, interpolated; NaN for never, 0 for always."""
     gain = np.log(np.asarray(dense) / np.asarray(sparse))  # (shares,)
     slower = np.flatnonzero(gain < 0)
     if not slower.size:

@@ -53,17 +53,12 @@ def train(options: Options) -> Report:
     ``compile_seconds``.
     """
     preset = options.preset or "small"
-    if preset not in training.PRESETS:
-        names = ", ".join(training.PRESETS)
-        raise ValueError(f"preset must be one of {names}, got {preset!r}")
-    if not options.seeds:
-        raise ValueError("seeds must not be empty")
     runs = [train_run(preset, seed, workers=options.threads) for seed in options.seeds]
     accuracy, seconds, log_bytes = (
         np.array([run[name] for run in runs], np.float64)
         for name in ("test_accuracy", "wall_seconds", "log_bytes")
     )
-    least_accuracy, most_seconds, most_bytes = BARS.get(preset, (None, None, None))
+    least_accuracy, most_seconds, most_bytes = BARS[preset]
     spread = float(accuracy.std(ddof=1)) if len(runs) > 1 else 0.0
     figures = [
         Figure("test accuracy, mean", float(accuracy.mean()), "share", least_accuracy),
@@ -110,25 +105,18 @@ def step(options: Options) -> Report:
     """
     figures: list[Figure] = []
     details: dict[str, Any] = {}
-    for preset, bar in STEP_BARS.items():
-        if options.preset not in ("", preset):
-            continue
+    for preset in [options.preset] if options.preset else STEP_BARS:
         cost = details[preset] = step_cost(preset, workers=options.threads or 1)
         title = f"{preset}: a step, mean of {len(cost['step_seconds'])}"
         passes, unit = cost["forward_passes"], "forward passes"
-        figures.append(Figure(title, passes, unit, bar, at_least=False))
-        for words, field in (
-            ("a step", "step_seconds"),
-            ("a forward pass", "forward"),
-            ("its own forward pass", "own"),
-        ):
+        figures.append(Figure(title, passes, unit, STEP_BARS[preset], at_least=False))
+        kinds = {"step_seconds": "a step", "forward": "a forward pass"}
+        for field, words in (kinds | {"own": "its own forward pass"}).items():
             figures.append(Figure(f"{preset}: {words}", 1e3 * float(np.mean(cost[field])), "ms"))
         figures.append(Figure(f"{preset}: a step by its own", cost["own_forward_passes"], unit))
         if cost["naive_forward_passes"] is not None:
             title = f"{preset}: {cost['perturbations']} naive dense JVPs"
             figures.append(Figure(title, cost["naive_forward_passes"], unit))
-    if not figures:
-        raise ValueError(f"preset must be one of {', '.join(STEP_BARS)}, got {options.preset!r}")
     note = (
         "A forward pass is NumPy's, in float32, of the step's own batch, on as many threads; the "
         "preset's own, which may round activations to int8, is given beside it. A step is all of "
@@ -140,14 +128,11 @@ def step(options: Options) -> Report:
 def step_cost(preset: str, *, steps: int | None = None, workers: int = 1) -> dict[str, Any]:
     """Run a preset, or its first steps, timing them against forward passes of the same batch.
 
-    Returns
-    -------
-    dict
-        JSON types. ``forward_passes``: mean over all steps; ``step_seconds``: of each step;
-        ``at``, ``forward``: the steps at which the run paused, and the seconds of a forward pass
-        then; ``own`` and ``own_forward_passes``: the same of the preset's own forward pass, with
-        its kernels and its activations; ``perturbations`` and ``naive_forward_passes``: what as
-        many dense JVPs would cost, None for a method without.
+    Returned are ``forward_passes``: mean over all steps; ``step_seconds``: of each step; ``at``,
+    ``forward``: the steps at which the run paused, and the seconds of a forward pass then; ``own``
+    and ``own_forward_passes``: the same of the preset's own forward pass, with its kernels and its
+    activations; ``perturbations`` and ``naive_forward_passes``: what as many dense JVPs would cost,
+    None for a method without.
     """
     recipe = training.PRESETS[preset]
     sizes = geometric(*recipe.batch, recipe.steps)
@@ -156,9 +141,7 @@ def step_cost(preset: str, *, steps: int | None = None, workers: int = 1) -> dic
     codes = {name: w.astype(np.int8) for name, w in weights.items()}
     model = MLP(recipe.logit_scale, 1 / 255, activations=recipe.activations)
     at: list[int] = []
-    forward: list[float] = []
-    own: list[float] = []
-    naive: list[float] = []
+    forward, own, naive = list[float](), list[float](), list[float]()
 
     def pause(progress: training.Progress) -> None:
         batch = images[: round(sizes(progress.step - 1))]

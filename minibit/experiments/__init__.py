@@ -69,31 +69,12 @@ def experiment(
     say: Say = print,
     runs: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Run an experiment and write ``out/NAME.json``, whole or not at all.
+    """Run an experiment, write ``out/NAME.json``, whole or not at all, and return what it holds.
 
-    Parameters
-    ----------
-    name : str
-        A key of `EXPERIMENTS`.
-    out : path
-        A folder; made if it is not there.
-    seeds : sequence of int
-        One run each.
-    say : callable
-        Gets a line after every run.
-    runs : path, optional
-        A folder that keeps the runs and the models, for experiments that share them. By default
-        ``out/NAME.runs``, which goes when the file is written.
-
-    Returns
-    -------
-    dict
-        What the file holds: ``experiment``, ``command``, ``seeds``, ``environment``, ``rows``.
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown or there is no seed.
+    That is ``experiment``, ``command``, ``seeds``, ``environment`` and ``rows``. The folder `out`
+    is made if it is not there. `say` gets a line after every run. `runs` is a folder that keeps
+    the runs and the models, for experiments that share them; by default ``out/NAME.runs``, which
+    goes when the file is written. An unknown name, or no seed, is a ValueError.
     """
     if name not in EXPERIMENTS:
         raise ValueError(f"name must be one of {', '.join(EXPERIMENTS)}, got {name!r}")

@@ -25,19 +25,11 @@ Row = dict[str, Any]
 
 
 class Runs:
-    """What does the runs of an experiment, or finds them done.
+    """What does the runs of an experiment, or finds them done in its folder.
 
-    Parameters
-    ----------
-    folder : path
-        Keeps rows and models; made if it is not there.
-    name : str
-        Of the experiment.
-    say : callable
-        Gets a line after every run.
-    processes : int
-        Runs in processes of their own at a time. Each has one thread, so that two runs side by
-        side use two CPUs best and time the same alone. With 0 all runs are done here.
+    `say` gets a line after every run. So many `processes` are there at a time, one for each run.
+    Each has one thread, so that two runs side by side use two CPUs best and time the same alone.
+    With 0 all runs are done here.
     """
 
     def __init__(self, folder: str | Path, name: str, say: Say, processes: int = 2) -> None:

@@ -148,12 +148,9 @@ def zeros(
 ) -> dict[str, Any]:
     """Count zeros at every site, and the share of weights that they leave out.
 
-    Returns
-    -------
-    dict
-        ``sites``: site to shares of zeros ``before`` top-K (of squared ReLU), ``after`` it, and
-        ``in_int8`` after rounding, too. ``squared_relu``, ``overall`` and ``in_int8``: the same,
-        weighted by the weights that an input meets.
+    Returned are ``sites``: site to shares of zeros ``before`` top-K (of squared ReLU), ``after``
+    it, and ``in_int8`` after rounding, too; and ``squared_relu``, ``overall`` and ``in_int8``: the
+    same, weighted by the weights that an input meets.
     """
     shares: dict[str, list[dict[str, float]]] = {site: [] for site in SITES}
 
