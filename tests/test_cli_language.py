@@ -408,9 +408,9 @@ def test_a_pipe_for_a_model_is_not_waited_for(words, tmp_path):
 def test_what_makes_no_sense_is_refused_by_name(folder, tmp_path, bytes_folder):
     """Status 2, one sentence, no traceback."""
     assert "no such file" in refused("generate", tmp_path / "none")
-    assert "temperature must be" in refused("generate", folder, "--temperature", -1)
-    assert "temperature must be" in refused("generate", folder, "--temperature", "nan")
-    assert "top_p must be" in refused("generate", folder, "--top-p", 0)
+    assert "temperature must lie" in refused("generate", folder, "--temperature", -1)
+    assert "temperature must lie" in refused("generate", folder, "--temperature", "nan")
+    assert "top_p must lie" in refused("generate", folder, "--top-p", 0)
     assert "top_k must be" in refused("generate", folder, "--top-k", 0)
     assert "--seed" in refused("generate", folder, "--seed", 2**64)
     assert "--count" in refused("generate", folder, "--count", 0)

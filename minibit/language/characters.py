@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import integers as checked_integers
 from minibit.datasets import load_text
 from minibit.noise import BATCH, integers
 
@@ -22,12 +23,7 @@ Tokens = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The characters of a text, in order of their code points: a character is its index.
-
-    Attributes
-    ----------
-    characters : str
-        Distinct.
+    """The distinct characters of a text, in order of their code points: a character is its index.
 
     Examples
     --------
@@ -64,21 +60,12 @@ class Vocabulary:
 
     def decode(self, tokens: Any) -> str:
         """Return the characters of tokens, joined; one out of range is a ValueError."""
-        array = np.asarray(tokens).reshape(-1)
-        if array.size and array.dtype.kind not in "iu":
-            raise TypeError(f"tokens must be integers, got {array.dtype}")
-        if array.size and not 0 <= array.min() <= array.max() < len(self):
-            raise ValueError(f"tokens must be 0 to {len(self) - 1}, got {array.tolist()}")
-        return "".join(self.characters[i] for i in array)
+        indices = checked_integers("tokens", np.ravel(tokens), 0, len(self) - 1)
+        return "".join(self.characters[i] for i in indices)
 
 
 def shipped_text() -> tuple[Vocabulary, Tokens, Tokens]:
     """Return the vocabulary of the text in the package, its first nine tenths and its last.
-
-    Returns
-    -------
-    vocabulary : Vocabulary
-    train, validation : int64 arrays
 
     Examples
     --------
@@ -99,22 +86,8 @@ def draw_batch(
     """Draw rows of a text, and for every token the one after it.
 
     The starts are ``integers(seed, len(tokens) - context, batch)`` of the stream of domain `BATCH`
-    and this step.
-
-    Parameters
-    ----------
-    tokens : int64 array
-        Longer than `context`.
-    seed, step, batch, context : int
-
-    Returns
-    -------
-    x, y : int64 arrays, shape (batch, context)
-
-    Raises
-    ------
-    ValueError
-        If the text is too short.
+    and this step. Both results are int64, shape (batch, context); a ValueError unless there are
+    more tokens than `context`.
 
     Examples
     --------

@@ -36,12 +36,10 @@ def loss_and_gradient(
 
     Parameters
     ----------
-    config : BitNetConfig
-    params : mapping of float arrays
+    config, params, linear, sparsify
+        As for `minibit.transformer.forward`.
     x, y : int64 arrays, shape (batch, context)
         Tokens and those after them.
-    linear, sparsify : callable
-        As in `minibit.transformer.forward`.
     threads : int
         Parts. Keep NumPy's own threads at one (``OPENBLAS_NUM_THREADS=1``), or they compete.
 
@@ -66,24 +64,24 @@ def loss_and_gradient(
         return token_loss(logits, y) * share
 
     parts = np.array_split(np.arange(len(x)), min(threads, len(x)))
-    found: list[Any] = [None] * len(parts)
+    slopes: list[Any] = [None] * len(parts)
 
     def part(i: int) -> bool:
         rows = slice(parts[i][0], parts[i][-1] + 1)
-        found[i] = value_and_grad(loss_of)(params, x[rows], y[rows], len(parts[i]) / len(x))
+        slopes[i] = value_and_grad(loss_of)(params, x[rows], y[rows], len(parts[i]) / len(x))
         return True
 
     run([partial(part, i) for i in range(len(parts))])
-    _, gradient = found[0]
+    _, gradient = slopes[0]
 
     def add_up(names: list[str]) -> bool:
         for name in names:
-            for _, piece in found[1:]:
+            for _, piece in slopes[1:]:
                 np.add(gradient[name], piece[name], out=gradient[name])
         return True
 
     run([partial(add_up, names) for names in shares(params, len(parts))])
-    return float(sum(loss for loss, _ in found)), gradient
+    return float(sum(loss for loss, _ in slopes)), gradient
 
 
 def shares(params: Mapping[str, Any], count: int) -> list[list[str]]:
@@ -111,26 +109,9 @@ def evaluate_loss(
     Every token but the first is predicted once, from those before it in its row: 0 to
     ``max_positions - 1`` of them besides the one just read. A rest shorter than a row is left out.
 
-    Parameters
-    ----------
-    config : BitNetConfig
-    params : mapping
-    tokens : int64 array
-        More than `max_positions`.
-    linear, sparsify : callable
-        As in `minibit.transformer.forward`.
-    rows : int
-        At a time.
-
-    Returns
-    -------
-    float
-        In nats a token.
-
-    Raises
-    ------
-    ValueError
-        If the text is too short.
+    The loss is in nats per token, of so many `rows` at a time; config, params, linear and sparsify
+    are as for `minibit.transformer.forward`. A ValueError unless there are more than
+    `max_positions` tokens.
 
     Examples
     --------
@@ -149,8 +130,6 @@ def evaluate_loss(
     total = 0.0
     for first in range(0, count, rows):
         part = slice(first, first + rows)
-        logits = forward(
-            config, params, x[part], linear=linear, sparsify=sparsify
-        )  # (rows, context, vocab)
+        logits = forward(config, params, x[part], linear=linear, sparsify=sparsify)
         total += float(token_loss(logits, y[part])) * len(x[part])
     return total / count

@@ -22,18 +22,8 @@ __all__ = ["Optimizer"]
 class Optimizer:
     """AdamW with betas 0.9 and 0.95, a share of the parameters on every thread.
 
-    Parameters
-    ----------
-    params : mapping of float arrays
-    threads : int
-        The result does not depend on it: every parameter moves by itself.
-
-    Attributes
-    ----------
-    params : dict
-        The parameters now.
-    steps : int
-        Steps taken.
+    It starts with the arrays of the mapping `params`, counts its `steps` and has the parameters of
+    now as `params`. The result does not depend on `threads`: every parameter moves by itself.
 
     Examples
     --------

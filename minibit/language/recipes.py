@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from minibit.base import integer, one_of
 from minibit.tape import two_stage
 from minibit.transformer import BitNetConfig, Linear, bit_linear, float_linear
 
@@ -22,49 +23,27 @@ LINEAR: dict[str, Linear] = {"float": float_linear, "b1.58": bit_linear}
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a language model is made and trained.
+    """How a language model is built and trained."""
 
-    Attributes
-    ----------
-    weights : {"float", "b1.58"}
-        Which projections: float, or ternary with int8 activations (`bit_linear`).
-    hidden, inner, heads, layers : int
-        Widths of the stream and of the gated unit, heads, blocks.
-    context, batch : int
-        Tokens of a row, rows of a batch.
-    peak : float
-        Highest learning rate.
-    steps, warmup : int
-        Batches, and how many of them the learning rate rises.
-    weight_decay : float
-        In the first half.
-    clip : float
-        Most length of a gradient.
-    sub_norms : bool
-        As `BitNetConfig`.
-    """
-
-    weights: Weights
-    hidden: int
-    inner: int
+    weights: Weights  # of projections: float, or ternary with int8 activations (`bit_linear`)
+    hidden: int  # width of the stream
+    inner: int  # width of the gated unit
     heads: int
-    peak: float
+    peak: float  # highest learning rate
     layers: int = 2
-    context: int = 64
-    batch: int = 16
-    steps: int = 1953  # about 2 million tokens of 16 x 64 a step
-    warmup: int = 100
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    sub_norms: bool = True
+    context: int = 64  # tokens of a row
+    batch: int = 16  # rows
+    steps: int = 1953  # about 2 million tokens of 16 x 64 per step
+    warmup: int = 100  # steps over which the learning rate rises
+    weight_decay: float = 0.1  # in the first half
+    clip: float = 1.0  # greatest length of a gradient
+    sub_norms: bool = True  # as for `BitNetConfig`
 
     def __post_init__(self) -> None:
         """Check what the configuration of the model does not."""
-        if self.weights not in LINEAR:
-            raise ValueError(f"weights must be one of {', '.join(LINEAR)}, got {self.weights!r}")
+        one_of("weights", self.weights, LINEAR)
         for name in ("steps", "batch", "context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            integer(name, getattr(self, name), 1)
 
     def config(self, vocabulary: int) -> BitNetConfig:
         """Return the configuration of the model for a vocabulary of that size."""
@@ -95,27 +74,15 @@ SIZES: dict[str, dict[str, Any]] = {  # b1.58 wants 1.5 to 2 times the float's l
 def recipe(size: str, weights: Weights, **overrides: Any) -> Recipe:
     """Return the recipe of a size, named by its number of weights in projections.
 
-    Parameters
-    ----------
-    size : str
-        A key of `SIZES`.
-    weights : {"float", "b1.58"}
-    overrides
-        Fields of `Recipe` to replace.
-
-    Raises
-    ------
-    ValueError
-        If the size or the kind of weights is unknown.
+    `size` is a key of `SIZES`, `weights` one of `LINEAR`, or a ValueError; `overrides` replace
+    fields of `Recipe`.
 
     Examples
     --------
     >>> recipe("221k", "b1.58").projections
     221184
     """
-    if size not in SIZES:
-        raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
-    fields = dict(SIZES[size])
+    fields = dict(SIZES[one_of("size", size, SIZES)])
     peaks = dict(zip(LINEAR, fields.pop("peaks"), strict=True))
     fields["peak"] = peaks.get(weights, 0.0)
     return Recipe(weights, **(fields | overrides))

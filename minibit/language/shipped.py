@@ -26,14 +26,7 @@ __all__ = ["shipped_model"]
 
 
 def shipped_model() -> tuple[BitNetModel, Vocabulary]:
-    """Return the language model in the package, ready to write, and its characters.
-
-    Returns
-    -------
-    model : BitNetModel
-        Of packed ternary projections.
-    vocabulary : Vocabulary
-        That of `shipped_text`.
+    """Return the language model in the package, of packed ternary projections, and its characters.
 
     Examples
     --------
@@ -42,6 +35,6 @@ def shipped_model() -> tuple[BitNetModel, Vocabulary]:
     (2, 96, 83)
     """
     vocabulary, _, _ = shipped_text()
-    place = resources.files("minibit").joinpath("data", "language_model")
-    with resources.as_file(place) as folder:
+    resource = resources.files("minibit").joinpath("data", "language_model")
+    with resources.as_file(resource) as folder:
         return load_bitnet(folder), vocabulary

@@ -35,27 +35,14 @@ __all__ = ["TrainedModel"]
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A character-level model, and how it was trained.
-
-    Attributes
-    ----------
-    recipe : Recipe
-    seed : int
-    vocabulary : Vocabulary
-    params : dict of float32 arrays
-        The latent ones for b1.58.
-    losses : float32 array, shape (steps,)
-        Of every batch, before its step.
-    seconds : float
-        Of training.
-    """
+    """A character-level model, and how it was trained."""
 
     recipe: Recipe
     seed: int
     vocabulary: Vocabulary
-    params: dict[str, NDArray[np.float32]]
-    losses: NDArray[np.float32]
-    seconds: float
+    params: dict[str, NDArray[np.float32]]  # the latent ones for b1.58
+    losses: NDArray[np.float32]  # (steps,), of every batch, before its step
+    seconds: float  # of training
 
     @property
     def config(self) -> BitNetConfig:

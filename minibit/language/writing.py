@@ -23,30 +23,10 @@ def write_text(
     """Go on with a text of characters, for longer than the model's context.
 
     Whenever the context is full, the model reads the last half of it anew and goes on from there;
-    so it does with a prompt that is longer. Character t of the text is
-    `minibit.transformer.decoding.sample` of its logits with number 0 of the stream of domain
-    `TOKENS`, step t, as in `minibit.transformer.decoding.generate`.
-
-    Parameters
-    ----------
-    model : BitNetModel
-    vocabulary : Vocabulary
-    prompt : str
-        One character at least; it is no part of the result.
-    count : int
-        How many characters.
-    temperature, top_k, top_p
-        As in `minibit.transformer.decoding.sample`.
-    seed : int
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    ValueError
-        If the prompt is empty or has a character that the vocabulary has not.
+    so it does with a prompt that is longer. `count` characters follow the prompt, which is no part
+    of the result; temperature, top_k, top_p and seed are as for `minibit.transformer.generate`, so
+    the same numbers draw the same places. A ValueError if the prompt is empty or has a character
+    that the vocabulary has not.
 
     Examples
     --------
@@ -61,11 +41,11 @@ def write_text(
     text: list[int] = vocabulary.encode(prompt).tolist()
     begin, decoder = len(text), Decoder(model)
     decoder.append(text if begin <= limit else text[-max(1, limit // 2) :])
-    for place in range(begin, begin + count):
+    for step in range(begin, begin + count):
         if len(decoder.text) == limit:
             decoder = Decoder(model)
             decoder.append(text[-max(1, limit // 2) :])
-        number = float(uniform(seed, 1, domain=TOKENS, step=place)[0])
+        number = float(uniform(seed, 1, domain=TOKENS, step=step)[0])
         token = sample(decoder.logits(), number, temperature=temperature, top_k=top_k, top_p=top_p)
         text.append(token)
         if len(decoder.text) < limit:
