@@ -294,7 +294,7 @@ def test_the_sizes_are_named_by_their_ternary_weights():
         (lambda: recipe("55k", "binary"), "weights must be 'float' or 'b1.58', got 'binary'"),
         (lambda: recipe("55k", "float", steps=0), "steps must be at least 1"),
         (lambda: train_language(TINY, text="abcabc"), "more than context = 8, got 6"),
-        (lambda: train_language(TINY, text="abc" * 9, stop=-1), "stop must not be negative"),
+        (lambda: train_language(TINY, text="abc" * 9, stop=-1), "stop must be at least 0"),
     ],
 )
 def test_nonsense_is_refused_by_name(call, match):

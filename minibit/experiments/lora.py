@@ -32,6 +32,7 @@ from minibit.language import (
     Tokens,
     TrainedModel,
     Vocabulary,
+    descend,
     draw_batch,
     evaluate_loss,
     recipe,
@@ -125,20 +126,27 @@ def fine_tune(
     def loss(moving: Any, x: Tokens, y: Tokens) -> Any:
         return token_loss(forward(config, model(moving), x, linear=lora_linear), y)
 
-    curve: list[tuple[int, float]] = []
-    for step in range(job.steps):
+    def slope(moving: Any, step: int) -> tuple[Any, Any]:
         x, y = draw_batch(train, job.seed + 1000, step, 16, config.max_positions)
         if job.method == "forward":
             along = _directions(moving, DIRECTIONS, job.seed, step)
-            _, gradient = forward_gradient(partial(loss, x=x, y=y), moving, along)
+            value, gradient = forward_gradient(partial(loss, x=x, y=y), moving, along)
         else:
-            _, gradient = value_and_grad(loss)(moving, x, y)
-        rate = job.rate * (1 - step / job.steps) * min(1.0, (step + 1) / WARMUP)
-        moving = optimizer.step(clip_by_global_norm(gradient, CLIP), lr=rate)
-        if (step + 1) % max(1, job.steps // checks) == 0:
+            value, gradient = value_and_grad(loss)(moving, x, y)
+        return value, clip_by_global_norm(gradient, CLIP)
+
+    def schedule(step: int) -> dict[str, float]:
+        return {"lr": job.rate * (1 - step / job.steps) * min(1.0, (step + 1) / WARMUP)}
+
+    curve: list[tuple[int, float]] = []
+
+    def progress(done: int, _: float, moving: Any) -> None:
+        if done % max(1, job.steps // checks) == 0:
             reached = evaluate_loss(config, model(moving), validation, linear=lora_linear)
-            curve.append((step + 1, round(reached, 5)))
-    return model(moving), curve
+            curve.append((done, round(reached, 5)))
+
+    descend(optimizer, slope, schedule, job.steps, progress)
+    return model(optimizer.params), curve
 
 
 def _directions(tree: Any, count: int, seed: int, step: int) -> Any:

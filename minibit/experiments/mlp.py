@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from minibit.datasets import load_mnist
 from minibit.dual import straight_through
 from minibit.experiments.runs import Row, Runs, mean_and_std
+from minibit.language import descend
 from minibit.layers import cross_entropy, mlp, ternary_linear
 from minibit.noise import BATCH, INITIAL, integers, uniform
 from minibit.noise_step import MLP, digest
@@ -81,9 +82,7 @@ def straight_through_run(
         )
         return cross_entropy(logits, y)
 
-    optimizer, slope = Adam(latent, RATE), value_and_grad(loss)
-    seconds, begin = 0.0, time.process_time()
-    for step in range(steps):
+    def slope(latent: dict[str, Any], step: int) -> tuple[Any, Any]:
         pair = integers(seed, len(labels) * shifts, SIZE, domain=BATCH, step=step)
         sample, shift = pair // shifts, pair % shifts
         images = np.empty((SIZE, 28, 28), np.float32)
@@ -91,12 +90,18 @@ def straight_through_run(
             moved = pad[:, 1 - down : 29 - down, 1 - right : 29 - right]
             images[shift == k] = moved[sample[shift == k]]
         x = images.reshape(SIZE, 784) * np.float32(MODEL.input_scale)
-        _, gradient = slope(optimizer.params, x + np.float32(MODEL.input_offset), labels[sample])
-        optimizer.step(gradient, lr=RATE * (1 - step / steps))
-        if (step + 1) & step == 0 or step + 1 == steps:
+        return value_and_grad(loss)(latent, x + np.float32(MODEL.input_offset), labels[sample])
+
+    optimizer, seconds, begin = Adam(latent), 0.0, time.process_time()
+
+    def progress(done: int, _: float, latent: dict[str, Any]) -> None:
+        nonlocal seconds, begin
+        if done & (done - 1) == 0 or done == steps:
             seconds += time.process_time() - begin
-            report(step + 1, seconds, _codes(optimizer.params))
+            report(done, seconds, _codes(latent))
             begin = time.process_time()
+
+    descend(optimizer, slope, lambda step: {"lr": RATE * (1 - step / steps)}, steps, progress)
     return _codes(optimizer.params)
 
 

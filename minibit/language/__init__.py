@@ -15,7 +15,7 @@ The list is in the order in which the files build on each other.
 from __future__ import annotations
 
 from minibit.language.characters import Tokens, Vocabulary, draw_batch, shipped_text
-from minibit.language.loop import train_language, train_params
+from minibit.language.loop import descend, train_language, train_params
 from minibit.language.losses import evaluate_loss, loss_and_gradient
 from minibit.language.optimizer import Optimizer
 from minibit.language.recipes import LINEAR, SIZES, Recipe, Weights, learning_rate, recipe
@@ -32,6 +32,7 @@ __all__ = [
     "TrainedModel",
     "Vocabulary",
     "Weights",
+    "descend",
     "draw_batch",
     "evaluate_loss",
     "learning_rate",

@@ -17,14 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import integer
 from minibit.language.characters import Tokens, Vocabulary, draw_batch, shipped_text
 from minibit.language.losses import loss_and_gradient
 from minibit.language.optimizer import Optimizer
 from minibit.language.recipes import LINEAR, Recipe, learning_rate
 from minibit.language.trained import TrainedModel
+from minibit.tape import Adam
 from minibit.transformer import Sparsify, init_params
 
-__all__ = ["train_language", "train_params"]
+__all__ = ["descend", "train_language", "train_params"]
 
 
 def train_language(
@@ -53,14 +55,10 @@ def train_language(
     progress : callable (steps done, loss, params), optional
         Called after every step.
 
-    Returns
-    -------
-    TrainedModel
-
     Raises
     ------
     ValueError
-        If the text is too short, `stop` is negative, `threads` is below 1, or a gradient is not
+        If the text is too short, `stop` below 0, `threads` below 1, or a gradient is not
         finite: the step and a parameter are named.
 
     Examples
@@ -96,24 +94,10 @@ def train_params(
 ) -> tuple[dict[str, Any], NDArray[np.float32]]:
     """Train parameters on tokens, as `train_language` does with initial ones on a text.
 
-    Parameters
-    ----------
-    made : Recipe
-    params : mapping of float32 arrays
-        To begin with; their vocabulary is that of the tokens.
-    tokens : int64 array
-    seed : int
-        Of the batches.
-    threads, stop, progress
-        As in `train_language`.
-    sparsify : callable, optional
-        Makes the inputs of projections sparse, as in `minibit.transformer.forward`.
-
-    Returns
-    -------
-    params : dict of float32 arrays
-    losses : float32 array, shape (steps,)
-        Of every batch, before its step.
+    `params` are float32 arrays to begin with, whose vocabulary is that of the `tokens`; `seed` is
+    that of the batches. made, threads, stop and progress are as for `train_language`, sparsify as
+    for `minibit.transformer.forward`. Returns the parameters and the loss of every batch before its
+    step, (steps,).
 
     Examples
     --------
@@ -124,22 +108,64 @@ def train_params(
     >>> losses.shape
     (2,)
     """
-    steps = made.steps if stop is None else min(stop, made.steps)
-    if steps < 0:
-        raise ValueError(f"stop must not be negative, got {stop}")
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
+    steps = made.steps if stop is None else min(integer("stop", stop), made.steps)
+    integer("threads", threads, 1)
     config, linear = made.config(len(params["embed_tokens"])), LINEAR[made.weights]
     optimizer = Optimizer(params, threads=threads)
+
+    def slope(params: Any, step: int) -> tuple[float, dict[str, Any]]:
+        x, y = draw_batch(tokens, seed, step, made.batch, made.context)
+        return loss_and_gradient(
+            config, params, x, y, linear=linear, threads=threads, sparsify=sparsify
+        )
+
+    def schedule(step: int) -> dict[str, float]:
+        decay = made.weight_decay if step < made.steps / 2 else 0.0
+        return {"lr": learning_rate(made, step), "weight_decay": decay, "clip": made.clip}
+
+    losses = descend(optimizer, slope, schedule, steps, progress)
+    return optimizer.params, losses
+
+
+def descend(
+    optimizer: Optimizer | Adam,
+    slope: Callable[[Any, int], tuple[Any, Any]],
+    schedule: Callable[[int], Mapping[str, float]],
+    steps: int,
+    progress: Callable[[int, float, Any], None] | None = None,
+) -> NDArray[np.float32]:
+    """Move an optimizer's parameters against a gradient, step after step: the loop of all training.
+
+        loss, gradient = slope(params, step)
+        params <- optimizer.step(gradient, **schedule(step))
+
+    Parameters
+    ----------
+    optimizer : Optimizer or Adam
+        Holds the parameters, at the start and at the end.
+    slope : callable (params, step) -> (loss, gradient)
+        Draws the batch of a step, and differentiates.
+    schedule : callable (step) -> settings of the optimizer's step, by name
+    steps : int
+    progress : callable (steps done, loss, params), optional
+        Called after every step.
+
+    Returns
+    -------
+    float32 array, shape (steps,)
+        The loss of every batch, before its step.
+
+    Examples
+    --------
+    >>> adam = Adam(np.array([1.0]))
+    >>> descend(adam, lambda p, step: (p[0] ** 2, 2 * p), lambda step: {"lr": 0.5}, 2)
+    array([1.  , 0.25], dtype=float32)
+    """
     losses = np.empty(steps, np.float32)
     for step in range(steps):
-        x, y = draw_batch(tokens, seed, step, made.batch, made.context)
-        loss, gradient = loss_and_gradient(
-            config, optimizer.params, x, y, linear=linear, threads=threads, sparsify=sparsify
-        )
-        decay = made.weight_decay if step < made.steps / 2 else 0.0
-        optimizer.step(gradient, learning_rate(made, step), decay, made.clip)
+        loss, gradient = slope(optimizer.params, step)
         losses[step] = loss
+        optimizer.step(gradient, **schedule(step))
         if progress is not None:
             progress(step + 1, loss, optimizer.params)
-    return optimizer.params, losses
+    return losses
