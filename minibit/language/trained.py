@@ -88,19 +88,19 @@ class TrainedModel:
                 sizes = {info.filename: info.file_size for info in file.zip.infolist()}
                 _check_size(sizes, "about", 1 << 20)
                 about = parse_object(str(file["about"]).encode())
-                made, vocabulary = Recipe(**about["recipe"]), Vocabulary(about["characters"])
-                if made.layers > len(sizes):
-                    raise ValueError(f"{made.layers} layers, and {len(sizes)} arrays")
-                shapes = param_shapes(made.config(len(vocabulary)))
+                recipe, vocabulary = Recipe(**about["recipe"]), Vocabulary(about["characters"])
+                if recipe.layers > len(sizes):
+                    raise ValueError(f"{recipe.layers} layers, and {len(sizes)} arrays")
+                shapes = param_shapes(recipe.config(len(vocabulary)))
                 for name, shape in shapes.items():
                     _check_size(sizes, f"params.{name}", 4 * math.prod(shape))
-                _check_size(sizes, "losses", 4 * made.steps)
+                _check_size(sizes, "losses", 4 * recipe.steps)
                 params = {name: file[f"params.{name}"] for name in shapes}
                 losses = file["losses"]
-            check_params(made.config(len(vocabulary)), params)
+            check_params(recipe.config(len(vocabulary)), params)
             if any(a.dtype != np.float32 for a in (losses, *params.values())):
                 raise ValueError("its arrays must be float32")
-            return cls(made, about["seed"], vocabulary, params, losses, about["seconds"])
+            return cls(recipe, about["seed"], vocabulary, params, losses, about["seconds"])
         except OSError:
             raise
         except Exception as error:

@@ -98,7 +98,7 @@ class Adam:
         self.weight_decay = number("weight_decay", weight_decay, "[0, inf)")
         self.steps = 0
         count = itertools.count()
-        self._places = zip_trees(
+        self._indices = zip_trees(
             lambda p, _, name: _float_leaf(p, name, count), params, params, "params"
         )
         self._now = [np.asarray(p, order="C") for p in leaves(params) if p is not None]
@@ -108,7 +108,7 @@ class Adam:
     @property
     def params(self) -> Tree:
         """The parameters now."""
-        return map_tree(lambda place: None if place is None else self._now[place], self._places)
+        return map_tree(lambda i: None if i is None else self._now[i], self._indices)
 
     @property
     def nbytes(self) -> int:
@@ -121,9 +121,9 @@ class Adam:
         Parameters
         ----------
         grads : tree of the structure and shapes of the parameters
-            None in the place of an array or a subtree leaves that as it is, means and all.
+            None instead of an array or a subtree leaves that as it is, means and all.
         lr, weight_decay : float, optional
-            In place of those that the optimizer was made with: for schedules.
+            Instead of those that the optimizer was made with: for schedules.
 
         Raises
         ------
@@ -132,34 +132,34 @@ class Adam:
         """
         gradients, constants = self._begin(grads, lr, weight_decay)
         move = _move()
-        for place, g in gradients:
-            p = self._now[place]
+        for i, g in gradients:
+            p = self._now[i]
             out = np.empty_like(p)
-            arrays = (p, g, self._means[place], self._squares[place], out)
+            arrays = (p, g, self._means[i], self._squares[i], out)
             move(*(a.reshape(-1) for a in arrays), np.array(constants, p.dtype))
-            self._now[place] = out
+            self._now[i] = out
         return self.params
 
     def _begin(
         self, grads: Tree, lr: float | None, weight_decay: float | None
     ) -> tuple[list[tuple[int, FloatArray]], tuple[float, ...]]:
-        """Check a step and count it; return (place, gradient) pairs and a move's constants."""
+        """Check a step and count it; return (index, gradient) pairs and a move's constants."""
         lr = number("lr", self.lr if lr is None else lr, "[0, inf)")
         decay = self.weight_decay if weight_decay is None else weight_decay
         decay = number("weight_decay", decay, "[0, inf)")
         gradients: list[tuple[int, FloatArray]] = []
 
-        def collect(place: int | None, g: Any, name: str) -> None:
-            if place is None:
+        def collect(i: int | None, g: Any, name: str) -> None:
+            if i is None:
                 raise TypeError(f"{name} must be None, as its parameter is")
-            p, g = self._now[place], np.asarray(g)
+            p, g = self._now[i], np.asarray(g)
             if g.dtype.kind not in "fiub":
                 raise TypeError(f"{name} is {g.dtype}, it must be real numbers")
             if g.shape != p.shape:
                 raise ValueError(f"{name} has shape {g.shape}, its parameter {p.shape}")
-            gradients.append((place, np.asarray(g, p.dtype, order="C")))
+            gradients.append((i, np.asarray(g, p.dtype, order="C")))
 
-        zip_trees(collect, self._places, grads, "grads")
+        zip_trees(collect, self._indices, grads, "grads")
         self._check()
         self.steps += 1
         (beta1, beta2), t = self.betas, self.steps

@@ -37,7 +37,7 @@ class Tape:
     def variable(self, shape: tuple[int, ...], dtype: Any, *terms: Term) -> Recorder:
         """Add a line: a new variable, the sum of `terms`; an input if there are none."""
         new = object.__new__(Recorder)
-        new.tape, new.place, new.shape, new.dtype = self, len(self.program), shape, dtype
+        new.tape, new.number, new.shape, new.dtype = self, len(self.program), shape, dtype
         self.program.append(terms)
         self.shapes.append(shape)
         self.dtypes.append(dtype)
@@ -47,19 +47,19 @@ class Tape:
 class Recorder(Tangent):
     """A tangent that has no values: what is done to it becomes a line of the program."""
 
-    __slots__ = ("dtype", "place", "shape", "tape")
+    __slots__ = ("dtype", "number", "shape", "tape")
 
     tape: Tape
-    place: int
+    number: int
     shape: tuple[int, ...]
     dtype: Any
 
     def __repr__(self) -> str:
         """Name the variable."""
-        return f"t{self.place}"
+        return f"t{self.number}"
 
     def _line(self, shape: tuple[int, ...], dtype: Any, transpose: Any, *arrays: Any) -> Recorder:
-        return self.tape.variable(shape, dtype, (self.place, transpose, arrays))
+        return self.tape.variable(shape, dtype, (self.number, transpose, arrays))
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Array:
         """As `Tangent` does, the two commonest calls first."""
@@ -77,7 +77,7 @@ class Recorder(Tangent):
             return self._broadcast_to(_joint(self.shape, _shape(other)))
         if other.tape is not self.tape:
             raise NoRuleError("tangents of two different calls of vjp met in one operation")
-        terms = ((t.place, transposes.same, ()) for t in (self, other))
+        terms = ((t.number, transposes.same, ()) for t in (self, other))
         shape = _joint(self.shape, other.shape)
         return self.tape.variable(shape, _wider(self.dtype, other.dtype), *terms)
 
@@ -117,22 +117,22 @@ class Recorder(Tangent):
         first, second = (self, primal) if left else (primal, self)
         stack = _joint(tuple(first.shape[:-2]), tuple(second.shape[:-2]))
         shape = (*stack, first.shape[-2], second.shape[-1])
-        lines = self.tape.program[self.place]
+        lines = self.tape.program[self.number]
         turned = len(lines) == 1 and lines[0][1] is transposes.transpose and len(self.shape) == 2
         transpose = transposes.matmul_left if left else transposes.matmul_right
         return self._line(shape, _wider(self.dtype, primal.dtype), transpose, primal, turned)
 
-    def _einsum(self, subscripts: str, operands: list[Array], place: int) -> Array:
-        shapes = [_shape(operand) for operand in operands]
+    def _einsum(self, subscripts: str, operands: list[Array], operand: int) -> Array:
+        shapes = [_shape(array) for array in operands]
         spelled, result, _ = transposes.spelled_out(subscripts, [len(shape) for shape in shapes])
         lengths: dict[str, int] = {}
         for term, operand_shape in zip(spelled, shapes, strict=True):
             for letter, length in zip(term, operand_shape, strict=True):
                 lengths[letter] = length if length != 1 else lengths.get(letter, 1)
         shape = tuple(lengths[letter] for letter in result)
-        dtype = np.result_type(*(operand.dtype for operand in operands))
-        others = [None if i == place else operand for i, operand in enumerate(operands)]
-        return self._line(shape, dtype, transposes.einsum, subscripts, others, place)
+        dtype = np.result_type(*(array.dtype for array in operands))
+        others = [None if i == operand else array for i, array in enumerate(operands)]
+        return self._line(shape, dtype, transposes.einsum, subscripts, others, operand)
 
     @classmethod
     def _concatenate(cls, tangents: list[Array], axis: int) -> Array:
@@ -142,7 +142,7 @@ class Recorder(Tangent):
             start, end = end, end + t.shape[axis]
             if isinstance(t, Recorder):
                 inside = (*(slice(None),) * axis, slice(start, end))
-                terms.append((t.place, transposes.part, (inside,)))
+                terms.append((t.number, transposes.part, (inside,)))
             else:
                 _check_zero(t)
         first = next(t for t in tangents if isinstance(t, Recorder))
@@ -158,7 +158,7 @@ class Recorder(Tangent):
                 sides[side] = t
             else:
                 _check_zero(t)
-        terms = ((t.place, transposes.choose, (mask, side)) for side, t in sides.items())
+        terms = ((t.number, transposes.choose, (mask, side)) for side, t in sides.items())
         shape = np.broadcast_shapes(_shape(mask), _shape(first), _shape(second))
         dtype = np.result_type(*(t.dtype for t in sides.values()))
         return next(iter(sides.values())).tape.variable(shape, dtype, *terms)

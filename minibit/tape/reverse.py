@@ -225,10 +225,10 @@ class Pullback:
     def __str__(self) -> str:
         """Write the program out: each variable, its terms, its shape and type."""
         lines = []
-        for place, terms in enumerate(self._tape.program):
+        for number, terms in enumerate(self._tape.program):
             total = " + ".join(transposes.written(*term) for term in terms) or "input"
-            kind = f"{self._tape.shapes[place]} {self._tape.dtypes[place]}"
-            lines.append(f"{f't{place} = {total}':<23} {kind}")
+            kind = f"{self._tape.shapes[number]} {self._tape.dtypes[number]}"
+            lines.append(f"{f't{number} = {total}':<23} {kind}")
         return "\n".join(lines)
 
     @property
@@ -260,7 +260,7 @@ class Pullback:
                 )
             if isinstance(variable, Recorder):  # else the output does not depend on the primals
                 c = c if c.dtype == variable.dtype else c.astype(variable.dtype)
-                seeds.append((variable.place, c))
+                seeds.append((variable.number, c))
 
         zip_trees(seed, self._outputs, cotangent, "the cotangent")
         slopes = iter(_pull(self._tape, seeds, self._inputs, keep))
@@ -279,26 +279,26 @@ def _pull(tape: Tape, seeds: list[tuple[int, Array]], inputs: int, keep: bool) -
     cotangents: list[Array] = [None] * len(program)
     owned = [False] * len(program)
 
-    def add(place: int, piece: Array, fresh: bool) -> None:
-        before = cotangents[place]
+    def add(number: int, piece: Array, fresh: bool) -> None:
+        before = cotangents[number]
         if before is None:
-            cotangents[place], owned[place] = piece, fresh
-        elif owned[place] and isinstance(piece, np.ndarray):
+            cotangents[number], owned[number] = piece, fresh
+        elif owned[number] and isinstance(piece, np.ndarray):
             np.add(before, piece, out=before)
         elif fresh and isinstance(before, np.ndarray):
-            cotangents[place], owned[place] = np.add(before, piece, out=piece), True
+            cotangents[number], owned[number] = np.add(before, piece, out=piece), True
         else:
-            total = cotangents[place] = before + piece
-            owned[place] = type(total) is np.ndarray
+            total = cotangents[number] = before + piece
+            owned[number] = type(total) is np.ndarray
 
-    for place, c in seeds:
-        add(place, c, False)
-    for place in range(len(program) - 1, inputs - 1, -1):
-        terms = program[place] if keep else program.pop()
+    for number, c in seeds:
+        add(number, c, False)
+    for number in range(len(program) - 1, inputs - 1, -1):
+        terms = program[number] if keep else program.pop()
         c = cotangents.pop()
         if c is None:
             continue
-        mine = owned[place] and len(terms) == 1
+        mine = owned[number] and len(terms) == 1
         for source, transpose, arrays in terms:
             shape, dtype = shapes[source], dtypes[source]
             if transpose is transposes.scatter and owned[source] and isinstance(c, np.ndarray):
@@ -313,11 +313,11 @@ def _pull(tape: Tape, seeds: list[tuple[int, Array]], inputs: int, keep: bool) -
                 or (mine and piece.flags.writeable)
             )
             add(source, piece, fresh)
-    for place, c in enumerate(cotangents):  # those of the inputs are left
+    for number, c in enumerate(cotangents):  # those of the inputs are left
         if c is None:
-            cotangents[place] = np.zeros(shapes[place], tape.dtypes[place])
-        elif c.dtype != tape.dtypes[place]:
-            cotangents[place] = c.astype(tape.dtypes[place])
-        elif not isinstance(c, Dual) and not owned[place]:
-            cotangents[place] = np.array(c)
+            cotangents[number] = np.zeros(shapes[number], tape.dtypes[number])
+        elif c.dtype != tape.dtypes[number]:
+            cotangents[number] = c.astype(tape.dtypes[number])
+        elif not isinstance(c, Dual) and not owned[number]:
+            cotangents[number] = np.array(c)
     return cotangents

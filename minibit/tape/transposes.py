@@ -126,19 +126,19 @@ def matmul_right(c: Array, shape: Shape, mine: bool, a: Array, turned: bool) -> 
 
 
 def einsum(
-    c: Array, shape: Shape, mine: bool, subscripts: str, others: list[Array], place: int
+    c: Array, shape: Shape, mine: bool, subscripts: str, others: list[Array], operand: int
 ) -> Array:
     """Transpose of einsum in one operand: an einsum that takes the result and gives the operand.
 
     A letter that the operand alone has was summed: it meets ones. A letter that it has twice was a
     diagonal: it meets a unit matrix. Where all others repeat an axis of length 1, so does it.
     """
-    ndims = [len(shape) if i == place else np.ndim(other) for i, other in enumerate(others)]
+    ndims = [len(shape) if i == operand else np.ndim(other) for i, other in enumerate(others)]
     inputs, result, spare = spelled_out(subscripts, ndims)
-    arrays = [c, *others[:place], *others[place + 1 :]]
-    terms = [result, *inputs[:place], *inputs[place + 1 :]]
+    arrays = [c, *others[:operand], *others[operand + 1 :]]
+    terms = [result, *inputs[:operand], *inputs[operand + 1 :]]
     known, target = set("".join(terms)), ""
-    for letter, length in zip(inputs[place], shape, strict=True):
+    for letter, length in zip(inputs[operand], shape, strict=True):
         name = spare.pop() if letter in target else letter
         if name is not letter:
             arrays, terms = [*arrays, np.eye(length, dtype=c.dtype)], [*terms, letter + name]
@@ -228,7 +228,7 @@ _SYMBOLS: Final[dict[Callable[..., Array], Callable[..., str]]] = {
     choose: lambda t, mask, first: f"where({t})",
     matmul_left: lambda t, a, turned: f"{t} @ {_named(a)}",
     matmul_right: lambda t, a, turned: f"{_named(a)} @ {t}",
-    einsum: lambda t, subscripts, others, place: f"einsum({subscripts}, {t})",
+    einsum: lambda t, subscripts, others, operand: f"einsum({subscripts}, {t})",
     scatter: lambda t, index, view: f"{t}[...]",
 }
 

@@ -57,8 +57,8 @@ def _normalize_rule(
     if isinstance(x_dot, Recorder) and isinstance(gain_dot, Recorder) and is_plain(x, gain):
         z, unit, r = _path(normalize_reference, _normalize_kernel)(x, gain, eps)
         back = (
-            (x_dot.place, _normalize_back, (unit, r, gain)),
-            (gain_dot.place, _gain_back, (unit,)),
+            (x_dot.number, _normalize_back, (unit, r, gain)),
+            (gain_dot.number, _gain_back, (unit,)),
         )
         return z, x_dot.tape.variable(z.shape, z.dtype, *back)
     r = _inverse_rms(x, eps)  # (rows, 1)

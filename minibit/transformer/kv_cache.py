@@ -135,15 +135,15 @@ class KVCache:
     def extend(self, layer: int, k: ArrayLike, v: ArrayLike) -> tuple[Floats, Floats]:
         """Append keys and values, (batch, kv_heads, tokens, head_dim), to a layer; return all.
 
-        `length` grows with the last layer: until then, every layer appends at the same place. What
-        is returned are views, (batch, kv_heads, length, head_dim).
+        `length` grows with the last layer: until then, every layer appends at the same position.
+        The results are views, (batch, kv_heads, length, head_dim).
         """
         k, v = np.asarray(k), np.asarray(v)
         batch, kv_heads, _, width = self._keys[layer].shape
         fits = k.ndim == 4 and (*k.shape[:2], k.shape[3]) == (batch, kv_heads, width)
         if not fits or v.shape != k.shape:
-            wanted = f"({batch}, {kv_heads}, tokens, {width})"
-            raise ValueError(f"k and v must have shape {wanted}, got {k.shape} and {v.shape}")
+            shape = f"({batch}, {kv_heads}, tokens, {width})"
+            raise ValueError(f"k and v must have shape {shape}, got {k.shape} and {v.shape}")
         end = self._length + k.shape[2]
         self.reserve(end)
         self._keys[layer][:, :, self._length : end] = k
