@@ -22,8 +22,8 @@ __all__ = ["Optimizer"]
 class Optimizer:
     """AdamW with betas 0.9 and 0.95, a share of the parameters on every thread.
 
-    It starts with the arrays of the mapping `params`, counts its `steps` and has the parameters of
-    now as `params`. The result does not depend on `threads`: every parameter moves by itself.
+    `params` is a mapping of float arrays, at the start and after each step; `steps` counts these.
+    The result does not depend on `threads`: every parameter moves by itself.
 
     Examples
     --------
