@@ -19,13 +19,14 @@ the (n-1)-grams found one order earlier, so that sorting integers counts n-grams
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from minibit.base import integer
 
 __all__ = ["CountModel", "discounts", "kneser_ney", "witten_bell"]
 
@@ -296,9 +297,7 @@ def _count(
     text: str, context: int, characters: Iterable[str] | None, shares: Shares, *, distinct: bool
 ) -> CountModel:
     """Count n-grams of 1 to context + 1 characters and turn each order's counts into shares."""
-    context = operator.index(context)
-    if context < 0:
-        raise ValueError(f"context must be 0 or more characters, got {context}")
+    context = integer("context", context)
     if not text:
         raise ValueError("text must not be empty: there is nothing to count")
     alphabet = set(text if characters is None else characters)

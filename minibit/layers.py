@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.absmean import fake_quant_activation
+from minibit.base import integer, integer_array, number, one_of, unmasked
 from minibit.dual import stop_gradient
 from minibit.ternary import check_codes
 
@@ -168,8 +169,7 @@ def rms_norm(x: Array, gain: Array | None = None, eps: float = 1e-5) -> Array:
 def _normalisable(x: Array, eps: float) -> Array:
     """Cast as `_floating` does, after the checks that both norms share."""
     x = _floating(x)
-    if not eps > 0:
-        raise ValueError(f"eps must be above 0, got {eps}")
+    number("eps", eps, "(0, inf)")
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"x must have a last axis that is not empty, got shape {x.shape}")
     return x
@@ -236,26 +236,19 @@ def cross_entropy(
     >>> cross_entropy(np.array([[0.0, 0.0], [100.0, 0.0]]), np.array([0, 1]), "none").round(3)
     array([  0.693, 100.   ])
     """
-    if isinstance(labels, np.ndarray) and hasattr(labels, "mask"):
-        raise TypeError("labels must not be a masked array: pick the rows that count")
-    logits, labels = _floating(logits), np.asarray(labels)
-    if labels.size and labels.dtype.kind not in "iu":
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    logits, labels = _floating(logits), unmasked("labels", labels)
     if logits.ndim == 0 or labels.shape != logits.shape[:-1]:
         raise ValueError(
             f"labels must have the shape of logits without its last axis, "
             f"got {labels.shape} and {logits.shape}"
         )
-    if reduction not in ("mean", "none"):
-        raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
+    one_of("reduction", reduction, ("mean", "none"))
     if reduction == "mean" and labels.size == 0:
         raise ValueError("labels must not be empty for reduction 'mean'")
     classes = logits.shape[-1]
     if classes == 0:
         raise ValueError(f"logits must have at least one class, got shape {logits.shape}")
-    if labels.size and (labels.min() < 0 or labels.max() >= classes):
-        first = tuple(int(i) for i in np.argwhere((labels < 0) | (labels >= classes))[0])
-        raise ValueError(f"labels must be 0 to {classes - 1}, got {labels[first]} at {first}")
+    labels = integer_array("labels", labels, 0, classes - 1)
     shifted = logits - np.max(logits, axis=-1, keepdims=True)  # (..., classes)
     log_sum = np.log(np.sum(np.exp(shifted), axis=-1))  # (...)
     picked = np.take_along_axis(shifted, labels.astype(np.intp)[..., None], axis=-1)  # (..., 1)
@@ -376,9 +369,9 @@ def init_mlp(
     >>> {name: w.shape for name, w in params.items()}
     {'w1': (256, 784), 'w2': (10, 256)}
     """
-    widths = tuple(widths)
-    if len(widths) < 2 or not all(isinstance(n, int | np.integer) and n >= 1 for n in widths):
-        raise ValueError(f"widths must be at least two whole numbers of at least 1, got {widths}")
+    widths = tuple(integer("widths", n, 1) for n in widths)
+    if len(widths) < 2:
+        raise ValueError(f"widths must be at least two, inputs to classes, got {widths}")
     params = {}
     for layer, (n_in, n_out) in enumerate(pairwise(widths)):
         codes = check_codes(draw(layer, (n_out, n_in)))

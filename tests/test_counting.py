@@ -180,7 +180,7 @@ def test_characters_beyond_ascii_are_counted_as_characters():
     ("call", "message"),
     [
         (lambda: kneser_ney("", 2), "text must not be empty"),
-        (lambda: witten_bell("ab", -1), "context must be 0 or more characters, got -1"),
+        (lambda: witten_bell("ab", -1), "context must be at least 0, got -1"),
         (lambda: witten_bell("ab", 1, "a"), "characters lacks 'b'"),
         (lambda: witten_bell("ab", 1, ""), "characters lacks 'a'"),
         (lambda: witten_bell("ab", 1, ["a", "b", "the"]), "must be single ones, got 'the'"),

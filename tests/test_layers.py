@@ -206,7 +206,7 @@ def test_a_nan_spoils_its_own_row_alone(norm):
 def test_a_norm_needs_entries_and_an_eps(norm):
     """With eps = 0 a constant row is 0 / 0; an empty row has no mean; an empty batch is fine."""
     for eps in (0.0, -1e-5, np.nan):
-        with pytest.raises(ValueError, match="eps must be above 0"):
+        with pytest.raises(ValueError, match=r"eps must lie in \(0, inf\)"):
             norm(floats(2, 3), eps=eps)
     for x in (np.zeros((2, 0)), np.float64(3)):
         with pytest.raises(ValueError, match="last axis that is not empty"):
@@ -289,7 +289,7 @@ def test_labels_are_checked():
     """Their type, shape and range, by place; there is no mean of nothing."""
     logits = floats(3, 5)
     for bad in (-1, 5):
-        with pytest.raises(ValueError, match=rf"labels must be 0 to 4, got {bad} at \(1,\)"):
+        with pytest.raises(ValueError, match=rf"labels must lie in \[0, 4\], got {bad} at 1"):
             cross_entropy(logits, np.array([0, bad, bad]))
     with pytest.raises(TypeError, match="labels must be integers, got float64"):
         cross_entropy(logits, np.zeros(3))
@@ -379,7 +379,7 @@ def test_init_mlp_asks_for_each_layer_once():
 def test_init_mlp_refuses_bad_widths_and_draws():
     """Fewer than two widths, an empty layer, another shape, something else than codes."""
     for widths in ((), (784,), (784, 0, 10), (784.0, 10), ("784", 10)):
-        with pytest.raises(ValueError, match="widths must be at least two"):
+        with pytest.raises((TypeError, ValueError), match=r"widths must be (at least|an integer)"):
             init_mlp(widths, random_codes)
     with pytest.raises(ValueError, match=r"draw\(0, \(3, 2\)\) returned shape \(2, 3\)"):
         init_mlp((2, 3), lambda layer, shape: random_codes(layer, shape[::-1]))

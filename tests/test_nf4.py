@@ -472,10 +472,10 @@ def test_what_cannot_be_quantised_is_named(path):
         with pytest.raises(TypeError, match="must not be a masked array"):
             function(np.ma.array([1.0, 2.0]))
         for block in (0, -64, 16, 63, 8192):
-            with pytest.raises(ValueError, match=f"block must be one of 32, 64, .*, got {block}"):
+            with pytest.raises(ValueError, match=f"block must be 32, 64, .* or 4096, got {block}"):
                 function(np.ones(3), block=block)
         for block in (64.0, "64", True, None):
-            with pytest.raises(TypeError, match="block must be a whole number, got"):
+            with pytest.raises(TypeError, match="block must be an integer, got"):
                 function(np.ones(3), block=block)
     with pytest.raises(ValueError, match=r"finite mean of the absmaxes, got inf from 8 of them"):
         quantize_nf4(np.full(256, 3e38, np.float32), 32, double_quant=True)
@@ -586,7 +586,7 @@ def state(**entries):
         (f"{STATE}nf4", lambda a: np.uint8([ord("7")]), ValueError, "a JSON int, no object"),
         (f"{STATE}nf4", lambda a: a.astype(float), ValueError, "must be uint8 in one axis"),
         (f"{STATE}nf4", state(blocksize="64"), ValueError, "blocksize is missing or wrong"),
-        (f"{STATE}nf4", state(blocksize=48), ValueError, "block must be one of"),
+        (f"{STATE}nf4", state(blocksize=48), ValueError, "block must be 32, 64"),
         (f"{STATE}nf4", state(shape=[4, 65]), ValueError, r"packed must have shape \(130,\)"),
         (f"{STATE}nf4", state(shape=[-4, -64]), ValueError, "no side of 0, got"),
         (f"{STATE}nf4", state(shape=[]), ValueError, "shape must have an axis"),

@@ -363,9 +363,9 @@ def test_systems_without_advice_or_reservation_only_lose_these(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        ({"budget": 0}, ValueError, "budget must be above 0"),
-        ({"budget": 1.5}, TypeError, "budget must be a whole number"),
-        ({"budget": True}, TypeError, "budget must be a whole number"),
+        ({"budget": 0}, ValueError, "budget must be at least 1"),
+        ({"budget": 1.5}, TypeError, "budget must be an integer"),
+        ({"budget": True}, TypeError, "budget must be an integer"),
         ({"lr": -1}, ValueError, "lr must lie"),
         ({"eps": 0}, ValueError, "eps must lie"),
     ],

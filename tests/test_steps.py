@@ -725,7 +725,7 @@ NONE = (np.empty(0, np.int64), np.empty(0, np.int8))
         (PAPER, GOOD, "takes SampledStep, got UnitsStep"),
         (PAPER, SampledStep(1, np.zeros(7, np.int8)), "8 codes, got 7"),
         (PAPER, SampledStep(1, np.full(8, 2, np.int8)), r"codes must lie in \[-1, 1\]"),
-        (PAPER, SampledStep(1, np.zeros(8)), "codes must be one-dimensional integers"),
+        (PAPER, SampledStep(1, np.zeros(8)), "codes must be integers"),
         (PAPER, SampledStep(2**32, np.zeros(8, np.int8)), "numerator"),
         (PAPER, SampledStep(0.5, np.zeros(8, np.int8)), "integer"),
         (SMALL, UnitsStep((NONE[0],), (NONE[1],)), "2 layers, got 1"),

@@ -173,8 +173,8 @@ def test_no_rows_give_no_rows():
         (np.ones(3, int), 1, TypeError, "array of floats"),
         (np.ones(3, complex), 1, TypeError, "array of floats"),
         (np.ma.masked_equal(np.ones(3), 1), 1, TypeError, "masked array"),
-        (np.float32([[0, 1], [np.nan, 2]]), 1, ValueError, r"NaN, got one at \(1, 0\)"),
-        (np.float64([0, 1, np.nan]), 3, ValueError, r"\(2,\)"),
+        (np.float32([[0, 1], [np.nan, 2]]), 1, ValueError, r"NaN, got nan at \(1, 0\)"),
+        (np.float64([0, 1, np.nan]), 3, ValueError, "got nan at 2"),
     ],
 )
 def test_bad_input_is_refused_by_name(x, k, error, says):
@@ -279,7 +279,7 @@ def test_every_block_keeps_n_of_its_own(blocks, m, seed):
 @pytest.mark.parametrize("m", [0, -2, 3, 8])
 def test_blocks_that_do_not_fit_are_refused(m):
     """m must divide the last axis."""
-    with pytest.raises(ValueError, match="m must divide"):
+    with pytest.raises(ValueError, match=r"m must (divide|be at least 1)"):
         block_topk_sparsify(np.ones((2, 4), np.float32), 1, m)
 
 

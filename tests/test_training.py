@@ -332,7 +332,7 @@ def test_the_validation_split_is_not_trained_on(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        (dict(preset="huge"), "preset must be one of"),
+        (dict(preset="huge"), "preset must be 'paper'"),
         (dict(seed=-1), "seed"),
         (dict(seed=2**64), "seed"),
         (dict(steps=-1), "steps"),

@@ -23,7 +23,7 @@ __all__ = [
     "float32",
     "floats",
     "integer",
-    "integers",
+    "integer_array",
     "last_axis",
     "not_finite",
     "number",
@@ -190,7 +190,7 @@ def float32(name: str, values: ArrayLike) -> NDArray[np.float32]:
         return floats(name, values).astype(np.float32, copy=False)
 
 
-def integers(
+def integer_array(
     name: str, values: ArrayLike, least: int, most: int, ndim: int | None = None
 ) -> NDArray[np.int64]:
     """Return integers as int64, each in ``[least, most]``; an empty array may be of any type.
@@ -204,7 +204,7 @@ def integers(
 
     Examples
     --------
-    >>> integers("tokens", [[0, 4], [7, 2]], 0, 6)
+    >>> integer_array("tokens", [[0, 4], [7, 2]], 0, 6)
     Traceback (most recent call last):
         ...
     ValueError: tokens must lie in [0, 6], got 7 at (1, 0)

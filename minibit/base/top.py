@@ -36,7 +36,9 @@ def largest(scores: NDArray[Any], count: int) -> NDArray[np.bool_]:
         return np.zeros(scores.shape, np.bool_)
     at = scores.shape[-1] - count
     bar = np.partition(scores, at, axis=-1)[..., at : at + 1]  # (..., 1), the smallest that is kept
-    above, ties = scores > bar, scores == bar
-    places = count - np.count_nonzero(above, axis=-1, keepdims=True)  # (..., 1), left for ties
-    mask: NDArray[np.bool_] = above | (ties & (np.cumsum(ties, axis=-1) <= places))
+    mask: NDArray[np.bool_] = scores >= bar
+    if np.count_nonzero(mask) > count * (scores.size // scores.shape[-1]):  # ties at the bar
+        above, ties = scores > bar, scores == bar
+        places = count - np.count_nonzero(above, axis=-1, keepdims=True)  # (..., 1), left for ties
+        mask = above | (ties & (np.cumsum(ties, axis=-1) <= places))
     return mask

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.base import integers as checked_integers
+from minibit.base import integer_array
 from minibit.datasets import load_text
 from minibit.noise import BATCH, integers
 
@@ -60,7 +60,7 @@ class Vocabulary:
 
     def decode(self, tokens: Any) -> str:
         """Return the characters of tokens, joined; one out of range is a ValueError."""
-        indices = checked_integers("tokens", np.ravel(tokens), 0, len(self) - 1)
+        indices = integer_array("tokens", np.ravel(tokens), 0, len(self) - 1)
         return "".join(self.characters[i] for i in indices)
 
 

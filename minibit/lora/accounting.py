@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from minibit.base import integer, one_of
 from minibit.transformer import Shape, cache_bytes
 
 __all__ = [
@@ -190,8 +191,7 @@ def qlora_fine_tune(
         0.13 GB  logits and their gradient: 512 tokens x 32000 x 8 bytes
     """
     each = _bits(bits)
-    if rank < 1 or tokens < 1:
-        raise ValueError(f"rank and tokens must be at least 1, got {rank} and {tokens}")
+    rank, tokens = integer("rank", rank, 1), integer("tokens", tokens, 1)
     d, f, vocabulary = shape.hidden, shape.intermediate, shape.vocabulary
     matrices, ends = shape.matrix_weights, 2 * shape.head_weights
     moving = adapter_weights(shape, rank)
@@ -253,8 +253,7 @@ def inference(shape: Shape, bits: str, *, tokens: int = 2048, gated: bool = True
         1.51 GB  keys and values: 2048 tokens x 36 x 2 x 5120 x 2 bytes
     """
     each = _bits(bits)
-    if tokens < 0:
-        raise ValueError(f"tokens must not be negative, got {tokens}")
+    tokens = integer("tokens", tokens)
     width = 4 if bits == "float32" else 2
     ends = 2 * shape.head_weights
     matrices = parameters(shape, gated) - ends
@@ -275,6 +274,4 @@ def _count(n: float) -> str:
 
 
 def _bits(name: str) -> float:
-    if name not in BITS:
-        raise ValueError(f"bits must be one of {', '.join(BITS)}, got {name!r}")
-    return BITS[name]
+    return BITS[one_of("bits", name, BITS)]

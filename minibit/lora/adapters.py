@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import integer, number
 from minibit.dual import stop_gradient
 from minibit.lora.frozen import floats_of, frozen_linear
 from minibit.nf4 import NF4Tensor, quantize_nf4
@@ -118,10 +119,8 @@ class LoRALinear:
             raise ValueError(f"A must have shape (r, {n_in}), r above 0, got {tuple(self.A.shape)}")
         if tuple(self.B.shape) != (n_out, rank):
             raise ValueError(f"B must have shape ({n_out}, {rank}), got {tuple(self.B.shape)}")
-        if not 0 < self.alpha < math.inf:
-            raise ValueError(f"alpha must be above 0 and finite, got {self.alpha}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        number("alpha", self.alpha, "(0, inf)")
+        number("dropout", self.dropout, "[0, 1)")
         if self.magnitude is not None:
             if tuple(self.magnitude.shape) != (n_out,):
                 got_shape = tuple(self.magnitude.shape)
@@ -290,8 +289,7 @@ def init_adapters(
     >>> {name: {part: x.shape for part, x in pair.items()} for name, pair in adapters.items()}
     {'up_proj': {'A': (2, 4), 'B': (6, 2)}}
     """
-    if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or rank < 1:
-        raise ValueError(f"rank must be a whole number, at least 1, got {rank!r}")
+    rank = integer("rank", rank, 1)
     if targets is None:
         names = [name for name in params if name.endswith("_proj")]
     else:

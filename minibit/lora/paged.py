@@ -26,7 +26,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from minibit.base import parse_object
+from minibit.base import integer, parse_object
 from minibit.dual import Tree
 from minibit.tape import Adam, FloatArray
 from minibit.tape.adam import _move
@@ -95,12 +95,8 @@ class PagedAdam(Adam):
         budget: int = 1 << 26,
         path: str | os.PathLike[str] | None = None,
     ) -> None:
-        if isinstance(budget, bool) or not isinstance(budget, int | np.integer):
-            raise TypeError(f"budget must be a whole number of bytes, got {budget!r}")
-        if budget < 1:
-            raise ValueError(f"budget must be above 0 bytes, got {budget}")
         super().__init__(params, lr, betas, eps, weight_decay)  # zeros, whose pages nobody touches
-        self.budget, self.path = int(budget), None if path is None else Path(path)
+        self.budget, self.path = integer("budget", budget, 1), None if path is None else Path(path)
         self._layout = [[p.dtype.str, int(p.size)] for p in self._now]
         lengths = [-(-p.nbytes // PAGE) * PAGE for p in self._now]
         self._length = PAGE + 2 * sum(lengths)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minibit.base import float32, not_finite
+from minibit.base import finite, float32, integer, one_of
 
 __all__ = [
     "E2M1_CODE",
@@ -182,11 +182,7 @@ def checked_codebook(codebook: ArrayLike) -> Floats:
 
 def check_block(block: int) -> int:
     """Return the size of a block as an int, or say which there are."""
-    if isinstance(block, bool) or not isinstance(block, (int, np.integer)):
-        raise TypeError(f"block must be a whole number, got {type(block).__name__}")
-    if block not in BLOCKS:
-        raise ValueError(f"block must be one of {', '.join(map(str, BLOCKS))}, got {block}")
-    return int(block)
+    return one_of("block", integer("block", block, None), BLOCKS)
 
 
 def checked_weights(w: ArrayLike, check_finite: bool = True) -> Floats:
@@ -196,8 +192,8 @@ def checked_weights(w: ArrayLike, check_finite: bool = True) -> Floats:
         raise ValueError("w must have at least one axis, got a single number")
     if not array.size:
         raise ValueError(f"w must not be empty, got shape {array.shape}")
-    if check_finite and not np.isfinite(array).all():
-        raise not_finite("w", array)
+    if check_finite:
+        finite("w", array)
     return array
 
 

@@ -20,7 +20,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minibit.base import float32, plain
+from minibit.base import float32, last_axis, plain, thread_count
 from minibit.nf4.codebooks import (
     NF4_CODE,
     Floats,
@@ -207,8 +207,7 @@ def nf4_matmul(x: ArrayLike, tensor: NF4Tensor, *, threads: int | None = None) -
     from minibit import kernels
 
     x = _activations(x, tensor)
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
+    threads = thread_count(threads)
     if not kernels.compiled():
         return nf4_matmul_reference(x, tensor)
     n_out, n_in = tensor.shape
@@ -270,8 +269,5 @@ def _activations(x: ArrayLike, tensor: NF4Tensor) -> Floats:
     if len(tensor.shape) != 2:
         raise ValueError(f"tensor must have shape (n_out, n_in) to multiply by, got {tensor.shape}")
     array = float32("x", x)
-    if not array.ndim or array.shape[-1] != tensor.shape[1]:
-        raise ValueError(
-            f"x must have shape (..., n_in) with n_in = {tensor.shape[1]}, got {array.shape}"
-        )
+    last_axis("x", array, tensor.shape[1])
     return array

@@ -23,8 +23,7 @@ from typing import SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minibit.base import integer
-from minibit.base import integers as many  # `integers` draws them
+from minibit.base import integer, integer_array
 from minibit.kernels import compiled
 
 __all__ = ["integers", "philox4x32", "uniform", "words"]
@@ -259,4 +258,4 @@ def check_words(name: str, values: ArrayLike, last: int) -> NDArray[np.uint32]:
         raise ValueError(f"{name} must have shape (..., {last}), got {given.shape}")
     if given.dtype == np.uint32:
         return given
-    return many(name, given, 0, 2**32 - 1).astype(np.uint32)
+    return integer_array(name, given, 0, 2**32 - 1).astype(np.uint32)

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minibit.base import integer, integers
+from minibit.base import integer, integer_array
 from minibit.kernels import compiled
 from minibit.noise.density import Share, noise_constants, numerator_of
 from minibit.noise.philox import ADAPTERS as ADAPTERS
@@ -134,7 +134,7 @@ def sparse_noise_many(
     >>> offsets
     array([0, 3, 7])
     """
-    numbers = integers("perturbations", perturbations, 0, 2**32 - 1, ndim=1)
+    numbers = integer_array("perturbations", perturbations, 0, 2**32 - 1, ndim=1)
     return _sparse_noise(seed, step, numbers, size, density, blocks)
 
 
@@ -252,7 +252,7 @@ def _sparse_noise(
         chosen = np.arange(total)
     else:
         listed = np.asarray(list(blocks) if np.iterable(blocks) else [blocks])
-        chosen = np.unique(integers("blocks", listed, 0, total - 1, ndim=1))
+        chosen = np.unique(integer_array("blocks", listed, 0, total - 1, ndim=1))
     if not compiled():
         return sparse_noise_reference(seed, step, perturbations, chosen, size, block_bits, table)
     from minibit.kernels import noise as kernel

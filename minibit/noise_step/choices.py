@@ -11,6 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import largest
+
 __all__ = ["keep_moves", "keep_terns", "t_score"]
 
 
@@ -91,9 +93,7 @@ def keep_moves(
     count = min(count, int(np.count_nonzero(scores)))
     if count <= 0:
         return np.empty(0, np.int64), np.empty(0, np.int8)
-    bar = np.partition(scores, scores.size - count)[scores.size - count]
-    above, ties = np.flatnonzero(scores > bar), np.flatnonzero(scores == bar)
-    positions = np.sort(np.concatenate([above, ties[: count - above.size]]))
+    positions = np.flatnonzero(largest(scores, count))
     return positions, signs[positions]
 
 

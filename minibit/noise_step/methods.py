@@ -15,7 +15,6 @@ clamp would cancel is never kept, so such a step never clamps.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -23,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import integer, number
 from minibit.noise import LEVELS, uniform
 from minibit.noise_step.alignments import Loss, Model, direction_sums_by_jvp, unit_sums_by_jvp
 from minibit.noise_step.choices import keep_moves, keep_terns, t_score
@@ -126,7 +126,7 @@ class Sampled:
     def _numerator(self, step: int, density: float | None) -> int:
         if density is None:
             density = self.density(step) if callable(self.density) else self.density
-        numerator = round(_share("density", density) * 2**32)
+        numerator = round(number("density", density, "[0, 1]") * 2**32)
         if numerator == 2**32:
             raise ValueError(f"density must lie below 1, got {density}")
         return numerator
@@ -190,7 +190,8 @@ class Units:
         self, plan: Plan, step: int, params: Params, drawn: Candidates, sums: Sums
     ) -> tuple[UnitsStep, Scores]:
         """Keep the best moves of each layer."""
-        rate = _share("rate", self.rate(step) if callable(self.rate) else self.rate)
+        value = self.rate(step) if callable(self.rate) else self.rate
+        rate = number("rate", value, "[0, 1]")
         lots = uniform(plan.seed, (len(plan.shapes),), domain=LEVELS, step=step)
         positions, signs, scores = [], [], []
         for layer, w in enumerate(params.values()):
@@ -210,15 +211,6 @@ class Units:
         return UnitsStep(tuple(positions), tuple(signs)), tuple(scores)
 
 
-def _share(name: str, value: Any) -> float:
-    """Return the value of a schedule at this step, checked."""
-    if np.ndim(value) or not isinstance(value, int | float | np.number | np.ndarray):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}")
-    return float(value)
-
-
 def _per_layer(
     name: str, value: int | Sequence[int] | None, most: Sequence[int]
 ) -> tuple[int, ...]:
@@ -230,7 +222,7 @@ def _per_layer(
     if isinstance(value, int | np.integer):
         counts = tuple(min(int(value), n) for n in most)
     else:
-        counts = tuple(operator.index(n) for n in value)
+        counts = tuple(integer(name, n) for n in value)
     if len(counts) != len(most) or any(not 1 <= c <= n for c, n in zip(counts, most, strict=True)):
         raise ValueError(f"{name} must be 1 to {tuple(most)}, one per layer, got {value}")
     return counts

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import number, one_of
 from minibit.layers import ACTIVATIONS, mlp, ternary_linear
 
 __all__ = ["MLP"]
@@ -46,13 +47,9 @@ class MLP:
 
     def __post_init__(self) -> None:
         """Refuse constants that leave no model."""
-        if not (np.isfinite(self.logit_scale) and self.logit_scale > 0):
-            raise ValueError(f"logit_scale must be positive and finite, got {self.logit_scale}")
-        if not (np.isfinite(self.eps) and self.eps > 0):
-            raise ValueError(f"eps must be positive and finite, got {self.eps}")
-        if self.activations not in ACTIVATIONS:
-            names = " or ".join(map(repr, ACTIVATIONS))
-            raise ValueError(f"activations must be {names}, got {self.activations!r}")
+        number("logit_scale", self.logit_scale, "(0, inf)")
+        number("eps", self.eps, "(0, inf)")
+        one_of("activations", self.activations, ACTIVATIONS)
 
     def __call__(
         self, params: Params, x: Any, linear: Callable[[Any, Any], Any] = ternary_linear

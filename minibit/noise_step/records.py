@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import integer
 from minibit.noise import draw_inputs, draw_units, initial_codes, sparse_noise_many
 
 __all__ = [
@@ -92,13 +92,15 @@ class Plan:
             raise TypeError(f"names must be a list of strings, got {fields['names']!r}")
         return cls(
             method=fields["method"],
-            seed=_whole(fields["seed"]),
+            seed=integer("seed", fields["seed"], None),
             names=tuple(fields["names"]),
-            shapes=tuple(tuple(_whole(n) for n in shape) for shape in fields["shapes"]),
-            zeros=_whole(fields["zeros"]),
-            perturbations=_whole(fields.get("perturbations", 0)),
-            units=tuple(_whole(n) for n in fields.get("units", ())),
-            inputs=tuple(_whole(n) for n in fields.get("inputs", ())),
+            shapes=tuple(
+                tuple(integer("shapes", n, None) for n in shape) for shape in fields["shapes"]
+            ),
+            zeros=integer("zeros", fields["zeros"], None),
+            perturbations=integer("perturbations", fields.get("perturbations", 0), None),
+            units=tuple(integer("units", n, None) for n in fields.get("units", ())),
+            inputs=tuple(integer("inputs", n, None) for n in fields.get("inputs", ())),
         )
 
 
@@ -126,13 +128,6 @@ class Update(NamedTuple):
 
     positions: NDArray[np.int64]  # (moved,), increasing
     deltas: NDArray[np.int32]  # (moved,)
-
-
-def _whole(value: Any) -> int:
-    """Return an integer as a plain one; 1.5, "1" and True are none."""
-    if isinstance(value, bool):
-        raise TypeError(f"{value} is no integer")
-    return operator.index(value)
 
 
 def initial_params(plan: Plan) -> Params:

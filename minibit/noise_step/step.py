@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import integer, number, thread_count
 from minibit.noise_step.alignments import Loss, Model
 from minibit.noise_step.methods import Objective, Params, Sampled, Shapes, Units
 from minibit.noise_step.perceptron import MLP
@@ -102,14 +103,10 @@ class NoiseStep:
         **settings: Any,
     ) -> None:
         self.method = _method(method, settings)
-        if seed != int(seed) or not 0 <= seed < 2**64:
-            raise ValueError(f"seed must be an integer in [0, 2**64), got {seed}")
-        if not 0 <= zeros <= 1:
-            raise ValueError(f"zeros must lie in [0, 1], got {zeros}")
+        seed, zeros = integer("seed", seed, 0, 2**64 - 1), number("zeros", zeros, "[0, 1]")
         if not threshold < 1:
             raise ValueError(f"threshold must be below 1, where 1 - p_y ends, got {threshold}")
-        if workers is not None and workers < 1:
-            raise ValueError(f"workers must be at least 1, got {workers}")
+        workers = thread_count(workers, "workers")
         if not isinstance(params, Mapping) or not params:
             raise TypeError(
                 f"params must be a non-empty dict of arrays, got {type(params).__name__}"
@@ -234,10 +231,8 @@ def geometric(start: float, end: float, steps: int, every: int = 1) -> Callable[
     >>> [round(rate(t), 3) for t in range(3)]
     [0.08, 0.04, 0.02]
     """
-    if not (start > 0 and end > 0):
-        raise ValueError(f"start and end must be positive, got {start} and {end}")
-    if steps < 1 or every < 1:
-        raise ValueError(f"steps and every must be at least 1, got {steps} and {every}")
+    start, end = number("start", start, "(0, inf)"), number("end", end, "(0, inf)")
+    steps, every = integer("steps", steps, 1), integer("every", every, 1)
     last = max(1, steps - 1)
     return lambda step: float(start * (end / start) ** (min(step // every * every, last) / last))
 

@@ -40,6 +40,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import finite, integer_array
 from minibit.kernels import compiled
 from minibit.noise_step.perceptron import MLP
 from minibit.noise_step.prepared import CHUNKS, Prepared, State, prepare, run
@@ -82,19 +83,14 @@ def check_batch(params: Params, x: Any, y: Any) -> tuple[NDArray[Any], NDArray[n
         raise ValueError(f"x must be (batch, {n_in}), got shape {x.shape}")
     if x.dtype.kind not in "uif":
         raise TypeError(f"x must be integers or floats, got {x.dtype}")
-    if x.dtype.kind == "f" and not np.isfinite(x).all():
-        first = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
-        raise ValueError(f"x must be finite, got {x[first]} at {first}")
+    if x.dtype.kind == "f":
+        finite("x", x)
     if y.shape != x.shape[:1]:
         raise ValueError(f"y must be one label a sample, ({len(x)},), got shape {y.shape}")
-    if y.dtype.kind not in "iu":
-        raise TypeError(f"y must be integer labels, got {y.dtype}")
-    if y.size and (y.min() < 0 or y.max() >= classes):
-        wrong = y[(y < 0) | (y >= classes)][0]
-        raise ValueError(f"y must be labels from 0 to {classes - 1}, got {wrong}")
+    y = integer_array("y", y, 0, classes - 1)
     if x.dtype != np.uint8:
         x = x.astype(np.float32)
-    return _read_only(x), _read_only(y.astype(np.int64, copy=False))
+    return _read_only(x), _read_only(y)
 
 
 def _check_codes(params: Params) -> None:

@@ -13,6 +13,7 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import integer_array
 from minibit.noise_step import Plan, SampledStep, UnitsStep
 from minibit.steps.replaying import Step
 
@@ -47,11 +48,8 @@ def chosen_steps(steps: Steps, length: int) -> list[int]:
         if given.shape != (length,):
             raise ValueError(f"a mask of steps must have shape ({length},), got {given.shape}")
         return [int(number) for number in np.flatnonzero(given)]
-    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
-        raise TypeError(f"steps must be integers, got shape {given.shape} of {given.dtype}")
-    if given.size and not 0 <= int(given.min()) <= int(given.max()) < length:
-        raise ValueError(f"steps must lie in [0, {length}), got {given.min()} to {given.max()}")
-    return [int(number) for number in np.unique(given)]
+    numbers = integer_array("steps", given, 0, length - 1, ndim=1)
+    return [int(number) for number in np.unique(numbers)]
 
 
 def intervals(numbers: Iterable[int]) -> list[list[int]]:

@@ -6,7 +6,6 @@ were after any step, the difference between two steps, digests.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import islice, pairwise
@@ -15,6 +14,7 @@ from typing import SupportsIndex, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import integer
 from minibit.noise_step import Params, Plan
 from minibit.steps.edits import Segments, named
 from minibit.steps.file import DIGEST, Contents, LogError, Record
@@ -178,8 +178,4 @@ class History:
             raise LogError(f"a record holds no steps of its plan: {error}", record.offset) from None
 
     def _step(self, name: str, step: SupportsIndex | None) -> int:
-        length = len(self)
-        number = length if step is None else operator.index(step)
-        if not 0 <= number <= length:
-            raise ValueError(f"{name} must lie in [0, {length}], got {number}")
-        return number
+        return len(self) if step is None else integer(name, step, 0, len(self))

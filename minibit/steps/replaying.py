@@ -6,7 +6,6 @@ not what the model weighs.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any, TypeAlias
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit import noise
+from minibit.base import integer, integer_array
 from minibit.noise_step import (
     Params,
     Plan,
@@ -155,10 +155,8 @@ def checked_step(plan: Plan, step: Any) -> Step:
             f"a log of method {plan.method!r} takes {wanted.__name__}, got {type(step).__name__}"
         )
     if isinstance(step, SampledStep):
-        numerator = operator.index(step.numerator)
-        if not 0 <= numerator < WORD:
-            raise ValueError(f"numerator must lie in [0, 2**32), got {numerator}")
-        codes = _integers("codes", step.codes, -1, 1)
+        numerator = integer("numerator", step.numerator, 0, WORD - 1)
+        codes = integer_array("codes", step.codes, -1, 1, ndim=1)
         if codes.size != plan.perturbations:
             raise ValueError(f"a step has {plan.perturbations} codes, got {codes.size}")
         return SampledStep(numerator, codes.astype(np.int8))
@@ -170,8 +168,10 @@ def checked_step(plan: Plan, step: Any) -> Step:
         )
     positions, signs = [], []
     for layer, size in enumerate(candidates(plan)):
-        where = _integers(f"positions of layer {layer}", step.positions[layer], 0, size - 1)
-        sign = _integers(f"signs of layer {layer}", step.signs[layer], -1, 1)
+        where = integer_array(
+            f"positions of layer {layer}", step.positions[layer], 0, size - 1, ndim=1
+        )
+        sign = integer_array(f"signs of layer {layer}", step.signs[layer], -1, 1, ndim=1)
         if (np.diff(where) <= 0).any():
             raise ValueError(f"positions of layer {layer} must increase")
         if where.size != sign.size or not sign.all():
@@ -181,20 +181,6 @@ def checked_step(plan: Plan, step: Any) -> Step:
         positions.append(where)
         signs.append(sign.astype(np.int8))
     return UnitsStep(tuple(positions), tuple(signs))
-
-
-def _integers(name: str, values: Any, least: int, most: int) -> NDArray[np.int64]:
-    """Check a one-dimensional integer array and its range."""
-    array = np.asarray(values)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise TypeError(
-            f"{name} must be one-dimensional integers, got shape {array.shape} of {array.dtype}"
-        )
-    if array.size and not least <= int(array.min()) <= int(array.max()) <= most:
-        raise ValueError(
-            f"{name} must lie in [{least}, {most}], got {array.min()} to {array.max()}"
-        )
-    return array.astype(np.int64)
 
 
 def checked_plan(fields: Any) -> Plan:

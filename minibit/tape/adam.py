@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.base import number
+from minibit.base import integer, number
 from minibit.dual import Tree, leaves, map_tree, zip_trees
 from minibit.kernels import compiled
 
@@ -321,7 +321,7 @@ def two_stage(step: int, steps: int, peak: float, second: float, warmup: int = 0
     >>> [round(two_stage(step, 8, 1.6e-3, 1e-3), 6) for step in (0, 3, 4, 7)]
     [0.0016, 0.001, 0.0005, 0.000125]
     """
-    _check_step(step, steps)
+    integer("step", step, 0, integer("steps", steps, 1))
     rate = (peak if 2 * step < steps else second) * (1 - step / steps)
     return rate * min(1.0, (step + 1) / warmup) if warmup > 0 else rate
 
@@ -336,10 +336,5 @@ def two_stage_weight_decay(step: int, steps: int, decay: float = 0.1) -> float:
     >>> [two_stage_weight_decay(step, 4) for step in range(4)]
     [0.1, 0.1, 0.0, 0.0]
     """
-    _check_step(step, steps)
+    integer("step", step, 0, integer("steps", steps, 1))
     return decay if 2 * step < steps else 0.0
-
-
-def _check_step(step: int, steps: int) -> None:
-    if steps < 1 or not 0 <= step <= steps:
-        raise ValueError(f"step must lie in 0 to steps, got step {step} of {steps}")

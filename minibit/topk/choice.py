@@ -8,7 +8,6 @@ Ties go to the lowest index.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minibit.base import floats, integer
+from minibit.base import floats, integer, largest, refuse_entries
 from minibit.dual import Dual, stop_gradient
 
 __all__ = ["block_topk_mask", "topk_count", "topk_keep", "topk_mask", "topk_mask_reference"]
@@ -54,7 +53,7 @@ def topk_count(n: int, sparsity: float | str | Fraction) -> int:
     >>> topk_count(128, "0.35")
     83
     """
-    n = operator.index(n)
+    n = integer("n", n, 1)
     exact = isinstance(sparsity, Fraction | str)
     try:
         share = Fraction(sparsity if exact else repr(float(sparsity)))
@@ -63,13 +62,13 @@ def topk_count(n: int, sparsity: float | str | Fraction) -> int:
     if not 0 <= share < 1:
         raise ValueError(f"sparsity must be from 0 to below 1, got {sparsity}")
     k = (1 - share) * n // 1
-    if n < 1 or k < 1:
+    if k < 1:
         raise ValueError(f"sparsity {sparsity} would keep nothing of n = {n}")
     return int(k)
 
 
 def topk_mask_reference(x: ArrayLike, k: int) -> NDArray[np.bool_]:
-    """Mark the k largest magnitudes as `topk_mask` does, by a stable sort; x and k are as there.
+    """Mark the k largest magnitudes as `topk_mask` does, by `minibit.base.largest`.
 
     Examples
     --------
@@ -77,12 +76,8 @@ def topk_mask_reference(x: ArrayLike, k: int) -> NDArray[np.bool_]:
     array([False,  True, False,  True])
     """
     x, k = checked(x, k)
-    if np.isnan(x).any():
-        raise _nan(x)
-    order = np.argsort(-np.abs(x), axis=-1, kind="stable")[..., :k]  # (..., k)
-    mask = np.zeros(x.shape, bool)
-    np.put_along_axis(mask, order, True, axis=-1)
-    return mask
+    refuse_entries("x", x, np.isnan(x), "hold no NaN")
+    return largest(np.abs(x), k)
 
 
 def topk_mask(x: Array, k: int) -> NDArray[np.bool_]:
@@ -132,7 +127,7 @@ def topk_mask(x: Array, k: int) -> NDArray[np.bool_]:
         return topk_mask_reference(x, k)
     mask = np.empty(rows.shape, _BOOL)
     if _KERNELS["select"](rows, int(k), mask) >= 0:
-        raise _nan(np.asarray(x))
+        refuse_entries("x", np.asarray(x), np.isnan(x), "hold no NaN")
     return mask if rows is x else mask.reshape(np.shape(x))
 
 
@@ -157,14 +152,14 @@ def topk_keep(x: NDArray[Any], k: int) -> NDArray[Any]:
         return np.where(topk_mask_reference(x, k), x, x.dtype.type(0))
     y = np.empty_like(rows)
     if _KERNELS["keep"](rows, int(k), y) >= 0:
-        raise _nan(x)
+        refuse_entries("x", np.asarray(x), np.isnan(x), "hold no NaN")
     return y if rows is x else y.reshape(x.shape).astype(x.dtype)
 
 
 def blocks(x: Array, m: int) -> Array:
     """Cut the last axis: (..., width) to (..., width / m, m)."""
-    m = operator.index(m)
-    if m < 1 or not x.shape or x.shape[-1] % m:
+    m = integer("m", m, 1)
+    if not x.shape or x.shape[-1] % m:
         raise ValueError(f"m must divide the last axis, got m = {m} and shape {tuple(x.shape)}")
     return np.reshape(x, (*x.shape[:-1], x.shape[-1] // m, m))
 
@@ -209,9 +204,3 @@ def checked(x: ArrayLike, k: int) -> tuple[NDArray[Any], int]:
     if not array.ndim:
         raise ValueError("x must have at least one axis, got a single number")
     return array, integer("k", k, 1, array.shape[-1])
-
-
-def _nan(x: NDArray[Any]) -> ValueError:
-    """Name the first NaN."""
-    first = tuple(int(i) for i in np.argwhere(np.isnan(x))[0])
-    return ValueError(f"x must hold no NaN, got one at {first}")

@@ -10,7 +10,6 @@ Support room: ties noise_step to logs and data.
 
 from __future__ import annotations
 
-import operator
 import time
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -21,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import integer, one_of, thread_count
 from minibit.datasets import Dataset, load_mnist, split
 from minibit.kernels import compiled
 from minibit.noise import BATCH, integers
@@ -134,13 +134,10 @@ def train(
     FileExistsError
         If `out` exists and `resume` is not asked for.
     """
-    steps = steps if steps is None else operator.index(steps)
-    if steps is not None and steps < 0:
-        raise ValueError(f"steps must not be negative, got {steps}")
-    if total_steps is not None and total_steps < max(1, steps or 0):
-        raise ValueError(f"total_steps must be at least {max(1, steps or 0)}, got {total_steps}")
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
+    steps = steps if steps is None else integer("steps", steps)
+    if total_steps is not None:
+        integer("total_steps", total_steps, max(1, steps or 0))
+    workers = thread_count(workers, "workers")
     data = dataset or load_mnist()
     if resume:
         run = _Run.resumed(Path(out), data, overrides)
@@ -186,13 +183,12 @@ def _recipe(
     overrides: dict[str, Any],
 ) -> Preset:
     """Fit a preset to the data, and replace what is asked for."""
-    if preset not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    one_of("preset", preset, PRESETS)
     recipe = replace(PRESETS[preset], **overrides)
     n_in, classes = data.features, data.classes
     inner = recipe.widths[1:-1]
     if widths is not None:
-        inner = tuple(operator.index(width) for width in np.atleast_1d(widths).tolist())
+        inner = tuple(integer("widths", width, 1) for width in np.atleast_1d(widths).tolist())
     if len(inner) > 1 and inner[0] == n_in and inner[-1] == classes:
         inner = inner[1:-1]
     total = total_steps or max(recipe.steps, steps or 0)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import integer
 from minibit.noise import INITIAL, uniform
 
 __all__ = ["BitNetConfig", "Params", "check_params", "init_params", "param_shapes"]
@@ -84,11 +85,7 @@ class BitNetConfig:
             "vocab_size", "hidden_size", "intermediate_size", "layers", "heads", "kv_heads",
             "max_positions",
         ):  # fmt: skip
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int | np.integer):
-                raise TypeError(f"{name} must be a whole number, got {size!r}")
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+            integer(name, getattr(self, name), 1)
         if self.hidden_size % self.heads or self.head_dim % 2:
             raise ValueError(
                 "hidden_size must be heads times an even number (rotary pairs), "
@@ -102,10 +99,7 @@ class BitNetConfig:
                 raise ValueError(f"{name} must be above 0 and finite in float32, got {value}")
         for name, tokens in (("bos", () if self.bos is None else (self.bos,)), ("eos", self.ends)):
             for token in tokens:
-                if isinstance(token, bool) or not isinstance(token, int | np.integer):
-                    raise TypeError(f"{name} must be a whole number or None, got {token!r}")
-                if not 0 <= token < 2**31:
-                    raise ValueError(f"{name} must be a token, 0 or more, below 2**31, got {token}")
+                integer(name, token, 0, 2**31 - 1)
 
     @property
     def ends(self) -> tuple[int, ...]:

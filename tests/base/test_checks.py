@@ -15,7 +15,7 @@ from minibit.base import (
     float32,
     floats,
     integer,
-    integers,
+    integer_array,
     last_axis,
     not_finite,
     number,
@@ -28,7 +28,11 @@ from minibit.base import (
 )
 
 
-@given(st.integers(-(2**70), 2**70), st.integers(-(2**70), 2**70), st.integers(-(2**70), 2**70))
+@given(
+    st.integers(-(2**70), 2**70),
+    st.integers(-(2**70), 2**70),
+    st.integers(-(2**70), 2**70),
+)
 def test_an_integer_passes_if_and_only_if_it_is_in_range(value, least, most):
     """Bounds are inclusive; the message has name, value and range."""
     if least <= value <= most:
@@ -120,7 +124,7 @@ def test_what_holds_no_floats_is_a_type_error(values):
 def test_a_masked_array_is_refused_by_every_check_of_arrays():
     """Its mask would be lost without a word."""
     masked = np.ma.masked_array([1.0, 2.0], [True, False])
-    for check in (unmasked, floats, float32, lambda name, x: integers(name, x, 0, 9)):
+    for check in (unmasked, floats, float32, lambda name, x: integer_array(name, x, 0, 9)):
         with pytest.raises(TypeError, match="x must not be a masked array"):
             check("x", masked)
 
@@ -135,24 +139,24 @@ def test_integers_pass_if_and_only_if_all_are_in_range_and_the_first_is_named(ar
     """The place is the index in an array of one axis, else the tuple of indices."""
     wrong = np.argwhere((array < -1) | (array > 2))
     if not len(wrong):
-        checked = integers("x", array, -1, 2)
+        checked = integer_array("x", array, -1, 2)
         assert checked.dtype == np.int64
         assert np.array_equal(checked, array)
         return
     first = tuple(wrong[0].tolist())
     with pytest.raises(ValueError, match="x must lie in") as caught:
-        integers("x", array, -1, 2)
+        integer_array("x", array, -1, 2)
     at = "" if not first else f" at {first[0] if len(first) == 1 else first}"
     assert str(caught.value) == f"x must lie in [-1, 2], got {array[first]}{at}"
 
 
 def test_an_empty_list_is_integers_and_floats_are_not():
     """NumPy makes an empty list float64."""
-    assert integers("x", [], 0, 1).dtype == np.int64
+    assert integer_array("x", [], 0, 1).dtype == np.int64
     with pytest.raises(TypeError, match="x must be integers, got float64"):
-        integers("x", [0.0], 0, 1)
+        integer_array("x", [0.0], 0, 1)
     with pytest.raises(ValueError, match="x must have 1 axis, got shape"):
-        integers("x", [[1]], 0, 1, ndim=1)
+        integer_array("x", [[1]], 0, 1, ndim=1)
 
 
 @given(
