@@ -68,7 +68,7 @@ def topk_count(n: int, sparsity: float | str | Fraction) -> int:
 
 
 def topk_mask_reference(x: ArrayLike, k: int) -> NDArray[np.bool_]:
-    """Mark the k largest magnitudes as `topk_mask` does, by `minibit.base.largest`.
+    """Mark the k largest magnitudes by `minibit.base.largest`; x and k are those of `topk_mask`.
 
     Examples
     --------
