@@ -1,4 +1,4 @@
-"""What a step keeps: terns above the median, or the best moves of a layer.
+"""What a step keeps: terns that reach the median, or the best moves of a layer.
 
 With per-sample alignments a_b, the t score is |sum_b a_b| / sqrt(sum_b a_b^2), which ranks like the
 t-statistic |mean| / std.

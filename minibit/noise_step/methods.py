@@ -1,14 +1,15 @@
 """The two methods of noise_step: what a step proposes, measures and keeps.
 
 ``sampled``, the paper's method. K perturbations v_i, each weight nonzero with probability `density`
-and then +1 or -1; a_i = grad(L) . v_i; c_i = sign(a_i) where |a_i| >= median_j |a_j|, else 0:
+and then +1 or -1; a_i = grad(L) . v_i; c_i = sign(a_i) where |a_i| (or its t score) reaches the
+median over all i, else 0:
 
     w <- clamp(w - sum_i c_i v_i, -1, 1)
 
-``units``. A few units of every layer are drawn; every weight into them is a candidate, and one
-*unit tangent* (`minibit.noise_step.unit_reference`) serves all candidates of a unit. The share
-`rate` of the candidates with the best scores moves one step against its alignment; a move that the
-clamp would cancel is never kept, so such a step never clamps.
+``units``. A few units of every layer are drawn; the weights into them (or a drawn part of these)
+are candidates, and one *unit tangent* (`minibit.noise_step.unit_tangents`) serves a whole unit. The
+share `rate` of the candidates with the best scores moves one step against its alignment; a move
+that the clamp would cancel is never kept, so such a step never clamps.
 
 `minibit.noise_step.step` is the step that uses them.
 """
@@ -58,7 +59,7 @@ class Objective(NamedTuple):
 
     @property
     def fast(self) -> MLP | None:
-        """The model, if the fast path knows it and the loss."""
+        """The model if the fast path can run it (an MLP, default loss), else None."""
         return self.model if isinstance(self.model, MLP) and self.loss is None else None
 
 
@@ -91,7 +92,7 @@ class Sampled:
     score: Literal["absolute", "t"] = "absolute"
 
     def __post_init__(self) -> None:
-        """Refuse settings that name no step."""
+        """Check the settings."""
         if self.score not in ("absolute", "t"):
             raise ValueError(f"score must be 'absolute' or 't', got {self.score!r}")
         if self.perturbations != int(self.perturbations) or self.perturbations < 1:
@@ -118,7 +119,7 @@ class Sampled:
     def keep(
         self, plan: Plan, step: int, params: Params, drawn: Directions, sums: Sums
     ) -> tuple[SampledStep, Scores]:
-        """Keep the perturbations above the median score, as one tern each."""
+        """Keep the perturbations whose score reaches the median, as one tern each."""
         a, squares = sums.alignments[0], sums.squares[0]  # (perturbations,)
         scores = t_score(a.astype(np.float64), squares) if self.score == "t" else np.abs(a)
         return SampledStep(drawn.numerator, keep_terns(a, squares, self.score)), (scores,)
@@ -143,8 +144,8 @@ class Units:
     inputs : int or one int per layer, optional
         Inputs of a drawn unit that are candidates; all of them by default.
     rate : float or function of the step
-        Share of a layer's candidates that move. ``floor(rate N + u)`` moves, u uniform in [0, 1),
-        so a rate below 1/N moves now and then.
+        Share of a layer's candidates that move: of N candidates ``floor(rate N + u)``, u uniform
+        in [0, 1), so with a rate below 1/N some steps move none.
 
     Raises
     ------
@@ -180,7 +181,7 @@ class Units:
     def measure(
         self, objective: Objective, params: Params, batch: Batch, drawn: Candidates
     ) -> Sums:
-        """Sum the alignments of all weights into the drawn units over the batch."""
+        """For each weight into a drawn unit, sum its alignment over the batch."""
         model, loss, threshold, workers = objective
         if objective.fast:
             return unit_sums(objective.fast, params, *batch, drawn.units, threshold, workers)
@@ -214,7 +215,7 @@ class Units:
 def _per_layer(
     name: str, value: int | Sequence[int] | None, most: Sequence[int]
 ) -> tuple[int, ...]:
-    """Return one count per layer, at least 1; a single number is the most for all layers."""
+    """Return one count per layer; a single number applies to all, cut to the layer's size."""
     if value is None:
         return tuple(most)
     if isinstance(value, float):

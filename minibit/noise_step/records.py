@@ -195,7 +195,8 @@ def sparse_update(
         Number of the step, from 0: it names the draws.
     record : SampledStep or UnitsStep
     drawn : Directions or Candidates, optional
-        All draws of the step, where the caller has them; else what the record keeps is drawn.
+        All draws of the step, where the caller has them; else those that the record kept are
+        drawn again.
 
     Returns
     -------
@@ -267,7 +268,7 @@ def _units_moves(
 def apply_update(
     params: Mapping[str, NDArray[np.int8]], positions: NDArray[np.int64], deltas: NDArray[np.int32]
 ) -> Params:
-    """Return ``clamp(w + delta, -1, 1)``: summed first and clamped once, so order is no matter.
+    """Return ``clamp(w + delta, -1, 1)``: summed first, clamped once, so order does not matter.
 
     Parameters
     ----------

@@ -5,8 +5,8 @@ would change (its *alignment* with the gradient, by one forward tangent), keeps 
 forgets everything else: no latent weights, no gradient or momentum memory, no backward pass. What
 is kept is integers, so a model is its seed and its steps.
 
-The two methods, `Sampled` and `Units`, are in `minibit.noise_step.methods`. Pure: state in, codes
-out, no files.
+The two methods, `Sampled` and `Units`, are in `minibit.noise_step.methods`; `NoiseStep` holds the
+weights and the number of the step, and touches no file.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class StepResult:
     record: SampledStep | UnitsStep
     update: Update  # what the record does to the weights
     loss: float  # mean over the batch, samples weighted, before the step
-    accuracy: float  # of the batch as it was drawn, before the step
+    accuracy: float  # of the batch, unweighted, before the step
     hardness: NDArray[np.floating[Any]]  # (batch,), 1 - p_y
-    alignments: tuple[NDArray[Any], ...]  # sum w_b a_b of `Sums`, over the size of the batch
+    alignments: tuple[NDArray[Any], ...]  # sum w_b a_b of `Sums`, divided by the batch size
     scores: tuple[NDArray[Any], ...]  # what was ranked
 
 
@@ -57,7 +57,8 @@ class NoiseStep:
     ----------
     model : callable (params, x) -> outputs
         Pure. An `MLP` takes the fast path; any other function goes through `jvp_batch`. For method
-        ``units`` a model that takes ``linear`` shares a tangent among a unit's inputs.
+        ``units``, if the model has an argument ``linear`` and makes its products with it, one
+        tangent per unit is enough; else it takes one per weight.
     params : dict of int8 arrays
         The weights to start from, codes in {-1, 0, 1}; copied. ``units`` needs ``(n_out, n_in)``.
     seed : int
@@ -66,7 +67,7 @@ class NoiseStep:
         The method with its settings; a name alone means its default settings.
     threshold : float
         Samples with ``1 - p_y <= threshold`` count as learnt and get no tangents; by default none
-        does. With a loss of one's own, ``1 - exp(-loss)``.
+        does. With a custom loss, p_y is ``exp(-loss)``.
     loss : callable (outputs, y) -> (batch,), optional
         Per-sample negative log-likelihood; cross entropy by default.
     zeros : float
@@ -171,7 +172,7 @@ class NoiseStep:
         Raises
         ------
         TypeError, ValueError
-            If an argument or a loss is no such thing; nothing is updated then.
+            If an argument is malformed or a loss is not finite; nothing is updated then.
         """
         x, y, weight = _batch(x, y, weight)
         plan, number, method = self.plan, self.steps, self.method
@@ -210,7 +211,8 @@ def geometric(start: float, end: float, steps: int, every: int = 1) -> Callable[
     Parameters
     ----------
     start, end : float
-        Values at the first and the last step, positive. The last one holds from there on.
+        Values at the first and the last step, positive; with `every` above 1 the last value is
+        that of the last multiple of `every`. It holds from there on.
     steps : int
         How many steps the run has.
     every : int

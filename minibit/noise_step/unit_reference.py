@@ -1,4 +1,4 @@
-"""Unit tangents in plain NumPy, a whole batch at a time: what the kernels are held to.
+"""Unit tangents in plain NumPy, a whole batch at a time: the kernels are tested against it.
 
 The formulas are in `minibit.noise_step.unit_tangents`, which has the fast twins.
 """
@@ -37,7 +37,7 @@ class Sums:
 
 
 def _states(model: MLP, params: Params, x: Any) -> tuple[list[Any], list[Any], list[Any], Any]:
-    """Run the model: inputs of every layer, z_hat and r of every hidden one, and the logits."""
+    """Return each layer's inputs, z_hat and r = 1 / sigma of hidden layers, and the logits."""
     inner = len(params) - 2 if model.rounds(len(params)) else 0  # hidden layers that are rounded
     *hidden, last = (w.astype(np.float32) for w in params.values())
     h = model.input_scale * as_float(x) + model.input_offset  # (batch, n_in)
