@@ -19,6 +19,7 @@ from mpmath import mp, mpf
 
 from minibit.dual import jacfwd, jvp
 from minibit.dual.rules import RULES
+from minibit.tape import vjp
 from rule_cases import CASES, Case
 
 TYPES = (np.float16, np.float32, np.float64)
@@ -179,14 +180,21 @@ def compare(got: Any, true: Any, parts: Sequence[Any], where: str, scale: float 
     return Point(error, bound, where)
 
 
+def both_modes(f: Callable[[Any], Any], x: np.ndarray) -> tuple[Any, Any, Any]:
+    """Return the values of a function of each number, and the slopes by both modes."""
+    values, forward = jvp(f, (x,), (np.ones_like(x),))
+    return values, forward, vjp(f, (x,))[1](np.ones_like(values))[0]
+
+
 def of_one(key: Any, dtype: Any, step: int) -> Iterator[Point]:
     """Compare the slopes of a function of one number."""
     f, slope, low, high = ONE[key]
     x = numbers(dtype, low, high, step)
     with np.errstate(over="ignore"):
-        _, slopes = jvp(f, (x,), (np.ones_like(x),))
-    for number, got in zip(x, slopes, strict=True):
-        yield compare(got, mpf(slope(mpf(float(number)))), (), f"at {number!r}")
+        _, forward, reverse = both_modes(f, x)
+    for number, *slopes in zip(x, forward, reverse, strict=True):
+        true = mpf(slope(mpf(float(number))))
+        yield from (compare(got, true, (), f"at {number!r}") for got in slopes)
 
 
 def of_two(key: Any, dtype: Any, step: int) -> Iterator[Point]:
@@ -194,12 +202,15 @@ def of_two(key: Any, dtype: Any, step: int) -> Iterator[Point]:
     f, *slopes = TWO[key]
     x, y = pairs(key, dtype, step)
     for place, slope in enumerate(slopes):
-        tangents = tuple(np.ones_like(x) if i == place else None for i in (0, 1))
         with np.errstate(over="ignore", invalid="ignore"):
-            z, found = jvp(f, (x, y), tangents)
-        for a, b, value, got in zip(x, y, z, found, strict=True):
+            if place == 0:
+                z, forward, reverse = both_modes(lambda x: f(x, y), x)
+            else:
+                z, forward, reverse = both_modes(lambda y: f(x, y), y)
+        for a, b, value, *found in zip(x, y, z, forward, reverse, strict=True):
             true = mpf(slope(mpf(float(a)), mpf(float(b))))
-            yield compare(got, true, (a, b, value), f"in number {place} at {a!r}, {b!r}")
+            where = f"in number {place} at {a!r}, {b!r}"
+            yield from (compare(got, true, (a, b, value), where) for got in found)
 
 
 # All others: arrays of mpmath's numbers go through the same calls.

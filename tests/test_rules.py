@@ -415,6 +415,13 @@ KINKS = {
     ),
     "norm of order 0": (lambda x: np.linalg.norm(np.stack([x, x]), 0), 1.0, 0.0),
     "std of seven tenths": (lambda x: np.std(x * np.ones(7)), 0.1, 0.0),
+    "logaddexp of two -inf": (lambda x: np.logaddexp(x - np.inf, 3 * x - np.inf), 1.0, 2.0),
+    "logaddexp2 of inf and a number": (lambda x: np.logaddexp2(x + np.inf, 5 * x), 1.0, 1.0),
+    "logsumexp of -inf alone": (
+        lambda x: np.logaddexp.reduce(np.stack([x, 3 * x]) - np.inf),
+        1.0,
+        2.0,
+    ),
     "logaddexp where both are alike": (lambda x: np.logaddexp(x, 1.0), 1.0, 0.5),
     "(-2) ** 3": (lambda x: x**3, -2.0, 12.0),
     "(-2) ** -1": (lambda x: x**-1, -2.0, -0.25),

@@ -20,6 +20,7 @@ of matrices, `minibit.dual.rules_shape` what only moves entries about. Conventio
 - ``maximum``, ``minimum``, ``clip``: at a tie with a constant the constant wins, slope 0; so
   relu'(0) = 0, whichever argument the 0 is. A tie of two duals is shared, half each.
 - ``max``, ``min`` over axes: tied entries share alike. ``sort``: ties keep their order.
+- ``logaddexp``: infinities that are alike share alike, as all ties do.
 - ``abs``, ``norm``, ``hypot``, ``arctan2``: 0 at 0. ``std``: 0 where nothing varies.
 - ``sqrt``, ``cbrt``: infinite at 0, as in calculus, and NumPy warns of the division.
 - ``x ** y``: the slope in x is 0 where y = 0, also at 0 ** 0; the slope in y is 0 where x = 0, and
@@ -206,6 +207,8 @@ for _function, _formula in FORMULAS.items():
 @rule(np.true_divide)
 def _divide(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
     z = x / y
+    if x_dot is ZERO:
+        return z, y_dot * (-z / y)  # one slope: in reverse, 1 / y alone might overflow
     return z, (x_dot - z * y_dot) / y
 
 
@@ -266,12 +269,13 @@ def _hypot(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array
 
 
 def exp_difference(x: Array, y: Array, exp: np.ufunc = np.exp, base: float = math.e) -> Array:
-    """``exp(x - y)``, with what ``x - y`` rounds off: 80 - 1e-6 is not 80 to an exponential."""
-    d = x - y
+    """``exp(x - y)``, with what ``x - y`` rounds off: to an exponential, 80 - 1e-6 is not 80."""
     with np.errstate(invalid="ignore"):
+        d = x - y
         rest = d - x
         rest = (x - (d - rest)) - (y + rest)
-    return exp(d) * (1 + np.where(np.isfinite(d), rest * math.log(base), 0))
+    d = np.where((x == y) & np.isinf(x), 0, d)
+    return exp(d) * (1 + np.where(np.isfinite(rest), rest * math.log(base), 0))
 
 
 def _shares(x: Array, y: Array, exp: np.ufunc, base: float) -> tuple[Array, Array]:
