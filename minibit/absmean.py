@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minibit.base import float32, floats, not_finite, plain
+from minibit.base import finite, float32, floats, not_finite, number, plain
 from minibit.dual import Dual, straight_through
 
 __all__ = [
@@ -106,9 +106,7 @@ def absmean_quantize(w: ArrayLike) -> tuple[NDArray[np.int8], np.float32]:
         return absmean_quantize_reference(w)
     from minibit.kernels.quantise import absmean
 
-    w = float32("w", w)
-    if not w.size:
-        raise _empty(w)
+    w = _not_empty(w)
     codes = np.empty(w.shape, np.int8)
     gamma = absmean(plain(w).reshape(-1), codes.reshape(-1))
     if gamma < 0:
@@ -134,8 +132,7 @@ def absmax_quantize_reference(x: ArrayLike) -> tuple[NDArray[np.int8], NDArray[n
     array([[  64, -127,   32]], dtype=int8)
     """
     x = _checked_activations(x)
-    if not np.isfinite(x).all():
-        raise not_finite("x", x)
+    finite("x", x)
     absmax = np.abs(x).max(axis=-1, keepdims=True, initial=SMALLEST)  # (..., 1)
     scale = np.float32(1) / absmax * np.float32(127)
     return np.rint(x * scale).astype(np.int8), scale
@@ -276,7 +273,7 @@ def fake_quant_weight(w: Any, strength: float = 1.0) -> Any:
     >>> fake_quant_weight(np.float32([[1, -3, 0.5, 0]]), strength=0.5)
     array([[ 1.0625, -2.0625,  0.25  ,  0.    ]], dtype=float32)
     """
-    return _fake_weight(_traced(w, "w"), _checked_strength(strength))
+    return _fake_weight(_traced(w, "w"), number("strength", strength, "[0, 1]"))
 
 
 @straight_through
@@ -320,7 +317,7 @@ def fake_quant_activation(x: Any, strength: float = 1.0) -> Any:
     >>> fake_quant_activation(np.float32([[0.5, -1.0, 0.25]])) * 127
     array([[  64., -127.,   32.]], dtype=float32)
     """
-    return _fake_activation(_traced(x, "x"), _checked_strength(strength))
+    return _fake_activation(_traced(x, "x"), number("strength", strength, "[0, 1]"))
 
 
 @straight_through
@@ -340,21 +337,18 @@ def _traced(values: Any, name: str) -> Any:
     return values if isinstance(values, Dual) else floats(name, values)
 
 
-def _checked_strength(strength: float) -> float:
-    """Return a share from 0 to 1 as a Python float, which leaves float32 what it is."""
-    share = float(strength)
-    if not 0 <= share <= 1:
-        raise ValueError(f"strength must be a share from 0 to 1, got {strength}")
-    return share
-
-
 def _checked_weights(w: ArrayLike) -> NDArray[np.float32]:
-    """Return weights as a finite, non-empty float32 array."""
+    """Return weights as a finite float32 array that is not empty."""
+    array = _not_empty(w)
+    finite("w", array)
+    return array
+
+
+def _not_empty(w: ArrayLike) -> NDArray[np.float32]:
+    """Return weights as float32; of none at all there is no mean."""
     array = float32("w", w)
     if not array.size:
-        raise _empty(array)
-    if not np.isfinite(array).all():
-        raise not_finite("w", array)
+        raise ValueError(f"w must not be empty, got shape {array.shape}")
     return array
 
 
@@ -364,8 +358,3 @@ def _checked_activations(x: ArrayLike) -> NDArray[np.float32]:
     if not array.ndim:
         raise ValueError("x must have at least one axis, got a single number")
     return array
-
-
-def _empty(w: NDArray[Any]) -> ValueError:
-    """Say that there is nothing to take a mean of."""
-    return ValueError(f"w must not be empty, got shape {w.shape}")

@@ -647,7 +647,7 @@ def test_missing_and_foreign_tensors_and_other_shapes_are_refused(path):
         ("bitnet-b1.58.rope.scale_linear", 4.0, "rotary"),
         ("bitnet-b1.58.rope.scaling.type", "yarn", "rotary"),
         ("bitnet-b1.58.rope.freq_base", 1e-45, "rope_theta must be above 0 and finite in float32"),
-        ("tokenizer.ggml.bos_token_id", 2**31, "bos must be a token"),
+        ("tokenizer.ggml.bos_token_id", 2**31, "bos must lie in"),
         ("minibit.eos_token_ids", "[1, true]", "must be a list of tokens"),
         ("minibit.eos_token_ids", "[" * 9999, "must be a list of tokens"),
         ("tokenizer.ggml.eos_token_id", "x", "must be a token"),

@@ -394,23 +394,23 @@ def config_of(folder, **changes):
     [
         ({"peft_type": "IA3"}, "peft_type must be 'LORA', got 'IA3'"),
         ({"r": 3}, "has rank 2, but adapter_config.json says r = 3"),
-        ({"r": True}, "r must be a whole number"),
-        ({"r": None}, "r must be a whole number"),
-        ({"lora_alpha": "much"}, "lora_alpha must be a finite number above 0"),
-        ({"lora_alpha": -1}, "lora_alpha must be a finite number above 0"),
-        ({"lora_dropout": 1.0}, "lora_dropout must be in"),
-        ({"use_rslora": "yes"}, "use_rslora must be true or false"),
+        ({"r": True}, "r must be an integer"),
+        ({"r": None}, "r must be an integer"),
+        ({"lora_alpha": "much"}, "lora_alpha must (be a real number|lie in)"),
+        ({"lora_alpha": -1}, "lora_alpha must (be a real number|lie in)"),
+        ({"lora_dropout": 1.0}, "lora_dropout must lie in"),
+        ({"use_rslora": "yes"}, "use_rslora must be False or True"),
         ({"bias": "all"}, "bias must be 'none'"),
         ({"lora_alpha": float("inf")}, "Infinity"),
         ({"lora_alpha": 10**400}, "digits"),
         ({"use_dora": True}, "has lora_A and no magnitude"),
-        ({"use_dora": "yes"}, "use_dora must be true or false"),
+        ({"use_dora": "yes"}, "use_dora must be False or True"),
         ({"rank_pattern": {"up": 4}}, "has rank 2, but adapter_config.json says r = 4"),
-        ({"rank_pattern": {"(a+)+b": 4}}, "rank_pattern must be names with ranks"),
-        ({"alpha_pattern": {"up": -4}}, "alpha_pattern must be names with alphas"),
+        ({"rank_pattern": {"(a+)+b": 4}}, "rank_pattern must map names to numbers"),
+        ({"alpha_pattern": {"up": -4}}, "alpha_pattern of 'up' must lie in"),
         ({"modules_to_save": ["lm_head"]}, "has no lm_head, which adapter_config.json lists"),
         *(
-            ({"init_lora_weights": start}, "init_lora_weights must be one that leaves the base")
+            ({"init_lora_weights": start}, "init_lora_weights must leave the base as it is")
             for start in ("pissa_niter_16", "olora", "corda", "loftq", "lora_ga", 3)
         ),
         ({"lora_bias": True}, "lora_bias is True: that is more than LoRA"),

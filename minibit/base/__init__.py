@@ -22,6 +22,7 @@ from minibit.base.damage import CheckpointError as CheckpointError
 from minibit.base.damage import beginning as beginning
 from minibit.base.damage import check_file as check_file
 from minibit.base.damage import checked_json as checked_json
+from minibit.base.damage import in_file as in_file
 from minibit.base.damage import read_json as read_json
 from minibit.base.damage import read_whole as read_whole
 from minibit.base.strict_json import JSONError as JSONError

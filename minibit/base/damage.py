@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ __all__ = [
     "beginning",
     "check_file",
     "checked_json",
+    "in_file",
     "read_json",
     "read_whole",
 ]
@@ -73,6 +76,17 @@ def beginning(data: bytes) -> str:
     start = bytes(data[:32]).lower()
     kind = next((text for magic, text in IMPOSTORS if start.startswith(magic.lower())), "")
     return f"it begins with {bytes(data[:8])!r}" + (f" ({kind})" if kind else "")
+
+
+@contextmanager
+def in_file(path: Path) -> Iterator[None]:
+    """Name the file in what a check of a value, read out of it, says: TypeError, ValueError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(str(error), path) from None
 
 
 def check_file(path: Path) -> None:

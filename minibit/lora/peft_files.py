@@ -27,6 +27,10 @@ from minibit.base import (
     finite,
     first_not_finite,
     from_bfloat16,
+    in_file,
+    integer,
+    number,
+    one_of,
     read_json,
     shown,
 )
@@ -262,45 +266,43 @@ def _read_config(path: Path) -> dict[str, Any]:
     """Return a configuration of which every field is honoured or harmless."""
     config = read_json(path)
 
-    def number(value: Any, whole: bool = False) -> bool:
-        kinds = int if whole else int | float
-        return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < 1e30
-
-    def patterns(value: Any, whole: bool) -> bool:
-        return isinstance(value, dict) and all(
-            PATTERN.fullmatch(key) and number(entry, whole) for key, entry in value.items()
-        )
-
-    dropout, modules = config.get("lora_dropout", 0), config.get("modules_to_save") or []
-    checks = {
-        "peft_type": (config.get("peft_type") == "LORA", "'LORA'"),
-        "r": (number(config.get("r"), whole=True), "a whole number, at least 1"),
-        "lora_alpha": (number(config.get("lora_alpha")), "a finite number above 0"),
-        "lora_dropout": (dropout == 0 or (number(dropout) and dropout < 1), "in [0, 1)"),
-        "use_rslora": (isinstance(config.get("use_rslora", False), bool), "true or false"),
-        "use_dora": (isinstance(config.get("use_dora", False), bool), "true or false"),
-        "bias": (config.get("bias", "none") == "none", "'none'"),
-        "rank_pattern": (patterns(config.get("rank_pattern") or {}, True), "names with ranks"),
-        "alpha_pattern": (patterns(config.get("alpha_pattern") or {}, False), "names with alphas"),
-        "modules_to_save": (
-            isinstance(modules, list) and all(isinstance(name, str) for name in modules),
-            "a list of names",
-        ),
-        "init_lora_weights": (
-            config.get("init_lora_weights", True) in STARTS,
-            "one that leaves the base as it is, or 'pissa': other starts change the base in ways "
-            "that the files do not tell",
-        ),
-    }
-    for name, (good, takes) in checks.items():
-        if not good:
-            raise CheckpointError(f"{name} must be {takes}, got {shown(config.get(name))}", path)
+    with in_file(path):
+        one_of("peft_type", config.get("peft_type"), ("LORA",))
+        _rank("r", config.get("r"))
+        _alpha("lora_alpha", config.get("lora_alpha"))
+        number("lora_dropout", config.get("lora_dropout", 0), "[0, 1)")
+        for name in ("use_rslora", "use_dora"):
+            one_of(name, config.get(name, False), (False, True))
+        one_of("bias", config.get("bias", "none"), ("none",))
+        for name, check in (("rank_pattern", _rank), ("alpha_pattern", _alpha)):
+            patterns = config.get(name) or {}
+            if not isinstance(patterns, dict) or not all(map(PATTERN.fullmatch, patterns)):
+                raise ValueError(f"{name} must map names to numbers, got {shown(patterns)}")
+            for pattern, value in patterns.items():
+                check(f"{name} of {shown(pattern)}", value)
+        modules = config.get("modules_to_save") or []
+        if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
+            raise ValueError(f"modules_to_save must be a list of names, got {shown(modules)}")
+        if config.get("init_lora_weights", True) not in STARTS:
+            raise ValueError(
+                "init_lora_weights must leave the base as it is, or be 'pissa', got "
+                f"{shown(config['init_lora_weights'])}: other starts change the base in ways that "
+                "the files do not tell"
+            )
     for name, value in config.items():
         if value and name not in READ and name not in HARMLESS:
             raise CheckpointError(
                 f"{name} is {shown(value)}: that is more than LoRA, and not read here", path
             )
     return config
+
+
+def _rank(name: str, value: Any) -> int:
+    return integer(name, value, 1, 2**31 - 1)
+
+
+def _alpha(name: str, value: Any) -> float:
+    return number(name, value, "(0, 1e30)")
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:

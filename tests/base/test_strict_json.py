@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minibit.base import CheckpointError, JSONError, parse_object, read_json
+from minibit.base import CheckpointError, JSONError, in_file, parse_object, read_json
 
 VALUES = st.recursive(
     st.none()
@@ -130,3 +130,14 @@ def test_integers_of_64_digits_and_long_fractions_are_read():
         "b": float(number),
     }
     assert math.isclose(parse_object(b'{"a": 1e308}')["a"], 1e308)
+
+
+def test_what_a_check_says_of_a_value_out_of_a_file_names_the_file(tmp_path):
+    """TypeError and ValueError become one; a CheckpointError passes as it is."""
+    for error, says in (
+        (TypeError("r must be an integer"), "a.json: r must be an integer"),
+        (ValueError("r must lie in [1, 2]"), r"a.json: r must lie in"),
+        (CheckpointError("is damaged", "b"), "^b: is damaged"),
+    ):
+        with pytest.raises(CheckpointError, match=says), in_file(tmp_path / "a.json"):
+            raise error

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from minibit.base import CheckpointError, shown
+from minibit.base import in_file, shown
 from minibit.checkpoint.gguf.container import GGUFFile
 from minibit.transformer import BitNetConfig
 
@@ -85,7 +85,7 @@ def read_config(file: GGUFFile, *, squared_relu: bool = False) -> BitNetConfig:
     bos, eos, *more = (_token(file, name) for name in ("bos", "eos", "eot", "eom"))
     ends = _ends(file, [token for token in (eos, *more) if token is not None])
     heads = value("attention.head_count")
-    try:
+    with in_file(file.path):
         config = BitNetConfig(
             vocab_size=value("vocab_size", table.shape[0] if table else None),
             hidden_size=value("embedding_length"),
@@ -101,10 +101,6 @@ def read_config(file: GGUFFile, *, squared_relu: bool = False) -> BitNetConfig:
             bos=bos,
             eos=ends[0] if len(ends) == 1 else ends or None,
         )
-    except (TypeError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise file.error(str(error)) from error
     for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
         if value(key, config.head_dim) != config.head_dim:
             raise file.error(f"has {key} {value(key)}; heads of {config.head_dim} are known here")

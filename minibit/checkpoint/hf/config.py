@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from minibit.base import CheckpointError, read_json, shown
+from minibit.base import CheckpointError, in_file, integer, number, one_of, read_json, shown
 from minibit.transformer import BitNetConfig, param_shapes
 
 __all__ = ["Storage", "config_json", "file_name", "read_config", "tensor_names"]
 
 LinearClass = Literal["bitlinear", "autobitlinear"]
 Mode = Literal["offline", "online"]
+BOOLS = (False, True)
 MOST_LAYERS = 4096  # whatever a file says; other sizes are compared with its tensors
 SIZES = {  # theirs: ours
     "vocab_size": "vocab_size",
@@ -99,28 +100,26 @@ def read_config(path: Path) -> tuple[BitNetConfig, Storage]:
         raise CheckpointError("no model_type; expected 'bitnet'", path)
     if "num_key_value_heads" in fields and fields["num_key_value_heads"] is None:
         fields["num_key_value_heads"] = fields.get("num_attention_heads")
-    sizes: dict[str, Any] = {ours: _size(fields, theirs, path) for theirs, ours in SIZES.items()}
-    if sizes["layers"] > MOST_LAYERS:
-        raise CheckpointError(
-            f"num_hidden_layers must be at most {MOST_LAYERS}, got {sizes['layers']}", path
-        )
-    head_dim = fields.get("head_dim")
-    if head_dim is not None and head_dim != sizes["hidden_size"] / sizes["heads"]:
-        raise CheckpointError(
-            f"head_dim must be hidden_size / num_attention_heads, got {shown(head_dim)}", path
-        )
-    tied = fields.get("tie_word_embeddings", False)
-    if not isinstance(tied, bool):
-        raise CheckpointError(f"tie_word_embeddings must be true or false, got {shown(tied)}", path)
-    rope_theta, rms_eps = _rope_theta(fields, path), _number(fields, "rms_norm_eps", 1e-5, path)
-    bos, eos = _token(fields, "bos_token_id", path), _token(fields, "eos_token_id", path)
-    bos = bos[0] if isinstance(bos, tuple) else bos
-    try:
+    with in_file(path):
+        sizes: dict[str, Any] = {
+            ours: integer(theirs, fields.get(theirs), 1, 2**31 - 1)
+            for theirs, ours in SIZES.items()
+        }
+        integer("num_hidden_layers", sizes["layers"], 1, MOST_LAYERS)
+        head_dim = fields.get("head_dim")
+        if head_dim is not None and head_dim != sizes["hidden_size"] / sizes["heads"]:
+            raise ValueError(
+                f"head_dim must be hidden_size / num_attention_heads, got {shown(head_dim)}"
+            )
+        bos, eos = (_token(fields, name) for name in ("bos_token_id", "eos_token_id"))
         config = BitNetConfig(
-            **sizes, rope_theta=rope_theta, rms_eps=rms_eps, tied=tied, bos=bos, eos=eos
+            **sizes,
+            rope_theta=_rope_theta(fields),
+            rms_eps=number("rms_norm_eps", fields.get("rms_norm_eps", 1e-5), "(0, inf)"),
+            tied=one_of("tie_word_embeddings", fields.get("tie_word_embeddings", False), BOOLS),
+            bos=bos[0] if isinstance(bos, tuple) else bos,
+            eos=eos,
         )
-    except (TypeError, ValueError) as error:  # the sizes do not fit one another
-        raise CheckpointError(str(error), path) from None
     return config, _storage(fields.get("quantization_config"), path)
 
 
@@ -178,48 +177,26 @@ def _refuse_others(fields: dict[str, Any], known: dict[str, tuple[Any, ...]], pa
             raise CheckpointError(f"{name} must be {expected}, got {shown(fields[name])}", path)
 
 
-def _size(fields: dict[str, Any], name: str, path: Path) -> int:
-    """Return a positive whole number that must be there: defaults of libraries differ."""
-    size = fields.get(name)
-    if type(size) is not int or not 0 < size < 2**31:
-        got = shown(size) if name in fields else "none"
-        raise CheckpointError(f"{name} must be a positive whole number, got {got}", path)
-    return size
-
-
-def _number(fields: dict[str, Any], name: str, default: float, path: Path) -> float:
-    """Return a finite number above 0, or the published default."""
-    value = fields.get(name, default)
-    if type(value) not in (int, float) or not 0 < value < 1e300:
-        raise CheckpointError(f"{name} must be a number above 0, got {shown(value)}", path)
-    return float(value)
-
-
-def _token(fields: dict[str, Any], name: str, path: Path) -> Any:
+def _token(fields: dict[str, Any], name: str) -> Any:
     """Return a token's number, a tuple of several, or None."""
     value = fields.get(name)
-    tokens = value if isinstance(value, list) else [value]
-    if value is None or not tokens:
-        return None
-    if any(type(token) is not int for token in tokens):
-        raise CheckpointError(f"{name} must be a whole number, got {shown(value)}", path)
-    return tokens[0] if len(tokens) == 1 else tuple(tokens)
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    tokens = tuple(integer(name, token, None) for token in listed)
+    return tokens[0] if len(tokens) == 1 else tokens or None
 
 
-def _rope_theta(fields: dict[str, Any], path: Path) -> float:
+def _rope_theta(fields: dict[str, Any]) -> float:
     """Return the base of the rotary positions, wherever it is written."""
     rope = fields.get("rope_parameters")
-    if rope is None:
-        return _number(fields, "rope_theta", 500_000.0, path)
-    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else None
-    if kind != "default":
-        raise CheckpointError(
-            f"rope_parameters must be of rope_type 'default', got {shown(rope)}", path
-        )
-    nested = next((name for name, value in rope.items() if isinstance(value, dict)), None)
-    if nested is not None:  # positions of their own for some layers
-        raise CheckpointError(f"rope_parameters must not have an object {shown(nested)}", path)
-    return _number(rope if "rope_theta" in rope else fields, "rope_theta", 500_000.0, path)
+    if rope is not None:
+        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else 0
+        if kind != "default":
+            raise ValueError(f"rope_parameters must be of rope_type 'default', got {shown(rope)}")
+        nested = next((name for name, value in rope.items() if isinstance(value, dict)), None)
+        if nested is not None:  # positions of their own for some layers
+            raise ValueError(f"rope_parameters must not have an object {shown(nested)}")
+        fields = rope if "rope_theta" in rope else fields
+    return number("rope_theta", fields.get("rope_theta", 500_000.0), "(0, inf)")
 
 
 def _storage(fields: Any, path: Path) -> Storage:
