@@ -187,6 +187,56 @@ def test_other_bytes_at_the_end_are_damage():
     assert caught.value.offset == len(LOG)
 
 
+def lost(before, after, sector, written):
+    """A file after a lost machine: of the last append, only some sectors reached the disk."""
+    first = len(before) // sector
+    data = bytearray(before) + bytes(len(after) - len(before))
+    for number in written:
+        span = slice(max(len(before), (first + number) * sector), (first + number + 1) * sector)
+        data[span] = after[span]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("sector", [512, 4096])
+@pytest.mark.parametrize(
+    ("start", "sizes"),
+    [
+        *((start, [1900]) for start in (*range(505, 513), 700)),
+        *((start, [500, 300, 4, 500]) for start in range(505, 512)),
+        (4090, [3000]),
+        (4094, [1900, 700]),
+        (300, [5]),
+    ],
+)
+def test_a_lost_machine_costs_no_more_than_the_last_append(sector, start, sizes):
+    """Whichever sectors of it were written: all steps synced before, and of it a prefix."""
+    blank = len(pack_header({"a": ""})) + 19
+    rng = np.random.default_rng(start)
+    before, _ = a_log([b""], {"a": "x" * (start - blank)})
+    after, starts = a_log([b"", *(rng.bytes(size) for size in sizes)], {"a": "x" * (start - blank)})
+    assert (len(before), starts[1]) == (start, start)
+    count = -(-len(after) // sector) - start // sector
+    whole = scan(after)
+    for choice in range(2**count):
+        written = [number for number in range(count) if choice >> number & 1]
+        data = lost(before, after, sector, written)
+        for size in {len(data), max(start, len(data) - 300)}:  # its length may be older, too
+            contents = scan(data[:size])
+            good = len(contents.records)
+            assert good >= 1
+            assert contents.records == whole.records[:good]
+            assert bool(contents.torn) == (contents.end != size)
+
+
+def test_a_sector_of_zeros_far_from_the_end_is_damage():
+    """No append reaches so far back: the disk lost what it had, and nobody cuts that off."""
+    data, starts = a_log([bytes([1]) * 2000, bytes([2]) * 70_000])
+    hole = data[:1024] + bytes(512) + data[1536:]
+    with pytest.raises(LogError, match="CRC-32 does not fit") as caught:
+        scan(hole)
+    assert (caught.value.offset, caught.value.steps) == (starts[0], 0)
+
+
 @pytest.mark.parametrize("steps", [0, 33, 255])
 def test_a_record_holds_one_to_thirty_two_steps(steps):
     """Well framed, yet no record of this format."""

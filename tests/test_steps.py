@@ -1,6 +1,7 @@
 """A model is its steps, stated as laws: log, replay, slices, edits, crashes."""
 
 import json
+import linecache
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 from contextlib import contextmanager
 from math import comb, log2
 from pathlib import Path
@@ -29,7 +31,9 @@ from minibit.noise_step import (
     sparse_update,
 )
 from minibit.steps import LogError, StepLog, compact, expand
+from minibit.steps.codes import encode_sampled
 from minibit.steps.file import pack_header, pack_record, scan
+from minibit.steps.replaying import advance, initial_flat
 
 ROOT = Path(__file__).resolve().parents[1]
 VECTORS = Path(minibit.__file__).parent / "vectors" / "steps.json"
@@ -632,9 +636,9 @@ def test_recovery_leaves_a_damaged_log_alone():
         assert log.path.read_bytes() == data
 
 
-def test_verify_names_the_first_record_that_replays_differently():
-    """A log whose framing is good and whose digests are another run's."""
-    steps = random_steps(SMALL, 9)
+@contextmanager
+def a_log_of_other_digests(steps):
+    """A log of nine steps, of good framing; its second record has another run's digest."""
     with a_log(SMALL) as log:
         for start in (0, 3, 6):
             log.append(steps[start : start + 3])
@@ -642,13 +646,97 @@ def test_verify_names_the_first_record_that_replays_differently():
         data = pack_header(log.header)
         crc = scan(data).crc
         for number, record in enumerate(log.records):
-            wrong = bytes(8) if number else record.digest
+            wrong = bytes(8) if number == 1 else record.digest
             framed, crc = pack_record(record.steps, record.payload, wrong, crc)
             data += framed
         log.path.write_bytes(data)
-        with pytest.raises(LogError, match=r"record 1 \(steps 3 to 5\) replays") as caught:
-            StepLog.open(log.path).verify()
-        assert caught.value.offset == log.records[1].offset
+        yield StepLog.open(log.path)
+
+
+def test_whatever_replays_names_the_first_record_that_replays_differently():
+    """Weights of step 4 on are nobody's: no call gives them, none writes; those before are good."""
+    steps = random_steps(SMALL, 9)
+    with a_log_of_other_digests(steps) as log, a_log(SMALL, steps) as whole:
+        out, before = log.path.with_name("out"), log.path.read_bytes()
+        for ask in (
+            log.verify,
+            log.replay,
+            log.digest,
+            lambda: log.replay(4),
+            lambda: log.weights_at(6),
+            lambda: [*log.walk([0, 5])],
+            lambda: log.diff(0, 9),
+            lambda: compact(log),
+            lambda: log.mask(0, out),
+            lambda: log.negate(8, out),
+            lambda: log.concat(whole, out),
+            lambda: whole.concat(log, out),
+            lambda: StepLog.recover(log.path),
+            lambda: log.append(steps[0]),
+        ):
+            with pytest.raises(LogError, match=r"record 1 \(steps 3 to 5\) replays") as caught:
+                ask()
+            assert (caught.value.offset, caught.value.steps) == (log.records[1].offset, 3)
+        assert log.path.read_bytes() == before
+        assert not out.exists()
+        assert log.digest(3) == whole.digest(3)
+        assert dict(log.walk([1, 3])).keys() == {1, 3}
+
+
+def test_recovery_cuts_nothing_off_a_log_that_replays_differently():
+    """A torn tail after a wrong digest stays: the log is for its owner to judge."""
+    with a_log_of_other_digests(random_steps(SMALL, 9)) as log:
+        log.path.write_bytes(log.path.read_bytes()[:-2])
+        with pytest.raises(LogError, match="record 1"):
+            StepLog.recover(log.path)
+        assert StepLog.open(log.path).torn_at == log.records[2].offset
+
+
+def test_a_damaged_log_is_salvaged_up_to_the_damage(tmp_path):
+    """The error names the file, counts the good steps, and the copy is a log of just these."""
+    steps = random_steps(SMALL, 100)
+    with a_log(SMALL, steps) as log:
+        data = bytearray(log.path.read_bytes())
+        data[log.records[2].offset + 9] ^= 1
+        bad = tmp_path / "bad"
+        bad.write_bytes(data)
+        with pytest.raises(LogError, match=r"bad: a record's.* 64 steps before.*minibit salvage"):
+            StepLog.open(bad)
+        good = StepLog.salvage(bad, tmp_path / "good")
+        assert good.verify() == log.digest(64)
+        assert (len(good), good.warning) == (64, "")
+        assert bad.read_bytes() == data
+        with pytest.raises(FileExistsError):
+            StepLog.salvage(bad, tmp_path / "good")
+        whole = StepLog.salvage(log.path, tmp_path / "whole")
+        assert whole.path.read_bytes() == log.path.read_bytes()
+        (tmp_path / "torn").write_bytes(log.path.read_bytes()[:-3])
+        assert len(StepLog.salvage(tmp_path / "torn", tmp_path / "mended")) == 96
+    with a_log_of_other_digests(steps[:9]) as other:
+        assert len(StepLog.salvage(other.path, tmp_path / "three")) == 3
+    bad.write_bytes(data[:60] + b"?" + data[61:])
+    with pytest.raises(LogError, match="bad: the header's CRC-32"):
+        StepLog.salvage(bad, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_no_log(make, tmp_path):
+    """A pipe that nobody writes would be waited for; a folder holds no steps."""
+    make(tmp_path / "x")
+    with pytest.raises(LogError, match="x: is no file"):
+        StepLog.open(tmp_path / "x")
+
+
+def test_a_large_file_that_is_no_log_is_not_read(tmp_path):
+    """Its first bytes tell: a gigabyte of zeros costs a few KB."""
+    with (tmp_path / "x").open("wb") as file:
+        file.truncate(1 << 30)
+    tracemalloc.start()
+    with pytest.raises(LogError, match="x: not a minibit log"):
+        StepLog.open(tmp_path / "x")
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
 
 
 def test_a_record_without_steps_of_its_plan_is_an_error_with_its_byte():
@@ -673,7 +761,13 @@ def test_a_record_without_steps_of_its_plan_is_an_error_with_its_byte():
         ({"shapes": [[6, 10], [4, -6]]}, "a shape has at most 8 sides"),
         ({"shapes": [[6, 10], [4]]}, r"shapes are \(n_out, n_in\)"),
         ({"shapes": [[6, 10], 4]}, "cannot be read"),
-        ({"shapes": [[6, 10], [2**31, 2**31]]}, r"at most 2\*\*34"),
+        ({"shapes": [[6, 10], [2**14, 2**14]]}, r"268435516 weights .* the most is 2\*\*28"),
+        ({"shapes": [[6, 10], [1, 2**25]]}, r"up to 2\*\*20 and 2\*\*24"),
+        ({"shapes": [[6, 10], [2**20 + 1, 6]]}, r"up to 2\*\*20 and 2\*\*24"),
+        (
+            {"shapes": [[6, 10], [2**10, 2**15]], "units": [3, 2**10], "inputs": [10, 2**14 + 1]},
+            r"draws 16778240 inputs; the most is 2\*\*24",
+        ),
         ({"seed": -1}, "seed"),
         ({"seed": 2**64}, "seed"),
         ({"zeros": 2**32 + 1}, "zeros"),
@@ -794,6 +888,135 @@ def test_two_writers_are_told_apart():
             log.append(steps[0])
 
 
+def test_another_log_of_the_same_length_is_noticed():
+    """The path names other bytes than were read: their CRC-32 says so."""
+    steps = random_steps(SMALL, 2)
+    with a_log(SMALL, steps[:1]) as log, a_log(Plan.from_dict({**SMALL.to_dict(), "seed": 4})) as b:
+        log.close()
+        b.append(steps[:1])
+        log.path.write_bytes(b.path.read_bytes())
+        with pytest.raises(LogError, match="its bytes are others"):
+            log.append(steps[1])
+        assert log.path.read_bytes() == b.path.read_bytes()
+
+
+def test_a_log_is_written_where_it_was_opened(tmp_path, monkeypatch):
+    """Also after a change of directory, to which a relative path would lead elsewhere."""
+    steps = random_steps(SMALL, 3)
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    log = StepLog.create("x", header_of(SMALL))
+    opened = StepLog.open("x")
+    monkeypatch.chdir("there")
+    log.append(steps[0])
+    log.close()
+    log.append(steps[1])
+    log.close()
+    with pytest.raises(LogError, match="changed since it was read: it has"):
+        opened.append(steps[1])
+    assert len(StepLog.open(tmp_path / "x")) == 2
+    assert not [*(tmp_path / "there").iterdir()]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
+def test_a_forked_process_neither_writes_nor_unlocks_its_parents_log():
+    """Both would append after the same record. Its own closing leaves the parent's lock."""
+    steps = random_steps(SMALL, 3)
+    with a_log(SMALL, steps[:1]) as log:
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                log.append(steps[1])
+            except LogError as error:
+                status = "forked" not in str(error)
+            log.close()
+            os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        with pytest.raises(LogError, match="another writer holds"):
+            StepLog.recover(log.path)
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(writing)
+            os.read(reading, 1)  # lives on, until its parent is done
+            os._exit(0)
+        log.append(steps[1])
+        log.close()
+        StepLog.recover(log.path).close()
+        os.close(writing)
+        os.waitpid(child, 0)
+        os.close(reading)
+
+
+def test_a_log_takes_the_place_of_another_with_its_first_record():
+    """Until then the old one is there, whole and locked; closed before, the new one is gone."""
+    steps = random_steps(SMALL, 5)
+    with a_log(SMALL, steps[:3]) as old:
+        old.close()
+        before, path = old.path.read_bytes(), old.path
+        with StepLog.create(path, header_of(PAPER), overwrite=True):
+            with pytest.raises(LogError, match="another writer holds"):
+                StepLog.recover(path)
+            assert path.read_bytes() == before
+        assert path.read_bytes() == before
+        assert [*path.parent.iterdir()] == [path]
+        new = StepLog.create(path, header_of(PAPER), overwrite=True)
+        new.append(random_steps(PAPER, 1))
+        assert len(StepLog.open(path)) == 1
+        assert StepLog.open(path).plan == PAPER
+        assert [*path.parent.iterdir()] == [path]
+        for attempt in (StepLog.recover, lambda p: StepLog.create(p, {}, overwrite=True)):
+            with pytest.raises(LogError):
+                attempt(path)
+        new.append(random_steps(PAPER, 2))
+        new.close()
+        assert len(StepLog.recover(path)) == 3
+        text = path.with_name("thesis")
+        text.write_text("years of work")
+        with pytest.raises(FileExistsError, match="no minibit log"):
+            StepLog.create(text, header_of(SMALL), overwrite=True)
+        assert text.read_text() == "years of work"
+        with StepLog.create(path.with_name("new"), header_of(SMALL), overwrite=True) as first:
+            assert first.path.exists()
+
+
+def test_a_live_run_keeps_its_log():
+    """A second writer is refused, whatever it asks for; the first goes on."""
+    steps = random_steps(SMALL, 2)
+    with a_log(SMALL, steps[:1]) as log:
+        with pytest.raises(LogError, match="another writer holds"):
+            StepLog.create(log.path, header_of(SMALL), overwrite=True)
+        log.append(steps[1])
+        assert len(StepLog.open(log.path)) == 2
+
+
+def test_dense_steps_cost_no_more_memory_than_sparse_ones():
+    """Many entries are drawn part by part, and are the same; too many are refused everywhere."""
+    plan = Plan("sampled", 1, ("a", "b"), ((1200, 1000), (10,)), 2**31, perturbations=40)
+    codes = (np.arange(40) % 3 - 1).astype(np.int8)
+    step = SampledStep(2**28, codes)  # 27 of 40 kept, density 1/16: two million entries
+    positions, deltas = sparse_update(plan, 0, step)
+    expected = np.concatenate([w.reshape(-1) for w in initial_params(plan).values()])
+    expected[positions] = np.clip(expected[positions] + deltas, -1, 1)
+    flat = initial_flat(plan)
+    tracemalloc.start()
+    advance(flat, plan, 0, step)
+    assert tracemalloc.get_traced_memory()[1] < 80_000_000
+    tracemalloc.stop()
+    np.testing.assert_array_equal(flat, expected)
+    dense = SampledStep(2**32 - 1, np.ones(40, np.int8))
+    plan = Plan("sampled", 1, ("a",), ((2000, 1000),), 2**31, perturbations=40)
+    with a_log(plan) as log:
+        with pytest.raises(ValueError, match=r"40 perturbations of 2000000 weights .*2\*\*26"):
+            log.append(dense)
+        data = log.path.read_bytes()
+        framed, _ = pack_record(1, encode_sampled([dense]), bytes(8), scan(data).crc)
+        log.path.write_bytes(data + framed)
+        with pytest.raises(LogError, match="draws 80000000 entries"):
+            StepLog.open(log.path).replay()
+
+
 def test_a_log_moved_under_its_writer_is_noticed():
     """Steps are not written to a file that nobody will find."""
     steps = random_steps(SMALL, 2)
@@ -804,19 +1027,38 @@ def test_a_log_moved_under_its_writer_is_noticed():
         assert len(StepLog.open(moved)) == 1
 
 
-def test_a_disk_that_fills_up_leaves_a_log_that_recovers(monkeypatch):
+def fills(file, data, write=os.write):
+    """Write as a disk that is nearly full does: 40 bytes, then no more."""
+    if len(data) < 40:
+        raise OSError(28, "No space left on device")
+    return write(file, data[:40])
+
+
+def test_a_disk_that_fills_up_costs_no_step(monkeypatch):
+    """Half a record does not stay: the file is as it was, and the log goes on."""
+    steps = random_steps(SMALL, 40)
+    with a_log(SMALL, steps[:20]) as log:
+        before = log.path.read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", fills)
+            with pytest.raises(OSError, match="No space"):
+                log.append(steps[20:])
+        assert (len(log), log.path.read_bytes()) == (20, before)
+        log.append(steps[20:])
+        assert StepLog.open(log.path).verify() == digest(folded(SMALL, steps)[-1])
+
+
+def test_a_disk_that_fails_at_the_undoing_too_leaves_a_log_that_recovers(monkeypatch):
     """Half a record is on disk: an error; then torn; then mended."""
     steps = random_steps(SMALL, 40)
     with a_log(SMALL, steps[:20]) as log:
-        write = os.write
 
-        def fills(file, data):
-            if len(data) < 40:
-                raise OSError(28, "No space left on device")
-            return write(file, data[:40])
+        def fails(file, size):
+            raise OSError(5, "Input/output error")
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", fills)
+            patch.setattr(os, "ftruncate", fails)
             with pytest.raises(OSError, match="No space"):
                 log.append(steps[20:])
         assert len(log) == 20
@@ -829,21 +1071,82 @@ def test_a_disk_that_fills_up_leaves_a_log_that_recovers(monkeypatch):
             assert mended.verify() == digest(folded(SMALL, steps)[-1])
 
 
-def test_an_interrupt_after_the_write_loses_nothing(monkeypatch):
-    """Ctrl-C while the disk syncs: the record is in the file, and the log knows it."""
-    steps = random_steps(SMALL, 3)
-    with a_log(SMALL, steps[:1]) as log:
+@contextmanager
+def interrupted_at(count):
+    """Raise KeyboardInterrupt at the count-th line of the log's own files that the block runs.
 
-        def interrupted(file):
+    Between a block's end and the release of its lock, Python looks for no signals; tracers do.
+    """
+    left = [count]
+
+    def trace(frame, event, argument):
+        file = frame.f_code.co_filename
+        if Path(file).name not in ("log.py", "file.py"):
+            return None
+        if event == "line" and "with self._lock" not in linecache.getline(file, frame.f_lineno):
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield left
+    finally:
+        sys.settrace(None)
+
+
+@pytest.mark.parametrize("count", [3, 33], ids=["one record", "two records"])
+def test_an_append_interrupted_at_any_line_leaves_object_and_file_in_step(count):
+    """All of its steps or none, the same in both; what is missing is appended, and it verifies."""
+    steps = random_steps(SMALL, count)
+    expected, line = digest(folded(SMALL, steps)[-1]), 0
+    outcomes = set()
+    with a_log(SMALL) as log:
+        start = log.path.read_bytes()
+        while True:
+            line += 1 if count == 3 else 3
+            log.close()
+            log.path.write_bytes(start)
+            with StepLog.recover(log.path) as fresh:
+                try:
+                    with interrupted_at(line) as left:
+                        fresh.append(steps)
+                except KeyboardInterrupt:
+                    pass
+                outcomes.add(len(fresh))
+                assert len(StepLog.open(log.path)) == len(fresh)
+                assert fresh.nbytes == log.path.stat().st_size
+                fresh.append(steps[len(fresh) :])
+                assert fresh.digest() == StepLog.open(log.path).verify() == expected
+            if left[0] > 0:
+                break
+    assert outcomes == {0, count}
+    assert line > 40
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "ftruncate"])
+def test_an_append_interrupted_in_a_call_of_the_system_is_whole_or_gone(call, monkeypatch):
+    """Before and after each call that changes the file, after half a write, too."""
+    steps, real = random_steps(SMALL, 40), getattr(os, call)
+    for after in (False, True):
+
+        def interrupted(*arguments, after=after):
+            if after:
+                real(*arguments)
             raise KeyboardInterrupt
 
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                log.append(steps[1])
-        assert len(log) == 2
-        log.append(steps[2])
-        assert StepLog.open(log.path).verify() == digest(folded(SMALL, steps)[-1])
+        with a_log(SMALL, steps[:20]) as log:
+            with monkeypatch.context() as patch:
+                if call == "ftruncate":
+                    patch.setattr(os, "write", fills)
+                patch.setattr(os, call, interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    log.append(steps[20:])
+            assert len(log) in (20, 40)
+            assert log.nbytes == log.path.stat().st_size
+            log.append(steps[len(log) :])
+            assert StepLog.open(log.path).verify() == digest(folded(SMALL, steps)[-1])
 
 
 WRITER = """
@@ -938,6 +1241,26 @@ def test_the_pages_own_reader_replays_every_log(run):
         history = page_reader()["replay"](log.path.read_bytes())
         flat = np.concatenate([w.reshape(-1) for w in log.replay().values()])
     assert history[-1] == flat.tolist()
+
+
+@pytest.mark.parametrize("size", [700, 70_000])
+def test_the_pages_own_reader_tells_torn_from_damaged_as_the_package_does(size):
+    """Any sector, any byte of two records set to zeros: the same records, or damage, from both."""
+    read = page_reader()["read"]
+    start = pack_header(header_of(SMALL))
+    first, crc = pack_record(3, bytes([1]) * 700, bytes(8), scan(start).crc)
+    data = start + first + pack_record(3, bytes([2]) * size, bytes(8), crc)[0]
+    holes = [(at, at + 512) for at in range(0, 2048, 512)]
+    for begin, end in [*holes, *((at, at + 1) for at in range(len(start), 1100))]:
+        begin = max(begin, len(start))
+        changed = data[:begin] + bytes(end - begin) + data[end:]
+        try:
+            expected = [record.payload for record in scan(changed).records]
+        except LogError:
+            with pytest.raises(AssertionError, match="damage at byte"):
+                read(changed)
+        else:
+            assert [payload for payload, _, _ in read(changed)[1]] == expected
 
 
 def test_the_pages_worked_example_is_the_first_file_vector():

@@ -42,6 +42,7 @@ from minibit.noise.philox import USER as USER
 __all__ = ["initial_codes", "sparse_noise", "sparse_noise_many"]
 
 Entries = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int8]]
+AT_ONCE = 1 << 20  # words that are held in memory
 
 
 def sparse_noise(
@@ -227,10 +228,13 @@ def initial_codes(seed: Index, shape: Shape, zeros: Share, layer: Index = 0) -> 
     """
     numerator = numerator_of("zeros", zeros)
     shape, count = check_shape(shape)
-    drawn = words(seed, INITIAL, 0, count, lane=integer("layer", layer, 0, 2**32 - 1))
-    signs = np.int8(1) - (drawn & 1).astype(np.int8) * np.int8(2)
-    signs[drawn < np.uint64(numerator)] = 0
-    return signs.reshape(shape)
+    lane, codes = integer("layer", layer, 0, 2**32 - 1), np.empty(count, np.int8)
+    for start in range(0, count, AT_ONCE):
+        part = codes[start : start + AT_ONCE]
+        drawn = words(seed, INITIAL, 0, part.size, lane, start)
+        part[:] = np.int8(1) - (drawn & 1).astype(np.int8) * np.int8(2)
+        part[drawn < np.uint64(numerator)] = 0
+    return codes.reshape(shape)
 
 
 # --- Which path runs; what the arguments may be

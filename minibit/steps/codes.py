@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 NUMERATOR = struct.Struct("<I")
+MOST_PARTS = 1 << 20
 TERNS = {0: "0", 1: "10", -1: "11"}
 
 
@@ -69,6 +70,8 @@ class BitWriter:
             self.parts.append("0" * quotient + ("1" if quotient < last else ""))
             self.uniform(rest, min(m, room - quotient * m))
             start, k = position + 1, k - 1
+            if len(self.parts) > MOST_PARTS:  # a string of few bits takes 50 bytes
+                self.parts = ["".join(self.parts)]
 
     def signs(self, signs: NDArray[np.int8]) -> None:
         """Write one bit each: 0 for +1, 1 for -1."""
@@ -124,9 +127,12 @@ class BitReader:
 
     def subset(self, count: int, size: int) -> list[int]:
         """Read `BitWriter.subset`."""
-        positions, start = [], 0
+        positions: list[int] = []
+        start = 0
         for k in range(count, 0, -1):
             room = size - start - k + 1
+            if room == 1:  # all that are left, without a bit
+                return [*positions, *range(start, size)]
             m = modulus(room, k)
             quotient = self.unary((room - 1) // m)
             start += quotient * m + self.uniform(min(m, room - quotient * m))

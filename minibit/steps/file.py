@@ -11,8 +11,8 @@ is the low half of the running CRC-32 after ``steps`` and ``length``: a damaged 
 damage, and is never taken for a file that ends early. ``digest`` names the weights after the
 record: the first 8 bytes of their SHA-256.
 
-A file that ends within its last record is *torn*, as a killed writer or a lost machine leaves it:
-it opens to the records before. Anything else that doesn't fit is an error that names its byte.
+A file whose last append is not whole is *torn*, as a killed writer or a lost machine leaves it: it
+opens to the records before. Anything else that doesn't fit is an error that names its byte.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import json
 import os
 import struct
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from zlib import crc32
 
 from minibit.base import JSONError, parse_object
@@ -41,6 +42,7 @@ __all__ = [
     "pack_header",
     "pack_record",
     "parse_header",
+    "read_log",
     "scan",
 ]
 
@@ -54,6 +56,8 @@ CHECK = struct.Struct("<H")
 CRC = struct.Struct("<I")
 DIGEST = 8
 FRAME = HEAD.size + CHECK.size + DIGEST + CRC.size  # bytes that a record adds to its payload
+SECTOR = 512  # what a disk writes whole or not at all, or a divisor of it
+REACH = 1 << 16  # bytes of one append in which a sector may be missing before the last record
 
 
 class LogError(ValueError):
@@ -63,12 +67,27 @@ class LogError(ValueError):
     ----------
     offset : int or None
         The byte where the damage begins, where there is one.
+    steps : int or None
+        How many steps before the damage are good; None if it is in the header.
     """
 
-    def __init__(self, message: str, offset: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        offset: int | None = None,
+        steps: int | None = None,
+        path: Path | None = None,
+    ) -> None:
+        file = "" if path is None else f"{path}: "
         where = "" if offset is None else f" (byte {offset})"
-        super().__init__(f"{message}{where}; nothing was changed")
-        self.offset = offset
+        if steps is not None and path is not None:
+            where += f"; its {steps} steps before are good, `minibit salvage` copies them"
+        super().__init__(f"{file}{message}{where}; nothing was changed")
+        self.message, self.offset, self.steps = message, offset, steps
+
+    def of(self, path: Path) -> LogError:
+        """Return the error with the name of its file, and the number of good steps there."""
+        return LogError(self.message, self.offset, self.steps, path)
 
 
 @dataclass(frozen=True)
@@ -97,6 +116,11 @@ class Contents:
     crc: int  # the running CRC-32 at `end`
     end: int  # the first byte after the last good record
     torn: str = ""  # why the bytes from `end` on are no record; empty if there are none
+
+    @property
+    def steps(self) -> int:
+        """Number of steps in all records."""
+        return self.records[-1].first + self.records[-1].steps if self.records else 0
 
 
 def pack_header(header: dict[str, Any]) -> bytes:
@@ -131,13 +155,15 @@ def scan(data: bytes) -> Contents:
 
     The tail is torn, and left out, if the file ends within a record's head, before the end that a
     good head states, or exactly there with a bad CRC-32 (the last record's own bytes are damaged),
-    or if only zero bytes follow (blocks that a lost machine never wrote). No byte of a torn tail is
-    ever part of the result.
+    or if a sector of the record was never written: sectors of the last append reach a disk in any
+    order, and one that a lost machine did not write holds zeros. No byte of a torn tail is ever
+    part of the result.
 
     Raises
     ------
     LogError
-        If the header is cut or damaged, or a record that is not the last is; with the offset.
+        If the header is cut or damaged, or a record that is not the last is; with the offset, and
+        the number of steps before it.
     """
     header, end = _header(data)
     (crc,) = CRC.unpack_from(data, end - CRC.size)
@@ -180,9 +206,9 @@ def _record(data: bytes, offset: int, first: int, crc: int) -> Record | str:
     steps, length = HEAD.unpack_from(data, offset)
     (check,) = CHECK.unpack_from(data, body - CHECK.size)
     if crc32(data[offset : body - CHECK.size], crc) & 0xFFFF != check:
-        if not data[offset:].strip(b"\0"):
-            return "only zero bytes follow"
-        raise LogError("a record's head is damaged: its check does not fit", offset)
+        if _hole(data, offset, body):
+            return "a sector of a record's head holds zeros, it was never written"
+        raise LogError("a record's head is damaged: its check does not fit", offset, first)
     if left < FRAME + length:
         return f"a record of {FRAME + length} bytes is cut after {left}"
     stop = body + length + DIGEST
@@ -190,12 +216,20 @@ def _record(data: bytes, offset: int, first: int, crc: int) -> Record | str:
     if after != CRC.unpack_from(data, stop)[0]:
         if stop + CRC.size == len(data):
             return "the last record's CRC-32 does not fit its bytes"
-        raise LogError("a record's CRC-32 does not fit its bytes", offset)
+        if left <= REACH and _hole(data, offset, stop + CRC.size):
+            return "a sector of a record holds zeros, it was never written"
+        raise LogError("a record's CRC-32 does not fit its bytes", offset, first)
     if not 1 <= steps <= MOST_STEPS:
-        raise LogError(f"a record of {steps} steps; it may hold 1 to {MOST_STEPS}", offset)
+        raise LogError(f"a record of {steps} steps; it may hold 1 to {MOST_STEPS}", offset, first)
     return Record(
         offset, first, steps, data[body : body + length], data[stop - DIGEST : stop], after
     )
+
+
+def _hole(data: bytes, start: int, stop: int) -> bool:
+    """Whether a sector that holds bytes of ``[start, stop)`` is all zeros, from `start` on."""
+    sectors = range(start // SECTOR * SECTOR, stop, SECTOR)
+    return not all(any(data[max(start, sector) : sector + SECTOR]) for sector in sectors)
 
 
 def parse_header(text: bytes) -> dict[str, Any]:
@@ -212,16 +246,23 @@ def parse_header(text: bytes) -> dict[str, Any]:
         raise LogError(f"the header: {error.reason}", START.size + error.offset) from None
 
 
+def read_log(file: BinaryIO) -> bytes:
+    """Read a log from its start; of a file that begins otherwise, only the beginning."""
+    start = file.read(len(MAGIC))
+    return start + file.read() if start == MAGIC else start
+
+
 class Appender:
     """An existing file, open at its end and locked against other writers until closed.
 
-    The lock is the system's, and ends with the process, however it ends.
+    The lock is the system's, and ends with the process, however it ends. It is one of this process:
+    one that forks off later may close the file, but neither write to it nor lift the lock.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.process = path.absolute(), os.getpid()
         self.file = os.open(path, os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0))
-        self.close = weakref.finalize(self, os.close, self.file)
+        self.close = weakref.finalize(self, _let_go, self.file, self.process)
         if fcntl is not None:
             try:
                 fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -236,14 +277,28 @@ class Appender:
         """Bytes of the file now."""
         return os.fstat(self.file).st_size
 
-    def expect(self, size: int) -> None:
+    def read(self) -> bytes:
+        """Read the file."""
+        with open(self.file, "rb", closefd=False) as file:
+            file.seek(0)
+            return read_log(file)
+
+    def expect(self, size: int, crc: int) -> None:
         """Check that the path still names this file, and that nobody else has written to it."""
-        moved = not self.path.exists() or not os.path.samestat(
+        wrong = ""
+        if os.getpid() != self.process:
+            wrong = f"process {self.process}, which this one was forked from, writes it"
+        elif not self.path.exists() or not os.path.samestat(
             os.stat(self.path), os.fstat(self.file)
-        )
-        if moved or self.size != size:
-            what = "it was moved" if moved else f"it has {self.size} bytes, not {size}"
-            raise LogError(f"{self.path} changed since it was read: {what}; open it again")
+        ):
+            wrong = "it was moved"
+        elif self.size != size:
+            wrong = f"it has {self.size} bytes, not {size}"
+        else:
+            os.lseek(self.file, size - CRC.size, os.SEEK_SET)
+            wrong = "" if os.read(self.file, CRC.size) == CRC.pack(crc) else "its bytes are others"
+        if wrong:
+            raise LogError(f"{self.path} changed since it was read: {wrong}; open it again")
 
     def append(self, data: bytes) -> None:
         """Write at the end, in one call unless the disk is full, and sync to disk."""
@@ -255,3 +310,11 @@ class Appender:
         """Shorten the file, and sync to disk."""
         os.ftruncate(self.file, size)
         os.fsync(self.file)
+
+
+def _let_go(file: int, process: int) -> None:
+    """Close a file; its lock, which processes forked off since then share, ends with its owner."""
+    if fcntl is not None and os.getpid() == process:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_UN)
+    os.close(file)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import SupportsIndex, TypeAlias
 
 import numpy as np
@@ -37,23 +38,30 @@ class History:
     """The steps of a run, and through them the weights after each.
 
     "Step n" of weights means after n steps: 0 is the initial weights, ``len(history)`` the final
-    ones. Weights are dicts of int8 arrays, new at every call.
+    ones. Weights are dicts of int8 arrays, new at every call. Whatever replays whole weights checks
+    the digest of every record on its way, up to the end of the last record that it needs.
 
     Attributes
     ----------
+    path : Path
+        Named in errors.
     plan : Plan
         The integers from which steps become weights.
     """
 
+    path: Path
     plan: Plan
     _segments: Segments
-    _contents: Contents
     _last: tuple[int, Flat] | None = None  # the last step, and the weights after it, if at hand
+
+    @property
+    def _contents(self) -> Contents:
+        """Return what is known to be good in the file."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         """Count the steps."""
-        records = self._contents.records
-        return records[-1].first + records[-1].steps if records else 0
+        return self._contents.steps
 
     def replay(self, until: int | None = None) -> Params:
         """Return the weights after the first `until` steps (all by default), from integers alone.
@@ -63,7 +71,8 @@ class History:
         ValueError
             If there is no such step.
         LogError
-            If a record holds no codes of this plan.
+            If a record holds no codes of this plan, or replays to another digest than it was
+            written with; ``.offset`` says where it begins. So do all methods below.
         """
         return as_params(self.plan, self._weights(self._step("until", until)))
 
@@ -76,16 +85,14 @@ class History:
         wanted = [self._step("at", step) for step in at]
         if any(b <= a for a, b in pairwise(wanted)):
             raise ValueError(f"at must increase, got {wanted}")
-        flats = enumerate(self._flats(max(wanted, default=0)))
-        for step in wanted:
-            flat = next(flat for number, flat in flats if number == step)
-            yield step, as_params(self.plan, flat.copy())
+        for step, flat in zip(wanted, self._flats(wanted), strict=True):
+            yield step, as_params(self.plan, flat)
 
     def slice(self, layer: int | str, rows: Rows, step: int | None = None) -> NDArray[np.int8]:
         """Return some rows of one layer after `step` steps, without replaying the others.
 
         Only the noise blocks that meet the rows (sampled), or the layer's own draws (units), are
-        drawn again.
+        drawn again; so no digest, which is of all weights, is checked.
 
         Parameters
         ----------
@@ -124,7 +131,7 @@ class History:
 
     def digest(self, step: int | None = None) -> str:
         """Return the SHA-256 of the weights after `step` steps, in hexadecimal."""
-        return sha256(self._weights(self._step("step", step)).tobytes()).hexdigest()
+        return sha256(self._weights(self._step("step", step)).data).hexdigest()
 
     def verify(self) -> str:
         """Replay everything against the digest of each record; return the final one.
@@ -134,36 +141,54 @@ class History:
         LogError
             At the first record after which the weights differ; ``.offset`` says where it begins.
         """
-        records = self._contents.records
-        history = self._history()
-        flat = initial_flat(self.plan)
-        for number, record in enumerate(records):
-            for plan, name, step in islice(history, record.steps):
-                advance(flat, plan, name, step)
-            found = sha256(flat.tobytes()).digest()[:DIGEST]
-            if found != record.digest:
-                raise LogError(
-                    f"record {number} (steps {record.first} to {record.first + record.steps - 1}) "
-                    f"replays to digest {found.hex()}, it was written with {record.digest.hex()}",
-                    record.offset,
-                )
-        return sha256(flat.tobytes()).hexdigest()
+        (flat,) = self._flats([len(self)])
+        return sha256(flat.data).hexdigest()
 
     def _weights(self, step: int) -> Flat:
         """Replay to a step, in an array of its own; while writing, the last step's are at hand."""
         last = self._last
         if last is not None and last[0] == step:
             return last[1].copy()
-        *_, flat = self._flats(step)
+        (flat,) = self._flats([step])
         return flat
 
-    def _flats(self, until: int) -> Iterator[Flat]:
-        """Yield the weights after 0, 1, ..., `until` steps: one array, changed in place."""
-        flat = initial_flat(self.plan)
+    def _flats(self, wanted: Sequence[int]) -> Iterator[Flat]:
+        """Yield the weights after increasing numbers of steps, each in an array of its own."""
+        run, at = self._run(), -1
+        for step in wanted:
+            flat, at = next(islice(run, step - at - 1, None)), step
+            if step < wanted[-1]:
+                yield flat.copy()
+                continue
+            spans = [(record.first, record.steps) for record in self._contents.records]
+            left = sum(first + steps - step for first, steps in spans if 0 < step - first < steps)
+            end = flat.copy() if left else flat
+            for _ in islice(run, left):  # to the digest of the last record
+                pass
+            yield end
+
+    def _run(self) -> Iterator[Flat]:
+        """Yield the weights after 0, 1, ... steps: one array, changed in place."""
+        flat, history = initial_flat(self.plan), self._history()
         yield flat
-        for plan, number, step in islice(self._history(), until):
-            advance(flat, plan, number, step)
-            yield flat
+        for number, record in enumerate(self._contents.records):
+            for done, (plan, name, step) in enumerate(islice(history, record.steps), start=1):
+                advance(flat, plan, name, step)
+                if done == record.steps:
+                    self._check(number, record, flat)
+                yield flat
+
+    def _check(self, number: int, record: Record, flat: Flat) -> None:
+        """Compare the weights after a record with the digest that it was written with."""
+        digest = sha256(flat.data).digest()[:DIGEST]
+        if digest != record.digest:
+            raise LogError(
+                f"record {number} (steps {record.first} to {record.first + record.steps - 1}) "
+                f"replays to digest {digest.hex()}, it was written with {record.digest.hex()}",
+                record.offset,
+                record.first,
+                self.path,
+            )
 
     def _history(self) -> Iterator[tuple[Plan, int, Step]]:
         """Yield every step with the plan and the number by which its noise is drawn."""
@@ -175,7 +200,8 @@ class History:
         try:
             return unpack_steps(self.plan, record.payload, record.steps)
         except ValueError as error:
-            raise LogError(f"a record holds no steps of its plan: {error}", record.offset) from None
+            message = f"a record holds no steps of its plan: {error}"
+            raise LogError(message, record.offset, record.first, self.path) from None
 
     def _step(self, name: str, step: SupportsIndex | None) -> int:
         return len(self) if step is None else integer(name, step, 0, len(self))

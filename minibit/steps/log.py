@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from hashlib import sha256
 from itertools import chain, groupby, islice, repeat
@@ -24,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from minibit.base import open_whole
+from minibit.base import open_whole, whole_path
 from minibit.noise_step import SampledStep, UnitsStep, Update
 from minibit.steps.edits import (
     Segments,
@@ -38,7 +39,9 @@ from minibit.steps.edits import (
     segments_of,
 )
 from minibit.steps.file import (
+    CRC,
     DIGEST,
+    MAGIC,
     MOST_STEPS,
     START,
     Appender,
@@ -48,6 +51,7 @@ from minibit.steps.file import (
     pack_header,
     pack_record,
     parse_header,
+    read_log,
     scan,
 )
 from minibit.steps.history import History
@@ -104,36 +108,63 @@ class StepLog(History):
 
     def __init__(self, path: str | os.PathLike[str], contents: Contents) -> None:
         self.path = Path(path)
-        header = parse_header(contents.header)
+        try:
+            header = parse_header(contents.header)
+        except LogError as error:
+            raise error.of(self.path) from None
         try:
             self.plan = checked_plan(header.get("plan"))
             self._segments = checked_segments(header.get("segments", []))
         except ValueError as error:
-            raise LogError(f"the header: {error}", START.size) from None
-        self._contents = contents
+            raise LogError(f"the header: {error}", START.size, path=self.path) from None
+        self._place = self.path.absolute()  # also after a change of directory
+        self._known = contents
+        self._under_way: tuple[Contents, Flat] | None = None  # what an append leads to
         self._last: tuple[int, Flat] | None = None  # the last step, and the weights after it
         self._lock = threading.Lock()  # held by who appends
         self._appender: Appender | None = None  # holds the file from the first append to `close`
+        self._beside: Path | None = None  # where a log that replaces another waits for a record
+        self._naming = ExitStack()  # gives it its name then
 
     # --- Files
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], header: Mapping[str, Any]) -> Self:
+    def create(
+        cls, path: str | os.PathLike[str], header: Mapping[str, Any], *, overwrite: bool = False
+    ) -> Self:
         """Write a new log without steps; it appears whole or not at all, and is locked for writing.
 
-        ``header["plan"]`` is ``plan.to_dict()``; the rest is free (JSON types, at most 1 MiB).
+        Parameters
+        ----------
+        path : path-like
+        header : dict
+            ``header["plan"]`` is ``plan.to_dict()``; the rest is free (JSON types, at most 1 MiB).
+        overwrite : bool
+            Take the place of a log that is there. The old one is locked at once, and gives way
+            when the new one has its first record; closed without any, the new one is gone.
 
         Raises
         ------
         FileExistsError
-            If there is a file at `path`: a log is never written over.
+            If there is a file at `path`; with `overwrite`, if it is no log.
         TypeError, ValueError
             If the header is no JSON object, or its plan is no plan.
+        LogError
+            If another writer holds the log that is to be replaced.
         """
-        contents = scan(pack_header(dict(header)))
-        log = cls(path, contents)
-        with open_whole(log.path) as file:
-            file.write(pack_header(dict(header)))
+        start = pack_header(dict(header))
+        log = cls(path, scan(start))
+        if overwrite and log.path.exists():
+            old = Appender(log.path)
+            log._naming.callback(lambda: old.close())  # till then this keeps it open
+            if old.read()[: len(MAGIC)] != MAGIC:
+                log.close()
+                raise FileExistsError(f"{path} is no minibit log; it is kept")
+            log._beside = log._naming.enter_context(whole_path(log._place, overwrite=True))
+            log._beside.write_bytes(start)
+        else:
+            with open_whole(log.path) as file:
+                file.write(start)
         log._writer()
         return log
 
@@ -144,37 +175,74 @@ class StepLog(History):
         Raises
         ------
         LogError
-            If the header, or a record that is not the last, is damaged; ``.offset`` says where.
+            If the header, or a record that is not the last, is damaged; ``.offset`` says where, and
+            ``.steps`` how many steps before it are good: `salvage` copies them.
         """
-        return cls(path, scan(Path(path).read_bytes()))
+        path = Path(path)
+        return cls(path, _scan(path, _read(path)))
 
     @classmethod
     def recover(cls, path: str | os.PathLike[str]) -> Self:
         """Open a log to go on writing it: lock it, and cut a torn tail to the last good record.
 
-        The only call that ever shortens a file. A log that is damaged elsewhere is left alone.
+        The only call that ever shortens a file, and only if all records replay to their digests. A
+        log that is damaged elsewhere is left alone.
 
         Raises
         ------
         LogError
-            As `open`, and if another writer holds the log.
+            As `open` and `verify`, and if another writer holds the log.
         """
-        file = Appender(Path(path))
+        path = Path(path)
+        file = Appender(path)
         try:
-            contents = scan(Path(path).read_bytes())
-            log = cls(path, contents)
+            contents = _scan(path, data := file.read())
+            file.expect(len(data), *CRC.unpack(data[-CRC.size :]))
+            log = cls(path, replace(contents, torn=""))
+            (flat,) = log._flats([contents.steps])
             if contents.torn:
                 file.cut(contents.end)
-                log._contents = replace(contents, torn="")
         except BaseException:
             file.close()
             raise
-        log._appender = file
+        log._appender, log._last = file, (contents.steps, flat)
         return log
+
+    @classmethod
+    def salvage(cls, path: str | os.PathLike[str], out: str | os.PathLike[str]) -> Self:
+        """Copy a damaged log up to the damage: all records that are good and replay as written.
+
+        Parameters
+        ----------
+        path : path-like
+            A log with a good header; one that is whole is copied whole.
+        out : path-like
+            The new log, which must not exist.
+
+        Raises
+        ------
+        LogError
+            If the header is damaged.
+        """
+        path = Path(path)
+        data = _read(path)
+        while True:
+            try:
+                log = cls(path, scan(data))
+                log.verify()
+                break
+            except LogError as error:
+                if error.steps is None:
+                    raise error.of(path) from None
+                data = data[: error.offset]
+        with open_whole(out) as file:
+            file.write(data[: log.nbytes])
+        return cls.open(out)
 
     def close(self) -> None:
         """Release the lock on the file. Reading goes on; the next `append` locks it again."""
         with self._lock:
+            self._settle()
             self._release()
 
     def __enter__(self) -> Self:
@@ -247,7 +315,12 @@ class StepLog(History):
         LogError
             If the log is torn, another writer holds it, or the file is no longer as it was read.
         OSError
-            If the disk is full or fails. The file may then be torn: `recover` mends it.
+            If the disk is full or fails.
+
+        Notes
+        -----
+        Whatever ends it, Ctrl-C, too, at whatever point: file and object then agree, and either all
+        of the steps are logged or none, unless the disk fails at that, too: then the file is torn.
         """
         records = [steps] if isinstance(steps, SampledStep | UnitsStep) else list(steps)
         batch = [checked_step(self.plan, step) for step in records]
@@ -255,19 +328,43 @@ class StepLog(History):
             raise ValueError(f"updates must be one per step, {len(batch)}, got {len(updates)}")
         if not batch:
             return
-        with self._lock:
-            before = self._contents
-            if before.torn:
-                raise LogError(f"cannot append to a log {self.warning} (StepLog.recover cuts it)")
-            file = self._writer()
-            flat = self._weights(len(self))
-            data, after = self._pack(before, flat, batch, updates)
-            try:
+        try:
+            with self._lock:
+                self._settle()
+                before = self._known
+                if before.torn:
+                    raise LogError(
+                        f"cannot append to a log {self.warning} (StepLog.recover cuts it)"
+                    )
+                file = self._writer()
+                flat = self._weights(before.steps)
+                data, after = self._pack(before, flat, batch, updates)
+                self._under_way = after, flat
                 file.append(data)
-            finally:  # an interrupt after the write: what the file has, the log has
-                if file.size == after.end:
-                    self._contents = after
-                    self._last = len(self), flat
+        finally:
+            _ = self._contents  # settled now, or at the next question where this, too, is cut off
+
+    @property
+    def _contents(self) -> Contents:
+        """What is good in the file; after an append, it looks there."""
+        if self._under_way is not None:
+            with self._lock:
+                self._settle()
+        return self._known
+
+    def _settle(self) -> None:
+        """Take over an append that is whole in the file; undo one that is not."""
+        if self._under_way is None or self._appender is None:
+            return
+        (after, flat), file = self._under_way, self._appender
+        if file.size == after.end:
+            self._naming.close()
+            file.path, self._beside = self._place, None
+            self._known, self._last = after, (after.steps, flat)
+        elif self._known.end < file.size < after.end:
+            with suppress(OSError):
+                file.cut(self._known.end)
+        self._under_way = None
 
     def _pack(
         self,
@@ -280,14 +377,14 @@ class StepLog(History):
         data: list[bytes] = []
         records = list(contents.records)
         crc, end = contents.crc, contents.end
-        first = records[-1].first + records[-1].steps if records else 0
+        first = contents.steps
         names = named(self.plan, self._segments, first)
         known = iter(updates if updates is not None else repeat(None))
         for _, alike in groupby(batch, lambda step: getattr(step, "numerator", None)):
             while held := list(islice(alike, MOST_STEPS)):
                 for step in held:
                     advance(flat, *next(names), step, next(known))
-                payload, digest = pack_steps(self.plan, held), sha256(flat.tobytes()).digest()
+                payload, digest = pack_steps(self.plan, held), sha256(flat.data).digest()
                 framed, crc = pack_record(len(held), payload, digest[:DIGEST], crc)
                 records.append(Record(end, first, len(held), payload, digest[:DIGEST], crc))
                 data.append(framed)
@@ -297,18 +394,20 @@ class StepLog(History):
     def _writer(self) -> Appender:
         """Return the file, open and locked for appending, if it still ends where the log does."""
         if self._appender is None:
-            self._appender = Appender(self.path)
+            self._appender = Appender(self._beside or self._place)
         try:
-            self._appender.expect(self._contents.end)
+            self._appender.expect(self._known.end, self._known.crc)
         except LogError:
             self._release()
             raise
         return self._appender
 
     def _release(self) -> None:
+        """Close the file; one that still waits for a record beside its place is removed."""
         if self._appender is not None:
             self._appender.close()
-        self._appender = None
+        self._appender, none = None, LookupError("no record")
+        self._naming.__exit__(LookupError, none, None)
 
     # --- Edits: each writes a new file, and leaves this one alone
 
@@ -351,6 +450,7 @@ class StepLog(History):
             )
         mine, more = [*self.steps()], [*other.steps()]
         names = named(ours, self._segments), named(theirs, other._segments)
+        other.verify()
         both = chain(islice(names[0], len(mine)), islice(names[1], len(more)))
         segments = segments_of(both, len(mine) + len(more))
         span = [[len(mine), len(mine) + len(more)]] if more else []
@@ -375,16 +475,33 @@ class StepLog(History):
         """Write an edited log in one piece; its header says what was done, and to what."""
         edit = {"edit": kind, "steps": span, "source": self.digest()}
         header = self.header
-        header["edits"] = [*header.get("edits", []), edit]
+        before = header.get("edits", [])
+        header["edits"] = [*(before if isinstance(before, list) else [before]), edit]
         if segments:
             header["segments"] = segments
         start = pack_header(header)
         log = type(self)(out, scan(start))
-        data, contents = log._pack(log._contents, initial_flat(log.plan), steps)
+        data, contents = log._pack(log._known, initial_flat(log.plan), steps)
         with open_whole(log.path) as file:
             file.write(start + data)
-        log._contents = contents
+        log._known = contents
         return log
+
+
+def _read(path: Path) -> bytes:
+    """Read a log's file; what is no file, like a pipe, is an error."""
+    if path.exists() and not path.is_file():
+        raise LogError("is no file", path=path)
+    with path.open("rb") as file:
+        return read_log(file)
+
+
+def _scan(path: Path, data: bytes) -> Contents:
+    """Scan a file; errors name it."""
+    try:
+        return scan(data)
+    except LogError as error:
+        raise error.of(path) from None
 
 
 def compact(log: StepLog, step: int | None = None) -> bytes:

@@ -7,6 +7,7 @@ not what the model weighs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any, TypeAlias
 
@@ -40,12 +41,16 @@ __all__ = [
 Step: TypeAlias = SampledStep | UnitsStep
 Flat: TypeAlias = NDArray[np.int8]  # (weights,)
 WORD = 1 << 32
-MOST = 1 << 34  # weights of a layer, as many as a stream has words
+MOST_WEIGHTS = 1 << 28  # of a model: 0.27 GB as they are replayed, a byte each
+MOST_INPUTS = 1 << 24  # of a layer that draws among them; also inputs that a step draws in all
+MOST_DRAWS = 1 << 26  # entries of a step's perturbations, expected: a second or two
+AT_ONCE = 1 << 20  # of them that are held in memory
 
 
 def initial_flat(plan: Plan) -> Flat:
     """All initial weights, layer after layer."""
-    return np.concatenate([w.reshape(-1) for w in initial_params(plan).values()])
+    layers = [w.reshape(-1) for w in initial_params(plan).values()]
+    return layers[0] if len(layers) == 1 else np.concatenate(layers)
 
 
 def as_params(plan: Plan, flat: Flat) -> Params:
@@ -63,8 +68,28 @@ def advance(flat: Flat, plan: Plan, number: int, step: Step, update: Update | No
 
     `update` is what ``sparse_update(plan, number, step)`` gives, where the caller has it.
     """
-    positions, deltas = sparse_update(plan, number, step) if update is None else update
-    flat[positions] = np.clip(flat[positions] + deltas, -1, 1)
+    count = draws(plan, step) if update is None else 1
+    if isinstance(step, SampledStep) and count > AT_ONCE:
+        return _advance_in_parts(flat, plan, number, step)
+    if count:
+        positions, deltas = update or sparse_update(plan, number, step)
+        flat[positions] = np.clip(flat[positions] + deltas, -1, 1)
+
+
+def _advance_in_parts(flat: Flat, plan: Plan, number: int, step: SampledStep) -> None:
+    """Apply a step of dense perturbations: some weights and some perturbations at a time."""
+    for start in range(0, plan.size, AT_ONCE):  # whole noise blocks
+        part = flat[start : start + AT_ONCE]
+        deltas = np.zeros(part.size, np.int32)
+        kept = np.flatnonzero(step.codes)
+        groups = -(-draws(replace(plan, shapes=(part.shape,)), step) // AT_ONCE)
+        for group in np.array_split(kept, groups):
+            codes = np.zeros_like(step.codes)
+            codes[group] = step.codes[group]
+            some = SampledStep(step.numerator, codes)
+            positions, moves = _moves_in(plan, number, some, np.array([start]), part.size)
+            np.add.at(deltas, positions - start, moves)
+        part[:] = np.clip(part + deltas, -1, 1)
 
 
 def rows_at(
@@ -121,6 +146,15 @@ def _moves_in(
     return positions, -codes.astype(np.int32) * signs  # w <- w - sum_i c_i v_i
 
 
+def draws(plan: Plan, step: Step) -> int:
+    """Return about how many numbers a step draws: entries and noise blocks, or units and inputs."""
+    if isinstance(step, SampledStep):
+        kept = int(np.count_nonzero(step.codes))
+        return -(-kept * plan.size * max(step.numerator, 1 << 16) >> 32)
+    layers = zip(step.positions, plan.shapes, plan.units, plan.inputs, strict=True)
+    return sum(u * (i if i < n_in else 1) for q, (_, n_in), u, i in layers if len(q))
+
+
 def pack_steps(plan: Plan, steps: Sequence[Step]) -> bytes:
     """Code the steps of one record; sampled ones must share their numerator."""
     sampled = [step for step in steps if isinstance(step, SampledStep)]
@@ -132,7 +166,7 @@ def pack_steps(plan: Plan, steps: Sequence[Step]) -> bytes:
 def unpack_steps(plan: Plan, payload: bytes, count: int) -> list[Step]:
     """Read `pack_steps`; ValueError if the payload is no such code."""
     if plan.method == "sampled":
-        return [*decode_sampled(payload, count, plan.perturbations)]
+        return [_payable(plan, s) for s in decode_sampled(payload, count, plan.perturbations)]
     return [*decode_units(payload, count, candidates(plan))]
 
 
@@ -159,7 +193,7 @@ def checked_step(plan: Plan, step: Any) -> Step:
         codes = integer_array("codes", step.codes, -1, 1, ndim=1)
         if codes.size != plan.perturbations:
             raise ValueError(f"a step has {plan.perturbations} codes, got {codes.size}")
-        return SampledStep(numerator, codes.astype(np.int8))
+        return _payable(plan, SampledStep(numerator, codes.astype(np.int8)))
     layers = len(plan.shapes)
     if not len(step.positions) == len(step.signs) == layers:
         raise ValueError(
@@ -183,6 +217,16 @@ def checked_step(plan: Plan, step: Any) -> Step:
     return UnitsStep(tuple(positions), tuple(signs))
 
 
+def _payable(plan: Plan, step: SampledStep) -> SampledStep:
+    """Return a step if its perturbations can be drawn in a moment."""
+    if (count := draws(plan, step)) > MOST_DRAWS:
+        raise ValueError(
+            f"a step of {np.count_nonzero(step.codes)} perturbations of {plan.size} weights draws "
+            f"{count} entries at density {step.numerator / WORD:.3g}; the most is 2**26"
+        )
+    return step
+
+
 def checked_plan(fields: Any) -> Plan:
     """Read a plan from a header's JSON, and check that every number can be drawn from.
 
@@ -198,33 +242,35 @@ def checked_plan(fields: Any) -> Plan:
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"plan cannot be read: {type(error).__name__}: {error}") from None
     layers = len(plan.names)
-    tame = all(len(shape) <= 8 and all(0 < n <= MOST for n in shape) for shape in plan.shapes)
+    tame = all(len(shape) <= 8 and all(n > 0 for n in shape) for shape in plan.shapes)
+    size = plan.size if tame else 0
     laws = {
         "method is 'sampled' or 'units'": plan.method in ("sampled", "units"),
         "names are distinct strings": all(isinstance(name, str) for name in plan.names)
         and layers == len(set(plan.names)),
         "there is a layer, and no more than 4096": 0 < layers <= 4096,
         "each name has a shape": layers == len(plan.shapes),
-        "a shape has at most 8 sides, each of 1 to 2**34": tame,
-        "a layer has at most 2**34 weights": not tame
-        or all(prod(shape) <= MOST for shape in plan.shapes),
+        "a shape has at most 8 sides, each of at least 1": tame,
+        f"{size} weights take as many bytes; the most is 2**28": size <= MOST_WEIGHTS,
         "seed lies in [0, 2**64)": 0 <= plan.seed < 1 << 64,
         "zeros lie in [0, 2**32]": 0 <= plan.zeros <= WORD,
     }
     if plan.method == "sampled":
         laws["perturbations lie in [1, 2**32)"] = 0 < plan.perturbations < WORD
     else:
-        draws = (plan.units, plan.inputs)
         flat = tame and all(len(shape) == 2 for shape in plan.shapes)
-        laws["shapes are (n_out, n_in), with n_out at most 2**20"] = flat and all(
-            shape[0] <= 1 << 20 for shape in plan.shapes
-        )
-        laws["each layer has units and inputs"] = all(len(draw) == layers for draw in draws)
-        laws["units and inputs lie within the shapes"] = flat and all(
-            0 <= drawn <= side
-            for number, draw in enumerate(draws)
-            for drawn, side in zip(draw, (shape[number] for shape in plan.shapes), strict=False)
-        )
+        layer = [*zip(plan.units, plan.inputs, plan.shapes if flat else (), strict=False)]
+        drawn = sum(units * inputs for units, inputs, (_, n_in) in layer if inputs < n_in)
+        laws |= {
+            "shapes are (n_out, n_in), up to 2**20 and 2**24": flat
+            and all(n_out <= 1 << 20 and n_in <= MOST_INPUTS for n_out, n_in in plan.shapes),
+            "each layer has units and inputs": len(plan.units) == len(plan.inputs) == layers,
+            "units and inputs lie within the shapes": all(
+                0 <= units <= n_out and 0 <= inputs <= n_in
+                for units, inputs, (n_out, n_in) in layer
+            ),
+            f"a step draws {drawn} inputs; the most is 2**24": drawn <= MOST_INPUTS,
+        }
     for law, holds in laws.items():
         if not holds:
             raise ValueError(f"plan: {law}; got {dict(fields)!r:.300}")
