@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 import minibit
 from minibit.datasets import load_npz
 from minibit.layers import mlp
-from minibit.noise_step import Plan, digest, initial_params
+from minibit.noise_step import Plan, SampledStep, digest, initial_params
 from minibit.steps import StepLog, compact
-from minibit.steps.file import Appender
+from minibit.steps.codes import encode_sampled
+from minibit.steps.file import Appender, pack_header, pack_record, scan
 
 typer = pytest.importorskip("typer")
 
@@ -222,6 +223,61 @@ def test_force_keeps_the_old_log_until_there_is_a_new_one(trained, data, tmp_pat
     monkeypatch.delenv("NUMBA_DISABLE_JIT", raising=False)
     assert "MINIBIT_KERNELS must be one of" in refused(*words, status=1)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [trained[0].read_bytes()]
+
+
+def test_force_leaves_the_log_of_a_live_run_alone(trained, data, tmp_path):
+    """The old log is locked first: status 1, the same bytes, and no second name stays."""
+    path = Path(shutil.copy(trained[0], tmp_path / "run.steps"))
+    words = ("train", "--data", data, "--widths", 16, "--steps", 1, "--out", path, "--force")
+    with StepLog.recover(path):
+        assert "another writer holds" in refused(*words, status=1)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [trained[0].read_bytes()]
+
+
+@pytest.mark.parametrize("stop", ["first step", "interrupt", "full disk"])
+def test_a_forced_run_that_is_stopped_early_costs_nothing(
+    trained, data, tmp_path, monkeypatch, stop
+):
+    """Before the first record the old log is where it was, and the message says so."""
+    path = Path(shutil.copy(trained[0], tmp_path / "run.steps"))
+
+    def fills(file, framed):
+        raise OSError(28, "No space left on device")
+
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    if stop == "full disk":
+        monkeypatch.setattr(Appender, "append", fills)
+    elif stop == "interrupt":
+        monkeypatch.setattr(training.loop._Run, "warm_up", stops)
+    else:
+        monkeypatch.setattr(training.loop._Run, "one_step", stops)
+    words = ("train", "--data", data, "--widths", 4, "--steps", 40, "--out", path, "--workers", 1)
+    said = refused(*words, "--force", status=1).replace("\n", " ")
+    assert ("No space left" if stop == "full disk" else "stopped") in said
+    assert f"{path} is as it was" in said
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [trained[0].read_bytes()]
+
+
+def test_a_forced_run_that_is_stopped_later_keeps_both_logs(trained, data, tmp_path, monkeypatch):
+    """The new steps under the name, the old ones under one that the command says."""
+    path = Path(shutil.copy(trained[0], tmp_path / "run.steps"))
+    step = training.loop._Run.one_step
+
+    def stops(run):
+        if run.stepper.steps == 33:
+            raise KeyboardInterrupt
+        return step(run)
+
+    monkeypatch.setattr(training.loop._Run, "one_step", stops)
+    words = ("train", "--data", data, "--widths", 4, "--steps", 40, "--out", path, "--workers", 1)
+    done = call(*words, "--force")
+    assert done.exit_code == 1
+    assert len(StepLog.open(path)) == 33
+    (old,) = tmp_path.glob("run.steps.*.old")
+    assert f"The log that was there before is {old}." in done.stdout
+    assert old.read_bytes() == trained[0].read_bytes()
 
 
 def test_a_full_disk_says_what_was_kept_and_how_to_go_on(data, tmp_path, monkeypatch):
@@ -573,6 +629,117 @@ def test_a_log_that_is_not_there_is_bad_use(tmp_path, command):
     more = [tmp_path / "a.safetensors"] if command == "export" else []
     assert "there is no log" in refused(command, tmp_path / "none.steps", *more)
     assert "there is no log" in refused(command, tmp_path, *more)
+
+
+def other_seed(source: Path, path: Path) -> Path:
+    """Copy a log with good checksums and another seed in its plan: it replays to other weights."""
+    contents = scan(source.read_bytes())
+    header = json.loads(contents.header)
+    header["plan"]["seed"] += 1
+    data = pack_header(header)
+    crc = scan(data).crc
+    for record in contents.records:
+        framed, crc = pack_record(record.steps, record.payload, record.digest, crc)
+        data += framed
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("replay", "--data"),
+        ("replay", "--step", 1, "--data"),
+        ("evaluate", "--data"),
+        ("history", "--data"),
+        ("info",),
+        ("edit", "--mask", 1, "--out", "new"),
+        ("export", "new.safetensors"),
+        ("train", "--resume", "--steps", STEPS + 1, "--data"),
+    ],
+    ids=lambda words: " ".join(map(str, words)),
+)
+def test_a_log_that_replays_differently_is_used_by_no_command(trained, data, tmp_path, words):
+    """Status 1, the record is named; nothing is written, and the log stays as it is."""
+    path = other_seed(trained[0], tmp_path / "other.steps")
+    before = path.read_bytes()
+    command, *more = (tmp_path / w if str(w).startswith("new") else w for w in words)
+    more += [data] if more and more[-1] == "--data" else []
+    log = ["--out", path] if command == "train" else [path]
+    assert "record 0 (steps 0 to 5) replays to digest" in refused(command, *log, *more, status=1)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [before]
+
+
+def test_a_damaged_log_is_salvaged_into_a_new_one(trained, tmp_path):
+    """The message of any command names file, good steps and this command; it copies those."""
+    path, out = tmp_path / "bad.steps", tmp_path / "good.steps"
+    with StepLog.create(path, StepLog.open(trained[0]).header) as log:
+        for step in StepLog.open(trained[0]).steps():
+            log.append(step)
+    data = bytearray(path.read_bytes())
+    data[log.records[4].offset + 8] ^= 1
+    path.write_bytes(data)
+    said = refused("info", path, status=1)
+    assert f"{path}: a record's CRC-32" in said
+    assert "its 4 steps before are good, `minibit salvage` copies them" in said
+    answered = answer("salvage", path, out)
+    assert (answered["steps"], answered["left_out"]) == (4, len(data) - log.records[4].offset)
+    assert answered["digest"] == StepLog.open(out).verify() == log.digest(4)
+    assert "4 good steps" in call("salvage", path, tmp_path / "again.steps").stdout
+    assert "exists" in refused("salvage", path, out)
+    assert "there is no log" in refused("salvage", tmp_path / "none", tmp_path / "new")
+    assert path.read_bytes() == data
+
+
+def test_resuming_a_torn_log_says_what_it_cuts_off(trained, data, tmp_path):
+    """Where it is torn, how many bytes go, and where the run goes on."""
+    path = tmp_path / "torn.steps"
+    path.write_bytes(trained[0].read_bytes() + b"\x01\x02")
+    done = call("train", "--resume", "--out", path, "--data", data, "--steps", STEPS + 1)
+    assert done.exit_code == 0
+    assert f"torn at byte {trained[0].stat().st_size}" in done.stderr
+    assert f"--resume cuts the last 2 bytes off and goes on after step {STEPS}" in done.stderr
+
+
+def test_what_a_log_says_of_itself_does_not_steer_the_terminal(tmp_path):
+    """Control characters are shown as escapes, long values cut; errors, tables and names, too."""
+    escape = "\x1b]0;owned\x07\x1b[2J\u202e"
+    plan = Plan("units", 0, (escape,), ((2, 4),), zeros=2**31, units=(1,), inputs=(4,))
+    header = {
+        "plan": plan.to_dict(),
+        "recipe": {"preset": escape, "activations": [escape] * 10_000},
+        "data": {"name": escape, "split": {escape: escape}},
+        "edits": [escape, {"edit": escape, "steps": [[1, 2]]}, *[[]] * 1000],
+    }
+    path = tmp_path / f"{escape}.steps".replace("/", "")
+    StepLog.create(path, header).close()
+    done = call("info", path)
+    assert r"\x1b]0;owned\x07\x1b[2J\u202e" in done.stdout
+    assert len(done.stdout) < 5000
+    torn = path.with_name(f"{escape}2")
+    torn.write_bytes(path.read_bytes() + b"\1")
+    for said in (
+        done.stdout,
+        call("info", torn).stderr,
+        refused("replay", path, status=1),
+        refused("info", f"{path}x"),
+    ):
+        assert "\x1b" not in said
+        assert "\x07" not in said
+        assert "\u202e" not in said
+
+
+def test_info_does_not_replay_what_would_take_long(tmp_path):
+    """A few bytes can ask for many draws: the sizes are told, net moves are not counted."""
+    for shape, numerator in (((3000, 3000), 1), ((1000, 1000), 2**32 - 1)):
+        plan = Plan("sampled", 0, ("w",), (shape,), zeros=2**31, perturbations=60)
+        data = pack_header({"plan": plan.to_dict()})
+        step = SampledStep(numerator, np.ones(60, np.int8))
+        payload = encode_sampled([step] * 2)
+        path = tmp_path / "a.steps"
+        path.write_bytes(data + pack_record(2, payload, bytes(8), scan(data).crc)[0])
+        assert answer("info", path)["compact_bytes"] is None
+        assert "not counted" in call("info", path).stdout
 
 
 def test_a_torn_log_is_read_up_to_its_tear_with_a_warning(trained, tmp_path):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,6 +160,73 @@ def test_two_numbers_of_units_are_for_hidden_layers_and_outputs(tmp_path):
     for k, (units, expected) in enumerate(cases):
         run(tmp_path / f"{k}.steps", steps=1, units=units)
         assert StepLog.open(tmp_path / f"{k}.steps").header["plan"]["units"] == expected
+
+
+def test_what_is_prepared_does_not_grow_with_the_number_of_steps(tmp_path, monkeypatch):
+    """Two billion steps begin like two: memory, and a time that is left."""
+    monkeypatch.setattr("minibit.training.loop.REPORT_SECONDS", 0.0)
+    seen = []
+
+    def third(progress):
+        seen.append(progress)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    run(tmp_path / "warm.steps", steps=1)
+    tracemalloc.start()
+    result = run(tmp_path / "a.steps", steps=2_000_000_000, progress=third)
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+    assert (result.steps, result.interrupted) == (3, True)
+    for done, progress in enumerate(seen, start=1):  # batches of 64 up to 128, geometrically
+        mean = (128 - 64) / np.log(2) / 64
+        assert progress.remaining == pytest.approx(
+            progress.seconds * mean * 2_000_000_000 / done, rel=1e-3
+        )
+
+
+def test_a_run_takes_the_place_of_a_log_only_if_asked_to(tmp_path):
+    """With its first record; a run that is stopped before leaves the old log as it is."""
+    run(tmp_path / "a.steps", steps=8)
+    before = (tmp_path / "a.steps").read_bytes()
+
+    def stops(progress):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minibit.training.loop._Run.one_step", stops)
+        stopped = run(tmp_path / "a.steps", seed=4, overwrite=True)
+    assert (stopped.steps, stopped.interrupted) == (0, True)
+    assert (tmp_path / "a.steps").read_bytes() == before
+    again = run(tmp_path / "a.steps", seed=4, steps=8, overwrite=True)
+    assert StepLog.open(tmp_path / "a.steps").verify() == again.digest
+    assert [*tmp_path.iterdir()] == [tmp_path / "a.steps"]
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("recipe", "logit_scale", True),
+        ("recipe", "logit_scale", "0.1"),
+        ("data", "input_scale", None),
+        ("data", "input_scale", 1e300),
+        ("data", "input_offset", [1.0]),
+        ("data", "split", 7),
+        ("data", "split", "none"),
+        ("recipe", "preset", 7),
+    ],
+)
+def test_numbers_of_a_header_that_are_none_are_refused(tmp_path, part, name, value):
+    """Truth values, texts, what float32 does not hold: the field is named, no traceback."""
+    run(tmp_path / "a.steps", steps=1)
+    header = StepLog.open(tmp_path / "a.steps").header
+    StepLog.create(tmp_path / "b", {**header, part: {**header[part], name: value}}).close()
+    for ask in (
+        lambda: training_header(StepLog.open(tmp_path / "b")),
+        lambda: train(out=tmp_path / "b", resume=True, dataset=blobs()),
+    ):
+        with pytest.raises(ValueError, match=rf"{part}\.{name} must be"):
+            ask()
 
 
 def test_numpys_integers_name_the_same_run(tmp_path):
@@ -353,6 +421,12 @@ def test_the_validation_split_is_not_trained_on(tmp_path):
         (dict(steps=1.5), "integer"),
         (dict(activations="int4"), "activations must be 'float' or 'int8', got 'int4'"),
         (dict(total_steps=1), "total_steps must be at least 2"),
+        (dict(total_steps=2**32 + 1), "steps must be at most 4294967296"),
+        (dict(widths=(2**29,)), "make 10737418240 weights, which take as many bytes; the most is"),
+        (dict(batch=(64, 2**19)), "batch must be at most 262144"),
+        (dict(perturbations=2**21), "perturbations must be at most 1048576"),
+        (dict(logit_scale=float("inf")), "logit_scale must be positive and finite"),
+        (dict(perturbations=True), "perturbations must be positive whole"),
     ],
     ids=str,
 )

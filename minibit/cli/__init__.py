@@ -4,11 +4,13 @@ Only this file is imported without the ``[app]`` extra, so that its absence is a
 traceback. The commands lie beside it, one file for each kind of work.
 
 Exit status: 0 done, 1 the work failed, 2 it was asked for wrongly, 130 stopped by Ctrl-C where
-nothing could be told of it.
+nothing could be told of it. A reader that closes its end of a pipe ends the command without a word;
+a disk that is full behind standard output is named.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 
 __all__ = ["main"]
@@ -18,6 +20,25 @@ _EXTRA = ("typer", "rich", "click", "shellingham")  # typer and what it stands o
 
 def main() -> int:
     """Run the command that the process was started with, and return its exit status."""
+    for number in range(3):  # a standard file that is closed would be the next that is opened
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    status = _run()
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            print(f"error: standard output: {error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left of it
+        return status or 1
+    return status
+
+
+def _run() -> int:
+    """Run the command, and return its exit status."""
     if sys.argv[1:] == ["--version"]:  # also without the extra
         from minibit import __version__
 

@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,7 +84,7 @@ class Output:
         """Turn errors inside the block into one sentence and an exit status."""
         try:
             yield
-        except typer.Exit:
+        except (typer.Exit, BrokenPipeError):  # who reads has had enough
             raise
         except BadUse as error:
             raise self._failed(str(error), 2) from error
@@ -99,7 +99,8 @@ class Output:
     def _failed(self, message: str, status: int) -> typer.Exit:
         """Say what went wrong, and return the exit to raise."""
         self._errors.print(printable(f"error: {message}", keep="\n"), style="red")
-        self.result({"error": message, "exit_status": status})
+        with suppress(OSError):  # which may be what is wrong
+            self.result({"error": message, "exit_status": status})
         return typer.Exit(status)
 
 

@@ -1,4 +1,4 @@
-"""What can be done with a log: replay, evaluate, history, info, edit, export.
+"""What can be done with a log: replay, evaluate, history, info, edit, salvage, export.
 
 None of them ever changes the log that it reads.
 """
@@ -16,7 +16,7 @@ import typer
 from numpy.typing import NDArray
 
 from minibit import plots
-from minibit.base import open_whole
+from minibit.base import open_whole, shown
 from minibit.checkpoint import write_safetensors
 from minibit.cli.common import (
     BadUse,
@@ -35,7 +35,7 @@ from minibit.cli.common import (
 )
 from minibit.datasets import Dataset, load_mnist, split
 from minibit.noise_step import digest as digest_of
-from minibit.steps import StepLog, compact
+from minibit.steps import StepLog, compact, draws
 from minibit.training import training_header
 
 Log = Annotated[Path, typer.Argument(metavar="LOG", help="A log that `minibit train` wrote.")]
@@ -47,6 +47,8 @@ Step = Annotated[
 ]
 OutFile = Annotated[Path, typer.Option("--out", help="The new log.")]
 _SPLITS = ("test", "validation", "train")
+MOST_EDITS = 20  # that `info` lists
+LONG_WEIGHTS, LONG_DRAWS = 1 << 23, 1 << 26  # what it does not replay
 
 
 @command
@@ -65,7 +67,7 @@ def replay(
         check_new_file(out_path, "--out", force=force)
     begin, cpu = time.perf_counter(), time.process_time()
     with compile_clock() as compiling:
-        log = _open(out, log_path, step)
+        log = open_log(out, log_path, step)
         log.verify()  # raises where a record's digest differs
         params = log.replay(step)
         compile_seconds = compiling()
@@ -110,7 +112,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure the accuracy of a log's weights on the test, validation or training samples."""
     check_choice("--split", split_name, _SPLITS)
-    log = _open(out, log_path, step)
+    log = open_log(out, log_path, step)
     x, y = _samples(log, _data(log, data), split_name)
     accuracy = _accuracy(log, log.replay(step), x, y)
     name = _split_names(log)[split_name]
@@ -138,7 +140,7 @@ def history(
     """Measure the accuracy along the run, on the validation and on the test samples."""
     if plot is not None:
         check_plot(plot)
-    log = _open(out, log_path)
+    log = open_log(out, log_path)
     points, found = along_the_run(log, _data(log, data), ["validation", "test"], every)
     names = _split_names(log)
     rows = [
@@ -174,29 +176,38 @@ def along_the_run(
 @command
 def info(out: Output, log_path: Log) -> dict[str, Any]:
     """Say what a log holds and where its bytes are, beside the weights that it stands for."""
-    log = _open(out, log_path)
+    log = open_log(out, log_path)
     header, plan = log.header, log.plan
-    net = len(compact(log))
+    net = _net_moves(log)
     framing = log.nbytes - sum(len(record.payload) for record in log.records)
     recipe, source = (
-        found if isinstance(found := header.get(part), dict) else {} for part in ("recipe", "data")
+        fields if isinstance(fields := header.get(part), dict) else {}
+        for part in ("recipe", "data")
     )
+    layers = ["x".join(map(str, shape)) for shape in plan.shapes]
+    name, split_name = (_short(source.get(key, "unknown")) for key in ("name", "split"))
     facts: dict[str, object] = {
-        "preset": recipe.get("preset", "none"),
+        "preset": _short(recipe.get("preset", "none")),
         "method": plan.method,
         "seed": plan.seed,
-        "layers": ", ".join("x".join(map(str, shape)) for shape in plan.shapes),
+        "layers": _short(", ".join(layers)),
         "weights": f"{plan.size:,}",
-        "activations": recipe.get("activations", "float") if recipe else "unknown",
+        "activations": _short(recipe.get("activations", "float") if recipe else "unknown"),
         "steps": f"{len(log)} (records of up to 32: {len(log.records)})",
-        "data": f"{source.get('name', 'unknown')}, split {source.get('split', 'unknown')}",
+        "data": f"{name}, split {split_name}",
     }
     edits = header.get("edits", [])
-    for number, edit in enumerate(edits if isinstance(edits, list) else [edits], start=1):
-        facts[f"edit {number}"] = _edit_line(edit)
+    edits = edits if isinstance(edits, list) else [edits]
+    for number, edit in enumerate(edits[:MOST_EDITS], start=1):
+        facts[f"edit {number}"] = _short(_edit_line(edit))
+    if len(edits) > MOST_EDITS:
+        facts["edits"] = f"{len(edits)} in all"
+    moves = "not counted: the replay is long"
+    if net is not None:
+        moves = f"{kilobytes(net)} from the seed's initial weights, without history"
     facts |= {
         "log": f"{kilobytes(log.nbytes)}, {kilobytes(framing)} of it header and framing",
-        "net moves": f"{kilobytes(net)} from the seed's initial weights, without history",
+        "net moves": moves,
         "packed weights": f"{kilobytes(_packed(log))} at five trits a byte",
         "float32 weights": kilobytes(4 * plan.size),
     }
@@ -211,6 +222,14 @@ def info(out: Output, log_path: Log) -> dict[str, Any]:
         "float32_bytes": 4 * plan.size,
         "torn_at": log.torn_at,
     }
+
+
+def _net_moves(log: StepLog) -> int | None:
+    """Count the bytes of the net moves; None where the replay would take more than seconds."""
+    plan = log.plan
+    if plan.size > LONG_WEIGHTS or sum(draws(plan, step) for step in log.steps()) > LONG_DRAWS:
+        return None
+    return len(compact(log))
 
 
 @command
@@ -230,7 +249,7 @@ def edit(
         raise BadUse("edit takes either --negate STEPS or --mask STEPS")
     numbers = whole_numbers(negate or mask or [], "--negate" if negate else "--mask")
     check_new_file(out_path, "--out")
-    log = _open(out, log_path)
+    log = open_log(out, log_path)
     if max(numbers) >= len(log):
         has = f"steps 0 to {len(log) - 1}" if len(log) else "no steps"
         raise BadUse(f"{log_path} has {has}, there is no {max(numbers)}")
@@ -239,6 +258,24 @@ def edit(
     out.say(f"{count} of {len(log)} steps {'negated' if negate else 'masked'}: {out_path}")
     out.facts({"digest before": log.digest(), "digest after": made.digest()})
     return {"out": str(out_path), "edited": count, "digest": made.digest(), **_sizes(made)}
+
+
+@command
+def salvage(
+    out: Output,
+    log_path: Log,
+    out_path: Annotated[Path, typer.Argument(metavar="OUT", help="The new log.")],
+) -> dict[str, Any]:
+    """Copy a damaged log up to the damage: all steps that are good and replay as written."""
+    if not log_path.is_file():
+        raise BadUse(f"there is no log {log_path}")
+    check_new_file(out_path, "OUT")
+    log = StepLog.salvage(log_path, out_path)
+    rest, digest = log_path.stat().st_size - log.nbytes, log.digest()
+    out.say(f"{len(log)} good steps: {out_path}")
+    out.facts({"digest": digest, "left out": f"the last {rest} bytes of {log_path}"})
+    fields = {"steps": len(log), "digest": digest, "left_out": rest, **_sizes(log)}
+    return {"out": str(out_path), **fields}
 
 
 @command
@@ -253,7 +290,7 @@ def export(
     if file.suffix != ".safetensors":
         raise BadUse(f"export writes a .safetensors file, got {file}")
     check_new_file(file, "FILE", force=force)
-    log = _open(out, log_path, step)
+    log = open_log(out, log_path, step)
     params = log.replay(step)
     digest = digest_of(params)
     header = log.header
@@ -272,7 +309,7 @@ def export(
     return {"file": str(file), "digest": digest, "tensors": tensors}
 
 
-def _open(out: Output, path: Path, step: int | None = None) -> StepLog:
+def open_log(out: Output, path: Path, step: int | None = None) -> StepLog:
     """Open a log; say so if its tail is torn, and refuse a step that it does not have."""
     if not path.is_file():
         raise BadUse(f"there is no log {path}")
@@ -333,6 +370,11 @@ def _edit_line(edit: Any) -> str:
         return f"{edit['edit']}, steps {', '.join(spans) or 'none'}"
     except (TypeError, ValueError, KeyError):
         return json.dumps(edit)
+
+
+def _short(value: Any) -> str:
+    """Write a value of a header, which may be anything, on a part of a line."""
+    return value if isinstance(value, str) and len(value) <= 400 else shown(value)
 
 
 def _packed(log: StepLog) -> int:

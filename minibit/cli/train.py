@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,7 +38,7 @@ from minibit.cli.common import (
     percent,
     whole_numbers,
 )
-from minibit.cli.logs import along_the_run
+from minibit.cli.logs import along_the_run, open_log
 from minibit.datasets import Dataset, load_mnist
 from minibit.steps import StepLog
 from minibit.training import training_header
@@ -98,7 +98,7 @@ def train(
     if seed is not None and seed >= 2**64:
         raise BadUse(f"--seed must be below 2**64, got {seed}")
     if resume:
-        _check_resumed(path, preset, seed, split, widths)
+        _check_resumed(out, path, preset, seed, split, widths)
     if plot is not None:
         check_plot(plot)
         if plot.absolute() == path.absolute():
@@ -107,7 +107,7 @@ def train(
     numbers = tuple(whole_numbers(widths, "--widths")) if widths else None
     if numbers and min(numbers) < 1:
         raise BadUse("--widths must be at least 1 each")
-    with _Run() as run, _begun(path), _replaced(path if force else None):
+    with _Run() as run, _second_name(path, force) as old, _begun(path, old):
         result = training.train(
             preset or "small",
             seed or 0,
@@ -118,46 +118,56 @@ def train(
             dataset=dataset,
             widths=numbers,
             split_name=split_name,
+            overwrite=force,
             progress=run.show,
         )
+        if result.interrupted and _is_same(path, old):
+            raise KeyboardInterrupt
+        if not result.interrupted:
+            old.unlink(missing_ok=True)
     if plot is not None:
         plots.save(run.figure(result, path, dataset or load_mnist()), plot)
     _summary(out, path, result, data, plot)
+    if old.exists():
+        out.say(f"The log that was there before is {old}.")
     out.status = int(result.interrupted)
     return {"log": str(path), **_fields(result)}
 
 
 @contextmanager
-def _begun(path: Path) -> Iterator[None]:
-    """Say what is there after a full disk, a second Ctrl-C, or one before the first step."""
+def _second_name(path: Path, force: bool) -> Iterator[Path]:
+    """Give the log that is to be replaced a second name; it stays unless the new run ends well."""
+    old = path.with_name(f"{path.name}.{os.urandom(4).hex()}.old")
     try:
-        yield
-    except KeyboardInterrupt:
-        steps = len(StepLog.open(path)) if path.exists() else 0
-        message = f"stopped; {path} has {steps} steps" if path.exists() else "stopped; no log yet"
-        raise RuntimeError(message) from None
-    except OSError as error:
-        if isinstance(error, FileExistsError) or not path.exists():
-            raise
-        steps = len(StepLog.open(path))
-        raise RuntimeError(f"{error}; {path} has {steps} good steps, --resume goes on") from None
+        if force and path.exists():
+            with suppress(OSError):  # a file system without links
+                os.link(path, old)
+        yield old
+    finally:
+        if _is_same(path, old):  # nothing has taken its place
+            old.unlink()
+
+
+def _is_same(path: Path, old: Path) -> bool:
+    """Whether the log that is to be replaced is still there."""
+    return old.exists() and path.exists() and old.samefile(path)
 
 
 @contextmanager
-def _replaced(path: Path | None) -> Iterator[None]:
-    """Move an old log out of the way; bring it back if no new one takes its place."""
-    if path is None or not path.exists():
-        yield
-        return
-    aside = path.with_name(f"{path.name}.{os.getpid()}.old")
-    path.rename(aside)
+def _begun(path: Path, old: Path) -> Iterator[None]:
+    """Say what is there after a full disk, a second Ctrl-C, or one before the first step."""
     try:
         yield
-    finally:
-        if path.exists():
-            aside.unlink()
-        else:
-            aside.rename(path)
+    except (KeyboardInterrupt, OSError) as error:
+        if isinstance(error, FileExistsError) or (str(error) and not path.exists()):
+            raise
+        left = "no log yet"
+        if _is_same(path, old):
+            left = f"{path} is as it was"
+        elif path.exists():
+            left = f"{path} has {len(StepLog.open(path))} good steps, --resume goes on"
+            left += f"; the log before is {old}" if old.exists() else ""
+        raise RuntimeError(f"{str(error) or 'stopped'}; {left}") from None
 
 
 class _Run:
@@ -303,10 +313,15 @@ def _log_path(given: Path | None, resume: bool, force: bool) -> Path:
 
 
 def _check_resumed(
-    path: Path, preset: str | None, seed: int | None, split: str | None, widths: list[str] | None
+    out: Output,
+    path: Path,
+    preset: str | None,
+    seed: int | None,
+    split: str | None,
+    widths: list[str] | None,
 ) -> None:
-    """Refuse options that a resumed log has settled otherwise."""
-    log = StepLog.open(path)
+    """Refuse options that a resumed log has settled otherwise; say what is cut off its end."""
+    log = open_log(out, path)
     header = training_header(log)
     settled = {
         "--preset": header["recipe"]["preset"],
@@ -318,6 +333,9 @@ def _check_resumed(
             raise BadUse(f"{path} was begun with {option} {settled[option]}, not {given}")
     if widths:
         raise BadUse("--widths are settled by the log that --resume goes on with")
+    if log.warning:
+        rest = path.stat().st_size - log.nbytes
+        out.warn(f"--resume cuts the last {rest} bytes off and goes on after step {len(log)}")
 
 
 def _fields(result: training.TrainResult) -> dict[str, Any]:

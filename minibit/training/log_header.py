@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from minibit.base import one_of, shown
 from minibit.datasets import Dataset
 from minibit.layers import ACTIVATIONS
 from minibit.noise_step import MLP
@@ -18,6 +19,8 @@ from minibit.training.presets import Preset
 __all__ = ["make_header", "model_of", "recipe_of", "training_header"]
 
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
+SPLITS = ("final", "validation")
+LARGE = 1e30  # numbers of a model; their products then stay within float32
 
 
 def training_header(log: StepLog) -> dict[str, Any]:
@@ -34,18 +37,26 @@ def training_header(log: StepLog) -> dict[str, Any]:
         ("recipe", ("preset",), ("logit_scale",)),
         ("data", ("name", "digest", "split"), ("input_scale", "input_offset")),
     ):
-        found = header.get(part)
-        if not isinstance(found, dict):
-            found = {}
+        fields = header.get(part)
+        if not isinstance(fields, dict):
+            fields = {}
         for name in (*words, *numbers):
-            if not isinstance(found.get(name), str if name in words else int | float):
+            value = fields.get(name)
+            if name in words:
+                good, kind = isinstance(value, str), "a string"
+            else:
+                good = isinstance(value, int | float) and -LARGE < value < LARGE
+                good, kind = good and not isinstance(value, bool), f"a number below {LARGE:g}"
+            if not good:
                 raise ValueError(
-                    f"{log.path} is no log of a training run: {part}.{name} is missing"
+                    f"{log.path} is no log of a training run: {part}.{name} must be {kind}, "
+                    f"got {shown(value)}"
                 )
+    one_of(f"{log.path}: data.split", header["data"]["split"], SPLITS)
     activations = header["recipe"].get("activations", ACTIVATIONS[0])
     if activations not in ACTIVATIONS:
         raise ValueError(
-            f"{log.path} is the log of a model with activations {activations!r}; "
+            f"{log.path} is the log of a model with activations {shown(activations)}; "
             f"known are {' and '.join(ACTIVATIONS)}"
         )
     return header

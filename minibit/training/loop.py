@@ -10,6 +10,7 @@ Support room: ties noise_step to logs and data.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -33,7 +34,7 @@ from minibit.noise_step import (
     geometric,
 )
 from minibit.steps import StepLog
-from minibit.training.log_header import make_header, model_of, recipe_of, training_header
+from minibit.training.log_header import SPLITS, make_header, model_of, recipe_of, training_header
 from minibit.training.presets import PRESETS, STEPS_PER_RECORD, Preset
 from minibit.training.resampling import Pool, shifted
 
@@ -90,6 +91,7 @@ def train(
     widths: tuple[int, ...] | None = None,
     split_name: Literal["final", "validation"] = "final",
     total_steps: int | None = None,
+    overwrite: bool = False,
     progress: Callable[[Progress], None] | None = None,
     **overrides: Any,
 ) -> TrainResult:
@@ -102,7 +104,7 @@ def train(
     seed : int
         Names the initial weights and all draws.
     out : path
-        The log; must not exist unless `resume`.
+        The log; must not exist unless `resume` or `overwrite`.
     steps : int, optional
         Stop after as many steps in all. Schedules still run over `total_steps`, so that a shorter
         run is a prefix of the whole one.
@@ -121,6 +123,8 @@ def train(
     total_steps : int, optional
         Steps over which the schedules run, at least `steps`: the preset's number by default, or
         `steps` if that is more.
+    overwrite : bool
+        Take the place of a log at `out`, from the first record on (`StepLog.create`).
     progress : callable, optional
         Gets a `Progress` about twice a second. If it raises KeyboardInterrupt, or Ctrl-C does, what
         was trained so far is logged and the result says ``interrupted``.
@@ -132,7 +136,7 @@ def train(
     ValueError
         If a name is unknown, a log does not fit, or is to go on with other fields of its preset.
     FileExistsError
-        If `out` exists and `resume` is not asked for.
+        If `out` exists, and neither `resume` nor `overwrite` is asked for.
     """
     steps = steps if steps is None else integer("steps", steps)
     if total_steps is not None:
@@ -143,7 +147,7 @@ def train(
         run = _Run.resumed(Path(out), data, overrides)
     else:
         recipe = _recipe(preset, data, widths, steps, total_steps, overrides)
-        run = _Run.fresh(preset, recipe, seed, Path(out), data, split_name)
+        run = _Run.fresh(preset, recipe, seed, Path(out), data, split_name, overwrite)
     with run.log:  # free for other writers again, also if the run fails
         total = run.recipe.steps if steps is None else steps
         if total > run.recipe.steps:
@@ -219,11 +223,11 @@ class _Run:
         out: Path,
         data: Dataset,
         split_name: str,
+        overwrite: bool,
     ) -> _Run:
         """Start a log, after everything else that can fail."""
-        if split_name not in ("final", "validation"):
-            raise ValueError(f"split_name must be 'final' or 'validation', got {split_name!r}")
-        if out.exists():
+        one_of("split_name", split_name, SPLITS)
+        if out.exists() and not overwrite:
             raise FileExistsError(f"out must not exist yet, or be resumed: {out}")
         header = make_header(preset, recipe, data, split_name)
         stepper = NoiseStep.start(
@@ -236,7 +240,7 @@ class _Run:
         )
         header["plan"] = stepper.plan.to_dict()
         pool = _pool(recipe, header, data, seed)
-        log = StepLog.create(out, header)
+        log = StepLog.create(out, header, overwrite=overwrite)
         return cls(recipe, header, data, log, stepper, pool, recipe.density[0])
 
     @classmethod
@@ -337,8 +341,13 @@ class _Run:
         begin, cpu = time.perf_counter(), time.process_time()
         if self.stepper.steps and self.recipe.easy_share < 1:
             self.measure_hardness(workers)
-        first = self.stepper.steps
-        work = np.cumsum([self.batch_size(t) for t in range(first, max(first, total))])
+        first, (least, most) = self.stepper.steps, self.recipe.batch
+        growth = math.log(most / least) / max(1, self.recipe.steps - 1)
+
+        def work(steps: int) -> float:
+            """Return the samples of so many steps over those of the first: a geometric series."""
+            return math.expm1(growth * steps) / growth if growth else steps
+
         pending: list[StepResult] = []
         seconds: list[float] = []
         loss, last_report, interrupted = float("nan"), begin, False
@@ -357,7 +366,7 @@ class _Run:
                     now - last_report >= REPORT_SECONDS or self.stepper.steps == total
                 ):
                     last_report, done = now, len(seconds)
-                    left = float((now - begin) * (work[-1] / work[done - 1] - 1))
+                    left = (now - begin) * (work(total - first) / work(done) - 1)
                     progress(
                         Progress(
                             self.stepper.steps,

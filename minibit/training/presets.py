@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 from typing import Literal
 
 from minibit.layers import ACTIVATIONS
 from minibit.noise_step import Sampled, Units, geometric
+from minibit.steps import MOST_WEIGHTS
 
 __all__ = ["PRESETS", "SHIFTS", "STEPS_PER_RECORD", "Preset"]
 
 STEPS_PER_RECORD = 32  # of a log: one density each
 
 SHIFTS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # rows, columns
+MOST = {
+    "rate": 1,
+    "easy_share": 1,
+    "shifts": len(SHIFTS),
+    "steps": 2**32,  # a log numbers them in 32 bits
+    "batch": 2**18,  # samples, 0.2 GB of MNIST
+    "perturbations": 2**20,
+}
 LEAST_SHARE = 1e-3  # a batch of learnt samples takes 1 / easy_share times its size of draws
 
 
@@ -51,10 +61,11 @@ class Preset:
         for name in whole + positive:
             value = getattr(self, name)
             for number in value if isinstance(value, tuple) else (value,):
-                if not number > 0 or (name in whole and number != int(number)):
-                    what = "positive whole numbers" if name in whole else "positive"
+                real = not isinstance(number, bool) and 0 < number < inf
+                if not real or (name in whole and number != int(number)):
+                    what = "positive whole numbers" if name in whole else "positive and finite"
                     raise ValueError(f"{name} must be {what}, got {value}")
-        for name, most in (("rate", 1), ("easy_share", 1), ("shifts", len(SHIFTS))):
+        for name, most in MOST.items():
             value = getattr(self, name)
             if max(value if isinstance(value, tuple) else (value,)) > most:
                 raise ValueError(f"{name} must be at most {most}, got {value}")
@@ -72,6 +83,12 @@ class Preset:
             raise ValueError(f"activations must be {names}, got {self.activations!r}")
         if len(self.widths) < 2:
             raise ValueError(f"widths must be at least two, inputs to classes, got {self.widths}")
+        weights = sum(n_out * n_in for n_in, n_out in pairwise(self.widths))
+        if weights > MOST_WEIGHTS:
+            raise ValueError(
+                f"widths {self.widths} make {weights} weights, which take as many bytes; "
+                f"the most is 2**28"
+            )
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
