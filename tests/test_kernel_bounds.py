@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import types
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -32,9 +31,11 @@ def random_problem(batch, n_out, n_in):
 # --- what callers hand over ---------------------------------------------------------------------
 
 AT_THE_END_OF_MEMORY = """
-import ctypes, importlib, mmap, sys
+import ctypes, mmap, sys
+from functools import partial
 import numpy as np
-from minibit.kernels import pack
+from minibit.kernels import pack, portable
+from minibit.kernels.product import LANES, product
 from minibit.ternary.panels import pack_columns_reference, pack_panels_reference
 
 system, page, kept = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE, []
@@ -53,9 +54,10 @@ def fenced(array, at_end):
     kept.append(room)
     return copy
 
-names, few = sys.argv[1].split(","), (1, 2, 3, 7, 8, 9, 57, 63, 64, 65)
+paths, few = sys.argv[1].split(","), (1, 2, 3, 7, 8, 9, 57, 63, 64, 65)
 shapes = [(1 + i % 2 * (3 + i), n_out, n_in) for i, n_in in enumerate(few) for n_out in (1, 17, 64)]
-shapes += [(batch, 129, 70) for batch in (1, 2, 5, 12, 13, 25)] + [(1, 80, 4100), (3, 66, 4100)]
+shapes += [(batch, 129, 70) for batch in (1, 2, 3, 5, 6, 7, 12, 13, 25)]
+shapes += [(1, 80, 4100), (3, 66, 4100)]
 for batch, n_out, n_in in shapes:
     rng = np.random.default_rng(batch + 100 * n_in)
     codes = rng.integers(-1, 2, (n_out, n_in)).astype(np.int8)
@@ -70,39 +72,33 @@ for batch, n_out, n_in in shapes:
             held[kind] = fenced(np.zeros_like(packed), at_end)
             assert getattr(pack, kind)(own, held[kind])
             assert np.array_equal(held[kind], packed)
-        for name in names:
-            module = importlib.import_module(f"minibit.kernels.{name}")
-            weights = held["columns" if name == "portable" else "panels"]
-            if name == "vnni_matvec" and batch > 1:
-                continue
+        for path in paths:
+            panels = path != "portable"
+            weights = held["panels" if panels else "columns"]
+            multiply = partial(product, LANES[path]) if panels else portable.product
             for dtype, gamma in ((np.int32, None), (np.float32, np.float32(1))):
                 tokens = fenced(x.astype(np.int8 if gamma is None else np.float32), at_end)
                 groups = -(-n_out // 64)
                 for first in range(groups):  # all rows, then the last panel alone
                     out = fenced(np.full((batch, n_out), 7, dtype), at_end)
-                    assert module.product(tokens, weights, out, first, groups, gamma)
-                    assert np.array_equal(out[:, 64 * first :], exact[:, 64 * first :]), name
-                    assert (out[:, : 64 * first] == 7).all(), name
+                    assert multiply(tokens, weights, out, first, groups, gamma)
+                    assert np.array_equal(out[:, 64 * first :], exact[:, 64 * first :]), path
+                    assert (out[:, : 64 * first] == 7).all(), path
         kept.clear()
 print("whole")
 """
 
 
-def modules():
-    """Kernels of the product that this CPU can run."""
-    found = ["portable", "arm"]
-    if "avx2" in kernels.supported():
-        found.append("avx2")
-    if "vnni" in kernels.supported():
-        found += ["vnni_matvec", "vnni_few", "vnni_matmat"]
-    return found
+def paths():
+    """Kernel paths of the product that this CPU can run; that of Arm is plain LLVM elsewhere."""
+    return ["portable", "arm", *({"avx2", "vnni"} & set(kernels.supported()))]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="fences are made by Linux's mprotect")
 def test_kernels_touch_nothing_before_or_behind_their_arrays():
     """Packers and products, with every array against a page that may not be touched."""
     done = subprocess.run(
-        [sys.executable, "-c", AT_THE_END_OF_MEMORY, ",".join(modules())],
+        [sys.executable, "-c", AT_THE_END_OF_MEMORY, ",".join(paths())],
         capture_output=True,
         text=True,
         check=False,
@@ -113,50 +109,14 @@ def test_kernels_touch_nothing_before_or_behind_their_arrays():
 # --- what a kernel keeps to itself --------------------------------------------------------------
 
 
-@dataclass
-class Address:
-    """An address inside an array, which remembers the array."""
-
-    array: np.ndarray
-    at: int = 0
-
-    def __add__(self, offset):
-        """Move on by bytes."""
-        return Address(self.array, self.at + offset)
-
-
-class Bits(int):
-    """A mask whose shifts wrap at 32 bits, as a machine's do."""
-
-    def __lshift__(self, by):
-        """Shift into the sign, and no further."""
-        return _signed(int(self) << by)
-
-
-def _signed(word):
-    """Read the lower 32 bits as a signed number."""
-    return (word + 2**31) % 2**32 - 2**31
+ONE_CODE = 0x03030303
 
 
 def _within(array, at, count):
     """Return `count` int32 from byte `at`; outside of the array this fails."""
-    if isinstance(array, Address):
-        array, at = array.array, array.at + at
     flat = array.reshape(-1).view(np.uint8)
     assert 0 <= at <= flat.size - 4 * count, f"byte {at} of {flat.size}"
     return flat[at : at + 4 * count].view(np.int32)
-
-
-def _valid(count, lanes):
-    """Lanes that a mask lets through."""
-    return int(np.clip(count, 0, lanes))
-
-
-def _dot(acc, unsigned, signed):
-    """VPDPBUSD on int32 lanes."""
-    left = np.ascontiguousarray(unsigned).view(np.uint8).astype(np.int32)
-    products = left * np.ascontiguousarray(signed).view(np.int8)
-    return acc + products.reshape(-1, 4).sum(axis=1, dtype=np.int32)
 
 
 def _length(count):
@@ -164,77 +124,77 @@ def _length(count):
     return count if isinstance(count, int) else len(count)
 
 
-def _tile_load(array, offset, stride, valid, count, lanes):
-    tile, some = np.zeros((_length(count), lanes), np.int32), _valid(valid, lanes)
-    for row in range(len(tile) if some else 0):
-        tile[row, :some] = _within(array, offset + stride * row, some)
+def _tile_zero(tokens, groups, lanes):
+    lanes = _length(lanes)
+    return np.zeros((_length(tokens), 16 * _length(groups) // lanes, lanes), np.int32)
+
+
+def _tile_codes(panels, at, first, sums):
+    words, (_, vectors, lanes) = _within(panels, at, 16).view(np.uint32), sums.shape
+    groups = range(first, first + vectors * lanes // 16)
+    shifted = [words & np.uint32((ONE_CODE << 2 * g) % 2**32) for g in groups]
+    if lanes < 16:
+        shifted = [words >> np.uint32(2 * g) & np.uint32(ONE_CODE) for g in groups]
+    return np.array(shifted).reshape(1, vectors, lanes)
+
+
+def _products(codes, four):
+    """Products of unsigned by signed bytes, (..., 4 lanes)."""
+    return np.ascontiguousarray(codes).view(np.uint8).astype(int) * np.resize(
+        four.view(np.int8), 4 * codes.shape[-1]
+    )
+
+
+def _tile_dot(tile, codes, array, offset, stride):
+    tokens, vectors, lanes = tile.shape
+    fours = [_within(array, offset + stride * token, 1) for token in range(tokens)]
+    each = np.array([_products(codes[0], four) for four in fours])  # (tokens, vectors, 4 lanes)
+    if lanes == 8:  # int16 sums
+        sums = tile.view(np.int16) + each.reshape(tokens, vectors, 16, 2).sum(-1)
+        assert abs(sums).max() < 2**15
+        return sums.astype(np.int16).view(np.int32)
+    return tile + each.reshape(tokens, vectors, lanes, 4).sum(-1).astype(np.int32)
+
+
+def _tile_add(total, sums):
+    wide = sums.view(np.int16).astype(np.int32).reshape(*sums.shape, 2).sum(-1, dtype=np.int32)
+    return total + (wide if total.shape[2] == 8 else sums)
+
+
+def _tile_finish(tile, first, minus, scales, token):
+    tokens, vectors, lanes = tile.shape
+    shifts = 2 * (first + np.arange(vectors) % 4) if lanes == 16 else np.zeros(vectors, int)
+    rows = (tile >> shifts[:, None]) + _within(minus, 4 * token, tokens)[:, None, None]
+    if scales is None:
+        return rows
+    factors = _within(scales, 4 * token, tokens).view(np.float32)[:, None, None]
+    return (rows.astype(np.float32) * factors).view(np.int32)
+
+
+def _tile_load(array, offset, stride, present, valid, like):
+    tile = np.zeros(like.shape, np.int32)
+    some = int(np.clip(valid, 0, tile[0].size))
+    for token in range(min(present, len(tile)) if some else 0):
+        tile[token].reshape(-1)[:some] = _within(array, offset + stride * token, some)
     return tile
 
 
-def _tile_store(array, offset, stride, valid, tile):
-    some = _valid(valid, tile.shape[1])
-    for row in range(len(tile) if some else 0):
-        _within(array, offset + stride * row, some)[:] = tile[row, :some]
-
-
-def _tile_store_rows(array, offset, valid, tile):
-    some = _valid(valid, tile.size)
-    _within(array, offset, some)[:] = tile.reshape(-1)[:some]
-
-
-def _tile_splat(array, offset, count, lanes):
-    words = [_within(array, offset + 4 * row, 1) for row in range(_length(count))]
-    return np.repeat(np.array(words), lanes, axis=1)
-
-
-def _tile_dot_pair(tile, left, right, array, offset):
-    fours = [_within(array, offset + 4 * m, 1).repeat(16) for m in range(len(tile) // 2)]
-    both = [
-        _dot(tile[2 * m + i], (left, right)[i], fours[m]) for m in range(len(fours)) for i in (0, 1)
-    ]
-    return np.array(both)
-
-
-def _tile_dot_rows(tile, packed, four):
-    masks = [np.int32(_signed(0x03030303 << 2 * j)) for j in range(len(tile))]
-    return np.array([_dot(row, packed & bits, four) for row, bits in zip(tile, masks, strict=True)])
-
-
-def _tile_scale(tile, array, offset):
-    scales = _within(array, offset, len(tile)).view(np.float32)[:, None]
-    return (tile.astype(np.float32) * scales).view(np.int32)
+def _tile_store(array, offset, stride, present, valid, tile):
+    some = int(np.clip(valid, 0, tile[0].size))
+    for token in range(min(present, len(tile)) if some else 0):
+        _within(array, offset + stride * token, some)[:] = tile[token].reshape(-1)[:some]
 
 
 EMULATED = {
-    "address": Address,
-    "bits_of_float": lambda value: np.float32(value).view(np.int32),
-    "float_of_bits": lambda bits: np.int32(bits).view(np.float32),
-    "dot_tile": lambda acc, ones, tile: sum((_dot(acc * 0, ones, row) for row in tile), acc),
-    "load": lambda array, at, lanes: _within(array, at, lanes).copy(),
-    "load_splat": lambda array, at, lanes: _within(array, at, 1).repeat(lanes),
-    "mask": lambda vector, bits: vector & np.int32(bits),
     "prefetch": lambda array, at: None,
-    "splat": lambda value, lanes: np.full(lanes, value, np.int32),
-    "store": lambda array, at, vector: np.copyto(_within(array, at, vector.size), vector),
-    "tile_add": lambda left, right: left + right,
-    "tile_add_vector": lambda tile, vector: tile + vector,
-    "tile_count": len,
-    "tile_dot_pair": _tile_dot_pair,
-    "tile_dot_rows": _tile_dot_rows,
-    "tile_half": lambda tile, which: tile[which::2],
-    "tile_join": lambda left, right: np.stack([left, right], 1).reshape(-1, left.shape[1]),
+    "tile_add": _tile_add,
+    "tile_codes": _tile_codes,
+    "tile_dot": _tile_dot,
+    "tile_finish": _tile_finish,
     "tile_load": _tile_load,
-    "tile_scale": _tile_scale,
-    "tile_shift_left": lambda tile, bits: tile << bits,
-    "tile_shift_right": lambda tile, bits: tile >> bits,
-    "tile_splat": _tile_splat,
     "tile_store": _tile_store,
-    "tile_store_rows": _tile_store_rows,
-    "tile_times": lambda tile, scale: (tile.astype(np.float32) * scale).view(np.int32),
-    "tile_transpose": np.transpose,
-    "tile_unscale": lambda tile: tile >> np.array([0, 2, 4, 6])[: len(tile), None],
-    "tile_zero": lambda count, lanes: np.zeros((count, lanes), np.int32),
-    "ONE_CODE": Bits(0x03030303),
+    "tile_transpose": lambda tile: tile.transpose(2, 1, 0),
+    "tile_zero": _tile_zero,
 }
 
 
@@ -267,43 +227,131 @@ def emulated(module, **constants):
     return scope
 
 
-@pytest.mark.parametrize(
-    ("n_out", "n_in"), [(1, 1), (10, 9), (64, 8), (65, 57), (127, 64), (129, 65), (17, 130)]
-)
-def test_the_matrix_vector_kernel_stays_within_its_buffers(n_out, n_in):
-    """Its token, filled up to 8s, and every panel, on emulated vectors: integers and floats."""
-    from minibit.kernels import vnni_matvec
+@pytest.mark.parametrize(("n_out", "n_in"), [(1, 1), (10, 9), (65, 57), (130, 130)])
+@pytest.mark.parametrize("batch", [1, 3, 8, 13, 25])
+@pytest.mark.parametrize("tile", [(1, 4), (2, 4), (6, 4), (8, 2), (12, 2), (4, 1)])
+def test_products_stay_within_their_buffers(tile, batch, n_out, n_in):
+    """Every tile and width of registers, with small blocks, so that all of them end."""
+    from minibit.kernels import product
 
-    product = emulated(vnni_matvec)["product"]
-    x, codes, expected = random_problem(1, n_out, n_in)
-    panels, groups = pack_panels_reference(codes), -(-n_out // 64)
-    out = np.zeros((1, n_out), np.int32)
-    assert product(x, panels, out, 0, groups, None)
-    np.testing.assert_array_equal(out, expected)
-    x[0], x[0, 0] = np.maximum(x[0], -127), 127  # quantised to itself
-    floats = np.zeros((1, n_out), np.float32)
-    assert product(x.astype(np.float32), panels, floats, 0, groups, np.float32(0.5))
-    np.testing.assert_array_equal(floats, x.astype(np.float32) @ codes.T.astype(np.float32) / 2)
-
-
-@pytest.mark.parametrize("batch", [1, 2, 3, 5, 7, 12, 13, 25, 30])
-@pytest.mark.parametrize(("n_out", "n_in"), [(1, 1), (17, 65), (49, 136), (130, 70)])
-@pytest.mark.parametrize("few", [True, False])
-def test_kernels_of_several_tokens_stay_within_their_buffers(few, batch, n_out, n_in):
-    """Padded or packed tokens and the last vector's excess, with small blocks, so that all end."""
-    from minibit.kernels import vnni_few, vnni_matmat
-
-    if few:
-        product = emulated(vnni_few, BLOCK=2)["product"]
-    else:
-        product = emulated(vnni_matmat, COLUMNS=64, CHUNKS=2)["product"]
     x, codes, expected = random_problem(batch, n_out, n_in)
     panels, groups = pack_panels_reference(codes), -(-n_out // 64)
-    out = np.zeros((batch, n_out), np.int32)
+    for lanes in (16,) if tile[0] > 4 else (16, 8, 4):
+        multiply = emulated(product, COLUMNS=64, CHUNKS=2, FLUSH=40)["_product"]
+        shape = tuple((0,) * count for count in (*tile, lanes))
+        out = np.zeros((batch, n_out), np.int32)
+        assert multiply(x, panels, out, 0, groups, None, shape)
+        np.testing.assert_array_equal(out, expected)
+        floats, y = np.zeros((batch, n_out), np.float32), np.maximum(x, -127)
+        y[:, 0] = 127  # quantised to itself
+        assert multiply(y.astype(np.float32), panels, floats, 0, groups, np.float32(0.5), shape)
+        exact = y.astype(np.float32) @ codes.T.astype(np.float32) / 2
+        np.testing.assert_array_equal(floats, exact)
+
+
+def test_int16_sums_are_widened_in_time():
+    """240 columns of the largest products: the emulated AVX2 says if a sum leaves int16."""
+    from minibit.kernels import product
+
+    multiply = emulated(product)["_product"]
+    shape = (0,), (0,) * 4, (0,) * 8
+    for code, x in ((1, -128), (1, 127), (-1, -128)):
+        codes, out = np.full((64, 520), code, np.int8), np.zeros((1, 64), np.int32)
+        tokens = np.full((1, 520), x, np.int8)
+        assert multiply(tokens, pack_panels_reference(codes), out, 0, 1, None, shape)
+        assert (out == 520 * code * x).all()
+
+
+# --- AMX, emulated ------------------------------------------------------------------------------
+
+
+class TileUnit:
+    """AMX's eight tiles in NumPy, from Intel's description of the instructions."""
+
+    def __init__(self):
+        self.tiles = None
+
+    def configure(self, config):
+        """LDTILECFG: palette 1, sizes at bytes 16 (16 bits each) and 48; all tiles become 0."""
+        assert config.nbytes == 64
+        assert config[0] == 1
+        assert not config[1:16].any()
+        assert config[16:32].view(np.uint16).tolist() == [64] * 8
+        assert config[48:56].tolist() == [16] * 8
+        assert not config[32:48].any()
+        assert not config[56:].any()
+        self.tiles = np.zeros((8, 16, 64), np.uint8)
+
+    def release(self):
+        """TILERELEASE."""
+        self.tiles = None
+
+    def zero(self, tile):
+        """TILEZERO."""
+        self.tiles[tile] = 0
+
+    def load(self, tile, array, offset, stride):
+        """TILELOADD: line i from offset + i * stride; out of bounds fails here."""
+        flat = array.reshape(-1).view(np.uint8)
+        for line in range(16):
+            at = offset + line * stride
+            assert 0 <= at <= flat.size - 64
+            self.tiles[tile, line] = flat[at : at + 64]
+
+    def store(self, tile, array, offset, stride):
+        """TILESTORED."""
+        flat = array.reshape(-1).view(np.uint8)
+        for line in range(16):
+            at = offset + line * stride
+            assert 0 <= at <= flat.size - 64
+            flat[at : at + 64] = self.tiles[tile, line]
+
+    def dot(self, c, a, b):
+        """TDPBSUD: C[m][n] += sum over k, i of signed A[m][4k + i] * unsigned B[k][4n + i]."""
+        left = self.tiles[a].view(np.int8).reshape(16, 16, 4).astype(np.int32)  # m k i
+        right = self.tiles[b].reshape(16, 16, 4).astype(np.int32)  # k n i
+        self.tiles[c].view(np.int32)[...] += np.einsum("mki,kni->mn", left, right, dtype=np.int32)
+
+
+def emulated_amx():
+    """The product of `minibit.kernels.amx` as plain Python, over an emulated tile unit."""
+    from minibit.kernels import amx
+
+    unit = TileUnit()
+    names = ("configure", "release", "zero", "load", "store", "dot")
+    return emulated(amx, **{f"amx_{name}": getattr(unit, name) for name in names})["product"], unit
+
+
+@pytest.mark.parametrize(
+    ("batch", "n_out", "n_in"),
+    [(1, 1, 1), (2, 64, 64), (33, 150, 130), (32, 32, 1024), (40, 112, 1100), (530, 17, 70)],
+)
+def test_the_amx_kernel_is_exact_on_emulated_tiles(batch, n_out, n_in):
+    """Blocks, halves of panels, padding and tails fall where ``tdpbsud`` expects them."""
+    product, unit = emulated_amx()
+    x, codes, expected = random_problem(batch, n_out, n_in)
+    panels = pack_panels_reference(codes)
+    groups = -(-n_out // 64)
+    out = np.full((batch, n_out), 7, np.int32)
     assert product(x, panels, out, 0, groups, None)
     np.testing.assert_array_equal(out, expected)
-    x = np.maximum(x, -127)
-    x[:, 0] = 127  # quantised to itself
-    floats = np.zeros((batch, n_out), np.float32)
-    assert product(x.astype(np.float32), panels, floats, 0, groups, np.float32(0.5))
-    np.testing.assert_array_equal(floats, x.astype(np.float32) @ codes.T.astype(np.float32) / 2)
+    assert unit.tiles is None  # released
+
+
+def test_the_amx_kernel_takes_ranges_of_panels_and_floats():
+    """It writes its own rows only, quantises like the others, and reports what is not finite."""
+    product, _ = emulated_amx()
+    x, codes, expected = random_problem(3, 270, 90)
+    panels = pack_panels_reference(codes)
+    out = np.full((3, 270), 7, np.int32)
+    assert product(x, panels, out, 1, 4, None)
+    np.testing.assert_array_equal(out[:, 64:256], expected[:, 64:256])
+    assert (out[:, :64] == 7).all()
+    assert (out[:, 256:] == 7).all()
+    floats = np.zeros((3, 270), np.float32)
+    x[:, 0] = 127  # scale 1 exactly, so that the codes are x
+    x[:, 1:] = np.maximum(x[:, 1:], -127)
+    assert product(x.astype(np.float32), panels, floats, 0, 5, np.float32(0.5))
+    exact = x.astype(np.float64) @ codes.astype(np.float64).T * 0.5
+    np.testing.assert_allclose(floats, exact, rtol=1e-6)
+    assert not product(np.full((3, 90), np.inf, np.float32), panels, floats, 0, 5, np.float32(1))

@@ -4,7 +4,6 @@ import os
 import platform
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -138,30 +137,26 @@ def test_panels_begin_where_a_cache_line_does(shape):
 # --- instructions -------------------------------------------------------------------------------
 
 COMPILE = """
-import sys
+import importlib, sys
 from numba import types as t
-import importlib
-module = importlib.import_module(sys.argv[1])
 weights = t.Array(t.uint8, 1, "C", readonly=True)
 arguments = (
     t.Array(t.int8, 2, "C"), weights, t.Array(t.int32, 2, "C"), t.int64, t.int64, t.none
 )
-if module.__name__.endswith("vnni_matmat"):
-    kernel, arguments = module._product, (*arguments, t.UniTuple(t.int64, 12))
-else:
-    kernel = module.product
+name, *tile = sys.argv[1].split()
+module = importlib.import_module(f"minibit.kernels.{name}")
+kernel = module.tile_product(*map(int, tile)) if tile else module.product
 kernel.disable_cache = True
 kernel.compile(arguments)
-signature = kernel.signatures[0]
-print(kernel.inspect_asm(signature))
+print(kernel.inspect_asm(kernel.signatures[0]))
 """
 
 
-def assembly_of(module, tmp_path, **environment):
-    """Assembly of a kernel, compiled in a process of its own, for a CPU of its own."""
+def assembly_of(kernel, tmp_path, **environment):
+    """Assembly of a kernel file, or of a tile, compiled in a process and for a CPU of its own."""
     settings = {"NUMBA_CACHE_DIR": str(tmp_path), **environment}
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE, f"minibit.kernels.{module}"],
+        [sys.executable, "-c", COMPILE, kernel],
         env=os.environ | settings,
         capture_output=True,
         text=True,
@@ -184,27 +179,29 @@ ON_X86 = pytest.mark.skipif(
 
 @ON_X86
 @pytest.mark.parametrize(
-    ("module", "settings", "instruction", "at_least"),
+    ("kernel", "settings", "instruction", "at_least"),
     [
-        ("vnni_matvec", x86("cascadelake", "avx512vnni"), "vpdpbusd", 8),
-        ("vnni_few", x86("cascadelake", "avx512vnni"), "vpdpbusd", 16),
-        ("vnni_matmat", x86("cascadelake", "avx512vnni"), "vpdpbusd", 48),
+        ("product 1 4 16", x86("cascadelake", "avx512vnni"), "vpdpbusd", 8),
+        ("product 2 4 16", x86("cascadelake", "avx512vnni"), "vpdpbusd", 16),
+        ("product 6 4 16", x86("cascadelake", "avx512vnni"), "vpdpbusd", 48),
+        ("product 12 2 16", x86("cascadelake", "avx512vnni"), "vpdpbusd", 48),
         ("amx", x86("sapphirerapids", "amx-int8", "amx-tile"), "tdpbsud", 4),
-        ("avx2", x86("haswell", "avx2", "fma"), "vpmaddubsw", 8),
+        ("product 1 4 8", x86("haswell", "avx2", "fma"), "vpmaddubsw", 16),
+        ("product 4 1 8", x86("haswell", "avx2", "fma"), "vpmaddubsw", 16),
         ("portable", x86("haswell", "avx2", "fma"), "vpmullw", 8),
     ],
 )
 def test_a_kernel_uses_the_instruction_it_was_written_for(
-    module, settings, instruction, at_least, tmp_path
+    kernel, settings, instruction, at_least, tmp_path
 ):
-    """The assembly for the intended CPU holds it, and no vector spilled inside the tile."""
-    assembly = assembly_of(module, tmp_path, **settings)
-    assert assembly.count(instruction) >= at_least
-    if module == "vnni_matmat":  # 24 sums, 2 codes, 2 masks and broadcasts fit 32 registers
-        lines = assembly.splitlines()
-        dots = [i for i, line in enumerate(lines) if "vpdpbusd" in line]
-        loop = lines[dots[0] : dots[47] + 1]
-        assert not [line for line in loop if "(%rsp)" in line and "zmm" in line]
+    """The assembly for the intended CPU holds it, and no sum spilled inside the loop."""
+    lines = assembly_of(kernel, tmp_path, **settings).splitlines()
+    places = [i for i, line in enumerate(lines) if instruction in line]
+    assert len(places) >= at_least
+    if kernel.startswith("product"):  # 24 sums, 2 codes, 2 masks and broadcasts fit 32 registers
+        loop = lines[places[0] : places[at_least - 1] + 1]
+        register = "zmm" if instruction == "vpdpbusd" else "ymm"
+        assert not [line for line in loop if "(%rsp)" in line and register in line]
 
 
 CROSS_COMPILE = r"""
@@ -212,7 +209,7 @@ import re
 import llvmlite.binding as llvm
 from numba import types as t
 from numba.core import codegen
-from minibit.kernels import arm, simd
+from minibit.kernels import product, simd
 
 class Taken(Exception):
     pass
@@ -229,15 +226,13 @@ simd.ARM = True
 codegen.CPUCodeLibrary._finalize_final_module = take
 llvm.initialize_all_targets()
 llvm.initialize_all_asmprinters()
-weights = t.Array(t.uint8, 1, "C", readonly=True)
-token, tokens = t.Array(t.int8, 1, "C"), t.Array(t.int8, 2, "C")
-sums, many = t.Array(t.int32, 1, "C"), t.Array(t.int32, 2, "C")
-for loop, arguments in (
-    (arm._one, (token, weights, t.int64, sums)),
-    (arm._four, (tokens, weights, t.int64, t.int64, many)),
-):
+flat = t.Array(t.int8, 1, "C"), t.Array(t.uint8, 1, "C", readonly=True)
+for tokens, groups in ((1, 4), (4, 1)):
+    tile = simd.Tile(tokens, 4 * groups, 4)
+    shape = t.Tuple([t.UniTuple(t.int64, count) for count in (tokens, groups, 4)])
+    places = (t.int64,) * 3
     try:
-        loop.compile(arguments)
+        product._add_columns.compile((tile, shape, t.int64, flat[0], *places, flat[1], *places[1:]))
     except Taken as taken:
         text = str(taken)
     text = re.sub('"target-(cpu|features)"="[^"]*"', "", text)
@@ -264,8 +259,8 @@ def test_the_arm_kernel_becomes_sdot(tmp_path):
     assert done.returncode == 0, done.stderr
     counts = [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
     (one, one_smull), (four, four_smull) = counts
-    assert one >= 16  # 4 registers times 4 codes
-    assert four >= 16  # 4 registers times 4 tokens
+    assert one >= 32  # two vectors of 4 registers, times 4 groups of rows
+    assert four >= 32  # times 4 tokens
     assert one_smull == four_smull == 0
 
 
@@ -273,17 +268,18 @@ def test_the_arm_kernel_becomes_sdot(tmp_path):
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 9])
 def test_the_arm_kernel_is_exact_wherever_it_runs(batch):
     """It is plain LLVM, so its indices and sums can be tested on any CPU."""
-    from minibit.kernels import arm
+    from minibit.kernels.product import LANES, product
 
     x, codes, expected = random_problem(batch, 137, 150)
+    arguments = LANES["arm"], x, pack_panels_reference(codes)
     out = np.zeros((batch, 137), np.int32)
-    panels = pack_panels_reference(codes)
-    assert arm.product(x, panels, out, 0, 3, None)
+    assert product(*arguments, out, 0, 3, None)
     np.testing.assert_array_equal(out, expected)
     floats = np.zeros((batch, 137), np.float32)
-    assert arm.product(x.astype(np.float32), panels, floats, 0, 3, np.float32(1))
-    bad = np.full((batch, 150), np.nan, np.float32)
-    assert not arm.product(bad, panels, floats, 0, 3, np.float32(1))
+    x, one = x.astype(np.float32), np.float32(1)
+    assert product(arguments[0], x, arguments[2], floats, 0, 3, one)
+    x[-1, -1] = np.nan
+    assert not product(arguments[0], x, arguments[2], floats, 0, 3, one)
 
 
 # --- rungs beside the main path -----------------------------------------------------------------
@@ -337,119 +333,6 @@ def test_the_bitplane_product_is_exact(shape):
     out = np.zeros(n_out, np.int32)
     bitplanes.product(x[0], plus.copy(), minus.copy(), out)
     np.testing.assert_array_equal(out, expected)
-
-
-# --- AMX, emulated ------------------------------------------------------------------------------
-
-
-class TileUnit:
-    """AMX's eight tiles in NumPy, from Intel's description of the instructions."""
-
-    def __init__(self):
-        self.tiles = None
-
-    def configure(self, config):
-        """LDTILECFG: palette 1, sizes at bytes 16 (16 bits each) and 48; all tiles become 0."""
-        assert config.nbytes == 64
-        assert config[0] == 1
-        assert not config[1:16].any()
-        assert config[16:32].view(np.uint16).tolist() == [64] * 8
-        assert config[48:56].tolist() == [16] * 8
-        assert not config[32:48].any()
-        assert not config[56:].any()
-        self.tiles = np.zeros((8, 16, 64), np.uint8)
-
-    def release(self):
-        """TILERELEASE."""
-        self.tiles = None
-
-    def zero(self, tile):
-        """TILEZERO."""
-        self.tiles[tile] = 0
-
-    def load(self, tile, array, offset, stride):
-        """TILELOADD: line i from offset + i * stride; out of bounds fails here."""
-        flat = array.reshape(-1).view(np.uint8)
-        for line in range(16):
-            at = offset + line * stride
-            assert 0 <= at <= flat.size - 64
-            self.tiles[tile, line] = flat[at : at + 64]
-
-    def store(self, tile, array, offset, stride):
-        """TILESTORED."""
-        flat = array.reshape(-1).view(np.uint8)
-        for line in range(16):
-            at = offset + line * stride
-            assert 0 <= at <= flat.size - 64
-            flat[at : at + 64] = self.tiles[tile, line]
-
-    def dot(self, c, a, b):
-        """TDPBSUD: C[m][n] += sum over k, i of signed A[m][4k + i] * unsigned B[k][4n + i]."""
-        left = self.tiles[a].view(np.int8).reshape(16, 16, 4).astype(np.int32)  # m k i
-        right = self.tiles[b].reshape(16, 16, 4).astype(np.int32)  # k n i
-        self.tiles[c].view(np.int32)[...] += np.einsum("mki,kni->mn", left, right, dtype=np.int32)
-
-
-def emulated_amx():
-    """The product of `minibit.kernels.amx` as plain Python, over an emulated tile unit."""
-    from minibit.kernels import amx
-
-    unit = TileUnit()
-    replaced = {
-        "amx_configure": unit.configure,
-        "amx_release": unit.release,
-        "amx_zero": unit.zero,
-        "amx_load": unit.load,
-        "amx_store": unit.store,
-        "amx_dot": unit.dot,
-        "load": lambda a, at, lanes: a.reshape(-1).view(np.uint8)[at : at + 64].copy(),
-        "mask": lambda v, bits: (v.view(np.uint32) & np.uint32(bits)).view(np.uint8),
-        "shift_right": lambda v, bits: (v.view(np.int32) >> bits).view(np.uint8),
-        "store": lambda a, at, v: np.copyto(a.reshape(-1).view(np.uint8)[at : at + 64], v),
-    }
-    scope = vars(amx) | replaced
-    for name, thing in vars(amx).items():
-        if hasattr(thing, "py_func") and thing.py_func.__module__ == amx.__name__:
-            code = thing.py_func.__code__
-            scope[name] = types.FunctionType(code, scope, name, thing.py_func.__defaults__)
-    return scope["product"], unit
-
-
-@needs_jit
-@pytest.mark.parametrize(
-    ("batch", "n_out", "n_in"),
-    [(1, 1, 1), (2, 64, 64), (33, 150, 130), (32, 32, 1024), (40, 112, 1100), (530, 17, 70)],
-)
-def test_the_amx_kernel_is_exact_on_emulated_tiles(batch, n_out, n_in):
-    """Blocks, halves of panels, padding and tails fall where ``tdpbsud`` expects them."""
-    product, unit = emulated_amx()
-    x, codes, expected = random_problem(batch, n_out, n_in)
-    panels = pack_panels_reference(codes)
-    groups = -(-n_out // 64)
-    out = np.full((batch, n_out), 7, np.int32)
-    assert product(x, panels, out, 0, groups, None)
-    np.testing.assert_array_equal(out, expected)
-    assert unit.tiles is None  # released
-
-
-@needs_jit
-def test_the_amx_kernel_takes_ranges_of_panels_and_floats():
-    """It writes its own rows only, quantises like the others, and reports what is not finite."""
-    product, _ = emulated_amx()
-    x, codes, expected = random_problem(3, 270, 90)
-    panels = pack_panels_reference(codes)
-    out = np.full((3, 270), 7, np.int32)
-    assert product(x, panels, out, 1, 4, None)
-    np.testing.assert_array_equal(out[:, 64:256], expected[:, 64:256])
-    assert (out[:, :64] == 7).all()
-    assert (out[:, 256:] == 7).all()
-    floats = np.zeros((3, 270), np.float32)
-    x[:, 0] = 127  # scale 1 exactly, so that the codes are x
-    x[:, 1:] = np.maximum(x[:, 1:], -127)
-    assert product(x.astype(np.float32), panels, floats, 0, 5, np.float32(0.5))
-    exact = x.astype(np.float64) @ codes.astype(np.float64).T * 0.5
-    np.testing.assert_allclose(floats, exact, rtol=1e-6)
-    assert not product(np.full((3, 90), np.inf, np.float32), panels, floats, 0, 5, np.float32(1))
 
 
 # --- time at import -----------------------------------------------------------------------------

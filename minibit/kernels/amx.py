@@ -4,7 +4,7 @@ AMX has eight tile registers of 16 rows by 64 bytes, and one instruction that mu
 them: ``tdpbsud`` adds to a tile C of 16 by 16 int32 the products of A (16 tokens by 64 columns,
 signed) and B (64 columns by 16 rows of the matrix, unsigned). B holds 4 neighbouring columns of one
 row in a lane, line ``i`` columns 4 i .. 4 i + 3: exactly what 16 vectors of a panel hold for each
-of its four groups of rows. So decoding is a shift, a mask and a store.
+of its four groups of rows. So decoding is a mask and a store.
 
 Two by two tiles C share two tiles A and two tiles B. For each half of a panel (32 rows) and each
 block of 1024 columns, the codes are decoded once into 33 KB that stay in the first level of cache,
@@ -27,12 +27,20 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from minibit.kernels.simd import I8, I64, _address, _declare, load, mask, shift_right, store
-from minibit.kernels.tokens import take_tokens, write_sums
+from minibit.kernels.quantise import take_tokens
+from minibit.kernels.simd import (
+    I8,
+    declare,
+    pointer_to,
+    tile_codes,
+    tile_finish,
+    tile_load,
+    tile_store,
+    tile_zero,
+)
 
 __all__ = ["product"]
 
-LANES, ONE_CODE = 16, 0x03030303
 ROWS = 64  # in a panel
 COLUMNS = 1024  # in a block
 TOKENS = 512  # in a block
@@ -41,7 +49,7 @@ TOKENS = 512  # in a block
 def _call(builder: Any, name: str, arguments: list[Any]) -> None:
     """Emit a call of ``llvm.x86.NAME``, which returns nothing."""
     types_ = [argument.type for argument in arguments]
-    builder.call(_declare(builder, f"llvm.x86.{name}", ir.VoidType(), types_), arguments)
+    builder.call(declare(builder, f"llvm.x86.{name}", ir.VoidType(), types_), arguments)
 
 
 @intrinsic(prefer_literal=True)
@@ -49,8 +57,7 @@ def amx_configure(typingctx, config):  # type: ignore[no-untyped-def]
     """``amx_configure(config)``: load the 64 bytes that give each tile its size."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        zero = ir.Constant(I64, 0)
-        pointer = _address(context, builder, signature.args[0], args[0], zero)
+        pointer = pointer_to(context, builder, signature.args[0], args[0], 0)
         _call(builder, "ldtilecfg", [pointer])
         return context.get_dummy_value()
 
@@ -84,7 +91,7 @@ def amx_load(typingctx, tile, array, offset, stride):  # type: ignore[no-untyped
     """``amx_load(tile, array, offset, stride)``: 16 lines of 64 bytes, `stride` bytes apart."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        pointer = _address(context, builder, signature.args[1], args[1], args[2])
+        pointer = pointer_to(context, builder, signature.args[1], args[1], args[2])
         _call(builder, "tileloadd64", [ir.Constant(I8, tile.literal_value), pointer, args[3]])
         return context.get_dummy_value()
 
@@ -96,7 +103,7 @@ def amx_store(typingctx, tile, array, offset, stride):  # type: ignore[no-untype
     """``amx_store(tile, array, offset, stride)``: write a tile, `stride` bytes between lines."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        pointer = _address(context, builder, signature.args[1], args[1], args[2])
+        pointer = pointer_to(context, builder, signature.args[1], args[1], args[2])
         _call(builder, "tilestored64", [ir.Constant(I8, tile.literal_value), pointer, args[3]])
         return context.get_dummy_value()
 
@@ -128,13 +135,12 @@ def _configuration():  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _decode(panels, at, half, blocks, lines):  # type: ignore[no-untyped-def]
-    """Write `blocks` blocks of 64 columns of half a panel as tiles B: two a block, 1024 bytes."""
+    """Write `blocks` blocks of 64 columns of half a panel as tiles B: two a block, line by line."""
     for block in range(blocks):
         for vector in range(16):
-            packed = load(panels, at + 1024 * block + 64 * vector, LANES)
-            line = 2048 * block + 64 * vector
-            store(lines, line, mask(shift_right(packed, 4 * half), ONE_CODE))
-            store(lines, line + 1024, mask(shift_right(packed, 4 * half + 2), ONE_CODE))
+            place = at + 1024 * block + 64 * vector
+            codes = tile_codes(panels, place, 2 * half, tile_zero(1, 2, 16))
+            tile_store(lines, 2048 * block + 128 * vector, 0, 1, 32, codes)
 
 
 @njit(cache=True, nogil=True)
@@ -155,9 +161,9 @@ def _multiply(rows, count, lines, blocks, k, sums):  # type: ignore[no-untyped-d
             amx_load(3, sums, at + 2048 + 64, 128)
         for block in range(blocks):
             amx_load(4, rows, token * width + k + 64 * block, width)
-            amx_load(6, lines, 2048 * block, 64)
+            amx_load(6, lines, 2048 * block, 128)
             amx_dot(0, 4, 6)
-            amx_load(7, lines, 2048 * block + 1024, 64)
+            amx_load(7, lines, 2048 * block + 64, 128)
             amx_dot(1, 4, 7)
             amx_load(5, rows, (token + 16) * width + k + 64 * block, width)
             amx_dot(2, 5, 6)
@@ -169,6 +175,17 @@ def _multiply(rows, count, lines, blocks, k, sums):  # type: ignore[no-untyped-d
 
 
 @njit(cache=True, nogil=True)
+def _write(sums, half, minus, scales, start, count, out):  # type: ignore[no-untyped-def]
+    """Write the products of half a panel with `count` tokens, from row `start` of `out` on."""
+    n_out = out.shape[1]
+    for token in range(count):
+        rows = tile_load(sums, 128 * token, 0, 1, 32, tile_zero(1, 2, 16))
+        rows = tile_finish(rows, 2 * (half % 2), minus, scales, token)
+        at = 4 * (n_out * (start + token) + 32 * half)
+        tile_store(out, at, 0, 1, n_out - 32 * half, rows)
+
+
+@njit(cache=True, nogil=True)
 def product(
     x: NDArray[Any],
     panels: NDArray[Any],
@@ -177,11 +194,7 @@ def product(
     last: int,
     gamma: np.float32 | None,
 ) -> bool:
-    """Multiply ``x (batch, n_in)`` by panels first..last into ``out (batch, n_out)``.
-
-    With gamma None: int8 codes in, int32 out. Else float32 in, quantised a token, and float32 out;
-    False if an entry is not finite.
-    """
+    """Multiply as `minibit.kernels.product.product` says."""
     batch, n_in = x.shape
     width = (n_in + 63) // 64 * 64
     size = ROWS // 4 * width  # bytes of a panel
@@ -196,13 +209,15 @@ def product(
             return False
         amx_configure(_configuration())
         for half in range(2 * first, 2 * last):
-            begin = 32 * half
-            if begin >= out.shape[1]:
+            if 32 * half >= out.shape[1]:
                 break
             for k in range(0, width, COLUMNS):
                 blocks = min(COLUMNS, width - k) // 64
                 _decode(panels, half // 2 * size + 16 * k, half % 2, blocks, lines)
                 _multiply(rows, count, lines, blocks, k, sums)
-            write_sums(sums, minus, scales, gamma, out[start : start + count], begin)
+            if gamma is None:
+                _write(sums, half, minus, None, start, count, out)
+            else:
+                _write(sums, half, minus, scales, start, count, out)
         amx_release()
     return True

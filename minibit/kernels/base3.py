@@ -1,4 +1,4 @@
-"""Matrix times one vector on base-3 weights: five codes a byte, 1.6 bits a weight.
+"""Matrix times one vector on base-3 weights: five codes a byte. Only chapter 3 uses it, as a rung.
 
 A fifth fewer bytes than 2 bits a weight, for more arithmetic: a byte is a number, and its digits do
 not come off with a mask. The layout is that of panels, with 80 rows instead of 64::
@@ -19,24 +19,30 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from minibit.kernels.quantise import sum_row
-from minibit.kernels.simd import load, load_splat, permute_bytes, prefetch, splat
-from minibit.kernels.tiles import (
-    base3_split,
-    tile_add_vector,
-    tile_dot_rows,
-    tile_get,
-    tile_store_rows,
-    tile_unscale,
+from minibit.kernels.simd import (
+    I8,
+    I32,
+    ONE_CODE,
+    constant,
+    declare,
+    pointer_to,
+    prefetch,
+    read,
+    tile_dot,
+    tile_finish,
+    tile_of,
+    tile_store,
     tile_zero,
 )
 
 __all__ = ["TABLE", "pack", "product"]
 
-LANES = 16
 ROWS = 80  # in a panel
 AHEAD = 12288
 TABLE = np.zeros(128, np.uint8)  # four base-3 digits as four 2-bit fields
@@ -57,24 +63,46 @@ def pack(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
     return packed
 
 
+@intrinsic(prefer_literal=True)
+def _codes(typingctx, packed, at, table, sums):  # type: ignore[no-untyped-def]
+    """``_codes(packed, at, table, sums)``: five groups of rows; group j times ``4**j``, but 4's."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        kinds, words, narrow = signature.args, ir.VectorType(I32, 16), ir.VectorType(I8, 64)
+        zeros = ir.Constant(narrow, None)
+
+        def all_bytes(value):  # type: ignore[no-untyped-def]
+            return ir.Constant(narrow, [value] * 64)
+
+        value = read(builder, pointer_to(context, builder, kinds[0], args[0], args[1]), narrow)
+        rest, digit = value, zeros
+        for bound in (81, 162):
+            above = builder.icmp_unsigned(">=", value, all_bytes(bound))
+            rest = builder.sub(rest, builder.select(above, all_bytes(81), zeros))
+            digit = builder.add(digit, builder.select(above, all_bytes(1), zeros))
+        entries = [pointer_to(context, builder, kinds[2], args[2], byte) for byte in (0, 64)]
+        low, high = (read(builder, entry, narrow) for entry in entries)
+        name = "llvm.x86.avx512.vpermi2var.qi.512"
+        look_up = declare(builder, name, narrow, [narrow] * 3)
+        fields = builder.bitcast(builder.call(look_up, [low, rest, high]), words)
+        groups = [builder.and_(fields, constant(ONE_CODE << 2 * j, 16)) for j in range(4)]
+        return tile_of(builder, [*groups, builder.bitcast(digit, words)])
+
+    return sums(packed, types.intp, table, sums), codegen
+
+
 @njit(cache=True, nogil=True)
 def product(x: NDArray[Any], packed: NDArray[Any], table: NDArray[Any], out: NDArray[Any]) -> None:
     """Multiply packed rows by int8 ``x (n_in,)``, filled up to 4s with 0, into int32 `out`.
 
     At most 2**17 inputs: the fourth digit's sums, ``64 * 2 * -128`` an input, then reach -2**31.
     """
-    minus = splat(np.int32(-sum_row(x.reshape(1, x.size), 0)), LANES)
-    low, high = load(table, 0, LANES), load(table, 64, LANES)
+    minus = np.full(1, -sum_row(x.reshape(1, x.size), 0), np.int32)
     for panel in range((out.size + ROWS - 1) // ROWS):
-        four_groups, fifth, at = tile_zero(4, LANES), tile_zero(1, LANES), panel * 16 * x.size
+        sums, at = tile_zero(1, 5, 16), panel * 16 * x.size
         for k in range(0, x.size, 4):
             prefetch(packed, at + AHEAD)
-            split, four = base3_split(load(packed, at, LANES)), load_splat(x, k, LANES)
-            codes = permute_bytes(low, tile_get(split, 0), high)
-            four_groups = tile_dot_rows(four_groups, codes, four)
-            fifth = tile_dot_rows(fifth, tile_get(split, 1), four)
+            sums = tile_dot(sums, _codes(packed, at, table, sums), x, k, 0)
             at += 64
         row = ROWS * panel
-        rows = tile_add_vector(tile_unscale(four_groups), minus)
-        tile_store_rows(out, 4 * row, min(64, out.size - row), rows)
-        tile_store_rows(out, 4 * row + 256, out.size - row - 64, tile_add_vector(fifth, minus))
+        tile_store(out, 4 * row, 0, 1, out.size - row, tile_finish(sums, 0, minus, None, 0))

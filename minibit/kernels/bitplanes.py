@@ -1,4 +1,4 @@
-"""Matrix times one vector on bit-planes: AND and count.
+"""Matrix times one vector on bit-planes: AND and count. Only chapter 3 uses it, as a rung.
 
 With the ones of a row in one plane and its minus ones in another, and the 8 bits of the activations
 in planes of their own, a product is counting::
@@ -14,11 +14,20 @@ from typing import Any
 
 import numpy as np
 from numba import njit
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from minibit.kernels.simd import popcount
-
 __all__ = ["product"]
+
+
+@intrinsic
+def _popcount(typingctx, word):  # type: ignore[no-untyped-def]
+    """``_popcount(word)``: number of bits that are set in an integer."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.ctpop(args[0])
+
+    return word(word), codegen
 
 
 @njit(cache=True, nogil=True)
@@ -37,7 +46,7 @@ def product(x: NDArray[Any], plus: NDArray[Any], minus: NDArray[Any], out: NDArr
         for bit in range(8):
             plane, count = planes[bit], 0
             for j in range(words):
-                count += int(popcount(up[j] & plane[j]))
-                count -= int(popcount(down[j] & plane[j]))
+                count += int(_popcount(up[j] & plane[j]))
+                count -= int(_popcount(down[j] & plane[j]))
             total += -128 * count if bit == 7 else count << bit
         out[r] = total

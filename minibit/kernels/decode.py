@@ -19,43 +19,92 @@ NumPy and BLAS take in orders of their own, and the exponential may differ in th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import carray, njit, types
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
-from minibit.kernels import arm, avx2, portable, vnni_matvec
-from minibit.kernels.head import matvec_bfloat16, matvec_float32
-from minibit.kernels.quantise import quantise_row
+from minibit.kernels import portable
+from minibit.kernels.head import matvec
+from minibit.kernels.product import LANES, Tokens, multiply
+from minibit.kernels.quantise import quantise_row, sum_row
 from minibit.kernels.sharing import finish, take
 
-__all__ = ["CHUNK_ROWS", "HEAD_ROWS", "KINDS", "PHASES", "head", "layers", "norm_row"]
+__all__ = ["CHUNK_ROWS", "HEAD_ROWS", "KINDS", "PHASES", "Model", "Place", "head", "layers"]
 
-KINDS = {"portable": (0,), "arm": (0,) * 2, "avx2": (0,) * 3, "vnni": (0,) * 4, "amx": (0,) * 4}
+KINDS = {"portable": (0,)} | {path: (0,) * lanes for path, lanes in LANES.items()}
 """For each kernel path a tuple whose length, a part of its type, picks the product."""
 
 PHASES = 5  # of a layer
 CHUNK_ROWS = 64  # least rows of a matrix in a chunk, but for the last
 CHUNK = 65536  # bytes of weights in a chunk, about
 HEAD_ROWS = 32  # rows of the head in a chunk
+_O, _DOWN = np.int64(3), np.int64(6)  # of a layer's matrices; typed, for kernels compile literals
 
 
-def _rows(kind, codes, held, sums, first, last):  # type: ignore[no-untyped-def]
+class Model(NamedTuple):
+    """A packed model as the kernels take it, and room for what lies between the phases."""
+
+    kind: tuple[int, ...]  # see `KINDS`
+    addresses: NDArray[np.uint64]  # (layers, 11), of a layer's 7 weights and 4 gains
+    sizes: NDArray[np.int64]  # (11,), their lengths
+    gammas: NDArray[np.float32]  # (layers, 7)
+    eps: np.float32
+    streams: NDArray[np.float32]  # (2 layers + 1, hidden), before, amid and after each layer
+    projected: NDArray[np.float32]  # (layers, ...): queries, keys and values, end to end
+    mixed: NDArray[np.float32]  # (layers, hidden): the mixed heads
+    gated: NDArray[np.float32]  # (layers, inner): the gated units
+
+
+class Place(NamedTuple):
+    """Where a token stands: its number, its rotation, and the keys and values before it."""
+
+    position: int
+    cos: NDArray[np.float32]  # (head_dim / 2,)
+    sin: NDArray[np.float32]
+    caches: NDArray[np.uint64]  # (2, layers): addresses of keys and of values
+    kept: tuple[int, int, int]  # their shape: kv_heads, capacity, head_dim
+
+
+class _Layer(NamedTuple):
+    """One layer: q, k, v, o, gate, up, down, and the gains before q, o, gate and down."""
+
+    weights: Any
+    gains: Any  # the second and last may be empty: there is no norm
+    gammas: Any
+    eps: Any
+    keys: Any  # (kv_heads, capacity, head_dim)
+    values: Any
+
+
+class _Own(NamedTuple):
+    """What a thread keeps to itself: a token, normalised and quantised, and sums of rows."""
+
+    normed: Any
+    codes: Any  # with room to fill a token up to 8s with 0
+    minus: Any  # (1,), minus the sum of the codes
+    sums: Any
+    others: Any
+
+
+def _rows(kind, own, n_in, held, sums, first, last):  # type: ignore[no-untyped-def]
     """Write the int32 products of groups first..last of 64 rows with one token's codes."""
 
 
 @overload(_rows)
-def _rows_of_kind(kind, codes, held, sums, first, last):  # type: ignore[no-untyped-def]
+def _rows_of_kind(kind, own, n_in, held, sums, first, last):  # type: ignore[no-untyped-def]
     """Pick the product of a path by the length of `kind`."""
-    modules = {1: portable, 2: arm, 3: avx2, 4: vnni_matvec}
-    product = modules[len(kind)].product
 
-    def rows(kind, codes, held, sums, first, last):  # type: ignore[no-untyped-def]
-        product(codes, held, sums, first, last, None)
+    def columns(kind, own, n_in, held, sums, first, last):  # type: ignore[no-untyped-def]
+        portable.product(own.codes[:n_in].reshape(1, n_in), held, sums, first, last, None)
 
-    return rows
+    def panels(kind, own, n_in, held, sums, first, last):  # type: ignore[no-untyped-def]
+        token = Tokens(own.codes, n_in, 1, own.minus, None)
+        multiply(token, held, sums, 0, first, last, ((0,), (0, 0, 0, 0), kind))
+
+    return columns if len(kind) == 1 else panels
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
@@ -76,16 +125,22 @@ def norm_row(x: NDArray[Any], gain: NDArray[Any], eps: np.float32, out: NDArray[
 
 
 @njit(cache=True, nogil=True)
-def _codes(x, gain, eps, normed, codes):  # type: ignore[no-untyped-def]
+def _quantise(own, x, gain, eps):  # type: ignore[no-untyped-def]
     """Normalise one token and quantise it; return the scale, -1 if an entry is not finite.
 
     With an empty gain the token is taken as it is: the model has no norm there.
     """
-    row = codes.reshape(1, codes.size)
     if gain.size == 0:
-        return quantise_row(x.reshape(1, x.size), 0, row, 0)
-    norm_row(x, gain, eps, normed)
-    return quantise_row(normed.reshape(1, normed.size), 0, row, 0)
+        for i in range(x.size):
+            own.normed[i] = x[i]
+    else:
+        norm_row(x, gain, eps, own.normed)
+    codes = own.codes.reshape(1, own.codes.size)
+    for i in range(x.size, codes.size):
+        codes[0, i] = 0
+    scale = quantise_row(own.normed[: x.size].reshape(1, x.size), 0, codes, 0)
+    own.minus[0] = -sum_row(codes, 0)
+    return scale
 
 
 @njit(cache=True, nogil=True)
@@ -103,11 +158,11 @@ def _chunks(held, n_out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _sums(kind, codes, held, n_out, chunk, sums):  # type: ignore[no-untyped-def]
+def _sums(model, own, n_in, held, n_out, chunk, sums):  # type: ignore[no-untyped-def]
     """Write the int32 sums of one chunk of rows; return its first row, and the next chunk's."""
     step, groups = _step(held, n_out), (n_out + CHUNK_ROWS - 1) // CHUNK_ROWS
     first, last = chunk * step, min((chunk + 1) * step, groups)
-    _rows(kind, codes, held, sums[:n_out].reshape(1, n_out), first, last)
+    _rows(model.kind, own, n_in, held, sums[:n_out].reshape(1, n_out), first, last)
     return CHUNK_ROWS * first, min(CHUNK_ROWS * last, n_out)
 
 
@@ -133,13 +188,12 @@ def _scores(queries, keys, length, scores):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _attend(  # type: ignore[no-untyped-def]
-    projected, keys, values, position, cos, sin, head, mixed
-):
+def _attend(projected, layer, place, head, mixed):  # type: ignore[no-untyped-def]
     """Append one head's key and value, and let its group of queries attend to all so far."""
-    kv_heads, _, width = keys.shape
+    kv_heads, _, width = place.kept
+    position, cos, sin = place.position, place.cos, place.sin
     group = mixed.size // width // kv_heads
-    own_keys, own_values = keys[head], values[head]  # (capacity, width)
+    own_keys, own_values = layer.keys[head], layer.values[head]  # (capacity, width)
     at_key = mixed.size + head * width
     at_value = at_key + kv_heads * width
     _rotate(projected, at_key, cos, sin, own_keys[position])
@@ -172,18 +226,16 @@ def _attend(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _project(  # type: ignore[no-untyped-def]
-    kind, x, gain, eps, normed, codes, weights, gammas, sums, projected, n_kv, work, phase
-):
+def _project(model, layer, own, x, projected, work, phase):  # type: ignore[no-untyped-def]
     """Phase 1: queries, keys and values of one token, end to end; False if not finite."""
+    n_kv = layer.keys.shape[0] * layer.keys.shape[2]
     n_q = projected.size - 2 * n_kv
-    in_q, in_k = _chunks(weights[0], n_q), _chunks(weights[1], n_kv)
-    chunks, finite = in_q + in_k + _chunks(weights[2], n_kv), True
+    in_q, in_k = _chunks(layer.weights[0], n_q), _chunks(layer.weights[1], n_kv)
+    chunks, finite = in_q + in_k + _chunks(layer.weights[2], n_kv), True
     chunk = take(work, phase, chunks)
     if chunk == chunks:
         return True
-    token = codes[: x.size].reshape(1, x.size)
-    scale = _codes(x, gain, eps, normed[: x.size], codes[: x.size])
+    scale = _quantise(own, x, layer.gains[0], layer.eps)
     while chunk < chunks:
         which, part, begin, n_out = 0, chunk, 0, n_q
         if chunk >= in_q + in_k:
@@ -191,10 +243,10 @@ def _project(  # type: ignore[no-untyped-def]
         elif chunk >= in_q:
             which, part, begin, n_out = 1, chunk - in_q, n_q, n_kv
         if scale > 0:
-            factor = np.float32(gammas[which] / scale)
-            first, last = _sums(kind, token, weights[which], n_out, part, sums)
+            factor, held = np.float32(layer.gammas[which] / scale), layer.weights[which]
+            first, last = _sums(model, own, x.size, held, n_out, part, own.sums)
             for r in range(first, last):
-                projected[begin + r] = np.float32(sums[r]) * factor
+                projected[begin + r] = np.float32(own.sums[r]) * factor
         else:
             finite = False
         finish(work, phase, chunk)
@@ -203,22 +255,23 @@ def _project(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _into_stream(  # type: ignore[no-untyped-def]
-    kind, x, gain, eps, normed, codes, held, gamma, sums, stream, out, work, phase
-):
-    """Phases 3 and 5: norm, quantise, multiply, add the stream; False if not finite."""
+def _into_stream(model, layer, own, number, x, stream, out, work, phase):  # type: ignore[no-untyped-def]
+    """Phases 3 and 5: norm, quantise, multiply, add the stream; False if not finite.
+
+    `number` is that of the matrix, `_O` or `_DOWN`.
+    """
+    held, gain = layer.weights[number], layer.gains[number // 2]
     chunks, finite = _chunks(held, stream.size), True
     chunk = take(work, phase, chunks)
     if chunk == chunks:
         return True
-    token = codes[: x.size].reshape(1, x.size)
-    scale = _codes(x, gain, eps, normed[: x.size], codes[: x.size])
+    scale = _quantise(own, x, gain, layer.eps)
     while chunk < chunks:
         if scale > 0:
-            factor = np.float32(gamma / scale)
-            first, last = _sums(kind, token, held, stream.size, chunk, sums)
+            factor = np.float32(layer.gammas[number] / scale)
+            first, last = _sums(model, own, x.size, held, stream.size, chunk, own.sums)
             for r in range(first, last):
-                out[r] = stream[r] + np.float32(sums[r]) * factor
+                out[r] = stream[r] + np.float32(own.sums[r]) * factor
         else:
             finite = False
         finish(work, phase, chunk)
@@ -227,84 +280,28 @@ def _into_stream(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _gate(  # type: ignore[no-untyped-def]
-    kind, x, gain, eps, normed, codes, weights, gammas, sums, ups, gated, work, phase
-):
+def _gate(model, layer, own, x, gated, work, phase):  # type: ignore[no-untyped-def]
     """Phase 4: ``relu(gate)^2 up``, the same rows of both matrices in turn; False if not finite."""
-    inner = gated.size
-    chunks, finite = _chunks(weights[4], inner), True
+    gates, ups, inner = layer.weights[4], layer.weights[5], gated.size
+    chunks, finite = _chunks(gates, inner), True
     chunk = take(work, phase, chunks)
     if chunk == chunks:
         return True
-    token = codes[: x.size].reshape(1, x.size)
-    scale = _codes(x, gain, eps, normed[: x.size], codes[: x.size])
+    scale = _quantise(own, x, layer.gains[2], layer.eps)
     while chunk < chunks:
         if scale > 0:
-            first, last = _sums(kind, token, weights[4], inner, chunk, sums)
-            _sums(kind, token, weights[5], inner, chunk, ups)
-            for_gate, for_up = np.float32(gammas[4] / scale), np.float32(gammas[5] / scale)
+            first, last = _sums(model, own, x.size, gates, inner, chunk, own.sums)
+            _sums(model, own, x.size, ups, inner, chunk, own.others)
+            for_gate = np.float32(layer.gammas[4] / scale)
+            for_up = np.float32(layer.gammas[5] / scale)
             for r in range(first, last):
-                positive = max(np.float32(sums[r]) * for_gate, np.float32(0))
-                gated[r] = (positive * positive) * (np.float32(ups[r]) * for_up)
+                positive = max(np.float32(own.sums[r]) * for_gate, np.float32(0))
+                gated[r] = (positive * positive) * (np.float32(own.others[r]) * for_up)
         else:
             finite = False
         finish(work, phase, chunk)
         chunk = take(work, phase, chunks)
     return finite
-
-
-@njit(cache=True, nogil=True)
-def layer(
-    kind: tuple[int, ...],
-    stream: tuple[NDArray[Any], ...],
-    gains: tuple[NDArray[Any], ...],
-    eps: np.float32,
-    weights: tuple[NDArray[Any], ...],
-    gammas: NDArray[Any],
-    room: tuple[NDArray[Any], ...],
-    keys: NDArray[Any],
-    values: NDArray[Any],
-    position: int,
-    cos: NDArray[Any],
-    sin: NDArray[Any],
-    work: NDArray[Any],
-    phase: int,
-) -> bool:
-    """Take one token through a layer, together with all who call this with the same arguments.
-
-    `stream`: the residual stream ``(hidden,)`` before the layer, after attention and after the
-    layer. `gains`: those before q, k, v; before o; before gate and up; before down (the second and
-    last may be empty). `weights`, `gammas`: q, k, v, o, gate, up, down. `room`: for q, k and v end
-    to end; the mixed heads; the gated units. `keys`, `values`: ``(kv_heads, capacity, head_dim)``;
-    this token's go to `position`. `phase`: the first of this layer's `PHASES`. False if an
-    activation is not finite; the rest is then meaningless.
-    """
-    (x, middle, after), (projected, mixed, gated) = stream, room
-    widest = max(x.size, mixed.size, gated.size)
-    normed, codes = np.empty(widest, np.float32), np.empty(widest, np.int8)
-    sums, ups = np.empty(widest, np.int32), np.empty(gated.size, np.int32)
-    n_kv, heads = keys.shape[0] * keys.shape[2], keys.shape[0]
-    finite = _project(
-        kind, x, gains[0], eps, normed, codes, weights, gammas, sums, projected, n_kv, work, phase
-    )
-    head = take(work, phase + 1, heads)
-    while head < heads:
-        _attend(projected, keys, values, position, cos, sin, head, mixed)
-        finish(work, phase + 1, head)
-        head = take(work, phase + 1, heads)
-    finite &= _into_stream(
-        kind, mixed, gains[1], eps, normed, codes, weights[3], gammas[3], sums, x, middle, work,
-        phase + 2,
-    )  # fmt: skip
-    finite &= _gate(
-        kind, middle, gains[2], eps, normed, codes, weights, gammas, sums, ups, gated, work,
-        phase + 3,
-    )  # fmt: skip
-    finite &= _into_stream(
-        kind, gated, gains[3], eps, normed, codes, weights[6], gammas[6], sums, middle, after, work,
-        phase + 4,
-    )  # fmt: skip
-    return bool(finite)
 
 
 @intrinsic
@@ -318,71 +315,70 @@ def _pointer(typingctx, address):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def layers(
-    kind: tuple[int, ...],
-    addresses: NDArray[Any],
-    sizes: NDArray[Any],
-    caches: NDArray[Any],
-    kept: NDArray[Any],
-    eps: np.float32,
-    gammas: NDArray[Any],
-    streams: NDArray[Any],
-    room: tuple[NDArray[Any], ...],
-    position: int,
-    cos: NDArray[Any],
-    sin: NDArray[Any],
-    work: NDArray[Any],
-) -> bool:
+def _floats(address, size):  # type: ignore[no-untyped-def]
+    """Make an array of what lies at an address."""
+    return carray(_pointer(address), size, np.float32)
+
+
+@njit(cache=True, nogil=True)
+def _bytes(address, size):  # type: ignore[no-untyped-def]
+    """Make an array of what lies at an address."""
+    return carray(_pointer(address), size, np.uint8)
+
+
+@njit(cache=True, nogil=True)
+def layers(model: Model, place: Place, work: NDArray[np.int64]) -> bool:
     """Take one token through all layers, together with all who call this with the same arguments.
 
-    ``addresses (layers, 11)`` are those of each layer's 7 weights and 4 gains, ``sizes (11,)``
-    their lengths; ``caches (2, layers)`` those of keys and values, of shape `kept`. The arrays of a
-    layer are made of them here: no thread asks for Python's lock before the token is done.
-    ``streams (2 layers + 1, hidden)``, and the arrays of `room`, ``(layers, ...)``, hold what lies
-    between the phases.
+    False if an activation is not finite; the rest is then meaningless. The arrays of a layer are
+    made of their addresses here: no thread asks for Python's lock before the token is done.
     """
-    finite, shape = True, (kept[0], kept[1], kept[2])
-    for number in range(addresses.shape[0]):
-        at = addresses[number]
-        weights = (
-            carray(_pointer(at[0]), sizes[0], np.uint8),
-            carray(_pointer(at[1]), sizes[1], np.uint8),
-            carray(_pointer(at[2]), sizes[2], np.uint8),
-            carray(_pointer(at[3]), sizes[3], np.uint8),
-            carray(_pointer(at[4]), sizes[4], np.uint8),
-            carray(_pointer(at[5]), sizes[5], np.uint8),
-            carray(_pointer(at[6]), sizes[6], np.uint8),
+    widest = max(model.projected.shape[1], model.mixed.shape[1], model.gated.shape[1])
+    widest = (max(widest, model.streams.shape[1]) + 7) // 8 * 8
+    own = _Own(
+        np.empty(widest, np.float32),
+        np.empty(widest, np.int8),
+        np.empty(1, np.int32),
+        np.empty(widest, np.int32),
+        np.empty(widest, np.int32),
+    )
+    finite, heads, sizes = True, place.kept[0], model.sizes
+    for number in range(model.addresses.shape[0]):
+        at, phase = model.addresses[number], PHASES * number
+        layer = _Layer(
+            (
+                _bytes(at[0], sizes[0]),
+                _bytes(at[1], sizes[1]),
+                _bytes(at[2], sizes[2]),
+                _bytes(at[3], sizes[3]),
+                _bytes(at[4], sizes[4]),
+                _bytes(at[5], sizes[5]),
+                _bytes(at[6], sizes[6]),
+            ),
+            (
+                _floats(at[7], sizes[7]),
+                _floats(at[8], sizes[8]),
+                _floats(at[9], sizes[9]),
+                _floats(at[10], sizes[10]),
+            ),
+            model.gammas[number],
+            model.eps,
+            _floats(place.caches[0, number], place.kept),
+            _floats(place.caches[1, number], place.kept),
         )
-        gains = (
-            carray(_pointer(at[7]), sizes[7], np.float32),
-            carray(_pointer(at[8]), sizes[8], np.float32),
-            carray(_pointer(at[9]), sizes[9], np.float32),
-            carray(_pointer(at[10]), sizes[10], np.float32),
-        )
-        keys = carray(_pointer(caches[0, number]), shape, np.float32)
-        values = carray(_pointer(caches[1, number]), shape, np.float32)
-        stream = (streams[2 * number], streams[2 * number + 1], streams[2 * number + 2])
-        between = (room[0][number], room[1][number], room[2][number])
-        finite &= layer(
-            kind, stream, gains, eps, weights, gammas[number], between, keys, values, position,
-            cos, sin, work, PHASES * number,
-        )  # fmt: skip
+        x, middle = model.streams[2 * number], model.streams[2 * number + 1]
+        projected, mixed, gated = model.projected[number], model.mixed[number], model.gated[number]
+        finite &= _project(model, layer, own, x, projected, work, phase)
+        head = take(work, phase + 1, heads)
+        while head < heads:
+            _attend(projected, layer, place, head, mixed)
+            finish(work, phase + 1, head)
+            head = take(work, phase + 1, heads)
+        finite &= _into_stream(model, layer, own, _O, mixed, x, middle, work, phase + 2)
+        finite &= _gate(model, layer, own, middle, gated, work, phase + 3)
+        after = model.streams[2 * number + 2]
+        finite &= _into_stream(model, layer, own, _DOWN, gated, middle, after, work, phase + 4)
     return bool(finite)
-
-
-def _matvec(x, w, out):  # type: ignore[no-untyped-def]
-    """Write ``w x`` in float32."""
-
-
-@overload(_matvec)
-def _matvec_of_type(x, w, out):  # type: ignore[no-untyped-def]
-    """Pick the product by the type of the weights: float32, or the bits of bfloat16."""
-    matvec = matvec_float32 if w.dtype.name == "float32" else matvec_bfloat16
-
-    def product(x, w, out):  # type: ignore[no-untyped-def]
-        matvec(x, w, out)
-
-    return product
 
 
 @njit(cache=True, nogil=True)
@@ -395,14 +391,14 @@ def head(
     work: NDArray[Any],
 ) -> bool:
     """Write the logits of one token: last norm, then ``w (vocabulary, hidden)``; shared by rows."""
-    chunks = (w.shape[0] + HEAD_ROWS - 1) // HEAD_ROWS
-    chunk = take(work, 0, chunks)
+    chunks, phase = (w.shape[0] + HEAD_ROWS - 1) // HEAD_ROWS, np.int64(0)
+    chunk = take(work, phase, chunks)
     if chunk < chunks:
         normed = np.empty(x.size, np.float32)
         norm_row(x, gain, eps, normed)
         while chunk < chunks:
             rows = slice(chunk * HEAD_ROWS, min((chunk + 1) * HEAD_ROWS, w.shape[0]))
-            _matvec(normed, w[rows], logits[rows])
-            finish(work, 0, chunk)
-            chunk = take(work, 0, chunks)
+            matvec(normed, w[rows], logits[rows])
+            finish(work, phase, chunk)
+            chunk = take(work, phase, chunks)
     return True

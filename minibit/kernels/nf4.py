@@ -27,15 +27,19 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from minibit.kernels.simd import (
+    FLOAT,
     I32,
-    I64,
-    Vector,
-    _address,
-    _constant,
-    _declare,
-    _load,
-    _splat,
+    Tile,
+    beyond,
+    constant,
+    declare,
+    pointer_to,
     prefetch,
+    read,
+    repeat,
+    tile_of,
+    vectors_of,
+    write,
 )
 
 __all__ = [
@@ -57,7 +61,6 @@ AHEAD = 16384  # bytes; what memory needs to answer, at 20 to 30 GB/s, when othe
 MAGNITUDE = np.int32(0x7FFFFFFF)
 INFINITY = np.int32(0x7F800000)
 SMALLEST = np.float32(1e-38)
-FLOAT = ir.FloatType()
 
 
 # Instructions: see `minibit.kernels.simd` for how they are made.
@@ -69,29 +72,29 @@ def _look_up(builder: Any, context: Any, table_type: Any, table: Any, index: Any
     floats = ir.VectorType(FLOAT, lanes)
     parts = []
     for start in range(0, 16, lanes):
-        pointer = _address(context, builder, table_type, table, ir.Constant(I64, 4 * start))
-        parts.append(_load(builder, pointer, floats))
+        pointer = pointer_to(context, builder, table_type, table, 4 * start)
+        parts.append(read(builder, pointer, floats))
     if lanes == 16:
         name = "llvm.x86.avx512.permvar.sf.512"
-        function = _declare(builder, name, floats, [floats, index.type])
+        function = declare(builder, name, floats, [floats, index.type])
         return builder.call(function, [parts[0], index])
-    function = _declare(builder, "llvm.x86.avx2.permps", floats, [floats, index.type])
+    function = declare(builder, "llvm.x86.avx2.permps", floats, [floats, index.type])
     low, high = (builder.call(function, [part, index]) for part in parts)
-    top = builder.shl(index, _constant(28, lanes))  # bit 3 of the index as the sign
-    return builder.select(builder.icmp_signed("<", top, _constant(0, lanes)), high, low)
+    top = builder.shl(index, constant(28, lanes))  # bit 3 of the index as the sign
+    return builder.select(builder.icmp_signed("<", top, constant(0, lanes)), high, low)
 
 
 def _multiply_add(builder: Any, left: Any, right: Any, acc: Any) -> Any:
     """``left * right + acc``, rounded once."""
-    function = _declare(builder, f"llvm.fma.v{acc.type.count}f32", acc.type, [acc.type] * 3)
+    function = declare(builder, f"llvm.fma.v{acc.type.count}f32", acc.type, [acc.type] * 3)
     return builder.call(function, [left, right, acc])
 
 
 def _spread(builder: Any, pointer: Any, what: Any, count: int, lanes: int) -> Any:
     """Load `count` values and repeat each in as many neighbouring lanes."""
     if count == 1:
-        return _splat(builder, _load(builder, pointer, what), lanes)
-    few = _load(builder, pointer, ir.VectorType(what, count))
+        return repeat(builder, read(builder, pointer, what), lanes)
+    few = read(builder, pointer, ir.VectorType(what, count))
     picks = [lane * count // lanes for lane in range(lanes)]
     return builder.shuffle_vector(few, few, ir.Constant(ir.VectorType(I32, lanes), picks))
 
@@ -101,9 +104,9 @@ def _zero(typingctx, lanes):  # type: ignore[no-untyped-def]
     """``_zero(lanes)``: floats 0."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return _constant(0, lanes.count)
+        return tile_of(builder, [constant(0, lanes.count)])
 
-    return Vector(lanes.count)(lanes), codegen
+    return Tile(1, 1, lanes.count)(lanes), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -116,33 +119,36 @@ def _add_products(typingctx, acc, table, packed, at, line, to, absmax, first, pe
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         kinds, lanes = signature.args, acc.lanes
         floats, words = ir.VectorType(FLOAT, lanes), ir.VectorType(I32, lanes)
-        packed_words = _load(builder, _address(context, builder, kinds[2], args[2], args[3]), words)
-        start = _address(context, builder, kinds[4], args[4], args[5])
+        packed_words = read(
+            builder, pointer_to(context, builder, kinds[2], args[2], args[3]), words
+        )
+        start = pointer_to(context, builder, kinds[4], args[4], args[5])
         sums = [None, None]  # two chains of additions, so that one needn't wait for the other
         for j in range(8):
-            index = builder.lshr(packed_words, _constant(4 * j, lanes))
+            index = builder.lshr(packed_words, constant(4 * j, lanes))
             weights = _look_up(builder, context, kinds[1], args[1], index)
-            x = _load(builder, builder.gep(start, [ir.Constant(I64, 4 * lanes * j)]), floats)
+            x = read(builder, beyond(builder, start, 4 * lanes * j), floats)
             if j < 2:
                 sums[j] = builder.fmul(weights, x)
             else:
                 sums[j % 2] = _multiply_add(builder, weights, x, sums[j % 2])
         total = builder.fadd(*sums)
-        pointer = _address(context, builder, kinds[6], args[6], args[7])
+        pointer = pointer_to(context, builder, kinds[6], args[6], args[7])
         scales = _spread(builder, pointer, FLOAT, per.count, lanes)
-        done = _multiply_add(builder, total, scales, builder.bitcast(args[0], floats))
-        return builder.bitcast(done, words)
+        (sums,) = vectors_of(builder, args[0])
+        done = _multiply_add(builder, total, scales, builder.bitcast(sums, floats))
+        return tile_of(builder, [builder.bitcast(done, words)])
 
     return acc(acc, table, packed, types.intp, line, types.intp, absmax, types.intp, per), codegen
 
 
 @intrinsic(prefer_literal=True)
-def _sum_lanes(typingctx, vector):  # type: ignore[no-untyped-def]
-    """``_sum_lanes(vector)``: its floats added, halves first."""
+def _sum_lanes(typingctx, tile):  # type: ignore[no-untyped-def]
+    """``_sum_lanes(tile)``: the floats of its one vector added, halves first."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        lanes = vector.lanes
-        total = builder.bitcast(args[0], ir.VectorType(FLOAT, lanes))
+        lanes, (sums,) = tile.lanes, vectors_of(builder, args[0])
+        total = builder.bitcast(sums, ir.VectorType(FLOAT, lanes))
         half = lanes // 2
         while half:
             picks = [(lane + half) % lanes for lane in range(lanes)]
@@ -152,7 +158,7 @@ def _sum_lanes(typingctx, vector):  # type: ignore[no-untyped-def]
             total, half = builder.fadd(total, moved), half // 2
         return builder.extract_element(total, ir.Constant(I32, 0))
 
-    return types.float32(vector), codegen
+    return types.float32(tile), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -161,15 +167,14 @@ def _decode(typingctx, packed, at, table, absmax, values, to, lanes):  # type: i
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         kinds, count = signature.args, lanes.count
-        pointer = _address(context, builder, kinds[0], args[0], args[1])
+        pointer = pointer_to(context, builder, kinds[0], args[0], args[1])
         words = _spread(builder, pointer, I32, count // 8, count)
         shifts = [4 * (lane % 8 ^ 1) for lane in range(count)]
         index = builder.lshr(words, ir.Constant(words.type, shifts))
         weights = _look_up(builder, context, kinds[2], args[2], index)
-        product = builder.fmul(weights, _splat(builder, args[3], count))
-        pointer = _address(context, builder, kinds[4], args[4], args[5])
-        pointer = builder.bitcast(pointer, product.type.as_pointer())
-        builder.store(product, pointer).align = 1
+        product = builder.fmul(weights, repeat(builder, args[3], count))
+        pointer = pointer_to(context, builder, kinds[4], args[4], args[5])
+        write(builder, pointer, product)
         return context.get_dummy_value()
 
     signature = types.void(packed, types.intp, table, types.float32, values, types.intp, lanes)

@@ -1,4 +1,7 @@
-"""What the machine can do at best, measured: bytes read a second, and multiplications a second."""
+"""What the machine can do at best, measured: bytes read a second, and multiplications a second.
+
+Only chapter 3 and the benchmarks use it.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from minibit.kernels.simd import load, store
-from minibit.kernels.tiles import tile_dot_pair, tile_read, tile_write
+from minibit.kernels.simd import tile_codes, tile_dot, tile_load, tile_store, tile_zero
 
 __all__ = ["read", "vnni"]
 
@@ -29,10 +31,9 @@ def vnni(rounds: int, scratch: NDArray[Any]) -> int:
 
     `scratch` is an int32 array of 24 * 16, read before and written after.
     """
-    tile = tile_read(scratch, 0, 24, 16)
-    codes = load(scratch, 0, 16)
+    tile = tile_load(scratch, 0, 128, 12, 32, tile_zero(12, 2, 16))
+    codes = tile_codes(scratch, 0, 0, tile)
     for i in range(rounds):  # another place each time: kept in registers, they would be too many
-        tile = tile_dot_pair(tile, codes, codes, scratch, 4 * (i & 15))
-    tile_write(scratch, 0, tile)
-    store(scratch, 0, codes)
+        tile = tile_dot(tile, codes, scratch, 4 * (i & 15), 4)
+    tile_store(scratch, 0, 128, 12, 32, tile)
     return rounds * 24 * 64

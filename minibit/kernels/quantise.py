@@ -19,9 +19,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from minibit.kernels.simd import bits_of_float, float_of_bits
-
-__all__ = ["absmax", "absmean", "copy_row", "quantise_row", "sum_row"]
+__all__ = ["absmax", "absmean", "copy_row", "quantise_row", "sum_row", "take_tokens"]
 
 MAGNITUDE = np.int32(0x7FFFFFFF)
 INFINITY = np.int32(0x7F800000)
@@ -46,10 +44,10 @@ def quantise_row(x: NDArray[Any], token: int, codes: NDArray[Any], row: int) -> 
     """
     largest = np.int32(0)
     for i in range(x.shape[1]):
-        largest = max(largest, np.int32(bits_of_float(x[token, i]) & MAGNITUDE))
+        largest = max(largest, np.int32(np.float32(x[token, i]).view(np.int32) & MAGNITUDE))
     if largest >= INFINITY:
         return np.float32(-1)
-    absmax = max(float_of_bits(largest), SMALLEST)
+    absmax = max(np.int32(largest).view(np.float32), SMALLEST)
     scale = np.float32(np.float32(1) / absmax) * np.float32(127)
     for i in range(x.shape[1]):
         codes[row, i] = np.int8(np.int32(np.rint(x[token, i] * scale)))
@@ -70,6 +68,24 @@ def copy_row(x: NDArray[Any], token: int, codes: NDArray[Any], row: int) -> None
     """Copy a row of int8 codes to one at least as long; a slice would go byte by byte."""
     for i in range(x.shape[1]):
         codes[row, i] = x[token, i]
+
+
+@njit(cache=True, nogil=True)
+def take_tokens(x, gamma, rows, minus, scales):  # type: ignore[no-untyped-def]
+    """Copy or quantise tokens into padded `rows`; False if an entry is not finite.
+
+    `minus` gets minus the sum of each token's codes, `scales` what its sums are multiplied by.
+    """
+    for token in range(x.shape[0]):
+        if gamma is None:
+            copy_row(x, token, rows, token)
+        else:
+            scale = quantise_row(x, token, rows, token)
+            if scale < 0:
+                return False
+            scales[token] = gamma / scale
+        minus[token] = -sum_row(rows, token)
+    return True
 
 
 @njit(cache=True, nogil=True)

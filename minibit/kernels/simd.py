@@ -1,24 +1,28 @@
-"""A small SIMD layer for Numba: vectors of 32-bit lanes, and the few instructions we need.
+"""A small SIMD layer for Numba: tiles of vectors, and the few instructions that products need.
 
-LLVM's loop vectoriser does not find the byte dot products of today's CPUs (``vpdpbusd``, ``sdot``)
-in a plain loop, so the kernels name them. A `Vector` is an LLVM vector of ``lanes`` int32 lanes:
-16 lanes fill an AVX-512 register, 8 an AVX2 register, 4 a NEON register. The dot products read the
-same bits as four bytes a lane. Several vectors together are a tile (`minibit.kernels.tiles`).
+LLVM's loop vectoriser does not find the byte dot products of today's CPUs (``vpdpbusd``,
+``vpmaddubsw``, ``sdot``) in a plain loop, so the kernels name them. A `Tile` is what a product
+keeps in registers: for each of some tokens, some vectors of ``lanes`` int32 lanes. 16 lanes fill an
+AVX-512 register, 8 an AVX2 register, 4 a NEON register; the dot products read the same bits as four
+bytes a lane. All functions on tiles are unrolled when compiled.
+
+Weights come in panels (`minibit.panels`): 64 bytes hold 4 columns of four groups of 16 rows, in two
+bits of each byte, so a group is ``16 / lanes`` vectors of a tile. With 16 lanes codes are masked
+out of the bytes and not shifted down: sums of group ``g`` count ``4**g`` times too much, exactly,
+until `tile_finish` takes that off. With fewer lanes they are shifted.
 
 Inside ``@njit`` code these functions read like arithmetic::
 
-    acc = splat(int32(0), 16)
-    codes = mask(shift_right(load(panels, i, 16), 2), 0x03030303)
-    acc = dot_u8s8(acc, codes, load_splat(x, j, 16))
-    store(out, 0, acc)
+    sums = tile_zero(1, 4, 16)                               # a token, four groups, 16 lanes
+    sums = tile_dot(sums, tile_codes(panels, at, 0, sums), x, k, 0)
+    tile_store(out, 0, 0, 1, 64, tile_finish(sums, 0, minus, None, 0))
 
-Offsets are bytes from the first element of a contiguous array, whatever its dtype, or from an
-`address`, which no reference is counted for. **Nothing is checked**: a kernel proves its own
-bounds. Numbers of lanes are literals.
+Offsets are bytes from the first element of a contiguous array, whatever its dtype. **Nothing is
+checked**: a kernel proves its own bounds. Numbers of tokens, groups and lanes are literals, or
+tuples of that length, so that one kernel compiles for several.
 
-Loads, masks and shifts are plain LLVM and run on every CPU. `dot_u8s8` needs AVX-512 VNNI, at 16
-lanes. Numba's cache does not see a change of this file in the kernels that use it: after an edit,
-delete ``minibit/kernels/__pycache__``.
+Numba's cache does not see a change of this file in the kernels that use it: after an edit, delete
+``minibit/kernels/__pycache__``.
 """
 
 from __future__ import annotations
@@ -33,44 +37,48 @@ from numba.core.datamodel import PrimitiveModel, register_default
 from numba.extending import intrinsic
 
 __all__ = [
-    "Vector",
-    "address",
-    "bits_of_float",
-    "dot_u8s8",
-    "float_of_bits",
-    "load",
-    "load_splat",
-    "mask",
-    "permute_bytes",
-    "popcount",
+    "Tile",
     "prefetch",
-    "shift_right",
-    "splat",
-    "store",
+    "tile_add",
+    "tile_codes",
+    "tile_dot",
+    "tile_finish",
+    "tile_load",
+    "tile_store",
+    "tile_transpose",
+    "tile_zero",
 ]
 
 ARM = platform.machine().lower() in ("arm64", "aarch64")  # whose intrinsics LLVM may be given
-I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+FLOAT = ir.FloatType()
+ONE_CODE = 0x03030303  # the lowest 2 bits of every byte
 
 
-class Vector(types.Type):  # type: ignore[misc]
-    """Numba type of ``lanes`` int32 lanes in one register."""
+class Tile(types.Type):  # type: ignore[misc]
+    """Numba type of `tokens` times `vectors` vectors of `lanes` int32 lanes."""
 
-    def __init__(self, lanes: int) -> None:
-        self.lanes = lanes
-        super().__init__(name=f"Vector({lanes})")
-
-
-@register_default(Vector)
-class _VectorModel(PrimitiveModel):  # type: ignore[misc]
-    def __init__(self, dmm: Any, fe_type: Vector) -> None:
-        super().__init__(dmm, fe_type, ir.VectorType(I32, fe_type.lanes))
+    def __init__(self, tokens: int, vectors: int, lanes: int) -> None:
+        self.tokens, self.vectors, self.lanes = tokens, vectors, lanes
+        super().__init__(name=f"Tile({tokens}x{vectors}x{lanes})")
 
 
-# What the intrinsics are made of: plain LLVM, one helper an idea.
+@register_default(Tile)
+class _TileModel(PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Tile) -> None:
+        vector = ir.VectorType(I32, fe_type.lanes)
+        super().__init__(dmm, fe_type, ir.ArrayType(vector, fe_type.tokens * fe_type.vectors))
 
 
-def _declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+# Plain LLVM, one helper an idea: for the instructions below, and for those of single kernels.
+
+
+def number(literal: Any) -> int:
+    """Return a literal, or the length of a tuple, which its type knows."""
+    return int(literal.literal_value if hasattr(literal, "literal_value") else literal.count)
+
+
+def declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
     """Return the LLVM intrinsic `name`, declared once a module."""
     module = builder.module
     if name in module.globals:
@@ -78,23 +86,30 @@ def _declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
     return ir.Function(module, ir.FunctionType(result, arguments), name)
 
 
-def _address(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
-    """Byte pointer to `offset` bytes into an array, or beyond an address."""
-    if isinstance(array_type, types.Integer):
-        return builder.inttoptr(builder.add(array, offset), I8.as_pointer())
+def pointer_to(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
+    """Byte pointer to `offset` bytes into an array."""
     struct = context.make_array(array_type)(context, builder, array)
-    base = builder.bitcast(struct.data, I8.as_pointer())
-    return builder.gep(base, [offset])
+    return beyond(builder, builder.bitcast(struct.data, I8.as_pointer()), offset)
 
 
-def _load(builder: Any, pointer: Any, what: Any) -> Any:
-    """Load a value of LLVM type `what` from an address of any alignment."""
-    value = builder.load(builder.bitcast(pointer, what.as_pointer()))
+def beyond(builder: Any, pointer: Any, offset: Any) -> Any:
+    """Pointer to some bytes after another: a number, or a value of LLVM."""
+    return builder.gep(pointer, [ir.Constant(I64, offset) if type(offset) is int else offset])
+
+
+def read(builder: Any, pointer: Any, kind: Any) -> Any:
+    """Load a value of an LLVM type from an address of any alignment."""
+    value = builder.load(builder.bitcast(pointer, kind.as_pointer()))
     value.align = 1
     return value
 
 
-def _splat(builder: Any, value: Any, lanes: int) -> Any:
+def write(builder: Any, pointer: Any, value: Any) -> None:
+    """Store a value at an address of any alignment."""
+    builder.store(value, builder.bitcast(pointer, value.type.as_pointer())).align = 1
+
+
+def repeat(builder: Any, value: Any, lanes: int) -> Any:
     """Repeat one scalar in every lane."""
     vector = ir.VectorType(value.type, lanes)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(I32, 0))
@@ -102,97 +117,260 @@ def _splat(builder: Any, value: Any, lanes: int) -> Any:
     return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
 
 
-def _constant(value: int, lanes: int) -> Any:
+def constant(value: int, lanes: int) -> Any:
     """Return the vector that holds `value` in every int32 lane."""
     return ir.Constant(ir.VectorType(I32, lanes), [value] * lanes)
 
 
-def _dot_u8s8(builder: Any, acc: Any, unsigned: Any, signed: Any) -> Any:
-    """``vpdpbusd``: acc + the sum of the 4 products of bytes in each lane."""
-    name = "llvm.x86.avx512.vpdpbusd.512"
-    function = _declare(builder, name, acc.type, [acc.type] * 3)
-    return builder.call(function, [acc, unsigned, signed])
+def vectors_of(builder: Any, tile: Any) -> list[Any]:
+    """Vectors of a tile, token after token."""
+    return [builder.extract_value(tile, place) for place in range(tile.type.count)]
 
 
-def _pairs(builder: Any, unsigned: Any, signed: Any) -> Any:
-    """``vpmaddubsw``: products of bytes, summed by pairs into int16."""
+def tile_of(builder: Any, vectors: list[Any]) -> Any:
+    """Put vectors together as a tile."""
+    tile = ir.Constant(ir.ArrayType(vectors[0].type, len(vectors)), ir.Undefined)
+    for place, vector in enumerate(vectors):
+        tile = builder.insert_value(tile, vector, place)
+    return tile
+
+
+def dot_vnni(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
+    """``vpdpbusd``: total + the sum of the 4 products of bytes in each of 16 lanes."""
+    function = declare(builder, "llvm.x86.avx512.vpdpbusd.512", total.type, [total.type] * 3)
+    return builder.call(function, [total, unsigned, signed])
+
+
+def _dot_pairs(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
+    """``vpmaddubsw`` and ``vpaddw``: 16 int16 sums + the products of bytes, two by two."""
     bytes_, halves = ir.VectorType(I8, 32), ir.VectorType(I16, 16)
-    function = _declare(builder, "llvm.x86.avx2.pmadd.ub.sw", halves, [bytes_, bytes_])
-    arguments = [builder.bitcast(v, bytes_) for v in (unsigned, signed)]
-    return builder.bitcast(builder.call(function, arguments), unsigned.type)
+    function = declare(builder, "llvm.x86.avx2.pmadd.ub.sw", halves, [bytes_, bytes_])
+    pairs = builder.call(function, [builder.bitcast(v, bytes_) for v in (unsigned, signed)])
+    return builder.bitcast(builder.add(builder.bitcast(total, halves), pairs), total.type)
 
 
-def _widen(builder: Any, pairs: Any) -> Any:
-    """``vpmaddwd`` with ones: the two int16 of a lane, summed into int32."""
-    halves, vector = ir.VectorType(I16, 16), pairs.type
-    function = _declare(builder, "llvm.x86.avx2.pmadd.wd", vector, [halves, halves])
-    ones = ir.Constant(halves, [1] * 16)
-    return builder.call(function, [builder.bitcast(pairs, halves), ones])
-
-
-def _dot_s8s8(builder: Any, acc: Any, left: Any, right: Any) -> Any:
-    """acc + the sum of the 4 products of signed bytes in each lane: one ``sdot`` on Arm."""
-    lanes = acc.type.count
+def _dot_signed(builder: Any, total: Any, left: Any, right: Any) -> Any:
+    """``sdot`` on Arm: total + the 4 products of signed bytes in each lane; elsewhere plain."""
+    lanes = total.type.count
     narrow = ir.VectorType(I8, 4 * lanes)
     left, right = builder.bitcast(left, narrow), builder.bitcast(right, narrow)
     if ARM:
         name = f"llvm.aarch64.neon.sdot.v{lanes}i32.v{4 * lanes}i8"
-        function = _declare(builder, name, acc.type, [acc.type, narrow, narrow])
-        return builder.call(function, [acc, left, right])
+        function = declare(builder, name, total.type, [total.type, narrow, narrow])
+        return builder.call(function, [total, left, right])
     wide = ir.VectorType(I32, 4 * lanes)
     products = builder.mul(builder.sext(left, wide), builder.sext(right, wide))
     for byte in range(4):
         picks = ir.Constant(ir.VectorType(I32, lanes), [4 * lane + byte for lane in range(lanes)])
-        acc = builder.add(acc, builder.shuffle_vector(products, products, picks))
-    return acc
+        total = builder.add(total, builder.shuffle_vector(products, products, picks))
+    return total
+
+
+_DOTS = {16: dot_vnni, 8: _dot_pairs, 4: _dot_signed}
+
+
+def _places(context: Any, builder: Any, kinds: Any, args: Any, tile: Tile) -> list[tuple[Any, Any]]:
+    """Pointer and mask of every vector of a tile, for (array, offset, stride, present, valid)."""
+    pointer, places = pointer_to(context, builder, kinds[0], args[0], args[1]), []
+    lanes = ir.VectorType(I32, tile.lanes)
+    numbers = [ir.Constant(lanes, [first + lane for lane in range(tile.lanes)])
+               for first in range(0, tile.vectors * tile.lanes, tile.lanes)]  # fmt: skip
+    for token in range(tile.tokens):
+        here = builder.icmp_signed(">", args[3], ir.Constant(I64, token))
+        valid = builder.select(here, builder.trunc(args[4], I32), ir.Constant(I32, 0))
+        bound = repeat(builder, valid, tile.lanes)
+        for vector in range(tile.vectors):
+            bits = builder.icmp_signed("<", numbers[vector], bound)
+            places.append((beyond(builder, pointer, 4 * tile.lanes * vector), bits))
+        pointer = beyond(builder, pointer, args[2])
+    return places
 
 
 # The instructions. Each is `@intrinsic`: its body says its types, and emits LLVM when called.
 
 
 @intrinsic(prefer_literal=True)
-def load(typingctx, array, offset, lanes):  # type: ignore[no-untyped-def]
-    """``load(array, offset, lanes)``: a vector from `offset` bytes into `array`."""
+def tile_zero(typingctx, tokens, groups, lanes):  # type: ignore[no-untyped-def]
+    """``tile_zero(tokens, groups, lanes)``: zeros, for groups of 16 rows."""
+    tile = Tile(number(tokens), 16 * number(groups) // number(lanes), number(lanes))
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        pointer = _address(context, builder, signature.args[0], args[0], args[1])
-        return _load(builder, pointer, ir.VectorType(I32, lanes.literal_value))
+        return tile_of(builder, [constant(0, tile.lanes)] * (tile.tokens * tile.vectors))
 
-    return Vector(lanes.literal_value)(array, types.intp, lanes), codegen
+    return tile(tokens, groups, lanes), codegen
 
 
 @intrinsic(prefer_literal=True)
-def load_splat(typingctx, array, offset, lanes):  # type: ignore[no-untyped-def]
-    """``load_splat(array, offset, lanes)``: the 4 bytes at `offset`, repeated in every lane."""
+def tile_codes(typingctx, panels, offset, first, sums):  # type: ignore[no-untyped-def]
+    """``tile_codes(panels, offset, first, sums)``: the codes that the vectors of a token meet.
+
+    Those of the 64 bytes at `offset`, from group number `first` on, of as many groups as the tile
+    `sums` has: 0..2, or with 16 lanes that times ``4**group``.
+    """
+    tile = Tile(1, sums.vectors, sums.lanes)
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        pointer = _address(context, builder, signature.args[0], args[0], args[1])
-        return _splat(builder, _load(builder, pointer, I32), lanes.literal_value)
+        pointer = pointer_to(context, builder, signature.args[0], args[0], args[1])
+        words, vectors = ir.VectorType(I32, tile.lanes), []
+        packed = [read(builder, beyond(builder, pointer, at), words)
+                  for at in range(0, 64, 4 * tile.lanes)]  # fmt: skip
+        for group in range(tile.vectors // len(packed)):
+            place = builder.add(builder.trunc(args[2], I32), ir.Constant(I32, group))
+            shift = builder.shl(place, ir.Constant(I32, 1))
+            if tile.lanes == 16:
+                bits = repeat(builder, builder.shl(ir.Constant(I32, ONE_CODE), shift), 16)
+                vectors += [builder.and_(vector, bits) for vector in packed]
+            else:
+                ones, by = constant(ONE_CODE, tile.lanes), repeat(builder, shift, tile.lanes)
+                vectors += [builder.and_(builder.lshr(vector, by), ones) for vector in packed]
+        return tile_of(builder, vectors)
 
-    return Vector(lanes.literal_value)(array, types.intp, lanes), codegen
+    return tile(panels, types.intp, types.intp, sums), codegen
 
 
 @intrinsic(prefer_literal=True)
-def splat(typingctx, value, lanes):  # type: ignore[no-untyped-def]
-    """``splat(value, lanes)``: one int32 in every lane."""
+def tile_dot(typingctx, tile, codes, array, offset, stride):  # type: ignore[no-untyped-def]
+    """``tile_dot(tile, codes, array, offset, stride)``: the tile plus codes times activations.
+
+    Token ``t`` has 4 activations, int8, at byte ``offset + t stride``: all lanes of all its vectors
+    meet them. With 8 lanes the sums are of int16, two a lane: a pair of codes 0..2 times int8 adds
+    at most 512, and the caller counts how many it may add. Token after token, so that few vectors
+    of activations are alive at once, and 24 sums fit into 32 registers.
+    """
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return _splat(builder, args[0], lanes.literal_value)
+        sums, each = vectors_of(builder, args[0]), vectors_of(builder, args[1])
+        pointer = pointer_to(context, builder, signature.args[2], args[2], args[3])
+        for token in range(tile.tokens):
+            four = repeat(builder, read(builder, pointer, I32), tile.lanes)
+            for vector, unsigned in enumerate(each):
+                place = token * tile.vectors + vector
+                sums[place] = _DOTS[tile.lanes](builder, sums[place], unsigned, four)
+            pointer = beyond(builder, pointer, args[4])
+        return tile_of(builder, sums)
 
-    return Vector(lanes.literal_value)(types.int32, lanes), codegen
+    return tile(tile, codes, array, types.intp, types.intp), codegen
 
 
 @intrinsic(prefer_literal=True)
-def store(typingctx, array, offset, vector):  # type: ignore[no-untyped-def]
-    """``store(array, offset, vector)``: write a vector `offset` bytes into `array`."""
+def tile_add(typingctx, total, sums):  # type: ignore[no-untyped-def]
+    """``tile_add(total, sums)``: int32 lanes plus the sums of `tile_dot`, which 8 lanes widen."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        pointer = _address(context, builder, signature.args[0], args[0], args[1])
-        typed = builder.bitcast(pointer, args[2].type.as_pointer())
-        builder.store(args[2], typed).align = 1
+        totals, each = (vectors_of(builder, arg) for arg in args)
+        if total.lanes == 8:  # vpmaddwd with ones
+            halves, words = ir.VectorType(I16, 16), ir.VectorType(I32, 8)
+            widen = declare(builder, "llvm.x86.avx2.pmadd.wd", words, [halves, halves])
+            ones = ir.Constant(halves, [1] * 16)
+            each = [builder.call(widen, [builder.bitcast(v, halves), ones]) for v in each]
+        return tile_of(builder, [builder.add(*both) for both in zip(totals, each, strict=True)])
+
+    return total(total, sums), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_finish(typingctx, tile, first, minus, scales, token):  # type: ignore[no-untyped-def]
+    """``tile_finish(tile, first, minus, scales, token)``: products from sums of whole rows.
+
+    Takes off what 16 lanes count too much, from group number `first` on; adds to token ``t`` int32
+    number ``token + t`` of `minus`; and unless `scales` is None multiplies by that float32 of it:
+    then the lanes are the bits of floats.
+    """
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        vectors, kinds = vectors_of(builder, args[0]), signature.args
+        floats = ir.VectorType(FLOAT, tile.lanes)
+        shift = builder.shl(builder.trunc(args[1], I32), ir.Constant(I32, 1))
+        for place, vector in enumerate(vectors):
+            number, group = place // tile.vectors, place % tile.vectors
+            if tile.lanes == 16:
+                by = builder.add(shift, ir.Constant(I32, 2 * (group % 4)))
+                vector = builder.ashr(vector, repeat(builder, by, 16))
+            at = builder.shl(builder.add(args[4], ir.Constant(I64, number)), ir.Constant(I64, 2))
+            added = read(builder, pointer_to(context, builder, kinds[2], args[2], at), I32)
+            total = builder.add(vector, repeat(builder, added, tile.lanes))
+            if not isinstance(scales, types.NoneType):
+                scale = read(builder, pointer_to(context, builder, kinds[3], args[3], at), FLOAT)
+                factors = repeat(builder, scale, tile.lanes)
+                product = builder.fmul(builder.sitofp(total, floats), factors)
+                total = builder.bitcast(product, total.type)
+            vectors[place] = total
+        return tile_of(builder, vectors)
+
+    return tile(tile, types.intp, minus, scales, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_load(typingctx, array, offset, stride, present, valid, like):  # type: ignore[no-untyped-def]
+    """``tile_load(array, offset, stride, present, valid, like)``: a tile of the type of `like`.
+
+    The vectors of a token lie side by side, those of the next `stride` bytes on. Of the first
+    `present` tokens the first `valid` lanes are read; the others are 0.
+    """
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        words, vectors = ir.VectorType(I32, like.lanes), []
+        for pointer, bits in _places(context, builder, signature.args, args, like):
+            typed = builder.bitcast(pointer, words.as_pointer())
+            name = f"llvm.masked.load.v{like.lanes}i32.p0"
+            function = declare(builder, name, words, [typed.type, I32, bits.type, words])
+            zero = ir.Constant(words, None)
+            vectors.append(builder.call(function, [typed, ir.Constant(I32, 1), bits, zero]))
+        return tile_of(builder, vectors)
+
+    places = (types.intp,) * 4
+    return like(array, *places, like), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_store(typingctx, array, offset, stride, present, valid, tile):  # type: ignore[no-untyped-def]
+    """``tile_store(array, offset, stride, present, valid, tile)``: what `tile_load` would read."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        places = _places(context, builder, signature.args, args, tile)
+        vectors = vectors_of(builder, args[5])
+        lanes = ir.Constant(I64, tile.vectors * tile.lanes)
+        whole = builder.icmp_signed(">=", args[3], ir.Constant(I64, tile.tokens))
+        whole = builder.and_(whole, builder.icmp_signed(">=", args[4], lanes))
+        with builder.if_else(whole) as (yes, no):
+            with yes:
+                for (pointer, _), value in zip(places, vectors, strict=True):
+                    write(builder, pointer, value)
+            with no:
+                for (pointer, bits), value in zip(places, vectors, strict=True):
+                    typed = builder.bitcast(pointer, value.type.as_pointer())
+                    name = f"llvm.masked.store.v{tile.lanes}i32.p0"
+                    arguments = [value.type, typed.type, I32, bits.type]
+                    function = declare(builder, name, ir.VoidType(), arguments)
+                    builder.call(function, [value, typed, ir.Constant(I32, 1), bits])
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, vector), codegen
+    return types.void(array, *(types.intp,) * 4, tile), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_transpose(typingctx, tile):  # type: ignore[no-untyped-def]
+    """``tile_transpose(tile)``: a vector of 16 lanes for each of 16 tokens, exchanged.
+
+    Four rounds; round r exchanges bit r of the token's number with bit r of the lane's.
+    """
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        rows = vectors_of(builder, args[0])
+        for bit in (1, 2, 4, 8):
+            low = [lane if not lane & bit else 16 + lane - bit for lane in range(16)]
+            high = [lane + bit if not lane & bit else 16 + lane for lane in range(16)]
+            masks = [ir.Constant(ir.VectorType(I32, 16), picks) for picks in (low, high)]
+            for row in range(16):
+                if not row & bit:
+                    pair = rows[row], rows[row + bit]
+                    rows[row] = builder.shuffle_vector(*pair, masks[0])
+                    rows[row + bit] = builder.shuffle_vector(*pair, masks[1])
+        return tile_of(builder, rows)
+
+    if (tile.tokens, tile.vectors, tile.lanes) != (16, 1, 16):
+        raise TypeError(f"tile_transpose takes a Tile(16x1x16), got {tile}")
+    return tile(tile), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -200,99 +378,11 @@ def prefetch(typingctx, array, offset):  # type: ignore[no-untyped-def]
     """``prefetch(array, offset)``: ask for a line to be read; an address past the end is safe."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        pointer = _address(context, builder, signature.args[0], args[0], args[1])
+        pointer = pointer_to(context, builder, signature.args[0], args[0], args[1])
         name = "llvm.prefetch.p0" if llvm.llvm_version_info[0] >= 15 else "llvm.prefetch.p0i8"
-        function = _declare(builder, name, ir.VoidType(), [pointer.type, I32, I32, I32])
+        function = declare(builder, name, ir.VoidType(), [pointer.type, I32, I32, I32])
         flags = [ir.Constant(I32, flag) for flag in (0, 3, 1)]  # read, keep in all levels, data
         builder.call(function, [pointer, *flags])
         return context.get_dummy_value()
 
     return types.void(array, types.intp), codegen
-
-
-@intrinsic
-def address(typingctx, array):  # type: ignore[no-untyped-def]
-    """``address(array)``: of its first element; who takes it must keep the array."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        pointer = _address(context, builder, array, args[0], ir.Constant(I64, 0))
-        return builder.ptrtoint(pointer, I64)
-
-    return types.intp(array), codegen
-
-
-@intrinsic
-def bits_of_float(typingctx, value):  # type: ignore[no-untyped-def]
-    """``bits_of_float(value)``: the int32 whose bits are those of a float32."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.bitcast(args[0], I32)
-
-    return types.int32(types.float32), codegen
-
-
-@intrinsic
-def float_of_bits(typingctx, bits):  # type: ignore[no-untyped-def]
-    """``float_of_bits(bits)``: the float32 whose bits are those of an int32."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return types.float32(types.int32), codegen
-
-
-@intrinsic(prefer_literal=True)
-def mask(typingctx, vector, bits):  # type: ignore[no-untyped-def]
-    """``mask(vector, bits)``: keep the int32 `bits` of every lane."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.and_(args[0], _splat(builder, args[1], vector.lanes))
-
-    return vector(vector, types.int32), codegen
-
-
-@intrinsic(prefer_literal=True)
-def shift_right(typingctx, vector, bits):  # type: ignore[no-untyped-def]
-    """``shift_right(vector, bits)``: arithmetic shift of every int32 lane by `bits`."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.ashr(args[0], _splat(builder, args[1], vector.lanes))
-
-    return vector(vector, types.int32), codegen
-
-
-@intrinsic(prefer_literal=True)
-def dot_u8s8(typingctx, acc, unsigned, signed):  # type: ignore[no-untyped-def]
-    """``dot_u8s8(acc, unsigned, signed)``: acc + the 4 products of bytes a lane, ``vpdpbusd``."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return _dot_u8s8(builder, *args)
-
-    return acc(acc, unsigned, signed), codegen
-
-
-@intrinsic(prefer_literal=True)
-def permute_bytes(typingctx, low, index, high):  # type: ignore[no-untyped-def]
-    """``permute_bytes(low, index, high)``: 64 lookups in a table of 128 bytes (``vpermi2b``).
-
-    Byte ``i`` of the result is entry ``index[i] & 127`` of low, high. Needs AVX-512 VBMI.
-    """
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        bytes_ = ir.VectorType(I8, 64)
-        name = "llvm.x86.avx512.vpermi2var.qi.512"
-        function = _declare(builder, name, bytes_, [bytes_] * 3)
-        result = builder.call(function, [builder.bitcast(v, bytes_) for v in args])
-        return builder.bitcast(result, args[0].type)
-
-    return low(low, index, high), codegen
-
-
-@intrinsic
-def popcount(typingctx, word):  # type: ignore[no-untyped-def]
-    """``popcount(word)``: number of bits that are set in an integer."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.ctpop(args[0])
-
-    return word(word), codegen

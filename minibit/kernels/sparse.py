@@ -27,22 +27,18 @@ from numpy.typing import NDArray
 from minibit.kernels.simd import (
     I8,
     I32,
-    _address,
-    _constant,
-    _dot_u8s8,
-    _load,
-    _splat,
+    ONE_CODE,
+    constant,
+    dot_vnni,
+    pointer_to,
     prefetch,
-    splat,
-)
-from minibit.kernels.tiles import (
-    Tile,
-    _rows,
-    _tile,
-    tile_add_vector,
-    tile_store_rows,
-    tile_unscale,
+    read,
+    repeat,
+    tile_finish,
+    tile_of,
+    tile_store,
     tile_zero,
+    vectors_of,
 )
 
 __all__ = ["compact", "product_any", "product_wide"]
@@ -78,26 +74,25 @@ def _add_columns(typingctx, tile, bands, a, b, c, d, x, offset):  # type: ignore
         kinds, words = signature.args, ir.VectorType(I32, 16)
         narrow = ir.VectorType(I8, 64)
         lines = [
-            _load(builder, _address(context, builder, kinds[1], args[1], at), narrow)
+            read(builder, pointer_to(context, builder, kinds[1], args[1], at), narrow)
             for at in args[2:6]
         ]
-        four = _splat(
-            builder, _load(builder, _address(context, builder, kinds[6], args[6], args[7]), I32), 16
-        )
-        rows, v = _rows(builder, args[0]), 0
+        pointer = pointer_to(context, builder, kinds[6], args[6], args[7])
+        four = repeat(builder, read(builder, pointer, I32), 16)
+        rows, v = vectors_of(builder, args[0]), 0
         for upper in (False, True):
             left = _weave(builder, lines[0], lines[1], 1, upper)
             right = _weave(builder, lines[2], lines[3], 1, upper)
             for half in (False, True):
                 woven = builder.bitcast(_weave(builder, left, right, 2, half), words)
                 for j in range(4):
-                    codes = builder.and_(woven, _constant(0x03030303 << 2 * j, 16))
-                    rows[4 * v + j] = _dot_u8s8(builder, rows[4 * v + j], codes, four)
+                    codes = builder.and_(woven, constant(ONE_CODE << 2 * j, 16))
+                    rows[4 * v + j] = dot_vnni(builder, rows[4 * v + j], codes, four)
                 v += 1
-        return _tile(builder, rows)
+        return tile_of(builder, rows)
 
     places = (types.intp,) * 4
-    return Tile(16, 16)(tile, bands, *places, x, types.intp), codegen
+    return tile(tile, bands, *places, x, types.intp), codegen
 
 
 @njit(cache=True, nogil=True)
@@ -135,14 +130,14 @@ def product_wide(
     total = np.int32(0)
     for i in range(count):
         total = np.int32(total - values[i])
-    minus, size = splat(total, 16), LINE * n_in
+    minus, size = np.full(1, total, np.int32), LINE * n_in
     full = (count + 3) // 4 * 4
     soon = np.empty(full, np.int64)  # the line to ask for while this one is multiplied
     for i in range(full):
         soon[i] = at[(i + AHEAD) % full] + (i + AHEAD) // full * size
     for band in range((out.size + BAND - 1) // BAND):
         base = band * size
-        sums = tile_zero(16, 16)
+        sums = tile_zero(1, 16, 16)
         for i in range(0, full, 4):
             prefetch(bands, base + soon[i])
             prefetch(bands, base + soon[i + 1])
@@ -150,14 +145,8 @@ def product_wide(
             prefetch(bands, base + soon[i + 3])
             a, b, c, d = base + at[i], base + at[i + 1], base + at[i + 2], base + at[i + 3]
             sums = _add_columns(sums, bands, a, b, c, d, values, i)
-        _finish(sums, minus, out, band)
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _finish(sums, minus, out, band) -> None:  # type: ignore[no-untyped-def]
-    """Take every power of 4 and the added ones off, and write the rows of a band."""
-    rows = tile_add_vector(tile_unscale(sums), minus)
-    tile_store_rows(out, 4 * BAND * band, out.size - BAND * band, rows)
+        rows = tile_finish(sums, 0, minus, None, 0)
+        tile_store(out, 4 * BAND * band, 0, 1, out.size - BAND * band, rows)
 
 
 @njit(cache=True, nogil=True)

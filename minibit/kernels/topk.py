@@ -19,8 +19,19 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from minibit.kernels.simd import I16, I32, I64, _address, _declare, _load, _splat
-from minibit.kernels.tiles import _rows, _tile, tile_zero
+from minibit.kernels.simd import (
+    I16,
+    I32,
+    I64,
+    beyond,
+    declare,
+    pointer_to,
+    read,
+    repeat,
+    tile_of,
+    tile_zero,
+    vectors_of,
+)
 
 __all__ = ["keep", "select"]
 
@@ -37,14 +48,14 @@ def _add_reached(typingctx, tile, array, offset, least):  # type: ignore[no-unty
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         halves = ir.VectorType(I16, 2 * tile.lanes)
-        pointer = _address(context, builder, signature.args[1], args[1], args[2])
-        bound, rows = _splat(builder, args[3], halves.count), []
-        for row, acc in enumerate(_rows(builder, args[0])):
-            at = builder.gep(pointer, [ir.Constant(I64, 4 * tile.lanes * row)])
-            reached = builder.icmp_signed(">=", _load(builder, at, halves), bound)
+        pointer = pointer_to(context, builder, signature.args[1], args[1], args[2])
+        bound, rows = repeat(builder, args[3], halves.count), []
+        for row, acc in enumerate(vectors_of(builder, args[0])):
+            at = beyond(builder, pointer, 4 * tile.lanes * row)
+            reached = builder.icmp_signed(">=", read(builder, at, halves), bound)
             total = builder.sub(builder.bitcast(acc, halves), builder.sext(reached, halves))
             rows.append(builder.bitcast(total, acc.type))
-        return _tile(builder, rows)
+        return tile_of(builder, rows)
 
     return tile(tile, array, types.intp, types.int16), codegen
 
@@ -56,11 +67,11 @@ def _sum_halves(typingctx, tile):  # type: ignore[no-untyped-def]
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         wide = ir.VectorType(I32, 2 * tile.lanes)
         total = ir.Constant(wide, None)
-        for row in _rows(builder, args[0]):
+        for row in vectors_of(builder, args[0]):
             halves = builder.bitcast(row, ir.VectorType(I16, wide.count))
             total = builder.add(total, builder.sext(halves, wide))
         name = f"llvm.vector.reduce.add.v{wide.count}i32"
-        return builder.sext(builder.call(_declare(builder, name, I32, [wide]), [total]), I64)
+        return builder.sext(builder.call(declare(builder, name, I32, [wide]), [total]), I64)
 
     return types.int64(tile), codegen
 
@@ -70,7 +81,7 @@ def _count(entries, least) -> int:  # type: ignore[no-untyped-def]
     """Count the int16 entries that are at least `least`; their number is a multiple of STRIDE."""
     total = 0
     for start in range(0, entries.size, CHUNK):
-        tile = tile_zero(4, 16)
+        tile = tile_zero(1, 4, 16)
         for i in range(start, min(start + CHUNK, entries.size), STRIDE):
             tile = _add_reached(tile, entries, 2 * i, least)
         total += _sum_halves(tile)

@@ -83,9 +83,8 @@ def head_matmul(x: Array, w: Array) -> NDArray[np.float32]:
         for a in range(0, n_out, _HEAD_ROWS):  # never all of w as float32
             out[..., a : a + _HEAD_ROWS] = head_matmul_reference(x, w[a : a + _HEAD_ROWS])
         return out
-    from minibit.kernels import head
+    from minibit.kernels.head import matvec
 
-    matvec = head.matvec_float32 if w.dtype == _FLOAT32 else head.matvec_bfloat16
     out = np.empty(n_out, _FLOAT32)
     plain = w.flags.c_contiguous and w.flags.aligned  # also of a file that is mapped read-only
     matvec(np.array(x.reshape(n_in)), w if plain else np.array(w, order="C"), out)

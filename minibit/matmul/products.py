@@ -17,13 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minibit.base import finite, float32, last_axis, not_finite, thread_count, unmasked
-from minibit.ternary import ROWS, TernaryMatrix, pack_panels
+from minibit.ternary import ROWS, TernaryMatrix
 
 __all__ = [
     "MAX_INPUTS",
@@ -150,10 +150,11 @@ def ternary_matmul_int8(
         and type(matrix) is TernaryMatrix
         and x.shape == matrix._one_token
         and x.dtype is _INT8
+        and x.flags.carray
     ):  # the shortest way in: 256 by 256 takes less time than asking twice what it is
         out = _empty(matrix._one_result, _INT32)
-        if _SMALL[matrix._path](x, matrix._held, out):
-            return out
+        _one(matrix._path)(x, matrix._held, out, 0, -(-out.size // ROWS), None)
+        return out
     rows = x if _is_plain(x, matrix, _INT8) else _rows(x, matrix, _INT8)
     out = np.empty((rows.shape[0], matrix.shape[0]), _INT32)
     _multiply(rows, matrix, out, None, threads)
@@ -207,9 +208,10 @@ def ternary_matmul(
         and type(matrix) is TernaryMatrix
         and x.shape == matrix._one_token
         and x.dtype is _FLOAT32
+        and x.flags.carray
     ):
         out = _empty(matrix._one_result, _FLOAT32)
-        if _SMALL_SCALED[matrix._path](x, matrix._held, out, matrix.scale):
+        if _one(matrix._path)(x, matrix._held, out, 0, -(-out.size // ROWS), matrix.scale):
             return out
     rows = x if _is_plain(x, matrix, _FLOAT32) else _rows(x, matrix, _FLOAT32)
     out = np.empty((rows.shape[0], matrix.shape[0]), _FLOAT32)
@@ -255,47 +257,31 @@ def _checked(x: Array, matrix: TernaryMatrix, dtype: np.dtype[Any]) -> Array:
     return x
 
 
-# Which kernel, and how many at once.
-
-
-class _Kernels(NamedTuple):
-    """The kernels of a path; each takes (x, weights, out, first, last, gamma) and says if finite.
-
-    They compute groups first..last of 64 rows of the matrix, so ranges can run side by side.
-    """
-
-    one: Callable[..., bool]  # for one token
-    many: Callable[..., bool]
+# Which kernel, and how many at once. Each takes (x, weights, out, first, last, gamma), computes
+# groups first..last of 64 rows of the matrix, and says if all was finite.
 
 
 @cache
-def _kernels(path: str) -> _Kernels:
-    """Compile nothing yet: import the kernels of a path."""
+def _one(path: str) -> Callable[..., bool]:
+    """Import the kernel of a path for one token."""
     if path == "portable":
         from minibit.kernels import portable
 
-        return _Kernels(portable.product, _columns_many)
-    if path == "arm":
-        from minibit.kernels import arm
+        product: Callable[..., bool] = portable.product
+        return product
+    from minibit.kernels.product import LANES, tile_product
 
-        return _Kernels(arm.product, arm.product)
-    if path == "avx2":
-        from minibit.kernels import avx2
-
-        return _Kernels(avx2.product, avx2.product)
-    from minibit.kernels import vnni_matvec
-
-    return _Kernels(vnni_matvec.product, _amx_many if path == "amx" else _vnni_many)
+    return tile_product(1, 4, LANES[path])
 
 
-def _vnni_many(
-    x: Array, panels: Array, out: Array, first: int, last: int, gamma: np.float32 | None
-) -> bool:
-    """Multiply many tokens with VNNI: a few as one is multiplied, more in tiles."""
-    from minibit.kernels import vnni_few, vnni_matmat
+@cache
+def _many(path: str) -> Callable[..., bool]:
+    """Import the kernels of a path for several tokens."""
+    if path == "portable":
+        return _columns_many
+    from minibit.kernels.product import LANES, product
 
-    product = vnni_few.product if x.shape[0] <= vnni_few.MOST else vnni_matmat.product
-    return bool(product(x, panels, out, first, last, gamma))
+    return _amx_many if path == "amx" else partial(product, LANES[path])
 
 
 def _amx_many(
@@ -304,7 +290,7 @@ def _amx_many(
     """Multiply many tokens with AMX; up to 12, one tile of VNNI, with that: it pads less."""
     from minibit.kernels import amx
 
-    product = amx.product if x.shape[0] > 12 else _vnni_many
+    product = amx.product if x.shape[0] > 12 else _many("vnni")
     return bool(product(x, panels, out, first, last, gamma))
 
 
@@ -350,8 +336,7 @@ def _multiply(
     if matrix._path == "reference" or not out.size or not n_in:
         return _multiply_reference(x, matrix, out, gamma)
     groups = -(-n_out // ROWS)
-    kernels = _kernels(matrix._path)
-    kernel = kernels.many if batch > 1 else kernels.one
+    kernel = (_many if batch > 1 else _one)(matrix._path)
     if threads == 1 or batch * n_out * n_in < _PAYS:
         return kernel(x, matrix._held, out, 0, groups, gamma)
     return _multiply_parallel(kernel, x, matrix, out, gamma, threads)
@@ -401,45 +386,3 @@ def _multiply_parallel(
             for a in range(0, groups, step)
         ]
     )
-
-
-# The shortest way in, for one token and a small matrix.
-
-
-class _Small(dict[str, Callable[..., bool]]):
-    """By path, what multiplies ``(x, held, out)`` or ``(x, held, out, gamma)``; made when asked.
-
-    It returns False, and the usual way is taken, if x does not lie in order or is not finite.
-    """
-
-    def __init__(self, dtype: np.dtype[Any]) -> None:
-        """For outputs of `dtype`: int32, or float32, which are scaled."""
-        self.dtype = dtype
-
-    def __missing__(self, path: str) -> Callable[..., bool]:
-        """Where Numba's choice by type counts, take what it compiled; else wrap the product."""
-        if path in ("vnni", "amx"):
-            self[path] = self._compiled()
-        else:
-            one = _kernels(path).one
-
-            def small(x: Array, held: Array, out: Array, gamma: np.float32 | None = None) -> bool:
-                return x.flags.carray and one(x, held, out, 0, -(-out.shape[1] // ROWS), gamma)
-
-            self[path] = small
-        return self[path]
-
-    def _compiled(self) -> Callable[..., bool]:
-        """Compile by multiplying once: 8 inputs and an output, of the types that are let in."""
-        from minibit.kernels import vnni_matvec
-        from minibit.kernels.direct import direct
-
-        held, out = pack_panels(np.zeros((1, 8), np.int8)), np.empty((1, 1), self.dtype)
-        held.flags.writeable = False
-        if self.dtype is _INT32:
-            return direct(vnni_matvec.small, np.zeros((1, 8), _INT8), held, out)
-        x = np.zeros((1, 8), _FLOAT32)
-        return direct(vnni_matvec.small_scaled, x, held, out, np.float32(1))
-
-
-_SMALL, _SMALL_SCALED = _Small(_INT32), _Small(_FLOAT32)

@@ -9,7 +9,7 @@ weights.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from minibit.transformer.config import BitNetConfig, Params
 from minibit.transformer.kv_cache import KVCache
 from minibit.transformer.model import BitNetModel
 from minibit.transformer.projections import packed_linear
+
+if TYPE_CHECKING:
+    from minibit.kernels.decode import Model, Place
 
 __all__ = ["Plan", "packed_step", "plan"]
 
@@ -41,18 +44,13 @@ NORMS = (
 
 
 class Plan(NamedTuple):
-    """The arguments of the kernels: arrays of every layer, and room between the phases."""
+    """What the kernels take, and the arrays that they find by their addresses."""
 
     config: BitNetConfig
     params: Params  # the model's own, by which a cache knows it
-    kind: tuple[int, ...]  # which product, see `minibit.kernels.decode.KINDS`
     gains: list[tuple[Floats, ...]]  # a layer's: before q, k and v; o; gate and up; down
     weights: list[tuple[NDArray[np.uint8], ...]]  # a layer's, in the order of `PROJECTIONS`
-    addresses: NDArray[np.uint64]  # (layers, 11), of the weights and gains
-    sizes: NDArray[np.int64]  # (11,)
-    gammas: Floats  # (layers, 7)
-    streams: Floats  # (2 layers + 1, hidden), before, in the middle of and after each layer
-    room: tuple[Floats, ...]  # q, k and v; the mixed heads; the gated units; (layers, ...) each
+    model: Model
     embedding: NDArray[Any]  # (vocab, hidden)
     norm: Floats
     head: NDArray[Any]  # (vocab, hidden)
@@ -77,10 +75,10 @@ def plan(model: BitNetModel) -> Plan | None:
     if any(w.dtype not in (np.float32, np.uint16) or not w.flags.c_contiguous
            for w in (embedding, head)):  # fmt: skip
         return None
-    from minibit.kernels.decode import KINDS
+    from minibit.kernels.decode import KINDS, Model
 
     hidden, inner, count = config.hidden_size, config.intermediate_size, config.layers
-    widths = (hidden + 2 * config.kv_heads * config.head_dim, hidden, inner)
+    kept = config.kv_heads * config.head_dim
 
     def gain(name: str) -> Floats:
         if name not in params:  # sub-norms that the configuration has not
@@ -90,22 +88,18 @@ def plan(model: BitNetModel) -> Plan | None:
     gains = [tuple(gain(name + norm) for norm in NORMS) for name in layers]
     weights = [tuple(matrix._held for matrix in row) for row in matrices]
     arrays = [(*row, *more) for row, more in zip(weights, gains, strict=True)]
-    return Plan(
-        config,
-        params,
+    between = (hidden + 2 * kept, hidden, inner)  # q, k and v; mixed heads; gated units
+    packed = Model(
         KINDS[path],
-        gains,
-        weights,
         np.array([[array.ctypes.data for array in row] for row in arrays], np.uint64),
         np.array([array.size for array in arrays[0]], np.int64),
         np.array([[matrix.scale for matrix in row] for row in matrices], np.float32),
+        np.float32(config.rms_eps),
         np.empty((2 * count + 1, hidden), np.float32),
-        tuple(np.empty((count, width), np.float32) for width in widths),
-        embedding,
-        gain("norm"),
-        head,
-        sum(matrix.nbytes for matrix in flat) + head.nbytes,
+        *(np.empty((count, size), np.float32) for size in between),
     )
+    nbytes = sum(matrix.nbytes for matrix in flat) + head.nbytes
+    return Plan(config, params, gains, weights, packed, embedding, gain("norm"), head, nbytes)
 
 
 def packed_step(
@@ -119,35 +113,33 @@ def packed_step(
     same bits. A ValueError if an activation is not finite or the cache another model's; the cache
     is then as long as before.
     """
-    from minibit.kernels.decode import CHUNK_ROWS, HEAD_ROWS, PHASES
+    from minibit.kernels.decode import CHUNK_ROWS, HEAD_ROWS, PHASES, Place
     from minibit.kernels.sharing import FLAGS
 
-    config, position = plan.config, cache.length
+    config, number = plan.config, cache.length
     cache.claim(config, plan.params)
-    cache.reserve(position + 1)
-    at = positions(1, 1, config.head_dim, config.rope_theta, position)
+    cache.reserve(number + 1)
+    at = positions(1, 1, config.head_dim, config.rope_theta, number)
     cos, sin = at.cos[0, 0, 0], at.sin[0, 0, 1]  # (head_dim / 2,)
-    plan.streams[0] = widen(plan.embedding[token])
+    place = Place(number, cos, sin, cache._addresses, cache._keys[0].shape[1:])
+    plan.model.streams[0] = widen(plan.embedding[token])
     logits = np.empty(len(plan.head) if head else 0, np.float32)
-    rows = max(array.shape[1] for array in plan.room)
+    rows = max(config.hidden_size + 2 * config.kv_heads * config.head_dim, config.intermediate_size)
     chunks = max(rows // CHUNK_ROWS + 3, config.kv_heads)  # at most, in a phase
     work = np.zeros((config.layers * PHASES, FLAGS + chunks), np.int64)
     for_head = np.zeros((1, FLAGS + len(logits) // HEAD_ROWS + 1), np.int64)
     if threads is None:
         threads = min(cpus(), MOST) if plan.nbytes > PAYS else 1
-    walk = partial(_walk, plan, cache, position, cos, sin, work, for_head, logits)
+    walk = partial(_walk, plan, place, work, for_head, logits)
     if not run([walk] * threads):
-        raise ValueError(f"the model computed NaN or infinity at position {position}")
-    cache._length = position + 1
+        raise ValueError(f"the model computed NaN or infinity at position {number}")
+    cache._length = number + 1
     return logits
 
 
 def _walk(
     plan: Plan,
-    cache: KVCache,
-    position: int,
-    cos: Floats,
-    sin: Floats,
+    place: Place,
     work: NDArray[np.int64],
     for_head: NDArray[np.int64],
     logits: Floats,
@@ -155,22 +147,7 @@ def _walk(
     """Do one thread's share of every phase of a token; return whether all was finite."""
     from minibit.kernels.decode import head, layers
 
-    eps = np.float32(plan.config.rms_eps)
-    finite = layers(
-        plan.kind,
-        plan.addresses,
-        plan.sizes,
-        cache._addresses,
-        np.array(cache._keys[0].shape[1:]),
-        eps,
-        plan.gammas,
-        plan.streams,
-        plan.room,
-        position,
-        cos,
-        sin,
-        work,
-    )
+    finite = layers(plan.model, place, work)
     if len(logits):
-        head(plan.streams[-1], plan.norm, eps, plan.head, logits, for_head)
+        head(plan.model.streams[-1], plan.norm, plan.model.eps, plan.head, logits, for_head)
     return bool(finite)
