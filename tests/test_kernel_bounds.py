@@ -214,10 +214,12 @@ def emulated(module, **constants):
         scope = scopes[name] = dict(vars(sys.modules[name]))
         scope |= {key: thing for key, thing in EMULATED.items() if key in scope}
         for key in scope.keys() - EMULATED.keys():
-            function = getattr(scope[key], "py_func", scope[key])
+            thing = scope[key]
+            function = getattr(thing, "py_func", getattr(thing, "__wrapped__", thing))
             if isinstance(function, types.FunctionType) and "minibit" in function.__module__:
                 outside = scope_of(function.__module__)
                 scope[key] = types.FunctionType(function.__code__, outside, key)
+        scope["njit"] = lambda **options: lambda function: function
         scope["np"] = types.SimpleNamespace(**vars(np) | {"empty": _garbage})
         return scope
 
@@ -237,14 +239,14 @@ def test_products_stay_within_their_buffers(tile, batch, n_out, n_in):
     x, codes, expected = random_problem(batch, n_out, n_in)
     panels, groups = pack_panels_reference(codes), -(-n_out // 64)
     for lanes in (16,) if tile[0] > 4 else (16, 8, 4):
-        multiply = emulated(product, COLUMNS=64, CHUNKS=2, FLUSH=40)["_product"]
-        shape = tuple((0,) * count for count in (*tile, lanes))
+        blocks = {"COLUMNS": 64, "CHUNKS": 2, "FLUSH": 40}
+        multiply = emulated(product, **blocks)["tile_product"](*tile, lanes)
         out = np.zeros((batch, n_out), np.int32)
-        assert multiply(x, panels, out, 0, groups, None, shape)
+        assert multiply(x, panels, out, 0, groups, None)
         np.testing.assert_array_equal(out, expected)
         floats, y = np.zeros((batch, n_out), np.float32), np.maximum(x, -127)
         y[:, 0] = 127  # quantised to itself
-        assert multiply(y.astype(np.float32), panels, floats, 0, groups, np.float32(0.5), shape)
+        assert multiply(y.astype(np.float32), panels, floats, 0, groups, np.float32(0.5))
         exact = y.astype(np.float32) @ codes.T.astype(np.float32) / 2
         np.testing.assert_array_equal(floats, exact)
 
@@ -253,12 +255,11 @@ def test_int16_sums_are_widened_in_time():
     """240 columns of the largest products: the emulated AVX2 says if a sum leaves int16."""
     from minibit.kernels import product
 
-    multiply = emulated(product)["_product"]
-    shape = (0,), (0,) * 4, (0,) * 8
+    multiply = emulated(product)["tile_product"](1, 4, 8)
     for code, x in ((1, -128), (1, 127), (-1, -128)):
         codes, out = np.full((64, 520), code, np.int8), np.zeros((1, 64), np.int32)
         tokens = np.full((1, 520), x, np.int8)
-        assert multiply(tokens, pack_panels_reference(codes), out, 0, 1, None, shape)
+        assert multiply(tokens, pack_panels_reference(codes), out, 0, 1, None)
         assert (out == 520 * code * x).all()
 
 

@@ -183,7 +183,7 @@ ON_X86 = pytest.mark.skipif(
     [
         ("product 1 4 16", x86("cascadelake", "avx512vnni"), "vpdpbusd", 8),
         ("product 2 4 16", x86("cascadelake", "avx512vnni"), "vpdpbusd", 16),
-        ("product 6 4 16", x86("cascadelake", "avx512vnni"), "vpdpbusd", 48),
+        ("product 5 4 16", x86("cascadelake", "avx512vnni"), "vpdpbusd", 40),
         ("product 12 2 16", x86("cascadelake", "avx512vnni"), "vpdpbusd", 48),
         ("amx", x86("sapphirerapids", "amx-int8", "amx-tile"), "tdpbsud", 4),
         ("product 1 4 8", x86("haswell", "avx2", "fma"), "vpmaddubsw", 16),

@@ -109,7 +109,7 @@ def subset(
     seed: np.uint64, domain: int, step: int, lane: int, n: int, count: int
 ) -> NDArray[np.int64]:
     """Floyd's algorithm: `count` distinct numbers below n, in order."""
-    drawn = words(seed, domain, step, 2 * count, lane, 0)
+    drawn = words(seed, domain, step, 2 * count, lane, np.int64(0))
     taken = np.zeros(n, np.bool_)
     for i in range(count):
         j = n - count + i
@@ -117,4 +117,9 @@ def subset(
         limit = np.uint64(j + 1)  # below 2**32
         t = np.int64((high * limit + (low * limit >> HALF)) >> HALF)
         taken[j if taken[t] else t] = True
-    return np.flatnonzero(taken)
+    chosen, end = np.empty(count, np.int64), 0
+    for i in range(n):
+        if taken[i]:
+            chosen[end] = i
+            end += 1
+    return chosen

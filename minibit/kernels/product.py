@@ -71,12 +71,12 @@ class Tokens(NamedTuple):
 
     acts: NDArray[np.int8]  # flat; see `multiply`
     n_in: int
-    count: int
+    batch: int
     minus: NDArray[np.int32]  # a token: minus the sum of its codes
     scales: NDArray[np.float32] | None  # a token's factor; None: the sums are wanted
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@njit(cache=True, nogil=True, forceinline=True, _nrt=False)
 def _add_columns(sums, shape, first, acts, at, step, stride, panels, place, columns):  # type: ignore[no-untyped-def]
     """Return the tile `sums` plus the products of some columns with groups `first` and on.
 
@@ -110,7 +110,7 @@ def _add_columns(sums, shape, first, acts, at, step, stride, panels, place, colu
     return sums
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def multiply(tokens, panels, out, start, first, last, shape):  # type: ignore[no-untyped-def]
     """Write the products of panels first..last with all tokens into `out`, from row `start` on."""
     size, groups, n_out = len(shape[0]), len(shape[1]), out.shape[1]
@@ -119,8 +119,8 @@ def multiply(tokens, panels, out, start, first, last, shape):  # type: ignore[no
     step, stride, block = (size, 4, COLUMNS) if packed else (1, width, used)
     for k in range(0, used, block):
         for panel in range(first, last):
-            for chunk in range(0, tokens.count, size):
-                present = tokens.count - chunk
+            for chunk in range(0, tokens.batch, size):
+                present = tokens.batch - chunk
                 for group in range(0, 4, groups):
                     row = ROWS * panel + 16 * group
                     if row >= n_out:
@@ -146,35 +146,6 @@ def multiply(tokens, panels, out, start, first, last, shape):  # type: ignore[no
                     tile_store(out, at, 4 * n_out, present, n_out - row, sums)
 
 
-@njit(cache=True, nogil=True)
-def _product(x, panels, out, first, last, gamma, shape):  # type: ignore[no-untyped-def]
-    """Multiply as `product` says, with the tile that `shape` gives: tokens, groups and lanes."""
-    (batch, n_in), size = x.shape, len(shape[0])
-    packed, width = size > FEW, (n_in + 63) // 64 * 64
-    most = min(CHUNKS, (batch + size - 1) // size) * size
-    minus, scales = np.zeros(most, np.int32), np.zeros(most, np.float32)
-    rows = np.zeros((16 if packed else most, width), np.int8)
-    acts, share = rows.reshape(rows.size), most
-    if packed:
-        acts, share = np.empty(most * width + 64, np.int8), size  # the last vector's excess
-    for start in range(0, batch, most):
-        count = min(most, batch - start)
-        for chunk in range(0, count, share):
-            part = x[start + chunk : start + min(chunk + share, count)]
-            if not take_tokens(part, gamma, rows, minus[chunk:], scales[chunk:]):
-                return False
-            for k in range(0, width if packed else 0, 64):  # a vector overwrites others' excess
-                words = tile_load(rows, k, width, 16, 16, tile_zero(SQUARE, ONE, SQUARE))
-                words = tile_transpose(words)
-                tile_store(acts, chunk * width + k * size, 4 * size, 16, 16, words)
-        if gamma is None:
-            multiply(Tokens(acts, n_in, count, minus, None), panels, out, start, first, last, shape)
-        else:
-            tokens = Tokens(acts, n_in, count, minus, scales)
-            multiply(tokens, panels, out, start, first, last, shape)
-    return True
-
-
 @cache
 def tile_product(tokens: int, groups: int, lanes: int) -> Callable[..., bool]:
     """Return `product`, but for `lanes`, with tiles of `tokens` times `groups` of 16 rows."""
@@ -182,10 +153,34 @@ def tile_product(tokens: int, groups: int, lanes: int) -> Callable[..., bool]:
 
     @njit(cache=True, nogil=True)
     def kernel(x, panels, out, first, last, gamma):  # type: ignore[no-untyped-def]
-        return _product(x, panels, out, first, last, gamma, shape)
+        (batch, n_in), size = x.shape, len(shape[0])
+        packed, width = size > FEW, (n_in + 63) // 64 * 64
+        most = min(CHUNKS, (batch + size - 1) // size) * size
+        minus, scales = np.zeros(most, np.int32), np.zeros(most, np.float32)
+        rows = np.zeros((16 if packed else most, width), np.int8)
+        acts, share = rows.reshape(rows.size), most
+        if packed:
+            acts, share = np.empty(most * width + 64, np.int8), size  # the last vector's excess
+        for start in range(0, batch, most):
+            count = min(most, batch - start)
+            for chunk in range(0, count, share):
+                part = x[start + chunk : start + min(chunk + share, count)]
+                if not take_tokens(part, gamma, rows, minus[chunk:], scales[chunk:]):
+                    return False
+                for k in range(0, width if packed else 0, 64):  # vectors overwrite others' excess
+                    words = tile_load(rows, k, width, 16, 16, tile_zero(SQUARE, ONE, SQUARE))
+                    words = tile_transpose(words)
+                    tile_store(acts, chunk * width + k * size, 4 * size, 16, 16, words)
+            if gamma is None:
+                block = Tokens(acts, n_in, count, minus, None)
+                multiply(block, panels, out, start, first, last, shape)
+            else:
+                scaled = Tokens(acts, n_in, count, minus, scales)
+                multiply(scaled, panels, out, start, first, last, shape)
+        return True
 
-    multiply: Callable[..., bool] = kernel
-    return multiply
+    product: Callable[..., bool] = kernel
+    return product
 
 
 def product(
