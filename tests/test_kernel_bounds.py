@@ -70,7 +70,7 @@ for batch, n_out, n_in in shapes:
             ("panels", pack_panels_reference(codes)), ("columns", pack_columns_reference(codes))
         ):
             held[kind] = fenced(np.zeros_like(packed), at_end)
-            assert getattr(pack, kind)(own, held[kind])
+            assert getattr(pack, kind)(own, n_out, held[kind])
             assert np.array_equal(held[kind], packed)
         for path in paths:
             panels = path != "portable"

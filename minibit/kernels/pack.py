@@ -1,10 +1,10 @@
-"""The packers of `minibit.ternary.panels`: int8 codes to 2 bits, in the order that a product reads.
+"""The packers of `minibit.ternary.panels`: 2 bits a weight, in the order that a product reads.
 
-Training packs its weights at every step, so this must cost little beside a product. Four codes are
-one 32-bit word, and the plus 1 of all four is one addition, in which no carry may pass from a byte
-to the next: add below the sign bits, then put the signs back (Warren, Hacker's Delight, 2-18).
-Bytes that are not 0, 1 or 2 afterwards were no codes; they are gathered in one word, looked at in
-the end.
+They take int8 codes, or the bytes of Hugging Face's files: four rows a byte, where a byte holds
+rows r, R + r, 2R + r and 3R + r of one column (`minibit.ternary.published.to_hf`). 64 rows at a
+time are written side by side as digits (the code plus 1), and joined. Training packs its weights at
+every step, so this must cost little beside a product: in panels four digits are one 32-bit word.
+Both packers return False if a code is not -1, 0 or 1.
 """
 
 from __future__ import annotations
@@ -12,70 +12,84 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import overload
 from numpy.typing import NDArray
-
-from minibit.kernels.quantise import copy_row
 
 __all__ = ["columns", "panels"]
 
-LOW7, SIGN, ONE = np.uint64(0x7F7F7F7F), np.uint64(0x80808080), np.uint64(0x01010101)
-HIGH6 = np.uint64(0xFCFCFCFC)
 TOGETHER = 64  # rows of a panel, and rows whose bytes lie side by side in a cache line
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _digits(word):  # type: ignore[no-untyped-def]
-    """Four codes plus 1, byte by byte."""
-    word = np.uint64(word)
-    return ((word & LOW7) + ONE) ^ (word & SIGN)
+def _digits(source, row, out):  # type: ignore[no-untyped-def]
+    """Write a row's digits; return 0 if all of them are some."""
+
+
+@overload(_digits)
+def _digits_of(source, row, out):  # type: ignore[no-untyped-def]
+    """Pick by type: int8 codes, or the bytes of a file."""
+
+    def of_codes(source, row, out):  # type: ignore[no-untyped-def]
+        wrong = np.uint8(0)
+        for k in range(source.shape[1]):
+            digit = np.uint8(source[row, k] + 1)
+            out[k] = digit
+            wrong |= np.uint8(digit > 2)
+        return wrong
+
+    def of_bytes(source, row, out):  # type: ignore[no-untyped-def]
+        quarter, wrong = source.shape[0], np.uint8(0)
+        line, shift = source[row % quarter], np.uint8(2 * (row // quarter))
+        for k in range(line.size if row < quarter else 0):  # all four rows of a byte at once
+            wrong |= line[k] & (line[k] >> np.uint8(1)) & np.uint8(0x55)
+        for k in range(line.size):
+            out[k] = (line[k] >> shift) & np.uint8(3)
+        return wrong
+
+    return of_codes if source.dtype == types.int8 else of_bytes
 
 
 @njit(cache=True, nogil=True)
-def panels(codes: NDArray[Any], packed: NDArray[Any]) -> bool:
-    """Pack ``codes (n_out, n_in)`` into panels; False if an entry is not -1, 0 or 1."""
-    n_out, n_in = codes.shape
-    width = (n_in + 63) // 64 * 64
-    rows = np.zeros((TOGETHER, width), np.int8)
+def _fill(source, n_out, first, rows):  # type: ignore[no-untyped-def]
+    """Write the digits of 64 rows from number `first` on, of zeros beyond `n_out`; as `_digits`."""
+    wrong = np.uint8(0)
+    for row in range(TOGETHER):
+        if first + row < n_out:
+            wrong |= _digits(source, first + row, rows[row])
+        else:
+            rows[row] = 1
+    return wrong
+
+
+@njit(cache=True, nogil=True)
+def panels(source: NDArray[Any], n_out: int, held: NDArray[Any]) -> bool:
+    """Write panels: int8 ``(n_out, n_in)`` or uint8 ``(ceil(n_out / 4), n_in)`` to flat bytes."""
+    width = (source.shape[1] + 63) // 64 * 64
+    rows = np.ones((TOGETHER, width), np.uint8)
     words, quarter = rows.reshape(-1).view(np.uint32), TOGETHER * width // 16
-    out = packed.view(np.uint32)
-    wrong = np.uint64(0)
+    out, wrong = held.view(np.uint32), np.uint8(0)
     for first in range(0, n_out, TOGETHER):
-        for row in range(TOGETHER):
-            if first + row < n_out:
-                copy_row(codes, first + row, rows, row)
-            else:
-                rows[row] = 0
+        wrong |= _fill(source, n_out, first, rows)
         for row in range(16):
             at = first * width // 16 + row
             for k in range(row * width // 4, (row + 1) * width // 4):
-                a, b = _digits(words[k]), _digits(words[k + quarter])
-                c, d = _digits(words[k + 2 * quarter]), _digits(words[k + 3 * quarter])
-                wrong |= (a | b | c | d) & HIGH6
-                wrong |= (a & (a >> np.uint64(1)) | b & (b >> np.uint64(1))) & ONE
-                wrong |= (c & (c >> np.uint64(1)) | d & (d >> np.uint64(1))) & ONE
-                four = a | b << np.uint64(2) | c << np.uint64(4) | d << np.uint64(6)
-                out[at] = np.uint32(four)
+                low = words[k] | words[k + quarter] << 2
+                out[at] = low | words[k + 2 * quarter] << 4 | words[k + 3 * quarter] << 6
                 at += 16
     return bool(wrong == 0)
 
 
 @njit(cache=True, nogil=True)
-def columns(codes: NDArray[Any], packed: NDArray[Any]) -> bool:
-    """Pack ``codes (n_out, n_in)`` into lines of 4 columns; False if an entry is no code."""
-    n_out, n_in = codes.shape
-    width = (n_in + 15) // 16 * 16
-    rows = np.zeros((TOGETHER, width), np.int8)
-    wrong = np.uint8(0)
+def columns(source: NDArray[Any], n_out: int, held: NDArray[Any]) -> bool:
+    """Write lines of 4 columns of what `panels` takes."""
+    width = (source.shape[1] + 15) // 16 * 16
+    rows, wrong = np.ones((TOGETHER, width), np.uint8), np.uint8(0)
     for first in range(0, n_out, TOGETHER):
         count = min(TOGETHER, n_out - first)
-        for r in range(count):
-            copy_row(codes, first + r, rows, r)
+        wrong |= _fill(source, n_out, first, rows)
         for q in range(width // 4):
-            line = packed[q * n_out + first : q * n_out + first + count]
+            line = held[q * n_out + first : q * n_out + first + count]
             for r in range(count):
-                a, b = np.uint8(rows[r, 4 * q] + 1), np.uint8(rows[r, 4 * q + 1] + 1)
-                c, d = np.uint8(rows[r, 4 * q + 2] + 1), np.uint8(rows[r, 4 * q + 3] + 1)
-                wrong |= (a > 2) | (b > 2) | (c > 2) | (d > 2)
+                a, b, c, d = rows[r, 4 * q : 4 * q + 4]
                 line[r] = a | b << 2 | c << 4 | d << 6
     return bool(wrong == 0)

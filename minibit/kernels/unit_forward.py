@@ -11,10 +11,14 @@ What stands between two of them is here: `round_rows` normalises, rounds and rec
 lays out for one sample, as `forward_one` would have left it.
 
 Buffers are two-dimensional and functions take (buffer, row) rather than views: a view costs an
-atomic reference count, which two threads would fight over.
+atomic reference count, which two threads would fight over. Numbers that are the same in every call
+are typed, not literal: for literals Numba would compile a function again.
 """
 
 from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -22,28 +26,90 @@ from numba import njit
 from minibit.kernels.quantise import quantise_row
 
 __all__ = [
-    "SCRATCH_ROWS",
+    "Block",
+    "Network",
+    "Outcomes",
+    "Sample",
     "add_rows",
     "added_rows",
     "forward",
-    "forward_one",
-    "recall_one",
     "rectify_rows",
     "round_rows",
-    "row_size",
-    "softmax",
+    "sample_outcome",
 ]
 
-# Inner functions use buffers that their callers own, so they need no reference counts (_nrt=False).
-_inner = {"cache": True, "nogil": True, "forceinline": True, "_nrt": False}
+# All buffers are their callers', so nothing needs reference counts (_nrt=False).
+_outer = {"cache": True, "nogil": True, "_nrt": False}
+_inner = _outer | {"forceinline": True}
 _fast = {"reassoc", "contract", "nsz"}
-_Z, SCRATCH_ROWS = 0, 5  # the other rows are those of the tangents
+_ZERO, _SCRATCH_ROWS = np.int64(0), 5  # row 0 is the forward pass's, the others the tangents'
 
 
-@njit(cache=True, nogil=True)
-def row_size(widths):
-    """Entries of a buffer's row: the widest layer's, and one that compaction may overwrite."""
-    return widths.max() + 1
+class Network(NamedTuple):
+    """The weights of a ternary MLP and its numbers."""
+
+    wt: Any  # int8 (all layers' inputs, widest n_out): W transposed, layer below layer
+    first: Any  # int64: first row of every layer
+    widths: Any  # int64: n_in of the first layer, then n_out of every layer
+    tall: int  # entries of a buffer's row: the widest layer's, and one that compaction overwrites
+    w_out: Any  # float32 (classes, n_in)
+    base: Any  # float32 (n_out,): the first layer's answer to a constant input of `offset`
+    scale: np.float32  # inputs are scale x + offset
+    offset: np.float32
+    logit_scale: np.float32
+    eps: np.float32
+
+
+class Block(NamedTuple):
+    """The states of a block of samples with int8 activations."""
+
+    codes: Any  # int8 (layers, block, widest), of all hidden layers but the last
+    scales: Any  # float32 (layers, block), of the codes
+    last: Any  # float32 (block, width): z_hat of the last hidden layer
+    norms: Any  # float32 (layers, block): every layer's 1 / sigma
+
+
+class Outcomes(NamedTuple):
+    """What is known of every sample."""
+
+    loss: Any  # float32 (batch,)
+    hardness: Any  # float32 (batch,): 1 - p_y
+    correct: Any  # bool (batch,)
+
+
+class Sample(NamedTuple):
+    """The state of one sample; a row of z_hat, h, on is a hidden layer's."""
+
+    z_hat: Any
+    h: Any  # relu(z_hat), or codes over their scale
+    on: Any  # whether h > 0
+    r: Any  # 1 / sigma
+    index: Any  # a row is a layer's input: the numbers of its nonzero entries,
+    value: Any  # the entries,
+    counts: Any  # and how many they are
+    scratch: Any
+    logits: Any  # (1, at least classes)
+    g: Any  # softmax - onehot
+
+    @classmethod
+    def room(cls, net: Network) -> Sample:
+        """Room for it. Made by NumPy: Numba would take a second to compile that."""
+        hidden = len(net.widths) - 2
+        counts = (*(hidden,) * 3, 1, *(hidden + 1,) * 2, 1, _SCRATCH_ROWS, 1, 1)
+        rows = rows_of(sum(counts), net.tall)
+        z_hat, h, on, r, index, value, sizes, scratch, logits, g = (
+            rows[end - count : end] for count, end in zip(counts, accumulate(counts), strict=True)
+        )
+        on, index, sizes = on.view(np.uint8), index.view(np.int32), sizes.view(np.int64)[0]
+        g = g[0, : len(net.w_out)]
+        return cls(z_hat, h, on, r[0], index, value, sizes, scratch, logits, g)
+
+
+def rows_of(count: int, width: int, dtype: Any = np.float32) -> Any:
+    """Zeros ``(count, width)``, whose first row begins where a cache line does."""
+    room = np.zeros(count * width * np.dtype(dtype).itemsize + 63, np.uint8)
+    begin = -room.ctypes.data % 64
+    return room[begin : begin + room.size - 63].view(dtype).reshape(count, width)
 
 
 @njit(**_inner, fastmath=_fast)
@@ -70,19 +136,19 @@ def add_rows(out, ro, wt, first, index, ri, value, rv, count, width):
 
 
 @njit(**_inner, fastmath=_fast)
-def _norm_relu(z, rz, z_hat, h, on, row, width, eps):
-    """z_hat = (z - mean) r, h = relu(z_hat), on = z_hat > 0; return r = 1 / sqrt(var + eps)."""
+def _norm_relu(z, z_hat, h, on, row, width, eps):
+    """z_hat = (z[0] - mean) r, h = relu(z_hat), on = z_hat > 0; return r = 1 / sqrt(var + eps)."""
     total = np.float32(0)
     for o in range(width):
-        total += z[rz, o]
+        total += z[0, o]
     mean = total / np.float32(width)
     var = np.float32(0)
     for o in range(width):
-        d = z[rz, o] - mean
+        d = z[0, o] - mean
         var += d * d
     r = np.float32(1.0 / np.sqrt(var / np.float32(width) + eps))
     for o in range(width):
-        v = (z[rz, o] - mean) * r
+        v = (z[0, o] - mean) * r
         z_hat[row, o] = v
         h[row, o] = max(v, np.float32(0))
         on[row, o] = v > 0
@@ -90,7 +156,7 @@ def _norm_relu(z, rz, z_hat, h, on, row, width, eps):
 
 
 @njit(**_inner)
-def nonzeros(values, row, index, kept, target, width):
+def _nonzeros(values, row, index, kept, target, width):
     """Compact the nonzero entries of values[row] into row `target`; return how many there are."""
     count = 0
     for k in range(width):
@@ -124,59 +190,59 @@ def _bytes(x, b, index, kept, width):
 
 
 @njit(**_inner, fastmath=_fast)
-def head(out, ro, w, u, ru, width, scale):
-    """out[ro] = scale * (w u[ru]) by dot products, for the few rows of the last layer."""
-    for c in range(w.shape[0]):
+def _logits(net, own):
+    """Logits by dot products of the last hidden layer with the few rows of the last one."""
+    row = net.widths.size - 3
+    for c in range(net.w_out.shape[0]):
         total = np.float32(0)
-        for o in range(width):
-            total += u[ru, o] * w[c, o]
-        out[ro, c] = scale * total
+        for o in range(net.widths[row + 1]):
+            total += own.h[row, o] * net.w_out[c, o]
+        own.logits[0, c] = net.logit_scale * total
 
 
 @njit(**_inner)
-def forward_one(
-    x, b, wt, first, widths, w_out, base, scale, logit_scale, eps,
-    z_hat, h, on, r, index, value, counts, scratch, logits, out,
-):  # fmt: skip
-    """Logits of sample b into logits[out]; row l of index, value, counts is layer l's input."""
+def _forward_one(net, x, b, own):
+    """Run sample b through the network."""
+    widths, scratch, index, value = net.widths, own.scratch, own.index, own.value
     top = widths.size - 2  # layers are numbered 0 .. top, the last one gives the logits
-    counts[0] = _bytes(x, b, index, value, widths[0])
+    own.counts[0] = _bytes(x, b, index, value, widths[0])
     for layer in range(max(top, 1)):
-        width = widths[layer + 1]
+        width, count = widths[layer + 1], own.counts[layer]
         add_rows(
-            scratch, _Z, wt, first[layer], index, layer, value, layer, counts[layer], width
+            scratch, _ZERO, net.wt, net.first[layer], index, layer, value, layer, count, width
         )  # fmt: skip
         if layer == 0:
             for o in range(width):
-                scratch[_Z, o] = scale * scratch[_Z, o] + base[o]
+                scratch[0, o] = net.scale * scratch[0, o] + net.base[o]
         if top == 0:
             for o in range(width):
-                logits[out, o] = logit_scale * scratch[_Z, o]
+                own.logits[0, o] = net.logit_scale * scratch[0, o]
             return
-        r[layer] = _norm_relu(scratch, _Z, z_hat, h, on, layer, width, eps)
-        counts[layer + 1] = nonzeros(h, layer, index, value, layer + 1, width)
-    head(logits, out, w_out, h, top - 1, widths[top], logit_scale)
+        own.r[layer] = _norm_relu(scratch, own.z_hat, own.h, own.on, layer, width, net.eps)
+        own.counts[layer + 1] = _nonzeros(own.h, layer, index, value, layer + 1, width)
+    _logits(net, own)
 
 
 @njit(**_inner)
-def softmax(logits, row, label, g):
+def _softmax(own, label):
     """Fill g = softmax - onehot; return (loss, 1 - p_label, whether label is the argmax)."""
+    logits, g = own.logits, own.g
     classes = g.size
     best = 0
     for o in range(1, classes):
-        if logits[row, o] > logits[row, best]:
+        if logits[0, o] > logits[0, best]:
             best = o
     total = 0.0
     for o in range(classes):
-        total += np.exp(np.float64(logits[row, o]) - np.float64(logits[row, best]))
+        total += np.exp(np.float64(logits[0, o]) - np.float64(logits[0, best]))
     others = 0.0
     for o in range(classes):
-        p = np.exp(np.float64(logits[row, o]) - np.float64(logits[row, best])) / total
+        p = np.exp(np.float64(logits[0, o]) - np.float64(logits[0, best])) / total
         g[o] = p
         if o != label:
             others += p
     g[label] = -others  # p - 1 without cancellation
-    loss = np.log(total) - (np.float64(logits[row, label]) - np.float64(logits[row, best]))
+    loss = np.log(total) - (np.float64(logits[0, label]) - np.float64(logits[0, best]))
     return loss, np.float32(others), best == label
 
 
@@ -263,48 +329,41 @@ def _rectify(last, b, z_hat, h, on, layer, width):
 
 
 @njit(**_inner)
-def recall_one(b, state, widths, w_out, logit_scale, z_hat, h, on, r, index, value, counts, logits):
-    """Lay out the state of sample b of a block as `forward_one` does, z_hat of the last layer only.
-
-    State: codes (layers, block, widest), scales (layers, block) of all hidden layers but the last;
-    its z_hat (block, width); norms (layers, block) of all.
-    """
-    codes, scales, last, norms = state
+def _recall_one(net, block, b, own):
+    """Lay out the state of sample b as `_forward_one` does, z_hat of the last layer only."""
+    widths = net.widths
     top = widths.size - 2
     for layer in range(top - 1):
         width = widths[layer + 1]
-        r[layer] = norms[layer, b]
-        inverse = np.float32(1) / scales[layer, b]
-        _dequantise(codes, layer, b, inverse, h, on, width)
-        counts[layer + 1] = nonzeros(h, layer, index, value, layer + 1, width)
-    r[top - 1] = norms[top - 1, b]
-    _rectify(last, b, z_hat, h, on, top - 1, widths[top])
-    head(logits, 0, w_out, h, top - 1, widths[top], logit_scale)
+        own.r[layer] = block.norms[layer, b]
+        inverse = np.float32(1) / block.scales[layer, b]
+        _dequantise(block.codes, layer, b, inverse, own.h, own.on, width)
+        own.counts[layer + 1] = _nonzeros(own.h, layer, own.index, own.value, layer + 1, width)
+    own.r[top - 1] = block.norms[top - 1, b]
+    _rectify(block.last, b, own.z_hat, own.h, own.on, top - 1, widths[top])
+    _logits(net, own)
 
 
-@njit(cache=True, nogil=True)
-def forward(
-    x, y, wt, first, widths, w_out, base, scale, logit_scale, eps, rounded, state, logits, loss,
-    hardness, correct,
-):  # fmt: skip
-    """Fill logits (batch, classes), loss, 1 - p_y and correct (batch,) of a batch.
+@njit(**_inner)
+def sample_outcome(net, x, y, b, block, own, outcomes):
+    """Run sample b, or recall its state, and note its outcome."""
+    if block is None:
+        _forward_one(net, x, b, own)
+    else:
+        _recall_one(net, block, b, own)
+    outcomes.loss[b], outcomes.hardness[b], outcomes.correct[b] = _softmax(own, y[b])
 
-    If `rounded`, the batch's states are there already: codes, scales, last and norms.
-    """
-    hidden, wide = widths.size - 2, wt.shape[1]
-    tall = row_size(widths)
-    z_hat, h = np.empty((hidden, wide), np.float32), np.empty((hidden, wide), np.float32)
-    on, r = np.empty((hidden, wide), np.uint8), np.empty(hidden, np.float32)
-    index, value = np.empty((hidden + 1, tall), np.int32), np.empty((hidden + 1, tall), np.float32)
-    counts, scratch = np.empty(hidden + 1, np.int64), np.empty((SCRATCH_ROWS, tall), np.float32)
-    g = np.empty(logits.shape[1], np.float32)
+
+@njit(**_outer)
+def forward(net, x, y, block, own, logits, outcomes):
+    """Fill logits (batch, classes) and the outcomes of a batch; float activations have no block."""
+    last = net.widths.size - 3
     for b in range(x.shape[0]):
-        if rounded:
-            _rectify(state[2], b, z_hat, h, on, hidden - 1, widths[hidden])
-            head(logits, b, w_out, h, hidden - 1, widths[hidden], logit_scale)
+        if block is None:
+            _forward_one(net, x, b, own)
         else:
-            forward_one(
-                x, b, wt, first, widths, w_out, base, scale, logit_scale, eps, z_hat, h, on, r,
-                index, value, counts, scratch, logits, b,
-            )  # fmt: skip
-        loss[b], hardness[b], correct[b] = softmax(logits, b, y[b], g)
+            _rectify(block.last, b, own.z_hat, own.h, own.on, last, net.widths[last + 1])
+            _logits(net, own)
+        outcomes.loss[b], outcomes.hardness[b], outcomes.correct[b] = _softmax(own, y[b])
+        for c in range(logits.shape[1]):
+            logits[b, c] = own.logits[0, c]

@@ -12,24 +12,73 @@ The formulas are in `minibit.noise_step.unit_tangents`, the plain NumPy twins in
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numba import njit
 
-from minibit.kernels.unit_forward import (
-    SCRATCH_ROWS,
-    add_rows,
-    forward_one,
-    recall_one,
-    row_size,
-    softmax,
-)
+from minibit.kernels.unit_forward import Network, add_rows, rows_of, sample_outcome
 
-__all__ = ["direction_sums", "list_columns", "row_size", "unit_sums"]
+__all__ = ["Batch", "Directions", "Terms", "Units", "direction_sums", "list_columns", "unit_sums"]
 
-# Inner functions use buffers that their callers own, so they need no reference counts (_nrt=False).
-_inner = {"cache": True, "nogil": True, "forceinline": True, "_nrt": False}
+# All buffers are their callers', so nothing needs reference counts (_nrt=False).
+_outer = {"cache": True, "nogil": True, "_nrt": False}
+_inner = _outer | {"forceinline": True}
 _fast = {"reassoc", "contract", "nsz"}
-_U, _V, _KEPT, _START = 1, 2, 3, 4
+_U, _V, _KEPT, _START = np.int64(1), np.int64(2), np.int64(3), np.int64(4)
+_ZERO, _PLUS, _MINUS = np.int64(0), np.int64(1), np.int64(-1)
+
+
+class Batch(NamedTuple):
+    """Samples, their labels, and what they weigh in the sums."""
+
+    x: Any  # uint8 or float32 (batch, n_in)
+    y: Any  # int64 (batch,)
+    weight: Any  # float32 (batch,)
+    threshold: np.float32  # samples with 1 - p_y up to it are learnt: their tangents are skipped
+
+
+class Units(NamedTuple):
+    """The drawn units, a row a layer, and all layers' laid end to end."""
+
+    table: Any  # int64 (layers, most)
+    counts: Any  # int64 (layers,)
+    columns: Any  # int32 (units, widest): where the weights that leave a unit are 1, then -1
+    sizes: Any  # int32 (units, 2): how many of each there are
+
+
+class Directions(NamedTuple):
+    """Sparse directions: entries ``offsets[p]`` to ``offsets[p + 1]`` are direction p's."""
+
+    offsets: Any
+    units: Any  # of an entry: which of the drawn units, all layers' laid end to end
+    layers: Any  # of which layer,
+    inputs: Any  # and from which of its inputs
+    signs: Any  # float32
+
+
+class Terms(NamedTuple):
+    """What is computed of a sample, or of four."""
+
+    a: Any  # what layer norm subtracts from every tangent: see `_corrections`
+    b: Any
+    counted: Any  # scratch of int16 sums
+    picked: Any
+    t: Any  # (samples, units): the tangents
+    entries: Any  # (samples, layers, tall): the inputs of each layer
+
+    @classmethod
+    def room(cls, net: Network, units: Units, samples: int) -> Terms:
+        """Room for it."""
+        hidden = len(net.widths) - 2
+        return cls(
+            np.empty(hidden, np.float32),
+            np.empty(hidden, np.float32),
+            rows_of(1, net.tall, np.int16)[0],
+            rows_of(1, net.tall, np.int32),
+            rows_of(samples, len(units.columns)),
+            rows_of(samples * (hidden + 1), net.tall).reshape(samples, hidden + 1, net.tall),
+        )
 
 
 @njit(**_inner)
@@ -86,64 +135,59 @@ def _mask(u, ru, on, layer, width):
 
 
 @njit(**_inner, fastmath=_fast)
-def _follow(
-    ru, layer, wt, first, widths, w_out, g, a, b, z_hat, on, r, index, counts, scratch
-):  # fmt: skip
+def _follow(net, own, terms, ru, layer):
     """F_layer(u) of the float32 tangent u = scratch[ru], which is used up."""
+    widths, scratch, index, counts = net.widths, own.scratch, own.index, own.counts
     top = widths.size - 2
     total, factor = np.float32(0), np.float32(1)
     u, spare = ru, _V
     for k in range(layer, top):
         width = widths[k + 1]
-        factor *= r[k]
-        total -= factor * _layer_norm_terms(scratch, u, z_hat, k, width, a[k], b[k])
+        factor *= own.r[k]
+        total -= factor * _layer_norm_terms(
+            scratch, u, own.z_hat, k, width, terms.a[k], terms.b[k]
+        )  # fmt: skip
         if k + 1 == top:
             break
         for c in range(counts[k + 1]):
             scratch[_KEPT, c] = scratch[u, index[k + 1, c]]
         add_rows(
-            scratch, spare, wt, first[k + 1], index, k + 1, scratch, _KEPT, counts[k + 1],
+            scratch, spare, net.wt, net.first[k + 1], index, k + 1, scratch, _KEPT, counts[k + 1],
             widths[k + 2],
         )  # fmt: skip
         u, spare = spare, u
-    _mask(scratch, u, on, top - 1, widths[top])
-    return total + factor * _to_loss(scratch, u, w_out, g, widths[top])
+    _mask(scratch, u, own.on, top - 1, widths[top])
+    return total + factor * _to_loss(scratch, u, net.w_out, own.g, widths[top])
 
 
 @njit(**_inner)
-def _corrections(
-    wt, first, widths, w_out, g, logits, row, eps, logit_scale, a, b, z_hat, on, r, index, counts,
-    scratch, counted, rounded,
-):  # fmt: skip
+def _corrections(net, own, terms, block):
     """A_l = F_(l+1)(W m) and B_l = F_(l+1)(W h) of every hidden layer, from the last one down.
 
-    If `rounded`, all B but the last are 0.
+    With int8 activations, where there is a block, all B but the last are 0.
     """
+    widths, scratch, counted, a, b = net.widths, own.scratch, terms.counted, terms.a, terms.b
     top = widths.size - 2
     for layer in range(top - 1, -1, -1):
+        b[layer] = np.float32(0)
         if layer == top - 1:
             for o in range(widths[top]):
-                scratch[_START, o] = np.float32(on[layer, o])
-            a[layer] = _to_loss(scratch, _START, w_out, g, widths[top])
-            b[layer] = np.float32(0)
-            for c in range(g.size):
-                b[layer] += g[c] * logits[row, c] / logit_scale
+                scratch[_START, o] = np.float32(own.on[layer, o])
+            a[layer] = _to_loss(scratch, _START, net.w_out, own.g, widths[top])
+            for c in range(own.g.size):
+                b[layer] += own.g[c] * own.logits[0, c] / net.logit_scale
         else:
-            width = widths[layer + 2]
+            width, count = widths[layer + 2], own.counts[layer + 1]
             for o in range(width):
                 counted[o] = 0
             _count_rows(
-                counted, wt, first[layer + 1], index, layer + 1, counts[layer + 1], 1, width
-            )
+                counted, net.wt, net.first[layer + 1], own.index, layer + 1, count, _PLUS, width
+            )  # fmt: skip
             for o in range(width):
                 scratch[_START, o] = np.float32(counted[o])
-            a[layer] = _follow(
-                _START, layer + 1, wt, first, widths, w_out, g, a, b, z_hat, on, r, index, counts,
-                scratch,
-            )  # fmt: skip
-            b[layer] = np.float32(0)
-            if not rounded:
-                b[layer] = eps * r[layer + 1] * r[layer + 1] * b[layer + 1]
+            a[layer] = _follow(net, own, terms, _START, layer + 1)
+            if block is None:
+                b[layer] = net.eps * own.r[layer + 1] * own.r[layer + 1] * b[layer + 1]
 
 
 @njit(**_inner, fastmath=_fast)
@@ -157,78 +201,96 @@ def _column_terms(z_hat, layer, wt, row, width, total, a, b):
 
 
 @njit(**_inner)
-def _tangents(
-    layer, units, n_units, weight, t, rt, q0, wt, first, widths, w_out, g, a, b, z_hat, on, r,
-    index, counts, scratch, columns, column_sizes, picked, sums,
-):  # fmt: skip
-    """t[rt, q0 + u] = weight * t_j of every drawn unit j = units[layer, u].
+def _through(net, own, terms, units, q, j, above):
+    """F_above(W e_j), r_above left out: the tangent of unit j of the layer below, number q of all.
 
-    ``columns[q0 + u]`` lists the nonzero weights that leave it, the positive ones first;
-    ``column_sizes`` says how many there are of each sign.
+    Its nonzero weights are listed in ``units.columns[q]``, the positive ones first.
     """
-    top = widths.size - 2
-    if layer == top:
-        for u in range(n_units):
-            t[rt, q0 + u] = weight * g[units[layer, u]]
-    else:
-        width, above = widths[layer + 1], layer + 1
-        for u in range(n_units):
-            j = units[layer, u]
-            total = -(a[layer] + z_hat[layer, j] * b[layer]) / np.float32(width)
-            if on[layer, j] and above == top:
-                for c in range(g.size):
-                    total += g[c] * w_out[c, j]
-            elif on[layer, j]:
-                row, n_above = first[above] + j, widths[above + 1]
-                q = q0 + u
-                n_plus, n_minus = column_sizes[q, 0], column_sizes[q, 1]
-                through = -_column_terms(
-                    z_hat, above, wt, row, n_above, np.float32(n_plus - n_minus), a[above], b[above]
-                )
-                if above + 1 == top:
-                    for o in range(n_above):
-                        scratch[_U, o] = np.float32(wt[row, o])
-                    _mask(scratch, _U, on, above, n_above)
-                    through += _to_loss(scratch, _U, w_out, g, n_above)
-                else:
-                    n_out = widths[above + 2]
-                    for o in range(n_out):
-                        sums[o] = 0
-                    plus, minus = 0, 0
-                    for c in range(n_plus):
-                        k = columns[q, c]
-                        picked[0, plus] = k
-                        plus += on[above, k]
-                    _count_rows(sums, wt, first[above + 1], picked, 0, plus, 1, n_out)
-                    for c in range(n_plus, n_plus + n_minus):
-                        k = columns[q, c]
-                        picked[0, minus] = k
-                        minus += on[above, k]
-                    _count_rows(sums, wt, first[above + 1], picked, 0, minus, -1, n_out)
-                    for o in range(n_out):
-                        scratch[_U, o] = np.float32(sums[o])
-                    through += _follow(
-                        _U, above + 1, wt, first, widths, w_out, g, a, b, z_hat, on, r, index,
-                        counts, scratch,
-                    )  # fmt: skip
-                total += r[above] * through
-            t[rt, q0 + u] = weight * r[layer] * total
+    wt, widths, scratch, sums = net.wt, net.widths, own.scratch, terms.counted
+    top, row, n_above = widths.size - 2, net.first[above] + j, widths[above + 1]
+    n_plus, n_minus = units.sizes[q, 0], units.sizes[q, 1]
+    total = np.float32(n_plus - n_minus)
+    through = -_column_terms(
+        own.z_hat, above, wt, row, n_above, total, terms.a[above], terms.b[above]
+    )  # fmt: skip
+    if above + 1 == top:
+        for o in range(n_above):
+            scratch[_U, o] = np.float32(wt[row, o])
+        _mask(scratch, _U, own.on, above, n_above)
+        return through + _to_loss(scratch, _U, net.w_out, own.g, n_above)
+    n_out, first, picked = widths[above + 2], net.first[above + 1], terms.picked
+    for o in range(n_out):
+        sums[o] = 0
+    plus, minus = _ZERO, _ZERO
+    for c in range(n_plus):
+        k = units.columns[q, c]
+        picked[0, plus] = k
+        plus += own.on[above, k]
+    _count_rows(sums, wt, first, picked, _ZERO, plus, _PLUS, n_out)
+    for c in range(n_plus, n_plus + n_minus):
+        k = units.columns[q, c]
+        picked[0, minus] = k
+        minus += own.on[above, k]
+    _count_rows(sums, wt, first, picked, _ZERO, minus, _MINUS, n_out)
+    for o in range(n_out):
+        scratch[_U, o] = np.float32(sums[o])
+    return through + _follow(net, own, terms, _U, above + 1)
 
 
-@njit(cache=True, nogil=True)
-def list_columns(wt, first, widths, units, n_units, columns, column_sizes):
+@njit(**_inner)
+def _tangents(net, own, terms, units, layer, q, weight, row):
+    """t[row, q + u] = weight * t_j of every drawn unit j = units.table[layer, u], from number q."""
+    top, t = net.widths.size - 2, terms.t
+    for u in range(units.counts[layer]):
+        j = units.table[layer, u]
+        if layer == top:
+            t[row, q + u] = weight * own.g[j]
+        else:
+            width, above = net.widths[layer + 1], layer + 1
+            total = -(terms.a[layer] + own.z_hat[layer, j] * terms.b[layer]) / np.float32(width)
+            if own.on[layer, j] and above == top:
+                for c in range(own.g.size):
+                    total += own.g[c] * net.w_out[c, j]
+            elif own.on[layer, j]:
+                total += own.r[above] * _through(net, own, terms, units, q + u, j, above)
+            t[row, q + u] = weight * own.r[layer] * total
+
+
+@njit(**_inner)
+def _sample(net, batch, b, block, own, terms, units, row, outcomes):
+    """Fill a row of tangents and of entries with sample b's; False, and not, if it is learnt."""
+    sample_outcome(net, batch.x, batch.y, b, block, own, outcomes)
+    if outcomes.hardness[b] <= batch.threshold:
+        return False
+    for c in range(own.g.size):
+        own.g[c] *= net.logit_scale
+    _corrections(net, own, terms, block)
+    q = _ZERO
+    for layer in range(net.widths.size - 1):
+        _tangents(net, own, terms, units, layer, q, batch.weight[b], row)
+        q += units.counts[layer]
+    for i in range(net.widths[0]):
+        terms.entries[row, 0, i] = net.scale * np.float32(batch.x[b, i]) + net.offset
+    for layer in range(1, net.widths.size - 1):
+        for i in range(net.widths[layer]):
+            terms.entries[row, layer, i] = own.h[layer - 1, i]
+    return True
+
+
+@njit(**_outer)
+def list_columns(net, units):
     """List the nonzero weights that leave every drawn unit: positive ones, then negative ones."""
     q = 0
-    for layer in range(widths.size - 2):
-        for u in range(n_units[layer]):
-            row, count = first[layer + 1] + units[layer, u], 0
+    for layer in range(net.widths.size - 2):
+        for u in range(units.counts[layer]):
+            row, count = net.first[layer + 1] + units.table[layer, u], 0
             for sign in (1, -1):
                 begin = count
-                for k in range(widths[layer + 2]):
-                    if wt[row, k] == sign:
-                        columns[q, count] = k
+                for k in range(net.widths[layer + 2]):
+                    if net.wt[row, k] == sign:
+                        units.columns[q, count] = k
                         count += 1
-                column_sizes[q, 0 if sign == 1 else 1] = count - begin
+                units.sizes[q, 0 if sign == 1 else 1] = count - begin
             q += 1
 
 
@@ -250,127 +312,38 @@ def _accumulate(sums, squares, entries, t, widths, n_units):
             q += 1
 
 
-@njit(**_inner)
-def _entries(x, b, h, widths, scale, offset, entries, row):
-    """Fill entries[row, layer] with the inputs of each layer."""
-    for i in range(widths[0]):
-        entries[row, 0, i] = scale * np.float32(x[b, i]) + offset
-    for layer in range(1, widths.size - 1):
-        for i in range(widths[layer]):
-            entries[row, layer, i] = h[layer - 1, i]
-
-
-@njit(cache=True, nogil=True)
-def unit_sums(
-    x, y, weight, wt, first, widths, w_out, base, scale, offset, logit_scale, eps, rounded, state,
-    threshold, units, n_units, columns, column_sizes, sums, squares, loss, hardness, correct,
-):  # fmt: skip
+@njit(**_outer)
+def unit_sums(net, batch, block, units, own, terms, sums, squares, outcomes):
     """Add every sample's w t_j h_i, and its square, to sums and squares (units, widest input).
 
-    If `rounded`, the batch's states are there already: see `minibit.kernels.unit_forward`.
+    `block` holds the states of samples with int8 activations, else it is None; there is room for
+    the terms of four samples.
     """
-    hidden, wide = widths.size - 2, wt.shape[1]
-    tall = row_size(widths)
-    z_hat, h = np.zeros((hidden, wide), np.float32), np.empty((hidden, wide), np.float32)
-    on, r = np.empty((hidden, wide), np.uint8), np.empty(hidden, np.float32)
-    index, value = np.empty((hidden + 1, tall), np.int32), np.empty((hidden + 1, tall), np.float32)
-    counts, scratch = np.empty(hidden + 1, np.int64), np.empty((SCRATCH_ROWS, tall), np.float32)
-    a, b_terms = np.empty(hidden, np.float32), np.empty(hidden, np.float32)
-    logits, g = np.empty((1, w_out.shape[0]), np.float32), np.empty(w_out.shape[0], np.float32)
-    picked, counted = np.empty((1, tall), np.int32), np.empty(wide, np.int16)
-    t = np.zeros((4, sums.shape[0]), np.float32)
-    entries = np.zeros((4, hidden + 1, tall), np.float32)
-    filled = 0
-    for b in range(x.shape[0]):
-        if rounded:
-            recall_one(
-                b, state, widths, w_out, logit_scale, z_hat, h, on, r, index, value, counts, logits
-            )
-        else:
-            forward_one(
-                x, b, wt, first, widths, w_out, base, scale, logit_scale, eps, z_hat, h, on, r,
-                index, value, counts, scratch, logits, 0,
-            )  # fmt: skip
-        loss[b], hardness[b], correct[b] = softmax(logits, 0, y[b], g)
-        if hardness[b] <= threshold:
-            continue
-        for c in range(g.size):
-            g[c] *= logit_scale
-        _corrections(
-            wt, first, widths, w_out, g, logits, 0, eps, logit_scale, a, b_terms, z_hat, on, r,
-            index, counts, scratch, counted, rounded,
-        )  # fmt: skip
-        q = 0
-        for layer in range(hidden + 1):
-            _tangents(
-                layer, units, n_units[layer], weight[b], t, filled, q, wt, first, widths, w_out, g,
-                a, b_terms, z_hat, on, r, index, counts, scratch, columns, column_sizes, picked,
-                counted,
-            )  # fmt: skip
-            q += n_units[layer]
-        _entries(x, b, h, widths, scale, offset, entries, filled)
-        filled += 1
+    filled = _ZERO
+    for b in range(batch.x.shape[0]):
+        filled += _sample(net, batch, b, block, own, terms, units, filled, outcomes)
         if filled == 4:
-            _accumulate(sums, squares, entries, t, widths, n_units)
-            filled = 0
-    t[filled:] = np.float32(0)
-    _accumulate(sums, squares, entries, t, widths, n_units)
+            _accumulate(sums, squares, terms.entries, terms.t, net.widths, units.counts)
+            filled = _ZERO
+    for row in range(filled, 4):
+        for q in range(terms.t.shape[1]):
+            terms.t[row, q] = np.float32(0)
+    _accumulate(sums, squares, terms.entries, terms.t, net.widths, units.counts)
 
 
-@njit(cache=True, nogil=True)
-def direction_sums(
-    x, y, weight, wt, first, widths, w_out, base, scale, offset, logit_scale, eps, rounded, state,
-    threshold, units, n_units, columns, column_sizes, offsets, unit_index, input_index, signs, sums,
-    squares, loss, hardness, correct,
-):  # fmt: skip
+@njit(**_outer)
+def direction_sums(net, batch, block, units, directions, own, terms, sums, squares, outcomes):
     """Add every sample's alignment with each sparse direction, and its square, to sums and squares.
 
-    Entry m of a direction is the weight from input ``input_index[m]`` (``row_size(widths)`` times
-    the layer, plus the input) to drawn unit ``unit_index[m]`` (all layers', laid end to end).
+    `block` as in `unit_sums`.
     """
-    hidden, wide = widths.size - 2, wt.shape[1]
-    tall = row_size(widths)
-    z_hat, h = np.zeros((hidden, wide), np.float32), np.empty((hidden, wide), np.float32)
-    on, r = np.empty((hidden, wide), np.uint8), np.empty(hidden, np.float32)
-    index, value = np.empty((hidden + 1, tall), np.int32), np.empty((hidden + 1, tall), np.float32)
-    counts, scratch = np.empty(hidden + 1, np.int64), np.empty((SCRATCH_ROWS, tall), np.float32)
-    a, b_terms = np.empty(hidden, np.float32), np.empty(hidden, np.float32)
-    logits, g = np.empty((1, w_out.shape[0]), np.float32), np.empty(w_out.shape[0], np.float32)
-    picked, counted = np.empty((1, tall), np.int32), np.empty(wide, np.int16)
-    tangents = np.zeros((1, columns.shape[0]), np.float32)
-    entries = np.empty((1, hidden + 1, tall), np.float32)
-    flat = entries.reshape(-1)
-    for b in range(x.shape[0]):
-        if rounded:
-            recall_one(
-                b, state, widths, w_out, logit_scale, z_hat, h, on, r, index, value, counts, logits
-            )
-        else:
-            forward_one(
-                x, b, wt, first, widths, w_out, base, scale, logit_scale, eps, z_hat, h, on, r,
-                index, value, counts, scratch, logits, 0,
-            )  # fmt: skip
-        loss[b], hardness[b], correct[b] = softmax(logits, 0, y[b], g)
-        if hardness[b] <= threshold:
-            continue
-        for c in range(g.size):
-            g[c] *= logit_scale
-        _corrections(
-            wt, first, widths, w_out, g, logits, 0, eps, logit_scale, a, b_terms, z_hat, on, r,
-            index, counts, scratch, counted, rounded,
-        )  # fmt: skip
-        q = 0
-        for layer in range(hidden + 1):
-            _tangents(
-                layer, units, n_units[layer], weight[b], tangents, 0, q, wt, first, widths, w_out,
-                g, a, b_terms, z_hat, on, r, index, counts, scratch, columns, column_sizes, picked,
-                counted,
-            )  # fmt: skip
-            q += n_units[layer]
-        _entries(x, b, h, widths, scale, offset, entries, 0)
-        for p in range(sums.size):
-            alignment = 0.0
-            for m in range(offsets[p], offsets[p + 1]):
-                alignment += signs[m] * flat[input_index[m]] * tangents[0, unit_index[m]]
-            sums[p] += alignment
-            squares[p] += alignment * alignment
+    entries, t = terms.entries, terms.t
+    for b in range(batch.x.shape[0]):
+        if _sample(net, batch, b, block, own, terms, units, _ZERO, outcomes):
+            for p in range(sums.size):
+                alignment = 0.0
+                for m in range(directions.offsets[p], directions.offsets[p + 1]):
+                    entry = entries[0, directions.layers[m], directions.inputs[m]]
+                    alignment += directions.signs[m] * entry * t[0, directions.units[m]]
+                sums[p] += alignment
+                squares[p] += alignment * alignment

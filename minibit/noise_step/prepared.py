@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,40 +23,32 @@ from minibit.matmul import ternary_matmul_int8
 from minibit.noise_step.perceptron import MLP
 from minibit.ternary import TernaryMatrix
 
-__all__ = ["CHUNKS", "Prepared", "State", "prepare", "run"]
+if TYPE_CHECKING:
+    from minibit.kernels.unit_forward import Block, Network
+
+__all__ = ["CHUNKS", "Prepared", "prepare", "run"]
 
 CHUNKS = 4  # a batch is always cut in as many parts, so sums do not depend on the thread count
 BLOCK = 256  # samples of a product: their sums and states stay within the second-level cache
 MIDDLE = 128  # of a pixel's values: less it, a pixel is an int8
 
 Floats = NDArray[np.floating[Any]]  # float32
-State = tuple[NDArray[np.int8], Floats, Floats, Floats]
 
 
 @dataclass(frozen=True)
 class Prepared:
     """Weights as the kernels want them; lives for one step."""
 
-    wt: NDArray[np.int8]  # (all layers' inputs, widest n_out): W transposed, layer below layer
-    first: NDArray[np.int64]  # first row of every layer
-    widths: NDArray[np.int64]  # n_in of the first layer, then n_out of every layer
-    w_out: Floats  # (classes, n_in)
+    network: Network
     row_sums: Floats  # (n_out,) of the first layer: W 1
-    scale: np.float32
-    offset: np.float32
-    logit_scale: np.float32
-    eps: np.float32
     rounded: bool  # whether activations are int8
     matrices: tuple[TernaryMatrix, ...]  # of the hidden layers, where bytes have dot products
-
-    @property
-    def base(self) -> Floats:
-        """First layer's answer to a constant input of `offset`."""
-        return self.row_sums * self.offset
 
 
 def prepare(model: MLP, params: Mapping[str, NDArray[np.int8]]) -> Prepared:
     """Lay out the weights of a model, which are checked already."""
+    from minibit.kernels.unit_forward import Network
+
     weights = list(params.values())
     widths = np.array([weights[0].shape[1], *(w.shape[0] for w in weights)])
     first = np.cumsum([0, *widths[:-1]])
@@ -65,30 +57,31 @@ def prepare(model: MLP, params: Mapping[str, NDArray[np.int8]]) -> Prepared:
         wt[start : start + w.shape[1], : w.shape[0]] = w.T
     rounded = model.rounds(len(weights))
     packed = weights[:-1] if rounded and layout(path()) == "panels" else []
-    return Prepared(
+    row_sums = weights[0].sum(axis=1, dtype=np.int32).astype(np.float32)
+    network = Network(
         wt=wt,
         first=first,
         widths=widths,
+        tall=int(widths.max()) // 64 * 64 + 64,
         w_out=weights[-1].astype(np.float32),
-        row_sums=weights[0].sum(axis=1, dtype=np.int32).astype(np.float32),
+        base=row_sums * np.float32(model.input_offset),
         scale=np.float32(model.input_scale),
         offset=np.float32(model.input_offset),
         logit_scale=np.float32(model.logit_scale),
         eps=np.float32(model.eps),
-        rounded=rounded,
-        matrices=tuple(map(TernaryMatrix.from_codes, packed)),
     )
+    return Prepared(network, row_sums, rounded, tuple(map(TernaryMatrix.from_codes, packed)))
 
 
 def run(
     w: Prepared,
     x: NDArray[Any],
-    work: Callable[[int, slice, State], None],
+    work: Callable[[int, slice, Block | None], None],
     workers: int | None,
 ) -> None:
-    """Call ``work(chunk, part, state)`` for all parts of a batch, on up to `workers` threads.
+    """Call ``work(chunk, part, block)`` for all parts of a batch, on up to `workers` threads.
 
-    One chunk's parts come one after the other, on one thread. `state` is empty unless activations
+    One chunk's parts come one after the other, on one thread. `block` is None unless activations
     are rounded.
     """
     edges = _cut(0, len(x), CHUNKS)
@@ -98,7 +91,7 @@ def run(
         blocks = -(-(stop - start) // BLOCK) if w.rounded else min(1, stop - start)
         for begin, end in pairwise(_cut(start, stop, blocks)):
             part = slice(begin, end)
-            work(number, part, _rounded(w, x[part]) if w.rounded else _NOTHING)
+            work(number, part, _rounded(w, x[part]) if w.rounded else None)
 
     workers = min(workers or cpus(), CHUNKS)
     if workers == 1:
@@ -115,24 +108,17 @@ def _cut(start: int, stop: int, parts: int) -> list[int]:
     return [int(edge) for edge in np.linspace(start, stop, parts + 1)]
 
 
-_NOTHING: State = (
-    np.empty((0, 0, 0), np.int8),
-    np.empty((0, 0), np.float32),
-    np.empty((0, 0), np.float32),
-    np.empty((0, 0), np.float32),
-)
+def _rounded(w: Prepared, x: NDArray[Any]) -> Block:
+    """Run a block through the hidden layers."""
+    from minibit.kernels.unit_forward import Block, rectify_rows, round_rows
 
-
-def _rounded(w: Prepared, x: NDArray[Any]) -> State:
-    """Run a block through the hidden layers: codes, scales, last z_hat, norms."""
-    from minibit.kernels.unit_forward import rectify_rows, round_rows
-
-    batch, hidden = len(x), len(w.widths) - 2
-    codes = np.empty((hidden - 1, batch, max(w.widths[1:-1])), np.int8)  # (layers, block, widest)
+    net, widths = w.network, w.network.widths
+    batch, hidden = len(x), len(widths) - 2
+    codes = np.empty((hidden - 1, batch, max(widths[1:-1])), np.int8)  # (layers, block, widest)
     scales = np.empty((hidden - 1, batch), np.float32)
-    last = np.empty((batch, w.widths[hidden]), np.float32)
+    last = np.empty((batch, widths[hidden]), np.float32)
     norms = np.empty((hidden, batch), np.float32)
-    factors, base = np.full(batch, w.scale), w.base
+    factors, base = np.full(batch, net.scale), net.base
     shift = np.zeros_like(base)
     if x.dtype == np.uint8 and w.matrices:
         pixels = (x ^ np.uint8(MIDDLE)).view(np.int8)  # x - 128
@@ -140,21 +126,22 @@ def _rounded(w: Prepared, x: NDArray[Any]) -> State:
     else:
         z = _product(w, 0, x)
     for layer in range(hidden - 1):
-        round_rows(z, shift, factors, base, w.eps, codes[layer], scales[layer], norms[layer])
+        round_rows(z, shift, factors, base, net.eps, codes[layer], scales[layer], norms[layer])
         z = _product(w, layer + 1, codes[layer])  # (block, n_out)
         factors = 1 / scales[layer]
         base = shift = np.zeros(z.shape[1], np.float32)
-    rectify_rows(z, shift, factors, base, w.eps, last, norms[hidden - 1])
-    return codes, scales, last, norms
+    rectify_rows(z, shift, factors, base, net.eps, last, norms[hidden - 1])
+    return Block(codes, scales, last, norms)
 
 
 def _product(w: Prepared, layer: int, x: NDArray[Any]) -> NDArray[Any]:
     """Multiply a layer's inputs, which may be followed by others: (block, at least n_in)."""
-    n_in, n_out = w.widths[layer], w.widths[layer + 1]
+    net = w.network
+    n_in, n_out = net.widths[layer], net.widths[layer + 1]
     if x.dtype == np.int8 and w.matrices:
         return ternary_matmul_int8(x[:, :n_in], w.matrices[layer], threads=1)
     from minibit.kernels.unit_forward import added_rows
 
     z = np.empty((len(x), n_out), np.float32)
-    added_rows(x, w.wt, w.first[layer], n_in, z)  # whole numbers below 2^24 are exact, too
+    added_rows(x, net.wt, net.first[layer], n_in, z)  # whole numbers below 2^24 are exact, too
     return z

@@ -35,7 +35,7 @@ every sample goes through alone, on additions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 from minibit.base import finite, integer_array
 from minibit.kernels import compiled
 from minibit.noise_step.perceptron import MLP
-from minibit.noise_step.prepared import CHUNKS, Prepared, State, prepare, run
+from minibit.noise_step.prepared import CHUNKS, prepare, run
 from minibit.noise_step.unit_reference import (
     Sums,
     direction_sums_reference,
@@ -54,24 +54,40 @@ from minibit.noise_step.unit_reference import (
 
 __all__ = ["direction_sums", "forward", "unit_sums"]
 
+if TYPE_CHECKING:
+    from minibit.kernels.unit_forward import Block, Network, Outcomes
+    from minibit.kernels.unit_tangents import Units
+
+T = TypeVar("T", bound=tuple[Any, ...])
 Floats = NDArray[np.floating[Any]]  # float32 on the fast path
 Params = Mapping[str, NDArray[Any]]
 
 
-def _columns(
-    w: Prepared, units: Sequence[NDArray[np.int64]]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
-    """Drawn units as one table, their number per layer, and the nonzero weights that leave them."""
-    from minibit.kernels.unit_tangents import list_columns
+def _listed(net: Network, units: Sequence[NDArray[np.int64]]) -> Units:
+    """Drawn units as one table, and the nonzero weights that leave them."""
+    from minibit.kernels.unit_tangents import Units, list_columns
 
-    n_units = np.array([len(u) for u in units])
-    table = np.zeros((len(units), max(1, n_units.max())), np.int64)
+    counts = np.array([len(u) for u in units])
+    table = np.zeros((len(units), max(1, counts.max())), np.int64)
     for row, drawn in zip(table, units, strict=True):
         row[: len(drawn)] = drawn
-    columns = np.empty((max(1, n_units.sum()), w.wt.shape[1]), np.int32)
-    sizes = np.zeros((len(columns), 2), np.int32)
-    list_columns(w.wt, w.first, w.widths, table, n_units, columns, sizes)
-    return table, n_units, columns, sizes
+    columns = np.empty((max(1, counts.sum()), net.wt.shape[1]), np.int32)
+    listed = Units(table, counts, columns, np.zeros((len(columns), 2), np.int32))
+    list_columns(net, listed)
+    return listed
+
+
+def _outcomes(batch: int) -> Outcomes:
+    """Room for what is known of every sample."""
+    from minibit.kernels.unit_forward import Outcomes
+
+    loss, hardness = np.empty(batch, np.float32), np.empty(batch, np.float32)
+    return Outcomes(loss, hardness, np.empty(batch, np.bool_))
+
+
+def _part(arrays: T, part: slice) -> T:
+    """Cut the same samples out of every array of a named tuple."""
+    return type(arrays)(*(a[part] if isinstance(a, np.ndarray) else a for a in arrays))
 
 
 def check_batch(params: Params, x: Any, y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -141,23 +157,20 @@ def forward(
     x, labels = check_batch(params, x, y)
     if not compiled():
         return forward_reference(model, params, x, labels)
-    from minibit.kernels import unit_forward as kernel
+    from minibit.kernels.unit_forward import Sample
+    from minibit.kernels.unit_forward import forward as kernel
 
-    w = prepare(model, params)
-    batch = len(x)
-    logits = np.empty((batch, w.w_out.shape[0]), np.float32)
-    loss, hardness = np.empty(batch, np.float32), np.empty(batch, np.float32)
-    correct = np.empty(batch, np.bool_)
+    w, outcomes = prepare(model, params), _outcomes(len(x))
+    logits = np.empty((len(x), w.network.w_out.shape[0]), np.float32)
 
-    def work(_: int, part: slice, state: State) -> None:
-        kernel.forward(
-            x[part], labels[part], w.wt, w.first, w.widths, w.w_out, w.base, w.scale,
-            w.logit_scale, w.eps, w.rounded, state, logits[part], loss[part], hardness[part],
-            correct[part],
-        )  # fmt: skip
+    rooms = [Sample.room(w.network) for _ in range(CHUNKS)]
+
+    def work(chunk: int, part: slice, block: Block | None) -> None:
+        own, found = rooms[chunk], _part(outcomes, part)
+        kernel(w.network, x[part], labels[part], block, own, logits[part], found)
 
     run(w, x, work, workers)
-    return logits, loss, hardness, correct
+    return logits, *outcomes
 
 
 def unit_sums(
@@ -191,29 +204,29 @@ def unit_sums(
     if not compiled():
         return unit_sums_reference(model, params, x, labels, weight, units, threshold)
     from minibit.kernels import unit_tangents as kernel
+    from minibit.kernels.unit_forward import Sample
 
-    w = prepare(model, params)
-    batch = len(x)
-    loss, hardness = np.empty(batch, np.float32), np.empty(batch, np.float32)
-    correct = np.empty(batch, np.bool_)
-    table, n_units, columns, sizes = _columns(w, units)
-    sums = np.zeros((CHUNKS, len(columns), max(w.widths[:-1])), np.float32)
+    w, outcomes = prepare(model, params), _outcomes(len(x))
+    batch, net = kernel.Batch(x, labels, weight, np.float32(threshold)), w.network
+    drawn = _listed(net, units)
+    sums = np.zeros((CHUNKS, len(drawn.columns), max(net.widths[:-1])), np.float32)
     squares = np.zeros_like(sums)
+    rooms = [(Sample.room(net), kernel.Terms.room(net, drawn, 4)) for _ in range(CHUNKS)]
 
-    def work(chunk: int, part: slice, state: State) -> None:
+    def work(chunk: int, part: slice, block: Block | None) -> None:
+        own, terms = rooms[chunk]
         kernel.unit_sums(
-            x[part], labels[part], weight[part], w.wt, w.first, w.widths, w.w_out, w.base, w.scale,
-            w.offset, w.logit_scale, w.eps, w.rounded, state, np.float32(threshold), table, n_units,
-            columns, sizes, sums[chunk], squares[chunk], loss[part], hardness[part], correct[part],
+            net, _part(batch, part), block, drawn, own, terms, sums[chunk], squares[chunk],
+            _part(outcomes, part),
         )  # fmt: skip
 
     run(w, x, work, workers)
 
     def by_layer(total: Floats) -> tuple[Floats, ...]:
-        rows = np.split(total[: n_units.sum()], np.cumsum(n_units)[:-1])
-        return tuple(r[:, :n_in] for r, n_in in zip(rows, w.widths, strict=False))
+        rows = np.split(total[: drawn.counts.sum()], np.cumsum(drawn.counts)[:-1])
+        return tuple(r[:, :n_in] for r, n_in in zip(rows, net.widths, strict=False))
 
-    return Sums(by_layer(sums.sum(0)), by_layer(squares.sum(0)), loss, hardness, correct)
+    return Sums(by_layer(sums.sum(0)), by_layer(squares.sum(0)), *outcomes)
 
 
 def direction_sums(
@@ -236,30 +249,25 @@ def direction_sums(
     if not compiled():
         return direction_sums_reference(model, params, x, labels, weight, directions, threshold)
     from minibit.kernels import unit_tangents as kernel
+    from minibit.kernels.unit_forward import Sample
 
-    w = prepare(model, params)
-    batch, count = len(x), len(offsets) - 1
-    loss, hardness = np.empty(batch, np.float32), np.empty(batch, np.float32)
-    correct = np.empty(batch, np.bool_)
+    w, outcomes = prepare(model, params), _outcomes(len(x))
+    batch, net = kernel.Batch(x, labels, weight, np.float32(threshold)), w.network
     units, unit_index, layer_index, column = locate(params, positions)
-    input_index = layer_index * kernel.row_size(w.widths) + column
-    table, n_units, columns, sizes = _columns(w, units)
-    sums, squares = np.zeros((CHUNKS, count)), np.zeros((CHUNKS, count))
-    float_signs = signs.astype(np.float32)
+    entries = (unit_index, layer_index, column, signs.astype(np.float32))
+    sparse = kernel.Directions(offsets, *entries)
+    drawn = _listed(net, units)
+    sums = np.zeros((CHUNKS, len(offsets) - 1))
+    squares = np.zeros_like(sums)
+    rooms = [(Sample.room(net), kernel.Terms.room(net, drawn, 1)) for _ in range(CHUNKS)]
 
-    def work(chunk: int, part: slice, state: State) -> None:
+    def work(chunk: int, part: slice, block: Block | None) -> None:
+        own, terms = rooms[chunk]
         kernel.direction_sums(
-            x[part], labels[part], weight[part], w.wt, w.first, w.widths, w.w_out, w.base, w.scale,
-            w.offset, w.logit_scale, w.eps, w.rounded, state, np.float32(threshold), table, n_units,
-            columns, sizes, offsets, unit_index, input_index, float_signs, sums[chunk],
-            squares[chunk], loss[part], hardness[part], correct[part],
+            net, _part(batch, part), block, drawn, sparse, own, terms, sums[chunk],
+            squares[chunk], _part(outcomes, part),
         )  # fmt: skip
 
     run(w, x, work, workers)
-    return Sums(
-        (sums.sum(0).astype(np.float32),),
-        (squares.sum(0).astype(np.float32),),
-        loss,
-        hardness,
-        correct,
-    )
+    alignments, their_squares = (total.sum(0).astype(np.float32) for total in (sums, squares))
+    return Sums((alignments,), (their_squares,), *outcomes)

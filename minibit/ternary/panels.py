@@ -107,7 +107,7 @@ def pack_panels(codes: Codes) -> Bytes:
 
     n_out, n_in = codes.shape
     packed = empty_panels(n_out, n_in)
-    if not panels(plain(codes, np.int8), packed):
+    if not panels(plain(codes, np.int8), n_out, packed):
         raise ValueError("codes must be -1, 0 or 1")
     return packed
 
@@ -142,7 +142,7 @@ def pack_columns(codes: Codes) -> Bytes:
 
     n_out, n_in = codes.shape
     packed = np.empty(-(-n_in // 16) * 4 * n_out, np.uint8)
-    if not columns(plain(codes, np.int8), packed):
+    if not columns(plain(codes, np.int8), n_out, packed):
         raise ValueError("codes must be -1, 0 or 1")
     return packed
 

@@ -62,12 +62,12 @@ def hold_hf(packed: Bytes, n_out: int, layout: str) -> Bytes:
     fits = packed.ndim == 2 and packed.shape[0] == -(-n_out // 4) and packed.dtype == np.uint8
     if layout == "packed2" or not fits or not kernels.compiled():
         return hold_hf_reference(packed, n_out, layout)
-    from minibit.kernels import hf
+    from minibit.kernels import pack
 
     n_in = packed.shape[1]
     panels = layout == "panels"
     held = empty_panels(n_out, n_in) if panels else np.empty(-(-n_in // 16) * 4 * n_out, np.uint8)
     plain = packed if packed.flags.carray else np.array(packed, order="C")
-    if not (hf.panels if panels else hf.columns)(plain, n_out, held):
+    if not (pack.panels if panels else pack.columns)(plain, n_out, held):
         return hold_hf_reference(packed, n_out, layout)  # which names the byte
     return held
