@@ -8,6 +8,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
+pytest.importorskip("typer")
+
 from typer.testing import CliRunner
 
 from minibit.cli.app import app

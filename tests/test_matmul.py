@@ -27,7 +27,7 @@ from minibit.matmul import (
 )
 from minibit.ternary import TernaryMatrix
 
-JIT = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
+JIT = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0") and not kernels.missing()
 PATHS = kernels.supported() if JIT else ("reference",)
 
 

@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,13 @@ def call(function: str, arguments: Sequence[Any], fields: Mapping[str, Any] | No
 
 def environment(threads: int) -> dict[str, Any]:
     """Say on what is measured, JSON types: CPU, kernel path, threads in force, versions."""
-    import numba
-
     from minibit import __version__, kernels
-    from minibit.kernels.threads import cpus
+    from minibit.kernels.threads import available
 
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return {
         "cpu": _cpu_model(),
-        "cpus": cpus(),
+        "cpus": available(),
         "kernel_path": kernels.path(),
         "threads": threads,
         "system": f"{platform.system()} {platform.machine()}",
@@ -73,7 +72,7 @@ def environment(threads: int) -> dict[str, Any]:
             "minibit": __version__,
             "python": platform.python_version(),
             "numpy": np.__version__,
-            "numba": numba.__version__,
+            "numba": "none" if kernels.missing() else version("numba"),
             "blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
         },
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,7 +19,7 @@ from typer.core import TyperCommand
 from minibit import plots
 from minibit.base import check_file, printable
 from minibit.datasets import Dataset, load_npz
-from minibit.kernels import compiled
+from minibit.kernels import compiled, requested
 from minibit.steps import MAGIC
 
 Json = Annotated[
@@ -82,7 +83,14 @@ class Output:
     @contextmanager
     def failures(self) -> Iterator[None]:
         """Turn errors inside the block into one sentence and an exit status."""
+        logger, handler = logging.getLogger("minibit"), _Warnings(self)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
         try:
+            try:
+                requested()
+            except ValueError as error:
+                raise BadUse(str(error)) from error
             yield
         except (typer.Exit, BrokenPipeError):  # who reads has had enough
             raise
@@ -95,6 +103,8 @@ class Output:
             raise self._failed(message, 2) from error
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             raise self._failed(str(error) or type(error).__name__, 1) from error
+        finally:
+            logger.removeHandler(handler)
 
     def _failed(self, message: str, status: int) -> typer.Exit:
         """Say what went wrong, and return the exit to raise."""
@@ -102,6 +112,18 @@ class Output:
         with suppress(OSError):  # which may be what is wrong
             self.result({"error": message, "exit_status": status})
         return typer.Exit(status)
+
+
+class _Warnings(logging.Handler):
+    """What the package has to say, as a command's warnings."""
+
+    def __init__(self, out: Output) -> None:
+        super().__init__()
+        self.out = out
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        self.out.warn(record.getMessage())
 
 
 def command(work: Callable[..., Mapping[str, Any]]) -> Callable[..., None]:

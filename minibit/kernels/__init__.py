@@ -7,52 +7,76 @@ that ``import minibit`` does not pay for Numba.
 
 from __future__ import annotations
 
-import atexit
+import importlib
 import os
 import platform
-import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["PATHS", "compiled", "layout", "path", "supported"]
+from minibit.kernels.interrupts import uninterrupted
+
+__all__ = ["PATHS", "compiled", "layout", "missing", "path", "requested", "supported"]
 
 PATHS = ("reference", "portable", "arm", "avx2", "vnni", "amx")
 
 
 @cache
+def missing() -> str:
+    """Why Numba cannot be used here, empty if it can; the first call imports it."""
+    try:
+        uninterrupted(lambda: importlib.import_module("numba"))
+    except (ImportError, OSError) as error:  # OSError: a library that LLVM needs
+        import logging
+
+        reason = str(error) or type(error).__name__
+        logging.getLogger("minibit").info("NumPy does all, slowly, without Numba: %s", reason)
+        return reason
+    return ""
+
+
+@cache
 def supported() -> tuple[str, ...]:
-    """Paths that this CPU can run, slowest first.
+    """Paths that this CPU can run, slowest first; ``reference`` alone where Numba is missing.
 
     ``reference`` is NumPy, ``portable`` Numba without intrinsics, ``arm`` the byte dot product of
     Arm (``sdot``), ``avx2``, ``vnni`` (AVX-512) and ``amx`` those of x86.
     """
-    found = ["reference", "portable"]
-    features = _cpu_features()
+    if missing():
+        return ("reference",)
+    paths, features = ["reference", "portable"], uninterrupted(_cpu_features)
     if features.get("dotprod"):
-        found.append("arm")
+        paths.append("arm")
     if features.get("avx2"):
-        found.append("avx2")
+        paths.append("avx2")
     if features.get("avx512vnni") and features.get("avx512bw") and features.get("avx512vl"):
-        found.append("vnni")
+        paths.append("vnni")
     amx = features.get("amx-int8") and features.get("amx-tile")
-    if amx and "vnni" in found and _amx_granted():
-        found.append("amx")
-    return tuple(found)
+    if amx and "vnni" in paths and _amx_granted():
+        paths.append("amx")
+    return tuple(paths)
 
 
 def _cpu_features() -> Mapping[str, bool]:
-    """Names of the instruction sets of this CPU, by LLVM; none where LLVM cannot tell."""
+    """Instruction sets, by LLVM's names, that Numba compiles for and that this CPU has.
+
+    Numba compiles for less where ``NUMBA_CPU_NAME``, ``NUMBA_CPU_FEATURES`` or
+    ``NUMBA_ENABLE_AVX`` says so.
+    """
     import llvmlite.binding as llvm
+    from numba.core import config
+    from numba.core.registry import cpu_target
 
     try:
         features: Mapping[str, bool] = llvm.get_host_cpu_features()
     except RuntimeError:
         features = {}
     if not features and (sys.platform, platform.machine()) == ("darwin", "arm64"):
-        return {"dotprod": True}  # every Apple CPU that runs arm64 code has it
-    return features
+        # every Apple CPU that runs arm64 code has it
+        return {"dotprod": config.CPU_NAME is None and config.CPU_FEATURES is None}
+    target = str(cpu_target.target_context.codegen().magic_tuple()[2]).split(",")
+    return {name: has and f"+{name}" in target for name, has in features.items()}
 
 
 def _amx_granted() -> bool:
@@ -74,70 +98,64 @@ def layout(name: str) -> str:
     return {"reference": "packed2", "portable": "columns"}.get(name, "panels")
 
 
+def requested() -> str:
+    """Return the path that ``MINIBIT_KERNELS`` asks for: ``auto``, or one of `PATHS`.
+
+    Raises
+    ------
+    ValueError
+        If it is another word.
+    """
+    name = os.environ.get("MINIBIT_KERNELS") or "auto"
+    if name != "auto" and name not in PATHS:
+        names = ", ".join(("auto", *PATHS))
+        raise ValueError(f"MINIBIT_KERNELS must be one of {names}, got {name!r}")
+    return name
+
+
 def path() -> str:
     """Name of the kernel path in force: one of `PATHS`.
 
-    ``MINIBIT_KERNELS`` picks it (``auto``, the default, takes the fastest that the CPU has); with
-    Numba's JIT off (``NUMBA_DISABLE_JIT=1``) it is always ``reference``.
+    ``MINIBIT_KERNELS`` picks it. ``auto``, the default, takes the fastest that the CPU has, and
+    ``reference`` where Numba is missing; with Numba's JIT off (``NUMBA_DISABLE_JIT=1``) it is
+    always ``reference``.
 
     Raises
     ------
     ValueError
         If ``MINIBIT_KERNELS`` is not a known name.
     RuntimeError
-        If it names a path that this CPU lacks.
+        If it names a path that this CPU lacks, or that needs Numba, which is missing.
     """
-    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+    name = requested()
+    if name == "reference" or os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         return "reference"
-    wanted = os.environ.get("MINIBIT_KERNELS") or "auto"
-    if wanted == "reference":
-        return wanted
-    if wanted != "auto" and wanted not in PATHS:
-        names = ", ".join(("auto", *PATHS))
-        raise ValueError(f"MINIBIT_KERNELS must be one of {names}, got {wanted!r}")
-    has = supported()
-    if wanted == "auto":
-        return has[-1]
-    if wanted not in has:
-        raise RuntimeError(f"MINIBIT_KERNELS={wanted}: this CPU lacks it; it has {', '.join(has)}")
-    return wanted
+    paths = supported()
+    if name == "auto":
+        return paths[-1]
+    if missing():
+        raise RuntimeError(f"MINIBIT_KERNELS={name} needs Numba (pip install numba): {missing()}")
+    if name not in paths:
+        raise RuntimeError(
+            f"MINIBIT_KERNELS={name}: this CPU lacks it, or Numba does not compile for it; "
+            f"there is {', '.join(paths)}"
+        )
+    return name
 
 
 def compiled() -> bool:
     """Whether hot paths run their Numba kernels (else their plain NumPy references)."""
-    if path() == "reference":
-        return False
-    _give_numba_a_cache()
-    return True
+    return path() != "reference"
 
 
-@cache
-def _give_numba_a_cache() -> None:
-    """Let Numba keep its compiled code in a folder of this process where it finds no other.
+if not TYPE_CHECKING:  # to which every name would then be known
 
-    It looks beside the source, then in the user's cache folder, and refuses to compile if it can
-    write to neither: on a read-only system without a home.
-    """
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    while home and not os.path.exists(home) and home != os.path.dirname(home):
-        home = os.path.dirname(home)
-    if (
-        os.environ.get("NUMBA_CACHE_DIR")
-        or _is_writable(os.path.dirname(__file__))
-        or _is_writable(home)
-    ):
-        return
-    folder = tempfile.mkdtemp(prefix="minibit-numba-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ["NUMBA_CACHE_DIR"] = folder
-    if "numba" in sys.modules:
-        sys.modules["numba"].config.CACHE_DIR = folder
-
-
-def _is_writable(folder: str) -> bool:
-    """Whether a file can be made there; asked by making one."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
+    def __getattr__(name: str) -> Any:
+        """Import a file of kernels, whatever signals come: ``from minibit.kernels import nf4``."""
+        if not name.startswith("_"):
+            try:
+                return uninterrupted(lambda: importlib.import_module(f"{__name__}.{name}"))
+            except ModuleNotFoundError as error:
+                if error.name != f"{__name__}.{name}":
+                    raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,9 +13,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from minibit.kernels.compiling import njit
 
 __all__ = ["product"]
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from minibit.kernels.compiling import njit
 
 __all__ = ["gain_back", "gate", "norm", "norm_back", "turn"]
 

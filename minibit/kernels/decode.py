@@ -22,11 +22,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import carray, njit, types
+from numba import carray, types
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
 from minibit.kernels import portable
+from minibit.kernels.compiling import njit
 from minibit.kernels.head import matvec
 from minibit.kernels.product import LANES, Tokens, multiply
 from minibit.kernels.quantise import quantise_row, sum_row

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from minibit.kernels.compiling import njit
 from minibit.kernels.simd import tile_codes, tile_dot, tile_load, tile_store, tile_zero
 
 __all__ = ["read", "vnni"]

@@ -14,9 +14,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from minibit.kernels.compiling import njit
 from minibit.kernels.quantise import copy_row, quantise_row, sum_row
 
 __all__ = ["product", "quantise_rows", "widen"]

@@ -35,9 +35,9 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from minibit.kernels.compiling import njit
 from minibit.kernels.quantise import take_tokens
 from minibit.kernels.simd import (
     prefetch,

@@ -16,8 +16,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from minibit.kernels.compiling import njit
 
 __all__ = ["absmax", "absmean", "copy_row", "quantise_row", "sum_row", "take_tokens"]
 

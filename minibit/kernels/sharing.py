@@ -20,10 +20,11 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from minibit.kernels.compiling import njit
 from minibit.kernels.spin import I64, element, pause, read
 
 __all__ = ["FLAGS", "finish", "take"]

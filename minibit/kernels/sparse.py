@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from minibit.kernels.compiling import njit
 from minibit.kernels.simd import (
     I8,
     I32,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import platform
+import sys
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-__all__ = ["I64", "element", "pause", "read", "wait"]
+from minibit.kernels.compiling import njit
+
+__all__ = ["I64", "element", "pause", "read", "settle", "wait"]
 
 X86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
 I64 = ir.IntType(64)
@@ -46,18 +50,56 @@ def pause(typingctx):  # type: ignore[no-untyped-def]
     return types.void(), codegen
 
 
-@njit(cache=True, nogil=True)
-def wait(numbers: NDArray[Any], index: int, value: int, looks: int, grace: int) -> bool:
-    """Look up to `looks` times whether ``numbers[index]`` is `value`; whether it was.
+@intrinsic
+def nap(typingctx):  # type: ignore[no-untyped-def]
+    """``nap()``: sleep for 50 microseconds; on Windows, whose C library cannot, go on at once."""
 
-    If it was, look `grace` times more: whoever wrote the number may still hold Python's lock, and
-    to ask for a lock that is held costs far more than to come a little later.
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        if sys.platform != "win32":
+            usleep = ir.FunctionType(ir.IntType(32), [ir.IntType(32)])
+            function = cgutils.get_or_insert_function(builder.module, usleep, "usleep")
+            builder.call(function, [ir.Constant(ir.IntType(32), 50)])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@njit(cache=True, nogil=True)
+def wait(numbers: NDArray[Any], index: int, last: int, looks: int, grace: int) -> int:
+    """Look up to `looks` times for a value of ``numbers[index]`` other than `last`; return it.
+
+    If there is one, look `grace` times more: whoever wrote the number may still hold Python's lock,
+    and to ask for a lock that is held costs far more than to come a little later. Else `last`.
     """
     for _ in range(looks):
-        if read(numbers, index) == value:
+        value = read(numbers, index)
+        if value != last:
             for _ in range(grace):
                 read(numbers, index)
                 pause()
-            return True
+            return int(value)
         pause()
-    return False
+    return last
+
+
+@njit(cache=True, nogil=True)
+def settle(numbers: NDArray[Any], step: int, value: int, looks: int, grace: int) -> None:
+    """Wait until none of ``numbers[::step]`` is `value`; after `looks` looks with naps between.
+
+    It is one call into compiled code, in which Python runs no signal handler: nothing can end the
+    wait but the numbers.
+    """
+    waited = False
+    for index in range(0, numbers.size, step):
+        count = 0
+        while read(numbers, index) == value:
+            waited = True
+            count += 1
+            if count < looks:
+                pause()
+            else:
+                nap()
+    if waited:
+        for _ in range(grace):
+            read(numbers, 0)
+            pause()

@@ -3,38 +3,49 @@
 Numba's own ``parallel=True`` picks a threading layer when it first runs, and its default layer
 aborts the process when two Python threads call at once. Our kernels release Python's lock and are
 safe side by side, so plain Python threads do the same work without that hazard: the caller cuts a
-product into independent ranges, gives all but one to workers, and does the first itself. A task
-never submits another, so callers cannot wait for one another in a circle.
+product into independent ranges, offers them to workers, and does the first itself.
+
+**No caller depends on a worker.** A worker takes a task only when it begins it; what nobody has
+begun, the caller does itself. So a product ends where no thread can start, where workers are gone
+(a forked child, an interpreter that exits) and where one of them is late. The caller waits only for
+tasks that a worker is in the middle of. It does so even if an exception or a signal interrupts it,
+in one call into compiled code, which no second signal can cut short: nobody writes into an array
+that its caller has given up. And as no caller owns a worker, an interrupted one leaves nothing
+behind that the next call must mend.
 
 To wake a sleeping thread takes some 50 microseconds, as long as a product of millions of weights. A
-language model asks for hundreds of products in a row, so the workers of the `_Team` look for the
-next task for about a tenth of a millisecond before they go to sleep, and the caller looks for
-their results in the same way. While they look they hold no lock of Python's. A worker that wakes
-keeps off the CPU of its caller, where some schedulers would put it and both would wait for each
-other. One caller at a time has the team; another one that comes meanwhile uses an ordinary pool.
+language model asks for hundreds of products in a row, so workers look for the next offer for about
+a tenth of a millisecond before they go to sleep, and the caller looks for their results in the same
+way. While they look they hold no lock of Python's. A worker that wakes keeps off the CPU of its
+caller, where some schedulers would put it and both would wait for each other.
 """
 
 from __future__ import annotations
 
 import atexit
 import ctypes
+import itertools
+import math
 import os
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from _thread import start_new_thread
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from minibit.kernels import compiled
 
-__all__ = ["cpus", "run"]
+__all__ = ["available", "cpus", "run"]
 
 Task = Callable[[], bool]
 
 LOOKS = 5000  # 60 to 200 microseconds, by how long a CPU pauses at each look
 GRACE = 50  # 0.5 to 2 microseconds, in which the other side lets go of Python's lock
 APART = 8  # int64 between two workers' numbers: a cache line each
+LEAVING = 1.0  # seconds that the interpreter waits at its exit for workers to leave
 
 
 def cpus() -> int:
@@ -45,120 +56,239 @@ def cpus() -> int:
     ValueError
         If ``MINIBIT_THREADS`` is not a positive whole number.
     """
-    wanted = os.environ.get("MINIBIT_THREADS", "")
-    if wanted:
-        if not wanted.isascii() or not wanted.isdigit() or int(wanted) < 1:
-            raise ValueError(f"MINIBIT_THREADS must be a whole number above 0, got {wanted!r}")
-        return int(wanted)
+    number = os.environ.get("MINIBIT_THREADS", "")
+    if not number:
+        return available()
+    if not number.isascii() or not number.isdigit() or int(number) < 1:
+        raise ValueError(f"MINIBIT_THREADS must be a whole number above 0, got {number!r}")
+    return int(number)
+
+
+def available() -> int:
+    """CPUs that this process may run on: by its affinity, and by the limit of its container."""
+    count = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        count = len(os.sched_getaffinity(0))
+    return min(count, _quota())
 
 
-def run(tasks: list[Task]) -> bool:
-    """Run tasks side by side, the first in the caller; whether all returned true.
-
-    If tasks raise, the first one's exception is raised, after all have ended: nobody writes into an
-    array that the caller has given up.
-    """
-    if compiled():
-        team = _team()
-        if len(tasks) <= len(team.workers) + 1 and team.free.acquire(blocking=False):
-            try:
-                return team.run(tasks)
-            finally:
-                team.free.release()
-    futures = [_executor().submit(task) for task in tasks[1:]]
+@cache
+def _quota(root: Path = Path("/")) -> int:
+    """CPUs whose whole time Linux's control groups grant, rounded up; many if there is no limit."""
+    limit = float(2**16)
     try:
-        done = [tasks[0]()]
-    finally:
-        for future in futures:
-            future.exception()  # waits
-    return all(done + [future.result() for future in futures])
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return int(limit)
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        names = ["cpu", controllers] if "cpu" in controllers.split(",") else []  # version 1
+        for name in names if controllers else [""]:  # version 2 has one tree for all controllers
+            folder = root / "sys/fs/cgroup" / name
+            for part in ("", *PurePosixPath(group).parts[1:]):  # the limits of all groups above
+                folder /= part
+                limit = min(limit, _share(folder))
+    return math.ceil(limit)
+
+
+def _share(folder: Path) -> float:
+    """CPUs that one control group grants; infinity if it sets no limit."""
+    for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+        try:
+            quota, period = " ".join((folder / name).read_text() for name in names).split()
+            if int(quota) > 0:
+                return int(quota) / int(period)
+        except (OSError, ValueError):  # no such file, or "max"
+            pass
+    return math.inf
+
+
+def run(tasks: Sequence[Task], threads: int | None = None) -> bool:
+    """Run tasks, on at most `threads` threads of which one is the caller's; whether all were true.
+
+    If tasks raise, the first one's exception is raised, after all have ended. What is no
+    ``Exception`` but an interrupt ends the caller's share at once; tasks that nobody has begun are
+    then left out, and the interrupt goes on when no worker is within a task of this call. A
+    RuntimeError says that a task was begun and has no result: its worker's thread was killed.
+    """
+    job = _Job(tasks)
+    helpers = min(len(tasks), threads or len(tasks)) - 1
+    team = _ready() if helpers > 0 else None
+    if team is None:
+        job.work(0)
+    else:
+        team.share(job, helpers)
+    return job.outcome(len(tasks))
+
+
+_numbers = itertools.count(1)
+
+
+class _Job:
+    """One call of `run`: the tasks that nobody has begun, and what the others came to."""
+
+    __slots__ = ("errors", "number", "open", "results")
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.number = next(_numbers)
+        self.open = dict(enumerate(tasks))
+        self.results: dict[int, bool] = {}
+        self.errors: dict[int, Exception] = {}
+
+    def work(self, first: int) -> None:
+        """Do task `first`, then others, as long as there is one that nobody has begun."""
+        index, task = first, self.open.pop(first, None)
+        while True:
+            if task is not None:
+                try:
+                    self.results[index] = task()
+                except Exception as error:
+                    self.errors[index] = error
+            if not self.open:
+                return
+            try:
+                index, task = self.open.popitem()
+            except KeyError:  # somebody was quicker
+                return
+
+    def outcome(self, count: int) -> bool:
+        """Return whether all of `count` tasks were true."""
+        if self.errors:
+            raise self.errors.pop(min(self.errors))
+        if len(self.results) < count:
+            raise RuntimeError(
+                "a task has no result: the thread of its worker was ended from outside, or this "
+                "process was forked within the call. The next call has new workers"
+            )
+        return all(self.results.values())
 
 
 class _Worker:
-    """What one thread of the team is asked, and what it answers."""
+    """What one thread of the team is offered, and what it has answered."""
 
-    def __init__(self) -> None:
-        self.turn = 0
-        self.task: Task | None = None  # None: end
-        self.result = False
-        self.error: BaseException | None = None
+    __slots__ = ("answered", "asleep", "bell", "offer", "place", "thread", "turn")
+
+    def __init__(self, place: int, turn: int) -> None:
+        self.place = place  # of its numbers in the arrays of the team
+        self.turn = turn  # of the newest offer; several callers may make one at the same time
+        self.answered = turn  # the newest offer that it is done with
+        self.offer: tuple[_Job, int] | None = None  # the job, and the task to begin with
         self.asleep = False
-        self.caller = -1  # the CPU on which the caller ran when it rang; -1: not known
-        self.bell = threading.Condition()
+        self.bell = threading.Lock()  # released to wake it
+        self.thread = 0  # the system's number of its thread, once it runs
+        self.bell.acquire()
 
 
 class _Team:
     """Threads that look for work a little while before they sleep."""
 
-    def __init__(self, size: int) -> None:
-        from minibit.kernels.spin import wait
+    def __init__(self) -> None:
+        from minibit.kernels import spin
 
-        self.free = threading.Lock()
-        self.asked = np.zeros(size * APART, np.int64)  # turn of each worker's newest task
-        self.done = np.zeros(size * APART, np.int64)  # turn of its newest result
-        self.wait = wait
-        self.cpu = _current_cpu()
-        wait(self.done, 0, 0, 1, 0)  # compiled before the first product
-        self.workers = [_Worker() for _ in range(size)]
-        for number in range(size):
-            arguments = (number, self.workers[number])
-            threading.Thread(target=self.serve, args=arguments, daemon=True).start()
+        size = (os.cpu_count() or 1) * APART
+        self.asked = np.zeros(size, np.int64)  # turn of each worker's newest offer
+        self.inside = np.zeros(size, np.int64)  # number of the job that a worker is within
+        self.wait, self.settle, self.cpu = spin.wait, spin.settle, _current_cpu()
+        self.workers: list[_Worker] = []  # a list is replaced, never changed
+        self.lock = threading.Lock()  # of `workers`
+        self.closed = False
+        self.wait(self.asked, 0, 0, 1, 0)  # compiled before the first product
+        self.settle(self.inside, APART, 1, 1, 0)
 
-    def run(self, tasks: list[Task]) -> bool:
-        """Run at most one task more than there are workers."""
-        busy = self.workers[: len(tasks) - 1]
-        for number, task in enumerate(tasks[1:]):
-            self.ask(number, task)
+    def share(self, job: _Job, helpers: int) -> None:
+        """Do a job together with workers; leave when none of them is within it, whatever comes."""
         try:
-            done = tasks[0]()
-        finally:
-            for number, worker in enumerate(busy):
-                while not self.wait(self.done, number * APART, worker.turn, LOOKS, GRACE):
-                    time.sleep(0)
-        for worker in busy:
-            if worker.error is not None:
-                raise worker.error
-        return done and all(worker.result for worker in busy)
-
-    def ask(self, number: int, task: Task | None) -> None:
-        """Give a worker its next task, and wake it if it sleeps."""
-        worker = self.workers[number]
-        worker.task, worker.error = task, None
-        worker.turn += 1
-        self.asked[number * APART] = worker.turn
-        if worker.asleep:
-            worker.caller = self.cpu()
-            with worker.bell:
-                worker.bell.notify()
-
-    def serve(self, number: int, worker: _Worker) -> None:
-        """Do what is asked, turn after turn."""
-        turn, place = 0, number * APART
-        while True:
-            turn += 1
-            if not self.wait(self.asked, place, turn, LOOKS, GRACE):
-                with worker.bell:
-                    worker.asleep = True
-                    while self.asked[place] < turn:  # looked at after `asleep` is seen by `ask`
-                        worker.bell.wait()
-                    worker.asleep = False
-                _keep_off(worker.caller)
-            if worker.task is None:
-                return
             try:
-                worker.result = worker.task()
-            except BaseException as error:
-                worker.error = error
-            worker.task = None  # nor keep its arrays alive
-            self.done[place] = turn
+                if len(self.workers) < helpers and not self.closed:
+                    self.grow(helpers)
+                first = self.offer(job, helpers, 0, busy=False)
+                if first < helpers:  # who is busy comes later, if at all
+                    self.offer(job, helpers, first, busy=True)
+                job.work(0)
+            finally:
+                job.open.clear()
+        finally:  # nothing that a signal can interrupt stands between here and the call
+            self.settle(self.inside, APART, job.number, LOOKS, GRACE)
+
+    def offer(self, job: _Job, helpers: int, first: int, busy: bool) -> int:
+        """Offer a job to workers that are free, or to the others; return to how many in all."""
+        for worker in self.workers:
+            offer, free = worker.offer, worker.asleep or worker.answered == worker.turn
+            if free is busy or (offer is not None and offer[0] is job):
+                continue
+            first += 1
+            worker.offer = job, first
+            worker.turn = turn = worker.turn + 1
+            self.asked[worker.place] = turn
+            if worker.asleep:
+                _keep_off(self.cpu(), worker.thread)
+                _ring(worker)
+            if first == helpers:
+                break
+        return first
+
+    def grow(self, wanted: int) -> None:
+        """Start workers up to `wanted`, and one less than there are CPUs; as many as can start."""
+        with self.lock:
+            most = min(wanted, available() - 1, len(self.asked) // APART)
+            while len(self.workers) < most:
+                if not threading.main_thread().is_alive():  # Python is leaving
+                    return
+                taken = {worker.place for worker in self.workers}
+                place = min(set(range(0, len(self.asked), APART)) - taken)
+                worker = _Worker(place, int(self.asked[place]))
+                before, self.workers = self.workers, [*self.workers, worker]
+                try:
+                    start_new_thread(self.serve, (worker,))
+                except (RuntimeError, MemoryError):  # a limit on threads, or on memory
+                    self.workers = before
+                    return
+
+    def serve(self, worker: _Worker) -> None:
+        """Take offers, turn after turn, until the team is closed."""
+        seen, place = worker.turn, worker.place
+        worker.thread = threading.get_native_id()
+        try:
+            while not self.closed:
+                turn = self.wait(self.asked, place, seen, LOOKS, GRACE)
+                if turn == seen:
+                    worker.asleep = True
+                    while self.asked[place] == seen and not self.closed:
+                        worker.bell.acquire()  # `asked` is looked at after `asleep` is seen
+                    worker.asleep = False
+                    turn = self.asked[place]
+                seen = int(turn)
+                offer, worker.offer = worker.offer, None
+                if offer is not None:
+                    self.inside[place] = offer[0].number  # before it takes a task
+                    try:
+                        offer[0].work(offer[1])
+                    finally:
+                        self.inside[place] = 0
+                    offer = None  # nor keep its arrays alive
+                worker.answered = seen
+        finally:
+            with self.lock:
+                self.workers = [other for other in self.workers if other is not worker]
 
     def end(self) -> None:
-        """Let the threads go."""
-        for number in range(len(self.workers)):
-            self.ask(number, None)
+        """Let the threads go, and wait a little until they are gone."""
+        self.closed = True
+        for worker in self.workers:
+            worker.turn += 1
+            self.asked[worker.place] = worker.turn
+            _ring(worker)
+        limit = time.monotonic() + LEAVING
+        while self.workers and time.monotonic() < limit:
+            time.sleep(0.0005)
+
+
+def _ring(worker: _Worker) -> None:
+    """Wake a worker, by one call that no interrupt can cut in two."""
+    try:  # noqa: SIM105
+        worker.bell.release()
+    except RuntimeError:  # it rings already
+        pass
 
 
 def _current_cpu() -> Callable[[], int]:
@@ -166,49 +296,44 @@ def _current_cpu() -> Callable[[], int]:
     if hasattr(os, "sched_setaffinity"):
         library = ctypes.CDLL(None)
         if hasattr(library, "sched_getcpu"):
-            found: Callable[[], int] = library.sched_getcpu
-            return found
+            function: Callable[[], int] = library.sched_getcpu
+            return function
     return lambda: -1
 
 
-def _keep_off(cpu: int) -> None:
-    """Let this thread run on the CPUs of the process, but for one if there are others."""
-    if cpu >= 0:
-        others = os.sched_getaffinity(os.getpid()) - {cpu}
-        if others:
-            os.sched_setaffinity(0, others)
+def _keep_off(cpu: int, thread: int) -> None:
+    """Let a thread run on the CPUs of the process, but for one if there are others."""
+    if cpu >= 0 and thread:
+        try:
+            all_cpus = os.sched_getaffinity(os.getpid())
+            os.sched_setaffinity(thread, all_cpus - {cpu} or all_cpus)
+        except OSError:  # a container may refuse it, or take CPUs away meanwhile
+            pass
 
 
 _lock = threading.Lock()
-_pool: ThreadPoolExecutor | None = None
-_made: _Team | None = None
+_team: _Team | None = None
 
 
-def _executor() -> ThreadPoolExecutor:
-    """Return the shared pool, made on first use."""
-    global _pool
-    with _lock:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(max(os.cpu_count() or 1, 2), "minibit")
-        return _pool
-
-
-def _team() -> _Team:
-    """Return the team, made on first use: with the caller, a thread a CPU."""
-    global _made
-    with _lock:
-        if _made is None:
-            _made = _Team(max((os.cpu_count() or 1) - 1, 1))
-            atexit.register(_made.end)
-        return _made
+def _ready() -> _Team | None:
+    """Return the team, made on first use; None where nothing is compiled."""
+    global _team
+    if _team is None and compiled():
+        with _lock:
+            if _team is None:
+                _team = _Team()
+                atexit.register(_team.end)
+    return _team
 
 
 def _forget() -> None:
-    """Drop all threads in a forked child, where they do not exist."""
-    global _lock, _pool, _made
-    if _made is not None:
-        atexit.unregister(_made.end)
-    _lock, _pool, _made = threading.Lock(), None, None
+    """Drop all threads in a forked child, where they do not exist, and wait for none of them."""
+    global _lock, _team
+    if _team is not None:
+        _team.inside[:] = 0  # of a call that forked
+        _team.closed = True
+        atexit.unregister(_team.end)
+    _lock, _team = threading.Lock(), None
 
 
 if hasattr(os, "register_at_fork"):

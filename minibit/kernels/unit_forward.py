@@ -21,8 +21,8 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from minibit.kernels.compiling import njit
 from minibit.kernels.quantise import quantise_row
 
 __all__ = [

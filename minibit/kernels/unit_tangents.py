@@ -15,8 +15,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from minibit.kernels.compiling import njit
 from minibit.kernels.unit_forward import Network, add_rows, rows_of, sample_outcome
 
 __all__ = ["Batch", "Directions", "Terms", "Units", "direction_sums", "list_columns", "unit_sums"]

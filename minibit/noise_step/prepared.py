@@ -9,16 +9,15 @@ there is nothing to leave.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.kernels import layout, path
-from minibit.kernels.threads import cpus
+from minibit.kernels import layout, path, threads
 from minibit.matmul import ternary_matmul_int8
 from minibit.noise_step.perceptron import MLP
 from minibit.ternary import TernaryMatrix
@@ -86,21 +85,15 @@ def run(
     """
     edges = _cut(0, len(x), CHUNKS)
 
-    def chunk(number: int) -> None:
+    def chunk(number: int) -> bool:
         start, stop = edges[number : number + 2]
         blocks = -(-(stop - start) // BLOCK) if w.rounded else min(1, stop - start)
         for begin, end in pairwise(_cut(start, stop, blocks)):
             part = slice(begin, end)
             work(number, part, _rounded(w, x[part]) if w.rounded else None)
+        return True
 
-    workers = min(workers or cpus(), CHUNKS)
-    if workers == 1:
-        for number in range(CHUNKS):
-            chunk(number)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        for done in [pool.submit(chunk, number) for number in range(CHUNKS)]:
-            done.result()
+    threads.run([partial(chunk, number) for number in range(CHUNKS)], workers or threads.cpus())
 
 
 def _cut(start: int, stop: int, parts: int) -> list[int]:
