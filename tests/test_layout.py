@@ -94,7 +94,7 @@ def test_a_room_imports_only_rooms_above_it_through_their_face(name):
             assert order.index(other) < order.index(room), f"{name} imports {other}, a later room"
         if room in FOUNDATIONS:
             assert other in FOUNDATIONS, f"{name} imports the room {other}"
-        if other not in FOUNDATIONS and room not in ("bench", "experiments", "lora"):
+        if other not in FOUNDATIONS and room not in ("bench", "experiments"):  # which measure files
             assert module == other, f"{name} imports the file {module} {imported}, not its room"
 
 
@@ -113,8 +113,7 @@ def test_inside_a_room_imports_run_in_no_circle(room):
 def test_a_private_name_stays_in_its_file(name):
     """No file imports a ``_name`` of another one."""
     private = [f"{module}.{imported}" for module, imported in imports(name) if imported[:1] == "_"]
-    if room_of(name) not in ("kernels", "bench", "lora", "nf4"):
-        assert not [entry for entry in private if "__version__" not in entry]
+    assert not [entry for entry in private if "__version__" not in entry]
 
 
 def test_no_file_of_a_room_hides_a_function_of_its_name():
@@ -223,3 +222,14 @@ def test_no_text_names_a_place_on_somebodys_machine():
         if path.suffix in (".py", ".md", ".toml", ".json", ".yml", ".css"):
             place = private.search(path.read_text(encoding="utf-8"))
             assert place is None, f"{path.relative_to(ROOT)}: {place[0]}"
+
+
+def test_every_folder_says_which_file_to_read_first():
+    """A folder of Python files has a README, which names each file that the folder holds."""
+    for folder in {path.parent for path in FILES.values()} - {PACKAGE}:
+        readme = folder / "README.md" if folder.parent == PACKAGE else folder.parent / "README.md"
+        text = readme.read_text(encoding="utf-8")
+        if folder.name in ("bench", "experiments", "kernels"):
+            continue  # one file per measurement or hot path: the README tells of the kind
+        for path in folder.glob("[a-z]*.py"):
+            assert f"`{path.name}`" in text or f"`{folder.name}/`" in text, path

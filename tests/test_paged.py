@@ -91,7 +91,7 @@ def test_paged_adam_has_the_bits_of_adam(share):
 def test_a_twentieth_of_a_large_state_is_enough(monkeypatch):
     """4.8 MB of means in strips of 128 KB each: bit-equal, and more strips than one."""
     strips = []
-    real = paged._move()
+    real = paged.adam_move()
 
     def counted(*arrays):
         """Count the strips."""
@@ -101,7 +101,7 @@ def test_a_twentieth_of_a_large_state_is_enough(monkeypatch):
     w = {"w": drawn((600, 1000))}
     plain = Adam(w)
     with PagedAdam(w, budget=plain.nbytes // 20) as adam:
-        monkeypatch.setattr(paged, "_move", lambda: counted)
+        monkeypatch.setattr(paged, "adam_move", lambda: counted)
         for step in range(3):
             g = {"w": drawn((600, 1000), step + 1)}
             assert_same(adam.step(g), plain.step(g))
@@ -138,14 +138,14 @@ def test_no_more_than_the_budget_is_ever_resident(monkeypatch):
     p, g = drawn(4_000_000), drawn(4_000_000, 1)
     budget, seen = 1 << 20, []
     with PagedAdam({"w": p}, budget=budget) as adam:
-        real = paged._move()
+        real = paged.adam_move()
 
         def watched(*arrays):
             """Look at the fullest moment: a strip is done and not yet let go."""
             real(*arrays)
             seen.append(resident(adam))
 
-        monkeypatch.setattr(paged, "_move", lambda: watched)
+        monkeypatch.setattr(paged, "adam_move", lambda: watched)
         for _ in range(2):
             adam.step({"w": g})
         assert adam.nbytes == 32_000_000

@@ -28,8 +28,7 @@ import numpy as np
 
 from minibit.base import integer, parse_object
 from minibit.dual import Tree
-from minibit.tape import Adam, FloatArray
-from minibit.tape.adam import _move
+from minibit.tape import Adam, FloatArray, adam_move
 
 __all__ = ["PagedAdam"]
 
@@ -147,7 +146,7 @@ class PagedAdam(Adam):
         size = p.dtype.itemsize
         strip = max(self.budget // (2 * PAGE), 1) * PAGE // size  # entries
         m, v = self._means[place], self._squares[place]
-        move, numbers = _move(), np.array(constants, p.dtype)
+        move, numbers = adam_move(), np.array(constants, p.dtype)
         for a in range(0, p.size, strip):
             part = slice(a, min(a + strip, p.size))
             move(p[part], g[part], m[part], v[part], out[part], numbers)

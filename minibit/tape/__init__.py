@@ -2,6 +2,7 @@
 
 from minibit.tape.adam import Adam as Adam
 from minibit.tape.adam import FloatArray as FloatArray
+from minibit.tape.adam import adam_move as adam_move
 from minibit.tape.adam import clip_by_global_norm as clip_by_global_norm
 from minibit.tape.adam import global_norm as global_norm
 from minibit.tape.adam import two_stage as two_stage

@@ -131,7 +131,7 @@ class Adam:
             If structures or shapes differ, or a number is out of range; then nothing has moved.
         """
         gradients, constants = self._begin(grads, lr, weight_decay)
-        move = _move()
+        move = adam_move()
         for i, g in gradients:
             p = self._now[i]
             out = np.empty_like(p)
@@ -185,7 +185,7 @@ def _float_leaf(p: Any, name: str, count: itertools.count[int]) -> int | None:
     return next(count)
 
 
-def _move() -> Callable[..., None]:
+def adam_move() -> Callable[..., None]:
     """Pick the compiled pass where there is one."""
     if not compiled():
         return adam_step_reference
