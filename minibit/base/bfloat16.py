@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["from_bfloat16", "to_bfloat16", "widen"]
-
 HALF = np.uint32(16)
 
 

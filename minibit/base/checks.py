@@ -16,24 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from minibit.base.bfloat16 import from_bfloat16
 
-__all__ = [
-    "bounds",
-    "finite",
-    "first_not_finite",
-    "float32",
-    "floats",
-    "integer",
-    "integer_array",
-    "last_axis",
-    "not_finite",
-    "number",
-    "one_of",
-    "plain",
-    "refuse_entries",
-    "thread_count",
-    "unmasked",
-]
-
 PIECE = 1 << 16  # numbers that are looked at together: they stay in the cache
 T = TypeVar("T")
 
@@ -42,14 +24,7 @@ T = TypeVar("T")
 
 
 def integer(name: str, value: Any, least: int | None = 0, most: int | None = None) -> int:
-    """Return an integer as a plain int: ``least <= value <= most``, where these are given.
-
-    Raises
-    ------
-    TypeError
-        If it is no integer: a float, even a whole one, a truth value, a string.
-    ValueError
-        If it is out of range.
+    """Return an integer, no float even if whole, as a plain int in ``[least, most]``.
 
     Examples
     --------
@@ -97,17 +72,8 @@ def thread_count(value: Any, name: str = "threads") -> int | None:
 def number(name: str, value: Any, interval: str = "(-inf, inf)") -> float:
     """Return a finite real number as a plain float, in an interval as mathematics writes it.
 
-    Raises
-    ------
-    TypeError
-        If it is no real number, or an array of more than one.
-    ValueError
-        If it is NaN, infinite, or lies outside.
-
     Examples
     --------
-    >>> number("dropout", 0, "[0, 1)")
-    0.0
     >>> number("dropout", np.float32(1), "[0, 1)")
     Traceback (most recent call last):
         ...
@@ -164,11 +130,6 @@ def unmasked(name: str, values: ArrayLike) -> NDArray[Any]:
 def floats(name: str, values: ArrayLike) -> NDArray[Any]:
     """Return an array of floats as it is; one of bfloat16 (of `ml_dtypes`) as float32.
 
-    Raises
-    ------
-    TypeError
-        If it holds no floats, or is masked.
-
     Examples
     --------
     >>> floats("w", [1, 2])
@@ -194,13 +155,6 @@ def integer_array(
     name: str, values: ArrayLike, least: int, most: int, ndim: int | None = None
 ) -> NDArray[np.int64]:
     """Return integers as int64, each in ``[least, most]``; an empty array may be of any type.
-
-    Raises
-    ------
-    TypeError
-        If they are no integers, or masked.
-    ValueError
-        If one is out of range (the first is named), or the axes are not `ndim`.
 
     Examples
     --------
@@ -234,9 +188,16 @@ def refuse_entries(name: str, array: NDArray[Any], wrong: NDArray[np.bool_], tak
     ValueError: x must not be negative, got -2 at (1, 0)
     """
     if wrong.any():
-        first = tuple(map(int, np.unravel_index(int(np.argmax(wrong)), array.shape)))
-        at = f" at {first[0] if len(first) == 1 else first}" if first else ""
-        raise ValueError(f"{name} must {takes}, got {array[first]}{at}")
+        raise _wrong_entry(name, array, int(np.argmax(wrong)), takes)
+
+
+def _wrong_entry(
+    name: str, array: NDArray[Any], flat: int, takes: str, form: str = "{}"
+) -> ValueError:
+    """Return the error that names an entry by its index, or by its tuple of indices."""
+    first = tuple(map(int, np.unravel_index(flat, array.shape)))
+    at = f" at {first[0] if len(first) == 1 else first}" if first else ""
+    return ValueError(f"{name} must {takes}, got {form.format(array[first])}{at}")
 
 
 def first_not_finite(array: NDArray[Any]) -> int | None:
@@ -261,43 +222,21 @@ def first_not_finite(array: NDArray[Any]) -> int | None:
 
 def not_finite(name: str, array: NDArray[Any]) -> ValueError:
     """Return the error that names the first NaN or infinity of an array that has one."""
-    flat = first_not_finite(array) or 0
-    first = tuple(map(int, np.unravel_index(flat, array.shape)))
-    value = array[first]
-    got = f"the bits {value:#06x}" if array.dtype == np.uint16 else value
-    at = f" at {first[0] if len(first) == 1 else first}" if first else ""
-    return ValueError(f"{name} must be finite, got {got}{at}")
+    form = "the bits {:#06x}" if array.dtype == np.uint16 else "{}"
+    return _wrong_entry(name, array, first_not_finite(array) or 0, "be finite", form)
 
 
 def finite(name: str, array: NDArray[Any]) -> None:
-    """Raise a ValueError for the first NaN or infinity; uint16 is bits of bfloat16.
-
-    Examples
-    --------
-    >>> finite("w", np.float32([[0, 1], [np.nan, 2]]))
-    Traceback (most recent call last):
-        ...
-    ValueError: w must be finite, got nan at (1, 0)
-    """
+    """Raise a ValueError for the first NaN or infinity; uint16 is bits of bfloat16."""
     if first_not_finite(array) is not None:
         raise not_finite(name, array)
 
 
 def last_axis(name: str, array: Any, length: int, symbol: str = "n_in") -> None:
-    """Raise a ValueError unless the last axis of an array, or a dual, has this length.
-
-    Examples
-    --------
-    >>> last_axis("x", np.ones((2, 3)), 4)
-    Traceback (most recent call last):
-        ...
-    ValueError: x must have shape (..., n_in) with n_in = 4, got (2, 3)
-    """
+    """Raise a ValueError unless the last axis of an array, or a dual, has this length."""
     if array.ndim == 0 or array.shape[-1] != length:
-        shape = tuple(array.shape)
-        raise ValueError(
-            f"{name} must have shape (..., {symbol}) with {symbol} = {length}, got {shape}"
-        )
+        takes = f"(..., {symbol}) with {symbol} = {length}"
+        raise ValueError(f"{name} must have shape {takes}, got {tuple(array.shape)}")
 
 
 def plain(array: NDArray[Any], dtype: Any = None) -> NDArray[Any]:

@@ -11,16 +11,6 @@ from typing import Any
 from minibit.base.strict_json import JSONError, parse_object
 from minibit.base.text import shown
 
-__all__ = [
-    "CheckpointError",
-    "beginning",
-    "check_file",
-    "checked_json",
-    "in_file",
-    "read_json",
-    "read_whole",
-]
-
 MOST_JSON = 1 << 20  # bytes; a configuration takes two thousand
 
 

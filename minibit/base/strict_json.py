@@ -16,8 +16,6 @@ from typing import Any
 
 from minibit.base.text import shown
 
-__all__ = ["JSONError", "parse_object"]
-
 MOST_BYTES = 1 << 24
 MOST_DEPTH = 64
 MOST_DIGITS = 64  # of an integer; transformers writes 10**30 for "no limit"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from unicodedata import bidirectional, category
 
-__all__ = ["printable", "shown"]
-
 MOST = 100  # characters that an error shows of a value
 STEERING = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of surrogates, ends of lines
 TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["largest"]
-
 
 def largest(scores: NDArray[Any], count: int) -> NDArray[np.bool_]:
     """Mark the `count` largest entries along the last axis.

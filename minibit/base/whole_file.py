@@ -25,7 +25,6 @@ try:
 except ImportError:  # Windows: that the folder exists is then the lock
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["open_whole", "whole_files", "whole_path"]
 
 LOCKS = bool(fcntl)
 PART = "minibit-part"
