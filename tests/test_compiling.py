@@ -317,6 +317,7 @@ def test_work_that_looks_at_stop_ends_early_and_its_result_comes_back(alarms, ag
     assert uninterrupted(lambda: stop.asked, stop) is False
 
     def late(*_):
+        signal.setitimer(signal.ITIMER_REAL, 0)
         raise TimeoutError
 
     signal.signal(signal.SIGALRM, late)
