@@ -19,7 +19,7 @@ from minibit.kernels import compiled
 from minibit.noise_step import MLP, UnitsStep, digest, initial_params
 from minibit.noise_step.unit_tangents import forward
 from minibit.steps import StepLog
-from minibit.training import PRESETS, evaluate, train
+from minibit.training import PRESETS, evaluate, loop, train
 from minibit.training.log_header import model_of, training_header
 from minibit.training.resampling import Pool, shifted
 
@@ -307,6 +307,38 @@ class Interrupt:
         self.calls += 1
         if self.calls >= self.after:
             raise KeyboardInterrupt
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no such signals")
+@pytest.mark.parametrize("again", [0.0, 0.01])
+def test_an_interrupt_at_any_time_of_a_run_gives_its_result(tmp_path, again):
+    """In mid-step, while a record is written and while the end is measured; once, or repeatedly."""
+    code = loop._Run.go.__code__
+
+    def interrupt(_number, frame):
+        while frame is not None and frame.f_code is not code:
+            frame = frame.f_back
+        if frame is not None:
+            raise KeyboardInterrupt
+
+    run(tmp_path / "warm.steps", steps=1)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    stopped = 0
+    try:
+        for trial in range(12):
+            path = tmp_path / f"{trial}.steps"
+            signal.setitimer(signal.ITIMER_REAL, 0.01 + trial * 0.01, again)
+            result = run(path, workers=2)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            log = StepLog.open(path)
+            assert result.interrupted or result.steps == 96
+            assert result.steps == len(log)
+            assert result.digest == log.verify()
+            stopped += result.interrupted
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert stopped
 
 
 def test_ctrl_c_keeps_everything_and_resume_goes_on(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from minibit.base import integer, one_of, thread_count
 from minibit.datasets import Dataset, load_mnist, split
 from minibit.kernels import compiled
+from minibit.kernels.interrupts import Stop, uninterrupted
 from minibit.noise import BATCH, integers
 from minibit.noise_step import (
     MLP,
@@ -152,10 +153,7 @@ def train(
         total = run.recipe.steps if steps is None else steps
         if total > run.recipe.steps:
             raise ValueError(f"steps must be at most the log's {run.recipe.steps}, got {steps}")
-        begin = time.perf_counter()
-        run.warm_up()
-        compile_seconds = time.perf_counter() - begin
-        return run.go(total, compile_seconds, workers, progress)
+        return run.go(total, workers, progress)
 
 
 def evaluate(
@@ -333,14 +331,12 @@ class _Run:
     def go(
         self,
         total: int,
-        compile_seconds: float,
         workers: int | None,
         progress: Callable[[Progress], None] | None,
     ) -> TrainResult:
         self.stepper.objective = self.stepper.objective._replace(workers=workers)
-        begin, cpu = time.perf_counter(), time.process_time()
-        if self.stepper.steps and self.recipe.easy_share < 1:
-            self.measure_hardness(workers)
+        stop, start = Stop(), time.perf_counter()
+        begin, cpu = start, time.process_time()
         first, (least, most) = self.stepper.steps, self.recipe.batch
         growth = math.log(most / least) / max(1, self.recipe.steps - 1)
 
@@ -350,15 +346,20 @@ class _Run:
 
         pending: list[StepResult] = []
         seconds: list[float] = []
-        loss, last_report, interrupted = float("nan"), begin, False
+        loss = float("nan")
         try:
+            self.warm_up()
+            begin, cpu = time.perf_counter(), time.process_time()
+            last_report = begin
+            if self.stepper.steps and self.recipe.easy_share < 1:
+                self.measure_hardness(workers)
             while self.stepper.steps < total:
-                start = time.perf_counter()
+                step_begin = time.perf_counter()
                 result = self.one_step()
                 pending.append(result)
                 loss = result.loss
                 now = time.perf_counter()
-                seconds.append(now - start)
+                seconds.append(now - step_begin)
                 if len(pending) == STEPS_PER_RECORD:
                     self.save(pending)
                     pending = []
@@ -379,12 +380,19 @@ class _Run:
                         )
                     )
         except KeyboardInterrupt:
-            interrupted = True
-        self.save(pending)
-        elapsed, used = time.perf_counter() - begin, time.process_time() - cpu
-        return self._result(
-            loss, elapsed, used, compile_seconds, np.array(seconds), first, interrupted
-        )
+            stop.asked = True
+
+        def close() -> TrainResult:
+            self.save(pending)
+            elapsed, used = time.perf_counter() - begin, time.process_time() - cpu
+            times = np.array(seconds)
+            return self._result(loss, elapsed, used, begin - start, times, first, stop)
+
+        while True:
+            try:
+                return uninterrupted(close, stop)  # a second Ctrl-C loses nothing that was trained
+            except KeyboardInterrupt:  # before it began
+                stop.asked = True
 
     def _result(
         self,
@@ -394,7 +402,7 @@ class _Run:
         compile_seconds: float,
         step_seconds: NDArray[np.float64],
         first: int,
-        interrupted: bool,
+        stop: Stop,
     ) -> TrainResult:
         params, model = self.log.replay(), self.model
         validation = None
@@ -418,7 +426,7 @@ class _Run:
             cpu_seconds=cpu_seconds,
             step_seconds=step_seconds,
             batch_sizes=np.array([self.batch_size(first + t) for t in range(done)], np.int64),
-            interrupted=interrupted,
+            interrupted=stop.asked,
         )
 
 
