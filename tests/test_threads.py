@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -518,3 +519,14 @@ if {first!r} == "before":
 atexit.register(product)
 """
     assert python(code).split() == ["True"] * (3 if first == "before" else 2)
+
+
+@needs_jit
+@ON_LINUX
+def test_disturbed_products_do_not_hang_and_are_right():
+    """The short form of ``.ci/soak``: signals, forks, moved and killed threads, damaged code."""
+    soak = Path(__file__).resolve().parents[1] / ".ci" / "soak"
+    command = [sys.executable, str(soak), "--seconds", "20", "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing hung, nothing was wrong, nothing crashed" in done.stdout
