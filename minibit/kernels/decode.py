@@ -33,9 +33,9 @@ from minibit.kernels.product import LANES, Tokens, multiply
 from minibit.kernels.quantise import quantise_row, sum_row
 from minibit.kernels.sharing import finish, take
 
-__all__ = ["CHUNK_ROWS", "HEAD_ROWS", "KINDS", "PHASES", "Model", "Place", "head", "layers"]
+__all__ = ["CHUNK_ROWS", "HEAD_ROWS", "KINDS", "PHASES", "Model", "Own", "Place", "head", "layers"]
 
-KINDS = {"portable": (0,)} | {path: (0,) * lanes for path, lanes in LANES.items()}
+KINDS = {"portable": ((),)} | {path: ((),) * lanes for path, lanes in LANES.items()}
 """For each kernel path a tuple whose length, a part of its type, picks the product."""
 
 PHASES = 5  # of a layer
@@ -48,7 +48,7 @@ _O, _DOWN = np.int64(3), np.int64(6)  # of a layer's matrices; typed, for kernel
 class Model(NamedTuple):
     """A packed model as the kernels take it, and room for what lies between the phases."""
 
-    kind: tuple[int, ...]  # see `KINDS`
+    kind: tuple[tuple[()], ...]  # see `KINDS`
     addresses: NDArray[np.uint64]  # (layers, 11), of a layer's 7 weights and 4 gains
     sizes: NDArray[np.int64]  # (11,), their lengths
     gammas: NDArray[np.float32]  # (layers, 7)
@@ -80,7 +80,7 @@ class _Layer(NamedTuple):
     values: Any
 
 
-class _Own(NamedTuple):
+class Own(NamedTuple):
     """What a thread keeps to itself: a token, normalised and quantised, and sums of rows."""
 
     normed: Any
@@ -88,6 +88,26 @@ class _Own(NamedTuple):
     minus: Any  # (1,), minus the sum of the codes
     sums: Any
     others: Any
+    queries: Any  # (group, head_dim): those of a head of keys
+    scores: Any  # (group, capacity)
+    average: Any  # (head_dim,)
+
+    @classmethod
+    def room(cls, model: Model, place: Place) -> Own:
+        """Room for it. Made by NumPy: Numba would take a second to compile that."""
+        arrays = (model.projected, model.mixed, model.gated, model.streams)
+        widest, (kv_heads, capacity, head_dim) = max(a.shape[1] for a in arrays), place.kept
+        group = model.mixed.shape[1] // head_dim // kv_heads
+        return cls(
+            np.empty(widest, np.float32),
+            np.empty(-(-widest // 8) * 8, np.int8),
+            np.empty(1, np.int32),
+            np.empty(widest, np.int32),
+            np.empty(widest, np.int32),
+            np.empty((group, head_dim), np.float32),
+            np.empty((group, capacity), np.float32),
+            np.empty(head_dim, np.float32),
+        )
 
 
 def _rows(kind, own, n_in, held, sums, first, last):  # type: ignore[no-untyped-def]
@@ -103,12 +123,12 @@ def _rows_of_kind(kind, own, n_in, held, sums, first, last):  # type: ignore[no-
 
     def panels(kind, own, n_in, held, sums, first, last):  # type: ignore[no-untyped-def]
         token = Tokens(own.codes, n_in, 1, own.minus, None)
-        multiply(token, held, sums, 0, first, last, ((0,), (0, 0, 0, 0), kind))
+        multiply(token, held, sums, 0, first, last, (((),), ((), (), (), ()), kind))
 
     return columns if len(kind) == 1 else panels
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+@njit(cache=True, nogil=True, _nrt=False, fastmath={"reassoc", "contract"})
 def _mean_square(x):  # type: ignore[no-untyped-def]
     """Mean of the squares, summed in the order that fills the vectors."""
     total = np.float32(0)
@@ -117,7 +137,7 @@ def _mean_square(x):  # type: ignore[no-untyped-def]
     return total / np.float32(x.size)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def norm_row(x: NDArray[Any], gain: NDArray[Any], eps: np.float32, out: NDArray[Any]) -> None:
     """Write ``x (1 / sqrt(mean x^2 + eps)) gain`` of one token."""
     inverse = np.float32(1) / np.sqrt(_mean_square(x) + eps)
@@ -125,7 +145,7 @@ def norm_row(x: NDArray[Any], gain: NDArray[Any], eps: np.float32, out: NDArray[
         out[i] = (x[i] * inverse) * gain[i]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def _quantise(own, x, gain, eps):  # type: ignore[no-untyped-def]
     """Normalise one token and quantise it; return the scale, -1 if an entry is not finite.
 
@@ -136,38 +156,39 @@ def _quantise(own, x, gain, eps):  # type: ignore[no-untyped-def]
             own.normed[i] = x[i]
     else:
         norm_row(x, gain, eps, own.normed)
-    codes = own.codes.reshape(1, own.codes.size)
-    for i in range(x.size, codes.size):
+    used = (x.size + 7) // 8 * 8
+    codes = own.codes[:used].reshape(1, used)
+    for i in range(x.size, used):
         codes[0, i] = 0
     scale = quantise_row(own.normed[: x.size].reshape(1, x.size), 0, codes, 0)
     own.minus[0] = -sum_row(codes, 0)
     return scale
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def _step(held, n_out):  # type: ignore[no-untyped-def]
     """Return the groups of 64 rows in a chunk: about `CHUNK` bytes of weights."""
     groups = (n_out + CHUNK_ROWS - 1) // CHUNK_ROWS
     return max(1, CHUNK // max(held.size // groups, 1))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def _chunks(held, n_out):  # type: ignore[no-untyped-def]
     """Chunks that the rows of a matrix are cut into."""
     groups = (n_out + CHUNK_ROWS - 1) // CHUNK_ROWS
     return (groups + _step(held, n_out) - 1) // _step(held, n_out)
 
 
-@njit(cache=True, nogil=True)
-def _sums(model, own, n_in, held, n_out, chunk, sums):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True, _nrt=False)
+def _sums(kind, own, n_in, held, n_out, chunk, sums):  # type: ignore[no-untyped-def]
     """Write the int32 sums of one chunk of rows; return its first row, and the next chunk's."""
     step, groups = _step(held, n_out), (n_out + CHUNK_ROWS - 1) // CHUNK_ROWS
     first, last = chunk * step, min((chunk + 1) * step, groups)
-    _rows(model.kind, own, n_in, held, sums[:n_out].reshape(1, n_out), first, last)
+    _rows(kind, own, n_in, held, sums[:n_out].reshape(1, n_out), first, last)
     return CHUNK_ROWS * first, min(CHUNK_ROWS * last, n_out)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def _rotate(x, begin, cos, sin, out):  # type: ignore[no-untyped-def]
     """Rotate one head's pairs ``(i, i + half)``: the rotate-half form of RoPE."""
     half = out.size // 2
@@ -177,7 +198,7 @@ def _rotate(x, begin, cos, sin, out):  # type: ignore[no-untyped-def]
         out[half + i] = right * cos[i] + left * sin[i]
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+@njit(cache=True, nogil=True, _nrt=False, fastmath={"reassoc", "contract"})
 def _scores(queries, keys, length, scores):  # type: ignore[no-untyped-def]
     """Write ``queries keys^T``; each key is read once for all queries."""
     for t in range(length):
@@ -188,26 +209,26 @@ def _scores(queries, keys, length, scores):  # type: ignore[no-untyped-def]
             scores[j, t] = total
 
 
-@njit(cache=True, nogil=True)
-def _attend(projected, layer, place, head, mixed):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True, _nrt=False)
+def _attend(projected, layer, place, own, head, mixed):  # type: ignore[no-untyped-def]
     """Append one head's key and value, and let its group of queries attend to all so far."""
     kv_heads, _, width = place.kept
     position, cos, sin = place.position, place.cos, place.sin
     group = mixed.size // width // kv_heads
-    own_keys, own_values = layer.keys[head], layer.values[head]  # (capacity, width)
+    keys, values = layer.keys[head], layer.values[head]  # (capacity, width)
+    queries, scores, average = own.queries, own.scores, own.average
     at_key = mixed.size + head * width
     at_value = at_key + kv_heads * width
-    _rotate(projected, at_key, cos, sin, own_keys[position])
+    _rotate(projected, at_key, cos, sin, keys[position])
     for i in range(width):
-        own_values[position, i] = projected[at_value + i]
-    queries, factor = np.empty((group, width), np.float32), np.float32(1 / np.sqrt(width))
+        values[position, i] = projected[at_value + i]
+    factor = np.float32(1 / np.sqrt(width))
     for j in range(group):
         _rotate(projected, (head * group + j) * width, cos, sin, queries[j])
         for i in range(width):
             queries[j, i] *= factor
     length = position + 1
-    scores = np.empty((group, length), np.float32)
-    _scores(queries, own_keys, length, scores)
+    _scores(queries, keys, length, scores)
     for j in range(group):
         largest = scores[j, 0]
         for t in range(1, length):
@@ -216,18 +237,19 @@ def _attend(projected, layer, place, head, mixed):  # type: ignore[no-untyped-de
         for t in range(length):
             scores[j, t] = np.exp(np.float32(scores[j, t] - largest))
             total += scores[j, t]
-        average = np.zeros(width, np.float32)
+        for i in range(width):
+            average[i] = np.float32(0)
         for t in range(length):
             weight = np.float32(scores[j, t] / total)
             for i in range(width):
-                average[i] += weight * own_values[t, i]
+                average[i] += weight * values[t, i]
         begin = (head * group + j) * width
         for i in range(width):  # at once: another thread may be reading these values already
             mixed[begin + i] = average[i]
 
 
-@njit(cache=True, nogil=True)
-def _project(model, layer, own, x, projected, work, phase):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True, _nrt=False)
+def _project(kind, layer, own, x, projected, work, phase):  # type: ignore[no-untyped-def]
     """Phase 1: queries, keys and values of one token, end to end; False if not finite."""
     n_kv = layer.keys.shape[0] * layer.keys.shape[2]
     n_q = projected.size - 2 * n_kv
@@ -245,7 +267,7 @@ def _project(model, layer, own, x, projected, work, phase):  # type: ignore[no-u
             which, part, begin, n_out = 1, chunk - in_q, n_q, n_kv
         if scale > 0:
             factor, held = np.float32(layer.gammas[which] / scale), layer.weights[which]
-            first, last = _sums(model, own, x.size, held, n_out, part, own.sums)
+            first, last = _sums(kind, own, x.size, held, n_out, part, own.sums)
             for r in range(first, last):
                 projected[begin + r] = np.float32(own.sums[r]) * factor
         else:
@@ -255,8 +277,8 @@ def _project(model, layer, own, x, projected, work, phase):  # type: ignore[no-u
     return finite
 
 
-@njit(cache=True, nogil=True)
-def _into_stream(model, layer, own, number, x, stream, out, work, phase):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True, _nrt=False)
+def _into_stream(kind, layer, own, number, x, stream, out, work, phase):  # type: ignore[no-untyped-def]
     """Phases 3 and 5: norm, quantise, multiply, add the stream; False if not finite.
 
     `number` is that of the matrix, `_O` or `_DOWN`.
@@ -270,7 +292,7 @@ def _into_stream(model, layer, own, number, x, stream, out, work, phase):  # typ
     while chunk < chunks:
         if scale > 0:
             factor = np.float32(layer.gammas[number] / scale)
-            first, last = _sums(model, own, x.size, held, stream.size, chunk, own.sums)
+            first, last = _sums(kind, own, x.size, held, stream.size, chunk, own.sums)
             for r in range(first, last):
                 out[r] = stream[r] + np.float32(own.sums[r]) * factor
         else:
@@ -280,8 +302,8 @@ def _into_stream(model, layer, own, number, x, stream, out, work, phase):  # typ
     return finite
 
 
-@njit(cache=True, nogil=True)
-def _gate(model, layer, own, x, gated, work, phase):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True, _nrt=False)
+def _gate(kind, layer, own, x, gated, work, phase):  # type: ignore[no-untyped-def]
     """Phase 4: ``relu(gate)^2 up``, the same rows of both matrices in turn; False if not finite."""
     gates, ups, inner = layer.weights[4], layer.weights[5], gated.size
     chunks, finite = _chunks(gates, inner), True
@@ -291,8 +313,8 @@ def _gate(model, layer, own, x, gated, work, phase):  # type: ignore[no-untyped-
     scale = _quantise(own, x, layer.gains[2], layer.eps)
     while chunk < chunks:
         if scale > 0:
-            first, last = _sums(model, own, x.size, gates, inner, chunk, own.sums)
-            _sums(model, own, x.size, ups, inner, chunk, own.others)
+            first, last = _sums(kind, own, x.size, gates, inner, chunk, own.sums)
+            _sums(kind, own, x.size, ups, inner, chunk, own.others)
             for_gate = np.float32(layer.gammas[4] / scale)
             for_up = np.float32(layer.gammas[5] / scale)
             for r in range(first, last):
@@ -328,22 +350,14 @@ def _bytes(address, size):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def layers(model: Model, place: Place, work: NDArray[np.int64]) -> bool:
+def layers(model: Model, place: Place, own: Own, work: NDArray[np.int64]) -> bool:
     """Take one token through all layers, together with all who call this with the same arguments.
 
-    False if an activation is not finite; the rest is then meaningless. The arrays of a layer are
-    made of their addresses here: no thread asks for Python's lock before the token is done.
+    `own` alone is each thread's. False if an activation is not finite; the rest is then
+    meaningless. The arrays of a layer are made of their addresses here: no thread asks for Python's
+    lock before the token is done.
     """
-    widest = max(model.projected.shape[1], model.mixed.shape[1], model.gated.shape[1])
-    widest = (max(widest, model.streams.shape[1]) + 7) // 8 * 8
-    own = _Own(
-        np.empty(widest, np.float32),
-        np.empty(widest, np.int8),
-        np.empty(1, np.int32),
-        np.empty(widest, np.int32),
-        np.empty(widest, np.int32),
-    )
-    finite, heads, sizes = True, place.kept[0], model.sizes
+    kind, finite, heads, sizes = model.kind, True, place.kept[0], model.sizes
     for number in range(model.addresses.shape[0]):
         at, phase = model.addresses[number], PHASES * number
         layer = _Layer(
@@ -369,37 +383,39 @@ def layers(model: Model, place: Place, work: NDArray[np.int64]) -> bool:
         )
         x, middle = model.streams[2 * number], model.streams[2 * number + 1]
         projected, mixed, gated = model.projected[number], model.mixed[number], model.gated[number]
-        finite &= _project(model, layer, own, x, projected, work, phase)
+        finite &= _project(kind, layer, own, x, projected, work, phase)
         head = take(work, phase + 1, heads)
         while head < heads:
-            _attend(projected, layer, place, head, mixed)
+            _attend(projected, layer, place, own, head, mixed)
             finish(work, phase + 1, head)
             head = take(work, phase + 1, heads)
-        finite &= _into_stream(model, layer, own, _O, mixed, x, middle, work, phase + 2)
-        finite &= _gate(model, layer, own, middle, gated, work, phase + 3)
+        finite &= _into_stream(kind, layer, own, _O, mixed, x, middle, work, phase + 2)
+        finite &= _gate(kind, layer, own, middle, gated, work, phase + 3)
         after = model.streams[2 * number + 2]
-        finite &= _into_stream(model, layer, own, _DOWN, gated, middle, after, work, phase + 4)
+        finite &= _into_stream(kind, layer, own, _DOWN, gated, middle, after, work, phase + 4)
     return bool(finite)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def head(
     x: NDArray[Any],
     gain: NDArray[Any],
     eps: np.float32,
     w: NDArray[Any],
+    normed: NDArray[Any],
     logits: NDArray[Any],
     work: NDArray[Any],
-) -> bool:
-    """Write the logits of one token: last norm, then ``w (vocabulary, hidden)``; shared by rows."""
+) -> None:
+    """Write the logits of one token: last norm, then ``w (vocabulary, hidden)``; shared by rows.
+
+    `normed` is each thread's own.
+    """
     chunks, phase = (w.shape[0] + HEAD_ROWS - 1) // HEAD_ROWS, np.int64(0)
     chunk = take(work, phase, chunks)
     if chunk < chunks:
-        normed = np.empty(x.size, np.float32)
         norm_row(x, gain, eps, normed)
         while chunk < chunks:
             rows = slice(chunk * HEAD_ROWS, min((chunk + 1) * HEAD_ROWS, w.shape[0]))
             matvec(normed, w[rows], logits[rows])
             finish(work, phase, chunk)
             chunk = take(work, phase, chunks)
-    return True

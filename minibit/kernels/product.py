@@ -63,7 +63,7 @@ FLUSH = 240  # columns that int16 sums can take: 60 times 512
 AHEAD = 10240  # bytes between a prefetch and the load it is for: the first level spares no more
 NEARER, ACTS_AHEAD = 4096, 1536  # the same where the loop computes more
 FEW = 6  # tokens of a tile that are read as they lie
-ONE, SQUARE = (0,), (0,) * 16
+ONE, SQUARE = ((),), ((),) * 16
 
 
 class Tokens(NamedTuple):
@@ -149,7 +149,7 @@ def multiply(tokens, panels, out, start, first, last, shape):  # type: ignore[no
 @cache
 def tile_product(tokens: int, groups: int, lanes: int) -> Callable[..., bool]:
     """Return `product`, but for `lanes`, with tiles of `tokens` times `groups` of 16 rows."""
-    shape = ((0,) * tokens, (0,) * groups, (0,) * lanes)
+    shape = ((),) * tokens, ((),) * groups, ((),) * lanes
 
     @njit(cache=True, nogil=True)
     def kernel(x, panels, out, first, last, gamma):  # type: ignore[no-untyped-def]

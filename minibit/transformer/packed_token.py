@@ -25,7 +25,7 @@ from minibit.transformer.model import BitNetModel
 from minibit.transformer.projections import packed_linear
 
 if TYPE_CHECKING:
-    from minibit.kernels.decode import Model, Place
+    from minibit.kernels.decode import Model, Own, Place
 
 __all__ = ["Plan", "packed_step", "plan"]
 
@@ -51,6 +51,7 @@ class Plan(NamedTuple):
     gains: list[tuple[Floats, ...]]  # a layer's: before q, k and v; o; gate and up; down
     weights: list[tuple[NDArray[np.uint8], ...]]  # a layer's, in the order of `PROJECTIONS`
     model: Model
+    rooms: list[Own]  # of the threads, made with the first token
     embedding: NDArray[Any]  # (vocab, hidden)
     norm: Floats
     head: NDArray[Any]  # (vocab, hidden)
@@ -99,7 +100,7 @@ def plan(model: BitNetModel) -> Plan | None:
         *(np.empty((count, size), np.float32) for size in between),
     )
     nbytes = sum(matrix.nbytes for matrix in flat) + head.nbytes
-    return Plan(config, params, gains, weights, packed, embedding, gain("norm"), head, nbytes)
+    return Plan(config, params, gains, weights, packed, [], embedding, gain("norm"), head, nbytes)
 
 
 def packed_step(
@@ -113,7 +114,7 @@ def packed_step(
     same bits. A ValueError if an activation is not finite or the cache another model's; the cache
     is then as long as before.
     """
-    from minibit.kernels.decode import CHUNK_ROWS, HEAD_ROWS, PHASES, Place
+    from minibit.kernels.decode import CHUNK_ROWS, HEAD_ROWS, PHASES, Own, Place
     from minibit.kernels.sharing import FLAGS
 
     config, number = plan.config, cache.length
@@ -130,8 +131,11 @@ def packed_step(
     for_head = np.zeros((1, FLAGS + len(logits) // HEAD_ROWS + 1), np.int64)
     if threads is None:
         threads = min(cpus(), MOST) if plan.nbytes > PAYS else 1
-    walk = partial(_walk, plan, place, work, for_head, logits)
-    if not run([walk] * threads):
+    rooms = plan.rooms
+    if len(rooms) < threads or rooms[0].scores.shape[1] != place.kept[1]:  # the cache grew
+        rooms[:] = [Own.room(plan.model, place) for _ in range(threads)]
+    shared = (work, for_head, logits)
+    if not run([partial(_walk, plan, place, own, *shared) for own in rooms[:threads]]):
         raise ValueError(f"the model computed NaN or infinity at position {number}")
     cache._length = number + 1
     return logits
@@ -140,6 +144,7 @@ def packed_step(
 def _walk(
     plan: Plan,
     place: Place,
+    own: Own,
     work: NDArray[np.int64],
     for_head: NDArray[np.int64],
     logits: Floats,
@@ -147,7 +152,8 @@ def _walk(
     """Do one thread's share of every phase of a token; return whether all was finite."""
     from minibit.kernels.decode import head, layers
 
-    finite = layers(plan.model, place, work)
+    model, normed = plan.model, own.normed[: len(plan.norm)]
+    finite = layers(model, place, own, work)
     if len(logits):
-        head(plan.model.streams[-1], plan.norm, plan.model.eps, plan.head, logits, for_head)
+        head(model.streams[-1], plan.norm, model.eps, plan.head, normed, logits, for_head)
     return bool(finite)
