@@ -1,7 +1,8 @@
 """Adam's step in one pass: each array is read and written once, where NumPy goes over it ten times.
 
 The operations and their order are those of `minibit.tape.adam.adam_step_reference`, each rounded
-to the type of the parameters; nothing is fused. So the results have the same bits.
+to the type of the parameters; nothing is fused. So the results have the same bits. Divisions by
+zero are those of NumPy, too: to look for them one by one would keep the loop from filling vectors.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from minibit.kernels.compiling import njit
 __all__ = ["adam_step"]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def adam_step(p: Any, g: Any, m: Any, v: Any, out: Any, constants: Any) -> None:
     """See `minibit.tape.adam.adam_step_reference`."""
     keep1, take1, keep2, take2 = constants[0], constants[1], constants[2], constants[3]
