@@ -681,6 +681,19 @@ def test_views_are_written_through_as_numpy_does(steps, turned):
             np.testing.assert_array_equal(a, b)
 
 
+def test_a_tile_of_one_keeps_its_order_in_memory():
+    """So a reshape of it is a copy where NumPy's is, and a view where that is one."""
+
+    def f(x):
+        flat = np.tile(x.T, 1).reshape(-1)
+        flat[0] += flat[1]
+        return flat
+
+    x = np.arange(6.0).reshape(2, 3)
+    _, tangent = jvp(f, (x,), (x + 1,))
+    np.testing.assert_array_equal(tangent, f(x + 1))
+
+
 def test_a_view_sees_what_is_written_to_its_array():
     """Before and after; a view of a view; a copy does not."""
 

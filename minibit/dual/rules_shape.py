@@ -101,6 +101,13 @@ def _picked(a: Array, places: Any) -> Array:
     return np.ravel(a)[places]
 
 
+def _tiled(a: Array, repeats: Any) -> Array:
+    """Repeat an array; once is a copy in the array's own order in memory, as in NumPy."""
+    if np.size(repeats) <= a.ndim and np.all(repeats == 1):
+        return np.copy(a)
+    return _picked(a, np.tile(numbered(a), repeats))
+
+
 DEFINITIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.ravel: lambda a: np.reshape(a, (a.size,)),
     np.expand_dims: lambda a, axis: np.reshape(a, np.expand_dims(_blank(a), axis).shape),
@@ -131,7 +138,7 @@ DEFINITIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.repeat: lambda a, repeats, axis=None: _picked(
         a, np.repeat(numbered(a), _index(repeats), axis)
     ),
-    np.tile: lambda A, reps: _picked(A, np.tile(numbered(A), _index(reps))),
+    np.tile: lambda A, reps: _tiled(A, np.asarray(reps)),
     np.delete: lambda arr, obj, axis=None: _picked(
         arr, np.delete(numbered(arr), _index(obj), axis)
     ),
