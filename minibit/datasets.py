@@ -14,19 +14,21 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import lzma
 import math
 import os
 import zipfile
-import zlib
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from minibit.base import refuse_entries
 
 __all__ = ["Dataset", "Split", "load_mnist", "load_npz", "load_text", "read_idx", "split"]
 
@@ -39,8 +41,10 @@ _MNIST = {
 }
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _FOUR_KEYS = ("train_x", "train_y", "test_x", "test_y")
+_KEYS = (_FOUR_KEYS, ("x_train", "y_train", "x_test", "y_test"), ("x", "y"))  # the second: Keras
 _VALIDATION_PART = 12
-_LARGE, _RATIO = 1 << 30, 200  # an npz member of more bytes, packed better than so, is a zip bomb
+_LARGE, _RATIO = 1 << 26, 200  # what unpacks to more bytes, packed better than so, is a bomb
+_PIECE = 1 << 12  # bytes at a time; of so many packed ones, 90 MB at most come
 _TEST_PART = 7  # of a file with x and y alone, the last seventh is the test set, as in MNIST
 
 
@@ -182,7 +186,7 @@ def read_idx(source: str | os.PathLike[str] | bytes) -> NDArray[Any]:
     Parameters
     ----------
     source : path or bytes
-        A file (one ending in ``.xz`` or ``.gz`` is unpacked), or the content of one.
+        A file (one that begins as xz or gzip do is unpacked), or the content of one.
 
     Returns
     -------
@@ -236,8 +240,10 @@ def load_npz(path: str | os.PathLike[str], *, test: int | None = None) -> Datase
     Parameters
     ----------
     path : path
-        Holds ``train_x``, ``train_y``, ``test_x`` and ``test_y``, or ``x`` and ``y`` alone. Samples
-        are uint8 of any shape (they are flattened), labels are integers from 0 to 255.
+        Holds ``train_x``, ``train_y``, ``test_x`` and ``test_y`` (or, as Keras names them,
+        ``x_train``, ...), or ``x`` and ``y`` alone. Samples have any shape (they are flattened) and
+        any type of numbers, whose values are whole and lie in [0, 255]; so do labels, one per
+        sample, which may also be texts such as "7".
     test : int, optional
         With ``x`` and ``y`` alone: how many of the last rows are the test set. Rows are taken as
         they lie, never shuffled. Default: the last seventh, rounded down, at least one.
@@ -252,38 +258,31 @@ def load_npz(path: str | os.PathLike[str], *, test: int | None = None) -> Datase
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no ``.npz`` file, holds Python objects (never unpickled), lacks a key, or a key
-        has the wrong dtype, shape or labels; the message names the key.
+        If it is no ``.npz`` file, holds Python objects (never unpickled), unpacks to more than
+        64 MB and 200 times its size, lacks a key, or a key has the wrong values or shape; the
+        message names the key.
     """
     path = Path(path)
     found = _npz_arrays(path)
-    if set(_FOUR_KEYS) <= found.keys():
-        if test is not None:
-            raise ValueError(f"{path}: test={test} is for files with x and y alone")
-        arrays = [found[key] for key in _FOUR_KEYS]
-        keys = _FOUR_KEYS
-    elif {"x", "y"} <= found.keys():
-        _check_pair(path, "x", found["x"], "y", found["y"])
-        rows = len(found["x"])
+    keys = [*found]
+    if not keys[2:]:
+        x, y = _pair(path, "x", found["x"], "y", found["y"])
+        rows = len(x)
         test = max(rows // _TEST_PART, 1) if test is None else test
         if not 0 < test < rows:
             raise ValueError(f"{path}: test must be 1 to {rows - 1} (of {rows} rows), got {test}")
-        cut = rows - test
-        arrays = [found["x"][:cut], found["y"][:cut], found["x"][cut:], found["y"][cut:]]
-        keys = ("x", "y", "x", "y")
+        arrays = [x[:-test], y[:-test], x[-test:], y[-test:]]
+    elif test is not None:
+        raise ValueError(f"{path}: test={test} is for files with x and y alone")
     else:
-        raise ValueError(
-            f"{path}: needs the keys {', '.join(_FOUR_KEYS)} (or x and y), "
-            f"has {', '.join(sorted(found)) or 'none'}"
-        )
-    for first in (0, 2):
-        _check_pair(path, keys[first], arrays[first], keys[first + 1], arrays[first + 1])
-    if arrays[0].shape[1:] != arrays[2].shape[1:]:
-        raise ValueError(
-            f"{path}: samples of train_x have shape {arrays[0].shape[1:]}, "
-            f"of test_x {arrays[2].shape[1:]}; they must agree"
-        )
-    arrays = [np.ascontiguousarray(a, np.uint8) for a in arrays]
+        arrays = []
+        for x_key, y_key in (keys[:2], keys[2:]):
+            arrays += _pair(path, x_key, found[x_key], y_key, found[y_key])
+        if arrays[0].shape[1:] != arrays[2].shape[1:]:
+            raise ValueError(
+                f"{path}: samples of {keys[0]} have shape {arrays[0].shape[1:]}, "
+                f"of {keys[2]} {arrays[2].shape[1:]}; they must agree"
+            )
     inner = b"".join(_idx_digest(a) for a in arrays)
     return _dataset(arrays, path.name, hashlib.sha256(inner).hexdigest())
 
@@ -332,75 +331,103 @@ def _package_idx(name: str, expected: str) -> NDArray[Any]:
 
 
 def _unpacked(path: Path) -> bytes:
-    """Read a file, through xz or gzip where its name says so."""
+    """Read a file, through xz or gzip where it begins as they do."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: is no file")
     data = path.read_bytes()
     try:
-        if path.suffix == ".xz":
-            return lzma.decompress(data)
-        if path.suffix == ".gz":
-            return gzip.decompress(data)
-    except (lzma.LZMAError, zlib.error, EOFError, OSError) as error:
+        if data[:6] == b"\xfd7zXZ\0":
+            return _bounded(lzma.LZMAFile(io.BytesIO(data)), len(data))
+        if data[:2] == b"\x1f\x8b":
+            return _bounded(gzip.GzipFile(fileobj=io.BytesIO(data)), len(data))
+    except Exception as error:  # whatever the unpackers raise
         raise ValueError(f"{path}: cannot be unpacked: {error}") from error
     return data
 
 
+def _bounded(file: IO[bytes] | gzip.GzipFile, packed: int) -> bytes:
+    """Read what so many packed bytes unpack to, unless it is a bomb."""
+    most, data = max(_LARGE, _RATIO * packed), bytearray()
+    while piece := file.read(_PIECE):
+        data += piece
+        if len(data) > most:
+            raise ValueError(f"{packed} bytes unpack to more than {most}; write it unpacked")
+    return bytes(data)
+
+
 def _npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Load the arrays of an npz file that a data set may use."""
+    """Load the arrays of an npz file that make a data set, in the order of `_KEYS`."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    damage = (
-        *(ValueError, OSError, EOFError, MemoryError, RuntimeError, NotImplementedError),
-        *(zlib.error, lzma.LZMAError, zipfile.BadZipFile),
-    )
-    found = {}
     with path.open("rb") as file:
-        try:
-            archive = np.load(file, allow_pickle=False)
-        except damage as error:
-            raise ValueError(f"{path}: not a NumPy .npz file") from error
-        if not isinstance(archive, np.lib.npyio.NpzFile):
+        if file.read(6) == b"\x93NUMPY":
             raise ValueError(
                 f"{path}: holds one array without a key; write np.savez(path, x=x, y=y)"
             )
-        for key in {*_FOUR_KEYS, "x", "y"} & set(archive.files):
-            try:
-                _check_member(archive.zip, key)
-                found[key] = archive[key]
-            except damage as error:
-                raise ValueError(f"{path}: {key} cannot be read: {error}") from error
-    return found
+        try:
+            archive = zipfile.ZipFile(file)
+        except Exception as error:  # whatever zipfile raises
+            raise ValueError(f"{path}: not a NumPy .npz file") from error
+        known = [key for keys in _KEYS for key in keys if f"{key}.npy" in archive.namelist()]
+        for keys in _KEYS:
+            if set(keys) <= set(known):
+                return {key: _npy(path, archive, key) for key in keys}
+    raise ValueError(
+        f"{path}: needs the keys {', '.join(_FOUR_KEYS)} (or x_train, ..., or x and y), "
+        f"has {', '.join(sorted(known)) or 'none'}"
+    )
 
 
-def _check_member(archive: Any, key: str) -> None:
-    """Refuse a member that would unpack to far more than any data set does: a zip bomb."""
-    for member in archive.infolist():
-        unpacked, packed = member.file_size, member.compress_size
-        if member.filename in (key, f"{key}.npy") and unpacked > max(_LARGE, _RATIO * packed):
-            raise ValueError(f"{packed} bytes unpack to {unpacked}; write it with np.savez")
+def _npy(path: Path, archive: zipfile.ZipFile, key: str) -> NDArray[Any]:
+    """Read one array of an npz file."""
+    try:
+        with archive.open(f"{key}.npy") as file:
+            data = _bounded(file, archive.getinfo(f"{key}.npy").compress_size)
+        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # whatever zipfile, its unpackers and NumPy raise
+        hint = f"; write {key}.astype(np.uint8)" if "Object arrays" in str(error) else ""
+        raise ValueError(f"{path}: {key} cannot be read: {error}{hint}") from error
 
 
-def _check_pair(path: Path, x_key: str, x: NDArray[Any], y_key: str, y: NDArray[Any]) -> None:
-    """Raise unless x is bytes with at least one feature and y is one label for each of its rows."""
-    if x.dtype != np.uint8:
-        raise ValueError(
-            f"{path}: {x_key} must be uint8 (0 to 255), got {x.dtype}; "
-            "scale it, for instance np.round(255 * x).astype(np.uint8)"
-        )
+def _pair(
+    path: Path, x_key: str, x: NDArray[Any], y_key: str, y: NDArray[Any]
+) -> list[NDArray[np.uint8]]:
+    """Return samples of at least one feature as bytes, and one label for each of them."""
     if x.ndim < 2 or x.size == 0:
         raise ValueError(
             f"{path}: {x_key} must have shape (samples, ...) and not be empty, got {x.shape}"
         )
-    if not np.issubdtype(y.dtype, np.integer):
-        raise ValueError(f"{path}: {y_key} must be integers, got {y.dtype}")
+    if y.shape == (len(x), 1):  # as Keras has some
+        y = y[:, 0]
     if y.shape != x.shape[:1]:
+        hint = f"; of one-hot labels take {y_key}.argmax(axis=1)" if y.ndim == 2 else ""
         raise ValueError(
             f"{path}: {y_key} must have shape {x.shape[:1]}, one label for each row of {x_key}, "
-            f"got {y.shape}"
+            f"got {y.shape}{hint}"
         )
-    wrong = np.flatnonzero((y < 0) | (y > 255))
-    if wrong.size:
-        row = int(wrong[0])
-        raise ValueError(f"{path}: {y_key} must be labels from 0 to 255, got {y[row]} at row {row}")
+    if y.dtype.kind in "SU":
+        try:
+            y = y.astype(np.float64)
+        except ValueError as error:
+            raise ValueError(f"{path}: {y_key} must be labels from 0 to 255: {error}") from None
+    return [_as_bytes(path, x_key, x), _as_bytes(path, y_key, y)]
+
+
+def _as_bytes(path: Path, key: str, values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return whole numbers from 0 to 255, of whatever type, as bytes."""
+    name = f"{path}: {key}"
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must be whole numbers from 0 to 255, got {values.dtype}")
+    with np.errstate(invalid="ignore"):
+        small = np.ascontiguousarray(values.astype(np.uint8, copy=False))
+    wrong = small != values  # also NaN
+    if wrong.any() and 0 <= values.min() <= values.max() <= 1:
+        raise ValueError(
+            f"{name} must be whole numbers from 0 to 255, got {values.dtype} within [0, 1]; "
+            f"scale it: np.round(255 * {key}).astype(np.uint8)"
+        )
+    refuse_entries(name, values, wrong, "be whole numbers from 0 to 255")
+    return small
 
 
 def _idx_digest(array: NDArray[np.uint8]) -> bytes:

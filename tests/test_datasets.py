@@ -4,6 +4,9 @@ import gzip
 import hashlib
 import io
 import lzma
+import os
+import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -143,18 +146,43 @@ def test_what_is_no_idx_file_is_refused_at_its_first_wrong_byte(content, complai
 
 
 def test_an_idx_file_may_be_packed(tmp_path):
-    """Names that end in .xz or .gz are unpacked; a damaged one is an error that names it."""
-    array = np.arange(6, dtype=np.int16).reshape(2, 3)
-    for suffix, pack in ((".xz", lzma.compress), (".gz", gzip.compress), ("", bytes)):
-        path = tmp_path / f"a{suffix}"
-        path.write_bytes(pack(idx_bytes(array)))
-        np.testing.assert_array_equal(read_idx(path), array)
-        np.testing.assert_array_equal(read_idx(str(path)), array)
-    for suffix in (".xz", ".gz"):
-        path = tmp_path / f"bad{suffix}"
-        path.write_bytes(b"not packed")
-        with pytest.raises(ValueError, match=r"bad.*cannot be unpacked"):
+    """Whatever its name: browsers unpack a .gz and keep the name. A damaged one is named."""
+    array = np.arange(600, dtype=np.int16).reshape(2, 300)
+    for pack in (lzma.compress, gzip.compress, bytes):
+        for suffix in (".xz", ".gz", ""):
+            path = tmp_path / f"a{suffix}"
+            path.write_bytes(pack(idx_bytes(array)))
+            np.testing.assert_array_equal(read_idx(path), array)
+            np.testing.assert_array_equal(read_idx(str(path)), array)
+    for pack in (lzma.compress, gzip.compress):
+        whole = pack(idx_bytes(array))
+        for bad in (whole[:-9], whole[:40] + b"???" + whole[43:]):
+            path.write_bytes(bad)
+            with pytest.raises(ValueError, match=r"a: cannot be unpacked"):
+                read_idx(path)
+
+
+@pytest.mark.parametrize("pack", [lzma.compress, gzip.compress])
+def test_an_idx_bomb_is_refused_before_it_is_unpacked(tmp_path, pack, monkeypatch):
+    """Memory is bounded by the file, however much it says it holds."""
+    monkeypatch.setattr(datasets, "_LARGE", 1 << 20)
+    path = tmp_path / "bomb"
+    path.write_bytes(pack(idx_bytes(np.zeros((40, 1 << 20), np.uint8))))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"bomb: cannot be unpacked: \d+ bytes unpack to more"):
+        read_idx(path)
+    assert tracemalloc.get_traced_memory()[1] < 25_000_000  # a piece of 4096 bytes, unpacked
+    tracemalloc.stop()
+
+
+def test_what_is_no_file_is_not_read(tmp_path):
+    """A pipe would be waited for."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(ValueError, match="is no file"):
             read_idx(path)
+    with pytest.raises(FileNotFoundError):
+        load_npz(tmp_path / "pipe")
 
 
 def small() -> dict[str, np.ndarray]:
@@ -186,6 +214,75 @@ def test_a_file_of_four_arrays_is_flattened_and_frozen(tmp_path):
     assert not found.test_y.flags.writeable
 
 
+@pytest.mark.parametrize("kind", ["u1", "?", "i1", ">i2", "i8", "u8", "f2", "f4", ">f8", "g"])
+def test_whole_numbers_of_every_type_are_the_same_data_set(tmp_path, kind):
+    """0 to 255 as float64 (fetch_openml) or int64 are pixels; labels may be texts, and columns."""
+    contents = small()
+    if kind in ("?", "i1"):
+        contents = {key: values % 2 for key, values in contents.items()}
+    expected = load_npz(saved(tmp_path / "own.npz", contents))
+    other = {key: values.astype(kind) for key, values in contents.items()}
+    assert load_npz(saved(tmp_path / "a.npz", other)).digest == expected.digest
+    other["train_y"] = contents["train_y"].astype(str)
+    other["test_y"] = contents["test_y"].astype("S")[:, None]
+    assert load_npz(saved(tmp_path / "a.npz", other)).digest == expected.digest
+
+
+def test_the_names_that_keras_gives_are_read(tmp_path):
+    """x_train, y_train, x_test, y_test; with test it is refused as four arrays are."""
+    names = {"train_x": "x_train", "train_y": "y_train", "test_x": "x_test", "test_y": "y_test"}
+    contents = small()
+    path = saved(tmp_path / "keras.npz", {names[key]: contents[key] for key in contents})
+    expected = load_npz(saved(tmp_path / "own.npz", contents))
+    assert load_npz(path).digest == expected.digest
+    with pytest.raises(ValueError, match="x and y alone"):
+        load_npz(path, test=2)
+    contents["test_x"] = contents["test_x"] / 255
+    path = saved(tmp_path / "keras.npz", {names[key]: contents[key] for key in contents})
+    with pytest.raises(ValueError, match=r"x_test must be whole .*np.round\(255 \* x_test\)"):
+        load_npz(path)
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        b"",
+        b"not an npy file at all",
+        b"\x93NUMPY\x07\x00",
+        b"\x93NUMPY\x02\x00\xff\xff\xff\x7f{",
+        "((((",
+        "",
+        "[" * 9000,
+        "'a' * 10**10",
+        "{'descr': 5, 'fortran_order': False, 'shape': (20, 12), }",
+        "{'descr': '|V9999999999', 'fortran_order': False, 'shape': (20, 12), }",
+        "{'descr': [('a', '<f8')] * 3, 'fortran_order': False, 'shape': (20, 12), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (20., 12), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': ((20,), 12), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (-20, 12), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (2**70, 12), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999, 999999999), }",
+        "{'descr': '|u1', 'fortran_order': 'no', 'shape': (20, 12), }",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (20, 12), }",
+        "{'descr': '<M8[ns]', 'fortran_order': False, 'shape': (20, 1), }",
+    ],
+    ids=str,
+)
+def test_a_member_that_is_no_array_is_a_value_error(tmp_path, member):
+    """Whatever NumPy's own reader says of it: the key is named, and little memory is taken."""
+    if isinstance(member, str):
+        header = member.encode()
+        size = struct.pack("<H", len(header) + 1)
+        member = b"\x93NUMPY\x01\x00" + size + header + b"\n" + bytes(240)
+    labels = io.BytesIO()
+    np.save(labels, np.zeros(20, np.int64))
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        archive.writestr("x.npy", member)
+        archive.writestr("y.npy", labels.getvalue())
+    with pytest.raises(ValueError, match=r"d\.npz: x "):
+        load_npz(tmp_path / "d.npz")
+
+
 @pytest.mark.parametrize(("test", "expected"), [(None, 2), (5, 5)])
 def test_a_file_of_x_and_y_is_cut_at_its_end_in_order(tmp_path, test, expected):
     """The last seventh of 15 rows is 2; or as many as asked for."""
@@ -209,17 +306,30 @@ def test_the_digest_depends_on_every_array(tmp_path, key):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"train_x": np.zeros((12, 6))}, "train_x must be uint8 .*got float64"),
-        ({"test_x": np.zeros((5, 2, 3), np.int16)}, "test_x must be uint8 .*got int16"),
+        ({"train_x": np.full((12, 6), 0.5)}, "train_x must be whole .*float64 within .* scale it"),
+        (
+            {"test_x": np.full((5, 2, 3), -1, np.int16)},
+            r"test_x must be whole .*-1 at \(0, 0, 0\)$",
+        ),
+        ({"test_x": np.full((5, 2, 3), 256)}, r"test_x must be whole .*got 256 at \(0, 0, 0\)$"),
+        ({"test_x": np.array([[0, 2], [np.nan, 1]] * 5)[:5]}, r"test_x .*, got nan at \(1, 0\)$"),
+        ({"test_x": np.array([[0, 2], [np.inf, 1]] * 5)[:5]}, r"test_x .*, got inf at \(1, 0\)$"),
+        ({"test_x": np.array([[0, 2], [9.25, 1]] * 5)[:5]}, r"test_x .*, got 9.25 at \(1, 0\)$"),
+        ({"train_x": np.zeros((12, 6), complex)}, "train_x must be whole .*got complex128"),
+        ({"train_x": np.zeros((12, 6), "U3")}, "train_x must be whole .*got <U3"),
         ({"train_x": np.zeros(12, np.uint8)}, r"train_x must have shape .*\(12,\)"),
         ({"train_x": np.zeros((0, 6), np.uint8), "train_y": np.zeros(0, int)}, "train_x .*empty"),
         ({"test_x": np.zeros((5, 7), np.uint8)}, r"train_x have shape \(2, 3\), of test_x \(7,\)"),
-        ({"train_y": np.zeros(12)}, "train_y must be integers, got float64"),
-        ({"train_y": np.zeros((12, 1), int)}, r"train_y must have shape \(12,\)"),
+        ({"train_y": np.full(12, 0.5)}, "train_y must be whole numbers .*got float64 within"),
+        ({"train_y": np.full(12, "seven")}, "train_y must be labels from 0 to 255: .*'seven'"),
+        ({"train_y": np.zeros((12, 2), int)}, r"train_y must have shape \(12,\).*argmax\(axis=1\)"),
         ({"test_y": np.zeros(4, int)}, r"test_y must have shape \(5,\)"),
-        ({"test_y": np.array([0, 1, -1, 2, -7])}, "test_y must be labels .*got -1 at row 2"),
-        ({"train_y": np.full(12, 256)}, "train_y must be labels .*got 256 at row 0"),
-        ({"test_y": np.array([None] * 5, dtype=object)}, "test_y cannot be read: Object arrays"),
+        ({"test_y": np.array([0, 1, -1, 2, -7])}, "test_y must be whole .*, got -1 at 2$"),
+        ({"train_y": np.full(12, 256)}, "train_y must be whole .*, got 256 at 0$"),
+        (
+            {"test_y": np.array([None] * 5, dtype=object)},
+            r"test_y cannot .*Object.*write test_y\.ast",
+        ),
     ],
 )
 def test_a_wrong_array_is_an_error_that_names_its_key(tmp_path, change, complaint):
@@ -303,14 +413,29 @@ def test_every_damage_to_an_npz_file_is_a_value_error(tmp_path, packing):
     assert refused > 100
 
 
-def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
-    """A member that unpacks to very much more than it takes is no data set."""
+@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch, packing):
+    """A member that unpacks to very much more than it takes is no data set, whatever it says."""
     monkeypatch.setattr(datasets, "_LARGE", 1 << 16)
-    x, y = np.zeros((1 << 10, 1 << 10), np.uint8), np.arange(1 << 10) % 3
-    np.savez_compressed(tmp_path / "bomb.npz", x=x, y=y)
-    with pytest.raises(ValueError, match=r"x cannot be read: .* unpack to"):
-        load_npz(tmp_path / "bomb.npz")
-    x[:] = np.random.default_rng(0).integers(0, 256, x.shape)
+    x, y = np.zeros((1 << 10, 1 << 14), np.uint8), np.arange(1 << 10) % 3
+    member, labels = io.BytesIO(), io.BytesIO()
+    np.save(member, x)
+    np.save(labels, y)
+    path = tmp_path / "bomb.npz"
+    for said in (None, 1 << 16):  # the directory may lie about the size
+        with zipfile.ZipFile(path, "w", packing) as archive:
+            archive.writestr("x.npy", member.getvalue())
+            archive.writestr("y.npy", labels.getvalue())
+        if said:
+            size = struct.pack("<I", len(member.getvalue()))
+            path.write_bytes(path.read_bytes().replace(size, struct.pack("<I", said)))
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=r"x cannot be read: "):
+            load_npz(path)
+        if packing == zipfile.ZIP_DEFLATED:  # the others unpack 90 MB of 4096 bytes at most
+            assert tracemalloc.get_traced_memory()[1] < 10_000_000
+        tracemalloc.stop()
+    x = np.random.default_rng(0).integers(0, 256, (1 << 10, 1 << 10), np.uint8)
     np.savez_compressed(tmp_path / "own.npz", x=x, y=y)
     assert load_npz(tmp_path / "own.npz").features == 1 << 10
 
