@@ -95,6 +95,48 @@ def test_without_the_extra_a_sentence_names_it(words, status):
         assert done.stdout == f"minibit {minibit.__version__}\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+@pytest.mark.parametrize("words", [("info",), ("info", "--json"), ("--version",), ("--help",)])
+def test_a_full_disk_behind_standard_output_is_one_sentence(trained, words):
+    """Status 1 and the reason, no traceback, nothing said again while Python ends."""
+    words = (*words, str(trained[0])) if words[0] == "info" else words
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "minibit", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if "rror" in line or "Except" in line]
+    assert errors == ["error: [Errno 28] No space left on device"]
+
+
+@pytest.mark.parametrize("words", [("info",), ("info", "--json"), ("--version",)])
+def test_a_reader_that_has_had_enough_ends_the_command_without_a_word(trained, words):
+    """Status 1, as after any pipe that closes; no error, no traceback."""
+    words = (*words, str(trained[0])) if words[0] == "info" else words
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "minibit", *words], stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert done.returncode == 1
+    assert not re.search("rror|Except|Traceback", done.stderr)
+
+
+def test_standard_files_that_are_closed_are_not_opened_for_something_else(trained, tmp_path):
+    """What is written to standard output or error never lands in a file that the command opens."""
+    out = tmp_path / "a.safetensors"
+    command = '"$0" -m minibit export "$1" "$2" >&- 2>&- <&-'
+    done = subprocess.run(["/bin/sh", "-c", command, sys.executable, str(trained[0]), str(out)])
+    assert done.returncode == 0
+    again = tmp_path / "b.safetensors"
+    answer("export", trained[0], again)
+    assert out.read_bytes() == again.read_bytes()
+
+
 def test_ctrl_c_while_the_command_line_starts_is_no_traceback(monkeypatch):
     """Between the first import and the command: status 130, as shells have it."""
 

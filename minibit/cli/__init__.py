@@ -25,16 +25,16 @@ def main() -> int:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    status = _run()
     try:
+        status = _run()
         if sys.stdout is not None:
             sys.stdout.flush()
+        return status
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
-            print(f"error: standard output: {error}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left of it
-        return status or 1
-    return status
+            print(f"error: {error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed
+        return 1
 
 
 def _run() -> int:
