@@ -66,7 +66,7 @@ recorders = tuple(tape.variable(a.shape, a.dtype) for a in (x, w))  # t0 and t1:
 _, last = jvp(layer, (x, w), recorders)
 
 c = [np.zeros(shape) for shape in tape.shapes]  # a cotangent for every variable
-c[last.place] = np.ones(())
+c[last.number] = np.ones(())
 for k in reversed(range(len(tape.program))):
     for j, transpose, given in tape.program[k]:
         piece = transpose(c[k], tape.shapes[j], False, *given)

@@ -324,7 +324,7 @@ for axes, (name, (n_out, n_in, memory)) in zip(panels, shapes.items(), strict=Tr
     if kernels.path() in ("vnni", "amx"):
         if n_in > 1024:
             assert seconds["sparse"][-1] < seconds["dense"][-1] / 1.5
-            assert memory or 0.2 < at < 0.95
+            assert memory or at < 0.95, f"sparse is faster from {at:.0%} of zeros on"
         else:
             assert seconds["sparse"][4] > seconds["dense"][4]
 
