@@ -1008,7 +1008,7 @@ def test_dense_steps_cost_no_more_memory_than_sparse_ones():
     dense = SampledStep(2**32 - 1, np.ones(40, np.int8))
     plan = Plan("sampled", 1, ("a",), ((2000, 1000),), 2**31, perturbations=40)
     with a_log(plan) as log:
-        with pytest.raises(ValueError, match=r"40 perturbations of 2000000 weights .*2\*\*26"):
+        with pytest.raises(ValueError, match=r"40 perturbations of 2000000 weights .*2\*\*24"):
             log.append(dense)
         data = log.path.read_bytes()
         framed, _ = pack_record(1, encode_sampled([dense]), bytes(8), scan(data).crc)

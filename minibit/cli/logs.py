@@ -48,7 +48,7 @@ Step = Annotated[
 OutFile = Annotated[Path, typer.Option("--out", help="The new log.")]
 _SPLITS = ("test", "validation", "train")
 MOST_EDITS = 20  # that `info` lists
-LONG_WEIGHTS, LONG_DRAWS = 1 << 23, 1 << 26  # what it does not replay
+LONG_WEIGHTS, LONG_DRAWS = 1 << 23, 1 << 25  # what it does not replay
 
 
 @command

@@ -43,7 +43,7 @@ Flat: TypeAlias = NDArray[np.int8]  # (weights,)
 WORD = 1 << 32
 MOST_WEIGHTS = 1 << 28  # of a model: 0.27 GB as they are replayed, a byte each
 MOST_INPUTS = 1 << 24  # of a layer that draws among them; also inputs that a step draws in all
-MOST_DRAWS = 1 << 26  # entries of a step's perturbations, expected: a second or two
+MOST_DRAWS = 1 << 24  # entries of a step's perturbations, expected: about two seconds
 AT_ONCE = 1 << 20  # of them that are held in memory
 
 
@@ -222,7 +222,7 @@ def _payable(plan: Plan, step: SampledStep) -> SampledStep:
     if (count := draws(plan, step)) > MOST_DRAWS:
         raise ValueError(
             f"a step of {np.count_nonzero(step.codes)} perturbations of {plan.size} weights draws "
-            f"{count} entries at density {step.numerator / WORD:.3g}; the most is 2**26"
+            f"{count} entries at density {step.numerator / WORD:.3g}; the most is 2**24"
         )
     return step
 
