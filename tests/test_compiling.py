@@ -469,7 +469,11 @@ def test_the_command_line_says_once_that_numba_is_missing():
     answers = []
     for prefix in ("", BLOCK):
         done = subprocess.run(
-            [sys.executable, "-c", prefix + code], capture_output=True, text=True, check=False
+            [sys.executable, "-c", prefix + code],
+            env={**os.environ, "NUMBA_DISABLE_JIT": "0"},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         answers.append(json.loads(done.stdout.splitlines()[-1])["text"])
