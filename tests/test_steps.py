@@ -919,6 +919,7 @@ def test_a_log_is_written_where_it_was_opened(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, where a test loaded it
 def test_a_forked_process_neither_writes_nor_unlocks_its_parents_log():
     """Both would append after the same record. Its own closing leaves the parent's lock."""
     steps = random_steps(SMALL, 3)
