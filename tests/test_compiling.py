@@ -32,6 +32,9 @@ def times(x):
     return FACTOR * x
 """
 
+# JAX warns of forks, where another test has loaded it
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
@@ -350,7 +353,6 @@ def test_a_lock_that_an_interrupted_import_left_is_released():
 
 @ON_LINUX
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork with threads: the point here
-@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, where a test loaded it
 def test_a_child_forked_by_a_handler_does_not_wait_for_the_parents_thread():
     """The work goes on in the parent alone, and the child says so."""
     children = []
