@@ -118,15 +118,6 @@ def run_chapter(path: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     return cells, figures
 
 
-def run_once_more(path: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
-    """Run a chapter, and again if it fails: it measures times, which a busy moment can spoil."""
-    try:
-        return run_chapter(path)
-    except RuntimeError as error:
-        log.info("%s failed, and runs again: %s", path.name, error)
-        return run_chapter(path)
-
-
 def fenced(text: str, *classes: str) -> str:
     """Put `text` in a fence longer than any run of backticks inside it."""
     ticks = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text) or [""]))
@@ -209,7 +200,7 @@ def on_files(files: Any, config: Any) -> Any:
     for path in chapter_files():  # one at a time: chapters measure
         start = time.perf_counter()
         try:
-            cells, figures = run_once_more(path)
+            cells, figures = run_chapter(path)
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             raise PluginError(f"a chapter failed, so there is no site: {error}") from error
         log.info("%s ran in %.1f s", path.name, time.perf_counter() - start)

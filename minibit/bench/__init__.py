@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from minibit.bench.processes import call, clean_environment, environment, in_own_process
-from minibit.bench.timing import Candidates, interleaved, medians, warm_medians
+from minibit.bench.timing import Candidates, expect_time, interleaved, medians, warm_medians
 
 __all__ = [
     "BENCHMARKS",
@@ -26,6 +26,7 @@ __all__ = [
     "Report",
     "clean_environment",
     "environment",
+    "expect_time",
     "in_own_process",
     "installed",
     "interleaved",
