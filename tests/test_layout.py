@@ -27,6 +27,35 @@ FILES = {  # dotted name of every module below minibit -> its file
 ROOMS = {name.partition(".")[0] for name in FILES}
 HEAVY = ("numba", "llvmlite", "matplotlib", "rich", "safetensors", "scipy", "typer")
 OFFERED = (*ORDER, "datasets", "training")  # the rooms whose names `minibit` offers
+LINES = {  # of Python that a room may have, docstrings too: a new idea brings its budget along
+    "base": 1_100,
+    "kernels": 4_600,
+    "dual": 2_450,
+    "ternary": 1_350,
+    "matmul": 550,
+    "absmean": 400,
+    "layers": 400,
+    "noise": 800,
+    "noise_step": 2_000,
+    "steps": 1_850,
+    "tape": 1_150,
+    "transformer": 2_100,
+    "checkpoint": 2_700,
+    "topk": 1_000,
+    "nf4": 1_200,
+    "lora": 1_550,
+    "datasets": 450,
+    "training": 800,
+    "language": 850,
+    "counting": 350,
+    "plots": 350,
+    "results": 100,
+    "experiments": 1_350,
+    "bench": 1_650,
+    "cli": 2_700,
+    "": 200,  # the face of the package
+}
+ALL_LINES = 33_450
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:
@@ -233,3 +262,23 @@ def test_every_folder_says_which_file_to_read_first():
             continue  # one file per measurement or hot path: the README tells of the kind
         for path in folder.glob("[a-z]*.py"):
             assert f"`{path.name}`" in text or f"`{folder.name}/`" in text, path
+
+
+def lines_of(room: str) -> int:
+    """Lines of all Python files of a room, or of those that lie in no room."""
+    outside = PACKAGE.glob("__*.py")
+    paths = [path for name, path in FILES.items() if room_of(name) == room] if room else outside
+    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+
+
+@pytest.mark.parametrize("room", sorted({*ROOMS, ""}))
+def test_line_budget_of_a_room(room):
+    """What a room gains in one place it saves in another, or `LINES` says that it may grow."""
+    assert room in LINES, f"LINES has no budget for {room}"
+    assert lines_of(room) <= LINES[room], f"{room or 'minibit'} has outgrown its budget"
+
+
+def test_line_budget_of_the_package():
+    """All rooms have a budget, which is for rooms that exist, and all together have one."""
+    assert LINES.keys() == {*ROOMS, ""}
+    assert sum(map(lines_of, LINES)) <= ALL_LINES
