@@ -142,7 +142,7 @@ _MOVED = (
     "trees=dual.trees tangents=dual.tangents rules=dual.rules rules_sums=dual.rules_sums "
     "rules_shape=dual.rules_shape dual_array=dual.array packings=ternary.packings "
     "layouts=ternary.published ggml_blocks=ternary.ggml panels=ternary.panels "
-    "hf_panels=ternary.panels_from_hf head=matmul.float_weights philox=noise.philox "
+    "hf_panels=ternary.panels head=matmul.float_weights philox=noise.philox "
     "density=noise.density subsets=noise.subsets moves=noise_step.records "
     "choices=noise_step.choices perceptron=noise_step.perceptron "
     "unit_reference=noise_step.unit_reference unit_states=noise_step.prepared "

@@ -25,35 +25,25 @@ _FRACTION = ((np.arange(243) * 256 + 242) // 243).astype(np.uint8)  # v -> ceil(
 
 
 def to_tq1_0(codes: ArrayLike, scale: ArrayLike = 1.0) -> Bytes:
-    """Pack codes as ggml's TQ1_0: 54 bytes for 256 weights of a row.
+    """Pack codes as ggml's TQ1_0: uint8 ``(n_out, n_in / 256 * 54)``.
 
     Five trits make ``v = 81 d0 + 27 d1 + 9 d2 + 3 d3 + d4`` (digits t + 1), stored as the binary
     fraction ``byte = ceil(256 v / 243)``, so that a decoder multiplies by 3 and reads the carry.
     Of a block, bytes 0..31 hold elements j, 32 + j, .. 128 + j; bytes 32..47 elements 160 + j,
     176 + j, .. 224 + j; bytes 48..51 the four elements 240 + j, .. 252 + j (no d4); bytes 52 and 53
-    the scale as little-endian float16.
+    the scale as little-endian float16. Bit for bit what ``gguf.quantize(scale * codes, TQ1_0)``
+    gives; as there, a block that is all zeros gets scale 0.
 
     Parameters
     ----------
     codes : integer array, shape (n_out, n_in)
-        -1, 0 or 1; n_in a multiple of 256.
+        -1, 0 or 1, as `check_codes` has it; n_in a multiple of 256.
     scale : float, or float array that broadcasts to (n_out, n_in / 256)
-        One scale, or one a block; finite, not negative, rounded to float16.
-
-    Returns
-    -------
-    uint8 array, shape (n_out, n_in / 256 * 54)
-        Bit for bit what ``gguf.quantize(scale * codes, TQ1_0)`` gives. As there, a block that is
-        all zeros gets scale 0.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `check_codes` does; if n_in is no multiple of 256; for a scale that float16 cannot hold.
+        One scale, or one per block; finite, not negative, rounded to float16, which must hold it.
 
     Notes
     -----
-    Source: ggml, ``gguf-py/gguf/quants.py``, class TQ1_0.
+    Source: ggml, ``gguf-py/gguf/quants.py``, classes TQ1_0 and TQ2_0.
 
     Examples
     --------
@@ -75,24 +65,12 @@ def to_tq1_0(codes: ArrayLike, scale: ArrayLike = 1.0) -> Bytes:
 
 
 def from_tq1_0(packed: ArrayLike) -> tuple[Codes, NDArray[np.float32]]:
-    """Unpack ggml's TQ1_0: the inverse of `to_tq1_0`.
+    """Unpack ggml's TQ1_0, the inverse of `to_tq1_0`: codes and scales.
 
-    Parameters
-    ----------
-    packed : uint8 array, shape (n_out, blocks * 54)
-
-    Returns
-    -------
-    codes : int8 array, shape (n_out, blocks * 256)
-    scales : float32 array, shape (n_out, blocks)
-
-    Raises
-    ------
-    TypeError
-        If `packed` is not uint8.
-    ValueError
-        If a row is not a whole number of blocks, a byte is one that no encoder writes (13 of 256;
-        the first is named), or a scale is negative or not finite.
+    The codes are int8 ``(n_out, blocks * 256)``, the scales float32 ``(n_out, blocks)``. `packed`
+    is uint8 ``(n_out, blocks * 54)``, else a TypeError or ValueError says so. A ValueError also
+    names the first byte that no encoder writes (13 of 256 are such), or the first scale that is
+    negative or not finite.
 
     Examples
     --------
@@ -121,32 +99,11 @@ def from_tq1_0(packed: ArrayLike) -> tuple[Codes, NDArray[np.float32]]:
 
 
 def to_tq2_0(codes: ArrayLike, scale: ArrayLike = 1.0) -> Bytes:
-    """Pack codes as ggml's TQ2_0: 66 bytes for 256 weights of a row.
+    """Pack codes as ggml's TQ2_0: uint8 ``(n_out, n_in / 256 * 66)``.
 
-    Of each 128 weights, byte j (0..31) is ``e[j] | e[32+j] << 2 | e[64+j] << 4 | e[96+j] << 6``
-    with e = t + 1; after two such groups the scale as little-endian float16.
-
-    Parameters
-    ----------
-    codes : integer array, shape (n_out, n_in)
-        -1, 0 or 1; n_in a multiple of 256.
-    scale : float, or float array that broadcasts to (n_out, n_in / 256)
-        One scale, or one a block; finite, not negative, rounded to float16.
-
-    Returns
-    -------
-    uint8 array, shape (n_out, n_in / 256 * 66)
-        Bit for bit what ``gguf.quantize(scale * codes, TQ2_0)`` gives. As there, a block that is
-        all zeros gets scale 0.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `check_codes` does; if n_in is no multiple of 256; for a scale that float16 cannot hold.
-
-    Notes
-    -----
-    Source: ggml, ``gguf-py/gguf/quants.py``, class TQ2_0.
+    `codes`, `scale` and the scale of a block of zeros are as for `to_tq1_0`. Of each 128 weights,
+    byte j (0..31) is ``e[j] | e[32+j] << 2 | e[64+j] << 4 | e[96+j] << 6`` with e = t + 1; after
+    two such groups the scale as little-endian float16.
 
     Examples
     --------
@@ -161,24 +118,9 @@ def to_tq2_0(codes: ArrayLike, scale: ArrayLike = 1.0) -> Bytes:
 
 
 def from_tq2_0(packed: ArrayLike) -> tuple[Codes, NDArray[np.float32]]:
-    """Unpack ggml's TQ2_0: the inverse of `to_tq2_0`.
+    """Unpack ggml's TQ2_0, `packed` in 66 bytes per block, as `from_tq1_0` does TQ1_0.
 
-    Parameters
-    ----------
-    packed : uint8 array, shape (n_out, blocks * 66)
-
-    Returns
-    -------
-    codes : int8 array, shape (n_out, blocks * 256)
-    scales : float32 array, shape (n_out, blocks)
-
-    Raises
-    ------
-    TypeError
-        If `packed` is not uint8.
-    ValueError
-        If a row is not a whole number of blocks, a byte holds the 2-bit code 3 (which ggml itself
-        would read as 2 * scale), or a scale is negative or not finite.
+    The bytes that no encoder writes hold the 2-bit code 3 (ggml itself would read 2 * scale).
 
     Examples
     --------
@@ -209,19 +151,16 @@ def _blocks(codes: ArrayLike, scale: ArrayLike) -> tuple[Bytes, Bytes]:
     if n_in % BLOCK:
         raise ValueError(f"codes must have n_in a multiple of {BLOCK}, got shape {codes.shape}")
     blocks = codes.reshape(n_out, n_in // BLOCK, BLOCK)
-    given = check_scale(scale)
+    exact = check_scale(scale)
     with np.errstate(over="ignore", under="ignore"):
-        halves = given.astype(np.float32).astype("<f2")  # rounded twice, as gguf does
-    if (
-        not (np.isfinite(halves).all() and (given >= 0).all())
-        or ((given > 0) & (halves == 0)).any()
-    ):
+        halves = exact.astype(np.float32).astype("<f2")  # rounded twice, as gguf does
+    if not (np.isfinite(halves) & (exact >= 0) & ((exact == 0) | (halves > 0))).all():
         raise ValueError(f"scale must be finite, >= 0 and within float16's range, got {scale!r}")
     try:
         scales = np.broadcast_to(halves, blocks.shape[:2])
     except ValueError:
         raise ValueError(
-            f"scale must broadcast to (n_out, n_in / 256) = {blocks.shape[:2]}, got {given.shape}"
+            f"scale must broadcast to (n_out, n_in / 256) = {blocks.shape[:2]}, got {exact.shape}"
         ) from None
     scales = np.where(blocks.any(axis=-1), scales, np.zeros((), "<f2")).astype("<f2")
     return (blocks + np.int8(1)).view(np.uint8), scales[..., None].view(np.uint8)

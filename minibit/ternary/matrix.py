@@ -1,14 +1,4 @@
-"""Ternary codes, their packings, and a matrix that holds them.
-
-A ternary layer is a matrix of codes and one scale:
-
-    W ~ scale * codes,   codes in {-1, 0, 1}
-
-Codes are int8 arrays of shape (n_out, n_in) wherever they are computed with, and packed wherever
-they are stored: `minibit.ternary.packings` has the dense packings, `minibit.ternary.published` and
-`minibit.ternary.ggml` the layouts of published files, and this module the matrix. All of their
-names are public here.
-"""
+"""A ternary matrix: packed codes and one scale, ``W ~ scale * codes`` with codes in {-1, 0, 1}."""
 
 from __future__ import annotations
 
@@ -20,15 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from minibit import kernels
 from minibit.base import integer
-from minibit.ternary.packings import (
-    check_codes,
-    check_scale,
-    check_shape,
-    pack2,
-    unpack2,
-)
-from minibit.ternary.panels import pack_columns, pack_panels, unpack_columns, unpack_panels
-from minibit.ternary.panels_from_hf import hold_hf
+from minibit.ternary.packings import check_codes, check_scale, check_shape, pack2, unpack2
+from minibit.ternary.panels import PACK, repack_hf, unpack_columns, unpack_panels
 
 __all__ = ["TernaryMatrix"]
 
@@ -52,10 +35,8 @@ class TernaryMatrix:
     Examples
     --------
     >>> matrix = TernaryMatrix.from_codes([[1, 0, -1], [0, 0, 1]], scale=0.5)
-    >>> matrix
-    TernaryMatrix(shape=(2, 3), scale=0.5)
-    >>> matrix.packed_nbytes
-    2
+    >>> matrix, matrix.packed_nbytes
+    (TernaryMatrix(shape=(2, 3), scale=0.5), 2)
     >>> matrix.codes()
     array([[ 1,  0, -1],
            [ 0,  0,  1]], dtype=int8)
@@ -70,25 +51,13 @@ class TernaryMatrix:
 
     @classmethod
     def from_codes(cls, codes: ArrayLike, scale: float | np.float32 = 1.0) -> TernaryMatrix:
-        """Pack a matrix of codes.
+        """Pack a copy of `codes`, a matrix as `check_codes` has it, of any memory order.
 
-        Parameters
-        ----------
-        codes : integer array, shape (n_out, n_in)
-            -1, 0 or 1. May be empty, read-only, of any memory order; it is copied.
-        scale : float
-            One finite number (an array of one entry will do); rounded to float32.
-
-        Raises
-        ------
-        TypeError
-            If `codes` are not integers, or `scale` is not a number.
-        ValueError
-            If an entry is no ternary code (the first is named), `codes` is no matrix, or `scale` is
-            not one finite number.
+        `scale` is one finite number (an array of one entry will do), rounded to float32; else a
+        TypeError or ValueError says so.
         """
         path = kernels.path()
-        pack = _PACK[kernels.layout(path)]
+        pack = PACK[kernels.layout(path)]
         if type(codes) is np.ndarray and codes.dtype == np.int8 and codes.ndim == 2:
             try:
                 held = pack(codes)  # compiled packers check as they go
@@ -107,19 +76,8 @@ class TernaryMatrix:
     ) -> TernaryMatrix:
         """Read a matrix from the canonical 2-bit form: `pack2` of its codes in C order.
 
-        Parameters
-        ----------
-        packed : uint8 array, shape (ceil(n_out * n_in / 4),)
-            Copied; what it holds beyond the last code is dropped.
-        shape : tuple of two ints
-            (n_out, n_in).
-        scale : float
-            One finite number; rounded to float32.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `unpack2` does, and for a `shape` or `scale` that is none.
+        The bytes are copied; what they hold beyond the last code is dropped. Errors are those of
+        `unpack2` and `from_codes`, and a ValueError for a `shape` that is no (n_out, n_in).
         """
         shape = check_shape(shape)
         return cls.from_codes(unpack2(packed, shape[0] * shape[1]).reshape(shape), scale)
@@ -128,25 +86,13 @@ class TernaryMatrix:
     def from_hf(
         cls, packed: ArrayLike, n_out: int, scale: float | np.float32 = 1.0
     ) -> TernaryMatrix:
-        """Read a matrix from Hugging Face's layout, without expanding the whole of it to codes.
+        """Read a matrix as `minibit.ternary.from_hf` does, without expanding the whole to codes.
 
-        Parameters
-        ----------
-        packed : uint8 array, shape (ceil(n_out / 4), n_in)
-            As `to_hf` returns it; copied.
-        n_out : int
-            Number of rows.
-        scale : float
-            One finite number; rounded to float32.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `from_hf` does, and for a `scale` that is none.
+        `scale` and what is refused of it are as for `from_codes`.
         """
         packed, n_out = np.asarray(packed), integer("n_out", n_out)
         path = kernels.path()
-        held = hold_hf(packed, n_out, kernels.layout(path))
+        held = repack_hf(packed, n_out, kernels.layout(path))
         return cls._made(held, path, (n_out, packed.shape[1]), scale)
 
     @classmethod
@@ -201,11 +147,6 @@ class TernaryMatrix:
 
 
 _SMALL = 2048  # inputs and outputs of a matrix for which the way into a product counts
-_PACK: dict[str, Callable[..., NDArray[np.uint8]]] = {
-    "packed2": pack2,
-    "columns": pack_columns,
-    "panels": pack_panels,
-}
 
 
 def _one_scale(scale: float | np.float32) -> np.float32:

@@ -33,14 +33,9 @@ Codes = NDArray[np.int8]
 
 
 def check_codes(codes: ArrayLike, ndim: int | None = None) -> Codes:
-    """Return `codes` as an int8 array after checking that every entry is -1, 0 or 1.
+    """Return `codes`, integers of any shape, as int8 if every entry is -1, 0 or 1.
 
-    Parameters
-    ----------
-    codes : integer array of any shape
-        Read-only and non-contiguous arrays are fine. An int8 array is returned as it is, uncopied.
-    ndim : int, optional
-        Number of axes that the array must have.
+    An int8 array is returned as it is, uncopied; with `ndim`, it must have that many axes.
 
     Raises
     ------
@@ -115,24 +110,11 @@ def _digits(codes: ArrayLike, group: int) -> Bytes:
 
 
 def pack2(codes: ArrayLike) -> Bytes:
-    """Pack codes into two bits each, four a byte.
+    """Pack codes into two bits each, four per byte: uint8 ``(ceil(count / 4),)``.
 
-    ``byte = sum_i (t_i + 1) << 2i``, i = 0..3: the first code sits in the lowest bits.
-
-    Parameters
-    ----------
-    codes : integer array of any shape
-        -1, 0 or 1; read in C order. May be empty.
-
-    Returns
-    -------
-    uint8 array, shape (ceil(count / 4),)
-        The missing codes of the last byte are filled with weight 0 (bits 01).
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `check_codes` does.
+    ``byte = sum_i (t_i + 1) << 2i``, i = 0..3: the first code sits in the lowest bits. `codes` may
+    have any shape, are read in C order and checked by `check_codes`. The missing codes of the last
+    byte are filled with weight 0 (bits 01).
 
     Examples
     --------
@@ -145,24 +127,11 @@ def pack2(codes: ArrayLike) -> Bytes:
 
 
 def unpack2(packed: ArrayLike, count: int) -> Codes:
-    """Unpack `count` codes from two bits each: the inverse of `pack2`.
+    """Unpack `count` codes, int8 ``(count,)``, from two bits each: the inverse of `pack2`.
 
-    Parameters
-    ----------
-    packed : uint8 array, shape (ceil(count / 4),)
-    count : int
-        Number of codes; what follows in the last byte is ignored, but must be legal.
-
-    Returns
-    -------
-    int8 array, shape (count,)
-
-    Raises
-    ------
-    TypeError
-        If `packed` is not uint8.
-    ValueError
-        If its length does not fit `count`, or a byte holds the 2-bit code 3; the first is named.
+    `packed` has the type and shape that packing gives, or a TypeError or a ValueError says so. What
+    follows the last code is ignored, but must be legal: a ValueError names the first byte that
+    holds the 2-bit code 3.
 
     Examples
     --------
@@ -177,26 +146,11 @@ def unpack2(packed: ArrayLike, count: int) -> Codes:
 
 
 def pack_base3(codes: ArrayLike) -> Bytes:
-    """Pack codes as base-3 digits, five a byte: 1.6 bits a code.
+    """Pack `codes` as `pack2` does, but as base-3 digits, five per byte: ``(ceil(count / 5),)``.
 
-    ``byte = sum_i (t_i + 1) * 3**i``, i = 0..4: the first code is the lowest digit. The byte is the
-    plain number 0..242. (The TQ1_0 files of ggml hold the same five digits as a binary fraction,
-    highest digit first, in another order: see `minibit.ternary.to_tq1_0`.)
-
-    Parameters
-    ----------
-    codes : integer array of any shape
-        -1, 0 or 1; read in C order. May be empty.
-
-    Returns
-    -------
-    uint8 array, shape (ceil(count / 5),)
-        The missing codes of the last byte are filled with weight 0 (digit 1).
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `check_codes` does.
+    ``byte = sum_i (t_i + 1) * 3**i``, i = 0..4: the first code is the lowest digit, a missing one
+    is digit 1, and the byte is the plain number 0..242. (The TQ1_0 files of ggml hold the same five
+    digits as a binary fraction, highest first, in another order: `minibit.ternary.to_tq1_0`.)
 
     Examples
     --------
@@ -209,24 +163,7 @@ def pack_base3(codes: ArrayLike) -> Bytes:
 
 
 def unpack_base3(packed: ArrayLike, count: int) -> Codes:
-    """Unpack `count` codes from base-3 bytes: the inverse of `pack_base3`.
-
-    Parameters
-    ----------
-    packed : uint8 array, shape (ceil(count / 5),)
-    count : int
-        Number of codes; what follows in the last byte is ignored.
-
-    Returns
-    -------
-    int8 array, shape (count,)
-
-    Raises
-    ------
-    TypeError
-        If `packed` is not uint8.
-    ValueError
-        If its length does not fit `count`, or a byte is above 242; the first is named.
+    """Unpack `count` codes from base-3 bytes, `packed`, as `unpack2` does: a byte is at most 242.
 
     Examples
     --------
@@ -244,23 +181,10 @@ def unpack_base3(packed: ArrayLike, count: int) -> Codes:
 def pack_bitplanes(codes: ArrayLike) -> Bytes:
     """Pack codes into two bit-planes: where the code is 1, and where it is -1.
 
-    A product then needs no decoding: ``x . t = sum(x[plus]) - sum(x[minus])``.
-
-    Parameters
-    ----------
-    codes : integer array of any shape
-        -1, 0 or 1; read in C order. May be empty.
-
-    Returns
-    -------
-    uint8 array, shape (2, ceil(count / 8))
-        Row 0 is the plane of the ones, row 1 that of the minus ones; bit k of byte j (k = 0 the
-        lowest) stands for code ``8j + k``. The last byte is filled with 0 in both planes.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `check_codes` does.
+    A product then needs no decoding: ``x . t = sum(x[plus]) - sum(x[minus])``. `codes` are read and
+    checked as by `pack2`. The result has shape ``(2, ceil(count / 8))``: row 0 is the plane of the
+    ones, row 1 that of the minus ones; bit k of byte j (k = 0 the lowest) stands for code
+    ``8j + k``. The last byte is filled with 0 in both.
 
     Examples
     --------
@@ -273,24 +197,7 @@ def pack_bitplanes(codes: ArrayLike) -> Bytes:
 
 
 def unpack_bitplanes(packed: ArrayLike, count: int) -> Codes:
-    """Unpack `count` codes from two bit-planes: the inverse of `pack_bitplanes`.
-
-    Parameters
-    ----------
-    packed : uint8 array, shape (2, ceil(count / 8))
-    count : int
-        Number of codes; what follows in the last byte is ignored, but must be legal.
-
-    Returns
-    -------
-    int8 array, shape (count,)
-
-    Raises
-    ------
-    TypeError
-        If `packed` is not uint8.
-    ValueError
-        If its shape does not fit `count`, or a code is marked both 1 and -1; the first is named.
+    """Unpack `count` codes from bit-planes, `packed`, as `unpack2` does: no code is both 1 and -1.
 
     Examples
     --------

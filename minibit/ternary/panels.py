@@ -19,23 +19,29 @@ plain loop over rows multiplies by one activation at a time, and compilers turn 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit import kernels
 from minibit.base import plain
+from minibit.ternary.packings import Bytes, Codes, pack2
+from minibit.ternary.published import from_hf
 
 __all__ = [
+    "PACK",
     "empty_panels",
     "pack_columns",
     "pack_columns_reference",
     "pack_panels",
     "pack_panels_reference",
+    "repack_hf",
     "unpack_columns",
     "unpack_panels",
 ]
 
-Bytes = NDArray[np.uint8]
-Codes = NDArray[np.int8]
 ROWS = 64  # in a panel
 
 
@@ -76,22 +82,11 @@ def pack_columns_reference(codes: Codes) -> Bytes:
 
 
 def pack_panels(codes: Codes) -> Bytes:
-    """Pack codes into panels of 64 rows: what byte dot products read.
+    """Pack int8 codes ``(n_out, n_in)`` into panels of 64 rows: what byte dot products read.
 
-    Parameters
-    ----------
-    codes : int8 array, shape (n_out, n_in)
-        -1, 0 or 1.
-
-    Returns
-    -------
-    uint8 array, shape (ceil(n_out / 64) * ceil(n_in / 64) * 1024,)
-        Its first byte lies at a multiple of 64 if packed by the kernel.
-
-    Raises
-    ------
-    ValueError
-        If an entry is no ternary code (the compiled packer checks; the reference trusts).
+    ``ceil(n_out / 64) * ceil(n_in / 64) * 1024`` bytes, the first at a multiple of 64 if packed by
+    the kernel; which also checks, and raises a ValueError for what is no code. The reference
+    trusts.
 
     Examples
     --------
@@ -99,67 +94,70 @@ def pack_panels(codes: Codes) -> Bytes:
     >>> [f"{byte:08b}" for byte in panel[0, 0]]  # rows 0 and 16 have code 1, rows 32 and 48 none
     ['01011010', '01011010', '01011010', '01010101']
     """
-    from minibit import kernels
-
-    if not kernels.compiled():
-        return pack_panels_reference(codes)
-    from minibit.kernels.pack import panels
-
-    n_out, n_in = codes.shape
-    packed = empty_panels(n_out, n_in)
-    if not panels(plain(codes, np.int8), n_out, packed):
-        raise ValueError("codes must be -1, 0 or 1")
-    return packed
+    return _packed("panels", codes, pack_panels_reference)
 
 
 def pack_columns(codes: Codes) -> Bytes:
-    """Pack codes into lines of 4 columns: what a plain loop over the rows reads.
+    """Pack codes as `pack_panels` does, but into ``ceil(n_in / 16) * 4`` lines of 4 columns.
 
-    Parameters
-    ----------
-    codes : int8 array, shape (n_out, n_in)
-        -1, 0 or 1.
-
-    Returns
-    -------
-    uint8 array, shape (ceil(n_in / 16) * 4 * n_out,)
-
-    Raises
-    ------
-    ValueError
-        If an entry is no ternary code (the compiled packer checks; the reference trusts).
+    A plain loop over the rows reads these.
 
     Examples
     --------
     >>> [f"{byte:08b}" for byte in pack_columns(np.int8([[1, 0, -1, 0], [0, 0, 0, 1]]))[:2]]
     ['01000110', '10010101']
     """
-    from minibit import kernels
+    return _packed("columns", codes, pack_columns_reference)
 
+
+PACK: dict[str, Callable[[Codes], Bytes]] = {  # by the names of `minibit.kernels.layout`
+    "packed2": pack2,
+    "columns": pack_columns,
+    "panels": pack_panels,
+}
+
+
+def repack_hf(packed: Bytes, n_out: int, layout: str) -> Bytes:
+    """Pack a matrix of Hugging Face's layout as ``PACK[layout]`` packs its codes.
+
+    By way of int8 codes that takes four times the room of both; the kernels expand a few rows at a
+    time. What is refused is as for `from_hf`.
+
+    Examples
+    --------
+    >>> from minibit.ternary.published import to_hf
+    >>> repack_hf(to_hf(np.int8([[1, 0], [0, 0], [0, 0], [0, 1]])), 4, "packed2")
+    array([ 86, 149], dtype=uint8)
+    """
+    fits = packed.ndim == 2 and packed.shape[0] == -(-n_out // 4) and packed.dtype == np.uint8
+    if layout != "packed2" and fits and kernels.compiled():
+        repacked = _by_kernel(layout, plain(packed), n_out)
+        if repacked is not None:
+            return repacked
+    return PACK[layout](from_hf(packed, n_out))  # which names what is wrong
+
+
+def _packed(layout: str, codes: Codes, reference: Callable[[Codes], Bytes]) -> Bytes:
+    """Pack codes by the kernel, if there is one."""
     if not kernels.compiled():
-        return pack_columns_reference(codes)
-    from minibit.kernels.pack import columns
-
-    n_out, n_in = codes.shape
-    packed = np.empty(-(-n_in // 16) * 4 * n_out, np.uint8)
-    if not columns(plain(codes, np.int8), n_out, packed):
+        return reference(codes)
+    packed = _by_kernel(layout, plain(codes, np.int8), codes.shape[0])
+    if packed is None:
         raise ValueError("codes must be -1, 0 or 1")
     return packed
 
 
+def _by_kernel(layout: str, source: NDArray[Any], n_out: int) -> Bytes | None:
+    """Pack int8 codes, or the bytes of Hugging Face's layout; None if one is no code."""
+    from minibit.kernels import pack
+
+    n_in, panels = source.shape[1], layout == "panels"
+    packed = empty_panels(n_out, n_in) if panels else np.empty(-(-n_in // 16) * 4 * n_out, np.uint8)
+    return packed if (pack.panels if panels else pack.columns)(source, n_out, packed) else None
+
+
 def unpack_panels(packed: Bytes, shape: tuple[int, int]) -> Codes:
-    """Undo `pack_panels`.
-
-    Parameters
-    ----------
-    packed : uint8 array
-        As `pack_panels` returns it.
-    shape : tuple of two ints
-        (n_out, n_in).
-
-    Returns
-    -------
-    int8 array, shape (n_out, n_in)
+    """Undo `pack_panels`: int8 of `shape`, (n_out, n_in).
 
     Examples
     --------
@@ -175,18 +173,7 @@ def unpack_panels(packed: Bytes, shape: tuple[int, int]) -> Codes:
 
 
 def unpack_columns(packed: Bytes, shape: tuple[int, int]) -> Codes:
-    """Undo `pack_columns`.
-
-    Parameters
-    ----------
-    packed : uint8 array
-        As `pack_columns` returns it.
-    shape : tuple of two ints
-        (n_out, n_in).
-
-    Returns
-    -------
-    int8 array, shape (n_out, n_in)
+    """Undo `pack_columns`: int8 of `shape`, (n_out, n_in).
 
     Examples
     --------

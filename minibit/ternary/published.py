@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minibit.base import integer
+from minibit.base import integer, one_of
 from minibit.ternary.packings import (
     Bytes,
     Codes,
@@ -36,23 +36,10 @@ def to_hf(codes: ArrayLike) -> Bytes:
     """Pack codes as Hugging Face's BitNet checkpoints do: quarters of the rows interleaved.
 
     ``packed[r] = sum_i (t[i * R + r] + 1) << 2i`` with ``R = ceil(n_out / 4)``, i = 0..3: byte row
-    r holds rows r, R + r, 2R + r and 3R + r, not four neighbours.
-
-    Parameters
-    ----------
-    codes : integer array, shape (n_out, n_in)
-        -1, 0 or 1. May be empty.
-
-    Returns
-    -------
-    uint8 array, shape (ceil(n_out / 4), n_in)
-        Rows that are missing to a multiple of four are filled with bits 00, as published, which
-        **decode to -1**: a reader must slice to n_out.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `check_codes` does; and if `codes` is no matrix.
+    r holds rows r, R + r, 2R + r and 3R + r, not four neighbours. `codes` are ``(n_out, n_in)``, as
+    `check_codes` has them; the result is uint8 ``(R, n_in)``. Rows that are missing to a multiple
+    of four are filled with bits 00, as published, which **decode to -1**: a reader must slice to
+    n_out.
 
     Notes
     -----
@@ -76,24 +63,11 @@ def to_hf(codes: ArrayLike) -> Bytes:
 
 
 def from_hf(packed: ArrayLike, n_out: int) -> Codes:
-    """Unpack the codes of a Hugging Face BitNet checkpoint: the inverse of `to_hf`.
+    """Unpack a Hugging Face BitNet checkpoint: the inverse of `to_hf`, int8 ``(n_out, n_in)``.
 
-    Parameters
-    ----------
-    packed : uint8 array, shape (ceil(n_out / 4), n_in)
-    n_out : int
-        Number of rows; the file doesn't tell it (the model's configuration does).
-
-    Returns
-    -------
-    int8 array, shape (n_out, n_in)
-
-    Raises
-    ------
-    TypeError
-        If `packed` is not uint8, or `n_out` no integer.
-    ValueError
-        If its rows do not fit `n_out`, or a byte holds the 2-bit code 3; the first is named.
+    The file doesn't tell `n_out`, the number of rows; the model's configuration does. `packed` is
+    uint8 ``(ceil(n_out / 4), n_in)``, else a TypeError or ValueError says so; a ValueError names
+    the first byte that holds the 2-bit code 3.
 
     Examples
     --------
@@ -110,36 +84,27 @@ def from_hf(packed: ArrayLike, n_out: int) -> Codes:
 
 
 def to_i2_s(codes: ArrayLike, scale: float = 1.0, layout: I2Layout = "x86") -> Bytes:
-    """Pack codes as bitnet.cpp's I2_S: two bits a weight and one scale for the whole matrix.
+    """Pack codes as bitnet.cpp's I2_S: two bits per weight and one scale for the whole matrix.
 
     Three layouts share one GGUF type id, and the file doesn't say which it holds:
 
     - ``x86``: of each 128 weights e = t + 1 of a row, byte p (0..31) is
-      ``e[p] << 6 | e[32 + p] << 4 | e[64 + p] << 2 | e[96 + p]``;
+      ``e[p] << 6 | e[32 + p] << 4 | e[64 + p] << 2 | e[96 + p]``; most published files;
     - ``arm``: the same with groups of 64 weights in 16 bytes;
     - ``rows``: byte (r, column) is ``e[4r] << 6 | e[4r + 1] << 4 | e[4r + 2] << 2 | e[4r + 3]``,
       the column of four neighbouring rows (newer x86 builds).
 
+    The result is uint8 ``(n_out * n_in / 4 + 32,)``: its tail of 32 bytes starts with the scale as
+    little-endian float32; the rest of it is 0 here (bitnet.cpp leaves it as it was).
+
     Parameters
     ----------
     codes : integer array, shape (n_out, n_in)
-        -1, 0 or 1; n_in a multiple of 128 (x86) or 64 (arm), or n_out of 4 (rows).
+        As `check_codes` has it; n_in a multiple of 128 (x86) or 64 (arm), or n_out of 4 (rows):
+        bitnet.cpp drops what is left over without a word.
     scale : float
         Finite, not negative, and no number that float32 would round to 0.
     layout : {"x86", "arm", "rows"}
-        Published files for x86 mostly have the first.
-
-    Returns
-    -------
-    uint8 array, shape (n_out * n_in / 4 + 32,)
-        The tail of 32 bytes starts with the scale as little-endian float32; the rest of it is 0
-        here (bitnet.cpp leaves it as it was).
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `check_codes` does; for a shape that the layout cannot hold (bitnet.cpp drops what is
-        left over without a word), an unknown layout, or a scale that is not one finite number >= 0.
 
     Notes
     -----
@@ -153,10 +118,10 @@ def to_i2_s(codes: ArrayLike, scale: float = 1.0, layout: I2Layout = "x86") -> B
     (64, array([149,  85], dtype=uint8), array([0.5], dtype=float32))
     """
     codes = check_codes(codes, ndim=2)
-    given = check_scale(scale)
+    exact = check_scale(scale)
     with np.errstate(over="ignore", under="ignore"):
-        one = given.astype("<f4")
-    if one.size != 1 or not (np.isfinite(one) & (one >= 0) & ((one > 0) | (given == 0))).all():
+        one = exact.astype("<f4")
+    if one.size != 1 or not (np.isfinite(one) & (one >= 0) & ((one > 0) | (exact == 0))).all():
         raise ValueError(f"scale must be one finite number >= 0 as float32, got {scale!r}")
     outer, inner = _i2_groups(codes.shape, layout)
     e = (codes + np.int8(1)).view(np.uint8).reshape(outer, 4, inner)
@@ -169,29 +134,12 @@ def to_i2_s(codes: ArrayLike, scale: float = 1.0, layout: I2Layout = "x86") -> B
 def from_i2_s(
     packed: ArrayLike, shape: tuple[int, int], layout: I2Layout = "x86"
 ) -> tuple[Codes, np.float32]:
-    """Unpack bitnet.cpp's I2_S: the inverse of `to_i2_s`.
+    """Unpack bitnet.cpp's I2_S, the inverse of `to_i2_s`: int8 codes of `shape`, and the scale.
 
-    Parameters
-    ----------
-    packed : uint8 array, shape (n_out * n_in / 4 + 32,)
-    shape : tuple of two ints
-        (n_out, n_in).
-    layout : {"x86", "arm", "rows"}
-        Which of the three layouts: the bytes cannot tell. The wrong one gives legal codes in a
-        wrong order.
-
-    Returns
-    -------
-    codes : int8 array, shape (n_out, n_in)
-    scale : float32
-
-    Raises
-    ------
-    TypeError
-        If `packed` is not uint8.
-    ValueError
-        If its length does not fit `shape`, the layout cannot hold `shape`, a byte holds the 2-bit
-        code 3, or the scale is negative or not finite.
+    The bytes cannot tell which `layout` they have: the wrong one gives legal codes in a wrong
+    order. `packed` is uint8 of the length that `shape`, (n_out, n_in), asks for, else a TypeError
+    or ValueError says so; a ValueError also refuses the 2-bit code 3, and a scale that is negative
+    or not finite.
 
     Examples
     --------
@@ -216,16 +164,11 @@ def from_i2_s(
 def _i2_groups(shape: tuple[int, ...], layout: str) -> tuple[int, int]:
     """Split the flat matrix into (outer, 4, inner), the four codes of a byte along the middle."""
     n_out, n_in = shape
-    if layout == "rows":
-        if n_out % 4:
-            raise ValueError(f"layout 'rows' needs n_out a multiple of 4, got shape {shape}")
-        return n_out // 4, n_in
-    widths = {"x86": 32, "arm": 16}
-    if layout not in widths:
-        raise ValueError(f"layout must be 'x86', 'arm' or 'rows', got {layout!r}")
-    inner = widths[layout]
-    if n_in % (4 * inner):
+    one_of("layout", layout, ("x86", "arm", "rows"))
+    inner = {"x86": 32, "arm": 16}.get(layout, n_in)
+    axis, length, multiple = ("n_out", n_out, 4) if layout == "rows" else ("n_in", n_in, 4 * inner)
+    if length % multiple:
         raise ValueError(
-            f"layout {layout!r} needs n_in a multiple of {4 * inner}, got shape {shape}"
+            f"layout {layout!r} needs {axis} a multiple of {multiple}, got shape {shape}"
         )
-    return n_out * n_in // (4 * inner), inner
+    return n_out // 4 if layout == "rows" else n_out * n_in // multiple, inner
