@@ -246,13 +246,6 @@ def run_of(arguments):
         for layer, (n_out, n_in) in enumerate(shapes)
         for code in oracle_initial_codes(seed, n_out * n_in, plan["zeros"], layer)
     ]
-    for step, record in enumerate(arguments["records"]):
-        start = 0
-        for layer, (n_out, n_in) in enumerate(shapes):
-            units = oracle_subset(seed, 3, step, layer, n_out, plan["units"][layer])
-            for q, sign in zip(record["positions"][layer], record["signs"][layer], strict=True):
-                weights[start + units[q // n_in] * n_in + q % n_in] += sign
-            start += n_out * n_in
     labels, shifts = arguments["labels"], range(recipe["shifts"])
     table = [[1.0] * len(shifts) for _ in labels]
 
@@ -261,20 +254,31 @@ def run_of(arguments):
         x = [shifted_image(arguments["images"][i], arguments["shape"], s) for i, s in pairs]
         return {"x": x, "y": [labels[i] for i, _ in pairs], "weight": weight}
 
-    first = len(arguments["records"])
-    if first:  # a resumed run measures all
-        pairs = [(i, s) for i in range(len(labels)) for s in shifts]
-        everything = visit(pairs, [1.0] * len(pairs))
-        _, hardness, *_ = sums_of(weights, shapes, model, everything, recipe["threshold"], [])
-        for (i, s), value in zip(pairs, hardness.tolist(), strict=True):
-            table[i][s] = value
-    measured, batches, records = [list(row) for row in table], [], []
-    for step in range(first, first + arguments["steps"]):
+    def batch_of(step):
+        """The draw of a step by the table as it is, and its pairs."""
         draw = {name: recipe[name] for name in ("threshold", "easy_share")}
         draw |= {"seed": seed, "step": step, "table": table}
         draw["count"] = round(geometric(recipe["batch"], recipe["steps"], step))
-        batches.append(draw_of(draw))
-        pairs = list(zip(batches[-1]["sample"], batches[-1]["shift"], strict=True))
+        drawn = draw_of(draw)
+        return drawn, list(zip(drawn["sample"], drawn["shift"], strict=True))
+
+    for step, record in enumerate(arguments["records"]):  # passes of a run that is resumed
+        drawn, pairs = batch_of(step)
+        batch = visit(pairs, drawn["weight"])
+        _, hardness, *_ = sums_of(weights, shapes, model, batch, recipe["threshold"], [])
+        for (i, s), value in zip(pairs, hardness.tolist(), strict=True):
+            table[i][s] = value
+        start = 0
+        for layer, (n_out, n_in) in enumerate(shapes):
+            units = oracle_subset(seed, 3, step, layer, n_out, plan["units"][layer])
+            for q, sign in zip(record["positions"][layer], record["signs"][layer], strict=True):
+                weights[start + units[q // n_in] * n_in + q % n_in] += sign
+            start += n_out * n_in
+    first = len(arguments["records"])
+    measured, batches, records = [list(row) for row in table], [], []
+    for step in range(first, first + arguments["steps"]):
+        drawn, pairs = batch_of(step)
+        batches.append(drawn)
         options = {"threshold": recipe["threshold"], "units": plan["units"]}
         options |= {"inputs": plan["inputs"]}
         options["rate"] = geometric(recipe["rate"], recipe["steps"], step)

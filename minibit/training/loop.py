@@ -29,15 +29,13 @@ from minibit.noise import BATCH, integers
 from minibit.noise_step import (
     MLP,
     NoiseStep,
-    SampledStep,
     StepResult,
     forward,
-    geometric,
 )
 from minibit.steps import StepLog
+from minibit.training.course import Course
 from minibit.training.log_header import SPLITS, make_header, model_of, recipe_of, training_header
 from minibit.training.presets import PRESETS, STEPS_PER_RECORD, Preset
-from minibit.training.resampling import Pool, shifted
 
 __all__ = ["Progress", "TrainResult", "evaluate", "train"]
 
@@ -209,8 +207,7 @@ class _Run:
     data: Dataset
     log: StepLog
     stepper: NoiseStep
-    pool: Pool
-    density: float
+    course: Course
 
     @classmethod
     def fresh(
@@ -237,9 +234,9 @@ class _Run:
             threshold=recipe.threshold,
         )
         header["plan"] = stepper.plan.to_dict()
-        pool = _pool(recipe, header, data, seed)
+        course = Course(header, data, seed)
         log = StepLog.create(out, header, overwrite=overwrite)
-        return cls(recipe, header, data, log, stepper, pool, recipe.density[0])
+        return cls(recipe, header, data, log, stepper, course)
 
     @classmethod
     def resumed(cls, out: Path, data: Dataset, overrides: dict[str, Any]) -> _Run:
@@ -275,52 +272,26 @@ class _Run:
         if stepper.plan != plan:
             raise ValueError(f"{log.path}: its recipe makes {stepper.plan}, its header says {plan}")
         stepper.steps = len(log)
-        density = recipe.density[0]
-        for step in log.steps():
-            if isinstance(step, SampledStep):
-                density = step.numerator / 2**32  # of the last step, where it follows the loss
-        pool = _pool(recipe, header, data, plan.seed)
-        return cls(recipe, header, data, log, stepper, pool, density)
+        return cls(recipe, header, data, log, stepper, Course(header, data, plan.seed))
 
     def warm_up(self) -> None:
         """Compile what a step of the first batch's size uses; leaves no trace in the run."""
         if not compiled():
             return
-        trial, count = copy(self.stepper), self.batch_size(0)
-        x, y = self.pool.images[0, :count], self.pool.labels[:count]
+        trial, pool, count = copy(self.stepper), self.course.pool, self.course.batch_size(0)
+        x, y = pool.images[0, :count], pool.labels[:count]
         trial.step(x, y)
         evaluate(trial.params, self.model, x, y)
         integers(self.log.plan.seed, 8, 8, domain=BATCH)
 
     @property
     def model(self) -> MLP:
-        model: MLP = self.stepper.objective.model  # type: ignore[assignment]
-        return model
-
-    def measure_hardness(self, workers: int | None) -> None:
-        """Fill the table from the present weights, as a resumed run must."""
-        for shift, images in enumerate(self.pool.images):
-            _, _, hardness, _ = forward(
-                self.model, self.stepper.params, images, self.pool.labels, workers
-            )
-            self.pool.hard[:, shift] = hardness
-
-    def batch_size(self, step: int) -> int:
-        first, last = self.recipe.batch
-        return round(geometric(first, last, self.recipe.steps)(step))
+        return self.course.model
 
     def one_step(self) -> StepResult:
-        step = self.stepper.steps
-        sample, shift, weight = self.pool.draw(step, self.batch_size(step))
-        x, y = self.pool.images[shift, sample], self.pool.labels[sample]
-        if self.recipe.density_by_loss and self.recipe.method == "sampled":
-            result = self.stepper.step(x, y, weight=weight, density=self.density)
-            for bar, density in self.recipe.density_by_loss:
-                if result.loss < bar:
-                    self.density = min(self.density, density)
-        else:
-            result = self.stepper.step(x, y, weight=weight)
-        self.pool.hard[sample, shift] = result.hardness
+        x, y, weight = self.course.batch(self.stepper.steps)
+        result = self.stepper.step(x, y, weight=weight, density=self.course.density)
+        self.course.saw(result.hardness, result.loss)
         return result
 
     def save(self, results: list[StepResult]) -> None:
@@ -351,8 +322,8 @@ class _Run:
             self.warm_up()
             begin, cpu = time.perf_counter(), time.process_time()
             last_report = begin
-            if self.stepper.steps and self.recipe.easy_share < 1:
-                self.measure_hardness(workers)
+            if self.stepper.steps:
+                self.course.retrace(self.log, workers)
             while self.stepper.steps < total:
                 step_begin = time.perf_counter()
                 result = self.one_step()
@@ -425,15 +396,6 @@ class _Run:
             compile_seconds=compile_seconds,
             cpu_seconds=cpu_seconds,
             step_seconds=step_seconds,
-            batch_sizes=np.array([self.batch_size(first + t) for t in range(done)], np.int64),
+            batch_sizes=np.array([self.course.batch_size(first + t) for t in range(done)]),
             interrupted=stop.asked,
         )
-
-
-def _pool(recipe: Preset, header: dict[str, Any], data: Dataset, seed: int) -> Pool:
-    """Return the training samples under all shifts, without the validation split if it is kept."""
-    x, y = data.train_x, data.train_y
-    if header["data"]["split"] == "validation":
-        x, y = split(data)[:2]
-    images = shifted(x, recipe.shifts, data.sample_shape)
-    return Pool(images, y.astype(np.int64), seed, recipe.threshold, recipe.easy_share)

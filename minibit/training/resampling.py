@@ -3,7 +3,7 @@
 ``hard[i, s]`` holds 1 - p_y of image i under shift s as of its last visit, at first 1. Draw (i, s)
 uniformly; accept it with weight 1 if it is hard, above `threshold`, else with probability
 `easy_share` and weight 1 / easy_share, so that weighted sums stay unbiased. The table is state of
-the run, not of the model; a resumed run measures it anew.
+the run, not of the model; forward passes give it back (`minibit.training.course`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,88 @@
+"""The course of a run: which samples its steps see, and what the run remembers of them.
+
+A run's state is its weights and its course: how hard each sample was at its last visit, which
+decides how often it is drawn, and the density that followed the loss. Both come from forward
+passes alone. So whoever has the log has the course, too: `Course.retrace` makes the forward passes
+of the steps that were logged, and a run that is resumed goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minibit.datasets import Dataset, split
+from minibit.noise_step import MLP, SampledStep, forward, geometric
+from minibit.steps import StepLog
+from minibit.training.log_header import model_of, recipe_of
+from minibit.training.presets import Preset
+from minibit.training.resampling import Pool, shifted
+
+__all__ = ["Course"]
+
+Batch = tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float32]]  # x, y, weight
+
+
+class Course:
+    """Batches of a run, one after another, and what was learnt of their samples.
+
+    Parameters
+    ----------
+    header : dict
+        Of the run's log: recipe and data.
+    data : Dataset
+        Whose digest is the header's; without its validation split if the header keeps that apart.
+    seed : int
+        Names the draws.
+    """
+
+    def __init__(self, header: dict[str, Any], data: Dataset, seed: int) -> None:
+        self.recipe: Preset = recipe_of(header["recipe"])
+        self.model: MLP = model_of(header)
+        x, y = data.train_x, data.train_y
+        if header["data"]["split"] == "validation":
+            x, y = split(data)[:2]
+        images = shifted(x, self.recipe.shifts, data.sample_shape)  # (shifts, samples, n_in)
+        recipe = self.recipe
+        self.pool = Pool(images, y.astype(np.int64), seed, recipe.threshold, recipe.easy_share)
+        self._density = recipe.density[0]
+
+    def batch_size(self, step: int) -> int:
+        """Return how many samples a step sees."""
+        first, last = self.recipe.batch
+        return round(geometric(first, last, self.recipe.steps)(step))
+
+    def batch(self, step: int) -> Batch:
+        """Draw the batch of a step; `saw` then says what its samples came to."""
+        sample, shift, weight = self.pool.draw(step, self.batch_size(step))
+        self._drawn = sample, shift
+        return self.pool.images[shift, sample], self.pool.labels[sample], weight
+
+    def saw(self, hardness: NDArray[Any], loss: float) -> None:
+        """Remember 1 - p_y of the samples of the batch last drawn, and follow its loss."""
+        sample, shift = self._drawn
+        self.pool.hard[sample, shift] = hardness
+        for bound, density in self.recipe.density_by_loss:
+            if loss < bound:
+                self._density = min(self._density, density)
+
+    @property
+    def density(self) -> float | None:
+        """The density of the next step where it follows the loss; None where a schedule says it."""
+        recipe = self.recipe
+        return self._density if recipe.density_by_loss and recipe.method == "sampled" else None
+
+    def retrace(self, log: StepLog, workers: int | None = None) -> None:
+        """Make the forward passes of all steps of a log: the course is then as its run's was."""
+        steps = len(log)
+        remembers = self.recipe.easy_share < 1  # else only the density of the last step counts
+        passes = range(0 if remembers else max(0, steps - 1), steps)
+        records = iter(list(log.steps())[passes.start :])
+        for (step, params), record in zip(log.walk(passes), records, strict=True):
+            x, y, weight = self.batch(step)
+            if isinstance(record, SampledStep):
+                self._density = record.numerator / 2**32
+            _, losses, hardness, _ = forward(self.model, params, x, y, workers)
+            self.saw(hardness, float(np.average(losses, weights=weight if weight.any() else None)))
