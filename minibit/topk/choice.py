@@ -1,10 +1,4 @@
-"""The choice of Q-Sparse: which k entries of a row are largest, exactly, and how many k is.
-
-    k      floor((1 - sparsity) n)
-    M_i    1 if fewer than k entries have |x_j| > |x_i|, or the same magnitude and j < i; else 0
-
-Ties go to the lowest index.
-"""
+"""The choice of Q-Sparse: which k entries of a row are largest, exactly, and how many k is."""
 
 from __future__ import annotations
 
@@ -28,23 +22,10 @@ _FLOAT32, _BOOL = np.dtype(np.float32), np.dtype(bool)
 def topk_count(n: int, sparsity: float | str | Fraction) -> int:
     """Count what is kept of n entries at a share of zeros: ``k = floor((1 - sparsity) n)``.
 
-    Parameters
-    ----------
-    n : int
-        At least 1.
-    sparsity : float, str or Fraction
-        From 0 to below 1. A float stands for the shortest decimal number that prints it: 0.9 is
-        nine tenths.
-
-    Raises
-    ------
-    ValueError
-        If `sparsity` is out of range, `n` below 1, or nothing would be kept.
-
-    Notes
-    -----
-    Exact. The authors' code (ustcwhy/Q-Sparse) computes ``int((1 - ratio) * n)`` in floating point,
-    which keeps none of 10 at a ratio of 0.9.
+    Exact: `sparsity`, from 0 to below 1, is a str, a Fraction, or a float that stands for the
+    shortest decimal number that prints it, so that 0.9 is nine tenths. The authors' code
+    (ustcwhy/Q-Sparse) computes ``int((1 - ratio) * n)`` in floating point, which keeps none of 10
+    at a ratio of 0.9. A sparsity out of range, an n below 1, or nothing kept is a ValueError.
 
     Examples
     --------
@@ -100,10 +81,8 @@ def topk_mask(x: Array, k: int) -> NDArray[np.bool_]:
 
     Raises
     ------
-    TypeError
-        If `x` does not hold floats, or `k` is no whole number.
-    ValueError
-        If `k` is below 1 or above n, an entry is NaN (the first is named), or `x` has no axis.
+    TypeError, ValueError
+        If `x` holds no floats, has no axis, or an entry is NaN (the first is named); for another k.
 
     Notes
     -----
@@ -122,13 +101,8 @@ def topk_mask(x: Array, k: int) -> NDArray[np.bool_]:
         if _KERNELS["select"](x, k, mask) < 0:
             return mask
     x = stop_gradient(x) if isinstance(x, Dual) else x
-    rows = _rows_for_kernel(x, k)
-    if rows is None:
-        return topk_mask_reference(x, k)
-    mask = np.empty(rows.shape, _BOOL)
-    if _KERNELS["select"](rows, int(k), mask) >= 0:
-        refuse_entries("x", np.asarray(x), np.isnan(x), "hold no NaN")
-    return mask if rows is x else mask.reshape(np.shape(x))
+    chosen = _by_kernel("select", x, k, _BOOL)
+    return topk_mask_reference(x, k) if chosen is None else chosen
 
 
 def block_topk_mask(x: ArrayLike, n: int, m: int) -> NDArray[np.bool_]:
@@ -147,13 +121,10 @@ def block_topk_mask(x: ArrayLike, n: int, m: int) -> NDArray[np.bool_]:
 
 def topk_keep(x: NDArray[Any], k: int) -> NDArray[Any]:
     """Keep the k entries of largest magnitude of every row of an array: ``where(mask, x, 0)``."""
-    rows = _rows_for_kernel(x, k)
-    if rows is None:
+    y = _by_kernel("keep", x, k, _FLOAT32)
+    if y is None:
         return np.where(topk_mask_reference(x, k), x, x.dtype.type(0))
-    y = np.empty_like(rows)
-    if _KERNELS["keep"](rows, int(k), y) >= 0:
-        refuse_entries("x", np.asarray(x), np.isnan(x), "hold no NaN")
-    return y if rows is x else y.reshape(x.shape).astype(x.dtype)
+    return y.astype(x.dtype, copy=False)
 
 
 def blocks(x: Array, m: int) -> Array:
@@ -179,8 +150,8 @@ def _is_plain(x: Any, k: Any) -> bool:
     )
 
 
-def _rows_for_kernel(x: Any, k: int) -> NDArray[np.float32] | None:
-    """Return x as what the kernel takes, float32 (rows, n), or None where it does not run."""
+def _by_kernel(name: str, x: Any, k: int, dtype: np.dtype[Any]) -> NDArray[Any] | None:
+    """Return what a kernel makes of x as float32 rows, or None where it does not run."""
     from minibit import kernels
 
     if not kernels.compiled():
@@ -189,13 +160,16 @@ def _rows_for_kernel(x: Any, k: int) -> NDArray[np.float32] | None:
         from minibit.kernels.topk import keep, select
 
         _KERNELS.update(select=select, keep=keep)
-    if _is_plain(x, k):
-        plain: NDArray[np.float32] = x
-        return plain
-    array, _ = checked(x, k)
-    if array.dtype.itemsize > 4 or not array.size:
-        return None
-    return np.ascontiguousarray(array, np.float32).reshape(-1, array.shape[-1])
+    rows = x
+    if not _is_plain(x, k):
+        array, k = checked(x, k)
+        if array.dtype.itemsize > 4 or not array.size:
+            return None
+        rows = np.ascontiguousarray(array, np.float32).reshape(-1, array.shape[-1])
+    out = np.empty(rows.shape, dtype)
+    if _KERNELS[name](rows, k, out) >= 0:
+        refuse_entries("x", np.asarray(x), np.isnan(x), "hold no NaN")
+    return out.reshape(np.shape(x))
 
 
 def checked(x: ArrayLike, k: int) -> tuple[NDArray[Any], int]:

@@ -14,6 +14,7 @@ A band that is not full is padded, so that matrices of few rows waste memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minibit import kernels
 from minibit.absmean import absmax_quantize
 from minibit.base import last_axis, number
 from minibit.matmul import MAX_INPUTS
@@ -54,28 +56,17 @@ class TernaryColumns:
 
     @classmethod
     def from_codes(cls, codes: ArrayLike, scale: float | np.float32 = 1.0) -> TernaryColumns:
-        """Pack a matrix of codes.
+        """Pack a copy of `codes`, a matrix of -1, 0 and 1, beside one finite scale, as float32.
 
-        Parameters
-        ----------
-        codes : integer array, shape (n_out, n_in)
-            -1, 0 or 1; copied.
-        scale : float
-            One finite number; rounded to float32.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `codes` are no matrix of ternary codes (the first that is none is named), or `scale`
-            is no finite number.
+        Anything else is a TypeError or ValueError; the first entry that is no code is named.
         """
-        checked = check_codes(codes, ndim=2)
+        matrix = check_codes(codes, ndim=2)
         with np.errstate(over="ignore"):
             factor = np.float32(scale)
         number("scale", factor)
-        bands = _pack(checked)
+        bands = _pack(matrix)
         bands.flags.writeable = False
-        n_out, n_in = checked.shape
+        n_out, n_in = matrix.shape
         return cls(bands, (n_out, n_in), factor)
 
     def codes(self) -> NDArray[np.int8]:
@@ -104,21 +95,10 @@ class TernaryColumns:
 def sparse_ternary_matmul_int8(x: ArrayLike, matrix: TernaryColumns) -> NDArray[np.int32]:
     """Multiply int8 activations by ternary codes, reading the columns of those that are not 0.
 
-    ``z = x codes^T``, exact in int32: what `minibit.matmul.ternary_matmul_int8` returns.
-
-    Parameters
-    ----------
-    x : int8 array, shape (..., n_in)
-        Any values. One token after the other is multiplied: meant for one.
-    matrix : TernaryColumns, shape (n_out, n_in)
-        n_in at most `minibit.matmul.MAX_INPUTS`.
-
-    Raises
-    ------
-    TypeError
-        If `x` is not int8, or `matrix` no `TernaryColumns`.
-    ValueError
-        If the number of inputs differs or is too large.
+    ``z = x codes^T``, exact in int32: what `minibit.matmul.ternary_matmul_int8` returns. `x` has
+    shape (..., n_in) and is multiplied one token after the other: meant for one. `matrix` is a
+    `TernaryColumns` with n_in at most `minibit.matmul.MAX_INPUTS`. Another type is a TypeError,
+    another number of inputs a ValueError.
 
     Examples
     --------
@@ -130,26 +110,30 @@ def sparse_ternary_matmul_int8(x: ArrayLike, matrix: TernaryColumns) -> NDArray[
     if x.dtype != np.int8:
         raise TypeError(f"x must be int8, got {x.dtype}")
     n_out, n_in = matrix.shape
-    rows = np.ascontiguousarray(x).reshape(-1 if n_in else int(np.prod(x.shape[:-1])), n_in)
-    return _products(rows, matrix).reshape(*x.shape[:-1], n_out)
+    rows = np.ascontiguousarray(x).reshape(math.prod(x.shape[:-1]), n_in)
+    z = np.zeros((len(rows), n_out), np.int32)
+    if not kernels.compiled():
+        codes = matrix.codes().astype(np.int32)
+        for row, sums in zip(rows, z, strict=True):
+            active = np.flatnonzero(row)
+            sums[:] = codes[:, active] @ row[active].astype(np.int32)
+    elif n_in and n_out:
+        from minibit.kernels import sparse
+
+        product = sparse.product_wide if kernels.path() in ("vnni", "amx") else sparse.product_any
+        at, values = np.empty(n_in + 32, np.int64), np.empty(n_in + 32, np.int8)
+        for row, sums in zip(rows, z, strict=True):
+            count = sparse.compact(row, at, values)
+            product(at, values, count, n_in, matrix._bands, sums)
+    return z.reshape(*x.shape[:-1], n_out)
 
 
 def sparse_ternary_matmul(x: ArrayLike, matrix: TernaryColumns) -> NDArray[np.float32]:
-    """Multiply float activations by a ternary matrix, reading the columns of those that are not 0.
+    """Multiply float activations, usually of `topk_sparsify`, as `sparse_ternary_matmul_int8` does.
 
-    ``y = float32(q codes^T) (gamma / s)`` with ``q, s`` of `absmax_quantize`: bit for bit what
-    `minibit.matmul.ternary_matmul` returns. What rounds to 0 in int8 is not read, either.
-
-    Parameters
-    ----------
-    x : float array, shape (..., n_in)
-        All finite; usually of `topk_sparsify`.
-    matrix : TernaryColumns, shape (n_out, n_in)
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `sparse_ternary_matmul_int8` and `absmax_quantize` do.
+    ``y = float32(q codes^T) (gamma / s)`` with ``q, s`` of `absmax_quantize`, which takes finite
+    `x`: bit for bit what `minibit.matmul.ternary_matmul` returns of the same matrix. What rounds to
+    0 in int8 is not read, either.
 
     Examples
     --------
@@ -161,30 +145,6 @@ def sparse_ternary_matmul(x: ArrayLike, matrix: TernaryColumns) -> NDArray[np.fl
     z = sparse_ternary_matmul_int8(codes, matrix)
     y: NDArray[np.float32] = z.astype(np.float32) * (matrix.scale / scale)
     return y
-
-
-def _products(rows: NDArray[np.int8], matrix: TernaryColumns) -> NDArray[np.int32]:
-    """Multiply rows (batch, n_in) one after the other: (batch, n_out)."""
-    from minibit import kernels
-
-    n_out, n_in = matrix.shape
-    out = np.zeros((len(rows), n_out), np.int32)
-    if not n_in or not n_out:
-        return out
-    if not kernels.compiled():
-        codes = matrix.codes()
-        for row, z in zip(rows, out, strict=True):
-            active = np.flatnonzero(row)
-            z[:] = codes[:, active].astype(np.int32) @ row[active].astype(np.int32)
-        return out
-    from minibit.kernels import sparse
-
-    product = sparse.product_wide if kernels.path() in ("vnni", "amx") else sparse.product_any
-    at, values = np.empty(n_in + 32, np.int64), np.empty(n_in + 32, np.int8)
-    for row, z in zip(rows, out, strict=True):
-        count = sparse.compact(row, at, values)
-        product(at, values, count, n_in, matrix._bands, z)
-    return out
 
 
 def _pack(codes: NDArray[np.int8]) -> NDArray[np.uint8]:

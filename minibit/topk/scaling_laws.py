@@ -2,13 +2,10 @@
 
     L(N, S) = E + A(S) / N^alpha,      A(S) = B + C exp(beta / (1 - S))
 
-N counts the parameters, S is the share of them that a token leaves out. With the active parameters
-``N_a = N (1 - S)`` given, which cost time, more sparsity means a larger model:
-
-    L = E + A(S) ((1 - S) / N_a)^alpha
-
-has a least value where ``alpha A(S) = (1 - S) A'(S)``: near ``1 - beta / alpha`` if B is small,
-whatever E, C and N_a are.
+N counts the parameters, S is the share of them that a token leaves out. For a number of active
+parameters ``N_a = N (1 - S)``, which cost time, more sparsity means a larger model, and the loss is
+least where ``alpha A(S) = (1 - S) A'(S)``: near ``1 - beta / alpha`` if B is small, whatever E, C
+and N_a are.
 """
 
 from __future__ import annotations
@@ -51,30 +48,20 @@ def scaling_law(
     beta: float = PUBLISHED["beta"],
     active: bool = False,
 ) -> Any:
-    """Predict the loss of a model by its size and sparsity: ``E + A(S) / N^alpha``.
+    """Predict the loss of a model by its size and sparsity: ``E + A(S) / N^alpha``, nats per token.
 
     ``A(S) = B + C exp(beta / (1 - S))``.
 
     Parameters
     ----------
     N : array or number
-        Parameters; above 0.
+        Parameters; above 0, or a ValueError says so.
     S : array or number
         Share of zeros among activations, from 0 to below 1; broadcasts with N.
     E, B, C, alpha, beta : float
         By default the published ones, for full precision.
     active : bool
         Whether N counts active parameters: the model then has ``N / (1 - S)``.
-
-    Returns
-    -------
-    float or float array
-        In nats per token.
-
-    Raises
-    ------
-    ValueError
-        If an N is not above 0 or an S not from 0 to below 1 (NaN is neither).
 
     Notes
     -----
@@ -103,27 +90,11 @@ def optimal_sparsity(
     B: float = PUBLISHED["B"],
     C: float = PUBLISHED["C"],
 ) -> float:
-    """Find the sparsity of least loss for a given number of active parameters.
+    """Find the sparsity of least loss, from 0 to below 1, for given active parameters.
 
     Where ``A(S) (1 - S)^alpha`` is least: ``alpha (B + C e^u) = C u e^u`` with
-    ``u = beta / (1 - S)``.
-
-    Parameters
-    ----------
-    alpha, beta : float
-        Above 0.
-    B, C : float
-        B at least 0, C above 0. The loss that no size takes away, E, does not matter.
-
-    Returns
-    -------
-    float
-        From 0 to below 1; 0 if the loss grows from there on.
-
-    Raises
-    ------
-    ValueError
-        If a constant is out of range.
+    ``u = beta / (1 - S)``; 0 if the loss grows from there on. alpha, beta and C are above 0, B is
+    at least 0, or a ValueError says so; E does not matter.
 
     Notes
     -----
@@ -176,14 +147,9 @@ def optimal_interval(
 class LawFit:
     """A scaling law fitted to losses.
 
-    Attributes
-    ----------
-    constants : dict
-        E, B, C, alpha, beta.
-    objective : float
-        The mean Huber loss of the logarithm that was reached.
-    samples : tuple of dict
-        Constants fitted to data drawn again with replacement: how sure the fit is.
+    `constants` are E, B, C, alpha and beta; `objective` is the mean Huber loss of the logarithm
+    that was reached; `samples` are constants fitted to data drawn again with replacement, which
+    tell how sure the fit is.
 
     Examples
     --------
@@ -201,12 +167,12 @@ class LawFit:
         """Return the best sparsity for a given number of active parameters."""
         return _best(self.constants)
 
-    def interval(self, what: str, share: float = 0.9) -> tuple[float, float]:
+    def interval(self, name: str, share: float = 0.9) -> tuple[float, float]:
         """Return the range of the middle `share` of the samples of a constant or of the optimum.
 
-        `what` names the constant, or is ``"optimal_sparsity"``. Without samples: a ValueError.
+        `name` is that of the constant, or ``"optimal_sparsity"``. Without samples: a ValueError.
         """
-        values = [_best(s) if what == "optimal_sparsity" else s[what] for s in self.samples]
+        values = [_best(s) if name == "optimal_sparsity" else s[name] for s in self.samples]
         if not values:
             raise ValueError("the fit has no samples: ask for them with `resamples`")
         low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2])
@@ -230,25 +196,17 @@ def fit_scaling_law(
     Parameters
     ----------
     N, S, losses : arrays, shape (runs,)
-        Parameters, sparsity and final loss of each run; all finite, N and losses above 0.
+        Parameters, sparsity and final loss of each run, at least as many as constants; all finite,
+        N and losses above 0. A ValueError names what is not.
     delta : float
         Where the Huber loss turns from a square to a line: 1e-3 as published.
-    resamples : int
-        How many times to fit to runs drawn with replacement.
-    seed : int
-        Of that draw.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        Without SciPy; the message names the extra that brings it.
-    ValueError
-        If there are fewer runs than constants, shapes differ, or a number is out of range.
+    resamples, seed : int
+        How many times to fit to runs drawn with replacement, and the seed of that draw.
 
     Notes
     -----
     Q-Sparse (arXiv 2407.10969), after Hoffmann et al. (arXiv 2203.15556). The gradient is that of
-    `minibit.tape`.
+    `minibit.tape`. Needs SciPy: a ModuleNotFoundError names the extra that brings it.
 
     Examples
     --------

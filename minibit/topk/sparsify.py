@@ -5,10 +5,7 @@
     Y = (Q(X) * M) Q_w(W)^T                                 with the quantisers of BitNet b1.58
 
 A ternary matrix is already small; what a token needs not read of it makes it smaller still: an
-input that is zero needs no column of W. `minibit.topk.choice` makes the choice, exactly and fast,
-`minibit.topk.products` is the product that skips what was not chosen, and
-`minibit.topk.scaling_laws` the law that says how much sparsity is best for how many active
-parameters.
+input that is zero needs no column of W.
 """
 
 from __future__ import annotations
@@ -36,9 +33,10 @@ TINY = 1e-12  # under the root of a norm: a row of zeros stays zeros
 
 
 def topk_sparsify(x: Array, k: int, *, straight: bool = True, rescale: bool = False) -> Array:
-    """Keep the k entries of largest magnitude along the last axis, and set the rest to zero.
+    """Keep the k entries of largest magnitude along the last axis, and set the rest to +0.
 
-    ``y = x * topk_mask(x, k)``; with `rescale`, ``y / ||y||``.
+    ``y = x * topk_mask(x, k)``, of the shape and dtype of x; with `rescale`, ``y / ||y||``. What is
+    refused is what `topk_mask` refuses.
 
     Parameters
     ----------
@@ -52,16 +50,6 @@ def topk_sparsify(x: Array, k: int, *, straight: bool = True, rescale: bool = Fa
     rescale : bool
         Whether to divide each row by its length (square root of the sum of squares, with 1e-12
         added below the root; infinite entries make it NaN). Its derivative is the true one.
-
-    Returns
-    -------
-    array or Dual, shape and dtype of x
-        Zeros are +0.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `topk_mask` does.
 
     Notes
     -----
@@ -87,28 +75,9 @@ def block_topk_sparsify(
 ) -> Array:
     """Keep the n entries of largest magnitude in every m consecutive ones: Block Q-Sparse.
 
-    ``y = x * block_topk_mask(x, n, m)``: as `topk_sparsify`, but each block for itself, which is
-    what hardware for N:M sparsity multiplies (2:4, 16:32).
-
-    Parameters
-    ----------
-    x : float array or Dual, shape (..., width)
-        `width` a multiple of m; no NaN.
-    n : int
-        From 1 to m: kept of a block.
-    m : int
-        Entries of a block; m = width is `topk_sparsify`.
-    straight, rescale : bool
-        As in `topk_sparsify`; a row is re-scaled as a whole.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `topk_mask` does; also if m does not divide the width.
-
-    Notes
-    -----
-    Q-Sparse (arXiv 2407.10969), section on Block Q-Sparse.
+    ``y = x * block_topk_mask(x, n, m)``: as `topk_sparsify` (x, straight, rescale), but each block
+    for itself, which is what hardware for N:M sparsity multiplies (2:4, 16:32); a row is re-scaled
+    as a whole. n is from 1 to m, which divides the width of x, or a ValueError says so.
 
     Examples
     --------
@@ -123,25 +92,9 @@ def block_topk_sparsify(
 def topk_quantize(x: ArrayLike, k: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Quantise activations to int8 and keep the k largest: the input of Q-Sparse with b1.58.
 
-    ``codes = rint(x scale) * M``, ``scale`` of `absmax_quantize`, ``M = topk_mask(x, k)``.
-
-    Parameters
-    ----------
-    x : float array, shape (..., n)
-        Cast to float32; all finite.
-    k : int
-        From 1 to n.
-
-    Returns
-    -------
-    codes : int8 array, shape (..., n)
-        At most k of a row are not 0: what was kept may round to 0.
-    scale : float32 array, shape (..., 1)
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `topk_mask` and `absmax_quantize` do.
+    ``codes = rint(x scale) * M``, ``scale`` of `absmax_quantize`, ``M = topk_mask(x, k)``: int8 of
+    the shape of x, and float32 ``(..., 1)``. Of a row, at most k codes are not 0: what was kept may
+    round to 0. x is cast to float32, and refused as by these two.
 
     Notes
     -----
@@ -173,16 +126,11 @@ def sparsifier(
         For each site ``k = topk_count(width, sparsity)`` of its own width.
     sites : collection of str
         Where, among `SITES`; other inputs pass as they are. All four in the paper. With a dict, its
-        keys count instead.
+        keys count instead. An unknown one is a ValueError.
     block : int, optional
         Choose in blocks of so many entries: `block_topk_sparsify`.
     straight, rescale : bool
         As in `topk_sparsify`.
-
-    Raises
-    ------
-    ValueError
-        If a site is unknown; on use, if a width keeps nothing or is no multiple of `block`.
 
     Examples
     --------
