@@ -474,15 +474,15 @@ def test_custom_rules_that_cannot_work_are_refused():
     with pytest.raises(NoRuleError, match=r"no rule for f.*defjvp"):
         D(f)(1.0)
     f.defjvp(lambda primals, tangents: (f(*primals), np.ones(3)))
-    with pytest.raises(ValueError, match=r"rule of f returned a tangent of shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"rule of f must have shape \(\), got \(3,\)"):
         D(f)(1.0)
-    with pytest.raises(ValueError, match=r"shape \(3,\) for an output of shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"rule of f must have shape \(2,\), got \(3,\)"):
         jvp(f, (np.ones(2),), (np.ones(2),))
     f.defjvp(lambda primals, tangents: tangents[0])  # two entries, but no pair
     with pytest.raises(TypeError, match=r"f must return \(output, tangent\), got a ndarray"):
         jvp(f, (np.ones(2),), (np.ones(2),))
     f.defjvp(lambda primals, tangents: (f(*primals), 1j * tangents[0]))
-    with pytest.raises(TypeError, match="rule of f returned a tangent of complex128"):
+    with pytest.raises(TypeError, match="rule of f must hold real numbers, got complex128"):
         D(f)(1.0)
     with pytest.raises(NoRuleError, match="keyword"):
         D(lambda x: f(x=x))(1.0)
@@ -891,13 +891,13 @@ def test_an_error_for_a_missing_rule_is_a_type_error_with_a_way_out():
         ((1j,), (1.0,), TypeError, "complex128"),
         ((np.array([None]),), (np.ones(1),), TypeError, "object"),
         (("text",), (1.0,), TypeError, "U4"),
-        ((np.ma.ones(2),), (np.ones(2),), TypeError, r"primals\[0\] is a masked array"),
-        ((np.ones(2),), (np.ma.ones(2),), TypeError, r"tangent of primals\[0\] is a masked"),
-        ((1.0,), (1j,), TypeError, r"tangent of primals\[0\] is complex128"),
+        ((np.ma.ones(2),), (np.ones(2),), TypeError, r"primals\[0\] must not be a masked"),
+        ((np.ones(2),), (np.ma.ones(2),), TypeError, r"of primals\[0\] must not be a masked"),
+        ((1.0,), (1j,), TypeError, r"primals\[0\] must hold real numbers, got c"),
         ((1.0,), ("a",), TypeError, "U1"),
-        ((np.ones(3),), (np.ones(4),), ValueError, r"shape \(4,\), it must have \(3,\)"),
-        ((np.ones((3, 1)),), (np.ones(3),), ValueError, r"shape \(3,\), it must have \(3, 1\)"),
-        ((np.ones(3),), (1.0,), ValueError, r"shape \(\)"),
+        ((np.ones(3),), (np.ones(4),), ValueError, r"must have shape \(3,\), got \(4,\)"),
+        ((np.ones((3, 1)),), (np.ones(3),), ValueError, r"have shape \(3, 1\), got \(3,\)"),
+        ((np.ones(3),), (1.0,), ValueError, r"got \(\)"),
         ((1.0, 2.0), (1.0,), TypeError, "primals and .* a tuple of 2 and a tuple of 1"),
         (
             ({"a": 1.0},),
@@ -924,9 +924,9 @@ def test_directions_that_do_not_fit_are_refused_by_name():
     """Different counts, no leading axis, no tangent at all."""
     with pytest.raises(ValueError, match=r"2 for primals\[0\], 3 for primals\[1\]"):
         jvp_batch(np.add, (1.0, 2.0), (np.ones(2), np.ones(3)))
-    with pytest.raises(ValueError, match=r"must have \(directions, 3\)"):
+    with pytest.raises(ValueError, match=r"must have shape \(directions, 3\)"):
         jvp_batch(np.sum, (np.ones(3),), (np.ones(3),))
-    with pytest.raises(ValueError, match=r"must have \(directions,\)"):
+    with pytest.raises(ValueError, match=r"must have shape \(directions,\)"):
         jvp_batch(np.sin, (1.0,), (1.0,))
     with pytest.raises(ValueError, match="at least one tangent"):
         jvp_batch(np.sum, (np.ones(3),), (None,))
@@ -942,7 +942,7 @@ def test_derivative_and_jacfwd_say_what_they_take():
         jacfwd(np.sin)(np.arange(3))
     with pytest.raises(TypeError, match="int64"):
         Dual(1, 1.0)
-    with pytest.raises(ValueError, match=r"must have \(2,\)"):
+    with pytest.raises(ValueError, match=r"must have shape \(2,\), got \(3,\)"):
         Dual(np.ones(2), np.ones(3))
 
 

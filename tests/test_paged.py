@@ -380,8 +380,8 @@ def test_wrong_settings_are_named(tmp_path, change, error, match):
 @pytest.mark.parametrize(
     ("grads", "error", "match"),
     [
-        ({"a": drawn((4,))}, ValueError, r"grads\['a'\] has shape \(4,\), its parameter \(3,\)"),
-        ({"a": np.array(["x"] * 3)}, TypeError, r"grads\['a'\] is <U1"),
+        ({"a": drawn((4,))}, ValueError, r"grads\['a'\] must have shape \(3,\), got \(4,\)"),
+        ({"a": np.array(["x"] * 3)}, TypeError, r"grads\['a'\] must hold real numbers, got <U1"),
         ({"b": drawn((3,))}, TypeError, "structure"),
     ],
 )

@@ -734,11 +734,15 @@ def test_bad_calls_are_refused_by_name(call, error, match):
         (
             {"y": np.ones(3), "z": 1.0},
             ValueError,
-            r"\['y'\] has shape \(3,\), the output has \(2,\)",
+            r"\['y'\] must have shape \(2,\), got \(3,\)",
         ),
-        ({"y": np.ones(2), "z": [1.0]}, ValueError, r"\['z'\] has shape \(1,\)"),
-        ({"y": np.ones(2), "z": 1j}, TypeError, r"\['z'\] is complex"),
-        ({"y": np.array(["a", "b"]), "z": 1.0}, TypeError, r"\['y'\] is <U1"),
+        ({"y": np.ones(2), "z": [1.0]}, ValueError, r"\['z'\] must have shape \(\), got \(1,\)"),
+        ({"y": np.ones(2), "z": 1j}, TypeError, r"\['z'\] must hold real numbers, got complex"),
+        (
+            {"y": np.array(["a", "b"]), "z": 1.0},
+            TypeError,
+            r"\['y'\] must hold real numbers, got <U1",
+        ),
     ],
 )
 def test_a_cotangent_that_does_not_fit_is_refused_by_name(cotangent, error, match):

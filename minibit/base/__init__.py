@@ -15,6 +15,7 @@ from minibit.base.checks import not_finite as not_finite
 from minibit.base.checks import number as number
 from minibit.base.checks import one_of as one_of
 from minibit.base.checks import plain as plain
+from minibit.base.checks import real_numbers as real_numbers
 from minibit.base.checks import refuse_entries as refuse_entries
 from minibit.base.checks import thread_count as thread_count
 from minibit.base.checks import unmasked as unmasked

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -174,6 +174,24 @@ def integer_array(
     if array.min() < least or array.max() > most:
         refuse_entries(name, array, (array < least) | (array > most), bounds(least, most))
     return array.astype(np.int64, copy=False)
+
+
+def real_numbers(name: str, array: Any, shape: Sequence[int | str]) -> None:
+    """Raise an error unless an array, or a dual, is real and of a shape; a word fits any length.
+
+    Examples
+    --------
+    >>> real_numbers("x", np.ones(3), ("directions", 3))
+    Traceback (most recent call last):
+        ...
+    ValueError: x must have shape (directions, 3), got (3,)
+    """
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must hold real numbers, got {array.dtype}")
+    pairs = zip(shape, array.shape, strict=False)
+    if len(shape) != array.ndim or any(n != m for n, m in pairs if not isinstance(n, str)):
+        takes = str(tuple(shape)).replace("'", "")
+        raise ValueError(f"{name} must have shape {takes}, got {tuple(array.shape)}")
 
 
 def refuse_entries(name: str, array: NDArray[Any], wrong: NDArray[np.bool_], takes: str) -> None:

@@ -1,7 +1,7 @@
 """Forward-mode automatic differentiation with dual numbers, on NumPy's own protocols."""
 
 from minibit.dual.array import Dual as Dual
-from minibit.dual.array import dtype_of as dtype_of
+from minibit.dual.array import floating as floating
 from minibit.dual.entries import value_of as value_of
 from minibit.dual.forward import custom_jvp as custom_jvp
 from minibit.dual.forward import derivative as derivative

@@ -1,9 +1,6 @@
-"""The dual array: values with a tangent, under NumPy's own protocols.
+"""The dual array, which answers NumPy's functions and has an array's methods.
 
-    x + x_dot eps,  eps**2 = 0,   so that   f(x + x_dot eps) = f(x) + f'(x) x_dot eps
-
-A `Dual` answers NumPy's functions by their rules (`minibit.dual.apply`), and has the methods of an
-array. What would lose a tangent is refused.
+x + x_dot eps,  eps**2 = 0,   so that   f(x + x_dot eps) = f(x) + f'(x) x_dot eps
 """
 
 from __future__ import annotations
@@ -16,6 +13,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
+from minibit.base import real_numbers, unmasked
 from minibit.dual.apply import DualNumber, apply
 from minibit.dual.entries import refresh, value_of, write
 from minibit.dual.tangents import Array, NoRuleError, Tangent, name_of
@@ -35,7 +33,7 @@ def _method(function: Any) -> Callable[..., Any]:
 
 
 class Dual(DualNumber, NDArrayOperatorsMixin):
-    """An array and its tangent: ``primal + tangent * eps``, with ``eps**2 = 0``.
+    """An array and its tangent.
 
     Operators, indexing, array methods and NumPy functions act on it as on an array of its shape
     and push the tangent along. Comparisons, ``bool``, ``argmax`` and the like look at the primal
@@ -46,10 +44,8 @@ class Dual(DualNumber, NDArrayOperatorsMixin):
 
     Parameters
     ----------
-    primal : float array or Dual
-        The values. An outer derivative's duals may stand here, and in `tangent`.
-    tangent : float array or Dual, of the shape of `primal`
-        The direction. It is converted to the floating type of `primal`.
+    primal, tangent : float array, or Dual of an outer derivative
+        Of one shape, else it is a ValueError. The tangent is converted to the type of the primal.
 
     Raises
     ------
@@ -57,8 +53,6 @@ class Dual(DualNumber, NDArrayOperatorsMixin):
         If `primal` is not floating: integers and complex numbers have no tangent here. Also on
         what would lose the tangent: a plain array as ``out=``, conversion to an array or a Python
         number, assignment to a plain array; a `NoRuleError` on a function without a rule.
-    ValueError
-        If the shapes differ.
 
     Examples
     --------
@@ -168,20 +162,12 @@ class Dual(DualNumber, NDArrayOperatorsMixin):
     def __array__(self, *args: Any, **kwargs: Any) -> NDArray[Any]:
         """Refuse: the tangent would be lost."""
         raise TypeError(
-            "a Dual cannot become a plain array (np.asarray, np.array, assignment into one, random "
-            "generators): its tangent would be lost. np.stack joins duals; np.zeros_like makes one "
-            "to assign to; stop_gradient drops the tangent on purpose"
+            "a Dual cannot become a plain array or a Python number, nor be assigned to one: its "
+            "tangent would be lost. Use NumPy's functions (np.sin, not math.sin); np.stack joins "
+            "duals, np.zeros_like makes one to assign to; stop_gradient drops the tangent"
         )
 
-    def __float__(self) -> float:
-        """Refuse: the tangent would be lost."""
-        raise TypeError(
-            "a Dual cannot become a Python number, nor be assigned to an entry of a plain array: "
-            "its tangent would be lost. Use NumPy's functions (np.sin, not math.sin); np.stack, or "
-            "an array made with np.zeros_like of a Dual; stop_gradient drops the tangent on purpose"
-        )
-
-    __int__ = __complex__ = __float__
+    __float__ = __int__ = __complex__ = __array__
 
     def __getattr__(self, name: str) -> Any:
         """Name what arrays have and duals have not."""
@@ -207,33 +193,16 @@ class Dual(DualNumber, NDArrayOperatorsMixin):
         return np.copy(np.ravel(self))
 
     astype = _method(np.ndarray.astype)
+    conj = _method(np.conjugate)
     __copy__ = _method(np.copy)
-    ravel = _method(np.ravel)
-    squeeze = _method(np.squeeze)
-    swapaxes = _method(np.swapaxes)
-    sum = _method(np.sum)
-    mean = _method(np.mean)
-    var = _method(np.var)
-    std = _method(np.std)
-    max = _method(np.max)
-    min = _method(np.min)
-    prod = _method(np.prod)
-    cumsum = _method(np.cumsum)
-    cumprod = _method(np.cumprod)
-    dot = _method(np.dot)
-    clip = _method(np.clip)
-    take = _method(np.take)
-    repeat = _method(np.repeat)
-    diagonal = _method(np.diagonal)
-    trace = _method(np.trace)
-    round = _method(np.round)
-    argmax = _method(np.argmax)
-    argmin = _method(np.argmin)
-    argsort = _method(np.argsort)
-    any = _method(np.any)
-    all = _method(np.all)
-    nonzero = _method(np.nonzero)
-    conj = conjugate = _method(np.conjugate)
+
+
+for _function in (
+    np.ravel, np.squeeze, np.swapaxes, np.diagonal, np.trace, np.take, np.repeat,
+    np.sum, np.mean, np.var, np.std, np.max, np.min, np.prod, np.cumsum, np.cumprod, np.dot,
+    np.clip, np.round, np.conjugate, np.argmax, np.argmin, np.argsort, np.any, np.all, np.nonzero,
+):  # fmt: skip
+    setattr(Dual, _function.__name__, _method(_function))
 
 
 class _NoAttributeError(NoRuleError, AttributeError):
@@ -243,36 +212,25 @@ class _NoAttributeError(NoRuleError, AttributeError):
 DualNumber.array = Dual
 
 
-def _unmasked(value: Any, name: str) -> NDArray[Any]:
-    """Make an array of a value; not of a masked array, whose mask would be forgotten."""
-    if isinstance(value, np.ndarray) and hasattr(value, "mask"):
-        raise TypeError(f"{name} is a masked array, which has no rules: fill it with .filled")
-    return np.asarray(value)
-
-
 def floating(value: Any, name: str) -> Array:
     """Check that a value may carry a tangent."""
     if isinstance(value, Dual):
         return value
-    array = _unmasked(value, name)
+    array = unmasked(name, value)
     if array.dtype.kind != "f":
         raise TypeError(
-            f"{name} is {array.dtype}: only floating arrays have tangents. Cast it (2.0, not 2), "
-            "or give None as its tangent to hold it constant"
+            f"{name} is {array.dtype}: only floating arrays have derivatives. Cast it (2.0, not "
+            "2), or hold it constant: by None as its tangent, or in its place for a gradient"
         )
     return array
 
 
 def matching(tangent: Any, primal: Array, name: str, batch: bool) -> Array:
     """Check a tangent, or a stack of them, against its primal."""
+    name = f"the tangent of {name}"
     if not isinstance(tangent, Dual | Tangent):
-        tangent = _unmasked(tangent, f"the tangent of {name}")
-        if tangent.dtype.kind not in "fiub":
-            raise TypeError(f"the tangent of {name} is {tangent.dtype}, it must be real numbers")
-    shape = tuple(tangent.shape)
-    if (shape[1:] if batch else shape) != tuple(primal.shape) or (batch and not shape):
-        wanted = str(("directions", *primal.shape) if batch else primal.shape).replace("'", "")
-        raise ValueError(f"the tangent of {name} has shape {shape}, it must have {wanted}")
+        tangent = unmasked(name, tangent)
+    real_numbers(name, tangent, ("directions", *primal.shape) if batch else primal.shape)
     return tangent if tangent.dtype == primal.dtype else tangent.astype(primal.dtype)
 
 

@@ -1,12 +1,7 @@
-"""Forward-mode automatic differentiation with dual numbers, on NumPy's own protocols.
+"""Derivatives of plain NumPy code, each by one pass of `Dual` arrays through it.
 
-A dual number carries a value and how fast it moves along a direction:
-
-    x + x_dot eps,  eps**2 = 0,   so that   f(x + x_dot eps) = f(x) + f'(x) x_dot eps
-
-Plain NumPy code is differentiated as it stands: `Dual` arrays (`minibit.dual.array`) answer NumPy's
-functions by the rules of `minibit.dual.rules`. One pass gives a Jacobian-vector product (JVP),
-exact, and nothing of the pass is kept.
+A pass gives a Jacobian-vector product (JVP), exact, and nothing of the pass is kept. Every `fn`
+returns an array or a tree of arrays (dicts, lists, tuples), and has plain NumPy code inside.
 """
 
 from __future__ import annotations
@@ -18,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from minibit.base import real_numbers
 from minibit.dual.apply import join_parts, make_dual, part, tag_of
 from minibit.dual.array import Dual, dtype_of, floating, matching
 from minibit.dual.entries import value_of
@@ -47,13 +43,12 @@ def jvp(fn: Callable[..., Tree], primals: Any, tangents: Any) -> tuple[Tree, Tre
     Parameters
     ----------
     fn : callable
-        Takes the primals as its arguments; returns an array or a tree of arrays (dicts, lists,
-        tuples). Plain NumPy code inside.
-    primals : tuple of arrays, or of trees of arrays
-        Where: floating arrays, each of any shape. What has no tangent may be anything.
+        Takes the primals as its arguments.
+    primals : tuple of floating arrays, or of trees of them
+        What has no tangent may be anything.
     tangents : tuple of the same structure
-        Along what: an array of each primal's shape, converted to its floating type. None in the
-        place of an array or a subtree holds it constant, and costs nothing.
+        An array of each primal's shape, converted to its floating type. None in the place of an
+        array or a subtree holds it constant, and costs nothing.
 
     Returns
     -------
@@ -65,11 +60,9 @@ def jvp(fn: Callable[..., Tree], primals: Any, tangents: Any) -> tuple[Tree, Tre
 
     Raises
     ------
-    TypeError
-        If an integer or complex primal has a tangent, or the structures differ; `NoRuleError` if
-        `fn` applies a function that has no rule.
-    ValueError
-        If a tangent's shape is not its primal's.
+    TypeError, ValueError
+        If an integer or complex primal has a tangent, or structures or shapes differ; `NoRuleError`
+        (a TypeError) if `fn` applies a function that has no rule.
 
     Notes
     -----
@@ -91,27 +84,9 @@ def jvp_batch(fn: Callable[..., Tree], primals: Any, tangents: Any) -> tuple[Tre
 
         tangent_out[d] = J(x) v[d]   for every direction d
 
-    Like a loop of `jvp` over the directions that evaluates the primals a single time.
-
-    Parameters
-    ----------
-    fn, primals
-        As in `jvp`.
-    tangents : tuple of the structure of `primals`
-        Each array has one extra leading axis: ``(directions, *shape)``, with the same number of
-        directions (0 is allowed) everywhere. None holds a primal constant.
-
-    Returns
-    -------
-    out : tree
-        What ``fn(*primals)`` returns.
-    tangent_out : tree of arrays
-        Each ``(directions, *shape)`` for an output of that shape.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `jvp`; also if the numbers of directions differ, or no primal has a tangent.
+    `fn` and `primals` are as in `jvp`; each array of `tangents`, and each tangent that is returned,
+    has one leading axis more: ``(directions, *shape)``. It is a ValueError, too, if the numbers of
+    directions (0 is one) differ, or if no primal has a tangent.
 
     Examples
     --------
@@ -174,16 +149,8 @@ def derivative(fn: Callable[..., Tree]) -> Callable[..., Tree]:
 
         derivative(f)(x) = df/dx,   of the shape of f(x)
 
-    Parameters
-    ----------
-    fn : callable
-        Takes a floating number first; returns an array or a tree of arrays.
-
-    Returns
-    -------
-    callable
-        Takes the arguments of `fn`; those after the first are held constant. It may be
-        differentiated again. A first argument with axes is a ValueError, an integer a TypeError.
+    The derivative takes the arguments of `fn`, and holds those after the first constant. It may be
+    differentiated again. A first argument with axes is a ValueError, an integer a TypeError.
 
     Examples
     --------
@@ -205,16 +172,8 @@ def jacfwd(fn: Callable[..., Tree]) -> Callable[..., Tree]:
 
         J[..., i] = d f(x) / d x[i],   shape (*out.shape, *x.shape)
 
-    Parameters
-    ----------
-    fn : callable
-        Takes a floating array first; returns an array or a tree of arrays.
-
-    Returns
-    -------
-    callable
-        Takes the arguments of `fn`; those after the first are held constant. Its cost grows with
-        the number of entries of that one: ``x.size`` tangents flow together.
+    The Jacobian takes the arguments of `fn`, and holds those after the first, a floating array,
+    constant. ``x.size`` tangents flow together.
 
     Examples
     --------
@@ -245,24 +204,15 @@ def forward_gradient(
     Parameters
     ----------
     fn : callable
-        Takes `params`; returns one number.
-    params : tree of floating arrays
-        Where.
+        Takes `params`, a tree of floating arrays; returns one number, else it is a ValueError.
     directions : tree of the structure of `params`
         Each array ``(directions, *shape)``. Draw the entries independently with mean 0 and
         variance 1 (normal, or -1 and +1). None holds a part constant: its estimate is None.
 
     Returns
     -------
-    value : number
-        ``fn(params)``.
-    estimate : tree
-        Of the structure, shapes and types of `params`; zeros if there are no directions.
-
-    Raises
-    ------
-    ValueError
-        If `fn` returns more than a number; else as `jvp_batch`.
+    value, estimate : number, tree
+        ``fn(params)``; arrays as in `params`, zeros if there are no directions.
 
     Notes
     -----
@@ -291,16 +241,9 @@ def forward_gradient(
 
 
 def stop_gradient(tree: Tree) -> Tree:
-    """Hold a value constant: drop its tangents, of every order.
+    """Hold the values of a tree constant: drop their tangents, of every order.
 
-    Parameters
-    ----------
-    tree : array, Dual, or a tree of them
-
-    Returns
-    -------
-    tree
-        The same values, without tangents; plain arrays come back as they are.
+    Plain arrays come back as they are.
 
     Examples
     --------
@@ -315,21 +258,9 @@ def straight_through(fn: Callable[..., Array]) -> Callable[..., Array]:
 
         y = f(x),   y_dot = x_dot
 
-    Parameters
-    ----------
-    fn : callable
-        Takes an array first and returns one of its shape. Its other arguments are constants.
-
-    Returns
-    -------
-    callable
-        The same function; its result has the floating type of the first argument. An output of
-        another shape is a ValueError.
-
-    Notes
-    -----
-    Source: Bengio et al. 2013, Estimating or Propagating Gradients Through Stochastic Neurons
-    (arXiv 1308.3432).
+    `fn` takes an array first and returns one of its shape, else it is a ValueError; its result gets
+    the floating type of that array. Its other arguments are constants. Source: Bengio et al. 2013,
+    Estimating or Propagating Gradients Through Stochastic Neurons (arXiv 1308.3432).
 
     Examples
     --------
@@ -367,12 +298,9 @@ class custom_jvp:
     constant is zeros; of an argument that is not floating, None. A rule may return None, too: the
     tangent of what does not move. Keyword arguments are constants and are passed to both.
 
-    Raises
-    ------
-    NoRuleError
-        If a dual arrives before `defjvp` was called, or as a keyword argument.
-    TypeError, ValueError
-        If the rule returns no pair, or a tangent that is not real or not of its output's shape.
+    A dual that arrives before `defjvp` was called, or as a keyword argument, is a `NoRuleError`; a
+    rule that returns no pair, or a tangent that is not real, a TypeError; a tangent that has not
+    the shape of its output, a ValueError.
 
     Examples
     --------
@@ -419,13 +347,7 @@ class custom_jvp:
         def join(leaf: Any, dot: Any, _: str) -> Any:
             leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
             dot = dot if hasattr(dot, "dtype") else np.asarray(dot)
-            if dot.dtype.kind not in "fiub":
-                raise TypeError(f"the rule of {name} returned a tangent of {dot.dtype}")
-            if tuple(dot.shape) != tuple(leaf.shape):
-                raise ValueError(
-                    f"the rule of {name} returned a tangent of shape {dot.shape} for an output of "
-                    f"shape {leaf.shape}"
-                )
+            real_numbers(f"the tangent from the rule of {name}", dot, leaf.shape)
             return join_parts(leaf, dot, tag)
 
         return zip_trees(join, out, out_dot, f"the output of {name}")

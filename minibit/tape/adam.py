@@ -1,12 +1,7 @@
 """Adam, and the schedules of BitNet b1.58's recipe.
 
-    m <- beta1 m + (1 - beta1) g               running mean of the gradient
-    v <- beta2 v + (1 - beta2) g^2             and of its square
-    p <- (1 - lr decay) p - lr m' / (sqrt(v') + eps)
-
-with m' = m / (1 - beta1^t) and v' = v / (1 - beta2^t), which undo the start at 0. The decay acts on
-the parameters directly, not through the gradient (AdamW). The recipe for ternary weights lowers the
-learning rate in two stages and switches the decay off at half-way.
+The recipe for ternary weights lowers the learning rate in two stages and switches the decay off at
+half-way.
 """
 
 from __future__ import annotations
@@ -19,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.base import integer, number
+from minibit.base import integer, number, real_numbers
 from minibit.dual import Tree, leaves, map_tree, zip_trees
 from minibit.kernels import compiled
 
@@ -41,30 +36,25 @@ SMALLEST = 1e-30  # sum of squares below which float32 may have lost some
 class Adam:
     """Adam with decoupled weight decay: two running means for every parameter.
 
+        m <- beta1 m + (1 - beta1) g               running mean of the gradient
+        v <- beta2 v + (1 - beta2) g^2             and of its square
+        p <- (1 - lr decay) p - lr m' / (sqrt(v') + eps)
+
+    with m' = m / (1 - beta1^t) and v' = v / (1 - beta2^t), which undo the start at 0.
+
     Parameters
     ----------
     params : tree of float32 or float64 arrays
-        Where to start; None is held constant. Never written to: each step returns new arrays.
+        Another type is a TypeError; None is held constant. Never written to: each step returns new
+        arrays. `steps` counts the steps taken.
     lr : float
-        Learning rate; `step` may be given another.
+        Learning rate; `step` may be given another. A number out of range is a ValueError.
     betas : pair of float, in [0, 1)
         Memory of the mean and of the mean square: about ``1 / (1 - beta)`` steps.
     eps : float, at least 2**-126
         Added to the root; a parameter whose gradient was always 0 does not move.
     weight_decay : float, at least 0
         Share of a parameter that a step takes away, per unit of `lr`.
-
-    Attributes
-    ----------
-    steps : int
-        Steps taken.
-
-    Raises
-    ------
-    TypeError
-        If a parameter is neither float32 nor float64.
-    ValueError
-        If a number lies outside of its range.
 
     Notes
     -----
@@ -118,17 +108,9 @@ class Adam:
     def step(self, grads: Tree, lr: float | None = None, weight_decay: float | None = None) -> Tree:
         """Move against a gradient, and return the new parameters.
 
-        Parameters
-        ----------
-        grads : tree of the structure and shapes of the parameters
-            None instead of an array or a subtree leaves that as it is, means and all.
-        lr, weight_decay : float, optional
-            Instead of those that the optimizer was made with: for schedules.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If structures or shapes differ, or a number is out of range; then nothing has moved.
+        `grads` has the structure and shapes of the parameters; None instead of an array or a
+        subtree leaves that as it is, means and all. A schedule gives `lr` and `weight_decay`. On a
+        TypeError or ValueError, for what does not fit or is out of range, nothing has moved.
         """
         gradients, constants = self._begin(grads, lr, weight_decay)
         move = adam_move()
@@ -153,10 +135,7 @@ class Adam:
             if i is None:
                 raise TypeError(f"{name} must be None, as its parameter is")
             p, g = self._now[i], np.asarray(g)
-            if g.dtype.kind not in "fiub":
-                raise TypeError(f"{name} is {g.dtype}, it must be real numbers")
-            if g.shape != p.shape:
-                raise ValueError(f"{name} has shape {g.shape}, its parameter {p.shape}")
+            real_numbers(name, g, p.shape)
             gradients.append((i, np.asarray(g, p.dtype, order="C")))
 
         zip_trees(collect, self._indices, grads, "grads")
@@ -217,12 +196,8 @@ def adam_step_reference(
 def global_norm(tree: Tree) -> float:
     """Length of all arrays of a tree, taken as one vector: ``sqrt(sum of squares)``.
 
-    None counts as nothing. Where squares overflow or vanish, the arrays are scaled before.
-
-    Raises
-    ------
-    TypeError
-        If an array does not hold real numbers.
+    None counts as nothing. Where squares overflow or vanish, the arrays are scaled before. An array
+    that does not hold real numbers is a TypeError.
 
     Examples
     --------
@@ -245,8 +220,7 @@ def global_norm(tree: Tree) -> float:
 def _flat(x: Any) -> FloatArray:
     """Lay an array out in a row; what is neither float32 nor float64 in float64."""
     x = np.asarray(x)
-    if x.dtype.kind not in "fiub":
-        raise TypeError(f"a gradient must hold real numbers, got {x.dtype}")
+    real_numbers("a gradient", x, x.shape)
     flat: FloatArray = np.ravel(x, order="K")
     return flat if flat.dtype in (np.float32, np.float64) else flat.astype(np.float64)
 
@@ -256,22 +230,10 @@ def clip_by_global_norm(grads: Tree, limit: float) -> Tree:
 
         g <- g min(1, limit / |g|)
 
-    Parameters
-    ----------
-    grads : tree of float arrays
-        None stays None. A gradient that holds a NaN becomes NaN throughout, one with an infinity
-        NaN there and 0 elsewhere: neither has a direction.
-    limit : float, above 0
-
-    Returns
-    -------
-    tree
-        Of the same shapes and types; `grads` itself if it is short enough.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an array is not of floats, as integers cannot be shortened; if `limit` is not above 0.
+    Shapes and types stay; `grads` itself comes back if it is short enough. None stays None. A
+    gradient that holds a NaN becomes NaN throughout, one with an infinity NaN there and 0
+    elsewhere: neither has a direction. An array that is not of floats is a TypeError, as integers
+    cannot be shortened; a `limit` that is not above 0, a ValueError.
 
     Examples
     --------
@@ -296,24 +258,8 @@ def two_stage(step: int, steps: int, peak: float, second: float, warmup: int = 0
 
         lr = (peak if step < steps / 2 else second) (1 - step / steps) min(1, (step + 1) / warmup)
 
-    Parameters
-    ----------
-    step : int
-        0 for the first step.
-    steps : int
-        Length of the run.
-    peak, second : float
-        Peaks of the two stages: 1.5e-3 and 1e-3 for the published model of 700M weights.
-    warmup : int
-        Steps over which the rate rises; the recipe has 375.
-
-    Raises
-    ------
-    ValueError
-        If not ``0 <= step <= steps``, or `steps` is 0.
-
-    Notes
-    -----
+    The first step is 0; ``step`` beyond [0, steps], or 0 `steps`, is a ValueError. The published
+    model of 700M weights has the peaks 1.5e-3 and 1e-3, the recipe a `warmup` of 375 steps.
     Source: "The Era of 1-bit LLMs: Training Tips, Code and FAQ" (microsoft/unilm).
 
     Examples

@@ -1,12 +1,7 @@
 """Recorders: tangents without values, that write down what a rule does to them.
 
-A rule moves tangents by linear operations only. A recorder answers each with a new recorder, and
-adds a line to the program of its tape:
-
-    t_k = sum of terms A_kj t_j
-
-A line holds, for each term, the number j, the transpose of A (`minibit.tape.transposes`) and the
-arrays that A was given; never a value of t, because there is none.
+A recorder answers each linear operation with a new recorder, and adds a line to the program of its
+tape: ``t_k = sum of terms A_kj t_j``.
 """
 
 from __future__ import annotations

@@ -1,17 +1,10 @@
 """Reverse mode out of forward mode: record the tangent program of a JVP, then transpose it.
 
-Near a point, a function moves its tangents by a linear program, and the rules of
-`minibit.dual.rules` write it down when the tangent is a recorder instead of an array:
-
     t_k = sum of terms A_kj t_j         j < k,  every A_kj one of fourteen linear operations
-
-Read from last to first, with every A transposed, the same program carries cotangents back:
-
     c_j <- c_j + A_kj^T c_k             k = last, ..., first
 
-That is reverse mode: the whole gradient of one number, for a few times the cost of the function
-and for the memory of every A. There is no second table of rules: what `jvp` differentiates, `grad`
-does too, custom rules and straight-through functions included.
+The whole gradient of one number, for a few times the cost of the function and for the memory of
+every A. What `jvp` differentiates, `grad` does too, custom rules included.
 """
 
 from __future__ import annotations
@@ -23,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from minibit.dual import Array, Dual, Tree, dtype_of, jvp, leaves, map_tree, value_of, zip_trees
+from minibit.base import real_numbers
+from minibit.dual import Array, Dual, Tree, floating, jvp, leaves, map_tree, value_of, zip_trees
 from minibit.tape import transposes as transposes
 from minibit.tape.recorder import Recorder, Tape
 
@@ -38,19 +32,18 @@ def vjp(fn: Callable[..., Tree], primals: Any) -> tuple[Tree, Pullback]:
     Parameters
     ----------
     fn : callable
-        Takes the primals as its arguments; returns an array or a tree of arrays. Plain NumPy code
-        inside, as for `minibit.dual.jvp`.
+        As for `minibit.dual.jvp`: plain NumPy code.
     primals : tuple of floating arrays, or of trees of them
-        Where. None is held constant; so is whatever `fn` takes from outside.
+        None is held constant; so is whatever `fn` takes from outside.
 
     Returns
     -------
     out : tree
         What ``fn(*primals)`` returns; its arrays are read-only, as the program may hold them.
     pullback : Pullback
-        Takes a tree of the structure and shapes of `out` (None for a part that does not matter);
-        returns a tuple of the structure, shapes and types of `primals`: arrays of their own, zeros
-        where nothing arrives.
+        Takes a tree of the structure and shapes of `out`, else it is a TypeError or ValueError
+        (None for a part that does not matter); returns a tuple of the structure, shapes and types
+        of `primals`: arrays of their own, zeros where nothing arrives.
 
     Raises
     ------
@@ -91,23 +84,10 @@ def value_and_grad(fn: Callable[..., Array]) -> Callable[..., tuple[Array, Tree]
 
         value_and_grad(f)(p, ...) = f(p, ...), (df/dp_1, df/dp_2, ...)
 
-    Parameters
-    ----------
-    fn : callable
-        Takes a tree of floating arrays first (an array, dict, list or tuple); returns one number.
-        Its other arguments are constants.
-
-    Returns
-    -------
-    callable
-        Takes the arguments of `fn`; returns its value, and a tree of the structure, shapes and
-        types of the first argument. None in it is held constant, and has gradient None. It lets go
-        of each part of the program as soon as that is read.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `vjp`; also if `fn` returns anything but one number.
+    The first argument of `fn` is a tree of floating arrays (an array, dict, list or tuple); the
+    others are constants. The gradient has the structure, shapes and types of that tree; None in it
+    is held constant, and has gradient None. Errors are those of `vjp`; also if `fn` returns
+    anything but one number. Each part of the program is let go as soon as it is read.
 
     Examples
     --------
@@ -125,7 +105,7 @@ def value_and_grad(fn: Callable[..., Array]) -> Callable[..., tuple[Array, Tree]
             raise TypeError(f"fn must return one number, got a {type(out).__name__}: see vjp")
         if np.ndim(out) != 0:
             raise ValueError(f"fn must return one number, got shape {np.shape(out)}: see vjp")
-        return out, pullback._back(np.ones((), dtype_of(out)), keep=False)
+        return out, pullback._back(1.0, keep=False)
 
     return both
 
@@ -157,13 +137,8 @@ def _record(
     def variable(x: Any, _: Any, name: str) -> Any:
         if x is None:
             return None
-        dtype = dtype_of(x)
-        if dtype.kind != "f":
-            raise TypeError(
-                f"{name} is {dtype}: only floating arrays have gradients. Cast it (2.0, not 2), "
-                "put None in its place, or let fn take it from outside"
-            )
-        return tape.variable(tuple(np.shape(x)), dtype)
+        x = floating(x, name)
+        return tape.variable(tuple(x.shape), x.dtype)
 
     tangents = zip_trees(variable, primals, primals, name)
     inputs = len(tape.program)
@@ -173,21 +148,11 @@ def _record(
     return out, Pullback(tape, skeleton, inputs, outputs)
 
 
-# Reading it backwards.
-
-
 class Pullback:
     """The transposed program: carries cotangents of a function's outputs back to its inputs.
 
     `vjp` makes it. It may be called any number of times, also from several threads at once. It
     holds its program, and the arrays that the program scales by, for as long as it lives.
-
-    Attributes
-    ----------
-    nbytes : int
-        Memory of the arrays that the program holds, each counted once: primals of the function and
-        what it computed on the way. The caller may hold some of them anyway (the parameters). Of a
-        slice, what lies between its first and its last entry.
 
     Examples
     --------
@@ -209,13 +174,7 @@ class Pullback:
         self._tape, self._skeleton, self._inputs, self._outputs = tape, skeleton, inputs, outputs
 
     def __call__(self, cotangent: Tree) -> Tree:
-        """Return ``J^T c``, a tuple of the structure of the primals.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If the cotangent has not the structure and the shapes of the output, or is not real.
-        """
+        """Return ``J^T c``, a tuple of the structure of the primals."""
         return self._back(cotangent, keep=True)
 
     def __len__(self) -> int:
@@ -233,7 +192,11 @@ class Pullback:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the arrays that the program holds."""
+        """Memory of the arrays that the program holds, each counted once.
+
+        They are primals of the function and what it computed on the way; the caller may hold some
+        anyway. Of a slice, what lies between its first and its last entry.
+        """
         used: dict[int, tuple[int, int]] = {}  # of each array: from where to where it is used
         operands = [arrays for terms in self._tape.program for _, _, arrays in terms]
         for array in map(value_of, leaves(operands)):
@@ -252,12 +215,7 @@ class Pullback:
             if variable is None:
                 raise TypeError(f"{name} must be None, as the output is")
             c = c if isinstance(c, Dual) else np.asarray(c)
-            if c.dtype.kind not in "fiub":
-                raise TypeError(f"{name} is {c.dtype}, it must be real numbers")
-            if tuple(c.shape) != tuple(variable.shape):
-                raise ValueError(
-                    f"{name} has shape {tuple(c.shape)}, the output has {tuple(variable.shape)}"
-                )
+            real_numbers(name, c, variable.shape)
             if isinstance(variable, Recorder):  # else the output does not depend on the primals
                 c = c if c.dtype == variable.dtype else c.astype(variable.dtype)
                 seeds.append((variable.number, c))

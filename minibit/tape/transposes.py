@@ -1,8 +1,4 @@
-"""The transposes of the linear operations: each carries a cotangent from output to input.
-
-A linear operation A has one transpose: ``<c, A t> = <A^T c, t>`` for every tangent t, cotangent c.
-Fourteen operations are enough for every rule (`minibit.dual.tangents`), and their transposes are
-plain:
+"""The transposes of the linear operations: ``<c, A t> = <A^T c, t>`` for all tangents, cotangents.
 
     t * a           c * a                 t[index]       zeros, with c added at the places of index
     t @ a           c @ a^T               sum            broadcast
