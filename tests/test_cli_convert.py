@@ -317,7 +317,7 @@ def test_a_model_that_came_out_another_is_not_kept(name, there, directory, monke
     if there:
         answer(directory, target)
     before = tree(directory.parent)
-    right = module.load_gguf, module.load_bitnet
+    right = load_gguf, load_bitnet
 
     def damaged(load):
         def read(path, **words):
@@ -332,8 +332,8 @@ def test_a_model_that_came_out_another_is_not_kept(name, there, directory, monke
 
         return read
 
-    monkeypatch.setattr(module, "load_gguf", damaged(right[0]))
-    monkeypatch.setattr(module, "load_bitnet", damaged(right[1]))
+    monkeypatch.setattr(module.checkpoint, "load_gguf", damaged(right[0]))
+    monkeypatch.setattr(module.checkpoint, "load_bitnet", damaged(right[1]))
     message = refused(directory, target, "--force", status=1)
     assert "the codes of layers.0.mlp.up_proj differ" in message
     assert tree(directory.parent) == before

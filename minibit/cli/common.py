@@ -9,8 +9,9 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -22,14 +23,9 @@ from minibit.datasets import Dataset, load_npz
 from minibit.kernels import compiled, requested
 from minibit.steps import MAGIC
 
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")
-]
-
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
-Plot = Annotated[
-    Path | None, typer.Option("--plot", help="Draw it into this .svg, .png or .pdf file.")
-]
+Json = Annotated[bool, "--json", "Print one JSON object as the last line of standard output."]
+Force = Annotated[bool, "Overwrite what is there."]
+Plot = Annotated[Path | None, "Draw it into this .svg, .png or .pdf file."]
 
 _EXTRA = ("matplotlib", "tokenizers")
 
@@ -38,14 +34,24 @@ class BadUse(Exception):
     """What was asked for makes no sense: exit status 2."""
 
 
-class Output:
+@contextmanager
+def bad_use(prefix: str = "") -> Iterator[None]:
+    """Make a BadUse of an error about what an option names."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise BadUse(f"{prefix}{error}") from error
+
+
+class Output(logging.Handler):
     """Where a command's words go; what strangers wrote among them steers no terminal.
 
     People read standard output; with ``--json`` that holds the object alone, and the words go to
-    standard error.
+    standard error. What the package logs are a command's warnings.
     """
 
     def __init__(self, as_json: bool) -> None:
+        super().__init__()
         self.as_json = as_json
         self.status = 0  # of a command that ends without an error
         self._console = Console(stderr=as_json, highlight=False, markup=False, soft_wrap=True)
@@ -59,6 +65,10 @@ class Output:
         """Print a warning to standard error."""
         self._errors.print(f"warning: {printable(text)}", style="yellow")
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print what the package logged as a warning."""
+        self.warn(record.getMessage())
+
     def facts(self, pairs: Mapping[str, object]) -> None:
         """Print names and values in two columns."""
         width = max(map(len, pairs))
@@ -69,10 +79,7 @@ class Output:
         """Print rows under a head: the first column to the left, the others to the right."""
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         for number, row in enumerate([head, *rows]):
-            cells = [
-                f"{cell:<{width}}" if place == 0 else f"{cell:>{width}}"
-                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ]
+            cells = [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
             self.say("  ".join(cells).rstrip(), style="bold" if number == 0 else "")
 
     def result(self, fields: Mapping[str, Any]) -> None:
@@ -83,14 +90,12 @@ class Output:
     @contextmanager
     def failures(self) -> Iterator[None]:
         """Turn errors inside the block into one sentence and an exit status."""
-        logger, handler = logging.getLogger("minibit"), _Warnings(self)
-        logger.addHandler(handler)
+        logger = logging.getLogger("minibit")
+        logger.addHandler(self)
         logger.setLevel(logging.INFO)
         try:
-            try:
+            with bad_use():
                 requested()
-            except ValueError as error:
-                raise BadUse(str(error)) from error
             yield
         except (typer.Exit, BrokenPipeError):  # who reads has had enough
             raise
@@ -104,7 +109,7 @@ class Output:
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             raise self._failed(str(error) or type(error).__name__, 1) from error
         finally:
-            logger.removeHandler(handler)
+            logger.removeHandler(self)
 
     def _failed(self, message: str, status: int) -> typer.Exit:
         """Say what went wrong, and return the exit to raise."""
@@ -114,28 +119,18 @@ class Output:
         return typer.Exit(status)
 
 
-class _Warnings(logging.Handler):
-    """What the package has to say, as a command's warnings."""
-
-    def __init__(self, out: Output) -> None:
-        super().__init__()
-        self.out = out
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one line."""
-        self.out.warn(record.getMessage())
-
-
 def command(work: Callable[..., Mapping[str, Any]]) -> Callable[..., None]:
     """Make a command of ``work(out, ...)``: it gets ``--json``, and it ends as all of them do.
 
     What the function returns is the JSON object. Errors become one sentence and an exit status;
-    without one the status is `out.status`, which the function may set.
+    without one the status is `out.status`, which the function may set. An option may be written
+    ``Annotated[type, "--name", "help"]``; without a name it has that of its parameter.
     """
     signature = inspect.signature(work, eval_str=True)
     _, *parameters = signature.parameters.values()
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters.append(inspect.Parameter("as_json", kind, default=False, annotation=Json))
+    parameters = [_with_option(parameter) for parameter in parameters]
 
     @functools.wraps(work)
     def run(as_json: bool, **options: Any) -> None:
@@ -148,6 +143,16 @@ def command(work: Callable[..., Mapping[str, Any]]) -> Callable[..., None]:
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     vars(run)["__signature__"] = signature.replace(parameters=parameters, return_annotation=None)
     return run
+
+
+def _with_option(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Make typer's option of one that is written in words."""
+    kind, *words = get_args(parameter.annotation)
+    if not isinstance(words[0], str):
+        return parameter
+    *names, text = words
+    option = typer.Option(*(names or [f"--{parameter.name.replace('_', '-')}"]), help=text)
+    return parameter.replace(annotation=Annotated[kind, option])
 
 
 class ManyValues(TyperCommand):
@@ -167,37 +172,36 @@ class ManyValues(TyperCommand):
         }
         spread: list[str] = []
         option = ""
-        for number, word in enumerate(args):
+        for before, word in pairwise(["", *args]):
             if word in names:
                 option = word
-                spread.append(word)
-            elif option and re.fullmatch(r"\d[\d,-]*", word):
-                spread += [word] if args[number - 1] == option else [option, word]
-            else:
+            elif not re.fullmatch(r"\d[\d,-]*", word):
                 option = ""
-                spread.append(word)
+            elif option and before != option:
+                spread.append(option)
+            spread.append(word)
         return super().parse_args(ctx, spread)
 
 
-def check_choice(option: str, value: str, known: Iterable[str]) -> Any:
-    """Return a value if the option knows it."""
-    if value not in known:
+def check_choice(option: str, value: str | None, known: Iterable[str]) -> Any:
+    """Return a value if the option knows it; None, which is no option, is let through."""
+    if value is not None and value not in known:
         raise BadUse(f"{option} must be one of {', '.join(known)}, got {value!r}")
     return value
 
 
-def whole_numbers(words: list[str], what: str) -> list[int]:
-    """Read ``["3", "5,8", "10-12"]`` as 3, 5, 8, 10, 11, 12, in the order given."""
-    found: list[int] = []
+def whole_numbers(words: list[str], option: str) -> list[int]:
+    """Read ``["3", "5,8", "10-12"]`` as 3, 5, 8, 10, 11, 12, in this order."""
+    numbers: list[int] = []
     for part in ",".join(words).split(","):
         match = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part.strip())
         if not match:
-            raise BadUse(f"{what} takes whole numbers and ranges like 3 or 10-20, got {part!r}")
+            raise BadUse(f"{option} takes whole numbers and ranges like 3 or 10-20, got {part!r}")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last - first > 10_000_000:
-            raise BadUse(f"{what}: {part} is no range")
-        found += range(first, last + 1)
-    return found
+            raise BadUse(f"{option}: {part} is no range")
+        numbers += range(first, last + 1)
+    return numbers
 
 
 def check_new_file(path: Path, option: str, *, force: bool = False) -> None:
@@ -227,21 +231,19 @@ def starts(path: Path, magic: bytes) -> bool:
         return file.read(len(magic)) == magic
 
 
-def check_plot(path: Path) -> None:
-    """Check that a plot can be drawn there; one that exists is drawn anew."""
+def check_plot(path: Path | None) -> None:
+    """Check that a plot, if one is asked for, can be drawn; one that exists is drawn anew."""
+    if path is None:
+        return
     check_new_file(path, "--plot", force=True)
-    try:
+    with bad_use("--plot: "):
         plots.require(path)
-    except ValueError as error:
-        raise BadUse(f"--plot: {error}") from error
 
 
 def own_data(path: Path) -> Dataset:
     """Load the data set of a ``--data`` option."""
-    try:
+    with bad_use("--data: "):
         return load_npz(path)
-    except (ValueError, OSError) as error:
-        raise BadUse(f"--data: {error}") from error
 
 
 @contextmanager
@@ -259,12 +261,12 @@ def compile_clock() -> Iterator[Callable[[], float]]:
 
         def seconds() -> float:
             total, depth, begin = 0.0, 0, 0.0
-            for when, found in recorder.buffer:  # compilations nest: only the outermost count
-                if found.is_start:
-                    begin, depth = (when if depth == 0 else begin), depth + 1
-                else:
-                    depth -= 1
-                    total += when - begin if depth == 0 else 0.0
+            for when, compilation in recorder.buffer:  # they nest: only the outermost count
+                if depth == 0:
+                    begin = when
+                depth += 1 if compilation.is_start else -1
+                if depth == 0:
+                    total += when - begin
             return total
 
         yield seconds
@@ -282,8 +284,4 @@ def percent(share: float) -> str:
 
 def _plain(value: Any) -> Any:
     """Give a NumPy number or a path as JSON."""
-    if hasattr(value, "item"):
-        return value.item()
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return str(value)
+    return value.tolist() if hasattr(value, "tolist") else str(value)

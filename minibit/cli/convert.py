@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import time
@@ -25,20 +24,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import numpy as np
 import typer
 
+from minibit import checkpoint
 from minibit.base import whole_path
-from minibit.checkpoint import (
-    CHAT_TEMPLATE,
-    GENERATION,
-    HUGGING_FACE,
-    GGUFKind,
-    ggml_tokenizer,
-    inside,
-    load_bitnet,
-    load_gguf,
-    open_gguf,
-    save_bitnet,
-    save_gguf,
-)
+from minibit.checkpoint import CHAT_TEMPLATE, GENERATION, HUGGING_FACE, GGUFKind
 from minibit.cli.common import BadUse, Force, Output, check_choice, command, kilobytes, starts
 from minibit.cli.texts import chat_template
 from minibit.ternary import I2Layout, TernaryMatrix
@@ -47,7 +35,13 @@ from minibit.transformer import BitNetModel, float_linear, pack_params
 if TYPE_CHECKING:
     from minibit.language import Vocabulary
 
-LINEAR = ("bitlinear", "autobitlinear", "online", "float")
+STYLES: dict[str, dict[str, Any]] = {  # how a directory stores projections, for `save_bitnet`
+    "bitlinear": {"linear_class": "bitlinear"},
+    "autobitlinear": {"linear_class": "autobitlinear"},
+    "online": {"linear_class": "autobitlinear", "quantization_mode": "online"},
+    "float": {"linear_class": None},
+}
+LEEWAY = {"tq2_0": 2**-11, "tq1_0": 2**-11, "bitlinear": 2**-22}  # of a scale, relative to itself
 COMPANIONS = (  # of a Hugging Face directory: what goes along with the weights
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
@@ -83,44 +77,49 @@ def convert(
     target: Annotated[
         Path, typer.Argument(metavar="OUT", help="A .gguf file, or a directory to be made.")
     ],
-    kind: Annotated[
-        str, typer.Option(help="Type of the projections in a GGUF file: tq2_0, tq1_0 or i2_s.")
-    ] = "tq2_0",
-    layout: Annotated[
-        str, typer.Option(help="Order of codes in I2_S, as written: x86, arm or rows.")
-    ] = "x86",
+    kind: Annotated[str, "Type of the projections in a GGUF file: tq2_0, tq1_0 or i2_s."] = "tq2_0",
+    layout: Annotated[str, "Order of codes in I2_S, as written: x86, arm or rows."] = "x86",
     source_layout: Annotated[
-        str | None, typer.Option(help="Order of codes in I2_S, as read, if the file is silent.")
+        str | None, "Order of codes in I2_S, as read, if the file is silent."
     ] = None,
     linear: Annotated[
-        str | None,
-        typer.Option(help="Of a directory: bitlinear, autobitlinear, online (masters) or float."),
+        str | None, "Of a directory: bitlinear, autobitlinear, online (masters) or float."
     ] = None,
-    squared_relu: Annotated[
-        bool, typer.Option("--squared-relu", help="A GGUF file named 'bitnet' has squared ReLU.")
-    ] = False,
+    squared_relu: Annotated[bool, "A GGUF file named 'bitnet' has squared ReLU."] = False,
     force: Force = False,
 ) -> dict[str, Any]:
     """Write a language model as another kind of file, and check that it is the same model."""
+    if not source.exists():
+        raise BadUse(f"there is no {source}")
+    check_choice("--kind", kind, get_args(GGUFKind))
+    check_choice("--layout", layout, get_args(I2Layout))
+    check_choice("--source-layout", source_layout, get_args(I2Layout))
+    check_choice("--linear", linear, STYLES)
     to_gguf = target.suffix == ".gguf"
-    _check_words(source, target, kind, (layout, source_layout), linear, to_gguf)
+    if to_gguf and linear is not None:
+        raise BadUse("--linear is for directories; a GGUF file has --kind")
     _check_target(target, to_gguf, force)
     begin = time.perf_counter()
     try:
-        found = _read(source, source_layout, squared_relu, masters=linear == "online")
-        style = "" if to_gguf else linear or _style(found.model)
+        read = _read(source, source_layout, squared_relu, masters=linear == "online")
+        style = kind if to_gguf else linear or _style(read.model)
         kept = _extras(target) if force else []
         with whole_path(target, overwrite=force) as part:
+            expected = read.model
+            if style not in ("online", "float"):  # as packed files have it
+                expected = BitNetModel(read.model.config, pack_params(read.model.params))
             if to_gguf:
-                _write_gguf(found, part, kind, layout, source.name)
-                again = load_gguf(part)
+                _write_gguf(read, part, kind, layout, source.name)
+                written = checkpoint.load_gguf(part)
             else:
-                _write_directory(found, part, style)
-                again = load_bitnet(part)
-            expected = found.model if style in ("online", "float") else _packed(found.model)
-            report = compare(expected, again, _leeway(kind if to_gguf else style))
-            del again
-            written = _size(part)
+                checkpoint.save_bitnet(read.model, part, **STYLES[style])
+                for name, content in read.companions.items():
+                    (part / name).write_bytes(content)
+                written = checkpoint.load_bitnet(part)
+            report = compare(expected, written, LEEWAY.get(style, 0.0))
+            del written
+            files = [part] if to_gguf else list(part.iterdir())
+            size = sum(file.stat().st_size for file in files)
             for file in kept:
                 shutil.copy2(file, part / file.name, follow_symlinks=False)
     except ImportError as error:
@@ -130,11 +129,11 @@ def convert(
         out.say(READERS, style="dim")
     fields = {
         "source": str(source),
-        "source_format": found.form,
+        "source_format": read.form,
         "out": str(target),
         "format": f"GGUF, {kind.upper()}" if to_gguf else f"Hugging Face, {style}",
         **report,
-        "bytes": written,
+        "bytes": size,
         "kept": [file.name for file in kept],
         "seconds": time.perf_counter() - begin,
     }
@@ -152,14 +151,14 @@ def _read(path: Path, layout: Any, squared_relu: bool, masters: bool) -> Source:
         for name in COMPANIONS:
             file = path / name
             if file.is_file():
-                inside(path, name)  # a link elsewhere would publish what it leads to
+                checkpoint.inside(path, name)  # a link elsewhere would publish what it leads to
                 if file.stat().st_size > MOST:
                     raise ValueError(f"{file} has more than {MOST} bytes; nothing was written")
                 companions[name] = file.read_bytes()
-        return Source("Hugging Face", load_bitnet(path), companions)
+        return Source("Hugging Face", checkpoint.load_bitnet(path), companions)
     if starts(path, b"GGUF"):
-        model = load_gguf(path, layout=layout, squared_relu=squared_relu)
-        metadata, companions = open_gguf(path).metadata, {}
+        model = checkpoint.load_gguf(path, layout=layout, squared_relu=squared_relu)
+        metadata, companions = checkpoint.open_gguf(path).metadata, {}
         for key, name in IN_GGUF.items():
             if isinstance(text := metadata.get(key), str):
                 companions[name] = text.encode()
@@ -179,16 +178,6 @@ def character_tokenizer(vocabulary: Vocabulary) -> str:
     """Return a ``tokenizer.json`` whose tokens are the characters of a vocabulary.
 
     Byte-pair encoding without a merge: what it begins with, single characters, is where it ends.
-
-    Parameters
-    ----------
-    vocabulary : Vocabulary
-
-    Examples
-    --------
-    >>> from minibit.language import Vocabulary
-    >>> json.loads(character_tokenizer(Vocabulary("ab")))["model"]["vocab"]
-    {'a': 0, 'b': 1}
     """
     tokenizer: dict[str, Any] = {
         "version": "1.0",
@@ -219,26 +208,28 @@ def _style(model: BitNetModel) -> str:
     return "bitlinear" if any(ternary) else "online"
 
 
-def _write_gguf(found: Source, path: Path, kind: Any, layout: Any, name: str) -> None:
+def _write_gguf(source: Source, path: Path, kind: Any, layout: Any, name: str) -> None:
     """Write a GGUF file, the tokenizer in its metadata."""
     entries: dict[str, Any] = {"general.name": name}
     for key, companion in IN_GGUF.items():
-        if companion in found.companions:
+        if companion in source.companions:
             try:
-                entries[key] = found.companions[companion].decode("utf-8")
+                entries[key] = source.companions[companion].decode("utf-8")
             except UnicodeDecodeError as error:
                 raise ValueError(f"{companion} is no UTF-8 text: byte {error.start}") from None
     if HUGGING_FACE in entries:
-        entries |= ggml_tokenizer(entries[HUGGING_FACE], found.model.config.vocab_size)
-    if CHAT_TEMPLATE not in entries and (settings := found.companions.get("tokenizer_config.json")):
+        entries |= checkpoint.ggml_tokenizer(entries[HUGGING_FACE], source.model.config.vocab_size)
+    if CHAT_TEMPLATE not in entries and (
+        settings := source.companions.get("tokenizer_config.json")
+    ):
         template = chat_template(settings.decode("utf-8", "replace"), "tokenizer_config.json")
         entries |= {CHAT_TEMPLATE: template} if template else {}
-    save_gguf(found.model, path, kind, layout=layout, metadata=entries)
+    checkpoint.save_gguf(source.model, path, kind, layout=layout, metadata=entries)
 
 
 def _warn_of_tokenizer(out: Output, path: Path) -> None:
     """Say what other programs will miss in a GGUF file that was written."""
-    metadata = open_gguf(path).metadata
+    metadata = checkpoint.open_gguf(path).metadata
     if HUGGING_FACE not in metadata:
         out.warn(f"the source has no tokenizer.json, so {path} has no words")
     elif "tokenizer.ggml.tokens" not in metadata:
@@ -252,59 +243,16 @@ def _warn_of_tokenizer(out: Output, path: Path) -> None:
         )
 
 
-def _write_directory(found: Source, folder: Path, style: str) -> None:
-    """Write a Hugging Face directory, and what goes along."""
-    names: dict[str, Any] = {
-        "bitlinear": {"linear_class": "bitlinear"},
-        "autobitlinear": {"linear_class": "autobitlinear"},
-        "online": {"linear_class": "autobitlinear", "quantization_mode": "online"},
-        "float": {"linear_class": None},
-    }
-    save_bitnet(found.model, folder, **names[style])
-    for name, content in found.companions.items():
-        (folder / name).write_bytes(content)
-
-
 # Comparing.
-
-
-def _packed(model: BitNetModel) -> BitNetModel:
-    """Return the model with ternary projections, as packed files have them."""
-    return BitNetModel(model.config, pack_params(model.params))
-
-
-def _leeway(kind: str) -> float:
-    """Return how far a scale may move, relative to itself, in a kind of file."""
-    return {"tq2_0": 2**-11, "tq1_0": 2**-11, "bitlinear": 2**-22}.get(kind, 0.0)
 
 
 def compare(ours: BitNetModel, theirs: BitNetModel, leeway: float = 0.0) -> dict[str, Any]:
     """Compare two models: configuration, codes and floats must be equal, scales nearly so.
 
-    Parameters
-    ----------
-    ours, theirs : BitNetModel
-    leeway : float
-        Largest relative difference of a scale.
-
-    Returns
-    -------
-    dict
-        ``tensors``, ``projections``, ``digest`` (SHA-256 of the codes, in order, int8),
-        ``largest_scale_change`` (relative) and ``largest_logit_difference`` (of 16 tokens).
-
-    Raises
-    ------
-    ValueError
-        If they are not the same model; what differs first is named.
-
-    Examples
-    --------
-    >>> from minibit.transformer import BitNetConfig, init_params
-    >>> config = BitNetConfig(7, 128, 128, layers=1, heads=2, kv_heads=1, max_positions=64)
-    >>> model = BitNetModel(config, pack_params(init_params(config, seed=0)))
-    >>> compare(model, model)["largest_logit_difference"]
-    0.0
+    `leeway` is the largest relative difference of a scale. Returns the numbers of ``tensors`` and
+    ``projections``, ``digest`` (SHA-256 of the codes, in order, int8), ``largest_scale_change``
+    (relative) and ``largest_logit_difference`` (of 16 tokens). A ValueError names what differs
+    first.
     """
     if ours.config != theirs.config:
         raise ValueError(f"the configuration differs: {ours.config} and {theirs.config}")
@@ -359,34 +307,10 @@ def _say(out: Output, fields: dict[str, Any]) -> None:
     )
 
 
-# What is asked for.
-
-
-def _check_words(
-    source: Path,
-    target: Path,
-    kind: str,
-    layouts: tuple[str | None, ...],
-    linear: str | None,
-    to_gguf: bool,
-) -> None:
-    """Refuse words that are not known, or that the target has no use for."""
-    if not source.exists():
-        raise BadUse(f"there is no {source}")
-    check_choice("--kind", kind, get_args(GGUFKind))
-    for option, layout in zip(("--layout", "--source-layout"), layouts, strict=True):
-        if layout is not None:
-            check_choice(option, layout, get_args(I2Layout))
-    if linear is not None:
-        check_choice("--linear", linear, LINEAR)
-    if to_gguf and linear is not None:
-        raise BadUse("--linear is for directories; a GGUF file has --kind")
-    if not to_gguf and target.suffix in (".npz", ".safetensors", ".bin", ".json"):
-        raise BadUse(f"OUT must be a .gguf file or a directory, got {target}")
-
-
 def _check_target(target: Path, to_gguf: bool, force: bool) -> None:
     """Refuse a target that cannot be made, or would overwrite what nobody asked to lose."""
+    if not to_gguf and target.suffix in (".npz", ".safetensors", ".bin", ".json"):
+        raise BadUse(f"OUT must be a .gguf file or a directory, got {target}")
     if not target.absolute().parent.is_dir():
         raise BadUse(f"OUT {target}: there is no folder {target.absolute().parent}")
     if not (target.exists() or target.is_symlink()):
@@ -394,13 +318,12 @@ def _check_target(target: Path, to_gguf: bool, force: bool) -> None:
     if not force:
         raise BadUse(f"{target} exists; nothing was changed. Choose another OUT, or add --force")
     if to_gguf:
-        with_magic = target.is_file() and starts(target, b"GGUF")
-        if not with_magic:
+        if not (target.is_file() and starts(target, b"GGUF")):
             raise BadUse(f"{target} is no GGUF file, so --force doesn't overwrite it")
         return
     files = list(target.iterdir()) if target.is_dir() and not target.is_symlink() else [target]
-    known = all(file.is_file() and file.suffix in KEPT_SUFFIXES for file in files)
-    if not known or (files and not (target / "config.json").is_file()):
+    plain = all(file.is_file() and file.suffix in KEPT_SUFFIXES for file in files)
+    if not plain or (files and not (target / "config.json").is_file()):
         raise BadUse(f"{target} holds more than a checkpoint, so --force doesn't replace it")
 
 
@@ -412,9 +335,3 @@ def _extras(folder: Path) -> list[Path]:
     own = ("config.json", *COMPANIONS)
     files = (file for file in folder.iterdir() if file.name not in own)
     return sorted(file for file in files if not weights.fullmatch(file.name))
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file, or of the files of a directory."""
-    files = [path] if path.is_file() else list(path.iterdir())
-    return sum(os.stat(file).st_size for file in files)

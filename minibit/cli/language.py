@@ -23,20 +23,9 @@ from minibit.checkpoint import (
     load_gguf,
     open_gguf,
 )
-from minibit.cli.common import BadUse, Output, check_choice, command, starts
-from minibit.cli.texts import (
-    TEMPLATES,
-    Bytes,
-    Characters,
-    Numbers,
-    Published,
-    TextStream,
-    Tokens,
-    Turn,
-    read_text,
-    template_name,
-    template_of,
-)
+from minibit.cli import texts
+from minibit.cli.common import BadUse, Output, bad_use, check_choice, command, starts
+from minibit.cli.texts import TEMPLATES, Characters, Numbers, Published, Turn, read_text
 from minibit.transformer import BitNetModel, Decoder, check_sampling
 
 Model = Annotated[
@@ -44,17 +33,13 @@ Model = Annotated[
 ]
 Count = Annotated[int, typer.Option("--count", min=1, help="Most tokens of a text or an answer.")]
 Seed = Annotated[int, typer.Option(min=0, help="Decides every draw.")]
-Temperature = Annotated[float, typer.Option(help="0 takes the most probable token each time.")]
-TopK = Annotated[int | None, typer.Option("--top-k", help="Draw from the K most probable.")]
-TopP = Annotated[
-    float | None, typer.Option("--top-p", help="Draw from the fewest that hold this share.")
-]
+Temperature = Annotated[float, "0 takes the most probable token each time."]
+TopK = Annotated[int | None, "Draw from the K most probable."]
+TopP = Annotated[float | None, "Draw from the fewest that hold this share."]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Default: one for each CPU, if the model is large.")
 ]
-TokenizerFile = Annotated[
-    Path | None, typer.Option("--tokenizer", help="A tokenizer.json, if not the model's own.")
-]
+TokenizerFile = Annotated[Path | None, "A tokenizer.json, if not the model's own."]
 
 
 @dataclass
@@ -62,11 +47,12 @@ class Loaded:
     """A model, how it speaks, and what ends its texts."""
 
     model: BitNetModel
-    tokens: Tokens
+    tokens: texts.Tokens
     template: str | None  # the text of its chat template
     where: str  # that lies, for messages
     stop: set[int]
-    seconds: float
+    seconds: float  # to load it
+    threads: int | None
 
     @property
     def room(self) -> int:
@@ -78,25 +64,9 @@ class Loaded:
         """Whether a full text goes on from its last half: models of our own have little room."""
         return isinstance(self.tokens, Characters)
 
-
-@dataclass
-class Settings:
-    """How tokens are drawn."""
-
-    count: int
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    seed: int
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be drawn with."""
-        try:
-            check_sampling(self.temperature, self.top_k, self.top_p)
-        except ValueError as error:
-            raise BadUse(str(error)) from None
-        if self.seed >= 2**64:
-            raise BadUse(f"--seed must be below 2**64, got {self.seed}")
+    def decoder(self) -> Decoder:
+        """Return a decoder that has read nothing."""
+        return Decoder(self.model, threads=self.threads)
 
 
 @dataclass
@@ -111,9 +81,8 @@ class Answer:
     @property
     def rate(self) -> float | None:
         """Tokens a second after the first, which waits for the prompt to be read."""
-        if len(self.times) < 3:
-            return None
-        return (len(self.times) - 2) / (self.times[-1] - self.times[1])
+        count = len(self.times) - 2
+        return count / (self.times[-1] - self.times[1]) if count > 0 else None
 
 
 @command
@@ -126,9 +95,7 @@ def generate(
             help="A model directory, a .gguf or a .npz file; without it, the package's small one.",
         ),
     ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="The text to go on with; '-' reads standard input.")
-    ] = None,
+    prompt: Annotated[str | None, "The text to go on with; '-' reads standard input."] = None,
     count: Count = 200,
     temperature: Temperature = 0.8,
     top_k: TopK = None,
@@ -136,43 +103,33 @@ def generate(
     seed: Seed = 0,
     threads: Threads = None,
     tokenizer: TokenizerFile = None,
-    ids: Annotated[
-        bool, typer.Option("--ids", help="Prompt and text are numbers of tokens.")
-    ] = False,
+    ids: Annotated[bool, "Prompt and text are numbers of tokens."] = False,
 ) -> dict[str, Any]:
     """Let a language model go on with a text."""
-    settings = Settings(count, temperature, top_k, top_p, seed)
-    loaded = _load(model, tokenizer, ids)
+    sampling = _sampling(temperature, top_k, top_p, seed)
+    loaded = _load(model, tokenizer, ids, threads)
     text = sys.stdin.read() if prompt == "-" else prompt or ""
-    first, decoder = _prompt(loaded, text), Decoder(loaded.model, threads=threads)
+    first, decoder = _prompt(loaded, text), loaded.decoder()
     _append(decoder, first, loaded)
     if model is None:
         out.say("The model in the package: 221k ternary weights, one book.", style="dim")
     screen = _Screen(out.as_json)
     screen.write(text if not ids else "")
-    answer = _answer(decoder, settings, loaded, screen)
+    answer = _answer(decoder, count, sampling, loaded, screen)
     screen.write("\n")
-    fields = {
-        "prompt": text,
-        "prompt_tokens": len(first),
-        **_fields(answer),
-        "load_seconds": loaded.seconds,
-        "seed": seed,
-    }
     out.say()
     out.say(_summary(answer, loaded), style="dim")
     out.status = int(answer.stopped == "interrupted")
-    return fields
+    fields = {"prompt": text, "prompt_tokens": len(first), **_fields(answer)}
+    return {**fields, "load_seconds": loaded.seconds, "seed": seed}
 
 
 @command
 def chat(
     out: Output,
     model: Model,
-    system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
-    template: Annotated[
-        str | None, typer.Option(help=f"{', '.join(TEMPLATES)}; default: the model's own.")
-    ] = None,
+    system: Annotated[str | None, "What the model is told first."] = None,
+    template: Annotated[str | None, f"{', '.join(TEMPLATES)}; default: the model's own."] = None,
     count: Count = 512,
     temperature: Temperature = 0.8,
     top_k: TopK = None,
@@ -182,11 +139,10 @@ def chat(
     tokenizer: TokenizerFile = None,
 ) -> dict[str, Any]:
     """Talk with a language model, line by line; /new forgets, /exit or Ctrl-D ends."""
-    settings = Settings(count, temperature, top_k, top_p, seed)
-    if template is not None:
-        check_choice("--template", template, TEMPLATES)
-    loaded = _load(model, tokenizer, False)
-    name = template or template_name(loaded.template, loaded.where) or "plain"
+    sampling = _sampling(temperature, top_k, top_p, seed)
+    check_choice("--template", template, TEMPLATES)
+    loaded = _load(model, tokenizer, False, threads)
+    name = template or texts.template_name(loaded.template, loaded.where) or "plain"
     turn = TEMPLATES[name]
     end = loaded.tokens.token(turn.end)
     if end is None:
@@ -196,8 +152,12 @@ def chat(
         )
     loaded.stop.add(end)
     out.say(f"Template {name}. /new forgets, /exit or Ctrl-D ends, Ctrl-C stops an answer.")
-    turns = _talk(out, loaded, turn, system, settings, threads)
-    rates = [found["tokens_per_second"] for found in turns if found["tokens_per_second"]]
+    bos = _bos(loaded)
+    first = [] if bos is None else [bos]
+    if system is not None:
+        first += turn.message(loaded.tokens, "system", system)
+    turns = _talk(out, loaded, turn, first, count, sampling)
+    rates = [fields["tokens_per_second"] for fields in turns if fields["tokens_per_second"]]
     return {
         "template": name,
         "turns": turns,
@@ -211,78 +171,73 @@ def _talk(
     out: Output,
     loaded: Loaded,
     turn: Turn,
-    system: str | None,
-    settings: Settings,
-    threads: int | None,
+    first: list[int],
+    count: int,
+    sampling: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """Take line after line and answer each; return the turns."""
     screen, turns = _Screen(out.as_json), []
-    decoder, pending = _new_chat(loaded, turn, system, threads)
+    decoder, pending = loaded.decoder(), first
     while (line := screen.ask()) is not None:
         if line.strip() in ("/exit", "/quit"):
             break
         if line.strip() == "/new":
-            decoder, pending = _new_chat(loaded, turn, system, threads)
+            decoder, pending = loaded.decoder(), first
             out.say("Forgotten.", style="dim")
-            continue
-        if not line.strip():
+        if line.strip() in ("/new", ""):
             continue
         try:
-            asked = turn.message(loaded.tokens, "user", line)
-            said = [*pending, *asked, *turn.opening(loaded.tokens)]
-            _append(decoder, said, loaded)
+            message = turn.message(loaded.tokens, "user", line)
+            tokens = [*pending, *message, *turn.opening(loaded.tokens)]
+            _append(decoder, tokens, loaded)
         except ValueError as error:
             out.warn(f"that was not read: {error}; /new begins again")
             continue
-        answer = _answer(decoder, settings, loaded, screen)
+        answer = _answer(decoder, count, sampling, loaded, screen)
         pending = turn.closing(loaded.tokens)
         screen.write("\n")
         out.say(_summary(answer, loaded), style="dim")
-        turns.append({"user": line, "prompt_tokens": len(said), **_fields(answer)})
+        turns.append({"user": line, "prompt_tokens": len(tokens), **_fields(answer)})
     return turns
 
 
-def _new_chat(
-    loaded: Loaded, turn: Turn, system: str | None, threads: int | None
-) -> tuple[Decoder, list[int]]:
-    """Return a decoder that has read nothing, and what comes before the first message."""
-    bos = _bos(loaded)
-    first = [] if bos is None else [bos]
-    if system is not None:
-        first += turn.message(loaded.tokens, "system", system)
-    return Decoder(loaded.model, threads=threads), first
+def _sampling(
+    temperature: float, top_k: int | None, top_p: float | None, seed: int
+) -> dict[str, Any]:
+    """Return options of `Decoder.generate`; refuse those that cannot be drawn with."""
+    with bad_use():
+        check_sampling(temperature, top_k, top_p)
+    if seed >= 2**64:
+        raise BadUse(f"--seed must be below 2**64, got {seed}")
+    return {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
 
 
-def _answer(decoder: Decoder, settings: Settings, loaded: Loaded, screen: _Screen) -> Answer:
+def _answer(
+    decoder: Decoder, count: int, sampling: dict[str, Any], loaded: Loaded, screen: _Screen
+) -> Answer:
     """Draw tokens and print them as they come, until something ends them."""
-    answer, stream = Answer(), TextStream(loaded.tokens.decode)
+    answer, stream = Answer(), texts.TextStream(loaded.tokens.decode)
+
+    def show(text: str) -> None:
+        answer.text += text
+        screen.write(text)
+
     answer.times.append(time.perf_counter())
     try:
-        while (missing := settings.count - len(answer.tokens)) > 0:
-            for token in decoder.generate(
-                missing,
-                temperature=settings.temperature,
-                top_k=settings.top_k,
-                top_p=settings.top_p,
-                seed=settings.seed,
-                stop=loaded.stop,
-            ):
+        while (missing := count - len(answer.tokens)) > 0:
+            for token in decoder.generate(missing, stop=loaded.stop, **sampling):
                 answer.times.append(time.perf_counter())
                 answer.tokens.append(token)
-                text = stream.push(token)
-                answer.text += text
-                screen.write(text)
+                show(stream.push(token))
             full = len(decoder.text) == loaded.room
-            if len(answer.tokens) < settings.count and not (full and loaded.slides):
+            if len(answer.tokens) < count and not (full and loaded.slides):
                 answer.stopped = "positions" if full else "end"
                 break
             if full and loaded.slides:
                 decoder.forget(max(1, loaded.room // 2))
     except KeyboardInterrupt:
         answer.stopped = "interrupted"
-    rest = stream.end()
-    answer.text += rest
-    screen.write(rest)
+    show(stream.end())
     return answer
 
 
@@ -307,8 +262,7 @@ class _Screen:
     def write(self, text: str) -> None:
         """Show text at once; control characters are shown, not obeyed."""
         coding = getattr(self._stream, "encoding", None) or "utf-8"
-        shown = printable(text, keep="\n\t").encode(coding, "replace").decode(coding)
-        self._stream.write(shown)
+        self._stream.write(printable(text, keep="\n\t").encode(coding, "replace").decode(coding))
         self._stream.flush()
 
     def ask(self) -> str | None:
@@ -324,13 +278,15 @@ class _Screen:
         return line.rstrip("\r\n") if line else None
 
 
-def _load(path: Path | None, tokenizer: Path | None, ids: bool) -> Loaded:
+def _load(
+    path: Path | None, tokenizer: Path | None, ids: bool, threads: int | None = None
+) -> Loaded:
     """Read a model of any kind, or that of the package, and how it speaks."""
     if path is not None and not path.exists():
         raise BadUse(f"{path}: there is no such file or directory")
     if tokenizer is not None and not tokenizer.is_file():
         raise BadUse(f"--tokenizer {tokenizer}: there is no such file")
-    own: Tokens | None = Numbers() if ids else None
+    own: texts.Tokens | None = Numbers() if ids else None
     if own is None and tokenizer is not None:
         own = Published(read_text(tokenizer), str(tokenizer))
     start = time.perf_counter()
@@ -342,7 +298,7 @@ def _load(path: Path | None, tokenizer: Path | None, ids: bool) -> Loaded:
         own = own or Characters(vocabulary)
     elif path.is_dir():
         model = load_bitnet(path)
-        chat, where = template_of(path)
+        chat, where = texts.template_of(path)
         if (path / "generation_config.json").is_file():
             generation = read_text(path / "generation_config.json")
         file = path / "tokenizer.json"
@@ -351,8 +307,7 @@ def _load(path: Path | None, tokenizer: Path | None, ids: bool) -> Loaded:
     elif starts(path, b"GGUF"):
         model = load_gguf(path)
         metadata = open_gguf(path).metadata
-        keys = (HUGGING_FACE, CHAT_TEMPLATE, GENERATION)
-        values = (metadata.get(key) for key in keys)
+        values = map(metadata.get, (HUGGING_FACE, CHAT_TEMPLATE, GENERATION))
         text, chat, generation = (v if isinstance(v, str) else None for v in values)
         if own is None and text is not None:
             own = Published(text, f"{path}: {HUGGING_FACE}")
@@ -367,19 +322,14 @@ def _load(path: Path | None, tokenizer: Path | None, ids: bool) -> Loaded:
     if own is None:
         if not 256 <= model.config.vocab_size <= 512:
             raise BadUse(f"{path} has no tokenizer: give one by --tokenizer FILE")
-        own = Bytes()
-    stop = _stops(model, f"the generation_config.json of {path}", generation)
-    return Loaded(model, own, chat, where, stop, seconds)
-
-
-def _stops(model: BitNetModel, where: str, generation: str | None) -> set[int]:
-    """Return the tokens that end a text: the configuration's, and those of generation_config."""
-    ends = set(model.config.ends)
+        own = texts.Bytes()
+    stop = set(model.config.ends)
     if generation is not None:
-        more = checked_json(generation.encode(), where).get("eos_token_id")
-        listed = more if isinstance(more, list) else [more]
-        ends |= {token for token in listed if isinstance(token, int)}
-    return ends
+        settings = checked_json(generation.encode(), f"the generation_config.json of {path}")
+        ends = settings.get("eos_token_id")
+        listed = ends if isinstance(ends, list) else [ends]
+        stop |= {token for token in listed if isinstance(token, int)}
+    return Loaded(model, own, chat, where, stop, seconds, threads)
 
 
 def _bos(loaded: Loaded) -> int | None:
@@ -425,8 +375,5 @@ def _summary(answer: Answer, loaded: Loaded) -> str:
         "interrupted": "stopped",
     }[answer.stopped]
     speed = f", {answer.rate:.1f} tokens a second" if answer.rate is not None else ""
-    return f"[{_plural(len(answer.tokens))}{speed}; {why}]"
-
-
-def _plural(count: int) -> str:
-    return f"{count} token" if count == 1 else f"{count} tokens"
+    count = len(answer.tokens)
+    return f"[{count} token{'' if count == 1 else 's'}{speed}; {why}]"

@@ -1,18 +1,12 @@
-r"""Between text and tokens: tokenizers, whole characters in a stream, chat templates.
+"""Between text and tokens: tokenizers, whole characters in a stream, chat templates.
 
 A model directory brings its ``tokenizer.json``, which the ``tokenizers`` package reads. Models of
 our own bring a list of characters. A model with neither, but 256 to 512 tokens, is taken to
 speak bytes: token b below 256 is byte b of UTF-8.
 
 Chat templates are published as programs in a template language. Three of them are rendered here by
-name instead, without running anything of a stranger's:
-
-    bitnet    User: TEXT<|eot_id|>Assistant:␣              microsoft/bitnet-b1.58-2B-4T
-    llama3    <|start_header_id|>user<|end_header_id|>\n\nTEXT<|eot_id|> ...
-    chatml    <|im_start|>user\nTEXT<|im_end|>\n<|im_start|>assistant\n
-    plain     TEXT\n                                      for models without a template
-
-(The sign ␣ stands for a space.) Markers become single tokens, what people type never does.
+name instead (`TEMPLATES`), without running anything of a stranger's. Their markers become single
+tokens, what people type never does.
 """
 
 from __future__ import annotations
@@ -23,6 +17,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -30,20 +26,6 @@ from minibit.base import checked_json, read_whole
 
 if TYPE_CHECKING:
     from minibit.language import Vocabulary
-
-__all__ = [
-    "TEMPLATES",
-    "Bytes",
-    "Characters",
-    "Numbers",
-    "Published",
-    "TextStream",
-    "Tokens",
-    "Turn",
-    "chat_template",
-    "template_name",
-    "template_of",
-]
 
 MOST = 1 << 26  # bytes of a tokenizer or of its settings
 HELD = 64  # tokens that are looked at once more, if none of them ends in a whole character
@@ -63,30 +45,16 @@ class Tokens(Protocol):
 
 
 class Published:
-    """A ``tokenizer.json``, read by the ``tokenizers`` package.
+    """A ``tokenizer.json``, read by the ``tokenizers`` package; errors name the file by `where`.
 
-    Parameters
-    ----------
-    text : str
-        Content of the file.
-    where : str
-        Named in errors.
-
-    Raises
-    ------
-    ValueError
-        If it is no tokenizer.
-
-    Notes
-    -----
     Truncation and padding, which many published files ask for, are for batches of training.
     """
 
     def __init__(self, text: str, where: str) -> None:
         from tokenizers import Tokenizer
 
-        _try_elsewhere(text, where)
-        with _asked(f"{where} is no tokenizer"):
+        _try_in_a_process(text, where)
+        with _tokenizing(f"{where} is no tokenizer"):
             self._tokenizer, self._typed = Tokenizer.from_str(text), Tokenizer.from_str(text)
             for tokenizer in (self._tokenizer, self._typed):
                 tokenizer.no_truncation()
@@ -100,30 +68,30 @@ class Published:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(f"the text is no Unicode: a surrogate at {error.start}") from None
-        which = self._typed if typed else self._tokenizer
-        with _asked(f"{self._where} fails on this text"):
-            encoding = which.encode(text, add_special_tokens=False)
+        tokenizer = self._typed if typed else self._tokenizer
+        with _tokenizing(f"{self._where} fails on this text"):
+            encoding = tokenizer.encode(text, add_special_tokens=False)
             ids = list(encoding.ids)
-            if which.normalizer is not None:  # which may drop or join characters: look after it
-                text = which.normalizer.normalize_str(text)
-                encoding = which.encode(text, add_special_tokens=False)
+            if tokenizer.normalizer is not None:  # it may drop or join characters: look after it
+                text = tokenizer.normalizer.normalize_str(text)
+                encoding = tokenizer.encode(text, add_special_tokens=False)
         covered = bytearray(len(text))
         for begin, end in encoding.offsets:
             covered[begin:end] = b"\1" * (end - begin)
-        for place, character in enumerate(text):
-            if not covered[place] and not character.isspace():
+        for character, is_covered in zip(text, covered, strict=True):
+            if not is_covered and not character.isspace():
                 raise ValueError(f"{self._where} has no token for {character!r}")
         return ids
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens; markers are left out."""
-        with _asked(f"{self._where} fails on tokens {list(tokens)}"):
+        with _tokenizing(f"{self._where} fails on tokens {list(tokens)}"):
             return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def token(self, marker: str) -> int | None:
         """Return the token of a marker."""
-        found = self._tokenizer.token_to_id(marker)
-        return None if found is None else int(found)
+        token: int | None = self._tokenizer.token_to_id(marker)
+        return token
 
 
 PLAIN = (  # parts that are known to be harmless
@@ -135,7 +103,7 @@ MOST_MEMORY = 1 << 31  # bytes that a tokenizer may take while it is tried
 MOST_SECONDS = 60
 
 
-def _try_elsewhere(text: str, where: str) -> None:
+def _try_in_a_process(text: str, where: str) -> None:
     """Let a process of its own read a tokenizer that is no plain byte-pair encoding.
 
     The crate behind ``tokenizers`` ends its process on some files, asking for memory that they
@@ -166,7 +134,7 @@ def _try_elsewhere(text: str, where: str) -> None:
 
 
 @contextmanager
-def _asked(what: str) -> Iterator[None]:
+def _tokenizing(failure: str) -> Iterator[None]:
     """Make a ValueError of whatever the ``tokenizers`` package raises.
 
     It has no error class of its own; and where its Rust code gives up, on a file that says what it
@@ -177,7 +145,7 @@ def _asked(what: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        raise ValueError(f"{what}: {error}") from None
+        raise ValueError(f"{failure}: {error}") from None
 
 
 class Characters:
@@ -196,8 +164,8 @@ class Characters:
 
     def token(self, marker: str) -> int | None:
         """Return the index, if the marker is one character."""
-        place = self._vocabulary.characters.find(marker) if len(marker) == 1 else -1
-        return None if place < 0 else place
+        token = self._vocabulary.characters.find(marker) if len(marker) == 1 else -1
+        return None if token < 0 else token
 
 
 class Bytes:
@@ -242,10 +210,6 @@ class TextStream:
     A character may be cut into several tokens. The beginning of one, at most three bytes, decodes
     to at most three U+FFFD: so many at the end of a text wait for what comes next.
 
-    Parameters
-    ----------
-    decode : callable (tokens) -> str
-
     Examples
     --------
     >>> stream = TextStream(Bytes().decode)
@@ -286,19 +250,11 @@ class TextStream:
 
 @dataclass(frozen=True)
 class Turn:
-    """How a chat is written: pieces around what is said; a piece that is a marker is one token.
+    """How a chat is written: pieces around a message; a piece that is a marker is one token."""
 
-    Attributes
-    ----------
-    before, after : tuple of str
-        What stands before and after a message; ``{role}`` and ``{Role}`` are filled in.
-    end : str
-        The marker that ends an answer.
-    """
-
-    before: tuple[str, ...]
+    before: tuple[str, ...]  # {role} and {Role} are filled in
     after: tuple[str, ...]
-    end: str
+    end: str  # the marker that ends an answer
 
     def message(self, tokens: Tokens, role: str, text: str) -> list[int]:
         """Return the tokens of a message, its end included."""
@@ -324,38 +280,40 @@ class Turn:
 def _join(tokens: Tokens, pieces: list[tuple[str, bool]]) -> list[int]:
     """Return the tokens of pieces; what lies between two markers is encoded as one text."""
     ids: list[int] = []
-    plain = ""
-    for piece, is_marker in [*pieces, ("", True)]:
+    for is_marker, group in groupby(pieces, key=itemgetter(1)):
+        parts = [piece for piece, _ in group]
         if not is_marker:
-            plain += piece
+            ids += tokens.encode("".join(parts), typed=True)
             continue
-        ids += tokens.encode(plain, typed=True) if plain else []
-        plain, marker = "", tokens.token(piece) if piece else None
-        if piece and marker is None:
-            raise ValueError(f"the chat template needs {piece}, which the tokenizer has not")
-        ids += [] if marker is None else [marker]
+        for marker in parts:
+            token = tokens.token(marker)
+            if token is None:
+                raise ValueError(f"the chat template needs {marker}, which the tokenizer has not")
+            ids.append(token)
     return ids
 
 
 TEMPLATES = {
-    "bitnet": Turn(("{Role}: ",), ("<|eot_id|>",), "<|eot_id|>"),
+    "bitnet": Turn(("{Role}: ",), ("<|eot_id|>",), "<|eot_id|>"),  # microsoft/bitnet-b1.58-2B-4T
     "llama3": Turn(
         ("<|start_header_id|>", "{role}", "<|end_header_id|>", "\n\n"),
         ("<|eot_id|>",),
         "<|eot_id|>",
     ),
     "chatml": Turn(("<|im_start|>", "{role}\n"), ("<|im_end|>", "\n"), "<|im_end|>"),
-    "plain": Turn((), ("\n",), "\n"),
+    "plain": Turn((), ("\n",), "\n"),  # for models without a template
+}
+MARKERS = {  # what tells a template apart, the first that fits
+    "llama3": ("<|start_header_id|>",),
+    "chatml": ("<|im_start|>",),
+    "bitnet": ("capitalize", "<|eot_id|>"),
 }
 
 
 def template_of(folder: Path) -> tuple[str | None, str]:
     """Return the chat template of a model directory, or None, and the file that it lies in.
 
-    Parameters
-    ----------
-    folder : Path
-        May hold ``chat_template.jinja``, or ``tokenizer_config.json`` with a ``chat_template``.
+    That is ``chat_template.jinja``, or ``tokenizer_config.json`` with a ``chat_template``.
     """
     source = folder / "chat_template.jinja"
     if source.is_file():
@@ -374,21 +332,12 @@ def chat_template(text: str, where: str) -> str | None:
 
 
 def template_name(text: str | None, where: str) -> str | None:
-    """Name a chat template: one of `TEMPLATES`, or None if there is none.
-
-    Raises
-    ------
-    ValueError
-        If there is a template, and it is none of those.
-    """
+    """Name a chat template: one of `TEMPLATES`; None if there is none, a ValueError if another."""
     if not text:
         return None
-    if "<|start_header_id|>" in text:
-        return "llama3"
-    if "<|im_start|>" in text:
-        return "chatml"
-    if "capitalize" in text and "<|eot_id|>" in text:
-        return "bitnet"
+    for name, markers in MARKERS.items():
+        if all(marker in text for marker in markers):
+            return name
     known = ", ".join(TEMPLATES)
     raise ValueError(f"{where} has another chat template than {known}: choose with --template")
 
