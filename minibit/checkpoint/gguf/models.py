@@ -9,13 +9,11 @@
 
 Three things that such files don't say, or say wrongly, are settled here:
 
-- *Activation.* Programs choose it by ``general.architecture``. ``bitnet-b1.58`` and ``bitnet-25``
-  mean squared ReLU, which the published model has; ``bitnet`` means SiLU (the models of 1bitLLM),
-  and running the published model as such raises its perplexity from 17.1 to 99.8
-  (microsoft/BitNet#588). `save_gguf` writes ``bitnet-b1.58`` and names the activation besides.
-- *Rotary pairs.* Files of the llama architecture have the rows of q and k reordered so that pairs
-  are neighbours. Those of BitNet have not: ggml rotates them as halves (``ROPE_TYPE_NEOX``), as
-  Hugging Face does, so rows stay where they are.
+- *Activation.* Programs choose it by ``general.architecture``: ``bitnet-b1.58`` and ``bitnet-25``
+  mean squared ReLU, ``bitnet`` means SiLU, which raises the perplexity of the published model from
+  17.1 to 99.8 (microsoft/BitNet#588). `save_gguf` writes ``bitnet-b1.58`` and the activation.
+- *Rotary pairs.* ggml rotates BitNet's as halves (``ROPE_TYPE_NEOX``), as Hugging Face does, so
+  rows of q and k stay where they are; files of the llama architecture have them reordered.
 - *I2_S.* Three orders of codes share one type id, see `minibit.ternary.published`.
   Files of bitnet.cpp don't tell which; ours do, under ``minibit.i2_s_layout``.
 """
@@ -24,13 +22,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.base import CheckpointError, shown
-from minibit.checkpoint.gguf.container import BF16, F32, I2_S, TQ1_0, TQ2_0, GGUFFile, open_gguf
+from minibit.base import one_of, shown
+from minibit.checkpoint.gguf.container import BF16, F32, I2_S, TQ1_0, TQ2_0, open_gguf
 from minibit.checkpoint.gguf.metadata import config_entries, read_config
 from minibit.checkpoint.gguf.tensors import (
     check_encodable,
@@ -72,12 +70,7 @@ _IN_BLOCK = {
 
 
 def gguf_name(name: str) -> str:
-    """Return what GGUF calls a parameter.
-
-    Parameters
-    ----------
-    name : str
-        As `minibit.transformer.param_shapes` has it.
+    """Return what GGUF calls a parameter of `minibit.transformer.param_shapes`.
 
     Examples
     --------
@@ -101,12 +94,11 @@ def load_gguf(
     Parameters
     ----------
     path : path
-        A file with projections in TQ1_0, TQ2_0 or I2_S, or in F32, F16 or BF16 that hold nothing
-        but 0 and one magnitude. It is mapped, and never written to.
+        Its projections are TQ1_0, TQ2_0 or I2_S, or floats that hold nothing but 0 and one
+        magnitude. It is mapped, and never written to.
     layout : {"x86", "arm", "rows"}, optional
-        The order of codes in I2_S, which a file of bitnet.cpp does not tell: the wrong one gives a
-        model that runs and talks nonsense. By default what the file says, if `save_gguf` wrote it,
-        else ``x86``, which the published files have.
+        The order of codes in I2_S: the wrong one gives a model that runs and talks nonsense. By
+        default what the file says, if `save_gguf` wrote it, else ``x86``, as published files have.
     squared_relu : bool
         Read a file of architecture ``bitnet`` too, on your word that the model has squared ReLU and
         not SiLU, as that name means to llama.cpp.
@@ -115,38 +107,33 @@ def load_gguf(
     -------
     BitNetModel
         Projections as `TernaryMatrix`, decoded one at a time and packed as this CPU wants them.
-        The embedding, and a head that is not tied, stay mapped: float32 or bfloat16 bits. F16 is
-        held as bfloat16 where that is exact (it is, for what once was bfloat16), else as float32.
+        The embedding, and a head that is not tied, stay mapped: float32 or bfloat16 bits. F16
+        becomes bfloat16 where that is exact (it is, for what once was bfloat16), else float32.
 
     Raises
     ------
     CheckpointError
-        If there is no such file, or it is damaged, or no BitNet model, or of another activation; if
-        a tensor is missing, too many, of another shape, not finite, or all zeros (a known defect of
-        uploads); if the blocks of a matrix have different scales, for which a `TernaryMatrix` has
-        no place; if a projection holds latent weights. File, tensor and byte are named.
+        If the file is damaged, or no BitNet model, or of another activation; if a tensor is
+        missing, too many, of another shape, not finite, or all zeros (a known defect of uploads);
+        if a projection has blocks of different scales, or latent weights. It names file, tensor
+        and byte.
     ImportError
         If an embedding is of a type that only the ``gguf`` package decodes (Q4_K, Q6_K and the
-        like, as llama-quantize makes), and it is not installed.
+        like), and it is not installed.
 
     Notes
     -----
-    The header is read here and not by the ``gguf`` package: that does not know I2_S, believes the
-    counts of a damaged header, and takes several arrays for each word of a vocabulary.
+    The ``gguf`` package does not know I2_S, and believes the counts of a damaged header.
 
     Examples
     --------
-    >>> import pathlib, tempfile
+    >>> from tempfile import mkdtemp
     >>> from minibit.transformer import BitNetConfig, init_params
     >>> config = BitNetConfig(7, 128, 128, layers=1, heads=2, kv_heads=1, max_positions=64)
     >>> model = BitNetModel(config, pack_params(init_params(config, seed=0)))
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = pathlib.Path(folder) / "model.gguf"
-    ...     save_gguf(model, path, "i2_s")
-    ...     again = load_gguf(path)
-    >>> again.config == config
-    True
-    >>> bool(np.array_equal(again.logits([[1, 2]]), model.logits([[1, 2]])))
+    >>> path = mkdtemp() + "/model.gguf"
+    >>> save_gguf(model, path, "i2_s")
+    >>> bool(np.array_equal(load_gguf(path).logits([[1, 2]]), model.logits([[1, 2]])))
     True
     """
     file = open_gguf(path)
@@ -159,49 +146,36 @@ def load_gguf(
             "llama-gguf-split --merge"
         )
     config = read_config(file, squared_relu=squared_relu)
-    chosen = _layout(file, layout)
+    order: Any = file.metadata.get(_LAYOUT, "x86") if layout is None else layout
+    if layout is None and order not in get_args(I2Layout):
+        raise file.error(f"has {_LAYOUT} {shown(order)}")
+    one_of("layout", order, get_args(I2Layout))
     shapes = param_shapes(config)
-    wanted = {gguf_name(name): name for name in shapes}
-    matrices = (found for found, name in wanted.items() if name.endswith("_proj"))
-    scales = {found.removesuffix(".weight") + ".scale" for found in matrices}
-    for found in file.tensors:
-        if found == "rope_freqs.weight":
-            _check_factors(file)
-        elif found not in wanted and found not in scales:
-            raise file.error("is no part of a BitNet model as known here", file.tensors[found])
+    names = {gguf_name(param): param for param in shapes}
+    projections = (name for name, param in names.items() if param.endswith("_proj"))
+    scales = {name.removesuffix(".weight") + ".scale" for name in projections}
+    for name, tensor in file.tensors.items():
+        if name == "rope_freqs.weight":
+            if tensor.kind != F32 or not (read_floats(file, tensor) == 1).all():
+                raise file.error("scales rotary frequencies, which is not known here", tensor)
+        elif name not in names and name not in scales:
+            raise file.error("is no part of a BitNet model as known here", tensor)
     params: dict[str, Any] = {}
-    for found, name in wanted.items():
-        tensor = file.tensors.get(found)
-        if tensor is None:
-            raise CheckpointError(f"has no tensor {found}", file.path)
-        if tensor.shape != shapes[name]:
-            raise file.error(f"has shape {tensor.shape}, must have {shapes[name]}", tensor)
+    for name, param in names.items():
+        if name not in file.tensors:
+            raise file.error(f"has no tensor {name}")
+        tensor = file.tensors[name]
+        if tensor.shape != shapes[param]:
+            raise file.error(f"has shape {tensor.shape}, must have {shapes[param]}", tensor)
         with np.errstate(all="ignore"):  # of numbers that are then refused
-            if name.endswith("_proj"):
-                params[name] = read_projection(file, tensor, chosen)
+            if param.endswith("_proj"):
+                params[param] = read_projection(file, tensor, order)
             elif len(tensor.shape) == 1:
-                params[name] = read_gain(file, tensor)
+                params[param] = read_gain(file, tensor)
             else:
-                params[name] = read_table(file, tensor)
+                params[param] = read_table(file, tensor)
         file.release(tensor)
     return BitNetModel(config, params)
-
-
-def _layout(file: GGUFFile, layout: str | None) -> I2Layout:
-    """Choose the order of codes in I2_S."""
-    chosen = layout or file.metadata.get(_LAYOUT, "x86")
-    if chosen in get_args(I2Layout):
-        return cast(I2Layout, chosen)
-    if layout is None:
-        raise file.error(f"has {_LAYOUT} {shown(chosen)}")
-    raise ValueError(f"layout must be 'x86', 'arm' or 'rows', got {layout!r}")
-
-
-def _check_factors(file: GGUFFile) -> None:
-    """Refuse factors on the frequencies of rotary positions, unless they are all 1."""
-    tensor = file.tensors["rope_freqs.weight"]
-    if tensor.kind != F32 or not (read_floats(file, tensor) == 1).all():
-        raise file.error("scales rotary frequencies, which is not known here", tensor)
 
 
 # Writing.
@@ -229,8 +203,7 @@ def save_gguf(
         round the scale of a matrix to float16: a relative change of at most 2**-11. I2_S is
         bitnet.cpp's and keeps the scale.
     layout : {"x86", "arm", "rows"}
-        The order of codes in I2_S, see `minibit.ternary.published.to_i2_s`; the file says it, for
-        us alone.
+        The order of codes in I2_S, see `minibit.ternary.to_i2_s`; the file says it, for us alone.
     metadata : mapping, optional
         More entries: a name (``general.name``), a tokenizer (`minibit.checkpoint.gguf.tokenizer`).
     overwrite : bool
@@ -241,30 +214,25 @@ def save_gguf(
     FileExistsError
         If there is such a file, and `overwrite` is not given; it is left as it is.
     ValueError
-        If the model multiplies by float weights, a projection has a shape that `kind` cannot hold,
-        is all zeros, or has a scale that is not above 0, or (TQ1_0, TQ2_0) one that float16 holds
-        only as a subnormal; if a float is not finite, or an embedding all zeros. Projections are
-        never written as floats instead.
+        If the model multiplies by float weights; if a projection is all zeros, or `kind` cannot
+        hold its shape or scale; if a float is not finite, or an embedding all zeros.
+        Projections are never written as floats instead.
 
     Notes
     -----
-    Codes are exact, so rounding (half to even here, half away from zero in ggml) has no say.
     bitnet.cpp multiplies by ``token_embd`` at the end, also where the file has an ``output``.
 
     Examples
     --------
-    >>> import pathlib, tempfile
+    >>> from tempfile import mkdtemp
     >>> from minibit.transformer import BitNetConfig, init_params
     >>> config = BitNetConfig(7, 256, 256, layers=1, heads=2, kv_heads=1, max_positions=64)
-    >>> model = BitNetModel(config, init_params(config, seed=0))
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_gguf(model, pathlib.Path(folder) / "model.gguf")
-    ...     file = open_gguf(pathlib.Path(folder) / "model.gguf")
-    >>> file.tensors["blk.0.attn_k.weight"][:3]
+    >>> path = mkdtemp() + "/model.gguf"
+    >>> save_gguf(BitNetModel(config, init_params(config, seed=0)), path)
+    >>> open_gguf(path).tensors["blk.0.attn_k.weight"][:3]
     ('blk.0.attn_k.weight', 35, (128, 256))
     """
-    if kind not in _KINDS:
-        raise ValueError(f"kind must be one of {', '.join(_KINDS)}, got {kind!r}")
+    one_of("kind", kind, _KINDS)
     if model.linear not in (None, bit_linear, packed_linear):
         raise ValueError("model must have ternary projections, its linear is another")
     params = pack_params(model.params)
@@ -281,12 +249,11 @@ def save_gguf(
 
 def _new(name: str, value: Any, kind: str, layout: I2Layout) -> NewTensor:
     """Prepare a tensor; what it cannot hold is refused now, before anything is written."""
-    found = gguf_name(name)
     if not isinstance(value, TernaryMatrix):
         floats = as_written(name, value)
-        brains = floats.dtype == np.uint16
-        stored = floats.astype("<u2" if brains else "<f4", copy=False)
-        return NewTensor(found, BF16 if brains else F32, stored.shape, lambda: [stored])
+        code, stored_as = (BF16, "<u2") if floats.dtype == np.uint16 else (F32, "<f4")
+        stored = floats.astype(stored_as, copy=False)
+        return NewTensor(gguf_name(name), code, stored.shape, lambda: [stored])
     code, _ = _KINDS[kind]
     try:
         check_encodable(value, code, layout)
@@ -299,4 +266,4 @@ def _new(name: str, value: Any, kind: str, layout: I2Layout) -> NewTensor:
             raise ValueError(f"{name} cannot be written as {kind}: all its codes are 0")
         return encoded(codes, value.scale, code, layout)
 
-    return NewTensor(found, code, value.shape, chunks)
+    return NewTensor(gguf_name(name), code, value.shape, chunks)

@@ -4,21 +4,20 @@
     embeddings    F32, F16, BF16; others through the gguf package  float32, or bits of bfloat16
     gains         F32, F16, BF16                                   float32
 
-Only a few rows are in memory at a time.
+Floats stay mapped where nothing changes; a projection is decoded a few rows at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit import kernels
-from minibit.base import CheckpointError, first_not_finite, from_bfloat16, to_bfloat16
+from minibit.base import CheckpointError, first_not_finite, to_bfloat16, widen
 from minibit.checkpoint.gguf.container import (
     BF16,
     BLOCKS,
@@ -33,13 +32,9 @@ from minibit.checkpoint.gguf.container import (
 from minibit.ternary import (
     I2Layout,
     TernaryMatrix,
-    empty_panels,
     from_i2_s,
     from_tq1_0,
     from_tq2_0,
-    pack2,
-    pack_columns,
-    pack_panels,
     to_i2_s,
     to_tq1_0,
     to_tq2_0,
@@ -54,6 +49,7 @@ __all__ = [
     "read_table",
 ]
 
+_FLOATS = {F32: "<f4", F16: "<f2", BF16: "<u2"}
 _TQ = {TQ1_0: (from_tq1_0, to_tq1_0), TQ2_0: (from_tq2_0, to_tq2_0)}
 _ROWS = 64  # of a matrix, decoded together: what they take stays in the cache
 
@@ -67,25 +63,26 @@ def read_gain(file: GGUFFile, tensor: Tensor) -> NDArray[np.float32]:
 
 def read_table(file: GGUFFile, tensor: Tensor) -> NDArray[Any]:
     """Read an embedding: float32, or bfloat16 bits as uint16; mapped, where nothing changes."""
-    table = _table(file, tensor)
+    table: NDArray[Any]
+    if tensor.kind == BF16:
+        table = file.bytes_of(tensor).view("<u2").reshape(tensor.shape)
+    elif tensor.kind == F16:
+        table = _brains(file.bytes_of(tensor).view("<f2").reshape(tensor.shape))
+    else:
+        table = read_floats(file, tensor)
     _check_finite(file, tensor, table)
     if not table.any():
         raise file.error("is all zeros: an upload that went wrong", tensor)
     return table
 
 
-def _table(file: GGUFFile, tensor: Tensor) -> NDArray[Any]:
-    """Read an embedding without a look at its numbers."""
-    if tensor.kind == BF16:
-        return file.bytes_of(tensor).view("<u2").reshape(tensor.shape)
-    if tensor.kind != F16:
-        return read_floats(file, tensor)
-    halves = file.bytes_of(tensor).view("<f2").reshape(tensor.shape)
-    brains = np.empty(tensor.shape, np.uint16)
-    for start in range(0, len(halves), _ROWS):
-        floats = halves[start : start + _ROWS].astype(np.float32)
-        brains[start : start + _ROWS] = to_bfloat16(floats)
-        if (from_bfloat16(brains[start : start + _ROWS]) != floats).any():
+def _brains(halves: NDArray[np.float16]) -> NDArray[Any]:
+    """Turn float16 into bits of bfloat16 if all of it is exact, else into float32."""
+    brains = np.empty(halves.shape, np.uint16)
+    for rows in _spans(len(halves)):
+        floats = halves[rows].astype(np.float32)
+        brains[rows] = to_bfloat16(floats)
+        if (widen(brains[rows]) != floats).any():
             return halves.astype(np.float32)
     return brains
 
@@ -95,18 +92,11 @@ def _check_finite(file: GGUFFile, tensor: Tensor, numbers: NDArray[Any], row: in
     first = first_not_finite(numbers)
     if first is None:
         return
-    number = numbers.reshape(-1)[first]
-    if numbers.dtype == np.uint16:
-        number = from_bfloat16(number[None])[0]
     flat = row * math.prod(tensor.shape[1:]) + first
     place = ", ".join(str(int(i)) for i in np.unravel_index(flat, tensor.shape))
+    number = widen(numbers.reshape(-1)[first : first + 1])[0]
     _, weights, size = BLOCKS[tensor.kind]
     raise file.error(f"holds {number} at {place}", tensor, flat // weights * size)
-
-
-def _width(tensor: Tensor) -> int:
-    """Bytes of a number, for types of one number a block."""
-    return BLOCKS[tensor.kind][2]
 
 
 def read_floats(file: GGUFFile, tensor: Tensor, rows: slice = slice(None)) -> NDArray[np.float32]:
@@ -116,12 +106,9 @@ def read_floats(file: GGUFFile, tensor: Tensor, rows: slice = slice(None)) -> ND
         raise file.error(f"is of type {name}, which holds no such tensor", tensor)
     raw = file.bytes_of(tensor).reshape(tensor.shape[0], -1)[rows]
     shape = (len(raw), *tensor.shape[1:])
-    if tensor.kind == F32:
-        return raw.reshape(-1).view("<f4").reshape(shape)
-    if tensor.kind == F16:
-        return raw.reshape(-1).view("<f2").astype(np.float32).reshape(shape)
-    if tensor.kind == BF16:
-        return from_bfloat16(raw.reshape(-1).view("<u2")).reshape(shape)
+    if tensor.kind in _FLOATS:
+        stored = raw.reshape(-1).view(_FLOATS[tensor.kind]).reshape(shape)
+        return np.asarray(widen(stored), np.float32)
     try:
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
@@ -129,39 +116,36 @@ def read_floats(file: GGUFFile, tensor: Tensor, rows: slice = slice(None)) -> ND
         message = f"{file.path}: {tensor.name} of type {name} needs gguf: pip install minibit[app]"
         raise ImportError(message) from error
     floats = np.empty(shape, np.float32)
-    for some in _spans(len(raw)):
-        floats[some] = dequantize(raw[some], GGMLQuantizationType(tensor.kind))
+    for span in _spans(len(raw)):
+        floats[span] = dequantize(raw[span], GGMLQuantizationType(tensor.kind))
     return floats
 
 
 def read_projection(file: GGUFFile, tensor: Tensor, layout: I2Layout) -> TernaryMatrix:
-    """Read a projection, a few rows at a time, into the layout of this CPU's product."""
-    scale, largest = np.float32(0), None
-    if tensor.kind in (F32, F16, BF16):
-        largest = np.float32(0)
-        for rows in _spans(tensor.shape[0]):
-            part = read_floats(file, tensor, rows)
-            _check_finite(file, tensor, part, rows.start)
-            largest = max(largest, np.float32(np.abs(part).max()))
-
-    def decode(rows: slice) -> NDArray[np.int8]:
-        nonlocal scale
-        if largest is not None:
-            codes, found = _ternary(file, tensor, rows, largest), largest
-        else:
-            codes, found = _decoded(file, tensor, rows, layout)
-        if found and scale and found != scale:
-            raise _two_scales(file, tensor, rows, scale, found)
-        scale = found or scale
-        return codes
-
+    """Read a projection, a few rows at a time; every block that is not zero has one scale."""
+    if tensor.kind not in (*_FLOATS, *_TQ, I2_S):
+        name = BLOCKS[tensor.kind][0]
+        raise file.error(f"is of type {name}; projections are ternary, or floats", tensor)
+    spans = list(_spans(tensor.shape[0]))
+    codes, scale, largest = np.empty(tensor.shape, np.int8), np.float32(0), np.float32(0)
+    if tensor.kind in _FLOATS:
+        for rows in spans:
+            floats = read_floats(file, tensor, rows)
+            _check_finite(file, tensor, floats, rows.start)
+            largest = max(largest, np.float32(np.abs(floats).max()))
     if tensor.kind == I2_S:
         at = tensor.nbytes - 32
         stored = file.bytes_of(tensor)[at : at + 4].view("<f4")[0]
         if not (np.isfinite(stored) and stored >= 0):
             raise file.error(f"has the scale {stored}, must be finite and above 0", tensor, at)
-    path = kernels.path()
-    held = _gathered(tensor.shape, decode, kernels.layout(path))
+    for rows in spans:
+        if tensor.kind in _FLOATS:
+            codes[rows], used = _signs(file, tensor, rows, largest), largest
+        else:
+            codes[rows], used = _decoded(file, tensor, rows, layout)
+        if used and scale and used != scale:
+            raise _two_scales(file, tensor, rows, scale, used)
+        scale = used or scale
     if not scale:
         raise file.error("is all zeros: an upload that went wrong", tensor)
     factor = file.tensors.get(tensor.name.removesuffix(".weight") + ".scale")
@@ -172,30 +156,9 @@ def read_projection(file: GGUFFile, tensor: Tensor, layout: I2Layout) -> Ternary
         if not 0 < scale < np.inf:
             raise file.error(f"makes the scale of {tensor.name} {scale:g}", factor)
     try:
-        return TernaryMatrix._made(held, path, (tensor.shape[0], tensor.shape[1]), scale)
+        return TernaryMatrix.from_codes(codes, scale)
     except ValueError as error:
         raise file.error(str(error), tensor) from error
-
-
-def _gathered(
-    shape: tuple[int, ...], decode: Callable[[slice], NDArray[np.int8]], layout: str
-) -> NDArray[np.uint8]:
-    """Pack a matrix that is decoded a few rows at a time, as `TernaryMatrix.from_codes` would."""
-    n_out, n_in = shape
-    if layout == "columns":
-        lines = np.empty((-(-n_in // 16) * 4, n_out), np.uint8)
-        for rows in _spans(n_out):
-            lines[:, rows] = pack_columns(decode(rows)).reshape(len(lines), -1)
-        return lines.reshape(-1)
-    pack = pack_panels if layout == "panels" else pack2
-    held, at = np.empty(-(-n_out * n_in // 4), np.uint8), 0
-    if layout == "panels":
-        held = empty_panels(n_out, n_in)
-    for rows in _spans(n_out):  # of 64: whole panels, and whole bytes
-        part = pack(decode(rows))
-        held[at : at + part.size] = part
-        at += part.size
-    return held
 
 
 def _spans(count: int) -> Iterator[slice]:
@@ -216,12 +179,7 @@ def _decoded(
         if tensor.kind == I2_S:
             codes, scale = from_i2_s(np.concatenate([part, raw[size:]]), (count, n_in), layout)
             return codes, scale if codes.any() else np.float32(0)
-        if tensor.kind not in _TQ:
-            name = BLOCKS[tensor.kind][0]
-            raise file.error(f"is of type {name}; projections are ternary, or floats", tensor)
         codes, scales = _TQ[tensor.kind][0](part.reshape(count, width))
-    except CheckpointError:
-        raise
     except ValueError as error:
         if count > 4:  # say in which rows it is
             for start in range(rows.start, rows.stop, 4):
@@ -246,7 +204,7 @@ def _two_scales(
     return file.error(f"has blocks of scale {one:g} and {other:g} {where}", tensor, at)
 
 
-def _ternary(file: GGUFFile, tensor: Tensor, rows: slice, largest: np.float32) -> NDArray[np.int8]:
+def _signs(file: GGUFFile, tensor: Tensor, rows: slice, largest: np.float32) -> NDArray[np.int8]:
     """Read codes from floats that are 0 or of one magnitude."""
     floats = read_floats(file, tensor, rows)
     wrong = (floats != 0) & (np.abs(floats) != largest)
@@ -257,7 +215,7 @@ def _ternary(file: GGUFFile, tensor: Tensor, rows: slice, largest: np.float32) -
             f"holds latent weights ({floats[row, column]:g} at {at}, {largest:g} elsewhere): "
             "a GGUF file of BitNet has its projections quantised",
             tensor,
-            (at[0] * tensor.shape[1] + column) * _width(tensor),
+            (at[0] * tensor.shape[1] + column) * BLOCKS[tensor.kind][2],
         )
     return np.sign(floats).astype(np.int8)
 
@@ -265,21 +223,9 @@ def _ternary(file: GGUFFile, tensor: Tensor, rows: slice, largest: np.float32) -
 def encoded(
     codes: NDArray[np.int8], scale: np.float32, kind: int, layout: I2Layout
 ) -> Iterator[NDArray[np.uint8]]:
-    """Encode a projection as TQ1_0, TQ2_0 or I2_S, some rows at a time.
+    """Encode codes (n_out, n_in) as a type of BLOCKS, some rows at a time.
 
-    Parameters
-    ----------
-    codes : int8 array, shape (n_out, n_in)
-    scale : float32
-    kind : int
-        Type of the tensor.
-    layout : {"x86", "arm", "rows"}
-        The order of codes in I2_S.
-
-    Raises
-    ------
-    ValueError
-        If the type cannot hold the shape or the scale.
+    Raises ValueError if the type cannot hold the shape or the scale.
     """
     if kind != I2_S:
         encode = partial(_TQ[kind][1], scale=scale)
@@ -292,13 +238,10 @@ def encoded(
 
 
 def check_encodable(matrix: TernaryMatrix, kind: int, layout: I2Layout) -> None:
-    """Refuse a projection that a type cannot hold, or changes by much; its codes aren't looked at.
+    """Raise ValueError for a projection that a type cannot hold, whatever its codes are.
 
-    Raises
-    ------
-    ValueError
-        If the shape does not fit; for a scale that is not above 0, or one that float16 holds as a
-        subnormal only, so less exactly than 2**-11.
+    That is: for a shape of no whole blocks, a scale that is not above 0, or one that float16 holds
+    as a subnormal only, so less exactly than 2**-11.
     """
     scale, (n_out, n_in) = matrix.scale, matrix.shape
     if not scale > 0:
