@@ -683,6 +683,31 @@ def test_a_header_that_the_file_does_not_bear_out_is_refused(what, tmp_path):
     assert caught.value.file == str(path)
 
 
+def test_a_fault_of_a_header_is_named_by_its_byte_of_the_file(tmp_path):
+    """Text begins at byte 8, data right after it: offsets count from the first byte of all."""
+    path = tmp_path / "x.safetensors"
+    gap = {"a": entry("U8", (4,), (4, 8))}
+    for header, byte in (
+        (b'{"a": 1, "a": 2}', 8 + 9),
+        ({"__metadata__": {"a": 1}}, 8),
+        (gap, 8 + len(json.dumps(gap)) + 4),
+    ):
+        put(path, header, bytes(8))
+        with pytest.raises(CheckpointError, match=rf"\(byte {byte}\)") as caught:
+            SafetensorsFile(path)
+        assert caught.value.offset == byte
+
+
+def test_a_header_may_end_where_the_file_ends_and_no_later(tmp_path):
+    """The bound is the file's size without the length itself, to the byte."""
+    path = tmp_path / "x.safetensors"
+    put(path, b"{}", b"")
+    assert SafetensorsFile(path).tensors == {}
+    path.write_bytes((3).to_bytes(8, "little") + b"{}")
+    with pytest.raises(CheckpointError, match="a header of 3 bytes, but 2 follow"):
+        SafetensorsFile(path)
+
+
 def test_overlapping_tensors_are_refused_by_name_and_byte(tmp_path):
     """The later one is named, with the byte where it begins too early."""
     path = tmp_path / "x.safetensors"

@@ -406,6 +406,26 @@ def test_a_thousand_fuzzed_headers_are_refused_or_read_without_a_large_allocatio
     assert refused > 500
 
 
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        (struct.pack("<I", 8) + text("ab"), "ab"),
+        (struct.pack("<II", 9, 5) + struct.pack("<Q3i", 3, 1, 2, 3), None),
+        (struct.pack("<II", 9, 8) + struct.pack("<Q", 2) + text("") + text(""), None),
+    ],
+    ids=["string", "numbers", "strings"],
+)
+def test_a_value_may_end_where_the_file_ends_and_no_later(entry, value, tmp_path):
+    """A length that is all that is left is taken; with one byte less the file is refused."""
+    path = tmp_path / "m.gguf"
+    whole = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("key") + entry
+    path.write_bytes(whole)
+    assert open_gguf(path).metadata == {"key": value}
+    path.write_bytes(whole[:-1])
+    with pytest.raises(CheckpointError, match=r"has .* (and|left)"):
+        open_gguf(path)
+
+
 def damaged_table(change):
     """A file of two tensors whose table has one thing changed."""
     lines = [{"name": "a", "sides": [8], "kind": 0, "at": 0}]

@@ -4,12 +4,11 @@
     header = {"NAME": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [begin, end]}, ...}
 
 Little-endian; offsets count from the first byte after the header; tensors fill the data without a
-gap or an overlap. A header is believed only as far as the file bears it out: every size is compared
-with the file's before anything of that size is made.
+gap or an overlap. Every size is compared with the file's before anything of that size is made.
 
-The ``safetensors`` package reads the same files, but hands NumPy copies, and no bfloat16 (NumPy has
-none). A model's head must stay mapped, and be seen as the 16 bits that it is; and damage must be
-named by its byte. So the format, which is this short, is read here; the tests hold the two equal.
+The ``safetensors`` package hands NumPy copies, and no bfloat16 (NumPy has none). A model's head
+must stay mapped, and be seen as the 16 bits that it is; and damage must be named by its byte. So
+the format, which is this short, is read here; the tests hold the two equal.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +36,15 @@ from minibit.base import (
     whole_files,
 )
 
-__all__ = ["SafetensorsFile", "Tensor", "as_written", "write_safetensors", "write_with_config"]
+__all__ = [
+    "Produce",
+    "SafetensorsFile",
+    "Specs",
+    "Tensor",
+    "as_written",
+    "write_safetensors",
+    "write_with_config",
+]
 
 MOST_HEADER = 1 << 24  # bytes; a model of 30 layers takes 60,000
 MOST_AXES = 8
@@ -56,6 +63,8 @@ DTYPES: dict[str, np.dtype[Any]] = {  # in the order of the published library, s
     "I64": np.dtype("<i8"),
     "U64": np.dtype("<u8"),
 }
+Specs = Mapping[str, tuple[str, tuple[int, ...]]]  # of tensors to write: dtype and shape by name
+Produce = Callable[[str], Iterable[NDArray[Any]]]  # the arrays of a tensor, by its name
 FORMAT = {"format": "pt"}  # which transformers asks for
 FIELDS = {"dtype", "shape", "data_offsets"}
 
@@ -74,23 +83,10 @@ class Tensor:
 class SafetensorsFile:
     """A safetensors file whose header was found good, its data mapped into memory.
 
-    The map is private and copy-on-write: arrays are writable, as kernels want them, and the file
-    never changes. It lives as long as an array of it does.
-
-    Parameters
-    ----------
-    path : path-like
-
-    Attributes
-    ----------
-    path : Path
-    tensors : dict
-        Name to `Tensor`, in the header's order.
-
-    Raises
-    ------
-    CheckpointError
-        If it is no file, ends early, or its header says what no safetensors header says.
+    `tensors` maps a name to its `Tensor`, in the header's order. The map is private and
+    copy-on-write: arrays are writable, as kernels want them, and the file never changes. It lives
+    as long as an array of it does. A `CheckpointError` tells of what is no file, ends early, or has
+    a header that says what no safetensors header says.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -98,7 +94,7 @@ class SafetensorsFile:
         check_file(self.path)
         with open(self.path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            text = self._header(file.read(8), size, file.read)
+            text = self._header(file, size)
             self.data = 8 + len(text)  # byte at which the tensors begin
             self.tensors = self._parse(text, size)
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -108,14 +104,10 @@ class SafetensorsFile:
     def array(self, name: str) -> NDArray[Any]:
         """Return a tensor as it lies in the map: no byte is read yet; bfloat16 as uint16 bits."""
         tensor = self.tensors[name]
-        dtype = DTYPES[tensor.dtype]
-        return np.ndarray(tensor.shape, dtype, buffer=self._map, offset=tensor.begin)
+        return np.ndarray(tensor.shape, DTYPES[tensor.dtype], self._map, tensor.begin)
 
     def release(self, name: str) -> None:
-        """Give the pages of a tensor back to the system; they are read again if needed again.
-
-        What was written to its array is lost. Does nothing where the system takes no advice.
-        """
+        """Give a tensor's pages back to the system, if it takes them: changes to them are lost."""
         tensor = self.tensors[name]
         begin = tensor.begin // mmap.PAGESIZE * mmap.PAGESIZE
         if hasattr(mmap, "MADV_DONTNEED") and tensor.end > begin:
@@ -127,17 +119,18 @@ class SafetensorsFile:
         """Raise a `CheckpointError` that names this file."""
         raise CheckpointError(message, self.path, tensor, offset)
 
-    def _header(self, start: bytes, size: int, read: Callable[[int], bytes]) -> bytes:
+    def _header(self, file: BinaryIO, size: int) -> bytes:
         """Return the header's JSON text, after looking whether the file can hold it."""
+        start = file.read(8)
         if len(start) < 8:
             self.damage("the file ends within the header's length", offset=size)
         length = int.from_bytes(start, "little")
         if length > min(MOST_HEADER, size - 8):
             most = f"; the most is {MOST_HEADER}"
             limit = most if length > MOST_HEADER else f", but {size - 8} follow"
-            told = beginning(start + read(24))
+            told = beginning(start + file.read(24))
             self.damage(f"a header of {length} bytes{limit}; {told}", offset=0)
-        return read(length)
+        return file.read(length)
 
     def _parse(self, text: bytes, size: int) -> dict[str, Tensor]:
         """Return the tensors that the header names, checked one by one and against the file."""
@@ -149,8 +142,8 @@ class SafetensorsFile:
         end, before = self.data, "the header"
         for tensor in sorted(tensors.values(), key=lambda t: (t.begin, t.end)):
             if tensor.begin != end:
-                what = "overlaps" if tensor.begin < end else "leaves a gap after"
-                self.damage(f"{what} {before}, which ends at {end}", tensor.name, tensor.begin)
+                fault = "overlaps" if tensor.begin < end else "leaves a gap after"
+                self.damage(f"{fault} {before}, which ends at {end}", tensor.name, tensor.begin)
             end, before = tensor.end, shown(tensor.name)
         if end != size:
             self.damage(f"the tensors end at byte {end}, the file at {size}", offset=min(end, size))
@@ -170,11 +163,9 @@ class SafetensorsFile:
         begin, end = (self.data + offset for offset in offsets)
         if end > size:
             self.damage(f"ends at byte {end}, but the file at {size}", name, size)
-        if prod(shape) * DTYPES[dtype].itemsize != end - begin:
-            self.damage(
-                f"{dtype} of shape {shape} takes {prod(shape) * DTYPES[dtype].itemsize} bytes, "
-                f"its data_offsets hold {end - begin}", name, begin,
-            )  # fmt: skip
+        if (takes := prod(shape) * DTYPES[dtype].itemsize) != end - begin:
+            sizes = f"takes {takes} bytes, its data_offsets hold {end - begin}"
+            self.damage(f"{dtype} of shape {shape} {sizes}", name, begin)
         return Tensor(name, dtype, tuple(shape), begin, end)
 
 
@@ -185,8 +176,8 @@ def _are_sizes(values: Any) -> bool:
 
 def write_safetensors(
     path: str | os.PathLike[str],
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
-    produce: Callable[[str], Iterable[NDArray[Any]]],
+    tensors: Specs,
+    produce: Produce,
     *,
     metadata: Mapping[str, str] = FORMAT,
     overwrite: bool = False,
@@ -199,23 +190,16 @@ def write_safetensors(
     Parameters
     ----------
     path : path-like
-        Must not exist, unless `overwrite` is given.
+        Where nothing may be (`FileExistsError`), unless `overwrite` is given.
     tensors : mapping
         Name to (dtype, shape), as the header says them.
     produce : callable
-        Called with each name in the file's order; yields the tensor's bytes in arrays of any size.
-
+        Called with each name in the file's order; yields the tensor's bytes in arrays of any size,
+        as many as its shape takes (`ValueError`).
     metadata : mapping
         Names to strings; by default those that transformers asks for.
     overwrite : bool
         Replace a file that is there.
-
-    Raises
-    ------
-    FileExistsError
-        If there is a file of that name, or has come to be there meanwhile.
-    ValueError
-        If the arrays of a tensor do not hold as many bytes as its shape takes.
     """
     order = list(DTYPES)
     names = sorted(tensors, key=lambda name: (-order.index(tensors[name][0]), name))
@@ -241,25 +225,13 @@ def write_with_config(
     folder: str | os.PathLike[str],
     names: tuple[str, str],
     config: str,
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
-    produce: Callable[[str], Iterable[NDArray[Any]]],
+    tensors: Specs,
+    produce: Produce,
 ) -> None:
-    """Write weights and their configuration into a folder: both appear, or none.
+    """Write weights and their configuration, a text, into a folder: both appear, or none.
 
-    Parameters
-    ----------
-    folder : path-like
-        Made if it is not there.
-    names : tuple of two str
-        Of the weights and of the configuration, neither of which must be there.
-    config : str
-    tensors, produce
-        As `write_safetensors`.
-
-    Raises
-    ------
-    FileExistsError, ValueError
-        As `write_safetensors`.
+    The folder is made if it is not there; in it neither of the two `names`, of the weights and of
+    the configuration, may be taken. The rest is as for `write_safetensors`.
     """
     weights, last = names
     for name in names:
@@ -278,17 +250,7 @@ def _bytes(piece: NDArray[Any]) -> memoryview:
 def as_written(param: str, value: Any) -> NDArray[Any]:
     """Return floats as a checkpoint has them, float32 or bits of bfloat16, if a reader takes them.
 
-    Raises
-    ------
-    ValueError
-        If one is not finite as float32, or those of a matrix are all zeros.
-
-    Examples
-    --------
-    >>> as_written("norm", [1e300])
-    Traceback (most recent call last):
-        ...
-    ValueError: norm must be finite, got inf at 0
+    Raises ValueError if one is not finite as float32, or those of a matrix are all zeros.
     """
     array = np.asarray(value)
     with np.errstate(over="ignore"):  # of what is then refused

@@ -8,12 +8,9 @@ Little-endian, version 3 (2 has the same form):
     string   = length:u64  UTF-8
 
 Sides run from the fastest axis: a matrix (n_out, n_in) has sides (n_in, n_out). Every tensor starts
-at a multiple of ``general.alignment``, 32 if it is not given. Nothing here knows of a model:
-`minibit.checkpoint.gguf.models` does.
-
-Every count and length is held against the bytes that are left before anything is made of it, so
-that a damaged header costs neither memory nor time. Files are mapped copy-on-write: what is read is
-an array that may be written to, and the file never is.
+at a multiple of ``general.alignment``, 32 if it is not given. Every count and length is compared
+with the bytes that are left before anything is made of it, so that a damaged header costs neither
+memory nor time. Files are mapped copy-on-write: their arrays may be written to, the file never is.
 """
 
 from __future__ import annotations
@@ -75,19 +72,8 @@ _OTHERS = {  # bitnet.cpp's bytes are in the order of one CPU's kernel; ggml has
     38: "TL1 of bitnet.cpp",
     39: "MXFP4 of ggml, or TL2 of bitnet.cpp",
 }
-_SCALARS = {  # types of metadata
-    0: "<B",
-    1: "<b",
-    2: "<H",
-    3: "<h",
-    4: "<I",
-    5: "<i",
-    6: "<f",
-    7: "<?",
-    10: "<Q",
-    11: "<q",
-    12: "<d",
-}
+_SCALARS = dict(enumerate(("<B", "<b", "<H", "<h", "<I", "<i", "<f", "<?")))  # types of metadata
+_SCALARS |= {10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 _MOST = 1 << 16  # entries, or tensors; the published model has 24 and 332
 _MOST_STRINGS = 1 << 24  # in an array; vocabularies have some 2**18
@@ -133,28 +119,13 @@ class GGUFFile:
 
 
 def nbytes(kind: int, shape: tuple[int, ...]) -> int:
-    """Return how many bytes a tensor takes, without the padding after it.
-
-    Examples
-    --------
-    >>> nbytes(35, (3, 256)), nbytes(36, (2, 128))  # TQ2_0, I2_S
-    (198, 96)
-    """
+    """Return how many bytes a tensor takes, without the padding after it."""
     _, weights, size = BLOCKS[kind]
     return math.prod(shape) // weights * size + (32 if kind == I2_S else 0)
 
 
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
-    """Map a GGUF file and read its header.
-
-    Parameters
-    ----------
-    path : path
-        It is opened for reading, and never written to.
-
-    Returns
-    -------
-    GGUFFile
+    """Map the GGUF file at a path, which is never written to, and read its header.
 
     Raises
     ------
@@ -171,12 +142,10 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 
     Examples
     --------
-    >>> import pathlib, tempfile
+    >>> from tempfile import mkdtemp
     >>> from minibit.checkpoint.gguf.writer import write_gguf
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = pathlib.Path(folder) / "empty.gguf"
-    ...     write_gguf(path, {"general.name": "nothing"}, [])
-    ...     open_gguf(path).metadata
+    >>> write_gguf(path := mkdtemp() + "/empty.gguf", {"general.name": "nothing"}, [])
+    >>> open_gguf(path).metadata
     {'general.name': 'nothing'}
     """
     path = Path(path)
@@ -195,10 +164,9 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
         swapped = version & 0xFFFF == 0  # 3 << 24
         why = "is big-endian" if swapped else f"has version {version}"
         raise CheckpointError(f"{why}; little-endian GGUF 2 and 3 are read", path, None, 4)
-    tensors, entries = reader.scalar("<Q", 8), reader.scalar("<Q", 16)
     reader.at = 24
-    reader.check_count(entries, 13, "metadata entries", 16)
-    reader.check_count(tensors, 32, "tensors", 8)
+    entries = reader.count(16, "metadata entries", 13)
+    tensors = reader.count(8, "tensors", 32)
     metadata = reader.metadata(entries)
     lines = [reader.tensor() for _ in range(tensors)]
     table = reader.place(lines, metadata)
@@ -226,19 +194,24 @@ class _Reader:
             self.at += length
         return struct.unpack_from(form, self.mapped, start)[0]
 
-    def check_count(self, count: int, least: int, what: str, at: int) -> None:
-        """Refuse a count of things of `least` bytes each that the rest of the file cannot hold."""
-        if count > _MOST or count * least > self.size - self.at:
-            left = self.size - self.at
-            raise self.error(f"claims {count} {what}, and has {left} bytes left", at=at)
+    @property
+    def left(self) -> int:
+        """Bytes from here to the end."""
+        return self.size - self.at
+
+    def count(self, at: int, kind: str, least: int) -> int:
+        """Read how many there are of a kind, for each of which `least` bytes must be left."""
+        count = int(self.scalar("<Q", at))
+        if count > min(_MOST, self.left // least):
+            raise self.error(f"claims {count} {kind}, and has {self.left} bytes left", at=at)
+        return count
 
     def string(self, what: str, most: int) -> str:
         """Read a string of at most so many bytes."""
         start = self.at
         length = self.scalar("<Q")
-        if length > most or length > self.size - self.at:
-            left = self.size - self.at
-            raise self.error(f"has a {what} of {length} bytes, and {left} left", at=start)
+        if length > min(most, self.left):
+            raise self.error(f"has a {what} of {length} bytes, and {self.left} left", at=start)
         raw = self.mapped[self.at : self.at + length]
         self.at += length
         try:
@@ -248,29 +221,28 @@ class _Reader:
 
     def metadata(self, count: int) -> dict[str, Value]:
         """Read the entries; arrays are walked and left where they are."""
-        found: dict[str, Value] = {}
+        entries: dict[str, Value] = {}
         for _ in range(count):
             start = self.at
             key = self.string("metadata key", _MOST_NAME)
-            if key in found:
+            if key in entries:
                 raise self.error(f"has the metadata key {shown(key)} twice", at=start)
             kind = self.scalar("<I")
             if kind == _ARRAY:
                 self.skip_array(key)
-                found[key] = None
+                entries[key] = None
             elif kind == _STRING:
-                found[key] = self.string(f"value of {shown(key)}", _MOST_TEXT)
+                entries[key] = self.string(f"value of {shown(key)}", _MOST_TEXT)
             elif kind in _SCALARS:
-                found[key] = self.scalar(_SCALARS[kind])
+                entries[key] = self.scalar(_SCALARS[kind])
             else:
                 raise self.error(f"has metadata {shown(key)} of type {kind}", at=self.at - 4)
-        return found
+        return entries
 
     def skip_array(self, key: str) -> None:
         """Step over an array, its strings one by one."""
         start = self.at
-        kind, count = self.scalar("<I"), self.scalar("<Q")
-        left = self.size - self.at
+        kind, count, left = self.scalar("<I"), self.scalar("<Q"), self.left
         if kind in _SCALARS:
             length = count * struct.calcsize(_SCALARS[kind])
             if length > left:
@@ -298,8 +270,7 @@ class _Reader:
         if not 1 <= axes <= 4:
             raise self.error(f"claims {axes} axes; ggml knows 1 to 4", name, start)
         sides = [self.scalar("<Q") for _ in range(axes)]
-        kind, offset = self.scalar("<I"), self.scalar("<Q")
-        shape = tuple(reversed(sides))
+        kind, offset, shape = self.scalar("<I"), self.scalar("<Q"), tuple(reversed(sides))
         if 0 in sides or math.prod(sides) >= 1 << 63:
             raise self.error(f"has an impossible shape, {shape}", name, start)
         if kind not in BLOCKS:
@@ -325,18 +296,14 @@ class _Reader:
                 raise self.error("is listed twice", line.name)
             if line.offset % unit:
                 raise self.error(f"has offset {line.offset}, no multiple of {unit}", line.name)
-            placed = line._replace(offset=begin + line.offset)
-            if placed.offset + placed.nbytes > self.size:
-                raise self.error(
-                    f"needs bytes {placed.offset} to {placed.offset + placed.nbytes}, "
-                    f"and the file has {self.size}",
-                    line.name,
-                    placed.offset,
-                )
-            table[line.name] = placed
+            offset, end = begin + line.offset, begin + line.offset + line.nbytes
+            if end > self.size:
+                needs = f"needs bytes {offset} to {end}, and the file has {self.size}"
+                raise self.error(needs, line.name, offset)
+            table[line.name] = line._replace(offset=offset)
         end, last = begin, ""
-        for found in sorted(table.values(), key=lambda tensor: tensor.offset):
-            if found.offset < end:
-                raise self.error(f"overlaps tensor {shown(last)}", found.name, found.offset)
-            end, last = found.offset + found.nbytes, found.name
+        for tensor in sorted(table.values(), key=lambda tensor: tensor.offset):
+            if tensor.offset < end:
+                raise self.error(f"overlaps tensor {shown(last)}", tensor.name, tensor.offset)
+            end, last = tensor.offset + tensor.nbytes, tensor.name
         return table

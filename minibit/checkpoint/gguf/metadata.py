@@ -12,8 +12,8 @@
     tokenizer.ggml.eot_token_id, eom_token_id       more of eos
     minibit.eos_token_ids                           all of eos, as JSON, where there are several
 
-Each key begins with the file's ``general.architecture``. A head is tied where the file has no
-``output.weight``, and sub-norms are there where it has them.
+A key begins with the file's ``general.architecture``. A head is tied where there is no
+``output.weight``.
 """
 
 from __future__ import annotations
@@ -36,18 +36,10 @@ MOST_ENDS = 4096  # characters
 
 
 def read_config(file: GGUFFile, *, squared_relu: bool = False) -> BitNetConfig:
-    """Read the configuration of a model out of a file's metadata.
+    """Read a model's configuration out of a file's metadata; `squared_relu` is as for `load_gguf`.
 
-    Parameters
-    ----------
-    file : GGUFFile
-    squared_relu : bool
-        As for `minibit.checkpoint.gguf.models.load_gguf`.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is of another architecture or activation, or a size is missing or impossible.
+    Raises `CheckpointError` for another architecture or activation, or a size that is missing or
+    impossible.
     """
     name = file.metadata.get("general.architecture")
     silu = f"{name}.hidden_activation" not in file.metadata and not squared_relu
@@ -62,11 +54,12 @@ def read_config(file: GGUFFile, *, squared_relu: bool = False) -> BitNetConfig:
         raise file.error(f"is of architecture {shown(name)}, which is no BitNet known here")
 
     def value(key: str, default: int | float | None = None) -> Any:
-        found = file.metadata.get(f"{name}.{key}", default)
-        if isinstance(found, bool) or not isinstance(found, int | float):
-            was = "an array" if f"{name}.{key}" in file.metadata and found is None else shown(found)
-            raise file.error(f"needs one number as {name}.{key}, has {was}")
-        return found if isinstance(found, int) else shortest(found)
+        stored = file.metadata.get(f"{name}.{key}", default)
+        if isinstance(stored, bool) or not isinstance(stored, int | float):
+            array = f"{name}.{key}" in file.metadata and stored is None
+            got = "an array" if array else shown(stored)
+            raise file.error(f"needs one number as {name}.{key}, has {got}")
+        return stored if isinstance(stored, int) else shortest(stored)
 
     activation = file.metadata.get(f"{name}.hidden_activation", SQUARED_RELU)
     if activation != SQUARED_RELU:
@@ -82,8 +75,8 @@ def read_config(file: GGUFFile, *, squared_relu: bool = False) -> BitNetConfig:
     if layers > len(file.tensors):
         raise file.error(f"claims {layers} blocks, and has {len(file.tensors)} tensors")
     table = file.tensors.get("token_embd.weight")
-    bos, eos, *more = (_token(file, name) for name in ("bos", "eos", "eot", "eom"))
-    ends = _ends(file, [token for token in (eos, *more) if token is not None])
+    bos, *ends = (_token(file, name) for name in ("bos", "eos", "eot", "eom"))
+    eos = _ends(file, [token for token in ends if token is not None])
     heads = value("attention.head_count")
     with in_file(file.path):
         config = BitNetConfig(
@@ -99,7 +92,7 @@ def read_config(file: GGUFFile, *, squared_relu: bool = False) -> BitNetConfig:
             tied="output.weight" not in file.tensors,
             sub_norms="blk.0.attn_sub_norm.weight" in file.tensors,
             bos=bos,
-            eos=ends[0] if len(ends) == 1 else ends or None,
+            eos=eos[0] if len(eos) == 1 else eos or None,
         )
     for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
         if value(key, config.head_dim) != config.head_dim:
@@ -143,15 +136,8 @@ def shortest(stored: float) -> float:
 
 
 def config_entries(config: BitNetConfig) -> dict[str, int | float | bool | str]:
-    """Return the metadata that say what a configuration does, the architecture first.
-
-    Examples
-    --------
-    >>> config = BitNetConfig(7, 128, 128, layers=1, heads=2, kv_heads=1, max_positions=64)
-    >>> config_entries(config)["bitnet-b1.58.attention.head_count_kv"]
-    1
-    """
-    ours: dict[str, int | float | bool | str] = {
+    """Return the metadata that say what a configuration does, the architecture first."""
+    sizes: dict[str, int | float | bool | str] = {
         "vocab_size": config.vocab_size,
         "context_length": config.max_positions,
         "embedding_length": config.hidden_size,
@@ -166,12 +152,12 @@ def config_entries(config: BitNetConfig) -> dict[str, int | float | bool | str]:
     }
     entries: dict[str, int | float | bool | str] = {
         "general.architecture": ARCHITECTURE,
-        **{f"{ARCHITECTURE}.{key}": value for key, value in ours.items()},
+        **{f"{ARCHITECTURE}.{key}": value for key, value in sizes.items()},
     }
-    special = {"bos": config.bos, **dict(zip(("eos", "eot", "eom"), config.ends, strict=False))}
-    for token, number in special.items():
-        if number is not None:
-            entries[f"tokenizer.ggml.{token}_token_id"] = int(number)
+    ends = zip(("eos", "eot", "eom"), config.ends, strict=False)
+    for name, token in (("bos", config.bos), *ends):
+        if token is not None:
+            entries[f"tokenizer.ggml.{name}_token_id"] = int(token)
     if len(config.ends) > 1:
         entries[ENDS] = json.dumps([int(token) for token in config.ends])
     return entries

@@ -32,20 +32,11 @@ PATTERNS = {  # what text is cut by: llama.cpp's name for it
 
 
 def ggml_tokenizer(text: str, vocab_size: int) -> dict[str, Any]:
-    """Translate a ``tokenizer.json``; return nothing if it is no byte-level byte-pair encoding.
+    """Translate a ``tokenizer.json`` into entries for `minibit.checkpoint.save_gguf`.
 
-    Parameters
-    ----------
-    text : str
-        The file.
-    vocab_size : int
-        Tokens of the model; those that the tokenizer lacks are listed as ``[PAD17]``, unused.
-
-    Returns
-    -------
-    dict
-        Entries for `minibit.checkpoint.gguf.models.save_gguf`. Without ``tokenizer.ggml.pre`` if
-        the pattern is none of those known here by name; llama.cpp then warns, and uses its default.
+    There are none if it is no byte-level byte-pair encoding. Of the model's `vocab_size` tokens
+    those that the tokenizer lacks are listed as ``[PAD17]``, unused. ``tokenizer.ggml.pre`` is left
+    out if the pattern has no name here; llama.cpp then warns, and uses its default.
 
     Raises
     ------
@@ -63,20 +54,20 @@ def ggml_tokenizer(text: str, vocab_size: int) -> dict[str, Any]:
     (['a', 'b', 'ab', '[PAD3]'], ['a b'])
     """
     try:
-        found = parse_object(text.encode(), most=1 << 26)
-        model, decoder = found["model"], found.get("decoder") or {}
+        parts = parse_object(text.encode(), most=1 << 26)
+        model, decoder = parts["model"], parts.get("decoder") or {}
         if model.get("type", "BPE") != "BPE" or model.get("byte_fallback"):
             return {}
         if decoder.get("type") != "ByteLevel" or not model.get("merges"):
             return {}
-        added = {entry["id"]: entry for entry in found.get("added_tokens") or []}
+        added = {entry["id"]: entry for entry in parts.get("added_tokens") or []}
         numbers = [*model["vocab"].items(), *((e["content"] + "", i) for i, e in added.items())]
         merges = [
             pair if isinstance(pair, str) else " ".join(part.replace(" ", "Ġ") for part in pair)
             for pair in model["merges"]
         ]
-        pattern = _pattern_name(found.get("pre_tokenizer") or {})
-        begins = _begins_with_marker(found.get("post_processor") or {})
+        pattern = _pattern_name(parts.get("pre_tokenizer") or {})
+        begins = _begins_with_marker(parts.get("post_processor") or {})
     except (KeyError, TypeError, AttributeError, JSONError) as error:
         raise ValueError(f"the tokenizer is no tokenizer.json: {error!r}") from error
     names: dict[int, str] = {}
@@ -86,19 +77,15 @@ def ggml_tokenizer(text: str, vocab_size: int) -> dict[str, Any]:
         if names.setdefault(number, name) != name:
             raise ValueError(f"the tokenizer has {names[number]!r} and {name!r} as {number}")
     kinds = {i: MARKER if entry.get("special") else ADDED for i, entry in added.items()}
-    entries: dict[str, Any] = {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.tokens": [names.get(i, f"[PAD{i}]") for i in range(vocab_size)],
-        "tokenizer.ggml.token_type": [
-            kinds.get(i, ORDINARY) if i in names else UNUSED for i in range(vocab_size)
-        ],
-        "tokenizer.ggml.merges": merges,
+    entries = {
+        "model": "gpt2",
+        "tokens": [names.get(i, f"[PAD{i}]") for i in range(vocab_size)],
+        "token_type": [kinds.get(i, ORDINARY if i in names else UNUSED) for i in range(vocab_size)],
+        "merges": merges,
+        "pre": pattern,
+        "add_bos_token": begins,
     }
-    if pattern is not None:
-        entries["tokenizer.ggml.pre"] = pattern
-    if begins is not None:
-        entries["tokenizer.ggml.add_bos_token"] = begins
-    return entries
+    return {f"tokenizer.ggml.{key}": value for key, value in entries.items() if value is not None}
 
 
 def _begins_with_marker(after: Any) -> bool | None:
