@@ -26,6 +26,7 @@ from minibit.noise import (
     LEVELS,
     draw_inputs,
     draw_units,
+    inputs_of_units,
     sparse_noise,
     sparse_noise_many,
     uniform,
@@ -610,11 +611,11 @@ def test_only_units_that_move_have_their_inputs_drawn(monkeypatch):
     record = UnitsStep((np.array([7, 8, 25]),), (np.array([1, -1, 1], np.int8),))
     expected, asked = sparse_update(plan, 7, record), []
 
-    def watched(seed, step, layer, unit, n_in, count):
-        asked.append(unit)
-        return draw_inputs(seed, step, layer, unit, n_in, count)
+    def watched(seed, step, layer, units, n_in, count):
+        asked.extend(units)
+        return inputs_of_units(seed, step, layer, units, n_in, count)
 
-    monkeypatch.setattr(moves, "draw_inputs", watched)
+    monkeypatch.setattr(moves, "inputs_of_units", watched)
     found = sparse_update(plan, 7, record)
     np.testing.assert_array_equal(found, expected)
     assert asked == draw_units(4, 7, 0, 9, 5)[[1, 4]].tolist()

@@ -10,6 +10,7 @@ from minibit.base.checks import float32 as float32
 from minibit.base.checks import floats as floats
 from minibit.base.checks import integer as integer
 from minibit.base.checks import integer_array as integer_array
+from minibit.base.checks import integers_up_to as integers_up_to
 from minibit.base.checks import last_axis as last_axis
 from minibit.base.checks import not_finite as not_finite
 from minibit.base.checks import number as number

@@ -48,6 +48,11 @@ def integer(name: str, value: Any, least: int | None = 0, most: int | None = Non
     return whole
 
 
+def integers_up_to(*ranges: tuple[str, Any, Any]) -> list[int]:
+    """Return integers of ``[0, most]``, each given as ``(name, value, most)``; see `integer`."""
+    return [integer(name, value, 0, most) for name, value, most in ranges]
+
+
 def bounds(least: int | None, most: int | None) -> str:
     """Write what an integer must: ``be at least 1``, ``lie in [0, 5]``, ``lie in [0, 2**64)``.
 

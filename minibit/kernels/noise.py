@@ -110,6 +110,8 @@ def subset(
     seed: np.uint64, domain: int, step: int, lane: int, n: int, count: int
 ) -> NDArray[np.int64]:
     """Floyd's algorithm: `count` distinct numbers below n, in order."""
+    if count == n:
+        return np.arange(n)
     drawn = words(seed, domain, step, 2 * count, lane, np.int64(0))
     taken = np.zeros(n, np.bool_)
     for i in range(count):
@@ -124,3 +126,20 @@ def subset(
             chosen[end] = i
             end += 1
     return chosen
+
+
+@njit(cache=True, nogil=True)
+def subsets(
+    seed: np.uint64,
+    domain: int,
+    step: int,
+    lanes: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    counts: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Draw a `subset` of each lane, laid end to end."""
+    drawn, end = np.empty(counts.sum(), np.int64), 0
+    for k in range(lanes.size):
+        drawn[end : end + counts[k]] = subset(seed, domain, step, lanes[k], sizes[k], counts[k])
+        end += counts[k]
+    return drawn

@@ -17,6 +17,8 @@ from minibit.noise.sparse import sparse_noise as sparse_noise
 from minibit.noise.sparse import sparse_noise_many as sparse_noise_many
 from minibit.noise.subsets import draw_inputs as draw_inputs
 from minibit.noise.subsets import draw_units as draw_units
+from minibit.noise.subsets import inputs_of_units as inputs_of_units
+from minibit.noise.subsets import units_of_layers as units_of_layers
 
 __all__ = [
     "draw_inputs",

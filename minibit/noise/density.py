@@ -37,22 +37,9 @@ def noise_constants(density: Share) -> tuple[int, int, NDArray[np.uint64]]:
       the floor of an exact rational, for j = 0, 1, ..., up to before the first that reaches
       ``2**64 - 1``.
 
-    Parameters
-    ----------
-    density : float, Fraction or int
-        In [0, 1], or a numerator in ``[0, 2**32]``.
-
-    Returns
-    -------
-    numerator : int
-    block_bits : int
-    table : uint64 array, non-decreasing, at most 20 entries, read-only
-        Empty for density 0; sixteen zeros for density 1.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the density is no number, or out of range (NaN too).
+    The table is a read-only, non-decreasing uint64 array of at most 20 entries: none for density 0,
+    sixteen zeros for density 1. A density that is no number, or out of range (NaN too), is refused
+    by a TypeError or a ValueError.
 
     Examples
     --------

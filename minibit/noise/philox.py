@@ -23,7 +23,7 @@ from typing import SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minibit.base import integer, integer_array
+from minibit.base import integer, integer_array, integers_up_to
 from minibit.kernels import compiled
 
 __all__ = ["integers", "philox4x32", "uniform", "words"]
@@ -57,10 +57,6 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
         Integers of other types are taken if every value fits.
     key : uint32 array, shape (..., 2)
         Broadcast against the counters' leading axes.
-
-    Returns
-    -------
-    uint32 array, shape (..., 4)
 
     Raises
     ------
@@ -100,42 +96,35 @@ def words(
     Parameters
     ----------
     seed, domain, step, lane : int
-        Name the stream: below ``2**64``, ``2**8``, ``2**32`` and ``2**32``.
+        They name the stream: below ``2**64``, ``2**8``, ``2**32`` and ``2**32``.
     count, start : int
         ``start + count <= 2**34``, the length of a stream. A count of 0 gives an empty array.
-
-    Returns
-    -------
-    uint32 array, shape (count,)
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is no integer or out of range.
+        If an argument is no integer or out of range; so do all draws below.
 
     Examples
     --------
-    >>> words(0, 0, 0, 3)
-    array([1713891541, 3781805453, 3159862348], dtype=uint32)
     >>> words(0, 0, 0, 1, start=2)
     array([3159862348], dtype=uint32)
     """
-    count, start = integer("count", count, 0, 2**34), integer("start", start, 0, 2**34)
+    seed, domain, step, count, lane, start = integers_up_to(
+        ("seed", seed, 2**64 - 1),
+        ("domain", domain, 2**8 - 1),
+        ("step", step, 2**32 - 1),
+        ("count", count, 2**34),
+        ("lane", lane, 2**32 - 1),
+        ("start", start, 2**34),
+    )
     if start + count > 2**34:
         raise ValueError(f"a stream has 2**34 words, got start + count = {start + count}")
-    arguments = (
-        integer("seed", seed, 0, 2**64 - 1),
-        integer("domain", domain, 0, 2**8 - 1),
-        integer("step", step, 0, 2**32 - 1),
-        count,
-        integer("lane", lane, 0, 2**32 - 1),
-        start,
-    )
     if not compiled():
-        return words_reference(*arguments)
+        return words_reference(seed, domain, step, count, lane, start)
     from minibit.kernels import noise as kernel
 
-    out: NDArray[np.uint32] = kernel.words(np.uint64(arguments[0]), *arguments[1:])
+    out: NDArray[np.uint32] = kernel.words(np.uint64(seed), domain, step, count, lane, start)
     return out
 
 
@@ -157,23 +146,9 @@ def uniform(
     """Draw numbers in [0, 1), each a multiple of ``2**-53``.
 
     Number ``i`` (C order) is ``(2**26 (w[2i] >> 5) + (w[2i+1] >> 6)) / 2**53`` of the stream's
-    words ``w``. Every operation is exact, so every language with IEEE doubles agrees.
-
-    Parameters
-    ----------
-    seed, domain, step, lane : int
-        Name the stream, as in `words`. The default domain is one that minibit itself never uses.
-    shape : int or tuple of int
-        An empty shape gives an empty array.
-
-    Returns
-    -------
-    float64 array of that shape
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `words` does; also if the shape takes more than the stream's ``2**34`` words.
+    words ``w``. Every operation is exact, so every language with IEEE doubles agrees. `seed`,
+    `domain`, `step` and `lane` name the stream as in `words`; minibit itself never uses the default
+    domain. An empty shape gives an empty array; one that takes over ``2**34`` words is refused.
 
     Examples
     --------
@@ -191,24 +166,8 @@ def integers(
     """Draw integers in [0, high).
 
     Number ``i`` (C order) is ``floor(u_i high / 2**64)`` with the 64-bit draw
-    ``u_i = 2**32 w[2i] + w[2i+1]``. No value's probability is off by as much as 2**-64.
-
-    Parameters
-    ----------
-    seed, domain, step, lane : int
-        Name the stream, as in `words`.
-    high : int
-        ``1 <= high <= 2**63``.
-    shape : int or tuple of int
-
-    Returns
-    -------
-    int64 array of that shape
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `words` does; also if `high` is out of range, or the shape takes over ``2**34`` words.
+    ``u_i = 2**32 w[2i] + w[2i+1]``, for ``1 <= high <= 2**63``. No value's probability is off by as
+    much as 2**-64. `seed`, `domain`, `step`, `lane` and `shape` are as in `uniform`.
 
     Examples
     --------
@@ -242,20 +201,19 @@ def key_words(seed: int) -> NDArray[np.uint32]:
 
 def check_shape(shape: Shape, each: int = 1) -> tuple[tuple[int, ...], int]:
     """Check a shape whose entries take `each` words; return it as a tuple, with its size."""
-    sides = shape if isinstance(shape, tuple | list) else (shape,)
-    checked = tuple(integer("shape", side, 0, 2**34) for side in sides)
-    if prod(checked) * each > 2**34:
-        raise ValueError(
-            f"shape {checked} takes {prod(checked) * each} words, and a stream has 2**34"
-        )
-    return checked, prod(checked)
+    axes = shape if isinstance(shape, tuple | list) else (shape,)
+    checked = tuple(integers_up_to(*(("shape", n, 2**34) for n in axes)))
+    size = prod(checked)
+    if size * each > 2**34:
+        raise ValueError(f"shape {checked} takes {size * each} words, and a stream has 2**34")
+    return checked, size
 
 
 def check_words(name: str, values: ArrayLike, last: int) -> NDArray[np.uint32]:
     """Check an array of 32-bit words with a last axis of the given length."""
-    given = np.asarray(values)
-    if given.ndim == 0 or given.shape[-1] != last:
-        raise ValueError(f"{name} must have shape (..., {last}), got {given.shape}")
-    if given.dtype == np.uint32:
-        return given
-    return integer_array(name, given, 0, 2**32 - 1).astype(np.uint32)
+    array = np.asarray(values)
+    if array.ndim == 0 or array.shape[-1] != last:
+        raise ValueError(f"{name} must have shape (..., {last}), got {array.shape}")
+    if array.dtype == np.uint32:
+        return array
+    return integer_array(name, array, 0, 2**32 - 1).astype(np.uint32)

@@ -2,11 +2,8 @@
 
 All of it is a pure function of a seed and a Philox counter (`minibit.noise.philox`), in integers
 alone: no logarithm, no float, no state. A perturbation of millions of weights is drawn block by
-block, each block on its own, so any part of any perturbation of any step costs only itself.
-
-The integers behind a density are in `minibit.noise.density`, the draws of candidates in
-`minibit.noise.subsets`. The hot paths have a plain NumPy ``*_reference``, which is the
-specification, and a Numba kernel of the same signature that equals it bit for bit.
+block, each block on its own, so any part of any perturbation of any step costs only itself. The
+plain NumPy ``*_reference`` is the specification, and the kernel equals it bit for bit.
 """
 
 from __future__ import annotations
@@ -16,12 +13,9 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minibit.base import integer, integer_array
+from minibit.base import integer, integer_array, integers_up_to
 from minibit.kernels import compiled
 from minibit.noise.density import Share, noise_constants, numerator_of
-from minibit.noise.philox import ADAPTERS as ADAPTERS
-from minibit.noise.philox import BATCH as BATCH
-from minibit.noise.philox import DROPOUT as DROPOUT
 from minibit.noise.philox import (
     INITIAL,
     NOISE,
@@ -32,12 +26,6 @@ from minibit.noise.philox import (
     philox4x32,
     words,
 )
-from minibit.noise.philox import INPUTS as INPUTS
-from minibit.noise.philox import LEVELS as LEVELS
-from minibit.noise.philox import SHIFTS as SHIFTS
-from minibit.noise.philox import TOKENS as TOKENS
-from minibit.noise.philox import UNITS as UNITS
-from minibit.noise.philox import USER as USER
 
 __all__ = ["initial_codes", "sparse_noise", "sparse_noise_many"]
 
@@ -81,13 +69,7 @@ def sparse_noise(
 
     Returns
     -------
-    positions : int64 array, increasing
-    signs : int8 array of -1 and +1, of the same length
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is no integer or out of range.
+    positions, signs : int64 array, increasing; int8 array of -1 and +1
 
     Examples
     --------
@@ -110,24 +92,10 @@ def sparse_noise_many(
 ) -> Entries:
     """Draw several perturbations at once, each equal to its `sparse_noise`.
 
-    Parameters
-    ----------
-    seed, step, size, density, blocks
-        As in `sparse_noise`.
-    perturbations : int array, shape (P,)
-        Their numbers, in any order; a number may be named twice.
-
-    Returns
-    -------
-    offsets : int64 array, shape (P + 1,)
-        Perturbation ``perturbations[i]`` has the entries ``offsets[i]:offsets[i + 1]`` of the rest.
-    positions : int64 array, increasing within a perturbation
-    signs : int8 array of -1 and +1
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is no integer or out of range.
+    `perturbations` (P,) are their numbers, in any order; a number may be named twice. `seed`,
+    `step`, `size`, `density` and `blocks` are those of `sparse_noise`. Returns int64 ``offsets``
+    (P + 1,), positions and signs: perturbation ``perturbations[i]`` has the entries
+    ``offsets[i]:offsets[i + 1]``.
 
     Examples
     --------
@@ -148,17 +116,17 @@ def sparse_noise_reference(
     block_bits: int,
     table: NDArray[np.uint64],
 ) -> Entries:
-    """`sparse_noise_many` on the given blocks (increasing), in plain NumPy."""
+    """`sparse_noise_many` on some blocks (increasing), in plain NumPy."""
     pairs, most = perturbations.size * blocks.size, 1 << 16  # pairs at a time: bounded memory
-    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int8))]
+    entries = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int8))]
     for first in range(0, pairs, most):
-        owner, place = np.divmod(np.arange(first, min(first + most, pairs)), blocks.size)
+        owner, index = np.divmod(np.arange(first, min(first + most, pairs)), blocks.size)
         counter = np.empty((owner.size, 4), np.uint32)
-        counter[:, 0], counter[:, 1] = blocks[place], NOISE << 24
+        counter[:, 0], counter[:, 1] = blocks[index], NOISE << 24
         counter[:, 2], counter[:, 3] = perturbations[owner], step
         row, inside, sign = _draw_blocks(counter, key_words(seed), block_bits, table)
-        found.append((owner[row], (blocks[place[row]] << block_bits) + inside, sign))
-    owner, position, sign = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        entries.append((owner[row], (blocks[index[row]] << block_bits) + inside, sign))
+    owner, position, sign = (np.concatenate(parts) for parts in zip(*entries, strict=True))
     kept = np.lexsort((position, owner))
     kept = kept[position[kept] < size]
     offsets = np.searchsorted(owner[kept], np.arange(perturbations.size + 1))
@@ -202,23 +170,8 @@ def initial_codes(seed: Index, shape: Shape, zeros: Share, layer: Index = 0) -> 
     and -1 if it is odd. Signs are exactly even for an even Z; an odd one leaves -1 one word more of
     the ``2**32 - Z``.
 
-    Parameters
-    ----------
-    seed, layer : int
-        Below ``2**64`` and ``2**32``.
-    shape : int or tuple of int
-        ``(n_out, n_in)`` of a layer; at most 2**34 weights.
-    zeros : float, Fraction or int
-        In [0, 1], or the integer numerator of ``numerator / 2**32``.
-
-    Returns
-    -------
-    int8 array of that shape
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is no integer or out of range.
+    `zeros` is a share or a numerator, as a density is; `seed` and `layer` lie below ``2**64`` and
+    ``2**32``, and the shape has at most ``2**34`` weights.
 
     Examples
     --------
@@ -237,9 +190,6 @@ def initial_codes(seed: Index, shape: Shape, zeros: Share, layer: Index = 0) -> 
     return codes.reshape(shape)
 
 
-# --- Which path runs; what the arguments may be
-
-
 def _sparse_noise(
     seed: Index,
     step: Index,
@@ -248,9 +198,12 @@ def _sparse_noise(
     density: Share,
     blocks: Index | Iterable[int] | None,
 ) -> Entries:
+    """Check the other arguments, and let the kernel or the reference draw."""
     _, block_bits, table = noise_constants(density)
-    seed, step = integer("seed", seed, 0, 2**64 - 1), integer("step", step, 0, 2**32 - 1)
-    size = integer("size", size, 0, 1 << (32 + block_bits))
+    most = 1 << (32 + block_bits)
+    seed, step, size = integers_up_to(
+        ("seed", seed, 2**64 - 1), ("step", step, 2**32 - 1), ("size", size, most)
+    )
     total = -(-size >> block_bits)
     if blocks is None:
         chosen = np.arange(total)

@@ -8,14 +8,16 @@ subset the same chance:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.base import integer
+from minibit.base import integers_up_to
 from minibit.kernels import compiled
 from minibit.noise.philox import INPUTS, UNITS, Index, words_reference
 
-__all__ = ["draw_inputs", "draw_units", "subset_reference"]
+__all__ = ["draw_inputs", "draw_units", "inputs_of_units", "subset_reference", "units_of_layers"]
 
 
 def draw_units(
@@ -34,10 +36,6 @@ def draw_units(
     n_out, count : int
         ``0 <= count <= n_out <= 2**24``. All units if ``count == n_out``, and none for 0.
 
-    Returns
-    -------
-    int64 array, shape (count,), increasing
-
     Raises
     ------
     TypeError, ValueError
@@ -48,8 +46,22 @@ def draw_units(
     >>> draw_units(seed=0, step=0, layer=0, n_out=256, count=4)
     array([ 14,  17, 149, 179])
     """
-    lane = integer("layer", layer, 0, 2**32 - 1)
-    return _subset(seed, UNITS, step, lane, integer("n_out", n_out, 0, 2**24), count)
+    return units_of_layers(seed, step, [(layer, n_out, count)])[0]
+
+
+def units_of_layers(
+    seed: Index, step: Index, layers: Sequence[tuple[Index, Index, Index]]
+) -> list[NDArray[np.int64]]:
+    """Draw the units of several layers ``(layer, n_out, count)`` at once, as `draw_units` does."""
+    seed, step, *numbers = integers_up_to(
+        ("seed", seed, 2**64 - 1),
+        ("step", step, 2**32 - 1),
+        *(("layer", layer, 2**32 - 1) for layer, _, _ in layers),
+        *(("n_out", n_out, 2**24) for _, n_out, _ in layers),
+        *(("count", count, n_out) for _, n_out, count in layers),
+    )
+    lanes, sizes, counts = np.array(numbers, np.int64).reshape(3, len(layers))
+    return _subsets(seed, UNITS, step, lanes, sizes, counts)
 
 
 def draw_inputs(
@@ -57,23 +69,8 @@ def draw_inputs(
 ) -> NDArray[np.int64]:
     """Draw `count` distinct inputs of a unit, as `draw_units` draws units.
 
-    The stream has domain `INPUTS` (4) and lane ``2**20 layer + unit``.
-
-    Parameters
-    ----------
-    seed, step, layer, unit : int
-        Below ``2**64``, ``2**32``, ``2**12``, ``2**20``.
-    n_in, count : int
-        ``0 <= count <= n_in <= 2**24``. All inputs if ``count == n_in``, and none for 0.
-
-    Returns
-    -------
-    int64 array, shape (count,), increasing
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is no integer or out of range.
+    The stream of `seed` and `step` has domain `INPUTS` (4) and lane ``2**20 layer + unit``, of a
+    layer below ``2**12`` and a unit below ``2**20``; n_in is at most ``2**24``.
 
     Examples
     --------
@@ -82,8 +79,26 @@ def draw_inputs(
     >>> draw_inputs(0, 0, 0, 14, n_in=3, count=3)
     array([0, 1, 2])
     """
-    lane = (integer("layer", layer, 0, 2**12 - 1) << 20) + integer("unit", unit, 0, 2**20 - 1)
-    return _subset(seed, INPUTS, step, lane, integer("n_in", n_in, 0, 2**24), count)
+    row: NDArray[np.int64] = inputs_of_units(seed, step, layer, [unit], n_in, count)[0]
+    return row
+
+
+def inputs_of_units(
+    seed: Index, step: Index, layer: Index, units: Sequence[Index], n_in: Index, count: Index
+) -> NDArray[np.int64]:
+    """Draw the inputs of several units at once, (units, count), as `draw_inputs` does."""
+    seed, step, layer, n_in, count, *numbers = integers_up_to(
+        ("seed", seed, 2**64 - 1),
+        ("step", step, 2**32 - 1),
+        ("layer", layer, 2**12 - 1),
+        ("n_in", n_in, 2**24),
+        ("count", count, n_in),
+        *(("unit", unit, 2**20 - 1) for unit in units),
+    )
+    lanes = (layer << 20) + np.array(numbers, np.int64)
+    sizes, counts = np.full_like(lanes, n_in), np.full_like(lanes, count)
+    rows = _subsets(seed, INPUTS, step, lanes, sizes, counts)
+    return np.array(rows, np.int64).reshape(len(units), count)
 
 
 def subset_reference(
@@ -98,16 +113,21 @@ def subset_reference(
     return np.array(sorted(taken), np.int64)
 
 
-def _subset(
-    seed: Index, domain: int, step: Index, lane: int, n: int, count: Index
-) -> NDArray[np.int64]:
-    seed, step = integer("seed", seed, 0, 2**64 - 1), integer("step", step, 0, 2**32 - 1)
-    count = integer("count", count, 0, n)
-    if count == n:
-        return np.arange(n)  # what Floyd's algorithm gives, too
+def _subsets(
+    seed: int,
+    domain: int,
+    step: int,
+    lanes: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    counts: NDArray[np.int64],
+) -> list[NDArray[np.int64]]:
+    """Draw a subset of each lane, by the kernel or by the reference."""
     if not compiled():
-        return subset_reference(seed, domain, step, lane, n, count)
+        return [
+            subset_reference(seed, domain, step, *map(int, numbers))
+            for numbers in zip(lanes, sizes, counts, strict=True)
+        ]
     from minibit.kernels import noise as kernel
 
-    drawn: NDArray[np.int64] = kernel.subset(np.uint64(seed), domain, step, lane, n, count)
-    return drawn
+    drawn = kernel.subsets(np.uint64(seed), domain, step, lanes, sizes, counts)
+    return np.split(drawn, np.cumsum(counts)[:-1])

@@ -17,7 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.base import integer
-from minibit.noise import draw_inputs, draw_units, initial_codes, sparse_noise_many
+from minibit.noise import (
+    draw_units,
+    initial_codes,
+    inputs_of_units,
+    sparse_noise_many,
+    units_of_layers,
+)
 
 __all__ = [
     "Candidates",
@@ -163,19 +169,19 @@ def draw_directions(plan: Plan, step: int, numerator: int) -> Directions:
 
 def draw_candidates(plan: Plan, step: int) -> Candidates:
     """Draw the candidates of a ``units`` step: some units of each layer, some inputs of each."""
-    units, columns = [], []
-    for layer, (n_out, n_in) in enumerate(plan.shapes):
-        drawn = draw_units(plan.seed, step, layer, n_out, plan.units[layer])
-        units.append(drawn)
-        columns.append(_inputs(plan, step, layer, drawn) if plan.inputs[layer] < n_in else None)
+    layers = [(layer, shape[0], plan.units[layer]) for layer, shape in enumerate(plan.shapes)]
+    units = units_of_layers(plan.seed, step, layers)
+    columns = [
+        _inputs(plan, step, layer, units[layer]) if plan.inputs[layer] < n_in else None
+        for layer, (_, n_in) in enumerate(plan.shapes)
+    ]
     return Candidates(tuple(units), tuple(columns))
 
 
 def _inputs(plan: Plan, step: int, layer: int, units: NDArray[np.int64]) -> NDArray[np.int64]:
     """Draw the inputs of some units that are candidates: (units, inputs)."""
     n_in, count = plan.shapes[layer][1], plan.inputs[layer]
-    rows = [draw_inputs(plan.seed, step, layer, unit, n_in, count) for unit in units.tolist()]
-    return np.array(rows, np.int64).reshape(len(rows), count)
+    return inputs_of_units(plan.seed, step, layer, units.tolist(), n_in, count)
 
 
 def sparse_update(
