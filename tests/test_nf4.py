@@ -542,7 +542,7 @@ def test_the_file_layout_has_the_peers_names_and_json():
         "nested_blocksize": 256,
         "nested_dtype": "float32",
     }
-    with pytest.raises(ValueError, match="dtype must be one of float16, bfloat16, float32"):
+    with pytest.raises(ValueError, match="dtype must be 'float16', 'bfloat16' or 'float32'"):
         to_bitsandbytes(quantize_nf4(normal(4)), dtype="int8")
     with pytest.raises(TypeError, match="tensor must be an NF4Tensor, got NoneType"):
         to_bitsandbytes(None)

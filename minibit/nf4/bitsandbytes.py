@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.base import JSONError, parse_object
+from minibit.base import JSONError, one_of, parse_object
 from minibit.nf4.codebooks import NF4_CODE
 from minibit.nf4.double_quant import NESTED_BLOCK, dynamic_map
 from minibit.nf4.tensor import NF4Tensor
@@ -31,33 +31,22 @@ from minibit.nf4.tensor import NF4Tensor
 __all__ = ["from_bitsandbytes", "to_bitsandbytes"]
 
 STATE = "quant_state.bitsandbytes__"
-DTYPES = ("float16", "bfloat16", "float32")
 
 
 def to_bitsandbytes(
     tensor: NF4Tensor, name: str = "weight", dtype: str = "float32"
 ) -> dict[str, NDArray[Any]]:
-    """Return the arrays under which bitsandbytes saves an NF4 weight.
+    """Return the arrays under which bitsandbytes saves an NF4 weight, for ``save_file``.
 
     Parameters
     ----------
     tensor : NF4Tensor
+        Anything else is a TypeError.
     name : str
         Of the weight, for instance ``layers.0.mlp.up_proj.weight``.
     dtype : str
-        ``"float16"``, ``"bfloat16"`` or ``"float32"``: what bitsandbytes shall dequantise to.
-
-    Returns
-    -------
-    dict
-        Name to array, for ``safetensors.numpy.save_file``.
-
-    Raises
-    ------
-    TypeError
-        If `tensor` is no `NF4Tensor`.
-    ValueError
-        If `dtype` is none of the three.
+        ``"float16"``, ``"bfloat16"`` or ``"float32"``, or a ValueError: what bitsandbytes shall
+        dequantise to.
 
     Examples
     --------
@@ -71,21 +60,19 @@ def to_bitsandbytes(
     """
     if not isinstance(tensor, NF4Tensor):
         raise TypeError(f"tensor must be an NF4Tensor, got {type(tensor).__name__}")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     state: dict[str, Any] = {
         "quant_type": "nf4",
         "blocksize": tensor.block,
-        "dtype": dtype,
+        "dtype": one_of("dtype", dtype, ("float16", "bfloat16", "float32")),
         "shape": list(tensor.shape),
     }
-    arrays: dict[str, NDArray[Any]] = {name: tensor.packed[:, None]}
-    nested, codes = tensor.nested_absmax, tensor.nested_codes
-    arrays[f"{name}.absmax"] = tensor.absmax if codes is None else codes
-    arrays[f"{name}.quant_map"] = NF4_CODE
-    if nested is not None:
-        assert tensor.offset is not None
-        arrays[f"{name}.nested_absmax"] = nested
+    arrays: dict[str, NDArray[Any]] = {
+        name: tensor.packed[:, None],
+        f"{name}.absmax": tensor.absmax if tensor.nested_codes is None else tensor.nested_codes,
+        f"{name}.quant_map": NF4_CODE,
+    }
+    if tensor.nested_absmax is not None and tensor.offset is not None:
+        arrays[f"{name}.nested_absmax"] = tensor.nested_absmax
         arrays[f"{name}.nested_quant_map"] = dynamic_map()
         state |= {
             "nested_blocksize": NESTED_BLOCK,
@@ -99,25 +86,11 @@ def to_bitsandbytes(
 def from_bitsandbytes(arrays: Mapping[str, NDArray[Any]], name: str = "weight") -> NF4Tensor:
     """Read an NF4 weight from the arrays under which bitsandbytes saves it.
 
-    Parameters
-    ----------
-    arrays : mapping
-        Name to array, of one weight or of a whole model. They are not copied: don't change them.
-        The packed codes may be stored as another type (bitsandbytes' ``quant_storage``, for FSDP):
-        their bytes count.
-    name : str
-        Of the weight.
-
-    Returns
-    -------
-    NF4Tensor
-
-    Raises
-    ------
-    KeyError
-        If an array is missing; it is named.
-    TypeError, ValueError
-        If an array, or an entry of the JSON, is not as it has to be. FP4 is refused.
+    `arrays` maps names to arrays, of one weight or of a whole model; `name` is that of the weight.
+    They are not copied: don't change them. The packed codes may be stored as another type
+    (bitsandbytes' ``quant_storage``, for FSDP): their bytes count. A KeyError names an array that
+    is missing, a TypeError or ValueError one, or an entry of the JSON, that is not as it has to be.
+    FP4 is refused.
 
     Examples
     --------
@@ -138,16 +111,12 @@ def from_bitsandbytes(arrays: Mapping[str, NDArray[Any]], name: str = "weight") 
     if "nested_offset" not in state:
         return NF4Tensor(shape, block, packed, absmax)
     _check_map(arrays, f"{name}.nested_quant_map", dynamic_map())
-    if state["nested_blocksize"] != NESTED_BLOCK:
-        raise ValueError(
-            f"{name}: nested_blocksize must be {NESTED_BLOCK}, got {state['nested_blocksize']}"
-        )
-    given = state["nested_offset"]
-    if not abs(given) <= float(np.finfo(np.float32).max):
-        raise ValueError(f"{name}: nested_offset must be finite as float32, got {str(given)[:20]}")
+    one_of(f"{name}: nested_blocksize", state["nested_blocksize"], (NESTED_BLOCK,))
+    offset = state["nested_offset"]
+    if not abs(offset) <= float(np.finfo(np.float32).max):
+        raise ValueError(f"{name}: nested_offset must be finite as float32, got {str(offset)[:20]}")
     nested = _array(arrays, f"{name}.nested_absmax")
-    offset = np.float32(given)
-    return NF4Tensor(shape, block, packed, None, offset, absmax, nested)
+    return NF4Tensor(shape, block, packed, None, np.float32(offset), absmax, nested)
 
 
 def _array(arrays: Mapping[str, NDArray[Any]], key: str) -> NDArray[Any]:
@@ -159,9 +128,10 @@ def _array(arrays: Mapping[str, NDArray[Any]], key: str) -> NDArray[Any]:
 
 def _check_map(arrays: Mapping[str, NDArray[Any]], key: str, code: NDArray[np.float32]) -> None:
     """See that a file means the numbers that we mean."""
-    found = _array(arrays, key)
-    if found.shape != code.shape or not (found == code).all():
-        raise ValueError(f"{key} must hold the {code.size} known entries, got {found.tolist()[:4]}")
+    entries = _array(arrays, key)
+    if entries.shape != code.shape or not (entries == code).all():
+        got = entries.tolist()[:4]
+        raise ValueError(f"{key} must hold the {code.size} known entries, got {got}")
 
 
 def _state(array: NDArray[Any], key: str) -> dict[str, Any]:
@@ -172,14 +142,13 @@ def _state(array: NDArray[Any], key: str) -> dict[str, Any]:
         state = parse_object(array.tobytes(), most=1 << 16)
     except JSONError as error:
         raise ValueError(f"{key} holds no JSON that is read here: {error}") from None
-    wanted: dict[str, Any] = {"quant_type": str, "blocksize": int, "shape": list}
+    kinds: dict[str, Any] = {"quant_type": str, "blocksize": int, "shape": list}
     if "nested_offset" in state:
-        wanted |= {"nested_offset": (int, float), "nested_blocksize": int}
-    for entry, kind in wanted.items():
+        kinds |= {"nested_offset": (int, float), "nested_blocksize": int}
+    for entry, kind in kinds.items():
         if not isinstance(state.get(entry), kind):
             raise ValueError(f"{key}: {entry} is missing or wrong, got {state.get(entry)!r}")
-    if state["quant_type"] != "nf4":
-        raise ValueError(f"{key}: quant_type must be 'nf4', got {state['quant_type']!r}")
+    one_of(f"{key}: quant_type", state["quant_type"], ("nf4",))
     if not all(type(side) is int for side in state["shape"]):
         raise ValueError(f"{key}: shape must hold whole numbers, got {state['shape']}")
     return state

@@ -8,12 +8,10 @@ most 16 numbers from -1 to 1:
     code   = number of midpoints, between neighbouring entries of the codebook, that s exceeds
     w      ~ codebook[code] * absmax
 
-All that a codebook decides is where its numbers lie. NF4 puts them at quantiles of the normal
-distribution; the others are formats that hardware counts in: floats of 4 bits with 2 or 3 bits of
-exponent, and integers. Those three have a sign bit, so they spend two of 16 codes on zero.
-
-A value at a midpoint goes to the lower code. All of this is float32, in the order of operations of
-bitsandbytes, so that codes come out as its own, bit for bit.
+NF4 puts its numbers at quantiles of the normal distribution; the others are formats that hardware
+counts in, with a sign bit, so that they spend two of 16 codes on zero. A value at a midpoint goes
+to the lower code. All of this is float32, in the order of operations of bitsandbytes, so that codes
+come out as its own, bit for bit.
 """
 
 from __future__ import annotations
@@ -89,24 +87,11 @@ def normal_float(offset: float = OFFSET) -> Floats:
     """Derive NF4: quantiles of the normal distribution, 7 below zero, zero, and 8 above.
 
     ``q_i = Phi^-1(p_i)`` at 9 (8) evenly spaced probabilities from `offset` down to 1/2, without
-    the last, which is zero; negated for the lower half; all divided by the largest.
-
-    Parameters
-    ----------
-    offset : float
-        The outermost probability, above 1/2 and below 1. Phi^-1(1) is infinite, so one must stop
-        before; the published choice is the mean of 1 - 1/32 and 1 - 1/30, half a step before the
-        end of 16 and of 15 quantiles.
-
-    Returns
-    -------
-    float32 array, shape (16,)
-        Ascending, from about -1 to 1; `NF4_CODE` bit for bit at the default.
-
-    Raises
-    ------
-    ValueError
-        If `offset` is not above 1/2 and below 1.
+    the last, which is zero; negated for the lower half; all divided by the largest. The outermost
+    probability, `offset`, is above 1/2 and below 1, or a ValueError says so. Phi^-1(1) is infinite,
+    so one must stop before; the published choice is the mean of 1 - 1/32 and 1 - 1/30, half a step
+    before the end of 16 and of 15 quantiles. The result is ascending, float32 (16,); at the default
+    `NF4_CODE`, bit for bit.
 
     Notes
     -----
@@ -147,19 +132,12 @@ def nearest_code(s: ArrayLike, codebook: ArrayLike = NF4_CODE) -> NDArray[np.uin
         Cast to float32. Values beyond the ends get the end; NaN gets the last code, as in
         bitsandbytes. May be empty.
     codebook : float array, shape (entries,)
-        Ascending, 2 to 256 entries; cast to float32.
+        Ascending, 2 to 256 entries; cast to float32. Anything else is a TypeError or ValueError.
 
     Returns
     -------
     uint8 array, shape of s
         A value at a midpoint has the lower code.
-
-    Raises
-    ------
-    TypeError
-        If `s` or `codebook` does not hold floats.
-    ValueError
-        If `codebook` is not ascending, or not of 2 to 256 entries.
 
     Examples
     --------
@@ -215,35 +193,11 @@ def scale_blocks(flat: Floats, block: int) -> tuple[Floats, Floats]:
 
 
 def codebook_quantize(w: ArrayLike, codebook: ArrayLike = NF4_CODE, block: int = 64) -> Floats:
-    """Round weights to a codebook in blocks, and return the rounded floats.
+    """Round weights to a codebook in blocks, and return the rounded floats, float32 of their shape.
 
-    ``codebook[nearest_code(w / absmax)] * absmax``, one absmax for each `block` neighbours of the
-    flattened weights.
-
-    Parameters
-    ----------
-    w : float array of any shape with an axis
-        Cast to float32. Not empty, all finite.
-    codebook : float array, shape (entries,)
-        Ascending, 2 to 256 entries; cast to float32.
-    block : int
-        32, 64, ... or 4096; the last block may be shorter.
-
-    Returns
-    -------
-    float32 array, shape of w
-        Blocks of zeros stay zeros if the codebook has a zero.
-
-    Raises
-    ------
-    TypeError
-        If `w` or `codebook` does not hold floats, or `block` is no whole number.
-    ValueError
-        If `w` is empty or not finite, `block` is none of the above, or `codebook` is not ascending.
-
-    Notes
-    -----
-    To compare codebooks by; it stores nothing. `minibit.nf4.quantize_nf4` packs NF4.
+    ``codebook[nearest_code(w / absmax)] * absmax``. `w` and `block` are as for
+    `minibit.nf4.quantize_nf4`, which packs NF4, `codebook` as for `nearest_code`. To compare
+    codebooks by: it stores nothing. Blocks of zeros stay zeros if the codebook has a zero.
 
     Examples
     --------

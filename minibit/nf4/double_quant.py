@@ -1,15 +1,14 @@
 """Double quantisation: the absmax of every block, in 8 bits.
 
-One float32 for 64 weights is half a bit a weight. The absmaxes of a matrix are all positive and
-much alike, so their mean is taken off, and the differences are quantised like weights, with a
-codebook of 256 entries in blocks of 256:
+The absmaxes of a matrix are all positive and much alike, so their mean is taken off, and the
+differences are quantised like weights, with a codebook of 256 entries in blocks of 256:
 
     offset        = mean(absmax)
     nested_absmax = max|absmax - offset|          over 256 neighbours
     nested_code   = nearest entry of dynamic_map to (absmax - offset) / nested_absmax
     absmax        ~ dynamic_map[nested_code] * nested_absmax + offset
 
-That is 8/64 + 32/(64 * 256) = 0.127 bits a weight in place of 0.5.
+That is 8/64 + 32/(64 * 256) = 0.127 bits per weight in place of 0.5.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.nf4.codebooks import Floats, midpoints, spaced
+from minibit import kernels
+from minibit.nf4.codebooks import Floats, midpoints, nearest_code, spaced
 
 __all__ = ["NESTED_BLOCK", "dequantize_absmax", "dynamic_map", "quantize_absmax"]
 
@@ -31,12 +31,8 @@ def dynamic_map() -> Floats:
     """Return the codebook of 8-bit dynamic quantisation: 7 decades, the higher the finer.
 
     For i = 0..6, the midpoints of ``linspace(0.1, 1, 2**i + 1)`` times ``10**(i - 6)``, with both
-    signs; and 0 and 1.
-
-    Returns
-    -------
-    float32 array, shape (256,)
-        Ascending, from -0.9929688 (there is no -1) to 1; entry 127 is 0. Read-only.
+    signs; and 0 and 1. Float32 (256,), ascending from -0.9929688 (there is no -1) to 1, entry 127
+    is 0; read-only.
 
     Notes
     -----
@@ -49,10 +45,7 @@ def dynamic_map() -> Floats:
     >>> code.shape, float(code[127]), float(code[255])
     ((256,), 0.0, 1.0)
     """
-    decades = []
-    for i in range(7):
-        bounds = spaced(0.1, 1, 2**i + 1)
-        decades.append(np.float32(10.0 ** (i - 6)) * midpoints(bounds))
+    decades = [np.float32(10.0 ** (i - 6)) * midpoints(spaced(0.1, 1, 2**i + 1)) for i in range(7)]
     magnitudes = np.concatenate(decades)  # (127,)
     code = np.sort(np.concatenate([-magnitudes, np.array([0, 1], np.float32), magnitudes]))
     code.flags.writeable = False
@@ -60,27 +53,13 @@ def dynamic_map() -> Floats:
 
 
 def quantize_absmax(absmax: Floats) -> tuple[NDArray[np.uint8], Floats, np.float32]:
-    """Quantise absmaxes to 8 bits.
+    """Quantise the absmaxes (blocks,) to 8 bits: nested codes (blocks,), nested absmaxes, offset.
 
-    Parameters
-    ----------
-    absmax : float32 array, shape (blocks,)
-        Not empty.
-
-    Returns
-    -------
-    nested_codes : uint8 array, shape (blocks,)
-        Nearest entries of `dynamic_map` to the product with ``1 / nested_absmax``, the lower one
-        at a midpoint. Where all differences of a nested block are zero that is 0 / 0, and the codes
-        are 0 as the peers have it: times an absmax of 0 they are worth 0 all the same.
-    nested_absmax : float32 array, shape (ceil(blocks / 256),)
-    offset : float32
-        The mean, by `mean_of_torch`.
-
-    Raises
-    ------
-    ValueError
-        If the mean is not finite: an absmax is not, or their sum overflows float32.
+    The offset is `mean_of_torch`; a ValueError refuses one that is not finite (an absmax is not, or
+    their sum overflows float32). A code is the nearest entry of `dynamic_map` to the product with
+    ``1 / nested_absmax``, the lower one at a midpoint. Where all differences of a nested block are
+    zero that is 0 / 0, and the codes are 0 as the peers have it: times an absmax of 0 they are
+    worth 0 all the same.
 
     Notes
     -----
@@ -107,7 +86,7 @@ def quantize_absmax(absmax: Floats) -> tuple[NDArray[np.uint8], Floats, np.float
     nested = np.abs(rows).max(axis=1)  # (count,)
     with np.errstate(all="ignore"):
         s = rows * (np.float32(1) / nested)[:, None]  # 0 / 0 where all differences are 0
-    codes = np.searchsorted(midpoints(dynamic_map()), s, side="left").astype(np.uint8)
+    codes = nearest_code(s, dynamic_map())
     codes[np.isnan(s)] = 0
     return codes.reshape(-1)[: differences.size].copy(), nested, offset
 
@@ -117,24 +96,13 @@ def dequantize_absmax(
 ) -> Floats:
     """Undo `quantize_absmax`: ``dynamic_map[nested_codes] * nested_absmax + offset``.
 
-    Parameters
-    ----------
-    nested_codes : uint8 array, shape (blocks,)
-    nested_absmax : float32 array, shape (ceil(blocks / 256),)
-    offset : float32
-
-    Returns
-    -------
-    float32 array, shape (blocks,)
-        The product and the sum are rounded one after the other.
+    The product and the sum are rounded to float32 one after the other.
 
     Examples
     --------
     >>> dequantize_absmax(np.uint8([127, 255]), np.float32([3]), np.float32(3))
     array([3., 6.], dtype=float32)
     """
-    from minibit import kernels
-
     if not kernels.compiled():
         return dequantize_absmax_reference(nested_codes, nested_absmax, offset)
     from minibit.kernels.nf4 import decode_absmax

@@ -1,25 +1,13 @@
-"""NF4: weights in 4 bits, by quantiles of the normal distribution, and their product with floats.
-
-    absmax = max|w|                          over 64 neighbours
-    code   = nearest entry of NF4_CODE to w / absmax
-    w      ~ NF4_CODE[code] * absmax         4.5 bits a weight, 4.127 with double quantisation
-    y      = x W^T                           activations stay float32
-
-The bytes are those of bitsandbytes, and so are the codes, bit for bit, ties, zeros, tails and all:
-what is quantised here can be read there, and the other way round (`to_bitsandbytes`,
-`from_bitsandbytes`). Where the 16 numbers come from, and what else one could take, is said in
-`minibit.nf4.codebooks`; how the absmaxes are quantised in their turn in `minibit.nf4.double_quant`;
-the tensor itself is in `minibit.nf4.tensor`, and the names and JSON of a file in
-`minibit.nf4.bitsandbytes`. All of their names that one needs are public here.
-"""
+"""Quantising to NF4 as bitsandbytes does, bit for bit, and the product with float activations."""
 
 from __future__ import annotations
 
 from functools import partial
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from minibit import kernels
 from minibit.base import float32, last_axis, plain, thread_count
 from minibit.nf4.codebooks import (
     NF4_CODE,
@@ -43,18 +31,9 @@ PAYS = 4_000_000  # multiplications from which a second thread is worth waking
 def quantize_nf4_reference(
     w: ArrayLike, block: int = 64, double_quant: bool = False, *, check_finite: bool = True
 ) -> NF4Tensor:
-    """Quantise weights as `quantize_nf4` does, in a few lines of NumPy.
+    """Quantise `w` in a few lines of NumPy, as `quantize_nf4` does.
 
-    Parameters
-    ----------
-    w : float array of any shape with an axis
-    block : int
-    double_quant : bool
-    check_finite : bool
-
-    Returns
-    -------
-    NF4Tensor
+    `block`, `double_quant` and `check_finite` are as there.
 
     Examples
     --------
@@ -66,7 +45,7 @@ def quantize_nf4_reference(
     codes = np.full(s.size + s.size % 2, 7, np.uint8)  # a lone last code is joined by a zero
     codes[: s.size] = nearest_code(s)
     packed = (codes[0::2] << 4 | codes[1::2]).astype(np.uint8)  # (ceil(n / 2),)
-    return _tensor(array.shape, block, packed, absmax, double_quant)
+    return _nested(NF4Tensor(array.shape, block, packed, absmax), double_quant)
 
 
 def quantize_nf4(
@@ -79,27 +58,16 @@ def quantize_nf4(
     Parameters
     ----------
     w : float array of any shape with an axis, usually (n_out, n_in)
-        Cast to float32 and flattened. Not empty, all finite.
+        Cast to float32 and flattened. Not empty, all finite: a TypeError or ValueError names what
+        is not, by its first entry.
     block : int
         32, 64, 128, ... or 4096 neighbours share an absmax; the last block may be shorter.
     double_quant : bool
-        Whether the absmaxes are quantised too, to 8 bits (`minibit.nf4.double_quant`).
+        Whether the absmaxes are quantised too, to 8 bits (`minibit.nf4.double_quant`); a ValueError
+        if they have no finite mean in float32.
     check_finite : bool
         False lets NaN and infinities pass, and does what bitsandbytes does: NaN makes its block
         NaN, -inf comes back as +inf, and beside an infinity all finite weights are NaN.
-
-    Returns
-    -------
-    NF4Tensor
-
-    Raises
-    ------
-    TypeError
-        If `w` does not hold floats, or `block` is no whole number.
-    ValueError
-        If `w` is empty, has no axis, or an entry is NaN or infinite as float32 (the first is
-        named); if `block` is none of the above; if `double_quant` is asked for and the absmaxes
-        have no finite mean in float32.
 
     Notes
     -----
@@ -111,52 +79,32 @@ def quantize_nf4(
     Examples
     --------
     >>> tensor = quantize_nf4(np.float32([[2.0, 0.1], [-1.9, 0.0]]))
-    >>> tensor.codes()
-    array([[15,  8],
-           [ 0,  7]], dtype=uint8)
-    >>> tensor.absmax
-    array([2.], dtype=float32)
+    >>> tensor.codes(), tensor.absmax
+    (array([[15,  8],
+           [ 0,  7]], dtype=uint8), array([2.], dtype=float32))
     """
-    from minibit import kernels
-
     block, array = check_block(block), checked_weights(w, check_finite=False)
-    if not kernels.compiled():
-        return quantize_nf4_reference(array, block, double_quant, check_finite=check_finite)
-    from minibit.kernels.nf4 import quantise
+    if kernels.compiled():
+        from minibit.kernels.nf4 import quantise
 
-    flat = plain(array).reshape(-1)
-    packed = np.empty(-(-flat.size // 2), np.uint8)
-    absmax = np.empty(-(-flat.size // block), np.float32)
-    if not quantise(flat, midpoints(NF4_CODE), block, packed, absmax):
-        return quantize_nf4_reference(array, block, double_quant, check_finite=check_finite)
-    return _tensor(array.shape, block, packed, absmax, double_quant)
+        flat = plain(array).reshape(-1)
+        packed = np.empty(-(-flat.size // 2), np.uint8)
+        absmax = np.empty(-(-flat.size // block), np.float32)
+        if quantise(flat, midpoints(NF4_CODE), block, packed, absmax):
+            return _nested(NF4Tensor(array.shape, block, packed, absmax), double_quant)
+    return quantize_nf4_reference(array, block, double_quant, check_finite=check_finite)
 
 
-def _tensor(
-    shape: tuple[int, ...],
-    block: int,
-    packed: NDArray[np.uint8],
-    absmax: Floats,
-    double_quant: bool,
-) -> NF4Tensor:
-    """Put a tensor together, its absmaxes quantised if that is asked for."""
+def _nested(tensor: NF4Tensor, double_quant: bool) -> NF4Tensor:
+    """Quantise the absmaxes of a tensor too, if that is asked for."""
     if not double_quant:
-        return NF4Tensor(shape, block, packed, absmax)
-    codes, nested, offset = quantize_absmax(absmax)
-    return NF4Tensor(shape, block, packed, None, offset, codes, nested)
+        return tensor
+    codes, nested, offset = quantize_absmax(tensor.absmax)
+    return NF4Tensor(tensor.shape, tensor.block, tensor.packed, None, offset, codes, nested)
 
 
 def nf4_matmul_reference(x: ArrayLike, tensor: NF4Tensor) -> Floats:
-    """Multiply activations by NF4 weights: ``y = x W^T``, W dequantised.
-
-    Parameters
-    ----------
-    x : float array, shape (..., n_in)
-    tensor : NF4Tensor, shape (n_out, n_in)
-
-    Returns
-    -------
-    float32 array, shape (..., n_out)
+    """Multiply x by the weights of an NF4 tensor, dequantised, as `nf4_matmul` does.
 
     Examples
     --------
@@ -168,32 +116,22 @@ def nf4_matmul_reference(x: ArrayLike, tensor: NF4Tensor) -> Floats:
 
 
 def nf4_matmul(x: ArrayLike, tensor: NF4Tensor, *, threads: int | None = None) -> Floats:
-    """Multiply float32 activations by NF4 weights: ``y = x W^T``.
+    """Multiply float32 activations by NF4 weights: ``y = x W^T``, float32 (..., n_out).
 
     Up to 4 tokens read the packed weights, each in turn, an eighth of float32's bytes. For more,
-    slices of the matrix that fit into a cache are dequantised and multiplied by NumPy.
+    slices of the matrix that fit into a cache are dequantised and multiplied by NumPy. Sums are of
+    float32 in the order that suits the CPU, the same for every number of threads: no further than
+    ``(n_in + 4) 2**-24 sum |x_i w_i|`` from the exact product.
 
     Parameters
     ----------
     x : float array, shape (..., n_in)
         Cast to float32. NaN and infinities pass, as in any product of floats. No rows give no rows.
     tensor : NF4Tensor, shape (n_out, n_in)
+        What is not, or has another number of inputs, is a TypeError or ValueError.
     threads : int, optional
         At most so many threads for up to 4 tokens, where the matrix is large; the default is what
         `minibit.kernels.threads.cpus` says. With more tokens NumPy's own setting counts.
-
-    Returns
-    -------
-    float32 array, shape (..., n_out)
-        Sums of float32 in the order that suits the CPU, the same for every number of threads: no
-        further than ``(n_in + 4) 2**-24 sum |x_i w_i|`` from the exact product.
-
-    Raises
-    ------
-    TypeError
-        If `x` is not of floats or `tensor` is no `NF4Tensor`.
-    ValueError
-        If `tensor` is no matrix, the number of inputs differs, or `threads` is below 1.
 
     Notes
     -----
@@ -204,8 +142,6 @@ def nf4_matmul(x: ArrayLike, tensor: NF4Tensor, *, threads: int | None = None) -
     >>> nf4_matmul(np.float32([[3, 5]]), quantize_nf4(np.float32([[2, 0], [-2, 2]])))
     array([[6., 4.]], dtype=float32)
     """
-    from minibit import kernels
-
     x = _activations(x, tensor)
     threads = thread_count(threads)
     if not kernels.compiled():
@@ -224,7 +160,6 @@ def nf4_matmul(x: ArrayLike, tensor: NF4Tensor, *, threads: int | None = None) -
 
 def _one(x: Floats, tensor: NF4Tensor, absmax: Floats, out: Floats, threads: int | None) -> None:
     """Multiply one token, the rows of the matrix shared between threads."""
-    from minibit import kernels
     from minibit.kernels import nf4
 
     n_out, n_in = tensor.shape

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from minibit import kernels
 from minibit.nf4.codebooks import NF4_CODE, Floats, check_block
 from minibit.nf4.double_quant import NESTED_BLOCK, dequantize_absmax
 
@@ -30,6 +31,7 @@ class NF4Tensor:
 
     Make one with `quantize_nf4` or `from_bitsandbytes`. It holds the bytes that a file holds, and
     nothing else: what is derived is computed when it is asked for. Safe to share between threads.
+    Arrays that do not fit one another are a TypeError or ValueError that names the attribute.
 
     Attributes
     ----------
@@ -42,16 +44,9 @@ class NF4Tensor:
         Weights that share an absmax.
     absmax : float32 array, shape (ceil(n / block),)
         With double quantisation the dequantised one, computed anew each time.
-    offset : float32 or None
-        Mean of the absmaxes, None without double quantisation, as the next two.
-    nested_codes : uint8 array, shape (ceil(n / block),), or None
-        Entries of `dynamic_map`.
-    nested_absmax : float32 array, shape (ceil(n / (256 block)),), or None
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the arrays do not fit one another; the attribute is named.
+    offset, nested_codes, nested_absmax : float32, uint8 array, float32 array, or each None
+        With double quantisation the mean of the absmaxes, their entries of `dynamic_map`, and the
+        absmax of each 256 differences.
 
     Examples
     --------
@@ -79,8 +74,7 @@ class NF4Tensor:
         object.__setattr__(self, "block", check_block(self.block))
         blocks = -(-self.size // self.block)
         nested = (self.offset, self.nested_codes, self.nested_absmax)
-        given = {value is not None for value in nested}
-        if given != {self._absmax is None}:
+        if {part is not None for part in nested} != {self._absmax is None}:
             raise ValueError(
                 "either absmax, or offset, nested_codes and nested_absmax must be given"
             )
@@ -148,47 +142,23 @@ class NF4Tensor:
         return pairs.reshape(-1)[: self.size].reshape(self.shape)
 
     def dequantize(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
-        """Return the weights as floats: one float32 product each, then one rounding.
+        """Return the weights as floats: one float32 product each, then one rounding to `dtype`.
 
-        Parameters
-        ----------
-        dtype : float16, float32 or float64
-            What is too large for float16 becomes infinite.
-
-        Returns
-        -------
-        float array, shape of the weights
-
-        Raises
-        ------
-        TypeError
-            If `dtype` is no such float.
-
-        Notes
-        -----
-        Equal to `dequantize_nf4_reference` and, where that is right, to bitsandbytes, bit for bit.
+        That is float16, where what is too large becomes infinite, float32 or float64; another is a
+        TypeError. Bit for bit what `dequantize_nf4_reference` and, where that is right,
+        bitsandbytes return.
         """
-        from minibit import kernels
-
-        target = _checked_dtype(dtype)
         if not kernels.compiled():
-            return dequantize_nf4_reference(self, target)
+            return dequantize_nf4_reference(self, dtype)
+        target = _checked_dtype(dtype)
         values = np.empty(self.size, np.float32)
         fill(self, self.absmax, 0, values)
-        return _rounded(values.reshape(self.shape), target)
+        with np.errstate(over="ignore"):
+            return values.reshape(self.shape).astype(target, copy=False)
 
 
 def dequantize_nf4_reference(tensor: NF4Tensor, dtype: DTypeLike = np.float32) -> NDArray[Any]:
-    """Return the weights of an NF4 tensor as floats, in two lines of NumPy.
-
-    Parameters
-    ----------
-    tensor : NF4Tensor
-    dtype : float16, float32 or float64
-
-    Returns
-    -------
-    float array, shape of the weights
+    """Return the weights of an NF4 tensor as floats of a `dtype`: `NF4Tensor.dequantize` in NumPy.
 
     Examples
     --------
@@ -198,9 +168,8 @@ def dequantize_nf4_reference(tensor: NF4Tensor, dtype: DTypeLike = np.float32) -
     """
     target = _checked_dtype(dtype)
     absmax = np.repeat(tensor.absmax, tensor.block)[: tensor.size].reshape(tensor.shape)
-    with np.errstate(invalid="ignore"):  # code 0 of an infinite absmax, if that was let in
-        values = NF4_CODE[tensor.codes()] * absmax
-    return _rounded(values, target)
+    with np.errstate(invalid="ignore", over="ignore"):  # code 0 of an infinite absmax, if let in
+        return (NF4_CODE[tensor.codes()] * absmax).astype(target, copy=False)
 
 
 @cache
@@ -213,7 +182,6 @@ def pair_table() -> Floats:
 
 def fill(tensor: NF4Tensor, absmax: Floats, start: int, values: Floats) -> None:
     """Write the weights from flat number `start` on into `values`, by the kernels in force."""
-    from minibit import kernels
     from minibit.kernels import nf4
 
     lanes = nf4.LANES.get(kernels.path())
@@ -229,9 +197,3 @@ def _checked_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     if target not in (np.float16, np.float32, np.float64):
         raise TypeError(f"dtype must be float16, float32 or float64, got {target}")
     return target
-
-
-def _rounded(values: Floats, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Round float32 once more, if at all."""
-    with np.errstate(over="ignore"):
-        return values.astype(dtype, copy=False)
