@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from minibit.kernels.compiling import njit
 from minibit.kernels.quantise import copy_row, quantise_row, sum_row
 
-__all__ = ["product", "quantise_rows", "widen"]
+__all__ = ["product", "widen"]
 
 ROWS = 64  # rows are given in groups of 64, as for panels
 FLUSH = 8  # steps of 16 columns that int16 can hold
@@ -88,20 +88,6 @@ def product(
             factor = np.float32(gamma / scale)
             for r in range(sums.size):
                 out[token, begin + r] = np.float32(sums[r]) * factor
-    return True
-
-
-@njit(cache=True, nogil=True)
-def quantise_rows(x: NDArray[Any], codes: NDArray[Any], scales: NDArray[Any]) -> bool:
-    """Quantise every token, into codes of any dtype; False if an entry is not finite."""
-    row = np.empty((1, x.shape[1]), np.int8)
-    for token in range(x.shape[0]):
-        scale = quantise_row(x, token, row, 0)
-        if scale < 0:
-            return False
-        scales[token, 0] = scale
-        for i in range(row.size):
-            codes[token, i] = row[0, i]
     return True
 
 

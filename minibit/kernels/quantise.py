@@ -91,7 +91,7 @@ def take_tokens(x, gamma, rows, minus, scales):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def absmax(x: NDArray[Any], codes: NDArray[Any], scales: NDArray[Any]) -> bool:
-    """Quantise every token of ``x (tokens, n)``; False if an entry is not finite."""
+    """Quantise every token of ``x (tokens, n)``, into codes of any dtype; False if not finite."""
     for token in range(x.shape[0]):
         scale = quantise_row(x, token, codes, token)
         if scale < 0:

@@ -22,20 +22,11 @@ _FLOAT32 = np.dtype(np.float32)
 
 
 def head_matmul_reference(x: Array, w: Array) -> NDArray[np.float32]:
-    """Multiply activations by an unquantised matrix: ``y = x w^T`` in float32.
-
-    Parameters
-    ----------
-    x : float array, shape (..., n_in)
-    w : float32 array, or uint16 array of bfloat16 bits, shape (n_out, n_in)
-
-    Returns
-    -------
-    float32 array, shape (..., n_out)
+    """Multiply by an unquantised matrix in one line of NumPy; `x` and `w` as for `head_matmul`.
 
     Examples
     --------
-    >>> head_matmul_reference(np.float32([[1, 2]]), np.uint16([[0x3F80, 0xC000]]))  # 1, -2
+    >>> head_matmul_reference(np.float32([[1, 2]]), np.float32([[1, -2]]))
     array([[-3.]], dtype=float32)
     """
     x, w = _checked_head(x, w)
@@ -64,14 +55,12 @@ def head_matmul(x: Array, w: Array) -> NDArray[np.float32]:
 
     Raises
     ------
-    TypeError
-        If `x` is not of floats, or `w` is neither float32 nor uint16.
-    ValueError
-        If the number of inputs differs or `w` is no matrix.
+    TypeError, ValueError
+        If `x` is not of floats, `w` is neither float32 nor uint16, or they do not fit.
 
     Examples
     --------
-    >>> head_matmul(np.float32([[1, 2]]), np.float32([[1, -2]]))
+    >>> head_matmul(np.float32([[1, 2]]), np.uint16([[0x3F80, 0xC000]]))  # 1, -2
     array([[-3.]], dtype=float32)
     """
     from minibit import kernels

@@ -4,17 +4,16 @@
     ternary_matmul        s = 127 / max|x| a token,  q = rint(s x),  y = (gamma / s) (q codes^T)
     head_matmul           y = x w^T, unquantised: the head of a language model
 
-Three lines of NumPy say what a product is; the kernels compute the same numbers bit for bit. Which
-kernel runs is decided when a `TernaryMatrix` is made (`minibit.kernels.path`), because it also
-decides how the weights lie in memory (`minibit.ternary.panels`). One token is a matter of memory,
-many are one of arithmetic: there are two kernels a path.
-
-Threads are used where they pay: above some 25 microseconds of work. ``MINIBIT_THREADS`` or the
-argument `threads` limits them. All functions may be called from several threads at once.
+A kernel computes the same numbers as its reference, bit for bit. Which kernel runs is decided when
+a `TernaryMatrix` is made (`minibit.kernels.path`), because it also decides how the weights lie in
+memory (`minibit.ternary.panels`). One token is a matter of memory, many are one of arithmetic:
+there are two kernels per path. Threads are used where they pay, above some 25 microseconds of work.
+All functions may be called from several threads at once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -37,34 +36,21 @@ MAX_INPUTS = 2**17
 """Most inputs: one sum of codes left in place, ``64 * 2 * -128`` an input, then reaches -2**31."""
 
 Array = NDArray[Any]
+Kernel = Callable[..., bool]
 _empty, _ndarray = np.empty, np.ndarray  # looked up once
 _INT8, _INT32, _FLOAT32 = np.dtype(np.int8), np.dtype(np.int32), np.dtype(np.float32)
 
 
 def ternary_matmul_int8_reference(x: Array, matrix: TernaryMatrix) -> NDArray[np.int32]:
-    """Multiply int8 codes by ternary codes: ``z = x codes^T``, exact.
+    """Multiply int8 codes by ternary codes: the specification of `ternary_matmul_int8`.
 
-    Sums of float64 are whole numbers far below 2**53 here, so they are exact in any order.
-
-    Parameters
-    ----------
-    x : int8 array, shape (..., n_in)
-    matrix : TernaryMatrix, shape (n_out, n_in)
-
-    Returns
-    -------
-    int32 array, shape (..., n_out)
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `ternary_matmul_int8` does.
+    `x` and `matrix` are as there. Sums of float64 are whole numbers far below 2**53 here, so they
+    are exact in any order.
 
     Examples
     --------
-    >>> matrix = TernaryMatrix.from_codes([[1, 0, -1], [1, 1, 1]])
-    >>> ternary_matmul_int8_reference(np.int8([[2, 3, 5]]), matrix)
-    array([[-3, 10]], dtype=int32)
+    >>> ternary_matmul_int8_reference(np.int8([[2, 3]]), TernaryMatrix.from_codes([[1, -1]]))
+    array([[-1]], dtype=int32)
     """
     x = _checked(x, matrix, _INT8)
     w = matrix.codes().astype(np.float64)  # (n_out, n_in)
@@ -75,30 +61,12 @@ def ternary_matmul_int8_reference(x: Array, matrix: TernaryMatrix) -> NDArray[np
 def ternary_matmul_reference(x: Array, matrix: TernaryMatrix) -> NDArray[np.float32]:
     """Quantise activations a token, multiply exactly, scale: three lines of NumPy.
 
-    ``s = (1 / max(max|x|, 1e-5)) * 127``, ``q = rint(x s)``,
-    ``y = float32(q codes^T) (gamma / s)``, all in float32 and in this order: the specification of
-    `ternary_matmul`.
-
-    Parameters
-    ----------
-    x : float array, shape (..., n_in)
-        Cast to float32; all finite.
-    matrix : TernaryMatrix, shape (n_out, n_in)
-
-    Returns
-    -------
-    float32 array, shape (..., n_out)
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `ternary_matmul` does.
+    The specification of `ternary_matmul`, with its `x` and `matrix`: all in float32, in this order.
 
     Examples
     --------
-    >>> matrix = TernaryMatrix.from_codes([[1, 0, -1], [1, 1, 1]], scale=0.5)
-    >>> ternary_matmul_reference(np.float32([[127, 64, -1]]), matrix)
-    array([[64., 95.]], dtype=float32)
+    >>> ternary_matmul_reference(np.float32([[127, 64]]), TernaryMatrix.from_codes([[1, -1]]))
+    array([[63.]], dtype=float32)
     """
     x = _checked(x, matrix, _FLOAT32)
     finite("x", x)
@@ -133,10 +101,9 @@ def ternary_matmul_int8(
 
     Raises
     ------
-    TypeError
-        If `x` is not int8, `matrix` is no `TernaryMatrix` or `threads` is no integer.
-    ValueError
-        If the number of inputs differs or is above `MAX_INPUTS`, or `threads` is below 1.
+    TypeError, ValueError
+        If `x` is not int8 or does not fit the matrix, `matrix` is no `TernaryMatrix` or has more
+        than `MAX_INPUTS` inputs, or `threads` is no integer above 0.
 
     Examples
     --------
@@ -153,9 +120,9 @@ def ternary_matmul_int8(
         and x.flags.carray
     ):  # the shortest way in: 256 by 256 takes less time than asking twice what it is
         out = _empty(matrix._one_result, _INT32)
-        _one(matrix._path)(x, matrix._held, out, 0, -(-out.size // ROWS), None)
+        _one(matrix._path)(x, matrix._held, out, 0, matrix._groups, None)
         return out
-    rows = x if _is_plain(x, matrix, _INT8) else _rows(x, matrix, _INT8)
+    rows = _rows(x, matrix, _INT8)
     out = np.empty((rows.shape[0], matrix.shape[0]), _INT32)
     _multiply(rows, matrix, out, None, threads)
     return out if rows is x else out.reshape(*np.asarray(x).shape[:-1], matrix.shape[0])
@@ -169,14 +136,15 @@ def ternary_matmul(
     ``s = (1 / max(max|x|, 1e-5)) * 127`` a token, ``q = rint(x s)`` (half to even),
     ``y = float32(q codes^T) (gamma / s)``; equal to `ternary_matmul_reference` bit for bit.
 
+    The error of rounding a token is at most ``max|x| / 254`` an input (BitNet b1.58, arXiv
+    2402.17764; the order of operations is that of the published code).
+
     Parameters
     ----------
     x : float array, shape (..., n_in)
         Cast to float32; all finite. A token of zeros gives zeros; no rows give no rows.
-    matrix : TernaryMatrix, shape (n_out, n_in)
-        n_in at most `MAX_INPUTS`.
-    threads : int, optional
-        At most so many threads; the default is what `minibit.kernels.threads.cpus` says.
+    matrix, threads
+        As for `ternary_matmul_int8`.
 
     Returns
     -------
@@ -185,16 +153,9 @@ def ternary_matmul(
 
     Raises
     ------
-    TypeError
-        If `x` is not of floats, `matrix` is no `TernaryMatrix` or `threads` is no integer.
-    ValueError
-        If an entry is NaN or infinite as float32 (the first is named), the number of inputs differs
-        or is above `MAX_INPUTS`, or `threads` is below 1.
-
-    Notes
-    -----
-    The error of rounding a token is at most ``max|x| / 254`` an input (BitNet b1.58, arXiv
-    2402.17764; the order of operations is that of the published code).
+    TypeError, ValueError
+        As `ternary_matmul_int8`, but `x` is of floats. The first entry that is NaN or infinite as
+        float32 is named.
 
     Examples
     --------
@@ -211,36 +172,28 @@ def ternary_matmul(
         and x.flags.carray
     ):
         out = _empty(matrix._one_result, _FLOAT32)
-        if _one(matrix._path)(x, matrix._held, out, 0, -(-out.size // ROWS), matrix.scale):
+        if _one(matrix._path)(x, matrix._held, out, 0, matrix._groups, matrix.scale):
             return out
-    rows = x if _is_plain(x, matrix, _FLOAT32) else _rows(x, matrix, _FLOAT32)
+    rows = _rows(x, matrix, _FLOAT32)
     out = np.empty((rows.shape[0], matrix.shape[0]), _FLOAT32)
     if not _multiply(rows, matrix, out, matrix.scale, threads):
         raise not_finite("x", _checked(x, matrix, _FLOAT32))
     return out if rows is x else out.reshape(*np.asarray(x).shape[:-1], matrix.shape[0])
 
 
-# What may go into a kernel, and what is made to.
-
-
-def _is_plain(x: Array, matrix: TernaryMatrix, dtype: np.dtype[Any]) -> bool:
-    """Whether x is what kernels are compiled for: the few tests of the fast way in."""
-    return (
+def _rows(x: Array, matrix: TernaryMatrix, dtype: np.dtype[Any]) -> Array:
+    """Return x as a plain matrix, one token a row; checked and copied unless it is one already."""
+    if (
         type(x) is np.ndarray
         and type(matrix) is TernaryMatrix
         and x.dtype is dtype
         and x.ndim == 2
-        and x.shape[1] == matrix.shape[1]
+        and x.shape[1] == matrix.shape[1] <= MAX_INPUTS
         and x.flags.carray
-    )
-
-
-def _rows(x: Array, matrix: TernaryMatrix, dtype: np.dtype[Any]) -> Array:
-    """Check x and copy it into a plain matrix, one token a row."""
+    ):
+        return x
     x = _checked(x, matrix, dtype)
-    n_in = matrix.shape[1]
-    batch = x.size // n_in if n_in else int(np.prod(x.shape[:-1]))
-    return np.array(x, dtype, order="C").reshape(batch, n_in)
+    return np.array(x, dtype, order="C").reshape(math.prod(x.shape[:-1]), matrix.shape[1])
 
 
 def _checked(x: Array, matrix: TernaryMatrix, dtype: np.dtype[Any]) -> Array:
@@ -262,20 +215,20 @@ def _checked(x: Array, matrix: TernaryMatrix, dtype: np.dtype[Any]) -> Array:
 
 
 @cache
-def _one(path: str) -> Callable[..., bool]:
+def _one(path: str) -> Kernel:
     """Import the kernel of a path for one token."""
     if path == "portable":
-        from minibit.kernels import portable
+        from minibit.kernels.portable import product
 
-        product: Callable[..., bool] = portable.product
-        return product
+        kernel: Kernel = product
+        return kernel
     from minibit.kernels.product import LANES, tile_product
 
     return tile_product(1, 4, LANES[path])
 
 
 @cache
-def _many(path: str) -> Callable[..., bool]:
+def _many(path: str) -> Kernel:
     """Import the kernels of a path for several tokens."""
     if path == "portable":
         return _columns_many
@@ -301,7 +254,8 @@ def _columns_many(
 
     float32 sums of whole numbers up to 128 n_in, 2**24 for `MAX_INPUTS`, are exact in any order.
     """
-    from minibit.kernels.portable import product, quantise_rows, widen
+    from minibit.kernels.portable import product, widen
+    from minibit.kernels.quantise import absmax
 
     batch, n_in = x.shape
     if batch < 48:
@@ -312,77 +266,45 @@ def _columns_many(
     if gamma is None:
         out[:, begin:end] = x.astype(np.float32) @ w  # (batch, rows)
         return True
-    q, scale = np.empty((batch, n_in), np.float32), np.empty((batch, 1), np.float32)
-    if not quantise_rows(x, q, scale):
+    q, scale = np.empty((batch, n_in), np.float32), np.empty(batch, np.float32)
+    if not absmax(x, q, scale):
         return False
     with np.errstate(over="ignore", invalid="ignore"):
-        np.multiply(q @ w, gamma / scale, out=out[:, begin:end])
+        np.multiply(q @ w, (gamma / scale)[:, None], out=out[:, begin:end])
     return True
 
 
 def _multiply(
-    x: Array,
-    matrix: TernaryMatrix,
-    out: Array,
-    gamma: np.float32 | None,
-    threads: int | None,
+    x: Array, matrix: TernaryMatrix, out: Array, gamma: np.float32 | None, threads: int | None
 ) -> bool:
     """Fill `out` with the product; False if an activation is not finite."""
-    batch, n_in = x.shape
-    n_out = matrix.shape[0]
-    threads = thread_count(threads)
-    if n_in > MAX_INPUTS:
-        raise ValueError(f"matrix must have at most {MAX_INPUTS} inputs, got {n_in}")
+    (batch, n_in), groups, threads = x.shape, matrix._groups, thread_count(threads)
     if matrix._path == "reference" or not out.size or not n_in:
-        return _multiply_reference(x, matrix, out, gamma)
-    groups = -(-n_out // ROWS)
+        if gamma is None:
+            out[...] = ternary_matmul_int8_reference(x, matrix)
+        elif np.isfinite(x).all():
+            out[...] = ternary_matmul_reference(x, matrix)
+        else:
+            return False
+        return True
     kernel = (_many if batch > 1 else _one)(matrix._path)
-    if threads == 1 or batch * n_out * n_in < _PAYS:
+    if threads == 1 or out.size * n_in < _PAYS:
         return kernel(x, matrix._held, out, 0, groups, gamma)
-    return _multiply_parallel(kernel, x, matrix, out, gamma, threads)
+    from minibit.kernels.threads import cpus, run
+
+    threads = threads or cpus()
+    if batch >= 24 * threads:  # cut the tokens into whole tiles of 12, else the rows of the matrix
+        step = -(-batch // (12 * threads)) * 12
+        cuts = [(slice(a, a + step), 0, groups) for a in range(0, batch, step)]
+    else:
+        step = -(-groups // threads)
+        cuts = [(slice(batch), a, min(a + step, groups)) for a in range(0, groups, step)]
+    return run(
+        [
+            partial(kernel, x[tokens], matrix._held, out[tokens], first, last, gamma)
+            for tokens, first, last in cuts
+        ]
+    )
 
 
 _PAYS = 8_000_000  # multiplications: about 25 microseconds of reading weights or of arithmetic
-
-
-def _multiply_reference(
-    x: Array, matrix: TernaryMatrix, out: Array, gamma: np.float32 | None
-) -> bool:
-    """Fill `out` through the references; also for products without inputs or outputs."""
-    if gamma is None:
-        out[...] = ternary_matmul_int8_reference(x, matrix)
-    elif np.isfinite(x).all():
-        out[...] = ternary_matmul_reference(x, matrix)
-    else:
-        return False
-    return True
-
-
-def _multiply_parallel(
-    kernel: Callable[..., bool],
-    x: Array,
-    matrix: TernaryMatrix,
-    out: Array,
-    gamma: np.float32 | None,
-    threads: int | None,
-) -> bool:
-    """Cut the tokens, or for few tokens the rows of the matrix, into one range a thread."""
-    from minibit.kernels.threads import cpus, run
-
-    batch, groups = x.shape[0], -(-matrix.shape[0] // ROWS)
-    threads = cpus() if threads is None else threads
-    if batch >= 24 * threads:
-        step = -(-batch // (12 * threads)) * 12  # whole tiles of 12 tokens
-        return run(
-            [
-                partial(kernel, x[a : a + step], matrix._held, out[a : a + step], 0, groups, gamma)
-                for a in range(0, batch, step)
-            ]
-        )
-    step = -(-groups // threads)
-    return run(
-        [
-            partial(kernel, x, matrix._held, out, a, min(a + step, groups), gamma)
-            for a in range(0, groups, step)
-        ]
-    )

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from minibit import kernels
 from minibit.base import integer
 from minibit.ternary.packings import check_codes, check_scale, check_shape, pack2, unpack2
-from minibit.ternary.panels import PACK, repack_hf, unpack_columns, unpack_panels
+from minibit.ternary.panels import PACK, ROWS, repack_hf, unpack_columns, unpack_panels
 
 __all__ = ["TernaryMatrix"]
 
@@ -48,6 +48,7 @@ class TernaryMatrix:
     scale: np.float32
     _one_token: tuple[int, int] | None  # shape of one token if the matrix is small, for the product
     _one_result: tuple[int, int]  # and of what comes out
+    _groups: int  # of 64 rows: what kernels count in
 
     @classmethod
     def from_codes(cls, codes: ArrayLike, scale: float | np.float32 = 1.0) -> TernaryMatrix:
@@ -108,7 +109,7 @@ class TernaryMatrix:
         held.flags.writeable = False
         small = path != "reference" and 0 < n_in <= _SMALL and 0 < n_out <= _SMALL
         one_token = (1, n_in) if small else None
-        return cls(held, path, shape, _one_scale(scale), one_token, (1, n_out))
+        return cls(held, path, shape, _one_scale(scale), one_token, (1, n_out), -(-n_out // ROWS))
 
     def codes(self) -> NDArray[np.int8]:
         """Codes as a fresh int8 array, shape (n_out, n_in)."""
