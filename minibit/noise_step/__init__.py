@@ -4,9 +4,13 @@ from minibit.noise_step.alignments import direction_sums_by_jvp as direction_sum
 from minibit.noise_step.alignments import unit_sums_by_jvp as unit_sums_by_jvp
 from minibit.noise_step.choices import keep_moves as keep_moves
 from minibit.noise_step.choices import keep_terns as keep_terns
+from minibit.noise_step.choices import t_score as t_score
+from minibit.noise_step.methods import Objective as Objective
 from minibit.noise_step.methods import Sampled as Sampled
 from minibit.noise_step.methods import Units as Units
 from minibit.noise_step.perceptron import MLP as MLP
+from minibit.noise_step.records import Candidates as Candidates
+from minibit.noise_step.records import Directions as Directions
 from minibit.noise_step.records import Params as Params
 from minibit.noise_step.records import Plan as Plan
 from minibit.noise_step.records import SampledStep as SampledStep
@@ -14,11 +18,13 @@ from minibit.noise_step.records import UnitsStep as UnitsStep
 from minibit.noise_step.records import Update as Update
 from minibit.noise_step.records import apply_update as apply_update
 from minibit.noise_step.records import digest as digest
+from minibit.noise_step.records import draw_candidates as draw_candidates
 from minibit.noise_step.records import initial_params as initial_params
 from minibit.noise_step.records import sparse_update as sparse_update
 from minibit.noise_step.step import NoiseStep as NoiseStep
 from minibit.noise_step.step import StepResult as StepResult
 from minibit.noise_step.step import geometric as geometric
+from minibit.noise_step.unit_reference import Sums as Sums
 from minibit.noise_step.unit_tangents import forward as forward
 
 __all__ = [

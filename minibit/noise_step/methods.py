@@ -174,6 +174,14 @@ class Units:
         inputs = _per_layer("inputs", self.inputs, [n_in for _, n_in in sides])
         return Plan("units", seed, names, sides, zeros, units=units, inputs=inputs)
 
+    def quotas(self, plan: Plan, step: int) -> list[int]:
+        """Return how many moves each layer may keep at a step: ``floor(rate N + u)``."""
+        value = self.rate(step) if callable(self.rate) else self.rate
+        rate = number("rate", value, "[0, 1]")
+        u = uniform(plan.seed, (len(plan.shapes),), domain=LEVELS, step=step)
+        sizes = [n * i for n, i in zip(plan.units, plan.inputs, strict=True)]
+        return [int(np.floor(rate * size + lot)) for size, lot in zip(sizes, u, strict=True)]
+
     def propose(self, plan: Plan, step: int) -> Candidates:
         """Draw the units of a step, and of each the inputs that are candidates."""
         return draw_candidates(plan, step)
@@ -191,11 +199,10 @@ class Units:
         self, plan: Plan, step: int, params: Params, drawn: Candidates, sums: Sums
     ) -> tuple[UnitsStep, Scores]:
         """Keep the best moves of each layer."""
-        value = self.rate(step) if callable(self.rate) else self.rate
-        rate = number("rate", value, "[0, 1]")
-        lots = uniform(plan.seed, (len(plan.shapes),), domain=LEVELS, step=step)
         positions, signs, scores = [], [], []
-        for layer, w in enumerate(params.values()):
+        for layer, (w, quota) in enumerate(
+            zip(params.values(), self.quotas(plan, step), strict=True)
+        ):
             units, columns = drawn.units[layer], drawn.columns[layer]
             a: NDArray[Any] = sums.alignments[layer]  # (units, n_in)
             squares: NDArray[Any] = sums.squares[layer]
@@ -204,7 +211,6 @@ class Units:
                 a, squares, weights = (
                     np.take_along_axis(v, columns, axis=1) for v in (a, squares, weights)
                 )
-            quota = int(np.floor(rate * a.size + lots[layer]))
             kept, directions = keep_moves(a, squares, weights, quota)
             positions.append(kept)
             signs.append(directions)

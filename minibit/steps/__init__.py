@@ -6,7 +6,10 @@ from minibit.steps.log import StepLog as StepLog
 from minibit.steps.log import compact as compact
 from minibit.steps.net_moves import expand as expand
 from minibit.steps.replaying import MOST_WEIGHTS as MOST_WEIGHTS
+from minibit.steps.replaying import checked_plan as checked_plan
 from minibit.steps.replaying import draws as draws
+from minibit.steps.replaying import pack_steps as pack_steps
+from minibit.steps.replaying import unpack_steps as unpack_steps
 
 __all__ = [
     "LogError",
