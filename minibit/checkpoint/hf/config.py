@@ -52,16 +52,9 @@ QUANTIZATION = {  # what a quantization_config may say
 
 @dataclass(frozen=True)
 class Storage:
-    """How the projections of a checkpoint are stored.
+    """How the projections of a checkpoint are stored."""
 
-    Attributes
-    ----------
-    linear_class : {"bitlinear", "autobitlinear"}, optional
-        None: no quantization_config, a float model.
-    mode : {"offline", "online"}
-    """
-
-    linear_class: LinearClass | None = "bitlinear"
+    linear_class: LinearClass | None = "bitlinear"  # None: no quantization_config, a float model
     mode: Mode = "offline"
 
     @property
@@ -75,22 +68,9 @@ class Storage:
 def read_config(path: Path) -> tuple[BitNetConfig, Storage]:
     """Read a config.json.
 
-    Parameters
-    ----------
-    path : Path
+    Raises `CheckpointError` if it is no such file, lacks a size, or says what the published block
+    has not: another activation, biases, scaled positions, norms inside the linear layers.
 
-    Returns
-    -------
-    BitNetConfig, Storage
-
-    Raises
-    ------
-    CheckpointError
-        If it is no such file, lacks a size, or says what the published block has not: another
-        activation, biases, scaled positions, norms inside the linear layers.
-
-    Notes
-    -----
     ``rope_theta`` lies in ``rope_parameters`` (transformers 5) or beside the sizes (before, and
     also where the former leave it out). ``num_key_value_heads`` null means one per query head.
     """
@@ -124,27 +104,9 @@ def read_config(path: Path) -> tuple[BitNetConfig, Storage]:
 
 
 def config_json(config: BitNetConfig, storage: Storage, dtype: str) -> str:
-    """Return the config.json of a model, as transformers reads it.
+    """Return the config.json of a model with sub-norms (ValueError without), for transformers.
 
-    Parameters
-    ----------
-    config : BitNetConfig
-        With sub-norms: the published block has them.
-    storage : Storage
-    dtype : str
-        "float32" or "bfloat16": what transformers computes in if not told otherwise.
-
-    Raises
-    ------
-    ValueError
-        If the configuration has no sub-norms.
-
-    Examples
-    --------
-    >>> config = BitNetConfig(83, 48, 128, layers=1, heads=2, kv_heads=2, max_positions=64)
-    >>> text = config_json(config, Storage("autobitlinear", "online"), "float32")
-    >>> json.loads(text)["quantization_config"]["quantization_mode"]
-    'online'
+    `dtype` ("float32" or "bfloat16") is what transformers computes in if not told otherwise.
     """
     if not config.sub_norms:
         raise ValueError("config must have sub_norms: Hugging Face's BitNet block has them")
@@ -204,30 +166,20 @@ def _storage(fields: Any, path: Path) -> Storage:
     if fields is None:
         return Storage(None)
     if not isinstance(fields, dict) or "quant_method" not in fields:
-        raise CheckpointError(
-            f"quantization_config must name its quant_method, got {shown(fields)}", path
-        )
+        message = f"quantization_config must name its quant_method, got {shown(fields)}"
+        raise CheckpointError(message, path)
     _refuse_others(fields, QUANTIZATION, path)
     skipped = fields.get("modules_to_not_convert") or []
     if not isinstance(skipped, list) or any(name != "lm_head" for name in skipped):
-        raise CheckpointError(
-            f"modules_to_not_convert may name 'lm_head' only, got {shown(skipped)}", path
-        )
-    linear_class: LinearClass = fields.get("linear_class", "bitlinear")
-    mode: Mode = fields.get("quantization_mode", "offline")
-    return Storage(linear_class, mode)
+        message = f"modules_to_not_convert may name 'lm_head' only, got {shown(skipped)}"
+        raise CheckpointError(message, path)
+    return Storage(
+        fields.get("linear_class", "bitlinear"), fields.get("quantization_mode", "offline")
+    )
 
 
 def tensor_names(config: BitNetConfig, storage: Storage) -> dict[str, str]:
-    """List the tensors of a checkpoint: for each name in the file, the parameter it belongs to.
-
-    Examples
-    --------
-    >>> config = BitNetConfig(83, 48, 128, layers=1, heads=2, kv_heads=2, max_positions=64)
-    >>> names = tensor_names(config, Storage())
-    >>> names["model.layers.0.mlp.up_proj.weight_scale"]
-    'layers.0.mlp.up_proj'
-    """
+    """List the tensors of a checkpoint: for each name in the file, the parameter it belongs to."""
     names = {}
     for param in param_shapes(config):
         name = file_name(param)

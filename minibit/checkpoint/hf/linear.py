@@ -28,26 +28,9 @@ def published_linear(
 ) -> NDArray[np.float32]:
     """Multiply as transformers does, in its order of operations.
 
-    Parameters
-    ----------
-    x : float array, shape (..., n_in)
-    codes : int8 array, shape (n_out, n_in)
-    gamma : float
-        The weights are ``gamma * codes``.
-    storage : Storage
-        Which linear class; see the module. Without one, a float product.
+    ``x`` is (..., n_in), `codes` (n_out, n_in), the product (..., n_out); the weights are ``gamma *
+    codes``. Without a linear class it is a float product. Errors are those of `absmax_quantize`.
 
-    Returns
-    -------
-    float32 array, shape (..., n_out)
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `absmax_quantize` does.
-
-    Notes
-    -----
     Source: transformers, ``integrations/bitnet.py``: ``BitLinear``, ``AutoBitLinear``.
 
     Examples
@@ -81,22 +64,12 @@ def gamma_of(weight_scale: np.float32, storage: Storage) -> np.float32:
 
 
 def weight_scale_of(gamma: np.float32, storage: Storage) -> np.float32:
-    """Return the ``weight_scale`` that a file holds for a gamma.
+    """Return the ``weight_scale`` that a file holds for a gamma above 0.
 
     For ``bitlinear`` it is a reciprocal: of the three numbers nearest to ``1 / gamma`` one whose
     own reciprocal is gamma, and of these the one with most zeros at its end, which brings back the
     bfloat16 scale of a published file. One gamma in six is the reciprocal of no float32; then the
     nearest number is taken, whose reciprocal is one unit in the last place away from gamma.
-
-    Parameters
-    ----------
-    gamma : float32
-        Above 0.
-    storage : Storage
-
-    Returns
-    -------
-    float32
 
     Examples
     --------

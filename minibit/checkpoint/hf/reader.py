@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from minibit.base import CheckpointError, first_not_finite, widen
 from minibit.checkpoint.hf.config import Storage, file_name, read_config, tensor_names
 from minibit.checkpoint.hf.linear import gamma_of
-from minibit.checkpoint.hf.shards import Tensors, inside, open_tensors
+from minibit.checkpoint.hf.shards import inside, open_tensors
 from minibit.checkpoint.safetensors import SafetensorsFile, Tensor
 from minibit.ternary import TernaryMatrix, to_hf
 from minibit.transformer import BitNetModel, float_linear, param_shapes
@@ -36,6 +36,7 @@ __all__ = ["load_bitnet"]
 FLOATS = ("BF16", "F16", "F32")
 HEAD = "lm_head.weight"
 TERNARY = (-1.0, 0.0, 1.0)
+ZEROS = "holds only zeros: an upload that lost its weights"
 
 
 def load_bitnet(directory: str | os.PathLike[str]) -> BitNetModel:
@@ -63,9 +64,8 @@ def load_bitnet(directory: str | os.PathLike[str]) -> BitNetModel:
     CheckpointError
         If a file is missing, damaged or pickled; if the configuration says what the published block
         has not; if a tensor is missing, unexpected, or of another type or shape; if a packed byte
-        holds the 2-bit code 3, a projection only zeros, a packed slot latent weights, a scale what
-        is not above 0, a norm, an embedding or master weights a NaN or an infinity. It names file,
-        tensor and byte.
+        holds the 2-bit code 3, a matrix only zeros, a packed slot latent weights, a scale what is
+        not above 0, or floats a NaN or an infinity. It names file, tensor and byte.
 
     Notes
     -----
@@ -90,20 +90,23 @@ def load_bitnet(directory: str | os.PathLike[str]) -> BitNetModel:
             config = replace(config, tied=False)
     names = tensor_names(config, storage)
     shapes = param_shapes(config)
-    _check_names(tensors, names, folder)
+    for name in names:
+        if name not in tensors:
+            raise CheckpointError("is missing", folder, name)
+    for name, (file, _) in tensors.items():
+        if name not in names:
+            file.damage("is not expected by the configuration", name)
     for name, param in names.items():
         _check_tensor(*tensors[name], shapes[param], storage)
     params: dict[str, Any] = {}
     for param, shape in shapes.items():
         name = file_name(param)
         file, tensor = tensors[name]
-        if param in ("embed_tokens", "lm_head"):
-            params[param] = _embedding(file, tensor)
-        elif name + "_scale" in names:
+        if name + "_scale" in names:
             gamma = _gamma(*tensors[name + "_scale"], storage)
             params[param] = _ternary(file, tensor, shape, gamma)
         else:
-            params[param] = _floats(file, tensor)
+            params[param] = _floats(file, tensor, mapped=param in ("embed_tokens", "lm_head"))
         file.release(name)
     return BitNetModel(config, params, None if storage.linear_class else float_linear)
 
@@ -116,76 +119,45 @@ def _same(one: tuple[SafetensorsFile, Tensor], other: Any) -> bool:
     return bool(np.array_equal(a, b))
 
 
-def _check_names(tensors: Tensors, names: dict[str, str], folder: Path) -> None:
-    """Raise for the first tensor that is missing, or is none of this model's."""
-    for name in names:
-        if name not in tensors:
-            raise CheckpointError("is missing", folder, name)
-    for name, (file, _) in tensors.items():
-        if name not in names:
-            file.damage("is not expected by the configuration", name)
-
-
 def _check_tensor(
     file: SafetensorsFile, tensor: Tensor, shape: tuple[int, ...], storage: Storage
 ) -> None:
     """Raise if a tensor is not of the type and shape that its place takes."""
-    name, got = tensor.name, f"{tensor.dtype} {tensor.shape}"
-    if name.endswith("_scale"):
-        if tensor.dtype not in FLOATS or tensor.shape not in ((1,), ()):
-            file.damage(f"expected floats of shape (1,), got {got}", name, tensor.begin)
-        return
-    rows = -(-shape[0] // 4), *shape[1:]
-    if not name.endswith("_proj.weight") or not storage.packed:
-        if tensor.dtype in FLOATS and tensor.shape == shape:
-            return
-        expected = f"floats of shape {shape}"
-        why = ": packed weights, but no configuration of how" if tensor.dtype == "U8" else ""
-    else:
-        if tensor.dtype == "U8" and tensor.shape == rows:
-            return
-        ternary = storage.linear_class == "autobitlinear"  # as its state dict has them
-        if ternary and tensor.dtype in FLOATS and tensor.shape == shape:
-            return
+    floats, why = tensor.dtype in FLOATS, ""
+    if tensor.name.endswith("_scale"):
+        expected, fits = "floats of shape (1,)", floats and tensor.shape in ((1,), ())
+    elif tensor.name.endswith("_proj.weight") and storage.packed:
+        rows = -(-shape[0] // 4), *shape[1:]
+        ternary = storage.linear_class == "autobitlinear"  # whose state dict has them as floats
+        fits = (tensor.dtype, tensor.shape) == ("U8", rows)
+        fits = fits or (ternary and floats and tensor.shape == shape)
         expected = f"U8 {rows} (four rows a byte)"
-        why = ": latent weights in a packed slot" if tensor.dtype in FLOATS else ""
-    file.damage(f"expected {expected}, got {got}{why}", name, tensor.begin)
+        why = ": latent weights in a packed slot" if floats else ""
+    else:
+        expected, fits = f"floats of shape {shape}", floats and tensor.shape == shape
+        why = ": packed weights, but no configuration of how" if tensor.dtype == "U8" else ""
+    if not fits:
+        got = f"{tensor.dtype} {tensor.shape}{why}"
+        file.damage(f"expected {expected}, got {got}", tensor.name, tensor.begin)
 
 
-def _embedding(file: SafetensorsFile, tensor: Tensor) -> NDArray[Any]:
-    """Return bfloat16 bits in place, or float32: finite, and not all zero."""
+def _floats(file: SafetensorsFile, tensor: Tensor, *, mapped: bool = False) -> NDArray[Any]:
+    """Return fresh float32, or bits of bfloat16 in place: finite, a matrix's not all zero."""
+    stored = file.array(tensor.name)
     if tensor.dtype != "BF16":
-        return _floats(file, tensor)
-    bits = file.array(tensor.name)
-    if tensor.begin % 2:
-        bits = np.array(bits)  # to an even address
-    _check_finite(file, tensor, bits)
-    if not bits.any():
-        _refuse_zeros(file, tensor)
-    return bits
-
-
-def _floats(file: SafetensorsFile, tensor: Tensor) -> NDArray[np.float32]:
-    """Return a fresh float32 array of floats that are finite, and of a matrix's not all zero."""
-    array = file.array(tensor.name)
-    floats: NDArray[np.float32] = (
-        widen(array) if tensor.dtype == "BF16" else array.astype(np.float32)
-    )
-    _check_finite(file, tensor, floats)
-    if floats.ndim == 2 and not floats.any():
-        _refuse_zeros(file, tensor)
-    return floats
-
-
-def _check_finite(file: SafetensorsFile, tensor: Tensor, numbers: NDArray[Any]) -> None:
-    """Raise for the first NaN or infinity of a tensor, given as floats or as bits of bfloat16."""
-    first = first_not_finite(numbers)
+        floats = stored.astype(np.float32)
+    elif not mapped:
+        floats = widen(stored)
+    else:
+        floats = np.array(stored) if tensor.begin % 2 else stored  # at an even address
+    first = first_not_finite(floats)
     if first is not None:
-        stored = file.array(tensor.name)
-        number = numbers.reshape(-1)[first : first + 1]
-        value = (widen(number) if number.dtype == np.uint16 else number)[0]
+        value = widen(floats.reshape(-1)[first : first + 1])[0]
         at = tensor.begin + first * stored.itemsize
         file.damage(f"must be finite, got {value}", tensor.name, at)
+    if floats.ndim == 2 and not floats.any():
+        file.damage(ZEROS, tensor.name, tensor.begin)
+    return floats
 
 
 def _gamma(file: SafetensorsFile, tensor: Tensor, storage: Storage) -> np.float32:
@@ -215,7 +187,7 @@ def _ternary(
     zeros = to_hf(np.zeros((n_out, 1), np.int8))  # a column of zeros: (ceil(n_out / 4), 1)
     kept = zeros | zeros << 1  # without the bits of rows beyond n_out
     if (packed & kept == zeros).all():
-        _refuse_zeros(file, tensor)
+        file.damage(ZEROS, tensor.name, tensor.begin)
     try:
         return TernaryMatrix.from_hf(packed, n_out, gamma)
     except ValueError:
@@ -223,8 +195,3 @@ def _ternary(
         byte = packed.reshape(-1)[first]
         message = f"holds the 2-bit code 3 in byte {byte:#04x}; legal are 0, 1, 2 for -1, 0, 1"
         file.damage(message, tensor.name, tensor.begin + first)
-
-
-def _refuse_zeros(file: SafetensorsFile, tensor: Tensor) -> NoReturn:
-    """Raise for a projection without a weight."""
-    file.damage("holds only zeros: an upload that lost its weights", tensor.name, tensor.begin)

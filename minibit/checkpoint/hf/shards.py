@@ -3,15 +3,14 @@
     model.safetensors              all of them, or else
     model.safetensors.index.json   {"weight_map": {"NAME": "model-00001-of-00002.safetensors"}}
 
-An index is a stranger's text that names files. A name is taken if it is a plain name of this
-directory, and what it names, links followed, lies in this directory or in the store of a Hugging
-Face cache, whose directories hold nothing but links. Pickled weights run any code that their author
-wished for when they are opened: they never are.
+An index is a stranger's text that names files, see `inside`. Pickled weights run any code that
+their author wished for when they are opened: they never are.
 """
 
 from __future__ import annotations
 
 import re
+from os.path import lexists
 from pathlib import Path
 
 from minibit.base import CheckpointError, read_json, shown
@@ -27,34 +26,20 @@ MOST_NAME = 255  # characters of a file's name: what file systems take
 
 
 def open_tensors(folder: Path) -> Tensors:
-    """Map the tensors of a checkpoint directory.
+    """Map the tensors of a checkpoint directory: by name the file that holds it, its place there.
 
-    Parameters
-    ----------
-    folder : Path
-
-    Returns
-    -------
-    dict
-        Name to the file that holds it and its place there.
-
-    Raises
-    ------
-    CheckpointError
-        If there are no safetensors, the index is damaged or names what is no file of this
-        directory, or a shard is damaged or holds other tensors than the index says.
+    Raises `CheckpointError` if there are no safetensors, the index is damaged or names what is no
+    file of this directory, or a shard is damaged or holds other tensors than the index says.
     """
-    if _is_there(folder / SINGLE):
+    if lexists(folder / SINGLE):
         file = SafetensorsFile(inside(folder, SINGLE))
         return {name: (file, tensor) for name, tensor in file.tensors.items()}
-    if not _is_there(folder / INDEX):
+    if not lexists(folder / INDEX):
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)
         if pickled:
-            raise CheckpointError(
-                f"pickled weights ({shown(pickled[0])}), which can run any code and are never "
-                f"opened; expected {SINGLE}",
-                folder,
-            )
+            danger = "which can run any code and are never opened"
+            message = f"pickled weights ({shown(pickled[0])}), {danger}; expected {SINGLE}"
+            raise CheckpointError(message, folder)
         raise CheckpointError(f"neither {SINGLE} nor {INDEX}", folder)
     weight_map = _weight_map(inside(folder, INDEX))
     shards: dict[str, set[str]] = {}
@@ -71,24 +56,11 @@ def open_tensors(folder: Path) -> Tensors:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the path of a file that may be read because it is part of a checkpoint.
+    """Return the path of a file that may be read because it is part of a checkpoint's folder.
 
-    Parameters
-    ----------
-    folder : Path
-        The checkpoint's directory.
-    name : str
-        A name that a file gave: letters, digits, ``.``, ``_`` and ``-``, no directories.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    CheckpointError
-        If the name is no plain name, or leads out of the directory. The exception is a directory
-        ``snapshots/REVISION`` of a Hugging Face cache: its files are links into ``blobs``.
+    The name, which a file gave, is of letters, digits, ``.``, ``_`` and ``-``, without directories.
+    `CheckpointError` is raised if it is not, or leads out of the folder. The exception is a folder
+    ``snapshots/REVISION`` of a Hugging Face cache: its files are links into ``blobs``.
 
     Examples
     --------
@@ -110,11 +82,6 @@ def inside(folder: Path, name: str) -> Path:
     if target.parent not in parents:
         raise CheckpointError(f"{shown(name)} is a link out of the directory", folder)
     return folder / name
-
-
-def _is_there(path: Path) -> bool:
-    """Whether there is something of this name, be it a link to nothing."""
-    return path.exists() or path.is_symlink()
 
 
 def _weight_map(path: Path) -> dict[str, str]:

@@ -7,7 +7,8 @@ written with one matrix expanded at a time; a random one of any size is written 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.absmean import absmean_quantize
-from minibit.base import to_bfloat16
+from minibit.base import one_of, to_bfloat16
 from minibit.checkpoint.hf.config import LinearClass, Mode, Storage, config_json, tensor_names
 from minibit.checkpoint.hf.linear import weight_scale_of
-from minibit.checkpoint.safetensors import as_written, write_with_config
+from minibit.checkpoint.safetensors import Produce, Specs, as_written, write_with_config
 from minibit.ternary import TernaryMatrix, to_hf
 from minibit.transformer import BitNetConfig, BitNetModel, float_linear, param_shapes
 
@@ -40,8 +41,8 @@ PUBLISHED_2B_4T = BitNetConfig(
 )
 """The configuration of microsoft/bitnet-b1.58-2B-4T."""
 
-Specs = dict[str, tuple[str, tuple[int, ...]]]
-Produce = Callable[[str], Iterable[NDArray[Any]]]
+ROWS = 4096  # of random embeddings, at a time
+LEGAL = np.array([b for b in range(256) if not b & b >> 1 & 0x55], np.uint8)  # (81,)
 
 
 def save_bitnet(
@@ -60,9 +61,9 @@ def save_bitnet(
     directory : path-like
         Made if it is not there; must not hold a checkpoint.
     linear_class : {"bitlinear", "autobitlinear"}, optional
-        How projections are stored. "bitlinear": packed, with ``weight_scale = 1 / gamma``.
-        "autobitlinear": packed with gamma itself, or online. None: floats that are never quantised,
-        which only a model of `float_linear` is.
+        "bitlinear": packed projections, with ``weight_scale = 1 / gamma``. "autobitlinear": packed
+        with gamma itself, or online. None: floats that are never quantised, which only a model of
+        `float_linear` is.
     quantization_mode : {"offline", "online"}
         For "autobitlinear": "online" writes the master weights, which are quantised at each use.
 
@@ -72,18 +73,16 @@ def save_bitnet(
         If the directory holds a checkpoint.
     ValueError
         If master weights are asked for and a projection is ternary; if floats that are never
-        quantised are asked for and the model multiplies otherwise (without a `linear` it quantises,
-        as b1.58 does), which the files could not say; if a packed projection has only
+        quantised are asked for and the model multiplies otherwise; if a packed projection has only
         zeros, a scale that is not above 0, or a number of rows that is no multiple of 4, which
         transformers cannot read; if a float is not finite, or a matrix of them all zeros; if the
         model has no sub-norms.
 
     Notes
     -----
-    Codes, gammas and floats come back bit for bit, with one exception: for "bitlinear" a file holds
-    ``1 / gamma`` rounded to float32, and about one gamma in six is no rounded reciprocal of any;
-    it comes back one unit in the last place away, and stays so. Float projections are quantised by
-    `absmean_quantize` where a packed form is asked for.
+    Codes, gammas and floats come back bit for bit, with one exception: about one gamma in six is no
+    rounded reciprocal, and comes back from "bitlinear" one unit in the last place away. Float
+    projections are quantised by `absmean_quantize` where a packed form is asked for.
 
     Examples
     --------
@@ -98,20 +97,16 @@ def save_bitnet(
     storage = _storage(linear_class, quantization_mode)
     names = tensor_names(model.config, storage)
     shapes = param_shapes(model.config)
-    specs: Specs = {}
-    packed: dict[str, TernaryMatrix] = {}
-
+    specs: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, param in names.items():
         value = model.params[param]
         if storage.packed and param.endswith("_proj"):
             specs[name] = _packed_spec(name, shapes[param])
         elif isinstance(value, TernaryMatrix):
-            raise ValueError(
-                f"{param} must be float to be written as master weights, got ternary weights"
-            )
+            rule = "must be float to be written as master weights"
+            raise ValueError(f"{param} {rule}, got ternary weights")
         else:
             specs[name] = ("BF16" if value.dtype == np.uint16 else "F32", shapes[param])
-
     if linear_class is None and model.linear is not float_linear:
         raise ValueError(
             "linear_class None stores floats that are never quantised, and this model does not "
@@ -120,26 +115,26 @@ def save_bitnet(
             "BitNetModel(config, params, float_linear), it would compute something else"
         )
 
+    @cache
     def matrix(param: str) -> TernaryMatrix:
         """Return a projection, quantised once for its two tensors."""
         value = model.params[param]
         if isinstance(value, TernaryMatrix):
             return value
-        if param not in packed:
-            codes, gamma = absmean_quantize(value)
-            packed[param] = TernaryMatrix.from_codes(codes, gamma)
-        return packed[param]
+        return TernaryMatrix.from_codes(*absmean_quantize(value))
 
     def produce(name: str) -> Iterator[NDArray[Any]]:
         param = names[name]
-        value = model.params[param]
         if name.endswith("_scale"):
             yield _scale(matrix(param).scale, param, storage)
         elif specs[name][0] == "U8":
-            yield _packed(matrix(param), param)
-            packed.pop(param, None)
+            codes = matrix(param).codes()
+            if not codes.any():
+                rule = "must not be all zeros: no reader takes it for a trained layer"
+                raise ValueError(f"{param} {rule}")
+            yield to_hf(codes)
         else:
-            yield as_written(param, value)
+            yield as_written(param, model.params[param])
 
     bits = model.params["embed_tokens"].dtype == np.uint16
     text = config_json(model.config, storage, "bfloat16" if bits else "float32")
@@ -160,20 +155,12 @@ def random_checkpoint(
 
     Parameters
     ----------
-    directory : path-like
-        Made if it is not there; must not hold a checkpoint.
+    directory, linear_class
+        As for `save_bitnet`, whose errors these are, too.
     config : BitNetConfig
         By default that of the published 2B model: about 1.2 GB.
     seed : int
         Not negative.
-    linear_class : {"bitlinear", "autobitlinear"}
-
-    Raises
-    ------
-    FileExistsError
-        If the directory holds a checkpoint.
-    ValueError
-        If a projection's rows are no multiple of 4, or the configuration has no sub-norms.
 
     Examples
     --------
@@ -208,23 +195,16 @@ def random_checkpoint(
         else:
             for row in range(0, shape[0], ROWS):
                 rows = min(ROWS, shape[0] - row)
-                yield to_bfloat16(
-                    rng.standard_normal((rows, shape[1]), np.float32) * np.float32(1 / 32)
-                )
+                normal = rng.standard_normal((rows, shape[1]), np.float32)
+                normal *= np.float32(1 / 32)
+                yield to_bfloat16(normal)
 
     _write(directory, config_json(config, storage, "bfloat16"), specs, produce)
 
 
-ROWS = 4096  # of random embeddings, at a time
-LEGAL = np.array([b for b in range(256) if not b & b >> 1 & 0x55], np.uint8)  # (81,)
-
-
 def _storage(linear_class: Any, mode: Any) -> Storage:
     """Return how projections are to be stored, if there is such a way."""
-    if linear_class not in (None, *get_args(LinearClass)):
-        raise ValueError(
-            f"linear_class must be 'bitlinear', 'autobitlinear' or None, got {linear_class!r}"
-        )
+    one_of("linear_class", linear_class, (*get_args(LinearClass), None))
     if mode not in get_args(Mode) or (mode == "online" and linear_class != "autobitlinear"):
         raise ValueError(
             "quantization_mode must be 'offline', or 'online' for 'autobitlinear', "
@@ -238,18 +218,9 @@ def _packed_spec(
 ) -> tuple[str, tuple[int, ...]]:
     """Return type and shape of a packed projection in a file, or of its scale."""
     if shape[0] % 4:
-        raise ValueError(
-            f"{name} has {shape[0]} rows; transformers reads packed projections of a multiple of 4"
-        )
+        rule = "transformers reads packed projections of a multiple of 4"
+        raise ValueError(f"{name} has {shape[0]} rows; {rule}")
     return (scales, (1,)) if name.endswith("_scale") else ("U8", (shape[0] // 4, *shape[1:]))
-
-
-def _packed(matrix: TernaryMatrix, param: str) -> NDArray[np.uint8]:
-    """Return a projection's bytes in the file."""
-    codes = matrix.codes()
-    if not codes.any():
-        raise ValueError(f"{param} must not be all zeros: no reader takes it for a trained layer")
-    return to_hf(codes)
 
 
 def _scale(gamma: np.float32, param: str, storage: Storage) -> NDArray[np.float32]:
