@@ -278,7 +278,9 @@ def _multiply(
     x: Array, matrix: TernaryMatrix, out: Array, gamma: np.float32 | None, threads: int | None
 ) -> bool:
     """Fill `out` with the product; False if an activation is not finite."""
-    (batch, n_in), groups, threads = x.shape, matrix._groups, thread_count(threads)
+    (batch, n_in), groups = x.shape, matrix._groups
+    if threads is not None and (type(threads) is not int or threads < 1):
+        threads = thread_count(threads)  # only what is no plain count needs the question
     if matrix._path == "reference" or not out.size or not n_in:
         if gamma is None:
             out[...] = ternary_matmul_int8_reference(x, matrix)

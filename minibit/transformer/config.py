@@ -1,21 +1,14 @@
 """The sizes of a BitNet model, and the parameters that they ask for: names, shapes, first values.
 
 Parameters are a flat dict, named as the published files name them, without the leading ``model.``
-and the trailing ``.weight``. Vectors are the gains of norms; matrices are ``(n_out, n_in)``.
-
-    embed_tokens                        (vocab, hidden)
-    layers.0.self_attn.q_proj, o_proj   (hidden, hidden)
-    layers.0.self_attn.k_proj, v_proj   (kv_heads head_dim, hidden)
-    layers.0.mlp.gate_proj, up_proj     (intermediate, hidden)
-    layers.0.mlp.down_proj              (hidden, intermediate)
-    lm_head                             (vocab, hidden), if it is not the embedding
+and the trailing ``.weight``; `param_shapes` lists them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -33,29 +26,9 @@ Params = Mapping[str, Any]  # name -> array, Dual or TernaryMatrix
 class BitNetConfig:
     """Sizes and constants of a BitNet model.
 
-    Attributes
-    ----------
-    vocab_size, hidden_size, intermediate_size, layers : int
-        Tokens, width of the residual stream, width of the gated unit, blocks.
-    heads, kv_heads : int
-        Query heads, and key and value heads: `kv_heads` divides `heads`, which divides the width.
-    max_positions : int
-        Most tokens of a text, those in a cache included.
-    rope_theta, rms_eps : float
-    tied : bool
-        Whether the output head is the embedding.
-    bos : int, optional
-        First token of a text, where there is one.
-    eos : int or tuple of int, optional
-        What ends a text: each of these tokens. They may lie outside of a small vocabulary, as in
-        models drawn at random: then nothing is ever one of them.
-    sub_norms : bool
-        Whether the inputs of the output projections are normalised: as published.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a size is no whole number or does not fit the others; it is named.
+    A size that is no whole number is a TypeError, one that does not fit the others a ValueError.
+    Tokens that begin or end a text may lie outside of a small vocabulary, as in models drawn at
+    random: then no token is ever one of them.
 
     Examples
     --------
@@ -66,26 +39,23 @@ class BitNetConfig:
     """
 
     vocab_size: int
-    hidden_size: int
-    intermediate_size: int
+    hidden_size: int  # width of the residual stream
+    intermediate_size: int  # width of the gated unit
     layers: int
-    heads: int
-    kv_heads: int
-    max_positions: int
+    heads: int  # of queries; divides the width
+    kv_heads: int  # of keys and values; divides `heads`
+    max_positions: int  # most tokens of a text, those in a cache included
     rope_theta: float = 10000.0
     rms_eps: float = 1e-5
-    tied: bool = True
-    bos: int | None = None
-    eos: int | tuple[int, ...] | None = None
-    sub_norms: bool = True
+    tied: bool = True  # whether the output head is the embedding
+    bos: int | None = None  # first token of a text, where there is one
+    eos: int | tuple[int, ...] | None = None  # each of these tokens ends a text
+    sub_norms: bool = True  # whether the inputs of output projections are normalised: as published
 
     def __post_init__(self) -> None:
         """Check that the sizes fit one another."""
-        for name in (
-            "vocab_size", "hidden_size", "intermediate_size", "layers", "heads", "kv_heads",
-            "max_positions",
-        ):  # fmt: skip
-            integer(name, getattr(self, name), 1)
+        for size in (field.name for field in fields(self) if field.type == "int"):
+            integer(size, getattr(self, size), 1)
         if self.hidden_size % self.heads or self.head_dim % 2:
             raise ValueError(
                 "hidden_size must be heads times an even number (rotary pairs), "
@@ -117,14 +87,7 @@ class BitNetConfig:
 def param_shapes(config: BitNetConfig) -> dict[str, tuple[int, ...]]:
     """List the parameters of a model: their names and shapes, in the order of the forward pass.
 
-    Parameters
-    ----------
-    config : BitNetConfig
-
-    Returns
-    -------
-    dict
-        Name to shape. Vectors are the gains of norms; projections are ``(n_out, n_in)``.
+    Vectors are the gains of norms; matrices are ``(n_out, n_in)``.
 
     Examples
     --------
@@ -172,19 +135,10 @@ def param_shapes(config: BitNetConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_params(config: BitNetConfig, params: Params) -> None:
-    """Check that parameters are those of a configuration.
+    """Check that parameters, arrays or `TernaryMatrix` by name, are those of a configuration.
 
-    Parameters
-    ----------
-    config : BitNetConfig
-    params : mapping of names to arrays or `TernaryMatrix`
-
-    Raises
-    ------
-    TypeError
-        If a gain is not of floats: only embedding and head may be bits of bfloat16.
-    ValueError
-        If one is missing, unknown or of another shape; the first is named.
+    A ValueError names the first that is missing, unknown or of another shape, a TypeError a gain
+    that is not of floats: only embedding and head may be bits of bfloat16.
 
     Examples
     --------
@@ -208,21 +162,10 @@ def check_params(config: BitNetConfig, params: Params) -> None:
 
 
 def init_params(config: BitNetConfig, seed: int) -> dict[str, NDArray[np.float32]]:
-    """Draw the parameters of a model to be trained.
+    """Draw the parameters of a model to be trained, float32, by the names of `param_shapes`.
 
-    Uniform around 0, from Philox: embeddings (and a head that is not tied) of standard deviation
-    0.05, projections of ``1 / sqrt(n_in)``. Gains are 1.
-
-    Parameters
-    ----------
-    config : BitNetConfig
-    seed : int
-        Below 2**64.
-
-    Returns
-    -------
-    dict
-        Names and shapes of `param_shapes`, float32.
+    Uniform around 0, from Philox with a seed below 2**64: embeddings (and a head that is not tied)
+    of standard deviation 0.05, projections of ``1 / sqrt(n_in)``. Gains are 1.
 
     Examples
     --------

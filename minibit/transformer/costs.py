@@ -11,8 +11,15 @@ layers, hidden size d, GLU size f and vocabulary V has, where K/H of the heads k
     time        bytes read / bandwidth, or operations / peak, whichever is longer
     energy      operations and bytes read, each times its picojoules
 
-Every constant names its source. Two are fitted: the factors of `memory_gb`, to the seven points of
-the paper's Table 1. Nothing else is; where a model and a published figure part, that is the answer.
+Every constant names its source; only the two factors of the memory are fitted (`memory_gb`).
+
+    shape, weights   sizes of the model, and how its linear layers hold their weights
+    tokens           in each sequence so far, 0 or more
+    batch            sequences that are computed together, 1 or more
+    value_bytes      of a number in the cache: 2 in FP16, 1 if 8-bit activations are kept
+
+mean the same in every function. A count that is no integer is a TypeError, one that is too small a
+ValueError, as is a `value_bytes` that is not above 0 and finite.
 
 Sources, by the names used below. *Paper*: arXiv 2402.17764. *Tips*: "The Era of 1-bit LLMs:
 Training Tips, Code and FAQ". *LLaMA*: arXiv 2302.13971. *Llama 2*: arXiv 2307.09288. *Horowitz*:
@@ -48,38 +55,22 @@ BANDWIDTH = 2.039e12  # A100: bytes a second
 PEAK = 312e12  # A100: FP16 operations a second, dense; a multiply-add is two
 DRAM_PJ_PER_BYTE = 8 * 3.97  # O'Connor: HBM2, the device alone
 ENERGY_PJ = {  # one operation, in picojoules
-    "45 nm": {  # Horowitz
-        "int8 add": 0.03,
-        "int32 add": 0.1,
-        "fp16 add": 0.4,
-        "fp16 multiply": 1.1,
-    },
-    "7 nm": {  # Jouppi
-        "int8 add": 0.007,
-        "int32 add": 0.03,
-        "fp16 add": 0.16,
-        "fp16 multiply": 0.34,
-    },
+    # Horowitz
+    "45 nm": {"int8 add": 0.03, "int32 add": 0.1, "fp16 add": 0.4, "fp16 multiply": 1.1},
+    # Jouppi
+    "7 nm": {"int8 add": 0.007, "int32 add": 0.03, "fp16 add": 0.16, "fp16 multiply": 0.34},
 }
 
 
 class Shape(NamedTuple):
-    """The sizes of a LLaMA-shaped model, on which all of its costs depend.
+    """The sizes of a LLaMA-shaped model, on which all of its costs depend."""
 
-    Attributes
-    ----------
-    hidden, intermediate, layers, heads, kv_heads : int
-        d, f, L, H and K.
-    vocabulary : int
-        V. Embedding and head are two matrices.
-    """
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocabulary: int = 32000
+    hidden: int  # d
+    intermediate: int  # f
+    layers: int  # L
+    heads: int  # H
+    kv_heads: int  # K
+    vocabulary: int = 32000  # V: embedding and head are two matrices
 
     @property
     def matrix_weights(self) -> int:
@@ -125,14 +116,12 @@ class Energy(NamedTuple):
 
 
 def memory_gb(shape: Shape, weights: Weights) -> float:
-    """Memory of a running model, by the model of the paper's Table 1.
+    """Memory of a running model: ``(1.018 matrices bytes + 3.285 (2 V d) 2) / 10^9``.
 
-    ``(1.018 matrices bytes + 3.285 (2 V d) 2) / 10^9``.
-
-    The two factors are the least-squares fit to the seven published points, rounded: two constants,
-    seven points. The first is near 1, so the matrices are all that grows with the weights. The
-    second says that a runtime holds 3.3 times the bytes of embedding and head in things that grow
-    with d alone; the paper doesn't say what they are. GB are of 10^9 bytes.
+    The two factors are the least-squares fit to the seven points of the paper's Table 1, rounded.
+    The first is near 1, so the matrices are all that grows with the weights. The second says that a
+    runtime holds 3.3 times the bytes of embedding and head in arrays that grow with d alone; the
+    paper doesn't name them.
 
     Examples
     --------
@@ -147,19 +136,6 @@ def memory_gb(shape: Shape, weights: Weights) -> float:
 def cache_bytes(shape: Shape, tokens: int, value_bytes: float = 2) -> float:
     """Bytes of the keys and values of one sequence: ``2 L d (K/H) tokens value_bytes``.
 
-    Parameters
-    ----------
-    shape : Shape
-    tokens : int
-        In the sequence so far, 0 or more.
-    value_bytes : float
-        2 in FP16; 1 if b1.58's 8-bit activations are what is kept.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `tokens` is no integer or negative, or `value_bytes` not above 0 and finite.
-
     Examples
     --------
     >>> cache_bytes(SHAPES["65B"], 512) / 1e9, cache_bytes(SHAPES["70B"], 512) / 1e9
@@ -173,8 +149,8 @@ def cache_bytes(shape: Shape, tokens: int, value_bytes: float = 2) -> float:
 def multiply_adds(shape: Shape, tokens: int = 0) -> tuple[int, int]:
     """Count the multiply-adds of one token: in the linear layers, and in head and attention.
 
-    ``matrices`` and ``V d + 2 L d tokens``: scores and sums over the tokens so far, as for
-    `cache_bytes`. The first are additions in b1.58, the second FP16 in both.
+    ``matrices`` and ``V d + 2 L d tokens``. The first are additions in b1.58, the second FP16 in
+    both.
 
     Examples
     --------
@@ -190,9 +166,8 @@ def step_bytes(
 ) -> float:
     """Bytes read for one more token of each sequence of a batch: matrices, head and caches.
 
-    ``matrices bytes + 2 V d + batch cache``. Of the embedding only single rows are read. `batch`,
-    1 or more, counts sequences, and the weights are read once for all of them; `shape`, `weights`,
-    `tokens` and `value_bytes`, and what is refused, are as for `cache_bytes`.
+    ``matrices bytes + 2 V d + batch cache``: the weights are read once for the whole batch, and of
+    the embedding only single rows.
 
     Examples
     --------
@@ -215,12 +190,9 @@ def step_seconds(
     """Least time for one more token of each sequence of a batch, on A100 cards of 80 GB.
 
     ``max(bytes read / bandwidth, 2 multiply-adds / peak)``, with both at the data sheet's values:
-    no program is faster, and all are slower.
-
-    With more than one of `cards`, each holds its share of the layers (pipeline parallelism) and the
-    batch is cut into as many parts, so that all cards are busy: each reads its weights once for
-    each part, its caches and its operations are shared out. `shape`, `weights`, `batch`, `tokens`
-    and `value_bytes`, and what is refused, are as for `step_bytes`.
+    no program is faster. With more than one of `cards`, each holds its share of the layers
+    (pipeline parallelism) and the batch is cut into as many parts, so that all cards are busy: each
+    reads its weights once for each part, its caches and its operations are shared out.
 
     Examples
     --------
@@ -240,9 +212,8 @@ def token_energy(
     """Energy of one token, of arithmetic at 7 nm and of reading HBM2.
 
     Arithmetic: `multiply_adds` times the picojoules of each, all but the linear layers in FP16.
-    Reading: ``step_bytes / batch`` times 31.8 pJ. `shape`, `weights`, `batch`, `tokens` and
-    `value_bytes`, and what is refused, are as for `step_bytes`. The result is a lower bound: no
-    cache of the chip, register, wire, norm or softmax counts.
+    Reading: ``step_bytes / batch`` times 31.8 pJ. The result is a lower bound: no cache of the
+    chip, register, wire, norm or softmax counts.
 
     Examples
     --------
@@ -260,9 +231,8 @@ def largest_batch(
 ) -> int:
     """How many sequences fit beside the weights: ``(memory - weights) / cache``, rounded down.
 
-    `weights` are the matrices, the embedding and the head, each once; nothing else is held.
-    `memory` is in bytes, of all cards together, and each sequence has 1 of `tokens` or more;
-    `shape`, `value_bytes` and what is refused are as for `cache_bytes`. 0 if not even the weights
+    The weights are the matrices, the embedding and the head, each once; nothing else counts.
+    `memory` is in bytes, of all cards together, and `tokens` 1 or more. 0 if not even the weights
     fit.
 
     Examples

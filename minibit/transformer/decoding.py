@@ -15,21 +15,23 @@ function of the seed and the token's place (Philox, domain `TOKENS`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, SupportsIndex
+from functools import partial
+from typing import SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minibit.base import integer, thread_count
+from minibit.kernels.threads import cpus
 from minibit.matmul import ternary_matmul
 from minibit.noise import TOKENS, uniform
 from minibit.ternary import TernaryMatrix
 from minibit.transformer.attend import positions
 from minibit.transformer.blocks import embed
 from minibit.transformer.kv_cache import KVCache
-from minibit.transformer.model import BitNetModel, attention, feed_forward, logits_of
+from minibit.transformer.model import BitNetModel, logits_of, run_layers
 from minibit.transformer.packed_token import packed_step, plan
-from minibit.transformer.projections import bit_linear
+from minibit.transformer.projections import by_type, packed_linear
 from minibit.transformer.sampling import check_sampling, sample
 
 __all__ = ["Decoder", "generate"]
@@ -242,21 +244,17 @@ def _read(model: BitNetModel, tokens: Sequence[int], cache: KVCache, threads: in
     would cost more than all the rest. The cache is as before if that fails.
     """
     config, params, before = model.config, model.params, cache.length
-
-    def linear(x: Any, w: Any) -> Any:
-        if isinstance(w, TernaryMatrix):
-            return ternary_matmul(x, w, threads=threads)
-        return bit_linear(x, w)
-
+    linear = params.linear
+    if linear in (by_type, packed_linear):  # what each projection takes is asked here, once
+        packed = all(isinstance(w, TernaryMatrix) for name, w in params.items() if "_proj" in name)
+        linear = ternary_matmul if packed else linear
+        linear = partial(linear, threads=cpus() if threads is None else threads)
     cache.claim(config, params)
-    multiply = linear if model.linear is None else model.linear
     at = positions(1, len(tokens), config.head_dim, config.rope_theta, before)
     x = embed(params["embed_tokens"], np.array(tokens))  # (tokens, hidden)
     try:
         cache.reserve(before + len(tokens))
-        for layer in range(config.layers):
-            x = x + attention(config, params, layer, x, at, multiply, cache=cache)
-            x = x + feed_forward(config, params, layer, x, multiply)
+        x = run_layers(config, params, x, at, linear, cache=cache)
     except BaseException:
         cache.truncate(before)
         raise

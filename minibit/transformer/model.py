@@ -4,10 +4,9 @@
     x <- x + down(ffn_sub_norm(max(gate, 0)^2 up)),  gate and up of post_attention_layernorm(x)
     logits = norm(x) embed_tokens^T
 
-`forward` is a pure function of a configuration, a flat dict of parameters (named as the published
-files name them) and tokens. It takes as arguments what multiplies (`float_linear`, `bit_linear` for
-training, `packed_linear` for inference), what makes inputs sparse, and a cache of keys and values.
-`minibit.dual` and `minibit.tape` differentiate it as it stands.
+`forward` is a pure function of a configuration, a flat dict of parameters and tokens; what
+multiplies, what makes inputs sparse, and a cache of keys and values are arguments. `minibit.dual`
+and `minibit.tape` differentiate it as it stands.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minibit.base import refuse_entries, widen
+from minibit.base import integer_array, widen
 from minibit.dual import Dual
 from minibit.matmul import head_matmul
 from minibit.transformer.attend import Positions, causal_attention, positions, rotate
@@ -45,6 +44,8 @@ def forward(
 ) -> Array:
     """Run the model: for every token, the logits of the token after it.
 
+    The block is that of microsoft/bitnet-b1.58-2B-4T. A token's logits depend on no later token.
+
     Parameters
     ----------
     config : BitNetConfig
@@ -60,8 +61,7 @@ def forward(
         Called on the inputs of the projections, site ``"qkv"``, ``"o"``, ``"gate_up"`` or
         ``"down"``, before `linear`.
     cache : Cache, optional
-        Keys and values of earlier tokens, which these go on from and are added to. A `KVCache`
-        that holds tokens of other parameters is refused.
+        Keys and values of earlier tokens, which these go on from and are added to.
 
     Returns
     -------
@@ -71,11 +71,8 @@ def forward(
     ------
     TypeError, ValueError
         If tokens are no integers, out of range (the first is named), not of two axes, or reach
-        beyond `max_positions`; if parameters or cache do not fit the configuration.
-
-    Notes
-    -----
-    The block is that of microsoft/bitnet-b1.58-2B-4T. A token's logits depend on no later token.
+        beyond `max_positions`; if parameters or cache do not fit the configuration, or a `KVCache`
+        holds tokens of other parameters.
 
     Examples
     --------
@@ -97,64 +94,49 @@ def forward(
         cache.claim(config, params)
     at = positions(batch, length, config.head_dim, config.rope_theta, start)
     x = embed(params["embed_tokens"], tokens.reshape(-1))  # (batch length, hidden)
-    for layer in range(config.layers):
-        x = x + attention(config, params, layer, x, at, linear, sparsify, cache)
-        x = x + feed_forward(config, params, layer, x, linear, sparsify)
+    x = run_layers(config, params, x, at, linear, sparsify, cache)
     return logits_of(config, params, x).reshape(batch, length, config.vocab_size)
 
 
-def attention(
+def run_layers(
     config: BitNetConfig,
     params: Params,
-    layer: int,
     x: Array,
     at: Positions,
     linear: Linear,
     sparsify: Sparsify | None = None,
     cache: Cache | None = None,
 ) -> Array:
-    """Compute what the attention of a layer adds to the residual stream, x (rows, hidden)."""
-    name, eps = f"layers.{layer}.", config.rms_eps
-    h = normalize(x, params[name + "input_layernorm"], eps=eps)  # (rows, hidden)
-    h = h if sparsify is None else sparsify(h, "qkv")
-    name += "self_attn."
+    """Run all layers over the residual stream, x (rows, hidden), one row a token."""
     head_dim, heads_first = config.head_dim, (0, 2, 1, 3)
 
+    def inputs(x: Array, norm: str, site: str) -> Array:
+        """Normalise the inputs of projections, if the configuration does, and make them sparse."""
+        gain = params.get(layer + norm)
+        x = x if gain is None else normalize(x, gain, eps=config.rms_eps)
+        return x if sparsify is None else sparsify(x, site)
+
+    def project(x: Array, name: str) -> Array:
+        return linear(x, params[f"{layer}{name}_proj"])
+
     def heads(letter: str) -> Array:
-        y = linear(h, params[f"{name}{letter}_proj"])  # (rows, heads head_dim)
+        y = project(h, f"self_attn.{letter}")  # (rows, heads head_dim)
         return y.reshape(at.batch, at.length, y.shape[-1] // head_dim, head_dim)
 
-    q, k, v = rotate(heads("q"), at), rotate(heads("k"), at), heads("v")
-    q, k, v = (np.transpose(y, heads_first) for y in (q, k, v))  # (batch, heads, length, head_dim)
-    if cache is not None:
-        k, v = cache.extend(layer, k, v)  # (batch, kv_heads, start + length, head_dim)
-    o = causal_attention(q, k, v, future=at.future)
-    o = np.transpose(o, heads_first).reshape(x.shape)  # (rows, hidden)
-    if config.sub_norms:
-        o = normalize(o, params[name + "attn_sub_norm"], eps=eps)
-    o = o if sparsify is None else sparsify(o, "o")
-    return linear(o, params[name + "o_proj"])
-
-
-def feed_forward(
-    config: BitNetConfig,
-    params: Params,
-    layer: int,
-    x: Array,
-    linear: Linear,
-    sparsify: Sparsify | None = None,
-) -> Array:
-    """Compute what the gated unit of a layer adds to the residual stream, x (rows, hidden)."""
-    name, eps = f"layers.{layer}.", config.rms_eps
-    h = normalize(x, params[name + "post_attention_layernorm"], eps=eps)  # (rows, hidden)
-    h = h if sparsify is None else sparsify(h, "gate_up")
-    name += "mlp."
-    gate, up = linear(h, params[name + "gate_proj"]), linear(h, params[name + "up_proj"])
-    h = gated_unit(gate, up)  # (rows, intermediate)
-    if config.sub_norms:
-        h = normalize(h, params[name + "ffn_sub_norm"], eps=eps)
-    h = h if sparsify is None else sparsify(h, "down")
-    return linear(h, params[name + "down_proj"])
+    for number in range(config.layers):
+        layer = f"layers.{number}."
+        h = inputs(x, "input_layernorm", "qkv")  # (rows, hidden)
+        q, k, v = rotate(heads("q"), at), rotate(heads("k"), at), heads("v")
+        q, k, v = (np.transpose(y, heads_first) for y in (q, k, v))
+        if cache is not None:
+            k, v = cache.extend(number, k, v)  # (batch, kv_heads, start + length, head_dim)
+        o = causal_attention(q, k, v, future=at.future)  # (batch, heads, length, head_dim)
+        o = inputs(np.transpose(o, heads_first).reshape(x.shape), "self_attn.attn_sub_norm", "o")
+        x = x + project(o, "self_attn.o")
+        h = inputs(x, "post_attention_layernorm", "gate_up")
+        h = gated_unit(project(h, "mlp.gate"), project(h, "mlp.up"))  # (rows, intermediate)
+        x = x + project(inputs(h, "mlp.ffn_sub_norm", "down"), "mlp.down")
+    return x
 
 
 def logits_of(config: BitNetConfig, params: Params, x: Array) -> Array:
@@ -169,36 +151,19 @@ def logits_of(config: BitNetConfig, params: Params, x: Array) -> Array:
 def check_tokens(config: BitNetConfig, tokens: ArrayLike) -> NDArray[np.int64]:
     """Return tokens as an integer array (batch, length), or say what is wrong with them."""
     array = np.asarray(tokens)
-    if array.size and array.dtype.kind not in "iu":
-        raise TypeError(f"tokens must be integers, got {array.dtype}")
     if array.ndim != 2 or not array.shape[1]:
         raise ValueError(f"tokens must have shape (batch, length), got {array.shape}")
-    refuse_entries(
-        "tokens",
-        array,
-        (array < 0) | (array >= config.vocab_size),
-        f"lie in [0, {config.vocab_size - 1}]",
-    )
-    return array.astype(np.int64, copy=False)
+    return integer_array("tokens", array, 0, config.vocab_size - 1)
 
 
 @dataclass(frozen=True, eq=False)
 class BitNetModel:
     """A configuration and its parameters: frozen data over plain functions.
 
-    Attributes
-    ----------
-    config : BitNetConfig
-    params : dict
-        As `param_shapes` lists; projections float or `TernaryMatrix`.
-    linear : callable (x, w), optional
-        By default each projection is multiplied as its type says: a `TernaryMatrix` by
-        `packed_linear`, float weights by `bit_linear`. `float_linear` makes a float model.
-
-    Raises
-    ------
-    ValueError
-        If the parameters do not fit the configuration.
+    `params` are as `param_shapes` lists, the projections float or `TernaryMatrix`; a ValueError if
+    they do not fit the configuration. By default `linear` multiplies each projection as its type
+    says: a `TernaryMatrix` by `packed_linear`, float weights by `bit_linear`. `float_linear` makes
+    a float model.
 
     Examples
     --------

@@ -39,8 +39,7 @@ Linear = Callable[[Any, Any], Any]
 class ModelParams(dict[str, Any]):
     """The parameters of a model, which know what multiplies by their projections.
 
-    Float weights alone do not say whether their model uses them as they are, or quantises them at
-    each use; adapters beside them need to know.
+    Float weights alone do not say whether a model quantises them at each use; adapters ask.
     """
 
     def __init__(self, params: Params, linear: Linear) -> None:
@@ -51,16 +50,10 @@ class ModelParams(dict[str, Any]):
 def float_linear(x: Array, w: Array) -> Array:
     """Multiply by float weights: ``y = x w^T``.
 
-    Parameters
-    ----------
-    x : float array, shape (..., n_in)
-    w : float array, or uint16 array of bfloat16 bits, shape (n_out, n_in)
-        As `head_matmul` has it: bits are widened to float32 at each use.
+    w (n_out, n_in) may be bits of bfloat16, uint16: they are widened to float32 at each use.
 
     Examples
     --------
-    >>> float_linear(np.float32([[1, 2]]), np.float32([[1, -1]]))
-    array([[-1.]], dtype=float32)
     >>> float_linear(np.float32([[1, 2]]), np.uint16([[0x3F80, 0xBF80]]))  # 1, -1
     array([[-1.]], dtype=float32)
     """
@@ -70,16 +63,9 @@ def float_linear(x: Array, w: Array) -> Array:
 def bit_linear(x: Array, w: Array, strength: float = 1.0) -> Array:
     """Multiply as BitNet b1.58 trains: both sides fake-quantised, derivatives straight through.
 
-    ``y = fake_quant_activation(x) fake_quant_weight(w)^T``: int8 a token, ternary a matrix.
-
-    Parameters
-    ----------
-    x : float array, shape (..., n_in)
-        All finite.
-    w : float array, shape (n_out, n_in)
-        The latent weights.
-    strength : float, 0 to 1
-        Lambda of a warm-up (`minibit.absmean.fake_quant_weight`), on both sides.
+    ``y = fake_quant_activation(x) fake_quant_weight(w)^T``: int8 a token, ternary a matrix. The
+    latent weights w are (n_out, n_in), x is finite, and `strength` from 0 to 1 is the lambda of a
+    warm-up (`minibit.absmean.fake_quant_weight`), on both sides.
 
     Examples
     --------
@@ -89,7 +75,7 @@ def bit_linear(x: Array, w: Array, strength: float = 1.0) -> Array:
     return ternary_linear(fake_quant_activation(x, strength), fake_quant_weight(w, strength))
 
 
-def packed_linear(x: Array, w: TernaryMatrix) -> NDArray[np.float32]:
+def packed_linear(x: Array, w: TernaryMatrix, threads: int | None = None) -> NDArray[np.float32]:
     """Multiply x (..., n_in) by packed ternary weights w, with int8 activations: inference.
 
     The values of `bit_linear` but for the rounding of float32 sums: here they are exact.
@@ -99,12 +85,12 @@ def packed_linear(x: Array, w: TernaryMatrix) -> NDArray[np.float32]:
     >>> packed_linear(np.float32([[127, 64]]), TernaryMatrix.from_codes([[0, -1]], scale=2.0))
     array([[-128.]], dtype=float32)
     """
-    return ternary_matmul(x, w)
+    return ternary_matmul(x, w, threads=threads)
 
 
-def by_type(x: Array, w: Any) -> Array:
+def by_type(x: Array, w: Any, threads: int | None = None) -> Array:
     """Multiply as the type of the weights says: `packed_linear`, or `bit_linear` for floats."""
-    return packed_linear(x, w) if isinstance(w, TernaryMatrix) else bit_linear(x, w)
+    return packed_linear(x, w, threads) if isinstance(w, TernaryMatrix) else bit_linear(x, w)
 
 
 def pack_params(params: Params) -> dict[str, Any]:
