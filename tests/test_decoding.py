@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from minibit import kernels
+from minibit.matmul import ternary_matmul
 from minibit.noise import uniform
 from minibit.noise.philox import TOKENS
 from minibit.transformer import (
@@ -314,6 +315,22 @@ def test_every_number_of_threads_gives_the_same_bits(name):
     alone = one_by_one(model, text, threads=1)
     for threads in (2, 3, 5):
         np.testing.assert_array_equal(one_by_one(model, text, threads=threads), alone)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_prompt_is_read_on_as_many_threads_as_its_decoder_may_take(monkeypatch, threads):
+    """One thread is a number of threads; every product of a projection is told it."""
+    counts = []
+
+    def multiply(x, w, threads):
+        counts.append(threads)
+        return ternary_matmul(x, w, threads=threads)
+
+    monkeypatch.setattr(decoding, "ternary_matmul", multiply)
+    decoder = Decoder(packed(SMALL), threads=threads)
+    decoder.append([1, 2, 3])
+    decoder.logits()
+    assert counts == [threads] * 7 * SMALL.layers
 
 
 @compiled

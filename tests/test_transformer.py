@@ -546,9 +546,9 @@ def test_the_kernel_of_rotation_equals_its_reference(back):
     """Within the rounding of two products and a sum; and back undoes forth."""
     at = positions(3, 7, 10, start=4)
     x = floats(3, 7, 2, 10).astype(np.float32)
-    turned = attention._turn_kernel(x, at.cos, at.sin, back)
+    turned = attention._turn(x, cos=at.cos, sin=at.sin, back=back)
     np.testing.assert_allclose(turned, turn_reference(x, at.cos, at.sin, back), atol=1e-6)
-    again = attention._turn_kernel(turned, at.cos, at.sin, not back)
+    again = attention._turn(turned, cos=at.cos, sin=at.sin, back=not back)
     np.testing.assert_allclose(again, x, atol=2e-6)
 
 

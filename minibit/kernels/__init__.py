@@ -15,9 +15,14 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from minibit.kernels.interrupts import uninterrupted
 
-__all__ = ["PATHS", "compiled", "layout", "missing", "path", "requested", "supported"]
+__all__ = [
+    *("PATHS", "compiled", "is_plain", "layout", "missing", "path", "requested", "supported"),
+    "takes",
+]
 
 PATHS = ("reference", "portable", "arm", "avx2", "vnni", "amx")
 
@@ -146,6 +151,16 @@ def path() -> str:
 def compiled() -> bool:
     """Whether hot paths run their Numba kernels (else their plain NumPy references)."""
     return path() != "reference"
+
+
+def takes(*arrays: Any) -> bool:
+    """Whether kernels run, and these are what they are compiled for: see `is_plain`."""
+    return is_plain(*arrays) and compiled()
+
+
+def is_plain(*arrays: Any) -> bool:
+    """Whether all are float32 arrays in C order, aligned and writable, and none is a Dual."""
+    return all(type(a) is np.ndarray and a.dtype == np.float32 and a.flags.carray for a in arrays)
 
 
 if not TYPE_CHECKING:  # to which every name would then be known

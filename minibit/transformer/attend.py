@@ -1,10 +1,7 @@
 """Where a token is, and what it looks at: rotary positions and causal attention.
 
-    rotate             (a, b) -> (a cos - b sin, b cos + a sin)    angle = position theta^(-2 i / d)
-    causal_attention   o_t = sum over s <= t of softmax_s(q_t k_s / sqrt(d)) v_s
-
-Head ``h`` of ``heads`` reads key and value head ``h // (heads / kv_heads)``: with fewer key heads
-than query heads (grouped queries) there is less to keep of every token.
+rotate             (a, b) -> (a cos - b sin, b cos + a sin)    angle = position theta^(-2 i / d)
+causal_attention   o_t = sum over s <= t of softmax_s(q_t k_s / sqrt(d)) v_s
 """
 
 from __future__ import annotations
@@ -15,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.dual import custom_jvp
-from minibit.kernels import compiled
+from minibit.base import plain
+from minibit.dual import Dual, custom_jvp
+from minibit.kernels import takes
 from minibit.tape import Recorder
-from minibit.transformer.blocks import is_plain
 
 __all__ = ["Positions", "causal_attention", "positions", "rotate"]
 
@@ -41,11 +38,9 @@ def positions(
 ) -> Positions:
     """Make the rotary tables and the causal mask for `length` tokens from position `start` on.
 
-    ``angle[p, i] = p theta^(-2 i / head_dim)`` for i below head_dim / 2, in float32 as published.
-
-    The tokens have shape (batch, length), `head_dim` is even, and the longest wavelength is near
-    ``2 pi theta`` tokens. Source: Su et al., RoFormer (arXiv 2104.09864), eq. 15, with Llama's
-    pairs (i, i + head_dim / 2) in place of neighbours.
+    ``angle[p, i] = p theta^(-2 i / head_dim)`` for i below head_dim / 2, in float32 as published;
+    `head_dim` is even. Source: Su et al., RoFormer (arXiv 2104.09864), eq. 15, with Llama's pairs
+    (i, i + head_dim / 2) in place of neighbours.
 
     Examples
     --------
@@ -89,15 +84,20 @@ def rotate(x: Array, at: Positions) -> Array:
         raise ValueError(
             f"x must have shape (batch, {length}, heads, {2 * half}), got {tuple(x.shape)}"
         )
-    turned: Array = _turned(x, cos=at.cos, sin=at.sin)
-    return turned
+    return (_turned if isinstance(x, Dual) else _turn)(x, cos=at.cos, sin=at.sin)
 
 
-@custom_jvp
-def _turned(x: Array, *, cos: Array, sin: Array) -> Array:
-    if is_plain(x) and compiled():
-        return _turn_kernel(x, cos, sin, back=False)
-    return turn_reference(x, cos, sin, back=False)
+def _turn(x: Array, *, cos: Array, sin: Array, back: bool = False) -> Array:
+    """Turn pairs by the kernel where it can, else by its reference."""
+    if not takes(x):
+        return turn_reference(x, cos, sin, back)
+    from minibit.kernels.blocks import turn
+
+    turn(x, cos, sin, back, out := np.empty_like(x))
+    return out
+
+
+_turned = custom_jvp(_turn)
 
 
 @_turned.defjvp
@@ -122,35 +122,20 @@ def turn_reference(x: Array, cos: Array, sin: Array, back: bool) -> Array:
 
 def _turn_back(c: Array, shape: tuple[int, ...], mine: bool, cos: Array, sin: Array) -> Array:
     """Carry a cotangent back: the transpose of a rotation is the rotation back."""
-    if type(c) is np.ndarray and c.dtype == np.float32 and compiled():
-        return _turn_kernel(np.ascontiguousarray(c), cos, sin, back=True)
-    return turn_reference(c, cos, sin, back=True)
-
-
-def _turn_kernel(x: Array, cos: Array, sin: Array, back: bool) -> Array:
-    from minibit.kernels.blocks import turn
-
-    turn(x, cos, sin, back, out := np.empty_like(x))
-    return out
+    c = plain(c) if type(c) is np.ndarray else c  # a Dual, in a derivative of the gradient
+    return _turn(c, cos=cos, sin=sin, back=True)
 
 
 @custom_jvp
 def causal_attention(q: Array, k: Array, v: Array, *, future: Any = None) -> Array:
     """Average the values of earlier tokens, weighted by a softmax of query times key.
 
-    ``p = softmax(q k^T / sqrt(head_dim))`` over the keys that are not later, ``o = p v``.
+    ``p = softmax(q k^T / sqrt(head_dim))`` over the keys that are not later, ``o = p v``, for q
+    (batch, heads, length, head_dim), k and v (batch, kv_heads, keys, head_dim). `kv_heads` divides
+    `heads`: query head h reads key head ``h // (heads / kv_heads)``. Values may have another width,
+    which is then the result's. `future`, (length, keys), is true where a key must not be seen; in
+    each row one key at least is seen.
 
-    Parameters
-    ----------
-    q : float array, shape (batch, heads, length, head_dim)
-    k, v : float array, shape (batch, kv_heads, keys, head_dim)
-        `kv_heads` divides `heads`; query head h reads key head ``h // (heads / kv_heads)``. Values
-        may have another width, which is then the result's.
-    future : bool array, shape (length, keys), optional
-        True where a key must not be seen. In each row one key at least is seen.
-
-    Notes
-    -----
     With ``s = q k^T / sqrt(d)`` the tangent is ``o_dot = (p s_dot) v - (sum p s_dot) o + p v_dot``:
     the correction of the softmax is made on the outputs, which are smaller than the weights.
 
@@ -163,7 +148,7 @@ def causal_attention(q: Array, k: Array, v: Array, *, future: Any = None) -> Arr
            [2., 3.]], dtype=float32)
     """
     q, future, shape = _grouped(q, k, future)
-    scaled = q * _scale(q)  # (batch, kv_heads, group length, head_dim)
+    scaled = q * (1 / math.sqrt(q.shape[-1]))  # (batch, kv_heads, group length, head_dim)
     p = _softmax(scaled @ _swapped(k), future)  # (batch, kv_heads, group length, keys)
     return (p @ v).reshape(*shape[:3], v.shape[-1])
 
@@ -175,7 +160,8 @@ def _attention_rule(
     q, k, v = primals
     q, future, shape = _grouped(q, k, future)
     q_dot, k_dot, v_dot = np.reshape(tangents[0], q.shape), *tangents[1:]
-    scaled, scaled_k = q * _scale(q), k * _scale(q)
+    scale = 1 / math.sqrt(q.shape[-1])
+    scaled, scaled_k = q * scale, k * scale
     p = _softmax(scaled @ _swapped(k), future)  # (batch, kv_heads, group length, keys)
     o = p @ v  # (batch, kv_heads, group length, head_dim)
     s_dot = q_dot @ _swapped(scaled_k) + scaled @ _swapped(k_dot)
@@ -195,10 +181,6 @@ def _grouped(q: Array, k: Array, future: Any) -> tuple[Array, Any, tuple[int, ..
         return q, future, shape
     future = None if future is None else np.tile(future, (group, 1))
     return q.reshape(batch, kv_heads, group * length, head_dim), future, shape
-
-
-def _scale(q: Array) -> float:
-    return 1 / math.sqrt(q.shape[-1])
 
 
 def _swapped(x: Array) -> Array:

@@ -2,30 +2,22 @@
 
 Each is a few lines of NumPy that `minibit.dual` could differentiate operation by operation. A rule
 of its own names the least linear work that the tangent takes, so that reverse mode, which
-transposes that work, passes over memory as few times as a hand-written backward pass.
-
-    normalize      z = gain x r,  r = 1 / sqrt(mean x^2 + eps)
-    gated_unit     max(gate, 0)^2 up
-    embed          a row of the table for every token
-    token_loss     mean of logsumexp(z) - z[target]
-
-In reverse mode on plain float32 arrays, norm and gate run as kernels (`minibit.kernels.blocks`),
-and the norm's line of the program has a transpose of its own.
+transposes that work, passes over memory as few times as a hand-written backward pass. On plain
+float32 arrays it runs norm and gate as kernels (`minibit.kernels.blocks`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from minibit.base import widen
+from minibit.base import refuse_entries, widen
 from minibit.dual import custom_jvp
-from minibit.kernels import compiled
+from minibit.kernels import compiled, is_plain, takes
 from minibit.tape import Recorder
 
-__all__ = ["embed", "gated_unit", "is_plain", "normalize", "token_loss"]
+__all__ = ["embed", "gated_unit", "normalize", "token_loss"]
 
 Array = Any  # an ndarray, or a Dual, which behaves like one
 
@@ -55,7 +47,8 @@ def _normalize_rule(
     (x, gain), (x_dot, gain_dot) = primals, tangents
     _check_rows(x, gain)
     if isinstance(x_dot, Recorder) and isinstance(gain_dot, Recorder) and is_plain(x, gain):
-        z, unit, r = _path(normalize_reference, _normalize_kernel)(x, gain, eps)
+        norm = _normalize_kernel if compiled() else normalize_reference
+        z, unit, r = norm(x, gain, eps)
         back = (
             (x_dot.number, _normalize_back, (unit, r, gain)),
             (gain_dot.number, _gain_back, (unit,)),
@@ -131,8 +124,8 @@ def _gated_unit_rule(
 ) -> tuple[Array, Array]:
     (gate, up), (gate_dot, up_dot) = primals, tangents
     _check_same(gate, up)
-    kernel = _gated_unit_kernel if is_plain(gate, up) else gated_unit_reference
-    y, slope, square = _path(gated_unit_reference, kernel)(gate, up)
+    unit = _gated_unit_kernel if takes(gate, up) else gated_unit_reference
+    y, slope, square = unit(gate, up)
     return y, gate_dot * slope + up_dot * square
 
 
@@ -158,25 +151,18 @@ def embed(table: Array, tokens: Array) -> Array:
            [1., 2.],
            [3., 4.]])
     """
-    _check_tokens(tokens)
+    refuse_entries("tokens", tokens, tokens < 0, "be 0 or more")  # NumPy counts them from the end
     return widen(table[tokens])
-
-
-def _check_tokens(tokens: Array) -> None:
-    """Refuse what NumPy would count from the end, and a one-hot matrix would not find."""
-    if tokens.size and tokens.min() < 0:
-        raise ValueError(f"tokens must be 0 or more, got {tokens.min()}")
 
 
 @embed.defjvp
 def _embed_rule(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
     (table, tokens), (table_dot, _) = primals, tangents
-    _check_tokens(tokens)
-    vocab = table.shape[0]
+    rows, vocab = embed(table, tokens), table.shape[0]
     if vocab > ONE_HOT:
-        return table[tokens], table_dot[tokens]
+        return rows, table_dot[tokens]
     hot = (tokens[:, None] == np.arange(vocab)).astype(table.dtype)  # (rows, vocab)
-    return table[tokens], hot @ table_dot
+    return rows, hot @ table_dot
 
 
 @custom_jvp
@@ -213,7 +199,7 @@ def _loss_and_odds(logits: Array, targets: Array) -> tuple[Array, Array]:
             f"logits of shape {tuple(logits.shape)} take targets of shape "
             f"{tuple(logits.shape[:-1])}, got {targets.shape}"
         )
-    _check_tokens(targets)
+    refuse_entries("targets", targets, targets < 0, "be 0 or more")
     z = np.reshape(logits, (-1, logits.shape[-1]))  # (rows, vocab)
     z = z - np.max(z, axis=-1, keepdims=True)
     e = np.exp(z)
@@ -222,17 +208,7 @@ def _loss_and_odds(logits: Array, targets: Array) -> tuple[Array, Array]:
     return np.mean(np.log(total) - picked), e / total[:, None]
 
 
-# Which path runs.
-
-
-def is_plain(*arrays: Array) -> bool:
-    """Tell whether these are what kernels are compiled for: float32, not Duals, in order."""
-    return all(type(a) is np.ndarray and a.dtype == np.float32 and a.flags.carray for a in arrays)
-
-
-def _path(reference: Callable[..., Any], kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Choose a kernel where they are compiled, else its reference."""
-    return kernel if compiled() else reference
+# The kernels.
 
 
 def _normalize_kernel(x: Array, gain: Array, eps: float) -> tuple[Array, Array, Array]:
@@ -255,7 +231,7 @@ def _normalize_back(
     c: Array, shape: tuple[int, ...], mine: bool, unit: Array, r: Array, gain: Array
 ) -> Array:
     """Carry a cotangent back, as the transposes of `minibit.tape.transposes` do."""
-    if not (is_plain(c) and compiled()):
+    if not takes(c):
         return normalize_back_reference(c, unit, r, gain)
     from minibit.kernels import blocks as kernel
 
@@ -265,7 +241,7 @@ def _normalize_back(
 
 def _gain_back(c: Array, shape: tuple[int, ...], mine: bool, unit: Array) -> Array:
     """Carry a cotangent back to the gain."""
-    if not (is_plain(c) and compiled()):
+    if not takes(c):
         return gain_back_reference(c, unit)
     from minibit.kernels import blocks as kernel
 

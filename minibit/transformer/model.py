@@ -82,8 +82,11 @@ def forward(
     (1, 3, 83)
     """
     check_params(config, params)
-    tokens = check_tokens(config, tokens)
-    batch, length = tokens.shape
+    array = np.asarray(tokens)
+    if array.ndim != 2 or not array.shape[1]:
+        raise ValueError(f"tokens must have shape (batch, length), got {array.shape}")
+    array = integer_array("tokens", array, 0, config.vocab_size - 1)
+    batch, length = array.shape
     start = 0 if cache is None else cache.length
     if start + length > config.max_positions:
         before = f" after {start} in the cache" if start else ""
@@ -93,7 +96,7 @@ def forward(
     if isinstance(cache, KVCache):
         cache.claim(config, params)
     at = positions(batch, length, config.head_dim, config.rope_theta, start)
-    x = embed(params["embed_tokens"], tokens.reshape(-1))  # (batch length, hidden)
+    x = embed(params["embed_tokens"], array.reshape(-1))  # (batch length, hidden)
     x = run_layers(config, params, x, at, linear, sparsify, cache)
     return logits_of(config, params, x).reshape(batch, length, config.vocab_size)
 
@@ -146,14 +149,6 @@ def logits_of(config: BitNetConfig, params: Params, x: Array) -> Array:
     if not isinstance(x, Dual) and w.dtype in (np.float32, np.uint16) and not isinstance(w, Dual):
         return head_matmul(x, w)
     return x @ np.transpose(w if isinstance(w, Dual) else widen(w))  # (rows, vocab)
-
-
-def check_tokens(config: BitNetConfig, tokens: ArrayLike) -> NDArray[np.int64]:
-    """Return tokens as an integer array (batch, length), or say what is wrong with them."""
-    array = np.asarray(tokens)
-    if array.ndim != 2 or not array.shape[1]:
-        raise ValueError(f"tokens must have shape (batch, length), got {array.shape}")
-    return integer_array("tokens", array, 0, config.vocab_size - 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -78,7 +78,8 @@ def bit_linear(x: Array, w: Array, strength: float = 1.0) -> Array:
 def packed_linear(x: Array, w: TernaryMatrix, threads: int | None = None) -> NDArray[np.float32]:
     """Multiply x (..., n_in) by packed ternary weights w, with int8 activations: inference.
 
-    The values of `bit_linear` but for the rounding of float32 sums: here they are exact.
+    The values of `bit_linear` but for the rounding of float32 sums: here they are exact. `threads`
+    are at most so many, as for `minibit.matmul.ternary_matmul`.
 
     Examples
     --------
