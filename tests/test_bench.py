@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from minibit import bench, training
 from minibit.bench import Benchmark, Figure, Options, Report, timing
 from minibit.bench import training as bench_training
 from minibit.layers import mlp
+from minibit.noise import initial_codes
 
 values = st.floats(-1e9, 1e9)
 
@@ -146,7 +148,7 @@ def test_every_benchmark_is_there_to_run(name):
 
 def test_an_unknown_benchmark_or_thread_count_or_no_seed_is_refused():
     """The message lists what there is."""
-    with pytest.raises(ValueError, match=r"there are .*step.*train"):
+    with pytest.raises(ValueError, match=r"must be .*step.*train.*got 'nothing'"):
         bench.run("nothing", Options())
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         bench.run("step", Options(threads=0))
@@ -202,12 +204,17 @@ def test_a_process_that_fails_is_an_error(monkeypatch):
         bench.run("gone", Options())
 
 
+def ternary_weights(widths):
+    """Float32 weights of a network, half of them 0."""
+    shapes = enumerate(pairwise(widths), 1)
+    layers = {f"w{k}": initial_codes(0, (n_out, n_in), 0.5, k) for k, (n_in, n_out) in shapes}
+    return {name: codes.astype(np.float32) for name, codes in layers.items()}
+
+
 def test_the_numpy_forward_pass_is_the_plain_model():
     """The unit of cost computes what `layers.mlp` computes, in float32."""
-    rng = np.random.default_rng(0)
-    widths = (12, 8, 8, 3)
-    weights = bench_training._random_weights(widths, 0.5)
-    x = rng.random((5, 12), dtype=np.float32)
+    weights = ternary_weights((12, 8, 8, 3))
+    x = np.random.default_rng(0).random((5, 12), dtype=np.float32)
     out = bench_training.numpy_forward(weights, x)
     assert out.dtype == np.float32
     np.testing.assert_allclose(out, mlp(weights, x), rtol=1e-4, atol=1e-4)
@@ -215,10 +222,7 @@ def test_the_numpy_forward_pass_is_the_plain_model():
 
 def test_the_naive_jvp_is_a_whole_tangent():
     """One dense direction through the plain model: the slope of a finite difference."""
-    weights = {
-        name: w.astype(np.float64) + 0.1
-        for name, w in bench_training._random_weights((6, 5, 3), 0.2).items()
-    }
+    weights = {name: w.astype(np.float64) + 0.1 for name, w in ternary_weights((6, 5, 3)).items()}
     x = np.random.default_rng(1).random((4, 6))
     tangent = bench_training.naive_jvp(weights, x)
     nudge = 1e-6

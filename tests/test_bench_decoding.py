@@ -52,7 +52,7 @@ def test_the_report_has_a_bar_for_loading_memory_and_speed(small):
 
 def test_without_transformers_its_figures_are_left_out_and_that_is_said(small, monkeypatch):
     """A peer that is not installed is a note, no error."""
-    monkeypatch.setattr(bench_decoding, "installed", lambda name: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     asked = []
 
     def process(name, path, threads):

@@ -531,7 +531,7 @@ def test_what_is_not_measured_is_said(small, monkeypatch):
     """Without PyTorch or a second CPU there are fewer figures, and a note for each."""
     monkeypatch.setattr(bench, "SECONDS", 0.0)
     monkeypatch.setattr(bench, "cpus", lambda: 1)
-    monkeypatch.setattr(bench, "installed", lambda name: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     report = bench.lm(Options(threads=1))
     assert [figure.name for figure in report.figures] == ["1k float: a step", "1k b1.58: a step"]
     assert len(report.notes) == 4

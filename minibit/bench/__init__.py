@@ -2,9 +2,6 @@
 
 A benchmark is a function of `Options` that returns a `Report`: a list of `Figure`, each with its
 unit and, where there is one, its bar. `BENCHMARKS` names them all and `run` runs one.
-
-    timing       candidates take turns; medians are compared
-    processes    a process of its own, and the description of what it runs on
 """
 
 from __future__ import annotations
@@ -14,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from minibit.base import one_of, thread_count
 from minibit.bench.processes import call, clean_environment, environment, in_own_process
 from minibit.bench.timing import Candidates, expect_time, interleaved, medians, warm_medians
 
@@ -31,6 +29,7 @@ __all__ = [
     "installed",
     "interleaved",
     "medians",
+    "missing",
     "notes",
     "run",
     "run_here",
@@ -115,7 +114,7 @@ def speeds(
             f"{title}, speed over {(words or {}).get(way, way)}", times[way] / times[ours], "x", bar
         )
         for way, bar in bars.items()
-        if ours in times and way in times
+        if {ours, way} <= times.keys()
     ]
 
 
@@ -124,24 +123,28 @@ def installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
+def missing(peer: str, module: str, asked: bool = True) -> list[str]:
+    """Say that a peer's figures are left out, if they were asked for and it is not installed."""
+    if not asked or installed(module):
+        return []
+    return [f"{peer} is not installed: its figures are left out."]
+
+
 def notes(options: Options, peer: str, module: str) -> list[str]:
     """Say how medians were taken, and what was left out."""
-    sentences = [
-        "Medians of one interleaved run; each candidate warms its caches before it is timed."
+    return [
+        "Medians of one interleaved run; each candidate warms its caches before it is timed.",
+        *missing(peer, module, options.peers),
+        *(["The bars are meant for one thread."] if (options.threads or 1) != 1 else []),
     ]
-    if options.peers and not installed(module):
-        sentences.append(f"{peer} is not installed: its figures are left out.")
-    if (options.threads or 1) != 1:
-        sentences.append("The bars are meant for one thread.")
-    return sentences
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """A named benchmark: a line for the list, and a function of `Options` that returns a `Report`.
 
-    One that compares times with NumPy runs in a process of its own, as NumPy's threads are settled
-    when it is loaded, on one thread or as many as asked for.
+    It runs in a process of its own where it compares times with NumPy, whose threads are settled
+    when it is loaded: on one thread, or as many as asked for.
     """
 
     summary: str
@@ -151,54 +154,32 @@ class Benchmark:
     roofline: bool = False  # whether its details hold what `minibit.plots.roofline_figure` takes
 
 
+_SUMMARIES = {  # file and function to a line for the list
+    "training:train": "accuracy, seconds and log bytes of a preset over seeds",
+    "training:step": "what a training step costs, in forward passes of its own batch",
+    "products:gemv": "the ternary product of one token, beside NumPy and what memory gives",
+    "products:matmul": "the ternary product of many tokens, beside NumPy and the CPU's peak",
+    "start:start": "seconds to import, to the first product, and to further kernels",
+    "language:lm": "a training step of a language model, beside PyTorch and on two threads",
+    "products:quantise": "absmean and absmax at 4096 x 4096, beside NumPy",
+    "topk:topk": "choosing the K largest, and the product that skips zeros beside the dense one",
+    "nf4:nf4": "NF4's product and its decoder at 4096 x 4096, beside NumPy and bitsandbytes",
+    "decoding:decode": "tokens a second and memory of the published 2B size, beside plain reads",
+}
+_HERE = ("train", "start", "decode")  # the first has every CPU, the others start processes
+_PRESETS = {
+    "train": ("paper", "strict", "small", "accurate"),
+    "step": ("strict", "accurate"),
+}
 BENCHMARKS: dict[str, Benchmark] = {
-    "train": Benchmark(
-        "accuracy, seconds and log bytes of a preset over seeds",
-        "minibit.bench.training:train",
-        own_process=False,
-        presets=("paper", "strict", "small", "accurate"),
-    ),
-    "step": Benchmark(
-        "what a training step costs, in forward passes of its own batch",
-        "minibit.bench.training:step",
-        presets=("strict", "accurate"),
-    ),
-    "gemv": Benchmark(
-        "the ternary product of one token, beside NumPy and what memory gives",
-        "minibit.bench.products:gemv",
-        roofline=True,
-    ),
-    "matmul": Benchmark(
-        "the ternary product of many tokens, beside NumPy and the CPU's peak",
-        "minibit.bench.products:matmul",
-        roofline=True,
-    ),
-    "start": Benchmark(
-        "seconds to import, to the first product, and to further kernels",
-        "minibit.bench.start:start",
-        own_process=False,  # what it measures runs in processes of its own
-    ),
-    "lm": Benchmark(
-        "a training step of a language model, beside PyTorch and on two threads",
-        "minibit.bench.language:lm",
-    ),
-    "quantise": Benchmark(
-        "absmean and absmax at 4096 x 4096, beside NumPy",
-        "minibit.bench.products:quantise",
-    ),
-    "topk": Benchmark(
-        "choosing the K largest, and the ternary product that skips zeros, beside the dense one",
-        "minibit.bench.topk:topk",
-    ),
-    "nf4": Benchmark(
-        "NF4's product and its decoder at 4096 x 4096, beside NumPy and bitsandbytes",
-        "minibit.bench.nf4:nf4",
-    ),
-    "decode": Benchmark(
-        "tokens a second and memory of the published 2B size, beside what memory gives",
-        "minibit.bench.decoding:decode",
-        own_process=False,  # what it measures runs in processes of its own
-    ),
+    name: Benchmark(
+        _SUMMARIES[f"{file}:{name}"],
+        f"minibit.bench.{file}:{name}",
+        own_process=name not in _HERE,
+        presets=_PRESETS.get(name, ()),
+        roofline=name in ("gemv", "matmul"),
+    )
+    for file, name in (function.split(":") for function in _SUMMARIES)
 }
 
 
@@ -208,23 +189,16 @@ def run(name: str, options: Options) -> dict[str, Any]:
     A name that is not in `BENCHMARKS`, or an option that it does not know, is a ValueError, a
     process that failed a RuntimeError; what it printed went to standard error.
     """
-    if name not in BENCHMARKS:
-        raise ValueError(f"no benchmark {name!r}; there are {', '.join(sorted(BENCHMARKS))}")
-    if options.threads is not None and options.threads < 1:
-        raise ValueError(f"threads must be at least 1, got {options.threads}")
-    if options.preset and options.preset not in BENCHMARKS[name].presets:
-        known = ", ".join(BENCHMARKS[name].presets) or "none"
-        raise ValueError(f"preset of benchmark {name} must be {known}, got {options.preset!r}")
+    benchmark = BENCHMARKS[one_of("name of a benchmark", name, sorted(BENCHMARKS))]
+    thread_count(options.threads)
+    one_of(f"preset of benchmark {name}", options.preset, ("", *benchmark.presets))
     if not options.seeds:
         raise ValueError("seeds must not be empty")
-    if not BENCHMARKS[name].own_process:
+    if not benchmark.own_process:
         return run_here(name, asdict(options))
     threads = options.threads or 1
     arguments = [name, asdict(replace(options, threads=threads))]
-    report: dict[str, Any] = in_own_process(
-        "minibit.bench:run_here", arguments, threads, f"benchmark {name}"
-    )
-    return report
+    return in_own_process("minibit.bench:run_here", arguments, threads, f"benchmark {name}")
 
 
 def run_here(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,14 @@
 """``bench decode``: a checkpoint of the published 2B size, decoded as fast as memory gives it.
 
-A random checkpoint of the real configuration is written into a scratch folder (1.2 GB). A process
-of its own loads it, goes on with a text for 16 tokens and says what memory it holds. Then tokens
-and plain reads of a buffer as large as all that a token reads (packed weights and head) take turns,
-both on all threads: a token cannot be faster than that read.
-
-A small model is decoded before, so that loading and tokens are measured without compiling; the
-files were written a moment ago, so that they come from the system's cache.
+A process of its own loads a random checkpoint of the real configuration (1.2 GB), goes on with a
+text for 16 tokens and says what memory it has. Then tokens and plain reads of a buffer as large as
+all that a token reads (packed weights and head) take turns, both on all threads: a token cannot be
+faster than that read. A small model is decoded before, so that compiling is not measured.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import time
@@ -21,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from minibit import kernels
-from minibit.bench import Figure, Options, Report, in_own_process, installed, interleaved
+from minibit.bench import Figure, Options, Report, in_own_process, installed, interleaved, missing
 from minibit.checkpoint import PUBLISHED_2B_4T, load_bitnet, random_checkpoint
 from minibit.kernels.threads import cpus, run
 from minibit.transformer import BitNetConfig, Decoder
@@ -81,24 +79,20 @@ def decode(options: Options) -> Report:
             f"keys and values; median of {peer['rounds']} tokens. It unpacks every matrix anew for "
             "each token."
         )
-    elif options.peers:
-        notes.append("transformers is not installed: its figures are left out.")
+    notes += missing("transformers", "transformers", options.peers)
     return Report(figures, notes, {"minibit": ours, "transformers": peer})
 
 
 def _in_own_process(name: str, path: Path, threads: int) -> dict[str, Any]:
     """Run a function of this module in a new process, and return its result."""
-    arguments = [str(path), threads, SECONDS]
-    result: dict[str, Any] = in_own_process(f"{__name__}:{name}", arguments, threads, name)
-    return result
+    return in_own_process(f"{__name__}:{name}", [str(path), threads, SECONDS], threads, name)
 
 
 def measure(folder: str | Path, threads: int, seconds: float) -> dict[str, Any]:
     """Load a checkpoint and time its tokens beside plain reads, in this process.
 
-    Returned are ``load``, ``token`` and ``read`` in seconds (medians); ``bytes`` that a token
-    reads; ``memory``: resident bytes after 16 tokens, None where the system does not tell;
-    ``rounds``.
+    Returned are ``load``, ``token`` and ``read`` (median seconds), ``bytes`` that a token reads,
+    ``memory`` (resident bytes after 16 tokens, None where the system does not tell) and ``rounds``.
     """
     from minibit.kernels import peaks
 
@@ -164,8 +158,7 @@ def measure_transformers(folder: str | Path, threads: int, seconds: float) -> di
 def resident_bytes() -> int | None:
     """Resident memory of this process, the pages of mapped files among it; None if not told."""
     try:
-        text = Path("/proc/self/status").read_text(encoding="utf-8")
+        sizes = re.findall(r"VmRSS:\s*(\d+)", Path("/proc/self/status").read_text("utf-8"))
     except OSError:
         return None
-    sizes = [line.split()[1] for line in text.splitlines() if line.startswith("VmRSS:")]
     return int(sizes[0]) * 1024 if sizes else None

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from minibit.bench import Figure, Options, Report, installed, medians
+from minibit.bench import Figure, Options, Report, installed, medians, missing
 from minibit.bench.processes import keep_freed_memory
 from minibit.kernels.threads import cpus
 from minibit.language import (
@@ -31,6 +31,7 @@ __all__ = ["lm", "torch_loss"]
 SECONDS = 8.0  # for all candidates of a size
 RATE, DECAY, CLIP = 1e-3, 0.1, 1.0
 MANY = 64  # rows of a batch in which what threads cost each other is small
+Step = Callable[[], object]
 
 
 def lm(options: Options) -> Report:
@@ -40,7 +41,7 @@ def lm(options: Options) -> Report:
     details: dict[str, Any] = {}
     peer, pair = installed("torch"), cpus() >= 2
     for size in SIZES:
-        candidates: dict[str, Callable[[], object]] = {}
+        candidates: dict[str, Step] = {}
         for weights in LINEAR:
             candidates[weights] = _our_step(size, weights, 1)
             if pair:
@@ -53,65 +54,59 @@ def lm(options: Options) -> Report:
             figures.append(Figure(f"{name}: a step", 1e3 * times[weights], "ms"))
             if peer:
                 cost = times[weights] / times[f"{weights}, torch"]
-                title = f"{name}: a step, over PyTorch's"
-                figures.append(Figure(title, cost, "x", 3.0, at_least=False))
+                figures.append(Figure(f"{name}: a step, over PyTorch's", cost, "x", 3.0, False))
             if pair:
                 gain = times[weights] / times[f"{weights}, two threads"]
                 figures.append(Figure(f"{name}: speed of two threads over one", gain, "x"))
     notes = [
         "A step of 16 x 64 characters, two layers; NumPy and PyTorch have one thread each.",
         "The C library keeps freed memory, which spares both the pages of each step.",
+        *missing("PyTorch", "torch"),
     ]
-    if not peer:
-        notes.append("PyTorch is not installed: what it costs is left out.")
-    if pair:
-        notes.append(
-            "Two threads wait for Python's lock some hundred times a step, however large the batch "
-            f"is: with {MANY} rows that is little, with 16 it takes much of the gain."
-        )
-        details["many rows"] = {}
-        for weights in LINEAR:
-            steps = {
-                "one": _our_step(size, weights, 1, MANY),
-                "two": _our_step(size, weights, 2, MANY),
-            }
-            times = medians(steps, seconds=SECONDS / 2)
-            name, gain = f"{size} {weights}", times["one"] / times["two"]
-            details["many rows"][name] = gain
-            title = f"{name}, {MANY} rows: speed of two threads over one"
-            figures.append(Figure(title, gain, "x", 1.6))
-    else:
+    if not pair:
         notes.append("Only one CPU may be used: two threads are left out.")
+        return Report(figures, notes, details)
+    notes.append(
+        "Two threads wait for Python's lock some hundred times a step, however large the batch "
+        f"is: with {MANY} rows that is little, with 16 it takes much of the gain."
+    )
+    details["many rows"] = {}
+    for weights in LINEAR:
+        steps = {str(threads): _our_step(size, weights, threads, MANY) for threads in (1, 2)}
+        times = medians(steps, seconds=SECONDS / 2)
+        name, gain = f"{size} {weights}", times["1"] / times["2"]
+        details["many rows"][name] = gain
+        title = f"{name}, {MANY} rows: speed of two threads over one"
+        figures.append(Figure(title, gain, "x", 1.6))
     return Report(figures, notes, details)
 
 
 def _problem(
     size: str, weights: Any, rows: int | None = None
-) -> tuple[BitNetConfig, dict[str, Any], Any, Any]:
+) -> tuple[BitNetConfig, Any, Any, Any]:
     """Return a configuration, its initial parameters and a batch."""
     settings = recipe(size, weights)
     vocabulary, tokens, _ = shipped_text()
     config = settings.config(len(vocabulary))
-    x, y = draw_batch(tokens, 0, 0, rows or settings.batch, settings.context)
-    return config, init_params(config, 0), x, y
+    batch = draw_batch(tokens, 0, 0, rows or settings.batch, settings.context)
+    return config, init_params(config, 0), *batch
 
 
-def _our_step(
-    size: str, weights: str, threads: int, rows: int | None = None
-) -> Callable[[], object]:
+def _our_step(size: str, weights: str, threads: int, rows: int | None = None) -> Step:
+    """Return a step of our own."""
     config, params, x, y = _problem(size, weights, rows)
-    optimizer = Optimizer(params, threads=threads)
+    optimizer, linear = Optimizer(params, threads=threads), LINEAR[weights]
 
     def step() -> object:
-        _, gradient = loss_and_gradient(
-            config, optimizer.params, x, y, linear=LINEAR[weights], threads=threads
-        )
+        params = optimizer.params
+        gradient = loss_and_gradient(config, params, x, y, linear=linear, threads=threads)[1]
         return optimizer.step(gradient, RATE, DECAY, CLIP)
 
     return step
 
 
-def _torch_step(size: str, weights: str) -> Callable[[], object]:
+def _torch_step(size: str, weights: str) -> Step:
+    """Return the same step of PyTorch."""
     import torch
 
     torch.set_num_threads(1)
@@ -134,26 +129,25 @@ def torch_loss(
 ) -> Any:
     """Write the same network in PyTorch, with its fused attention, norms and loss.
 
-    `params` are tensors by the names of `minibit.transformer.param_shapes`; `x` and `y` int64
-    tensors (batch, length), tokens and those after them; `weights` is "float" or "b1.58".
+    `params` are tensors by the names of `minibit.transformer.param_shapes`, `x` and `y` int64
+    tensors (batch, length): tokens, and those after them.
     """
     import torch
     from torch.nn import functional as F
 
     batch, length = x.shape
-    exponent = np.arange(0, config.head_dim, 2) / config.head_dim
-    inverse = np.concatenate([config.rope_theta**-exponent] * 2)  # (head_dim,)
-    angles = np.arange(length)[:, None] * inverse  # (length, head_dim)
-    turned = torch.from_numpy(angles.astype(np.float32))
-    cos, sin, half = turned.cos(), turned.sin(), config.head_dim // 2
+    half = config.head_dim // 2
+    speeds = np.tile(config.rope_theta ** -(np.arange(half) / half), 2)  # (head_dim,)
+    angles = torch.from_numpy(np.outer(np.arange(length), speeds).astype(np.float32))
+    cos, sin = angles.cos(), angles.sin()  # (length, head_dim)
 
     def linear(h: Any, name: str) -> Any:
         w = params[name]
         if weights == "b1.58":
             scale = 127 / h.abs().amax(-1, keepdim=True).clamp(min=1e-5)
             h = h + ((h * scale).round().clamp(-128, 127) / scale - h).detach()
-            inverse = 1 / w.abs().mean().clamp(min=1e-5)
-            w = w + ((w * inverse).round().clamp(-1, 1) / inverse - w).detach()
+            scale = 1 / w.abs().mean().clamp(min=1e-5)
+            w = w + ((w * scale).round().clamp(-1, 1) / scale - w).detach()
         return F.linear(h, w)
 
     def norm(h: Any, name: str) -> Any:
@@ -166,12 +160,8 @@ def torch_loss(
     for layer in range(config.layers):
         at = f"layers.{layer}."
         h = norm(stream, at + "input_layernorm")
-        q, k, v = (
-            linear(h, f"{at}self_attn.{name}_proj")
-            .view(batch, length, -1, config.head_dim)
-            .transpose(1, 2)
-            for name in "qkv"
-        )
+        heads = (linear(h, f"{at}self_attn.{name}_proj") for name in "qkv")
+        q, k, v = (t.view(batch, length, -1, config.head_dim).transpose(1, 2) for t in heads)
         group = config.heads // config.kv_heads
         k, v = (t.repeat_interleave(group, 1) if group > 1 else t for t in (rotate(k), v))
         o = F.scaled_dot_product_attention(rotate(q), k, v, is_causal=True)

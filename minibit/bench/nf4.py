@@ -24,6 +24,7 @@ BLOCK = 64
 SECONDS = 4.0  # for all candidates of a kind
 
 Ways = dict[str, Callable[[], object]]
+Floats = NDArray[np.float32]
 
 
 def nf4(options: Options) -> Report:
@@ -35,7 +36,7 @@ def nf4(options: Options) -> Report:
     tensor, double = quantize_nf4(w, BLOCK), quantize_nf4(w, BLOCK, double_quant=True)
     floats = tensor.dequantize()
 
-    def products(x: NDArray[np.float32]) -> Ways:
+    def products(x: Floats) -> Ways:
         return {
             "nf4": lambda: nf4_matmul(x, tensor, threads=threads),
             "numpy float32": lambda: x @ floats.T,
@@ -62,13 +63,11 @@ def nf4(options: Options) -> Report:
     figures.append(Figure("packed bytes read", tensor.nbytes / one["nf4"] / 1e9, "GB/s"))
     for title, weights, most in (("NF4", tensor, 4.5), ("doubly quantised", double, 4.127)):
         bits = round(weights.bits_per_parameter, 3)
-        figures.append(Figure(f"{title}: storage", bits, "bits a parameter", most, at_least=False))
+        figures.append(Figure(f"{title}: storage", bits, "bits a parameter", most, False))
     return Report(figures, notes(options, "bitsandbytes", "bitsandbytes"), details)
 
 
-def _bitsandbytes(
-    w: NDArray[np.float32], x: NDArray[np.float32]
-) -> tuple[Ways, Callable[[], object]]:
+def _bitsandbytes(w: Floats, x: Floats) -> tuple[Ways, Callable[[], object]]:
     """Return the peer's products, that for bfloat16 where this CPU has it, and its decoder."""
     import torch
 

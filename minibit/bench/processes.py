@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 import json
 import os
+import pkgutil
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,13 @@ def clean_environment(threads: int) -> dict[str, str]:
     return kept | {"VECLIB_MAXIMUM_THREADS": str(threads)}
 
 
-def in_own_process(function: str, arguments: Sequence[Any], threads: int, title: str = "") -> Any:
+def in_own_process(
+    function: str, arguments: Sequence[Any], threads: int, title: str
+) -> dict[str, Any]:
     """Call ``"module:function"`` in a new process with its own thread count.
 
     Arguments and result are JSON; the result is the last line that the process prints. A
-    RuntimeError names `title` (by default the function) and the status of a process that fails.
+    RuntimeError names `title` and the status of a process that fails.
     """
     done = subprocess.run(
         [sys.executable, "-m", "minibit.bench", function, json.dumps(arguments)],
@@ -44,16 +47,14 @@ def in_own_process(function: str, arguments: Sequence[Any], threads: int, title:
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(
-            f"the process of {title or function} ended with status {done.returncode}"
-        )
-    return json.loads(done.stdout.splitlines()[-1])
+        raise RuntimeError(f"the process of {title} ended with status {done.returncode}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
-def call(function: str, arguments: Sequence[Any], fields: Mapping[str, Any] | None = None) -> Any:
+def call(function: str, arguments: Sequence[Any]) -> Any:
     """Import ``"module:function"`` and call it."""
-    module, _, name = function.partition(":")
-    return getattr(importlib.import_module(module), name)(*arguments, **(fields or {}))
+    return pkgutil.resolve_name(function)(*arguments)
 
 
 def environment(threads: int) -> dict[str, Any]:
@@ -80,36 +81,24 @@ def environment(threads: int) -> dict[str, Any]:
 
 def _cpu_model() -> str:
     """Name of the CPU."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
+    name = ""
     if platform.system() == "Darwin":
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.stdout.strip():
-            return done.stdout.strip()
-    return platform.processor() or platform.machine()
+        name = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    elif os.access("/proc/cpuinfo", os.R_OK):
+        text = Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
+        name = "".join(re.findall(r"model name\s*:(.*)", text)[:1]).strip()
+    return name or platform.processor() or platform.machine()
 
 
 def keep_freed_memory() -> bool:
     """Let the C library keep what arrays have freed, for the rest of this process.
 
-    A step of a language model frees some 50 MB, and glibc gives them back to the system: the next
-    step then has every page given and zeroed anew, about a fifth of its time, PyTorch's alike.
-    Threads get one heap. Without glibc there is nothing to set, and the result is False.
-
-    Examples
-    --------
-    >>> keep_freed_memory() in (True, False)
-    True
+    Else glibc gives the 50 MB that a step of a language model frees back to the system, and the
+    next step has every page given and zeroed anew: a fifth of its time, PyTorch's alike. Threads
+    get one heap. Without glibc there is nothing to set, and the result is False.
     """
-    if sys.platform != "linux":
-        return False
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "mallopt"):
+    if sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "mallopt"):
         return False
     trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # malloc.h
     settings = ((trim_threshold, 2**31 - 1), (mmap_threshold, 2**25), (arena_max, 1))

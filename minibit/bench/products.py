@@ -6,9 +6,9 @@ copies that no cache holds, as decoding goes through a model's layers. Bars hold
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 from unittest.mock import patch
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from minibit import kernels
 from minibit.absmean import absmax_quantize, absmean_quantize
 from minibit.bench import Figure, Options, Report, installed, notes, speeds, warm_medians
+from minibit.bench.timing import in_turn
 from minibit.kernels.threads import cpus
 from minibit.matmul import ternary_matmul, ternary_matmul_int8
 from minibit.ternary import TernaryMatrix
@@ -32,6 +33,7 @@ ROUNDS = 20_000  # of 24 dot products of 64 bytes: the peak
 WORDS = {  # of ways, where a figure names them otherwise than the details
     "numpy float32": "NumPy float32",
     "copy": "a copy of its bytes",
+    "read": "a plain read alone",
     "numpy absmean": "NumPy",
     "numpy absmax": "NumPy",
 }
@@ -41,40 +43,42 @@ BYTES = {  # of a weight
     **{"int8": 0.25, "end to end": 0.25, "portable": 0.25},
     **{"numpy float32": 4, "torch float32": 4, "torch bfloat16": 2, "torch int8": 1},
 }
+TORCH: Bars = dict.fromkeys(("torch float32", "torch bfloat16", "torch int8"))
+ALL_BARS: dict[str, Bars] = {  # of one token: ours to the least speeds over other ways
+    "int8": {"numpy float32": 4.0, **TORCH},
+    "end to end": {"numpy float32": None},
+}
+LARGE_BARS: dict[str, Bars] = ALL_BARS | {
+    "int8": {"numpy float32": 20.0, **TORCH, "torch int8": 12.0, "copy": None},
+    "portable": {"numpy float32": 5.0},
+    "read": {"torch int8": None},
+}
 
 
 def gemv(options: Options) -> Report:
     """Time one token: against NumPy, a plain read and a copy of the weights, and PyTorch."""
     figures: list[Figure] = []
     details: dict[str, Any] = {}
-    for n_out, n_in in (*LARGE, *SMALL):
-        name, large = f"{n_out} x {n_in}", (n_out, n_in) in LARGE
-        problem = Problem(n_out, n_in, 1, options)
+    for shape in (*LARGE, *SMALL):
+        name, large = "{} x {}".format(*shape), shape in LARGE
+        problem = Problem(*shape, 1, options)
         times = details[name] = warm_medians(problem.ways_of_one_token(), SECONDS)
-        bars: Bars = {"numpy float32": 20.0 if large else 4.0, "torch float32": None}
-        bars |= {"torch bfloat16": None, "torch int8": 12.0 if large else None}
-        bars |= {"copy": None} if large else {}
-        figures += speeds(f"{name}: int8", times, "int8", bars, WORDS)
-        bars = {"numpy float32": None}
-        figures += speeds(f"{name}: end to end", times, "end to end", bars, WORDS)
+        for ours, bars in (LARGE_BARS if large else ALL_BARS).items():
+            figures += speeds(f"{name}: {WORDS.get(ours, ours)}", times, ours, bars, WORDS)
         if large:
             loss = times["end to end"] / times["int8"]
             figures.append(Figure(f"{name}: end to end, times int8", loss, "x", 1.15, False))
-            bars = {"numpy float32": 5.0}
-            figures += speeds(f"{name}: portable", times, "portable", bars, WORDS)
-            figures += speeds(f"{name}: a plain read alone", times, "read", {"torch int8": None})
         if large and "read" in times:
-            cached = times["read"] / times["int8"]
-            memory = times["read from memory"] / times["int8 from memory"]
-            figures.append(Figure(f"{name}: share of a plain read", cached, "share", 0.85))
-            figures.append(Figure(f"{name}: the same from memory", memory, "share", 0.85))
-        if (n_out, n_in) == LARGE[-1]:
+            for words, source in (("share of a plain read", ""), ("the same", " from memory")):
+                share = times[f"read{source}"] / times[f"int8{source}"]
+                figures.append(Figure(f"{name}: {words}{source}", share, "share", 0.85))
+        if shape == LARGE[-1]:
             figures += speeds(f"{name}: two threads", times, "two threads", {"one thread": 1.5})
         rate = problem.matrix.nbytes / times["int8"] / 1e9
         figures.append(Figure(f"{name}: packed weights read", rate, "GB/s"))
-        if (n_out, n_in) == LARGE[0]:
+        if shape == LARGE[0]:
             ways = [way for way in BYTES if way in times]
-            points = {way: (1 / BYTES[way], n_out * n_in / times[way]) for way in ways}
+            points = {way: (1 / BYTES[way], problem.codes.size / times[way]) for way in ways}
             details["roofline"] = _roofline(f"One token, {name}", points)
     return Report(figures, notes(options, "PyTorch", "torch"), details)
 
@@ -100,8 +104,8 @@ def matmul(options: Options) -> Report:
             half = byte = 1.05
             peers = [times[way] for way in ("torch bfloat16", "torch int8") if way in times]
             gains += [seconds / times["end to end"] for seconds in peers]
-        bars = {"numpy float32": 3.5 if many else None, "torch float32": 3.0 if large else None}
-        bars |= {"torch bfloat16": half, "torch int8": byte}
+        bars: Bars = {"torch bfloat16": half, "torch int8": byte}
+        bars |= {"numpy float32": 3.5 if many else None, "torch float32": 3.0 if large else None}
         figures += speeds(f"{name}: end to end", times, "end to end", bars, WORDS)
         if "peak" in times:
             times["peak"] /= ROUNDS * 24 * 64
@@ -121,25 +125,22 @@ def quantise(options: Options) -> Report:
     """Time the quantisers of weights and activations against NumPy's plain expressions."""
     w = np.random.default_rng(0).standard_normal((4096, 4096), dtype=np.float32)
 
-    def numpy_absmean() -> object:
-        gamma = max(np.abs(w).mean(), np.float32(1e-5))
-        return np.clip(np.rint(w * (1 / gamma)), -1, 1).astype(np.int8)
+    def rounded(scale: Any, least: int, most: int) -> object:
+        return np.clip(np.rint(w * scale), least, most).astype(np.int8)
 
-    def numpy_absmax() -> object:
-        scale = 127 / np.maximum(np.abs(w).max(axis=-1, keepdims=True), 1e-5)
-        return np.clip(np.rint(w * scale), -128, 127).astype(np.int8)
+    def rows() -> Any:
+        return np.maximum(np.abs(w).max(axis=-1, keepdims=True), 1e-5)
 
     ways: Ways = {
         "absmean": lambda: absmean_quantize(w),
-        "numpy absmean": numpy_absmean,
+        "numpy absmean": lambda: rounded(1 / max(np.abs(w).mean(), np.float32(1e-5)), -1, 1),
         "absmax": lambda: absmax_quantize(w),
-        "numpy absmax": numpy_absmax,
+        "numpy absmax": lambda: rounded(127 / rows(), -128, 127),
     }
     times = warm_medians(ways, SECONDS)
-    figures = [
-        *speeds("4096 x 4096: absmean", times, "absmean", {"numpy absmean": 5.0}, WORDS),
-        *speeds("4096 x 4096: absmax", times, "absmax", {"numpy absmax": 4.0}, WORDS),
-    ]
+    figures = []
+    for ours, bar in (("absmean", 5.0), ("absmax", 4.0)):
+        figures += speeds(f"4096 x 4096: {ours}", times, ours, {f"numpy {ours}": bar}, WORDS)
     return Report(figures, notes(options, "PyTorch", "torch"), {"4096 x 4096": times})
 
 
@@ -170,16 +171,14 @@ class Problem:
         c, d = a.bfloat16(), b.bfloat16()
         e, f = torch.from_numpy(self.x), torch.from_numpy(self.codes).t()
         ways |= {"torch float32": lambda: linear(a, b), "torch bfloat16": lambda: linear(c, d)}
-        try:
+        with suppress(RuntimeError, AttributeError):
             torch._int_mm(e, f)
-        except (RuntimeError, AttributeError):
-            return ways
-        return ways | {"torch int8": lambda: torch._int_mm(e, f)}
+            ways["torch int8"] = lambda: torch._int_mm(e, f)
+        return ways
 
     def ways_of_one_token(self) -> Ways:
         """Return also a copy and a plain read of the weights, other kernels, and two threads."""
-        x, matrix, threads = self.x, self.matrix, self.threads
-        words = _words(matrix)
+        x, matrix, words = self.x, self.matrix, _words(self.matrix)
         target = words.copy()
         ways = self.ways() | {"copy": lambda: np.copyto(target, words)}
         if not kernels.compiled():
@@ -188,17 +187,22 @@ class Problem:
 
         with patch.dict(os.environ, {"MINIBIT_KERNELS": "portable"}):
             portable = TernaryMatrix.from_codes(self.codes)
+
+        def product(matrix: TernaryMatrix, threads: int) -> object:
+            return ternary_matmul_int8(x, matrix, threads=threads)
+
         matrices = [matrix, *copies(matrix, self.codes)]
-        of_products, of_reads = itertools.cycle(matrices), itertools.cycle(map(_words, matrices))
         ways |= {
-            "portable": lambda: ternary_matmul_int8(x, portable, threads=1),
+            "portable": lambda: product(portable, 1),
             "read": lambda: peaks.read(words),
-            "int8 from memory": lambda: ternary_matmul_int8(x, next(of_products), threads=threads),
-            "read from memory": lambda: peaks.read(next(of_reads)),
+            "int8 from memory": in_turn(product, [(each, self.threads) for each in matrices]),
+            "read from memory": in_turn(peaks.read, [(_words(each),) for each in matrices]),
         }
         if cpus() >= 2:
-            ways["one thread"] = lambda: ternary_matmul_int8(x, matrix, threads=1)
-            ways["two threads"] = lambda: ternary_matmul_int8(x, matrix, threads=2)
+            ways |= {
+                "one thread": lambda: product(matrix, 1),
+                "two threads": lambda: product(matrix, 2),
+            }
         return ways
 
 
@@ -221,11 +225,7 @@ def _peak_rounds() -> object:
 
 
 def _roofline(title: str, points: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
-    """Put points of (multiplications per byte, per second) under what this machine gives at best.
-
-    ``bandwidth`` is that of a plain read of 4096 by 4096 packed weights, None without compiler;
-    ``peak`` the multiplications per second by ``vpdpbusd``, None on a CPU without it.
-    """
+    """Put points under a plain read of 4096 x 4096 packed weights and the peak of ``vpdpbusd``."""
     bandwidth = peak = None
     if kernels.compiled():
         from minibit.kernels import peaks

@@ -1,10 +1,8 @@
 """``bench start``: how long it takes until the first product is there.
 
-Each figure is measured in fresh processes, some in turn, by their medians. Numba's compiled code is
-in its cache already: the first process, which fills it, is not counted. Numba imports SciPy's
-linear algebra if it finds it, which takes longer than all the rest; minibit does not use it. So
-the time of the first call is also taken with SciPy hidden, as in an environment of minibit alone,
-and that one has the bar.
+Figures are medians of fresh processes in turn. The first process, which fills Numba's cache of
+compiled code, is not counted. Numba imports SciPy's linear algebra if it finds it, which takes
+longer than all the rest and is of no use here: judged are times with SciPy hidden.
 """
 
 from __future__ import annotations
@@ -24,24 +22,23 @@ CHILD = """
 import sys
 if sys.argv[1] == "hidden":
     sys.modules["scipy"] = None
-import time
+from time import perf_counter as now
 import numpy as np
-
-times = [time.perf_counter()]
+start = now()
 import minibit
 from minibit.absmean import absmax_quantize
 from minibit.matmul import ternary_matmul, ternary_matmul_int8
-
-times.append(time.perf_counter())
+imported = now()
 matrix = minibit.TernaryMatrix.from_codes(np.ones((256, 784), np.int8))
 z = ternary_matmul_int8(np.ones((1, 784), np.int8), matrix)
-times.append(time.perf_counter())
-y = ternary_matmul(np.ones((1, 784), np.float32), matrix)
-times.append(time.perf_counter())
-z = ternary_matmul_int8(np.ones((12, 784), np.int8), matrix)
-times.append(time.perf_counter())
-absmax_quantize(np.ones((2, 784), np.float32))
-times.append(time.perf_counter())
+times = [start, imported, now()]
+for further in (
+    lambda: ternary_matmul(np.ones((1, 784), np.float32), matrix),
+    lambda: ternary_matmul_int8(np.ones((12, 784), np.int8), matrix),
+    lambda: absmax_quantize(np.ones((2, 784), np.float32)),
+):
+    further()
+    times.append(now())
 print(np.diff(times).tolist())
 """
 

@@ -1,19 +1,17 @@
-"""How times are taken: candidates take turns in one process, and their medians are compared.
-
-A machine that slows down slows all of them.
-"""
+"""Candidates take turns in one process: a machine that slows down slows all of them."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Candidates", "expect_time", "interleaved", "medians", "warm_medians"]
+__all__ = ["Candidates", "expect_time", "in_turn", "interleaved", "medians", "warm_medians"]
 
 Candidates = Mapping[str, Callable[[], object]]
 
@@ -38,6 +36,12 @@ def expect_time(holds: bool | np.bool_, expected: str) -> None:
     print(f"(Unusual: expected was that {expected}. Something else may keep this machine busy.)")
 
 
+def in_turn(function: Callable[..., object], arguments: Iterable[Any]) -> Callable[[], object]:
+    """Call a function with one tuple of arguments after another, again and again."""
+    turns = itertools.cycle(arguments)
+    return lambda: function(*next(turns))
+
+
 def interleaved(
     candidates: Candidates,
     *,
@@ -51,13 +55,6 @@ def interleaved(
     First, each is called `warmups` times for its compilation. Rounds go on for so many `seconds`,
     and at least so many rounds. `turns` are the calls of a turn: those that only fill caches, and
     those that are timed together, by default 0 and 1; a round's time is that of one call.
-
-    Examples
-    --------
-    >>> times = interleaved({"short": lambda: sum(range(10)), "long": lambda: sum(range(100000))},
-    ...                     seconds=0.01)
-    >>> bool(np.median(times["short"]) < np.median(times["long"]))
-    True
     """
     if not candidates:
         raise ValueError("candidates must not be empty")

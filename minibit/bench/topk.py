@@ -7,15 +7,24 @@ at many shares of zeros; where it becomes the faster one is interpolated.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minibit import kernels
-from minibit.bench import Figure, Options, Report, installed, interleaved, speeds, warm_medians
+from minibit.bench import (
+    Figure,
+    Options,
+    Report,
+    installed,
+    interleaved,
+    missing,
+    speeds,
+    warm_medians,
+)
+from minibit.bench.timing import in_turn
 from minibit.matmul import ternary_matmul_int8
 from minibit.ternary import TernaryMatrix
 from minibit.topk import TernaryColumns, sparse_ternary_matmul_int8, topk_count, topk_mask
@@ -45,7 +54,9 @@ def topk(options: Options) -> Report:
             figures += speeds(title, times, f"{many}: topk_mask", bars, words)
     for shape, memory in [(SHAPES[0], True), *((shape, False) for shape in SHAPES)]:
         name = " x ".join(map(str, shape)) + (", from memory" if memory else "")
-        product = details["product"][name] = sparse_times(*shape, ZEROS, from_memory=memory)
+        product = details["product"][name] = sparse_times(
+            *shape, ZEROS, from_memory=memory, seconds=SECONDS
+        )
         at = ZEROS.index(0.6)
         speed = product["dense"][at] / product["sparse"][at]
         figures.append(Figure(f"{name}: sparse at 60% zeros, speed over dense", speed, "x"))
@@ -55,9 +66,8 @@ def topk(options: Options) -> Report:
     notes = [
         "Least of three interleaved medians for the choice, made for tokens that take turns.",
         "Lower quartiles of single calls, interleaved, for the products.",
+        *missing("PyTorch", "torch", options.peers),
     ]
-    if options.peers and not installed("torch"):
-        notes.append("PyTorch is not installed: its figures are left out.")
     if not kernels.compiled():
         notes.append("No kernels are compiled: these are the references.")
     return Report(figures, notes, details)
@@ -78,9 +88,9 @@ def _choice(k: int, peers: bool) -> dict[str, float]:
         ways["torch.topk"] = (lambda a: torch.topk(a.abs(), k, sorted=False), tensor)
     candidates: dict[str, Callable[[], object]] = {}
     for name, (function, rows) in ways.items():
-        one_by_one = [(rows[i : i + 1],) for i in range(TOKENS)]
-        candidates[f"one token: {name}"] = _in_turn(function, one_by_one)
-        candidates[f"{TOKENS} tokens: {name}"] = _in_turn(function, [(rows,)])
+        tokens = [(rows[i : i + 1],) for i in range(TOKENS)]
+        candidates[f"one token: {name}"] = in_turn(function, tokens)
+        candidates[f"{TOKENS} tokens: {name}"] = in_turn(function, [(rows,)])
     rounds = [warm_medians(candidates, SECONDS / 3) for _ in range(3)]
     return {
         name: min(times[name] for times in rounds) / (1 if name.startswith("one") else TOKENS)
@@ -88,24 +98,13 @@ def _choice(k: int, peers: bool) -> dict[str, float]:
     }
 
 
-def _in_turn(function: Callable[..., object], arguments: list[Any]) -> Callable[[], object]:
-    """Call a function with one tuple of arguments after another."""
-    turns = itertools.cycle(arguments)
-    return lambda: function(*next(turns))
-
-
 def sparse_times(
-    n_out: int,
-    n_in: int,
-    zeros: tuple[float, ...],
-    *,
-    from_memory: bool = False,
-    seconds: float | None = None,
+    n_out: int, n_in: int, zeros: tuple[float, ...], *, from_memory: bool, seconds: float
 ) -> dict[str, Any]:
     """Time the dense and the sparse product of one token at shares of zeros, for so many seconds.
 
-    Times are lower quartiles of single calls, each after two that are not timed: what disturbs a
-    call makes it longer, never shorter. With `from_memory`, copies of the weights take turns, so
+    Times are lower quartiles of single calls, each after two that are not timed: a disturbance
+    makes a call longer, never shorter. With `from_memory`, copies of the weights take turns, so
     that no cache holds them. Returned are ``zeros``; ``dense`` and ``sparse``, seconds for each
     share; ``bytes`` of the dense weights, and of the columns that are ``read`` at each share.
     """
@@ -116,16 +115,17 @@ def sparse_times(
     sparse = [TernaryColumns.from_codes(codes) for _ in range(copies)]
     candidates: dict[str, Callable[[], object]] = {}
     for share in zeros:
-        tokens = [_token(rng, n_in, share) for _ in range(8)]
+        x = rng.integers(1, 128, (8, 1, n_in), dtype=np.int8)  # tokens that take turns
+        x[rng.permuted(np.broadcast_to(np.arange(n_in) < round(share * n_in), x.shape), axis=2)] = 0
         for name, matrices, function in (
-            ("dense", dense, lambda x, w: ternary_matmul_int8(x, w, threads=1)),
+            ("dense", dense, partial(ternary_matmul_int8, threads=1)),
             ("sparse", sparse, sparse_ternary_matmul_int8),
         ):
-            pairs = [(tokens[i % 8], matrices[i % copies]) for i in range(8 * copies)]
-            candidates[f"{name} {share}"] = _in_turn(function, pairs)
+            pairs = [(x[i % 8], matrices[i % copies]) for i in range(8 * copies)]
+            candidates[f"{name} {share}"] = in_turn(function, pairs)
     rounds = interleaved(
         candidates,
-        seconds=SECONDS if seconds is None else seconds,
+        seconds=seconds,
         least_rounds=16,
         warmups=0,
         turns=dict.fromkeys(candidates, (2, 1)),
@@ -140,13 +140,6 @@ def sparse_times(
     }
 
 
-def _token(rng: np.random.Generator, n_in: int, share: float) -> NDArray[np.int8]:
-    """Draw one token (1, n_in) with a share of zeros, and no others."""
-    x = rng.integers(1, 128, (1, n_in), dtype=np.int8)
-    x[0, rng.permutation(n_in)[: round(share * n_in)]] = 0
-    return x
-
-
 def turn(zeros: Any, dense: Any, sparse: Any) -> float:
     """Share of zeros from which on sparse is faster, interpolated; NaN for never, 0 for always."""
     gain = np.log(np.asarray(dense) / np.asarray(sparse))  # (shares,)
@@ -154,7 +147,4 @@ def turn(zeros: Any, dense: Any, sparse: Any) -> float:
     if not slower.size:
         return 0.0
     last = int(slower[-1])
-    if last + 1 == len(gain):
-        return float("nan")
-    share = -gain[last] / (gain[last + 1] - gain[last])
-    return float(zeros[last] + share * (zeros[last + 1] - zeros[last]))
+    return float(np.interp(0, gain[last : last + 2], zeros[last : last + 2], right=np.nan))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,10 @@ from minibit.bench import Figure, Options, Report, medians
 from minibit.datasets import load_mnist
 from minibit.dual import jvp
 from minibit.layers import mlp
+from minibit.noise import initial_codes
 from minibit.noise_step import MLP, geometric, unit_tangents
 
-__all__ = [
-    "in_forward_passes",
-    "naive_jvp",
-    "numpy_forward",
-    "scratch_run",
-    "step",
-    "step_cost",
-    "train",
-    "train_run",
-]
+__all__ = ["scratch_run", "step", "step_cost", "train", "train_run"]
 
 Floats = NDArray[np.float32]
 
@@ -44,6 +37,7 @@ FIELDS = (  # of a run
     *("test_accuracy", "digest", "steps", "log_bytes", "packed_weight_bytes", "seconds"),
     *("compile_seconds", "cpu_seconds"),
 )
+KINDS = {"step_seconds": "a step", "forward": "a forward pass", "own": "its own forward pass"}
 
 
 def train(options: Options) -> Report:
@@ -54,25 +48,23 @@ def train(options: Options) -> Report:
     """
     preset = options.preset or "small"
     runs = [train_run(preset, seed, workers=options.threads) for seed in options.seeds]
-    accuracy, seconds, log_bytes = (
-        np.array([run[name] for run in runs], np.float64)
-        for name in ("test_accuracy", "wall_seconds", "log_bytes")
-    )
+    columns = {name: [run[name] for run in runs] for name in runs[0]}
+    accuracy, seconds = columns["test_accuracy"], columns["wall_seconds"]
     least_accuracy, most_seconds, most_bytes = BARS[preset]
-    spread = float(accuracy.std(ddof=1)) if len(runs) > 1 else 0.0
+    spread = stdev(accuracy) if len(runs) > 1 else 0.0
     figures = [
-        Figure("test accuracy, mean", float(accuracy.mean()), "share", least_accuracy),
+        Figure("test accuracy, mean", mean(accuracy), "share", least_accuracy),
         Figure("test accuracy, standard deviation", spread, "share"),
-        Figure("test accuracy, lowest", float(accuracy.min()), "share"),
-        Figure("seconds, longest run", float(seconds.max()), "s", most_seconds, at_least=False),
-        Figure("seconds, mean", float(seconds.mean()), "s"),
-        Figure("log, largest", float(log_bytes.max()), "bytes", most_bytes, at_least=False),
-        Figure("weights at five trits a byte", float(runs[0]["packed_weight_bytes"]), "bytes"),
+        Figure("test accuracy, lowest", min(accuracy), "share"),
+        Figure("seconds, longest run", max(seconds), "s", most_seconds, at_least=False),
+        Figure("seconds, mean", mean(seconds), "s"),
+        Figure("log, largest", max(columns["log_bytes"]), "bytes", most_bytes, at_least=False),
+        Figure("weights at five trits a byte", columns["packed_weight_bytes"][0], "bytes"),
     ]
     note = (
         f"Preset {preset}, seeds {', '.join(map(str, options.seeds))}, trained on all training "
         "images. Seconds are those of a whole run without compilation, which took "
-        f"{max(run['compile_seconds'] for run in runs):.1f} s at most."
+        f"{max(columns['compile_seconds']):.1f} s at most."
     )
     return Report(figures, [note], {"preset": preset, "runs": runs})
 
@@ -91,9 +83,7 @@ def train_run(preset: str, seed: int, **settings: Any) -> dict[str, Any]:
     start = time.perf_counter()
     result = scratch_run(preset, seed, **settings)
     wall = time.perf_counter() - start - result.compile_seconds
-    values = {name: getattr(result, name) for name in FIELDS} | {"wall_seconds": wall}
-    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
-    return {"seed": seed, **plain}
+    return {"seed": seed, **{name: getattr(result, name) for name in FIELDS}, "wall_seconds": wall}
 
 
 def step(options: Options) -> Report:
@@ -110,9 +100,8 @@ def step(options: Options) -> Report:
         title = f"{preset}: a step, mean of {len(cost['step_seconds'])}"
         passes, unit = cost["forward_passes"], "forward passes"
         figures.append(Figure(title, passes, unit, STEP_BARS[preset], at_least=False))
-        kinds = {"step_seconds": "a step", "forward": "a forward pass"}
-        for field, words in (kinds | {"own": "its own forward pass"}).items():
-            figures.append(Figure(f"{preset}: {words}", 1e3 * float(np.mean(cost[field])), "ms"))
+        for column, words in KINDS.items():
+            figures.append(Figure(f"{preset}: {words}", 1e3 * mean(cost[column]), "ms"))
         figures.append(Figure(f"{preset}: a step by its own", cost["own_forward_passes"], unit))
         if cost["naive_forward_passes"] is not None:
             title = f"{preset}: {cost['perturbations']} naive dense JVPs"
@@ -137,11 +126,14 @@ def step_cost(preset: str, *, steps: int | None = None, workers: int = 1) -> dic
     recipe = training.PRESETS[preset]
     sizes = geometric(*recipe.batch, recipe.steps)
     images, labels = load_mnist().train_x, load_mnist().train_y
-    weights = _random_weights(recipe.widths, recipe.zeros)
-    codes = {name: w.astype(np.int8) for name, w in weights.items()}
+    codes = {
+        f"w{layer + 1}": initial_codes(0, (n_out, n_in), recipe.zeros, layer)
+        for layer, (n_in, n_out) in enumerate(pairwise(recipe.widths))
+    }
+    weights = {name: w.astype(np.float32) for name, w in codes.items()}
     model = MLP(recipe.logit_scale, 1 / 255, activations=recipe.activations)
     at: list[int] = []
-    forward, own, naive = list[float](), list[float](), list[float]()
+    times: dict[str, list[float]] = {"forward": [], "own": [], "naive": []}
 
     def pause(progress: training.Progress) -> None:
         batch = images[: round(sizes(progress.step - 1))]
@@ -150,27 +142,25 @@ def step_cost(preset: str, *, steps: int | None = None, workers: int = 1) -> dic
             "forward": lambda: numpy_forward(weights, x),
             "own": lambda: unit_tangents.forward(model, codes, batch, labels[: len(x)], workers),
         }
-        times = medians(candidates, seconds=0, least_rounds=3, warmups=1)
         at.append(progress.step)
-        forward.append(times["forward"])
-        own.append(times["own"])
-        if recipe.method == "sampled" and len(naive) < 5:
+        for name, seconds in medians(candidates, seconds=0, least_rounds=3, warmups=1).items():
+            times[name].append(seconds)
+        if recipe.method == "sampled" and len(times["naive"]) < 5:
             start = time.perf_counter()
             naive_jvp(weights, x)
-            naive.append((time.perf_counter() - start) / forward[-1])
+            times["naive"].append((time.perf_counter() - start) / times["forward"][-1])
 
     result = scratch_run(preset, 0, steps=steps, workers=workers, progress=pause)
-    seconds = result.step_seconds
+    seconds, naive = result.step_seconds, times.pop("naive")
     count = recipe.perturbations if recipe.method == "sampled" else 0
     return {
         "preset": preset,
         "workers": workers,
-        "forward_passes": float(in_forward_passes(seconds, at, forward).mean()),
+        "forward_passes": float(in_forward_passes(seconds, at, times["forward"]).mean()),
         "step_seconds": [round(float(s), 7) for s in seconds],
         "at": at,
-        "forward": forward,
-        "own": own,
-        "own_forward_passes": float(in_forward_passes(seconds, at, own).mean()),
+        **times,
+        "own_forward_passes": float(in_forward_passes(seconds, at, times["own"]).mean()),
         "perturbations": count,
         "naive_forward_passes": count * float(np.median(naive)) if naive else None,
     }
@@ -182,11 +172,6 @@ def in_forward_passes(
     """Divide each step's seconds by those of a forward pass at the next pause, or at the last.
 
     `at` says how many steps were done at each pause, increasing.
-
-    Examples
-    --------
-    >>> in_forward_passes(np.array([2.0, 2.0, 9.0]), [2, 3], [1.0, 3.0])
-    array([2., 2., 3.])
     """
     numbers = np.arange(1, len(step_seconds) + 1)  # (steps,)
     pauses = np.minimum(np.searchsorted(at, numbers), len(at) - 1)
@@ -208,16 +193,6 @@ def numpy_forward(weights: Mapping[str, Floats], x: Floats) -> Floats:
 
 def naive_jvp(weights: Mapping[str, Floats], x: Floats) -> Floats:
     """Return the tangent of the logits along one dense direction, by `minibit.dual.jvp`."""
-    direction = {name: np.ones_like(w) for name, w in weights.items()}
-    tangent: Floats = jvp(lambda params: mlp(params, x), (dict(weights),), (direction,))[1]
+    ones = {name: np.ones_like(w) for name, w in weights.items()}
+    tangent: Floats = jvp(lambda params: mlp(params, x), (dict(weights),), (ones,))[1]
     return tangent
-
-
-def _random_weights(widths: tuple[int, ...], zeros: float) -> dict[str, Floats]:
-    """Draw ternary weights as float32: the time of a product does not depend on them."""
-    draws = np.random.default_rng(0)
-    odds = ((1 - zeros) / 2, zeros, (1 - zeros) / 2)
-    return {
-        f"w{layer + 1}": draws.choice(np.array([-1, 0, 1], np.float32), (n_out, n_in), p=odds)
-        for layer, (n_in, n_out) in enumerate(pairwise(widths))
-    }

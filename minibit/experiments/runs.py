@@ -7,6 +7,7 @@ FOLDER/SIZE_WEIGHTS_SEED.npz    a dense language model, which several experiment
 from __future__ import annotations
 
 import json
+import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from minibit.base import open_whole
-from minibit.bench.processes import call, in_own_process, keep_freed_memory
+from minibit.bench.processes import in_own_process, keep_freed_memory
 from minibit.language import TrainedModel, recipe, train_language
 
 __all__ = ["Row", "Runs", "Say", "dense_model", "mean_and_std", "write_json"]
@@ -76,7 +77,7 @@ class Runs:
 def run_alone(function: str, folder: str, fields: Mapping[str, Any]) -> Row:
     """Do a run in this process, which has no other work."""
     keep_freed_memory()
-    row: Row = call(function, [Path(folder)], fields)
+    row: Row = pkgutil.resolve_name(function)(Path(folder), **fields)
     return row
 
 
