@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from minibit.cli.common import BadUse, Output, command
 from minibit.results import chapters_folder
 
@@ -47,56 +45,51 @@ class Chapter:
 @command
 def chapters(
     out: Output,
-    which: Annotated[str, typer.Argument(metavar="[N|NAME]", help="Its number or name.")] = "",
-    run: Annotated[bool, typer.Option("--run", help="Run it (without a name: all).")] = False,
-    out_dir: Annotated[
-        Path | None, typer.Option("--out", help="Folder for a copy, and for figures of a run.")
-    ] = None,
+    which: Annotated[str, "[N|NAME]", "Its number or name."] = "",
+    run: Annotated[bool, "Run it (without a name: all)."] = False,
+    folder: Annotated[Path | None, "--out", "Folder for a copy, and for figures of a run."] = None,
 ) -> dict[str, Any]:
     """List the chapters; print one to read; copy one to work on; run one or all."""
-    found = find_chapters()
-    chosen = [_choose(found, which)] if which else found
-    if out_dir is not None:
-        if out_dir.exists() and not out_dir.is_dir():
-            raise BadUse(f"--out {out_dir} is a file; it takes a folder")
-        for chapter in chosen:
-            if (out_dir / chapter.path.name).exists():
-                raise BadUse(f"{out_dir / chapter.path.name} exists; nothing was changed")
+    known = find_chapters()
+    chosen = [_choose(known, which)] if which else known
+    if folder is not None:
+        if folder.exists() and not folder.is_dir():
+            raise BadUse(f"--out {folder} is a file; it takes a folder")
+        for copy in [folder / chapter.path.name for chapter in chosen]:
+            if copy.exists():
+                raise BadUse(f"{copy} exists; nothing was changed")
     if run:
-        return _run(out, chosen, out_dir)
-    if out_dir is not None:
+        return _run(out, chosen, folder)
+    if folder is not None:
         for chapter in chosen:
-            out.say(f"{_copy(chapter, out_dir)}")
+            out.say(str(_copy(chapter, folder)))
     elif which and not out.as_json:
         print(chosen[0].path.read_text(encoding="utf-8"), end="")
     else:
         out.facts({f"{chapter.number:2} {chapter.name}": chapter.title for chapter in chosen})
-    listed = [
-        {"number": c.number, "name": c.name, "title": c.title, "path": str(c.path)} for c in chosen
-    ]
-    return {"chapters": listed}
+    return {"chapters": [vars(chapter) for chapter in chosen]}
 
 
 def find_chapters() -> list[Chapter]:
     """Return the chapters in order: those of the installed package, else of its checkout."""
-    found = []
+    chapters = []
     for path in sorted(chapters_folder().glob("ch*.py")):
         if match := re.fullmatch(r"ch(\d\d)_(\w+)", path.stem):
             heading = re.search(r"^# # (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
             title = heading[1].strip() if heading else match[2]
-            found.append(Chapter(int(match[1]), match[2], title, path))
-    return found
+            chapters.append(Chapter(int(match[1]), match[2], title, path))
+    return chapters
 
 
-def _choose(found: list[Chapter], which: str) -> Chapter:
+def _choose(known: list[Chapter], which: str) -> Chapter:
     """Find a chapter by its number, name or file name."""
-    wanted = Path(which).stem
-    for chapter in found:
-        if wanted in (chapter.name, chapter.path.stem, f"ch{chapter.number:02}"):
+    word = Path(which).stem
+    for chapter in known:
+        if word in (chapter.name, chapter.path.stem, f"ch{chapter.number:02}"):
             return chapter
-        if wanted.isdecimal() and int(wanted) == chapter.number:
+        if word.isdecimal() and int(word) == chapter.number:
             return chapter
-    names = ", ".join(f"{chapter.number} {chapter.name}" for chapter in found)
+    names = ", ".join(f"{chapter.number} {chapter.name}" for chapter in known)
     raise BadUse(f"no chapter {which!r}; there are {names}")
 
 
@@ -112,21 +105,20 @@ def _run(out: Output, chosen: list[Chapter], folder: Path | None) -> dict[str, A
     for chapter in chosen:
         out.say(f"{chapter.number} {chapter.title}", style="bold")
         sys.stdout.flush()
-        start = time.perf_counter()
+        begin = time.perf_counter()
         with tempfile.TemporaryDirectory() as scratch:
             if folder is not None:
                 _copy(chapter, folder)
-            kept = str(folder.absolute()) if folder is not None else ""
+            figures = str(folder.absolute()) if folder is not None else ""
             done = subprocess.run(
-                [sys.executable, "-c", _RUNNER, str(chapter.path.absolute()), kept],
+                [sys.executable, "-c", _RUNNER, str(chapter.path.absolute()), figures],
                 cwd=scratch,  # what a chapter writes is gone with it
                 env={**os.environ, "MPLBACKEND": "agg"},
                 stdin=subprocess.DEVNULL,
                 stdout=2 if out.as_json else None,  # standard error
                 check=False,
             )
-        seconds = time.perf_counter() - start
-        passed = done.returncode == 0
+        seconds, passed = time.perf_counter() - begin, done.returncode == 0
         out.say(f"{'done' if passed else 'FAILED'} in {seconds:.1f} s\n", style="dim")
         results.append({"name": chapter.name, "passed": passed, "seconds": round(seconds, 2)})
     failed = [row["name"] for row in results if not row["passed"]]

@@ -124,7 +124,8 @@ def command(work: Callable[..., Mapping[str, Any]]) -> Callable[..., None]:
 
     What the function returns is the JSON object. Errors become one sentence and an exit status;
     without one the status is `out.status`, which the function may set. An option may be written
-    ``Annotated[type, "--name", "help"]``; without a name it has that of its parameter.
+    ``Annotated[type, "--name", "help"]``, by default with the name of its parameter, an argument
+    ``Annotated[type, "NAME", "help"]``.
     """
     signature = inspect.signature(work, eval_str=True)
     _, *parameters = signature.parameters.values()
@@ -150,8 +151,11 @@ def _with_option(parameter: inspect.Parameter) -> inspect.Parameter:
     kind, *words = get_args(parameter.annotation)
     if not isinstance(words[0], str):
         return parameter
-    *names, text = words
-    option = typer.Option(*(names or [f"--{parameter.name.replace('_', '-')}"]), help=text)
+    name = f"--{parameter.name.replace('_', '-')}" if len(words) == 1 else words[0]
+    if name.startswith("--"):
+        option = typer.Option(name, help=words[-1])
+    else:
+        option = typer.Argument(metavar=name, help=words[-1])
     return parameter.replace(annotation=Annotated[kind, option])
 
 

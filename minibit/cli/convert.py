@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import numpy as np
-import typer
 
 from minibit import checkpoint
 from minibit.base import whole_path
@@ -71,12 +70,8 @@ class Source:
 @command
 def convert(
     out: Output,
-    source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="A directory, a .gguf or a .npz file.")
-    ],
-    target: Annotated[
-        Path, typer.Argument(metavar="OUT", help="A .gguf file, or a directory to be made.")
-    ],
+    source: Annotated[Path, "SOURCE", "A directory, a .gguf or a .npz file."],
+    target: Annotated[Path, "OUT", "A .gguf file, or a directory to be made."],
     kind: Annotated[str, "Type of the projections in a GGUF file: tq2_0, tq1_0 or i2_s."] = "tq2_0",
     layout: Annotated[str, "Order of codes in I2_S, as written: x86, arm or rows."] = "x86",
     source_layout: Annotated[

@@ -28,9 +28,7 @@ from minibit.cli.common import BadUse, Output, bad_use, check_choice, command, s
 from minibit.cli.texts import TEMPLATES, Characters, Numbers, Published, Turn, read_text
 from minibit.transformer import BitNetModel, Decoder, check_sampling
 
-Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A model directory, a .gguf or a .npz file.")
-]
+Model = Annotated[Path, "MODEL", "A model directory, a .gguf or a .npz file."]
 Count = Annotated[int, typer.Option("--count", min=1, help="Most tokens of a text or an answer.")]
 Seed = Annotated[int, typer.Option(min=0, help="Decides every draw.")]
 Temperature = Annotated[float, "0 takes the most probable token each time."]

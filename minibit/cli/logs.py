@@ -15,37 +15,21 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from minibit import plots
+from minibit import plots, training
 from minibit.base import open_whole, shown
 from minibit.checkpoint import write_safetensors
-from minibit.cli.common import (
-    BadUse,
-    Force,
-    Output,
-    Plot,
-    check_choice,
-    check_new_file,
-    check_plot,
-    command,
-    compile_clock,
-    kilobytes,
-    own_data,
-    percent,
-    whole_numbers,
-)
+from minibit.cli import common
+from minibit.cli.common import BadUse, Force, Output, Plot, command, kilobytes, percent
 from minibit.datasets import Dataset, load_mnist, split
 from minibit.noise_step import digest as digest_of
 from minibit.steps import StepLog, compact, draws
-from minibit.training import training_header
 
-Log = Annotated[Path, typer.Argument(metavar="LOG", help="A log that `minibit train` wrote.")]
-Data = Annotated[
-    Path | None, typer.Option("--data", help="The .npz file that it was trained on, if not MNIST.")
-]
+Log = Annotated[Path, "LOG", "A log that `minibit train` wrote."]
+Data = Annotated[Path | None, "The .npz file that it was trained on, if not MNIST."]
 Step = Annotated[
     int | None, typer.Option("--step", min=0, help="Weights after so many steps; default: all.")
 ]
-OutFile = Annotated[Path, typer.Option("--out", help="The new log.")]
+Samples = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # inputs and labels
 _SPLITS = ("test", "validation", "train")
 MOST_EDITS = 20  # that `info` lists
 LONG_WEIGHTS, LONG_DRAWS = 1 << 23, 1 << 25  # what it does not replay
@@ -56,34 +40,25 @@ def replay(
     out: Output,
     log_path: Log,
     step: Step = None,
-    out_path: Annotated[
-        Path | None, typer.Option("--out", help="Write the weights to this .npz file, int8.")
-    ] = None,
+    out_path: Annotated[Path | None, "--out", "Write the weights to this .npz file, int8."] = None,
     data: Data = None,
     force: Force = False,
 ) -> dict[str, Any]:
     """Make the weights again from the log alone, check every digest, and measure the accuracy."""
     if out_path is not None:
-        check_new_file(out_path, "--out", force=force)
+        common.check_new_file(out_path, "--out", force=force)
     begin, cpu = time.perf_counter(), time.process_time()
-    with compile_clock() as compiling:
+    with common.compile_clock() as compiling:
         log = open_log(out, log_path, step)
         log.verify()  # raises where a record's digest differs
         params = log.replay(step)
         compile_seconds = compiling()
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
     dataset = _data(log, data)
-    accuracy = _accuracy(log, params, dataset.test_x, dataset.test_y)
+    accuracy = _accuracy(log, params, (dataset.test_x, dataset.test_y))
     steps = len(log) if step is None else step
-    fields = {
-        "test_accuracy": accuracy,
-        "digest": digest_of(params),
-        "steps": steps,
-        **_sizes(log),
-        "seconds": seconds - compile_seconds,
-        "compile_seconds": compile_seconds,
-        "cpu_seconds": cpu_seconds,
-    }
+    times = {"seconds": seconds - compile_seconds, "compile_seconds": compile_seconds}
+    digest = digest_of(params)
     if out_path is not None:
         with open_whole(out_path, overwrite=force) as file:
             np.savez(file, **params)  # type: ignore[arg-type]
@@ -92,39 +67,35 @@ def replay(
             "test accuracy": percent(accuracy),
             "steps": f"{steps} of {len(log)}",
             "log": kilobytes(log.nbytes),
-            "time": f"{fields['seconds']:.2f} s, and {compile_seconds:.2f} s to compile",
-            "digest": fields["digest"],
+            "time": f"{times['seconds']:.2f} s, and {compile_seconds:.2f} s to compile",
+            "digest": digest,
         }
     )
     out.say("The digest of every record is that at which it was written.")
     if out_path is not None:
         out.say(f"The weights are in {out_path}.")
-    return fields
+    fields = {"test_accuracy": accuracy, "digest": digest, "steps": steps, **_sizes(log)}
+    return {**fields, **times, "cpu_seconds": cpu_seconds}
 
 
 @command
 def evaluate(
     out: Output,
     log_path: Log,
-    split_name: Annotated[str, typer.Option("--split", help="test, validation or train.")] = "test",
+    split_name: Annotated[str, "--split", "test, validation or train."] = "test",
     step: Step = None,
     data: Data = None,
 ) -> dict[str, Any]:
     """Measure the accuracy of a log's weights on the test, validation or training samples."""
-    check_choice("--split", split_name, _SPLITS)
+    common.check_choice("--split", split_name, _SPLITS)
     log = open_log(out, log_path, step)
-    x, y = _samples(log, _data(log, data), split_name)
-    accuracy = _accuracy(log, log.replay(step), x, y)
-    name = _split_names(log)[split_name]
+    samples = _samples(log, _data(log, data), split_name)
+    accuracy = _accuracy(log, log.replay(step), samples)
+    name, count = _split_names(log)[split_name], len(samples[1])
     steps = len(log) if step is None else step
-    out.say(f"{percent(accuracy)} of {len(y)} samples: {name}, after {steps} steps")
-    return {
-        "accuracy": accuracy,
-        "split": split_name,
-        "seen_in_training": name.endswith("(trained on)"),
-        "samples": len(y),
-        "steps": steps,
-    }
+    out.say(f"{percent(accuracy)} of {count} samples: {name}, after {steps} steps")
+    fields = {"split": split_name, "seen_in_training": name.endswith("(trained on)")}
+    return {"accuracy": accuracy, **fields, "samples": count, "steps": steps}
 
 
 @command
@@ -138,22 +109,18 @@ def history(
     data: Data = None,
 ) -> dict[str, Any]:
     """Measure the accuracy along the run, on the validation and on the test samples."""
-    if plot is not None:
-        check_plot(plot)
+    common.check_plot(plot)
     log = open_log(out, log_path)
-    points, found = along_the_run(log, _data(log, data), ["validation", "test"], every)
+    points, accuracies = along_the_run(log, _data(log, data), ["validation", "test"], every)
     names = _split_names(log)
-    rows = [
-        [str(step), percent(validation), percent(test)]
-        for step, validation, test in zip(points, *found.values(), strict=True)
-    ]
-    out.table(["step", *(names[name] for name in found)], rows)
+    lines = {names[name]: line for name, line in accuracies.items()}
+    columns = [map(str, points), *(map(percent, line) for line in lines.values())]
+    out.table(["step", *lines], list(map(list, zip(*columns, strict=True))))
     if plot is not None:
-        lines = {names[name]: accuracies for name, accuracies in found.items()}
         plots.save(plots.history_figure(points, lines, title=log_path.name), plot)
         out.say(f"Drawn in {plot}.")
     trained_on = names["validation"].endswith("(trained on)")
-    return {"steps": points, **found, "validation_seen_in_training": trained_on}
+    return {"steps": points, **accuracies, "validation_seen_in_training": trained_on}
 
 
 def along_the_run(
@@ -166,11 +133,11 @@ def along_the_run(
     every = every or max(1, len(log) // 40)
     points = sorted({*range(0, len(log), every), len(log)})
     samples = {name: _samples(log, dataset, name) for name in splits}
-    found: dict[str, list[float]] = {name: [] for name in splits}
+    accuracies: dict[str, list[float]] = {name: [] for name in splits}
     for _, params in log.walk(points):
-        for name, accuracies in found.items():
-            accuracies.append(_accuracy(log, params, *samples[name]))
-    return points, found
+        for name, line in accuracies.items():
+            line.append(_accuracy(log, params, samples[name]))
+    return points, accuracies
 
 
 @command
@@ -178,7 +145,7 @@ def info(out: Output, log_path: Log) -> dict[str, Any]:
     """Say what a log holds and where its bytes are, beside the weights that it stands for."""
     log = open_log(out, log_path)
     header, plan = log.header, log.plan
-    net = _net_moves(log)
+    net, sizes = _net_moves(log), _sizes(log)
     framing = log.nbytes - sum(len(record.payload) for record in log.records)
     recipe, source = (
         fields if isinstance(fields := header.get(part), dict) else {}
@@ -208,7 +175,7 @@ def info(out: Output, log_path: Log) -> dict[str, Any]:
     facts |= {
         "log": f"{kilobytes(log.nbytes)}, {kilobytes(framing)} of it header and framing",
         "net moves": moves,
-        "packed weights": f"{kilobytes(_packed(log))} at five trits a byte",
+        "packed weights": f"{kilobytes(sizes['packed_weight_bytes'])} at five trits a byte",
         "float32 weights": kilobytes(4 * plan.size),
     }
     out.facts(facts)
@@ -216,7 +183,7 @@ def info(out: Output, log_path: Log) -> dict[str, Any]:
         "header": header,
         "steps": len(log),
         "records": len(log.records),
-        **_sizes(log),
+        **sizes,
         "framing_bytes": framing,
         "compact_bytes": net,
         "float32_bytes": 4 * plan.size,
@@ -236,40 +203,36 @@ def _net_moves(log: StepLog) -> int | None:
 def edit(
     out: Output,
     log_path: Log,
-    out_path: OutFile,
-    negate: Annotated[
-        list[str] | None, typer.Option(help="Turn these steps round, e.g. --negate 7 100-119.")
-    ] = None,
-    mask: Annotated[
-        list[str] | None, typer.Option(help="Leave these steps out, e.g. --mask 7 100-119.")
-    ] = None,
+    out_path: Annotated[Path, "--out", "The new log."],
+    negate: Annotated[list[str] | None, "Turn these steps round, e.g. --negate 7 100-119."] = None,
+    mask: Annotated[list[str] | None, "Leave these steps out, e.g. --mask 7 100-119."] = None,
 ) -> dict[str, Any]:
     """Write a copy of a log with some of its steps negated or masked. Steps count from 0."""
     if bool(negate) == bool(mask):
         raise BadUse("edit takes either --negate STEPS or --mask STEPS")
-    numbers = whole_numbers(negate or mask or [], "--negate" if negate else "--mask")
-    check_new_file(out_path, "--out")
+    numbers = common.whole_numbers(negate or mask or [], "--negate" if negate else "--mask")
+    common.check_new_file(out_path, "--out")
     log = open_log(out, log_path)
     if max(numbers) >= len(log):
         has = f"steps 0 to {len(log) - 1}" if len(log) else "no steps"
         raise BadUse(f"{log_path} has {has}, there is no {max(numbers)}")
-    made = (log.negate if negate else log.mask)(numbers, out_path)
+    edited = (log.negate if negate else log.mask)(numbers, out_path)
     count = len(set(numbers))
     out.say(f"{count} of {len(log)} steps {'negated' if negate else 'masked'}: {out_path}")
-    out.facts({"digest before": log.digest(), "digest after": made.digest()})
-    return {"out": str(out_path), "edited": count, "digest": made.digest(), **_sizes(made)}
+    out.facts({"digest before": log.digest(), "digest after": edited.digest()})
+    return {"out": str(out_path), "edited": count, "digest": edited.digest(), **_sizes(edited)}
 
 
 @command
 def salvage(
     out: Output,
     log_path: Log,
-    out_path: Annotated[Path, typer.Argument(metavar="OUT", help="The new log.")],
+    out_path: Annotated[Path, "OUT", "The new log."],
 ) -> dict[str, Any]:
     """Copy a damaged log up to the damage: all steps that are good and replay as written."""
     if not log_path.is_file():
         raise BadUse(f"there is no log {log_path}")
-    check_new_file(out_path, "OUT")
+    common.check_new_file(out_path, "OUT")
     log = StepLog.salvage(log_path, out_path)
     rest, digest = log_path.stat().st_size - log.nbytes, log.digest()
     out.say(f"{len(log)} good steps: {out_path}")
@@ -282,14 +245,14 @@ def salvage(
 def export(
     out: Output,
     log_path: Log,
-    file: Annotated[Path, typer.Argument(metavar="FILE.safetensors", help="File to write.")],
+    file: Annotated[Path, "FILE.safetensors", "File to write."],
     step: Step = None,
     force: Force = False,
 ) -> dict[str, Any]:
     """Write a log's weights as a safetensors file: int8 codes, (n_out, n_in), with their digest."""
     if file.suffix != ".safetensors":
         raise BadUse(f"export writes a .safetensors file, got {file}")
-    check_new_file(file, "FILE", force=force)
+    common.check_new_file(file, "FILE", force=force)
     log = open_log(out, log_path, step)
     params = log.replay(step)
     digest = digest_of(params)
@@ -321,23 +284,21 @@ def open_log(out: Output, path: Path, step: int | None = None) -> StepLog:
     return log
 
 
-def _data(log: StepLog, given: Path | None) -> Dataset:
+def _data(log: StepLog, path: Path | None) -> Dataset:
     """Load the data set that a log was trained on, and check that it is the one."""
-    wanted = training_header(log)["data"]
-    if given is None and wanted.get("name") != "mnist":
-        raise BadUse(f"this log was trained on {wanted.get('name')}: give it with --data FILE.npz")
-    dataset = load_mnist() if given is None else own_data(given)
-    if dataset.digest != wanted.get("digest"):
+    source = training.training_header(log)["data"]
+    if path is None and source["name"] != "mnist":
+        raise BadUse(f"this log was trained on {source['name']}: give it with --data FILE.npz")
+    dataset = load_mnist() if path is None else common.own_data(path)
+    if dataset.digest != source["digest"]:
         raise BadUse(
             f"{dataset.name} is not the data that the log was trained on: its digest is "
-            f"{dataset.digest}, the log names {wanted.get('digest')}"
+            f"{dataset.digest}, the log names {source['digest']}"
         )
     return dataset
 
 
-def _samples(
-    log: StepLog, dataset: Dataset, split_name: str
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _samples(log: StepLog, dataset: Dataset, split_name: str) -> Samples:
     """Return samples and labels of a split; "train" is what the log was trained on."""
     if split_name == "test":
         return dataset.test_x, dataset.test_y
@@ -353,14 +314,9 @@ def _split_names(log: StepLog) -> dict[str, str]:
     return {"test": "test", "validation": f"validation{seen}", "train": "train (trained on)"}
 
 
-def _accuracy(
-    log: StepLog, params: Mapping[str, NDArray[Any]], x: NDArray[np.uint8], y: NDArray[np.uint8]
-) -> float:
-    """Share of samples that the log's model, with these weights, labels right."""
-    from minibit.training import evaluate as share_right
-    from minibit.training import model_of
-
-    return share_right(params, model_of(log.header), x, y)
+def _accuracy(log: StepLog, params: Mapping[str, NDArray[Any]], samples: Samples) -> float:
+    """Return the share of samples that the log's model, with these weights, labels right."""
+    return training.evaluate(params, training.model_of(log.header), *samples)
 
 
 def _edit_line(edit: Any) -> str:
@@ -377,11 +333,6 @@ def _short(value: Any) -> str:
     return value if isinstance(value, str) and len(value) <= 400 else shown(value)
 
 
-def _packed(log: StepLog) -> int:
-    """Bytes of the weights at five trits a byte."""
-    return -(-log.plan.size // 5)
-
-
 def _sizes(log: StepLog) -> dict[str, Any]:
-    """Return the sizes that every command reports."""
-    return {"log_bytes": log.nbytes, "packed_weight_bytes": _packed(log)}
+    """Return the sizes that every command reports; weights are packed at five trits a byte."""
+    return {"log_bytes": log.nbytes, "packed_weight_bytes": -(-log.plan.size // 5)}

@@ -14,27 +14,21 @@ from minibit.experiments import EXPERIMENTS, Experiment
 from minibit.experiments import experiment as measure
 from minibit.plots import roofline_figure, save
 
-Name = Annotated[str, typer.Argument(metavar="[NAME|list]", help="Which; without one, list them.")]
-Seeds = Annotated[list[str] | None, typer.Option(help="Which seeds, e.g. --seeds 0 1 2.")]
+Name = Annotated[str, "[NAME|list]", "Which; without one, list them."]
+Seeds = Annotated[list[str] | None, "Which seeds, e.g. --seeds 0 1 2."]
 
 
 @command
 def bench(
     out: Output,
     name: Name = "list",
-    check: Annotated[
-        bool, typer.Option("--check", help="Exit with status 1 if a figure misses its bar.")
-    ] = False,
-    peers: Annotated[
-        bool, typer.Option("--peers", help="Measure other libraries too, where installed.")
-    ] = False,
+    check: Annotated[bool, "Exit with status 1 if a figure misses its bar."] = False,
+    peers: Annotated[bool, "Measure other libraries too, where installed."] = False,
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="Default: one for costs, every CPU for training."),
     ] = None,
-    preset: Annotated[
-        str, typer.Option(help="For train: which, default small; for step: one of its two.")
-    ] = "",
+    preset: Annotated[str, "For train: which, default small; for step: one of its two."] = "",
     seeds: Seeds = None,
     plot: Plot = None,
 ) -> dict[str, Any]:
@@ -49,10 +43,9 @@ def bench(
     if preset and preset not in known:
         takes = f"takes --preset {', '.join(known)}" if known else "takes no --preset"
         raise BadUse(f"bench {name} {takes}; got {preset!r}")
-    if plot is not None:
-        if not BENCHMARKS[name].roofline:
-            raise BadUse(f"bench {name} draws no plot")
-        check_plot(plot)
+    if plot is not None and not BENCHMARKS[name].roofline:
+        raise BadUse(f"bench {name} draws no plot")
+    check_plot(plot)
     report = run(name, Options(threads, peers, preset, _numbers(seeds)))
     _show(out, report)
     if plot is not None:
@@ -67,7 +60,7 @@ def experiment(
     out: Output,
     name: Name = "list",
     seeds: Seeds = None,
-    folder: Annotated[Path, typer.Option("--out", help="Folder for NAME.json.")] = Path("results"),
+    folder: Annotated[Path, "--out", "Folder for NAME.json."] = Path("results"),
 ) -> dict[str, Any]:
     """Measure what a page draws, and write it with all that it takes to repeat it."""
     if name == "list":
@@ -98,25 +91,23 @@ def _numbers(seeds: list[str] | None) -> tuple[int, ...]:
 
 def _show(out: Output, report: dict[str, Any]) -> None:
     """Print the figures, and what they were measured on."""
-    place = report["environment"]
-    versions = ", ".join(f"{key} {value}" for key, value in place["versions"].items())
-    out.facts(
-        {
-            "CPU": f"{place['cpu']} ({place['cpus']} available), {place['system']}",
-            "kernels": place["kernel_path"],
-            "threads": place["threads"],
-            "versions": versions,
-        }
-    )
+    machine = report["environment"]
+    facts = {
+        "CPU": f"{machine['cpu']} ({machine['cpus']} available), {machine['system']}",
+        "kernels": machine["kernel_path"],
+        "threads": machine["threads"],
+        "versions": ", ".join(f"{key} {value}" for key, value in machine["versions"].items()),
+    }
+    out.facts(facts)
     out.say()
     rows = []
     for figure in report["figures"]:
-        value, bar, verdict = _number(figure["value"], figure["unit"]), "", ""
+        row = [figure["name"], _number(figure["value"], figure["unit"]), "", ""]
         if figure["bar"] is not None:
             sign = "at least" if figure["at_least"] else "at most"
-            bar = f"{sign} {_number(figure['bar'], figure['unit'])}"
-            verdict = "ok" if figure["passed"] else "MISSED"
-        rows.append([figure["name"], value, bar, verdict])
+            row[2] = f"{sign} {_number(figure['bar'], figure['unit'])}"
+            row[3] = "ok" if figure["passed"] else "MISSED"
+        rows.append(row)
     out.table(["figure", "value", "bar", ""], rows)
     for note in report["notes"]:
         out.say(f"\n{note}")

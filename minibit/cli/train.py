@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import shlex
@@ -14,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,21 +22,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColum
 from rich.table import Column
 
 from minibit import plots, training
-from minibit.cli.common import (
-    BadUse,
-    Force,
-    Output,
-    Plot,
-    check_choice,
-    check_new_file,
-    check_plot,
-    command,
-    is_log,
-    kilobytes,
-    own_data,
-    percent,
-    whole_numbers,
-)
+from minibit.cli import common
+from minibit.cli.common import BadUse, Force, Output, Plot, command, kilobytes, percent
 from minibit.cli.logs import along_the_run, open_log
 from minibit.datasets import Dataset, load_mnist
 from minibit.steps import StepLog
@@ -52,38 +38,29 @@ _OUT = "model.steps"
 @command
 def train(
     out: Output,
-    preset: Annotated[
-        str | None, typer.Option(help=f"{', '.join(training.PRESETS)}; default small.")
-    ] = None,
+    preset: Annotated[str | None, f"{', '.join(training.PRESETS)}; default small."] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Decides all draws; default 0.")] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many; default: the preset's number.")
     ] = None,
     out_path: Annotated[
-        Path | None,
-        typer.Option("--out", help=f"Log; default {_OUT}, or the first free model-2.steps, ..."),
+        Path | None, "--out", f"Log; default {_OUT}, or the first free model-2.steps, ..."
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a log that was interrupted.")
-    ] = False,
+    resume: Annotated[bool, "Go on with a log that was interrupted."] = False,
     force: Force = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads; default: one for each CPU.")
     ] = None,
     plot: Plot = None,
     data: Annotated[
-        Path | None,
-        typer.Option(help="Train on a .npz file: train_x, train_y, test_x, test_y; or x, y."),
+        Path | None, "Train on a .npz file: train_x, train_y, test_x, test_y; or x, y."
     ] = None,
     widths: Annotated[
-        list[str] | None,
-        typer.Option(help="Widths of the hidden layers, e.g. --widths 256 256 256."),
+        list[str] | None, "Widths of the hidden layers, e.g. --widths 256 256 256."
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(
-            help="final (the default): train on all training samples; validation: keep some apart."
-        ),
+        "final (the default): train on all training samples; validation: keep some apart.",
     ] = None,
 ) -> dict[str, Any]:
     """Train a ternary network without backpropagation, and keep its steps.
@@ -91,23 +68,22 @@ def train(
     The log is the model: `minibit replay LOG` gives the weights back. Ctrl-C keeps every step that
     was taken, and `--resume` goes on.
     """
-    split_name = check_choice("--split", split or "final", ("final", "validation"))
-    if preset is not None:
-        check_choice("--preset", preset, training.PRESETS)
+    split_name = common.check_choice("--split", split or "final", ("final", "validation"))
+    common.check_choice("--preset", preset, training.PRESETS)
     path = _log_path(out_path, resume, force)
     if seed is not None and seed >= 2**64:
         raise BadUse(f"--seed must be below 2**64, got {seed}")
     if resume:
-        _check_resumed(out, path, preset, seed, split, widths)
-    if plot is not None:
-        check_plot(plot)
-        if plot.absolute() == path.absolute():
-            raise BadUse(f"--plot and --out are both {path}")
-    dataset = None if data is None else own_data(data)
-    numbers = tuple(whole_numbers(widths, "--widths")) if widths else None
+        options = {"--preset": preset, "--seed": seed, "--split": split, "--widths": widths}
+        _check_resumed(out, path, options)
+    common.check_plot(plot)
+    if plot is not None and plot.absolute() == path.absolute():
+        raise BadUse(f"--plot and --out are both {path}")
+    dataset = None if data is None else common.own_data(data)
+    numbers = tuple(common.whole_numbers(widths, "--widths")) if widths else None
     if numbers and min(numbers) < 1:
         raise BadUse("--widths must be at least 1 each")
-    with _Run() as run, _second_name(path, force) as old, _begun(path, old):
+    with _Run() as run, _second_name(path, force) as old:
         result = training.train(
             preset or "small",
             seed or 0,
@@ -136,28 +112,16 @@ def train(
 
 @contextmanager
 def _second_name(path: Path, force: bool) -> Iterator[Path]:
-    """Give the log that is to be replaced a second name; it stays unless the new run ends well."""
+    """Give the log that is to be replaced a second name; it stays unless the new run ends well.
+
+    Where training ends without a result, by a full disk or a Ctrl-C, an error says what is there.
+    """
     old = path.with_name(f"{path.name}.{os.urandom(4).hex()}.old")
     try:
         if force and path.exists():
             with suppress(OSError):  # a file system without links
                 os.link(path, old)
         yield old
-    finally:
-        if _is_same(path, old):  # nothing has taken its place
-            old.unlink()
-
-
-def _is_same(path: Path, old: Path) -> bool:
-    """Whether the log that is to be replaced is still there."""
-    return old.exists() and path.exists() and old.samefile(path)
-
-
-@contextmanager
-def _begun(path: Path, old: Path) -> Iterator[None]:
-    """Say what is there after a full disk, a second Ctrl-C, or one before the first step."""
-    try:
-        yield
     except (KeyboardInterrupt, OSError) as error:
         if isinstance(error, FileExistsError) or (str(error) and not path.exists()):
             raise
@@ -168,6 +132,14 @@ def _begun(path: Path, old: Path) -> Iterator[None]:
             left = f"{path} has {len(StepLog.open(path))} good steps, --resume goes on"
             left += f"; the log before is {old}" if old.exists() else ""
         raise RuntimeError(f"{str(error) or 'stopped'}; {left}") from None
+    finally:
+        if _is_same(path, old):  # nothing has taken its place
+            old.unlink()
+
+
+def _is_same(path: Path, old: Path) -> bool:
+    """Whether the log that is to be replaced is still there."""
+    return old.exists() and path.exists() and old.samefile(path)
 
 
 class _Run:
@@ -198,12 +170,7 @@ class _Run:
             self._status.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._status.stop()
         self._bar.stop()
         if self._before is not None:
@@ -215,7 +182,17 @@ class _Run:
         if self._stop:
             raise KeyboardInterrupt
         if self._live:
-            self._show_bar(progress)
+            fields: dict[str, Any] = {
+                "loss": f"{progress.loss:.3f}",
+                "accuracy": f"{100 * progress.accuracy:.1f}%",
+                "left": clock(progress.remaining),
+                "log": kilobytes(progress.log_bytes),
+            }
+            if self._task is None:
+                self._status.stop()
+                self._bar.start()
+                self._task = self._bar.add_task("", total=progress.steps, **fields)
+            self._bar.update(self._task, completed=progress.step, **fields)
         elif time.monotonic() - self._said >= 10:
             self._said = time.monotonic()
             self._console.print(
@@ -227,28 +204,11 @@ class _Run:
 
     def figure(self, result: training.TrainResult, path: Path, dataset: Dataset) -> Figure:
         """Draw the losses that were shown, and the accuracy along the run, out of the log."""
-        held = "validation" if result.split == "validation" else "test"
-        points, found = along_the_run(StepLog.open(path), dataset, [held])
-        return plots.training_figure(
-            [point.step for point in self.points],
-            [point.loss for point in self.points],
-            points,
-            found,
-            title=f"{result.preset}, seed {result.seed}",
-        )
-
-    def _show_bar(self, progress: training.Progress) -> None:
-        fields: dict[str, Any] = {
-            "loss": f"{progress.loss:.3f}",
-            "accuracy": f"{100 * progress.accuracy:.1f}%",
-            "left": clock(progress.remaining),
-            "log": kilobytes(progress.log_bytes),
-        }
-        if self._task is None:
-            self._status.stop()
-            self._bar.start()
-            self._task = self._bar.add_task("", total=progress.steps, **fields)
-        self._bar.update(self._task, completed=progress.step, **fields)
+        judge = "validation" if result.split == "validation" else "test"
+        steps, accuracies = along_the_run(StepLog.open(path), dataset, [judge])
+        shown = [point.step for point in self.points], [point.loss for point in self.points]
+        title = f"{result.preset}, seed {result.seed}"
+        return plots.training_figure(*shown, steps, accuracies, title=title)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self._stop or not self.points:
@@ -258,20 +218,20 @@ class _Run:
 
 def _columns(width: int) -> list[ProgressColumn]:
     """Choose what fits on one line of the terminal: the bar is the first to go."""
-
-    def text(template: str) -> TextColumn:
-        return TextColumn(template, table_column=Column(no_wrap=True))
-
-    columns: list[ProgressColumn] = [text("{task.completed}/{task.total}")]
+    texts = (  # the width from which on a column is there, and its template
+        (0, "{task.completed}/{task.total}"),
+        (0, "loss {task.fields[loss]}"),
+        (60, "batch accuracy {task.fields[accuracy]}"),
+        (36, "{task.fields[left]} left"),
+        (74, "log {task.fields[log]}"),
+    )
+    columns: list[ProgressColumn] = [
+        TextColumn(template, table_column=Column(no_wrap=True))
+        for least, template in texts
+        if width >= least
+    ]
     if width >= 84:
-        columns.append(BarColumn(bar_width=min(width - 74, 40)))
-    columns.append(text("loss {task.fields[loss]}"))
-    if width >= 60:
-        columns.append(text("batch accuracy {task.fields[accuracy]}"))
-    if width >= 36:
-        columns.append(text("{task.fields[left]} left"))
-    if width >= 74:
-        columns.append(text("log {task.fields[log]}"))
+        columns.insert(1, BarColumn(bar_width=min(width - 74, 40)))
     return columns
 
 
@@ -285,41 +245,34 @@ def clock(seconds: float) -> str:
     """
     if not math.isfinite(seconds):
         return "?"
-    whole = math.ceil(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    hours, minutes = whole // 3600, whole // 60 % 60
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _log_path(given: Path | None, resume: bool, force: bool) -> Path:
-    """Choose the log: what was asked for, or the default name that is free (to resume: last)."""
+def _log_path(path: Path | None, resume: bool, force: bool) -> Path:
+    """Choose the log: the one of ``--out``, or the default name that is free (to resume: last)."""
     if resume and force:
         raise BadUse("--resume goes on with a log and --force overwrites it: choose one")
-    if given is None:
+    if path is None:
         names = [Path(_OUT)]
         while names[-1].exists():
             names.append(Path(f"model-{len(names) + 1}.steps"))
-        given = names[-2:][0] if resume else names[0] if force else names[-1]
+        path = names[-2:][0] if resume else names[0] if force else names[-1]
     if resume:
-        if not given.is_file():
-            raise BadUse(f"there is no log {given} to go on with; --out names another")
-        return given
-    if given.is_file() and force and not is_log(given):
-        raise BadUse(f"{given} is no minibit log, so --force doesn't overwrite it")
-    if not (force and is_log(given)):
-        check_new_file(given, "--out")
-    return given
+        if not path.is_file():
+            raise BadUse(f"there is no log {path} to go on with; --out names another")
+        return path
+    if path.is_file() and force and not common.is_log(path):
+        raise BadUse(f"{path} is no minibit log, so --force doesn't overwrite it")
+    if not (force and common.is_log(path)):
+        common.check_new_file(path, "--out")
+    return path
 
 
-def _check_resumed(
-    out: Output,
-    path: Path,
-    preset: str | None,
-    seed: int | None,
-    split: str | None,
-    widths: list[str] | None,
-) -> None:
+def _check_resumed(out: Output, path: Path, options: dict[str, Any]) -> None:
     """Refuse options that a resumed log has settled otherwise; say what is cut off its end."""
     log = open_log(out, path)
     header = training_header(log)
@@ -328,10 +281,10 @@ def _check_resumed(
         "--seed": log.plan.seed,
         "--split": header["data"]["split"],
     }
-    for option, given in (("--preset", preset), ("--seed", seed), ("--split", split)):
-        if given is not None and given != settled[option]:
-            raise BadUse(f"{path} was begun with {option} {settled[option]}, not {given}")
-    if widths:
+    for option, value in settled.items():
+        if options[option] not in (None, value):
+            raise BadUse(f"{path} was begun with {option} {value}, not {options[option]}")
+    if options["--widths"]:
         raise BadUse("--widths are settled by the log that --resume goes on with")
     if log.warning:
         rest = path.stat().st_size - log.nbytes
@@ -340,24 +293,22 @@ def _check_resumed(
 
 def _fields(result: training.TrainResult) -> dict[str, Any]:
     """Return what a run came to, without its arrays."""
-    fields = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
-    fields["loss"] = result.loss if math.isfinite(result.loss) else None
-    return {name: value for name, value in fields.items() if not hasattr(value, "shape")}
+    fields = {name: value for name, value in vars(result).items() if not hasattr(value, "shape")}
+    return fields | {"loss": result.loss if math.isfinite(result.loss) else None}
 
 
 def _summary(
     out: Output, path: Path, result: training.TrainResult, data: Path | None, plot: Path | None
 ) -> None:
     """Print what the run came to, and how to go on from here."""
-    more = f" --data {shlex.quote(str(data))}" if data else ""
-    minibit, quoted = _command(), shlex.quote(str(path))
+    options = shlex.quote(str(path)) + (f" --data {shlex.quote(str(data))}" if data else "")
     if result.interrupted:
         out.say(f"Stopped after {result.steps} steps; all of them are in {path}.", style="bold")
-    facts: dict[str, object] = {"test accuracy": percent(result.test_accuracy)}
-    if result.validation_accuracy is not None:
-        facts["validation accuracy"] = percent(result.validation_accuracy)
     share = result.log_bytes / result.packed_weight_bytes
-    facts |= {
+    validation = result.validation_accuracy
+    facts = {
+        "test accuracy": percent(result.test_accuracy),
+        **({} if validation is None else {"validation accuracy": percent(validation)}),
         "log": f"{kilobytes(result.log_bytes)}, {result.steps} steps",
         "packed weights": f"{kilobytes(result.packed_weight_bytes)} at five trits a byte; "
         f"the log is {share:.2f} times that",
@@ -368,8 +319,8 @@ def _summary(
     if plot:
         out.say(f"Loss and accuracy are drawn in {plot}.")
     if result.interrupted:
-        out.say(f"Go on with:  {minibit} train --resume --out {quoted}{more}")
-    out.say(f"Replay with: {minibit} replay {quoted}{more}")
+        out.say(f"Go on with:  {_command()} train --resume --out {options}")
+    out.say(f"Replay with: {_command()} replay {options}")
 
 
 def _command() -> str:
