@@ -615,7 +615,7 @@ def test_wrong_arguments_of_functions_are_named():
         unmerge(drawn((6, 4)), params)
     with pytest.raises(ValueError, match="A must have shape"):
         unmerge(drawn((6, 5)), LoRALinear(params["up_proj"], **pair))
-    with pytest.raises(ValueError, match=r"x must have shape \(..., 4\), got \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"x must have shape .* n_in = 4, got \(3, 5\)"):
         LoRALinear(params["up_proj"], **pair)(drawn((3, 5)))
 
 

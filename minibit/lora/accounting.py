@@ -1,4 +1,4 @@
-"""What a fine-tune weighs, and what running a model weighs: one line for each thing held.
+"""What a fine-tune weighs, and what running a model weighs, line by line.
 
     full fine-tune    weights 2, gradient 2, Adam's two means 4 + 4: 12 bytes a parameter
     QLoRA             the base in 4.127 bits; all of the above for the adapters alone
@@ -39,31 +39,19 @@ PYTHIA_12B = Shape(5120, 20480, 36, 40, 40, 50688)  # no gate: two matrices in i
 
 
 class Line(NamedTuple):
-    """One thing that takes memory.
+    """One thing that takes memory: its name, how that is multiplied, and the product in bytes."""
 
-    Attributes
-    ----------
-    what : str
-    how : str
-        What is multiplied.
-    bytes : float
-    """
-
-    what: str
+    name: str
     how: str
     bytes: float
 
     def __str__(self) -> str:
         """Write the line out, in GB."""
-        return f"{self.bytes / 1e9:8.2f} GB  {self.what}: {self.how}"
+        return f"{self.bytes / 1e9:8.2f} GB  {self.name}: {self.how}"
 
 
 def gigabytes(lines: list[Line]) -> float:
     """Add lines up, in GB.
-
-    Parameters
-    ----------
-    lines : list of Line
 
     Examples
     --------
@@ -76,11 +64,7 @@ def gigabytes(lines: list[Line]) -> float:
 def parameters(shape: Shape, gated: bool = True) -> int:
     """Count the weights of a model: matrices, embedding and head (norms and biases are nothing).
 
-    Parameters
-    ----------
-    shape : Shape
-    gated : bool
-        Whether the feed-forward half has three matrices, as LLaMA's, or two.
+    `gated`: whether the feed-forward half has three matrices, as LLaMA's, or two.
 
     Examples
     --------
@@ -95,12 +79,6 @@ def parameters(shape: Shape, gated: bool = True) -> int:
 def adapter_weights(shape: Shape, rank: int) -> int:
     """Count the weights of adapters beside all seven matrices of each layer: ``r (n_in + n_out)``.
 
-    Parameters
-    ----------
-    shape : Shape
-    rank : int
-        r.
-
     Examples
     --------
     >>> from minibit.transformer import SHAPES
@@ -113,16 +91,7 @@ def adapter_weights(shape: Shape, rank: int) -> int:
 
 
 def full_fine_tune(count: float) -> list[Line]:
-    """List what a full fine-tune in bfloat16 with Adam holds, but for activations.
-
-    Parameters
-    ----------
-    count : float
-        Parameters.
-
-    Returns
-    -------
-    list of Line
+    """List what a full fine-tune of `count` parameters in bfloat16 holds, without activations.
 
     Examples
     --------
@@ -134,11 +103,10 @@ def full_fine_tune(count: float) -> list[Line]:
     >>> gigabytes(full_fine_tune(65e9))
     780.0
     """
-    n = _count(count)
     return [
-        Line("weights", f"{n} x 2 bytes (bfloat16)", 2 * count),
-        Line("gradient", f"{n} x 2 bytes (bfloat16)", 2 * count),
-        Line("Adam's two means", f"{n} x 8 bytes (float32)", 8 * count),
+        _each("weights", count, 2, " (bfloat16)"),
+        _each("gradient", count, 2, " (bfloat16)"),
+        _each("Adam's two means", count, 8, " (float32)"),
     ]
 
 
@@ -148,26 +116,8 @@ def qlora_fine_tune(
     """List what a QLoRA fine-tune of a LLaMA-shaped model holds, one text at a time.
 
     Every layer's input is kept, and the layer computed again on the way back (checkpointing), as in
-    the published recipe.
-
-    Parameters
-    ----------
-    shape : Shape
-    rank : int
-        Of adapters beside all matrices; 64 as published.
-    tokens : int
-        Of the text; 512 as published.
-    bits : str
-        A key of `BITS`, for the frozen matrices.
-
-    Returns
-    -------
-    list of Line
-
-    Raises
-    ------
-    ValueError
-        If `bits` is unknown, or a number is below 1.
+    the published recipe: 512 `tokens` of text, adapters of `rank` 64 beside all matrices. `bits` is
+    a key of `BITS`, for the frozen matrices. A ValueError refuses others, and numbers below 1.
 
     Notes
     -----
@@ -190,18 +140,15 @@ def qlora_fine_tune(
         0.36 GB  one matrix dequantised: 8192 x 22016 x 2 bytes
         0.13 GB  logits and their gradient: 512 tokens x 32000 x 8 bytes
     """
-    each = _bits(bits)
     rank, tokens = integer("rank", rank, 1), integer("tokens", tokens, 1)
     d, f, vocabulary = shape.hidden, shape.intermediate, shape.vocabulary
-    matrices, ends = shape.matrix_weights, 2 * shape.head_weights
-    moving = adapter_weights(shape, rank)
-    a = _count(moving)
+    trained = adapter_weights(shape, rank)
     return [
-        Line("matrices", f"{_count(matrices)} x {each:.4g} bits ({bits})", matrices * each / 8),
-        Line("embedding and head", f"{_count(ends)} x 2 bytes (bfloat16)", 2 * ends),
-        Line("adapters", f"{a} x 2 bytes (bfloat16), rank {rank}", 2 * moving),
-        Line("their gradient", f"{a} x 2 bytes (bfloat16)", 2 * moving),
-        Line("Adam's two means, paged", f"{a} x 8 bytes (float32)", 8 * moving),
+        _matrices(shape.matrix_weights, bits),
+        _each("embedding and head", 2 * shape.head_weights, 2, " (bfloat16)"),
+        _each("adapters", trained, 2, f" (bfloat16), rank {rank}"),
+        _each("their gradient", trained, 2, " (bfloat16)"),
+        _each("Adam's two means, paged", trained, 8, " (float32)"),
         Line(
             "inputs of layers",
             f"{shape.layers} x {tokens} tokens x {d} x 2 bytes",
@@ -222,27 +169,11 @@ def qlora_fine_tune(
 
 
 def inference(shape: Shape, bits: str, *, tokens: int = 2048, gated: bool = True) -> list[Line]:
-    """List what running a model holds: weights, and the keys and values of one text.
+    """List what running a model holds: weights, and the keys and values of a text of `tokens`.
 
-    Parameters
-    ----------
-    shape : Shape
-    bits : str
-        A key of `BITS`, for the matrices; embedding, head and cache are bfloat16, or float32 if the
-        matrices are.
-    tokens : int
-        Of the text.
-    gated : bool
-        As in `parameters`.
-
-    Returns
-    -------
-    list of Line
-
-    Raises
-    ------
-    ValueError
-        If `bits` is unknown, or `tokens` negative.
+    `bits` is a key of `BITS`, for the matrices; embedding, head and cache are bfloat16, or float32
+    if the matrices are. `gated` is as in `parameters`. A ValueError refuses other bits, and tokens
+    below 0.
 
     Examples
     --------
@@ -252,15 +183,13 @@ def inference(shape: Shape, bits: str, *, tokens: int = 2048, gated: bool = True
         1.04 GB  embedding and head: 0.5e9 x 2 bytes
         1.51 GB  keys and values: 2048 tokens x 36 x 2 x 5120 x 2 bytes
     """
-    each = _bits(bits)
     tokens = integer("tokens", tokens)
     width = 4 if bits == "float32" else 2
     ends = 2 * shape.head_weights
-    matrices = parameters(shape, gated) - ends
     kept = shape.hidden * shape.kv_heads // shape.heads
     return [
-        Line("matrices", f"{_count(matrices)} x {each:.4g} bits ({bits})", matrices * each / 8),
-        Line("embedding and head", f"{_count(ends)} x {width} bytes", width * ends),
+        _matrices(parameters(shape, gated) - ends, bits),
+        _each("embedding and head", ends, width),
         Line(
             "keys and values",
             f"{tokens} tokens x {shape.layers} x 2 x {kept} x {width} bytes",
@@ -269,9 +198,12 @@ def inference(shape: Shape, bits: str, *, tokens: int = 2048, gated: bool = True
     ]
 
 
-def _count(n: float) -> str:
-    return f"{n / 1e9:.1f}e9"
+def _each(name: str, count: float, size: int, kind: str = "") -> Line:
+    """Multiply a count of weights by the bytes of each."""
+    return Line(name, f"{count / 1e9:.1f}e9 x {size} bytes{kind}", count * size)
 
 
-def _bits(name: str) -> float:
-    return BITS[one_of("bits", name, BITS)]
+def _matrices(count: float, bits: str) -> Line:
+    """Multiply the weights of matrices by the bits of each."""
+    each = BITS[one_of("bits", bits, BITS)]
+    return Line("matrices", f"{count / 1e9:.1f}e9 x {each:.4g} bits ({bits})", count * each / 8)

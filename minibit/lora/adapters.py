@@ -6,13 +6,8 @@
     y = m / ||W + scaling B A|| (...)               DoRA: a trained length m for each row
 
 W may be float, or NF4: that is QLoRA; or a b1.58 matrix, which is multiplied as its model does.
-Training moves ``r (n_in + n_out)`` numbers instead of
-``n_in n_out``, so that gradients and optimizer state are small; B begins at zero, so that nothing
-changes before the first step. Afterwards the product can be merged into W.
-
-What a fine-tune needs beside is in files of its own: the frozen product in `minibit.lora.frozen`,
-adapters as peft writes them in `minibit.lora.peft_files`, optimizer state that lives in a file in
-`minibit.lora.paged`, and what all of it weighs in `minibit.lora.accounting`.
+Training moves ``r (n_in + n_out)`` numbers instead of ``n_in n_out``, so that gradients and
+optimizer state are small; B begins at zero, so that nothing changes before the first step.
 """
 
 from __future__ import annotations
@@ -25,18 +20,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.base import integer, number
+from minibit.base import integer, last_axis, number
 from minibit.dual import stop_gradient
-from minibit.lora.frozen import floats_of, frozen_linear
-from minibit.nf4 import NF4Tensor, quantize_nf4
+from minibit.lora.frozen import Frozen, floats_of, frozen_linear
+from minibit.nf4 import NF4Tensor
 from minibit.noise import ADAPTERS, DROPOUT, uniform
 from minibit.ternary import TernaryMatrix
 from minibit.transformer import Linear, float_linear
 
-__all__ = ["LoRALinear", "init_adapters", "lora_linear", "merge", "unmerge", "with_adapters"]
+__all__ = ["LoRALinear", "init_adapters", "lora_linear", "with_adapters"]
 
 Array = Any  # an ndarray, or a Dual, which behaves like one
-Weights = Any  # a float array or an NF4Tensor
 Adapters = Mapping[str, Mapping[str, Array]]  # name of a matrix -> {"A": ..., "B": ...}
 
 
@@ -47,7 +41,8 @@ class LoRALinear:
     ``y = base(x) + scaling (dropout(x) A^T) B^T``
 
     With a `magnitude` m (DoRA) both terms are multiplied by ``m / ||W + scaling B A||``. The norms
-    of the rows count as constants for the derivative.
+    of the rows count as constants for the derivative. Parts that do not fit one another are a
+    TypeError or ValueError that names the attribute.
 
     Attributes
     ----------
@@ -70,11 +65,6 @@ class LoRALinear:
         What multiplies by a float base, `bit_linear` for one that its model quantises at each use;
         by default the base is multiplied as it is.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If the parts do not fit one another; the attribute is named.
-
     Notes
     -----
     Source: Hu et al., arXiv 2106.09685; with an NF4 base Dettmers et al., arXiv 2305.14314;
@@ -90,7 +80,7 @@ class LoRALinear:
     ((3, 2), 1, 2.0)
     """
 
-    base: Weights
+    base: Any
     A: Array
     B: Array
     alpha: float = 8.0
@@ -104,15 +94,12 @@ class LoRALinear:
         """Check that base, A, B and magnitude fit."""
         floats = getattr(getattr(self.base, "dtype", None), "kind", "") == "f"
         if not floats and not isinstance(self.base, NF4Tensor | TernaryMatrix):
-            got = getattr(self.base, "dtype", type(self.base).__name__)
-            raise TypeError(
-                f"base must be a float array, an NF4Tensor or a TernaryMatrix, got {got}"
-            )
+            takes = "a float array, an NF4Tensor or a TernaryMatrix"
+            raise TypeError(f"base must be {takes}, got {_kind(self.base)}")
         for name in ("A", "B"):
             part = getattr(self, name)
             if getattr(getattr(part, "dtype", None), "kind", "") != "f" or part.ndim != 2:
-                got = getattr(part, "dtype", type(part).__name__)
-                raise TypeError(f"{name} must be a float matrix, got {got}")
+                raise TypeError(f"{name} must be a float matrix, got {_kind(part)}")
         n_out, n_in = _matrix(self.base)
         rank = self.A.shape[0]
         if rank < 1 or tuple(self.A.shape) != (rank, n_in):
@@ -122,17 +109,14 @@ class LoRALinear:
         number("alpha", self.alpha, "(0, inf)")
         number("dropout", self.dropout, "[0, 1)")
         if self.magnitude is not None:
-            if tuple(self.magnitude.shape) != (n_out,):
-                got_shape = tuple(self.magnitude.shape)
-                raise ValueError(f"magnitude must have shape ({n_out},), got {got_shape}")
+            if (got := tuple(self.magnitude.shape)) != (n_out,):
+                raise ValueError(f"magnitude must have shape ({n_out},), got {got}")
             if self.linear is not None or isinstance(self.base, TernaryMatrix):
                 raise ValueError("magnitude takes a base that is not quantised at each use")
 
     def __repr__(self) -> str:
         """Say the shape, the rank, and what the base is."""
-        base = getattr(self.base, "dtype", type(self.base).__name__)
-        base = type(self.base).__name__ if isinstance(self.base, NF4Tensor) else base
-        return f"LoRALinear(shape={self.shape}, rank={self.rank}, base={base})"
+        return f"LoRALinear(shape={self.shape}, rank={self.rank}, base={_kind(self.base)})"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -168,27 +152,13 @@ class LoRALinear:
         return self.magnitude / np.linalg.norm(merged, axis=1).astype(np.float32)
 
     def __call__(self, x: Array, noise: tuple[int, int] | None = None) -> Array:
-        """Multiply: ``base(x) + scaling (dropout(x) A^T) B^T``.
+        """Multiply x, (..., n_in): ``base(x) + scaling (dropout(x) A^T) B^T``, (..., n_out).
 
-        Parameters
-        ----------
-        x : float array, shape (..., n_in)
-        noise : (seed, step), optional
-            Of the dropout: entry i of the flattened x is dropped where number i of the stream of
-            domain `DROPOUT`, this step and this layer's lane is below `dropout`. Without it, and
-            in use, nothing is dropped.
-
-        Returns
-        -------
-        array, shape (..., n_out)
-
-        Raises
-        ------
-        ValueError
-            If x has another number of inputs.
+        With `noise`, (seed, step), there is dropout: of entry i of the flattened x, where number i
+        of the stream of domain `DROPOUT`, this step and this layer's lane is below `dropout`.
+        Without, and in use, nothing is dropped.
         """
-        if x.ndim == 0 or x.shape[-1] != self.shape[1]:
-            raise ValueError(f"x must have shape (..., {self.shape[1]}), got {tuple(x.shape)}")
+        last_axis("x", x, self.shape[1])
         h = x
         if self.dropout and noise is not None:
             seed, step = noise
@@ -207,39 +177,16 @@ class LoRALinear:
         return (frozen_linear if packed or self.linear is None else self.linear)(x, self.base)
 
 
-@dataclass(frozen=True, eq=False)
-class Frozen:
-    """A matrix without an adapter, in a model that quantises it at each use."""
-
-    base: Array
-    linear: Linear
-
-    def __call__(self, x: Array) -> Array:
-        """Multiply as the model does."""
-        return self.linear(x, self.base)
-
-    def __getattr__(self, name: str) -> Any:
-        """Shape, type and bytes are those of the matrix."""
-        return getattr(self.base, name)
-
-
 def lora_linear(x: Array, w: Any, noise: tuple[int, int] | None = None) -> Array:
     """Multiply by a weight of any kind that a fine-tune has: the `linear` of a transformer.
 
-    Parameters
-    ----------
-    x : float array, shape (..., n_in)
-    w : LoRALinear, NF4Tensor, TernaryMatrix or float array, shape (n_out, n_in)
-    noise : (seed, step), optional
-        Of the dropout; see `LoRALinear`. Bind it for a step of training:
-        ``partial(lora_linear, noise=(0, step))``.
-
-    Returns
-    -------
-    array, shape (..., n_out)
+    x is (..., n_in), w a LoRALinear, NF4Tensor, TernaryMatrix or float array, (n_out, n_in). With
+    `noise`, (seed, step), a `LoRALinear` drops inputs: bind it for a step of training, by
+    ``partial(lora_linear, noise=(0, step))``.
 
     Examples
     --------
+    >>> from minibit.nf4 import quantize_nf4
     >>> lora_linear(np.float32([[1, 2]]), quantize_nf4(np.float32([[1, -1]])))
     array([[-1.]], dtype=float32)
     """
@@ -257,6 +204,9 @@ def init_adapters(
 ) -> dict[str, dict[str, Any]]:
     """Draw adapters for the matrices of a model: A uniform within ``1 / sqrt(n_in)``, B zero.
 
+    The result, name to ``{"A": (r, n_in), "B": (n_out, r)}`` in float32, is a tree that `grad` and
+    optimizers take.
+
     Parameters
     ----------
     params : mapping of names to weights
@@ -266,18 +216,8 @@ def init_adapters(
     seed : int
         Matrix number i, in the order of `params`, takes the numbers of domain `ADAPTERS`, lane i.
     targets : sequence of str, optional
-        Last parts of the names to adapt; by default every name that ends in ``_proj``.
-
-    Returns
-    -------
-    dict
-        Name to ``{"A": (r, n_in), "B": (n_out, r)}``, float32: a tree that `grad` and optimizers
-        take.
-
-    Raises
-    ------
-    ValueError
-        If no matrix has such a name, a target is no matrix, or the rank is below 1.
+        Last parts of the names to adapt; by default every name that ends in ``_proj``. A ValueError
+        names one that no matrix has.
 
     Notes
     -----
@@ -320,6 +260,9 @@ def with_adapters(
 ) -> dict[str, Any]:
     """Put adapters beside their matrices: a `LoRALinear` in the place of each.
 
+    The result is for `minibit.transformer.forward` with ``linear=lora_linear``. Nothing is copied
+    but the bases of PiSSA. An adapter that does not fit is a TypeError or ValueError.
+
     Parameters
     ----------
     params : mapping of names to weights
@@ -335,17 +278,6 @@ def with_adapters(
     linear : callable (x, w), optional
         What multiplies by float projections, those without an adapter, too. By default as the
         model of `params` does (a `BitNetModel`'s params know), else as they are.
-
-    Returns
-    -------
-    dict
-        For `minibit.transformer.forward` with ``linear=lora_linear``. Nothing is copied but the
-        bases of PiSSA.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If there is an adapter for a name that `params` has not, or one does not fit.
 
     Examples
     --------
@@ -401,96 +333,14 @@ def _without_principal(base: Any, rank: int) -> NDArray[np.float32]:
     return np.asarray(rest, base.dtype)
 
 
-def merge(layer: Any) -> Any:
-    """Add an adapter to its matrix: ``W + scaling B A``, of the kind that W is.
-
-    Parameters
-    ----------
-    layer : LoRALinear, or mapping of names to weights
-        In a mapping every `LoRALinear` is merged, and the rest stays as it was.
-
-    Returns
-    -------
-    float array or NF4Tensor, shape (n_out, n_in), or dict
-        A float matrix is rounded once more. An NF4 matrix is dequantised, added to and quantised
-        again, with the same blocks: much of a small adapter is lost in that (chapter 14 measures
-        it). To keep it, merge into the floats: ``layer.base.dequantize() + layer.delta()``.
-
-    Raises
-    ------
-    TypeError
-        If `layer` is neither, or its base is a `TernaryMatrix`, which holds no such sum.
-    ValueError
-        If a sum is NaN or infinite and the base is NF4.
-
-    Examples
-    --------
-    >>> merge(LoRALinear(np.float32([[1, 2]]), np.float32([[1, 1]]), np.float32([[3]]), alpha=1))
-    array([[4., 5.]], dtype=float32)
-    """
-    return _moved(layer, +1)
-
-
-def unmerge(weights: Weights, layer: LoRALinear) -> Weights:
-    """Take an adapter out of merged weights: ``W' - scaling B A``, of the kind that W' is.
-
-    Parameters
-    ----------
-    weights : float array or NF4Tensor, shape (n_out, n_in)
-        What `merge` returned.
-    layer : LoRALinear
-        Its base is not looked at.
-
-    Returns
-    -------
-    float array or NF4Tensor, shape (n_out, n_in)
-        The base, but for rounding: a unit in the last place or two for floats, and for NF4 many
-        codes. Keep the base where that matters.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the weights are not such, or have another shape than the adapter.
-
-    Examples
-    --------
-    >>> layer = LoRALinear(np.float32([[1, 2]]), np.float32([[1, 1]]), np.float32([[3]]), alpha=1)
-    >>> unmerge(merge(layer), layer)
-    array([[1., 2.]], dtype=float32)
-    """
-    if not isinstance(layer, LoRALinear):
-        raise TypeError(f"layer must be a LoRALinear, got {type(layer).__name__}")
-    if layer.magnitude is not None:
-        raise ValueError("layer has a magnitude: its base cannot be told from merged weights")
-    return _moved(replace(layer, base=weights), -1)
-
-
-def _moved(layer: Any, sign: int) -> Any:
-    """Add the adapter, or take it away."""
-    if isinstance(layer, Mapping):
-        return {
-            name: _moved(w, sign)
-            if isinstance(w, LoRALinear)
-            else w.base
-            if isinstance(w, Frozen)
-            else w
-            for name, w in layer.items()
-        }
-    if not isinstance(layer, LoRALinear):
-        raise TypeError(
-            f"layer must be a LoRALinear or a mapping that has some, got {type(layer).__name__}"
-        )
-    base, change = layer.base, sign * layer.delta()
-    if isinstance(base, TernaryMatrix):
-        raise TypeError("layer must have a float or NF4 base: a TernaryMatrix holds no such sum")
-    if not isinstance(base, NF4Tensor):
-        return (base + change).astype(base.dtype)
-    return quantize_nf4(base.dequantize() + change, base.block, base.offset is not None)
-
-
 def _matrix(weights: Any, name: str = "base") -> tuple[int, int]:
     """Return n_out and n_in."""
     shape = tuple(getattr(weights, "shape", ()))
     if len(shape) != 2:
         raise ValueError(f"{name} must have shape (n_out, n_in), got {shape}")
     return int(shape[0]), int(shape[1])
+
+
+def _kind(value: Any) -> str:
+    """Name the type of an array's numbers, or the type of anything else."""
+    return str(getattr(value, "dtype", type(value).__name__))

@@ -10,6 +10,7 @@ A ternary matrix quantises its inputs, too; the derivative goes straight through
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from minibit.layers import ternary_linear
 from minibit.matmul import ternary_matmul
 from minibit.nf4 import NF4Tensor, nf4_matmul
 from minibit.ternary import TernaryMatrix
+from minibit.transformer import Linear
 
-__all__ = ["Dequantized", "floats_of", "frozen_linear"]
+__all__ = ["Dequantized", "Frozen", "floats_of", "frozen_linear"]
 
 Array = Any  # an ndarray, or a Dual, which behaves like one
 
@@ -30,13 +32,7 @@ class Dequantized:
     """The transpose of a packed matrix, which NumPy dequantises whenever it uses it, and drops.
 
     To NumPy and to the recorders of reverse mode it is an array of two axes. It holds nothing but
-    the tensor.
-
-    Parameters
-    ----------
-    tensor : NF4Tensor or TernaryMatrix, shape (n_out, n_in)
-    turned : bool
-        Whether this is the transpose, of shape (n_in, n_out).
+    the tensor, (n_out, n_in), and whether it is `turned` to (n_in, n_out).
 
     Examples
     --------
@@ -86,21 +82,9 @@ def _product_rule(
 def frozen_linear(x: Array, w: Any) -> Array:
     """Multiply by weights that do not move, float, NF4 or ternary: ``y = x w^T``.
 
-    Parameters
-    ----------
-    x : float array, shape (..., n_in)
-        Or a dual, with tangents of any kind. Float32 for a packed matrix.
-    w : float array, NF4Tensor or TernaryMatrix, shape (n_out, n_in)
-        A `TernaryMatrix` quantises x to int8 (`minibit.matmul.ternary_matmul`).
-
-    Returns
-    -------
-    array, shape (..., n_out)
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the shapes do not fit.
+    x, (..., n_in), may be a dual with tangents of any kind; for a packed w, (n_out, n_in), it is
+    float32. A `TernaryMatrix` quantises x to int8 (`minibit.matmul.ternary_matmul`). Shapes that do
+    not fit are a TypeError or ValueError.
 
     Examples
     --------
@@ -114,3 +98,19 @@ def frozen_linear(x: Array, w: Any) -> Array:
     if isinstance(x, Dual) and x.ndim == 1:  # a tangent takes matrices
         return _product(x.reshape(1, -1), tensor=w).reshape(-1)
     return _product(x, tensor=w)
+
+
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """A matrix without an adapter, in a model that quantises it at each use."""
+
+    base: Array
+    linear: Linear
+
+    def __call__(self, x: Array) -> Array:
+        """Multiply as the model does."""
+        return self.linear(x, self.base)
+
+    def __getattr__(self, name: str) -> Any:
+        """Shape, type and bytes are those of the matrix."""
+        return getattr(self.base, name)

@@ -21,7 +21,6 @@ import os
 import tempfile
 import zlib
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -43,28 +42,17 @@ class PagedAdam(Adam):
     Parameters
     ----------
     params, lr, betas, eps, weight_decay
-        As `minibit.tape.adam.Adam`.
+        As `minibit.tape.adam.Adam`; so are the attributes and errors. `nbytes` are those of the
+        means, wherever they lie.
     budget : int
-        Bytes of the means that may be mapped at a time. Pages are the grain: a strip of each mean
-        takes one of 64 KB at least, whatever the budget.
+        Bytes of the means that may be mapped at a time, above 0. Pages are the grain: a strip of
+        each mean takes one of 64 KB at least, whatever the budget.
     path : path-like, optional
         A file to keep the means in. If it is there, they go on from what it holds, which must be of
-        the same shapes and types, and must have been closed. By default a file without a name in
-        the folder for temporary files, which vanishes with this object or its process.
-
-    Attributes
-    ----------
-    budget : int
-    params, steps, nbytes
-        As `Adam`; `nbytes` are those of the means, wherever they lie.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `Adam`; if `budget` is no whole number above 0; if the file is damaged, short, was not
-        closed, or belongs to other parameters. Then it was not changed.
-    OSError
-        If there is no room for the file: all of it is reserved at the start.
+        the same shapes and types, and must have been closed; a file that is damaged, short, open or
+        of other parameters is a ValueError, and was not changed. By default a file without a name
+        in the folder for temporary files, which vanishes with this object or its process. All of a
+        file is reserved at the start: an OSError if there is no room.
 
     Notes
     -----
@@ -100,64 +88,53 @@ class PagedAdam(Adam):
         lengths = [-(-p.nbytes // PAGE) * PAGE for p in self._now]
         self._length = PAGE + 2 * sum(lengths)
         self._map = self._open()
-        self._begins: list[tuple[int, int]] = []
+        self._begins: list[tuple[int, int]] = []  # of the means of each parameter, in the file
         begin = PAGE
-        for place, (p, length) in enumerate(zip(self._now, lengths, strict=True)):
+        for i, (p, length) in enumerate(zip(self._now, lengths, strict=True)):
             self._begins.append((begin, begin + length))
-            views = (
-                np.ndarray(p.size, p.dtype, buffer=self._map, offset=at)
-                for at in self._begins[place]
+            self._means[i], self._squares[i] = (
+                np.ndarray(p.size, p.dtype, buffer=self._map, offset=at) for at in self._begins[i]
             )
-            self._means[place], self._squares[place] = views
             begin += 2 * length
 
     def step(self, grads: Tree, lr: float | None = None, weight_decay: float | None = None) -> Tree:
-        """Move against a gradient, and return the new parameters: see `Adam.step`.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `Adam.step`; if this is closed, or the file has another length than it had. Then
-            nothing has moved.
-        """
+        """Move as `Adam.step` does; a closed optimizer, or a file of new length, is a ValueError."""
         if self._map is None:
             raise ValueError("this PagedAdam is closed")
-        found, constants = self._begin(grads, lr, weight_decay)
-        for place, g in found:
-            p = self._now[place]
-            out = np.empty_like(p)
-            self._walk(place, p.reshape(-1), g.reshape(-1), out.reshape(-1), constants)
-            self._now[place] = out
+        gradients, constants = self._begin(grads, lr, weight_decay)
+        for i, g in gradients:
+            self._now[i] = self._moved(i, g, constants)
         return self.params
 
     def _check(self) -> None:
         """Check that the file is as long as it was made."""
         assert self._map is not None
         if self._map.size() != self._length:  # a page beyond the end would end the process
+            name = "the temporary file" if self.path is None else self.path
             raise ValueError(
-                f"{self._name()} had {self._length} bytes, now it has {self._map.size()}: someone "
-                "else wrote to it, and the means are lost"
+                f"{name} had {self._length} bytes, now it has {self._map.size()}: someone else "
+                "wrote to it, and the means are lost"
             )
 
-    def _walk(
-        self, place: int, p: FloatArray, g: FloatArray, out: FloatArray, constants: Any
-    ) -> None:
-        """Move one parameter, strip by strip."""
-        size = p.dtype.itemsize
+    def _moved(self, i: int, gradient: FloatArray, constants: tuple[float, ...]) -> FloatArray:
+        """Return parameter i, moved strip by strip."""
+        now, m, v = self._now[i], self._means[i], self._squares[i]
+        p, g, moved = now.reshape(-1), gradient.reshape(-1), np.empty_like(now)
+        out, size = moved.reshape(-1), p.dtype.itemsize
         strip = max(self.budget // (2 * PAGE), 1) * PAGE // size  # entries
-        m, v = self._means[place], self._squares[place]
         move, numbers = adam_move(), np.array(constants, p.dtype)
         for a in range(0, p.size, strip):
             part = slice(a, min(a + strip, p.size))
             move(p[part], g[part], m[part], v[part], out[part], numbers)
-            for begin in self._begins[place]:  # a fault maps neighbours, too: let go of these
+            for begin in self._begins[i]:  # a fault maps neighbours, too: let go of these
                 self._advise("MADV_DONTNEED", begin + a * size - PAGE, strip * size + 2 * PAGE)
                 if part.stop < p.size:
                     self._advise("MADV_WILLNEED", begin + part.stop * size, strip * size)
+        return moved
 
-    def _advise(self, what: str, begin: int, length: int) -> None:
+    def _advise(self, name: str, begin: int, length: int) -> None:
         """Tell the system what becomes of a strip, where it listens."""
-        advice, length = getattr(mmap, what, None), min(length, self._length - begin)
+        advice, length = getattr(mmap, name, None), min(length, self._length - begin)
         if advice is not None and self._map is not None:
             self._map.madvise(advice, begin, length)
 
@@ -185,12 +162,7 @@ class PagedAdam(Adam):
         """Return the optimizer, which is closed at the end of the block."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close."""
         self.close()
 
@@ -203,12 +175,12 @@ class PagedAdam(Adam):
             return self._reopen(self.path)
         with open(self.path, "xb+") as file:
             try:
-                made = self._reserve(file.fileno())
+                mapped = self._reserve(file.fileno())
             except OSError:
                 self.path.unlink()
                 raise
-        self._write_header(made, None)
-        return made
+        self._write_header(mapped, None)
+        return mapped
 
     def _reserve(self, file: int) -> mmap.mmap:
         """Give a file its length, with room for all of it: a page without would end the process."""
@@ -221,16 +193,14 @@ class PagedAdam(Adam):
     def _reopen(self, path: Path) -> mmap.mmap:
         """Map a file that is there, if it is whole and belongs to these parameters."""
         with open(path, "rb+") as file:
-            found = os.fstat(file.fileno()).st_size
-            text = file.read(HEADER)
-            header = self._parse(text, found)
-            made = mmap.mmap(file.fileno(), self._length)
-        if self._checksum(made) != header["crc32"]:
-            made.close()
+            header = self._parse(file.read(HEADER), os.fstat(file.fileno()).st_size)
+            mapped = mmap.mmap(file.fileno(), self._length)
+        if self._checksum(mapped) != header["crc32"]:
+            mapped.close()
             raise ValueError(f"{path} is damaged: its means do not have the checksum of its header")
         self.steps = header["steps"]
-        self._write_header(made, None)  # open from here on, to others as well
-        return made
+        self._write_header(mapped, None)  # open from here on, to others as well
+        return mapped
 
     def _parse(self, text: bytes, length: int) -> dict[str, Any]:
         """Return a header that was found true, or say what is wrong with it."""
@@ -260,20 +230,17 @@ class PagedAdam(Adam):
         text = json.dumps(self._layout, separators=(",", ":"))
         return f"{len(self._layout)} arrays, crc32 {zlib.crc32(text.encode()):08x}"
 
-    def _write_header(self, made: mmap.mmap, crc: int | None) -> None:
+    def _write_header(self, mapped: mmap.mmap, crc: int | None) -> None:
         """Write what the means belong to; without a checksum they are in use."""
         header = {"arrays": self._digest(), "steps": self.steps, "crc32": crc}
-        made[:HEADER] = (MAGIC + json.dumps(header).encode()).ljust(HEADER, b"\0")
+        mapped[:HEADER] = (MAGIC + json.dumps(header).encode()).ljust(HEADER, b"\0")
 
-    def _checksum(self, made: mmap.mmap) -> int:
+    def _checksum(self, mapped: mmap.mmap) -> int:
         """CRC-32 of all means, strip by strip."""
         crc, strip = 0, max(self.budget // PAGE, 1) * PAGE
         for begin in range(PAGE, self._length, strip):
-            with memoryview(made) as whole, whole[begin : begin + strip] as part:
+            with memoryview(mapped) as whole, whole[begin : begin + strip] as part:
                 crc = zlib.crc32(part, crc)
             if hasattr(mmap, "MADV_DONTNEED"):
-                made.madvise(mmap.MADV_DONTNEED, begin, min(strip, self._length - begin))
+                mapped.madvise(mmap.MADV_DONTNEED, begin, min(strip, self._length - begin))
         return crc
-
-    def _name(self) -> str:
-        return "the temporary file" if self.path is None else str(self.path)

@@ -15,7 +15,8 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,10 @@ HARMLESS = (  # fields that say where adapters were put and how they began, or n
     "ensure_weight_tying",
 )
 STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "pissa")  # others change the base
+CHECKS: dict[str, Callable[[str, Any], float]] = {  # of one module's value, and of all others'
+    "rank_pattern": partial(integer, least=1, most=2**31 - 1),
+    "alpha_pattern": partial(number, interval="(0, 1e30)"),
+}
 PATTERN = re.compile(r"[\w.^$|()\\-]{1,200}")  # what a stranger's regular expression may hold
 
 Adapters = dict[str, dict[str, NDArray[np.float32]]]
@@ -76,25 +81,17 @@ def save_adapters(
     Parameters
     ----------
     directory : path-like
-        Made if it is not there; must not hold adapters.
+        Made if it is not there; a FileExistsError if it holds adapters.
     adapters : mapping of names to ``{"A": ..., "B": ...}``
         Written as float32. All or none have a ``"magnitude"`` (DoRA); ``{"weight": w}`` is written
-        as a module of its own.
-    alpha : float, or mapping of names to floats
-    rank_stabilized, dropout
+        as a module of its own. A ValueError names what is missing, not finite or does not fit.
+    alpha, rank_stabilized, dropout
         As in `minibit.lora.with_adapters`; they are no part of the adapters.
     root : str
         What peft's names of the matrices have before ours, but for ``lm_head``: "model." for a
         language model of transformers.
     base : str, optional
         Name or path of the model that the adapters belong to; only noted.
-
-    Raises
-    ------
-    FileExistsError
-        If the directory holds adapters.
-    ValueError
-        If there are none, or an A or a B is missing, not finite or does not fit.
 
     Examples
     --------
@@ -108,11 +105,10 @@ def save_adapters(
     """
     arrays: dict[str, NDArray[Any]] = {}
     ranks: dict[str, int] = {}  # of each module
-    saved = []
+    modules = {name: _module(name, root) for name in adapters}
     for name, parts in adapters.items():
-        module = _module(name, root)
+        module = modules[name]
         if set(parts) == {"weight"}:
-            saved.append(module)
             arrays[f"base_model.model.{module}.weight"] = _float32(parts["weight"], name)
             continue
         if not {"A", "B"} <= set(parts) <= {"A", "B", "magnitude"}:
@@ -132,11 +128,8 @@ def save_adapters(
     dora = sum("magnitude" in parts for parts in adapters.values())
     if not ranks or dora not in (0, len(ranks)):
         raise ValueError(f"adapters must be there, with a magnitude for all or none; got {dora}")
-    alphas = {
-        _module(name, root): alpha[name] if isinstance(alpha, Mapping) else alpha
-        for name in adapters
-    }
-    alphas = {module: alphas[module] for module in ranks}
+    scales = alpha if isinstance(alpha, Mapping) else dict.fromkeys(adapters, alpha)
+    alphas = {module: scales[name] for name, module in modules.items() if module in ranks}
     (rank, rank_pattern), (scale, alpha_pattern) = _patterns(ranks), _patterns(alphas)
     config = {
         "peft_type": "LORA",
@@ -150,7 +143,7 @@ def save_adapters(
         "use_dora": bool(dora),
         "lora_dropout": float(dropout),
         "target_modules": list(ranks),
-        "modules_to_save": saved or None,
+        "modules_to_save": [name for name in modules.values() if name not in ranks] or None,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -167,31 +160,17 @@ def save_adapters(
 def load_adapters(
     directory: str | os.PathLike[str], *, root: str = "model."
 ) -> tuple[Adapters, dict[str, Any]]:
-    """Read adapters that peft or `save_adapters` wrote.
+    """Read adapters that peft or `save_adapters` wrote to a directory: adapters and settings.
 
-    Parameters
-    ----------
-    directory : path-like
-        With ``adapter_model.safetensors`` and ``adapter_config.json``.
-    root : str
-        What peft's names have before ours; see `save_adapters`.
+    `root` is what peft's names have before ours; see `save_adapters`. The adapters map names to
+    ``{"A": (r, n_in), "B": (n_out, r)}``, with DoRA also ``"magnitude": (n_out,)``, or to
+    ``{"weight": ...}`` for a head or an embedding that was trained whole; float32 whatever the file
+    has. The settings are what `minibit.lora.with_adapters` takes beside: alpha, rank_stabilized,
+    dropout, and pissa where it is so.
 
-    Returns
-    -------
-    adapters : dict
-        Name to ``{"A": (r, n_in), "B": (n_out, r)}``, with DoRA also ``"magnitude": (n_out,)``;
-        ``{"weight": ...}`` for a head or an embedding that was trained whole. Float32 whatever the
-        file has.
-    settings : dict
-        alpha, rank_stabilized, dropout, and pissa where it is so: what
-        `minibit.lora.with_adapters` takes beside.
-
-    Raises
-    ------
-    CheckpointError
-        If a file is missing or damaged, a number is NaN or infinite, a name is none of LoRA's, an A
-        or a B is missing or does not have the rank that the configuration says, or that asks for
-        something that is not known here: file, tensor or field are named.
+    A `CheckpointError` names file, tensor or field if a file is missing or damaged, a number is NaN
+    or infinite, a name is none of LoRA's, an A or a B is missing or does not have the rank that the
+    configuration says, or that asks for something that is not known here.
 
     Examples
     --------
@@ -211,9 +190,8 @@ def load_adapters(
             file.damage(
                 f"expected base_model.model.{root}<name>.lora_A.weight or lora_B.weight", key
             )
-        axes = 1 if match["dora"] else 2
+        kind, axes = ("vector", 1) if match["dora"] else ("matrix", 2)
         if tensor.dtype not in FLOATS or len(tensor.shape) != axes:
-            kind = "vector" if match["dora"] else "matrix"
             file.damage(
                 f"must be a {kind} of floats, got {tensor.dtype} of shape {tensor.shape}", key
             )
@@ -232,8 +210,7 @@ def load_adapters(
             file.damage(f"is a magnitude, but {CONFIG} says nothing of use_dora", key)
         part = match["part"] or "magnitude"
         rank = _by_pattern(config.get("rank_pattern"), match["name"], config["r"])
-        if part != "magnitude" and array.shape[0 if part == "A" else 1] != rank:
-            got = array.shape[0 if part == "A" else 1]
+        if match["part"] and (got := array.shape["AB".index(part)]) != rank:
             file.damage(f"has rank {got}, but {CONFIG} says r = {rank}", key)
         adapters.setdefault(name, {})[part] = array
     parts = ("A", "B", "magnitude") if config.get("use_dora") else ("A", "B")
@@ -246,14 +223,10 @@ def load_adapters(
         if module not in {name.split(".")[-1] for name in saved}:
             file.damage(f"has no {module}, which {CONFIG} lists in modules_to_save")
     pairs = {name: {part: adapters[name][part] for part in parts} for name in sorted(adapters)}
-    alphas = {
-        name: float(
-            _by_pattern(config.get("alpha_pattern"), _module(name, root), config["lora_alpha"])
-        )
-        for name in pairs
-    }
+    scale, patterns = float(config["lora_alpha"]), config.get("alpha_pattern")
+    alphas = {name: float(_by_pattern(patterns, _module(name, root), scale)) for name in pairs}
     settings: dict[str, Any] = {
-        "alpha": alphas if config.get("alpha_pattern") else float(config["lora_alpha"]),
+        "alpha": alphas if patterns else scale,
         "rank_stabilized": config.get("use_rslora", False),
         "dropout": float(config.get("lora_dropout", 0.0)),
     }
@@ -265,16 +238,15 @@ def load_adapters(
 def _read_config(path: Path) -> dict[str, Any]:
     """Return a configuration of which every field is honoured or harmless."""
     config = read_json(path)
-
     with in_file(path):
         one_of("peft_type", config.get("peft_type"), ("LORA",))
-        _rank("r", config.get("r"))
-        _alpha("lora_alpha", config.get("lora_alpha"))
+        CHECKS["rank_pattern"]("r", config.get("r"))
+        CHECKS["alpha_pattern"]("lora_alpha", config.get("lora_alpha"))
         number("lora_dropout", config.get("lora_dropout", 0), "[0, 1)")
         for name in ("use_rslora", "use_dora"):
             one_of(name, config.get(name, False), (False, True))
         one_of("bias", config.get("bias", "none"), ("none",))
-        for name, check in (("rank_pattern", _rank), ("alpha_pattern", _alpha)):
+        for name, check in CHECKS.items():
             patterns = config.get(name) or {}
             if not isinstance(patterns, dict) or not all(map(PATTERN.fullmatch, patterns)):
                 raise ValueError(f"{name} must map names to numbers, got {shown(patterns)}")
@@ -295,14 +267,6 @@ def _read_config(path: Path) -> dict[str, Any]:
                 f"{name} is {shown(value)}: that is more than LoRA, and not read here", path
             )
     return config
-
-
-def _rank(name: str, value: Any) -> int:
-    return integer(name, value, 1, 2**31 - 1)
-
-
-def _alpha(name: str, value: Any) -> float:
-    return number(name, value, "(0, 1e30)")
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
