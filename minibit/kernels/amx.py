@@ -25,9 +25,8 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
-from minibit.kernels.compiling import njit
+from minibit.kernels.compiling import Array, njit
 from minibit.kernels.quantise import take_tokens
 from minibit.kernels.simd import (
     I8,
@@ -54,10 +53,10 @@ def _call(builder: Any, name: str, arguments: list[Any]) -> None:
 
 
 @intrinsic(prefer_literal=True)
-def amx_configure(typingctx, config):  # type: ignore[no-untyped-def]
+def amx_configure(typingctx, config):
     """``amx_configure(config)``: load the 64 bytes that give each tile its size."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         pointer = pointer_to(context, builder, signature.args[0], args[0], 0)
         _call(builder, "ldtilecfg", [pointer])
         return context.get_dummy_value()
@@ -66,10 +65,10 @@ def amx_configure(typingctx, config):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def amx_release(typingctx):  # type: ignore[no-untyped-def]
+def amx_release(typingctx):
     """``amx_release()``: give the tiles back, so that switching threads saves less."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         _call(builder, "tilerelease", [])
         return context.get_dummy_value()
 
@@ -77,10 +76,10 @@ def amx_release(typingctx):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def amx_zero(typingctx, tile):  # type: ignore[no-untyped-def]
+def amx_zero(typingctx, tile):
     """``amx_zero(tile)``: fill tile register number `tile` with zeros."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         _call(builder, "tilezero", [ir.Constant(I8, tile.literal_value)])
         return context.get_dummy_value()
 
@@ -88,10 +87,10 @@ def amx_zero(typingctx, tile):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def amx_load(typingctx, tile, array, offset, stride):  # type: ignore[no-untyped-def]
+def amx_load(typingctx, tile, array, offset, stride):
     """``amx_load(tile, array, offset, stride)``: 16 lines of 64 bytes, `stride` bytes apart."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         pointer = pointer_to(context, builder, signature.args[1], args[1], args[2])
         _call(builder, "tileloadd64", [ir.Constant(I8, tile.literal_value), pointer, args[3]])
         return context.get_dummy_value()
@@ -100,10 +99,10 @@ def amx_load(typingctx, tile, array, offset, stride):  # type: ignore[no-untyped
 
 
 @intrinsic(prefer_literal=True)
-def amx_store(typingctx, tile, array, offset, stride):  # type: ignore[no-untyped-def]
+def amx_store(typingctx, tile, array, offset, stride):
     """``amx_store(tile, array, offset, stride)``: write a tile, `stride` bytes between lines."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         pointer = pointer_to(context, builder, signature.args[1], args[1], args[2])
         _call(builder, "tilestored64", [ir.Constant(I8, tile.literal_value), pointer, args[3]])
         return context.get_dummy_value()
@@ -112,10 +111,10 @@ def amx_store(typingctx, tile, array, offset, stride):  # type: ignore[no-untype
 
 
 @intrinsic(prefer_literal=True)
-def amx_dot(typingctx, c, a, b):  # type: ignore[no-untyped-def]
+def amx_dot(typingctx, c, a, b):
     """``amx_dot(c, a, b)``: ``tdpbsud``, tile c += signed bytes of a times unsigned bytes of b."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         numbers = [ir.Constant(I8, tile.literal_value) for tile in (c, a, b)]
         _call(builder, "tdpbsud", numbers)
         return context.get_dummy_value()
@@ -124,7 +123,7 @@ def amx_dot(typingctx, c, a, b):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _configuration():  # type: ignore[no-untyped-def]
+def _configuration():
     """Return the 64 bytes of palette 1 with all eight tiles at 16 lines of 64 bytes."""
     config = np.zeros(64, np.uint8)
     config[0] = 1
@@ -135,7 +134,7 @@ def _configuration():  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _decode(panels, at, half, blocks, lines):  # type: ignore[no-untyped-def]
+def _decode(panels, at, half, blocks, lines):
     """Write `blocks` blocks of 64 columns of half a panel as tiles B: two a block, line by line."""
     for block in range(blocks):
         for vector in range(16):
@@ -145,7 +144,7 @@ def _decode(panels, at, half, blocks, lines):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _multiply(rows, count, lines, blocks, k, sums):  # type: ignore[no-untyped-def]
+def _multiply(rows, count, lines, blocks, k, sums):
     """Add the products of columns from k on, decoded in `lines`, to ``sums (tokens, 32)``."""
     width = rows.shape[1]
     for token in range(0, count, 32):
@@ -176,7 +175,7 @@ def _multiply(rows, count, lines, blocks, k, sums):  # type: ignore[no-untyped-d
 
 
 @njit(cache=True, nogil=True)
-def _write(sums, half, minus, scales, start, count, out):  # type: ignore[no-untyped-def]
+def _write(sums, half, minus, scales, start, count, out):
     """Write the products of half a panel with `count` tokens, from row `start` of `out` on."""
     n_out = out.shape[1]
     for token in range(count):
@@ -188,12 +187,7 @@ def _write(sums, half, minus, scales, start, count, out):  # type: ignore[no-unt
 
 @njit(cache=True, nogil=True)
 def product(
-    x: NDArray[Any],
-    panels: NDArray[Any],
-    out: NDArray[Any],
-    first: int,
-    last: int,
-    gamma: np.float32 | None,
+    x: Array, panels: Array, out: Array, first: int, last: int, gamma: np.float32 | None
 ) -> bool:
     """Multiply as `minibit.kernels.product.product` says."""
     batch, n_in = x.shape

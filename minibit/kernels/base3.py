@@ -16,31 +16,15 @@ where the weights lie in a cache.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from minibit.kernels.compiling import njit
+from minibit.kernels import simd
+from minibit.kernels.compiling import Array, njit
 from minibit.kernels.quantise import sum_row
-from minibit.kernels.simd import (
-    I8,
-    I32,
-    ONE_CODE,
-    constant,
-    declare,
-    pointer_to,
-    prefetch,
-    read,
-    tile_dot,
-    tile_finish,
-    tile_of,
-    tile_store,
-    tile_zero,
-)
 
 __all__ = ["TABLE", "pack", "product"]
 
@@ -65,45 +49,53 @@ def pack(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
 
 
 @intrinsic(prefer_literal=True)
-def _codes(typingctx, packed, at, table, sums):  # type: ignore[no-untyped-def]
+def _codes(typingctx, packed, at, table, sums):
     """``_codes(packed, at, table, sums)``: five groups of rows; group j times ``4**j``, but 4's."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        kinds, words, narrow = signature.args, ir.VectorType(I32, 16), ir.VectorType(I8, 64)
+    def codegen(context, builder, signature, args):
+        kinds, words, narrow = (
+            signature.args,
+            ir.VectorType(simd.I32, 16),
+            ir.VectorType(simd.I8, 64),
+        )
         zeros = ir.Constant(narrow, None)
 
-        def all_bytes(value):  # type: ignore[no-untyped-def]
+        def all_bytes(value):
             return ir.Constant(narrow, [value] * 64)
 
-        value = read(builder, pointer_to(context, builder, kinds[0], args[0], args[1]), narrow)
+        value = simd.read(
+            builder, simd.pointer_to(context, builder, kinds[0], args[0], args[1]), narrow
+        )
         rest, digit = value, zeros
         for bound in (81, 162):
             above = builder.icmp_unsigned(">=", value, all_bytes(bound))
             rest = builder.sub(rest, builder.select(above, all_bytes(81), zeros))
             digit = builder.add(digit, builder.select(above, all_bytes(1), zeros))
-        entries = [pointer_to(context, builder, kinds[2], args[2], byte) for byte in (0, 64)]
-        low, high = (read(builder, entry, narrow) for entry in entries)
+        entries = [simd.pointer_to(context, builder, kinds[2], args[2], byte) for byte in (0, 64)]
+        low, high = (simd.read(builder, entry, narrow) for entry in entries)
         name = "llvm.x86.avx512.vpermi2var.qi.512"
-        look_up = declare(builder, name, narrow, [narrow] * 3)
+        look_up = simd.declare(builder, name, narrow, [narrow] * 3)
         fields = builder.bitcast(builder.call(look_up, [low, rest, high]), words)
-        groups = [builder.and_(fields, constant(ONE_CODE << 2 * j, 16)) for j in range(4)]
-        return tile_of(builder, [*groups, builder.bitcast(digit, words)])
+        groups = [builder.and_(fields, simd.constant(simd.ONE_CODE << 2 * j, 16)) for j in range(4)]
+        return simd.tile_of(builder, [*groups, builder.bitcast(digit, words)])
 
     return sums(packed, types.intp, table, sums), codegen
 
 
 @njit(cache=True, nogil=True)
-def product(x: NDArray[Any], packed: NDArray[Any], table: NDArray[Any], out: NDArray[Any]) -> None:
+def product(x: Array, packed: Array, table: Array, out: Array) -> None:
     """Multiply packed rows by int8 ``x (n_in,)``, filled up to 4s with 0, into int32 `out`.
 
     At most 2**17 inputs: the fourth digit's sums, ``64 * 2 * -128`` an input, then reach -2**31.
     """
     minus = np.full(1, -sum_row(x.reshape(1, x.size), 0), np.int32)
     for panel in range((out.size + ROWS - 1) // ROWS):
-        sums, at = tile_zero(1, 5, 16), panel * 16 * x.size
+        sums, at = simd.tile_zero(1, 5, 16), panel * 16 * x.size
         for k in range(0, x.size, 4):
-            prefetch(packed, at + AHEAD)
-            sums = tile_dot(sums, _codes(packed, at, table, sums), x, k, 0)
+            simd.prefetch(packed, at + AHEAD)
+            sums = simd.tile_dot(sums, _codes(packed, at, table, sums), x, k, 0)
             at += 64
         row = ROWS * panel
-        tile_store(out, 4 * row, 0, 1, out.size - row, tile_finish(sums, 0, minus, None, 0))
+        simd.tile_store(
+            out, 4 * row, 0, 1, out.size - row, simd.tile_finish(sums, 0, minus, None, 0)
+        )

@@ -10,29 +10,26 @@ Bit 7 of two's complement counts -128. 16 ANDs and counts serve 64 weights.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
-from minibit.kernels.compiling import njit
+from minibit.kernels.compiling import Array, njit
 
 __all__ = ["product"]
 
 
 @intrinsic
-def _popcount(typingctx, word):  # type: ignore[no-untyped-def]
+def _popcount(typingctx, word):
     """``_popcount(word)``: number of bits that are set in an integer."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return builder.ctpop(args[0])
 
     return word(word), codegen
 
 
 @njit(cache=True, nogil=True)
-def product(x: NDArray[Any], plus: NDArray[Any], minus: NDArray[Any], out: NDArray[Any]) -> None:
+def product(x: Array, plus: Array, minus: Array, out: Array) -> None:
     """Multiply planes ``plus, minus (n_out, words)`` of uint64 by int8 ``x (n_in,)`` into int32.
 
     Bit i of word j stands for column 64 j + i; bits beyond n_in are 0.

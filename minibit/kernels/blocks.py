@@ -6,25 +6,15 @@ order that fills the vectors.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-from minibit.kernels.compiling import njit
+from minibit.kernels.compiling import Array, njit
 
 __all__ = ["gain_back", "gate", "norm", "norm_back", "turn"]
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def norm(
-    x: NDArray[Any],
-    gain: NDArray[Any],
-    eps: float,
-    z: NDArray[Any],
-    unit: NDArray[Any],
-    r: NDArray[Any],
-) -> None:
+def norm(x: Array, gain: Array, eps: float, z: Array, unit: Array, r: Array) -> None:
     """Fill ``r = 1 / sqrt(mean x^2 + eps)``, ``unit = x r`` and ``z = unit gain``, row by row."""
     rows, width = x.shape
     for i in range(rows):
@@ -39,9 +29,7 @@ def norm(
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def norm_back(
-    c: NDArray[Any], unit: NDArray[Any], r: NDArray[Any], gain: NDArray[Any], out: NDArray[Any]
-) -> None:
+def norm_back(c: Array, unit: Array, r: Array, gain: Array, out: Array) -> None:
     """Fill ``r (c gain - unit mean(unit c gain))``, row by row."""
     rows, width = c.shape
     for i in range(rows):
@@ -54,7 +42,7 @@ def norm_back(
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def gain_back(c: NDArray[Any], unit: NDArray[Any], out: NDArray[Any]) -> None:
+def gain_back(c: Array, unit: Array, out: Array) -> None:
     """Fill ``sum over rows of c unit``."""
     rows, width = c.shape
     out[:] = 0
@@ -64,13 +52,7 @@ def gain_back(c: NDArray[Any], unit: NDArray[Any], out: NDArray[Any]) -> None:
 
 
 @njit(cache=True, nogil=True)
-def gate(
-    gates: NDArray[Any],
-    up: NDArray[Any],
-    y: NDArray[Any],
-    slope: NDArray[Any],
-    square: NDArray[Any],
-) -> None:
+def gate(gates: Array, up: Array, y: Array, slope: Array, square: Array) -> None:
     """Fill ``square = max(gate, 0)^2``, ``y = square up``, ``slope = 2 max(gate, 0) up``; flat."""
     for i in range(gates.size):
         rectified = np.float32(0) if gates[i] < 0 else gates[i]  # NaN stays
@@ -80,9 +62,7 @@ def gate(
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def turn(
-    x: NDArray[Any], cos: NDArray[Any], sin: NDArray[Any], back: bool, out: NDArray[Any]
-) -> None:
+def turn(x: Array, cos: Array, sin: Array, back: bool, out: Array) -> None:
     """Turn the pairs ``(j, j + half)`` of x (batch, length, heads, head_dim) by their angles.
 
     The tables are those of `minibit.transformer.attend.Positions`, (length, 1, 2, half).

@@ -36,10 +36,14 @@ from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
+from numpy.typing import NDArray
 
 from minibit.kernels.interrupts import uninterrupted
 
-__all__ = ["njit"]
+__all__ = ["Array", "njit"]
+
+Array = NDArray[Any]
+"""An array in the signature of a kernel; Numba takes its dtype from what comes."""
 
 DIGEST = 32  # bytes of SHA-256
 

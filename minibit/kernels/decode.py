@@ -27,7 +27,7 @@ from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
 from minibit.kernels import portable
-from minibit.kernels.compiling import njit
+from minibit.kernels.compiling import Array, njit
 from minibit.kernels.head import matvec
 from minibit.kernels.product import LANES, Tokens, multiply
 from minibit.kernels.quantise import quantise_row, sum_row
@@ -110,18 +110,18 @@ class Own(NamedTuple):
         )
 
 
-def _rows(kind, own, n_in, held, sums, first, last):  # type: ignore[no-untyped-def]
+def _rows(kind, own, n_in, held, sums, first, last):
     """Write the int32 products of groups first..last of 64 rows with one token's codes."""
 
 
 @overload(_rows)
-def _rows_of_kind(kind, own, n_in, held, sums, first, last):  # type: ignore[no-untyped-def]
+def _rows_of_kind(kind, own, n_in, held, sums, first, last):
     """Pick the product of a path by the length of `kind`."""
 
-    def columns(kind, own, n_in, held, sums, first, last):  # type: ignore[no-untyped-def]
+    def columns(kind, own, n_in, held, sums, first, last):
         portable.product(own.codes[:n_in].reshape(1, n_in), held, sums, first, last, None)
 
-    def panels(kind, own, n_in, held, sums, first, last):  # type: ignore[no-untyped-def]
+    def panels(kind, own, n_in, held, sums, first, last):
         token = Tokens(own.codes, n_in, 1, own.minus, None)
         multiply(token, held, sums, 0, first, last, (((),), ((), (), (), ()), kind))
 
@@ -129,7 +129,7 @@ def _rows_of_kind(kind, own, n_in, held, sums, first, last):  # type: ignore[no-
 
 
 @njit(cache=True, nogil=True, _nrt=False, fastmath={"reassoc", "contract"})
-def _mean_square(x):  # type: ignore[no-untyped-def]
+def _mean_square(x):
     """Mean of the squares, summed in the order that fills the vectors."""
     total = np.float32(0)
     for i in range(x.size):
@@ -138,7 +138,7 @@ def _mean_square(x):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def norm_row(x: NDArray[Any], gain: NDArray[Any], eps: np.float32, out: NDArray[Any]) -> None:
+def norm_row(x: Array, gain: Array, eps: np.float32, out: Array) -> None:
     """Write ``x (1 / sqrt(mean x^2 + eps)) gain`` of one token."""
     inverse = np.float32(1) / np.sqrt(_mean_square(x) + eps)
     for i in range(x.size):
@@ -146,7 +146,7 @@ def norm_row(x: NDArray[Any], gain: NDArray[Any], eps: np.float32, out: NDArray[
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _quantise(own, x, gain, eps):  # type: ignore[no-untyped-def]
+def _quantise(own, x, gain, eps):
     """Normalise one token and quantise it; return the scale, -1 if an entry is not finite.
 
     With an empty gain the token is taken as it is: the model has no norm there.
@@ -166,21 +166,21 @@ def _quantise(own, x, gain, eps):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _step(held, n_out):  # type: ignore[no-untyped-def]
+def _step(held, n_out):
     """Return the groups of 64 rows in a chunk: about `CHUNK` bytes of weights."""
     groups = (n_out + CHUNK_ROWS - 1) // CHUNK_ROWS
     return max(1, CHUNK // max(held.size // groups, 1))
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _chunks(held, n_out):  # type: ignore[no-untyped-def]
+def _chunks(held, n_out):
     """Chunks that the rows of a matrix are cut into."""
     groups = (n_out + CHUNK_ROWS - 1) // CHUNK_ROWS
     return (groups + _step(held, n_out) - 1) // _step(held, n_out)
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _sums(kind, own, n_in, held, n_out, chunk, sums):  # type: ignore[no-untyped-def]
+def _sums(kind, own, n_in, held, n_out, chunk, sums):
     """Write the int32 sums of one chunk of rows; return its first row, and the next chunk's."""
     step, groups = _step(held, n_out), (n_out + CHUNK_ROWS - 1) // CHUNK_ROWS
     first, last = chunk * step, min((chunk + 1) * step, groups)
@@ -189,7 +189,7 @@ def _sums(kind, own, n_in, held, n_out, chunk, sums):  # type: ignore[no-untyped
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _rotate(x, begin, cos, sin, out):  # type: ignore[no-untyped-def]
+def _rotate(x, begin, cos, sin, out):
     """Rotate one head's pairs ``(i, i + half)``: the rotate-half form of RoPE."""
     half = out.size // 2
     for i in range(half):
@@ -199,7 +199,7 @@ def _rotate(x, begin, cos, sin, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, _nrt=False, fastmath={"reassoc", "contract"})
-def _scores(queries, keys, length, scores):  # type: ignore[no-untyped-def]
+def _scores(queries, keys, length, scores):
     """Write ``queries keys^T``; each key is read once for all queries."""
     for t in range(length):
         for j in range(queries.shape[0]):
@@ -210,7 +210,7 @@ def _scores(queries, keys, length, scores):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _attend(projected, layer, place, own, head, mixed):  # type: ignore[no-untyped-def]
+def _attend(projected, layer, place, own, head, mixed):
     """Append one head's key and value, and let its group of queries attend to all so far."""
     kv_heads, _, width = place.kept
     position, cos, sin = place.position, place.cos, place.sin
@@ -249,7 +249,7 @@ def _attend(projected, layer, place, own, head, mixed):  # type: ignore[no-untyp
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _project(kind, layer, own, x, projected, work, phase):  # type: ignore[no-untyped-def]
+def _project(kind, layer, own, x, projected, work, phase):
     """Phase 1: queries, keys and values of one token, end to end; False if not finite."""
     n_kv = layer.keys.shape[0] * layer.keys.shape[2]
     n_q = projected.size - 2 * n_kv
@@ -278,7 +278,7 @@ def _project(kind, layer, own, x, projected, work, phase):  # type: ignore[no-un
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _into_stream(kind, layer, own, number, x, stream, out, work, phase):  # type: ignore[no-untyped-def]
+def _into_stream(kind, layer, own, number, x, stream, out, work, phase):
     """Phases 3 and 5: norm, quantise, multiply, add the stream; False if not finite.
 
     `number` is that of the matrix, `_O` or `_DOWN`.
@@ -303,7 +303,7 @@ def _into_stream(kind, layer, own, number, x, stream, out, work, phase):  # type
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _gate(kind, layer, own, x, gated, work, phase):  # type: ignore[no-untyped-def]
+def _gate(kind, layer, own, x, gated, work, phase):
     """Phase 4: ``relu(gate)^2 up``, the same rows of both matrices in turn; False if not finite."""
     gates, ups, inner = layer.weights[4], layer.weights[5], gated.size
     chunks, finite = _chunks(gates, inner), True
@@ -328,23 +328,23 @@ def _gate(kind, layer, own, x, gated, work, phase):  # type: ignore[no-untyped-d
 
 
 @intrinsic
-def _pointer(typingctx, address):  # type: ignore[no-untyped-def]
+def _pointer(typingctx, address):
     """``_pointer(address)``: an integer as an address."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
     return types.voidptr(types.uint64), codegen
 
 
 @njit(cache=True, nogil=True)
-def _floats(address, size):  # type: ignore[no-untyped-def]
+def _floats(address, size):
     """Make an array of what lies at an address."""
     return carray(_pointer(address), size, np.float32)
 
 
 @njit(cache=True, nogil=True)
-def _bytes(address, size):  # type: ignore[no-untyped-def]
+def _bytes(address, size):
     """Make an array of what lies at an address."""
     return carray(_pointer(address), size, np.uint8)
 
@@ -398,13 +398,7 @@ def layers(model: Model, place: Place, own: Own, work: NDArray[np.int64]) -> boo
 
 @njit(cache=True, nogil=True, _nrt=False)
 def head(
-    x: NDArray[Any],
-    gain: NDArray[Any],
-    eps: np.float32,
-    w: NDArray[Any],
-    normed: NDArray[Any],
-    logits: NDArray[Any],
-    work: NDArray[Any],
+    x: Array, gain: Array, eps: np.float32, w: Array, normed: Array, logits: Array, work: Array
 ) -> None:
     """Write the logits of one token: last norm, then ``w (vocabulary, hidden)``; shared by rows.
 

@@ -8,24 +8,21 @@ order (``reassoc``), which is what lets them fill vectors; products and sums are
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import types
 from numba.extending import overload
-from numpy.typing import NDArray
 
-from minibit.kernels.compiling import njit
+from minibit.kernels.compiling import Array, njit
 
 __all__ = ["matvec"]
 
 
-def _float(weight):  # type: ignore[no-untyped-def]
+def _float(weight):
     """Return a weight as float32: itself, or the float32 whose upper half are its bits."""
 
 
 @overload(_float)
-def _float_of(weight):  # type: ignore[no-untyped-def]
+def _float_of(weight):
     """Pick by the type of the weight."""
     if weight == types.float32:
         return lambda weight: weight
@@ -33,7 +30,7 @@ def _float_of(weight):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def matvec(x: NDArray[Any], w: NDArray[Any], out: NDArray[Any]) -> None:
+def matvec(x: Array, w: Array, out: Array) -> None:
     """Write ``w (n_out, n_in)``, float32 or the bits of bfloat16, times float32 ``x (n_in,)``."""
     n_out, n_in = w.shape
     fours = n_out - n_out % 4

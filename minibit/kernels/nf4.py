@@ -26,22 +26,8 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from minibit.kernels.compiling import njit
-from minibit.kernels.simd import (
-    FLOAT,
-    I32,
-    Tile,
-    beyond,
-    constant,
-    declare,
-    pointer_to,
-    prefetch,
-    read,
-    repeat,
-    tile_of,
-    vectors_of,
-    write,
-)
+from minibit.kernels import simd
+from minibit.kernels.compiling import Array, njit
 
 __all__ = [
     "LANES",
@@ -70,112 +56,112 @@ SMALLEST = np.float32(1e-38)
 def _look_up(builder: Any, context: Any, table_type: Any, table: Any, index: Any) -> Any:
     """Look up the entries that the low 4 bits of each lane name: ``vpermps``."""
     lanes = index.type.count
-    floats = ir.VectorType(FLOAT, lanes)
+    floats = ir.VectorType(simd.FLOAT, lanes)
     parts = []
     for start in range(0, 16, lanes):
-        pointer = pointer_to(context, builder, table_type, table, 4 * start)
-        parts.append(read(builder, pointer, floats))
+        pointer = simd.pointer_to(context, builder, table_type, table, 4 * start)
+        parts.append(simd.read(builder, pointer, floats))
     if lanes == 16:
         name = "llvm.x86.avx512.permvar.sf.512"
-        function = declare(builder, name, floats, [floats, index.type])
+        function = simd.declare(builder, name, floats, [floats, index.type])
         return builder.call(function, [parts[0], index])
-    function = declare(builder, "llvm.x86.avx2.permps", floats, [floats, index.type])
+    function = simd.declare(builder, "llvm.x86.avx2.permps", floats, [floats, index.type])
     low, high = (builder.call(function, [part, index]) for part in parts)
-    top = builder.shl(index, constant(28, lanes))  # bit 3 of the index as the sign
-    return builder.select(builder.icmp_signed("<", top, constant(0, lanes)), high, low)
+    top = builder.shl(index, simd.constant(28, lanes))  # bit 3 of the index as the sign
+    return builder.select(builder.icmp_signed("<", top, simd.constant(0, lanes)), high, low)
 
 
 def _multiply_add(builder: Any, left: Any, right: Any, acc: Any) -> Any:
     """``left * right + acc``, rounded once."""
-    function = declare(builder, f"llvm.fma.v{acc.type.count}f32", acc.type, [acc.type] * 3)
+    function = simd.declare(builder, f"llvm.fma.v{acc.type.count}f32", acc.type, [acc.type] * 3)
     return builder.call(function, [left, right, acc])
 
 
 def _spread(builder: Any, pointer: Any, what: Any, count: int, lanes: int) -> Any:
     """Load `count` values and repeat each in as many neighbouring lanes."""
     if count == 1:
-        return repeat(builder, read(builder, pointer, what), lanes)
-    few = read(builder, pointer, ir.VectorType(what, count))
+        return simd.repeat(builder, simd.read(builder, pointer, what), lanes)
+    few = simd.read(builder, pointer, ir.VectorType(what, count))
     picks = [lane * count // lanes for lane in range(lanes)]
-    return builder.shuffle_vector(few, few, ir.Constant(ir.VectorType(I32, lanes), picks))
+    return builder.shuffle_vector(few, few, ir.Constant(ir.VectorType(simd.I32, lanes), picks))
 
 
 @intrinsic(prefer_literal=True)
-def _zero(typingctx, lanes):  # type: ignore[no-untyped-def]
+def _zero(typingctx, lanes):
     """``_zero(lanes)``: floats 0."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return tile_of(builder, [constant(0, lanes.count)])
+    def codegen(context, builder, signature, args):
+        return simd.tile_of(builder, [simd.constant(0, lanes.count)])
 
-    return Tile(1, 1, lanes.count)(lanes), codegen
+    return simd.Tile(1, 1, lanes.count)(lanes), codegen
 
 
 @intrinsic(prefer_literal=True)
-def _add_products(typingctx, acc, table, packed, at, line, to, absmax, first, per):  # type: ignore[no-untyped-def]
+def _add_products(typingctx, acc, table, packed, at, line, to, absmax, first, per):
     """Add a vector of packed weights, at byte `at`, times activations at byte `to`.
 
     `first` is the byte of its first absmax, and the length of `per` its number of blocks.
     """
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         kinds, lanes = signature.args, acc.lanes
-        floats, words = ir.VectorType(FLOAT, lanes), ir.VectorType(I32, lanes)
-        packed_words = read(
-            builder, pointer_to(context, builder, kinds[2], args[2], args[3]), words
+        floats, words = ir.VectorType(simd.FLOAT, lanes), ir.VectorType(simd.I32, lanes)
+        packed_words = simd.read(
+            builder, simd.pointer_to(context, builder, kinds[2], args[2], args[3]), words
         )
-        start = pointer_to(context, builder, kinds[4], args[4], args[5])
+        start = simd.pointer_to(context, builder, kinds[4], args[4], args[5])
         sums = [None, None]  # two chains of additions, so that one needn't wait for the other
         for j in range(8):
-            index = builder.lshr(packed_words, constant(4 * j, lanes))
+            index = builder.lshr(packed_words, simd.constant(4 * j, lanes))
             weights = _look_up(builder, context, kinds[1], args[1], index)
-            x = read(builder, beyond(builder, start, 4 * lanes * j), floats)
+            x = simd.read(builder, simd.beyond(builder, start, 4 * lanes * j), floats)
             if j < 2:
                 sums[j] = builder.fmul(weights, x)
             else:
                 sums[j % 2] = _multiply_add(builder, weights, x, sums[j % 2])
         total = builder.fadd(*sums)
-        pointer = pointer_to(context, builder, kinds[6], args[6], args[7])
-        scales = _spread(builder, pointer, FLOAT, per.count, lanes)
-        (sums,) = vectors_of(builder, args[0])
+        pointer = simd.pointer_to(context, builder, kinds[6], args[6], args[7])
+        scales = _spread(builder, pointer, simd.FLOAT, per.count, lanes)
+        (sums,) = simd.vectors_of(builder, args[0])
         done = _multiply_add(builder, total, scales, builder.bitcast(sums, floats))
-        return tile_of(builder, [builder.bitcast(done, words)])
+        return simd.tile_of(builder, [builder.bitcast(done, words)])
 
     return acc(acc, table, packed, types.intp, line, types.intp, absmax, types.intp, per), codegen
 
 
 @intrinsic(prefer_literal=True)
-def _sum_lanes(typingctx, tile):  # type: ignore[no-untyped-def]
+def _sum_lanes(typingctx, tile):
     """``_sum_lanes(tile)``: the floats of its one vector added, halves first."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        lanes, (sums,) = tile.lanes, vectors_of(builder, args[0])
-        total = builder.bitcast(sums, ir.VectorType(FLOAT, lanes))
+    def codegen(context, builder, signature, args):
+        lanes, (sums,) = tile.lanes, simd.vectors_of(builder, args[0])
+        total = builder.bitcast(sums, ir.VectorType(simd.FLOAT, lanes))
         half = lanes // 2
         while half:
             picks = [(lane + half) % lanes for lane in range(lanes)]
             moved = builder.shuffle_vector(
-                total, total, ir.Constant(ir.VectorType(I32, lanes), picks)
+                total, total, ir.Constant(ir.VectorType(simd.I32, lanes), picks)
             )
             total, half = builder.fadd(total, moved), half // 2
-        return builder.extract_element(total, ir.Constant(I32, 0))
+        return builder.extract_element(total, ir.Constant(simd.I32, 0))
 
     return types.float32(tile), codegen
 
 
 @intrinsic(prefer_literal=True)
-def _decode(typingctx, packed, at, table, absmax, values, to, lanes):  # type: ignore[no-untyped-def]
+def _decode(typingctx, packed, at, table, absmax, values, to, lanes):
     """Write as many weights as there are lanes, from byte `at`, to byte `to` of `values`."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         kinds, count = signature.args, lanes.count
-        pointer = pointer_to(context, builder, kinds[0], args[0], args[1])
-        words = _spread(builder, pointer, I32, count // 8, count)
+        pointer = simd.pointer_to(context, builder, kinds[0], args[0], args[1])
+        words = _spread(builder, pointer, simd.I32, count // 8, count)
         shifts = [4 * (lane % 8 ^ 1) for lane in range(count)]
         index = builder.lshr(words, ir.Constant(words.type, shifts))
         weights = _look_up(builder, context, kinds[2], args[2], index)
-        product = builder.fmul(weights, repeat(builder, args[3], count))
-        pointer = pointer_to(context, builder, kinds[4], args[4], args[5])
-        write(builder, pointer, product)
+        product = builder.fmul(weights, simd.repeat(builder, args[3], count))
+        pointer = simd.pointer_to(context, builder, kinds[4], args[4], args[5])
+        simd.write(builder, pointer, product)
         return context.get_dummy_value()
 
     signature = types.void(packed, types.intp, table, types.float32, values, types.intp, lanes)
@@ -186,7 +172,7 @@ def _decode(typingctx, packed, at, table, absmax, values, to, lanes):  # type: i
 
 
 @njit(cache=True, nogil=True)
-def _count_above(s, bounds, codes):  # type: ignore[no-untyped-def]
+def _count_above(s, bounds, codes):
     """Write how many bounds each value exceeds: the nearest code, the lower one at a tie."""
     for i in range(s.size):
         codes[i] = 0
@@ -197,9 +183,7 @@ def _count_above(s, bounds, codes):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def quantise(
-    w: NDArray[Any], bounds: NDArray[Any], block: int, packed: NDArray[Any], absmax: NDArray[Any]
-) -> bool:
+def quantise(w: Array, bounds: Array, block: int, packed: Array, absmax: Array) -> bool:
     """Quantise flat weights; False, with the rest unwritten, if one is not finite."""
     bits = w.view(np.int32)
     s, codes = np.empty(block, np.float32), np.empty(block, np.uint8)
@@ -232,11 +216,7 @@ def quantise(
 
 @njit(cache=True, nogil=True)
 def decode_absmax(
-    codes: NDArray[Any],
-    nested: NDArray[Any],
-    offset: np.float32,
-    table: NDArray[Any],
-    absmax: NDArray[Any],
+    codes: Array, nested: Array, offset: np.float32, table: Array, absmax: Array
 ) -> None:
     """Write ``table[codes] * nested + offset``, where 256 codes share a nested absmax."""
     for first in range(0, codes.size, 256):
@@ -253,12 +233,7 @@ def pair_table(code: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @njit(cache=True, nogil=True)
 def dequantise(
-    packed: NDArray[Any],
-    absmax: NDArray[Any],
-    pairs: NDArray[Any],
-    block: int,
-    start: int,
-    values: NDArray[Any],
+    packed: Array, absmax: Array, pairs: Array, block: int, start: int, values: Array
 ) -> None:
     """Write the weights from flat number `start` on, as many as `values` takes."""
     end, i = start + values.size, start
@@ -277,12 +252,12 @@ def dequantise(
 
 @njit(cache=True, nogil=True)
 def dequantise_wide(
-    packed: NDArray[Any],
-    absmax: NDArray[Any],
-    table: NDArray[Any],
+    packed: Array,
+    absmax: Array,
+    table: Array,
     block: int,
     start: int,
-    values: NDArray[Any],
+    values: Array,
     lanes: tuple[int, ...],
 ) -> None:
     """Do as `dequantise` does, a vector at a time, with the 16 entries as `table`."""
@@ -301,7 +276,7 @@ def dequantise_wide(
 
 
 @njit(cache=True, nogil=True)
-def arrange(x: NDArray[Any], line: NDArray[Any]) -> None:
+def arrange(x: Array, line: Array) -> None:
     """Lay activations out for `matvec_wide`: ``line (vectors, 8, lanes)``."""
     vectors, _, lanes = line.shape
     for v in range(vectors):
@@ -312,14 +287,14 @@ def arrange(x: NDArray[Any], line: NDArray[Any]) -> None:
 
 @njit(cache=True, nogil=True)
 def matvec_wide(
-    line: NDArray[Any],
-    packed: NDArray[Any],
-    absmax: NDArray[Any],
-    table: NDArray[Any],
+    line: Array,
+    packed: Array,
+    absmax: Array,
+    table: Array,
     shift: int,
     lanes: tuple[int, ...],
     per: tuple[int, ...],
-    out: NDArray[Any],
+    out: Array,
     first: int,
     last: int,
 ) -> bool:
@@ -334,8 +309,8 @@ def matvec_wide(
         a, b = _zero(lanes), _zero(lanes)
         at, to = r * vectors, s * vectors  # numbers of vectors
         for v in range(vectors):
-            prefetch(packed, 4 * wide * at + AHEAD)
-            prefetch(packed, 4 * wide * to + AHEAD)
+            simd.prefetch(packed, 4 * wide * at + AHEAD)
+            simd.prefetch(packed, 4 * wide * to + AHEAD)
             x = 32 * wide * v
             i, k = 4 * ((8 * wide * at) >> shift), 4 * ((8 * wide * to) >> shift)
             a = _add_products(a, table, packed, 4 * wide * at, line, x, absmax, i, per)
@@ -347,7 +322,7 @@ def matvec_wide(
 
 
 @njit(cache=True, nogil=True)
-def _piece(x, k, packed, pairs, i, stop):  # type: ignore[no-untyped-def]
+def _piece(x, k, packed, pairs, i, stop):
     """Sum the weights i..stop, without their absmax, times the activations from number `k` on."""
     total = np.float32(0)
     if i % 2:
@@ -370,12 +345,12 @@ def _piece(x, k, packed, pairs, i, stop):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def matvec(
-    x: NDArray[Any],
-    packed: NDArray[Any],
-    absmax: NDArray[Any],
-    pairs: NDArray[Any],
+    x: Array,
+    packed: Array,
+    absmax: Array,
+    pairs: Array,
     block: int,
-    out: NDArray[Any],
+    out: Array,
     first: int,
     last: int,
 ) -> bool:

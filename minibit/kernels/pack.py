@@ -9,29 +9,26 @@ Both packers return False if a code is not -1, 0 or 1.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import types
 from numba.extending import overload
-from numpy.typing import NDArray
 
-from minibit.kernels.compiling import njit
+from minibit.kernels.compiling import Array, njit
 
 __all__ = ["columns", "panels"]
 
 TOGETHER = 64  # rows of a panel, and rows whose bytes lie side by side in a cache line
 
 
-def _digits(source, row, out):  # type: ignore[no-untyped-def]
+def _digits(source, row, out):
     """Write a row's digits; return 0 if all of them are some."""
 
 
 @overload(_digits)
-def _digits_of(source, row, out):  # type: ignore[no-untyped-def]
+def _digits_of(source, row, out):
     """Pick by type: int8 codes, or the bytes of a file."""
 
-    def of_codes(source, row, out):  # type: ignore[no-untyped-def]
+    def of_codes(source, row, out):
         wrong = np.uint8(0)
         for k in range(source.shape[1]):
             digit = np.uint8(source[row, k] + 1)
@@ -39,7 +36,7 @@ def _digits_of(source, row, out):  # type: ignore[no-untyped-def]
             wrong |= np.uint8(digit > 2)
         return wrong
 
-    def of_bytes(source, row, out):  # type: ignore[no-untyped-def]
+    def of_bytes(source, row, out):
         quarter, wrong = source.shape[0], np.uint8(0)
         line, shift = source[row % quarter], np.uint8(2 * (row // quarter))
         for k in range(line.size if row < quarter else 0):  # all four rows of a byte at once
@@ -52,7 +49,7 @@ def _digits_of(source, row, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _fill(source, n_out, first, rows):  # type: ignore[no-untyped-def]
+def _fill(source, n_out, first, rows):
     """Write the digits of 64 rows from number `first` on, of zeros beyond `n_out`; as `_digits`."""
     wrong = np.uint8(0)
     for row in range(TOGETHER):
@@ -64,7 +61,7 @@ def _fill(source, n_out, first, rows):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def panels(source: NDArray[Any], n_out: int, held: NDArray[Any]) -> bool:
+def panels(source: Array, n_out: int, held: Array) -> bool:
     """Write panels: int8 ``(n_out, n_in)`` or uint8 ``(ceil(n_out / 4), n_in)`` to flat bytes."""
     width = (source.shape[1] + 63) // 64 * 64
     rows = np.ones((TOGETHER, width), np.uint8)
@@ -82,7 +79,7 @@ def panels(source: NDArray[Any], n_out: int, held: NDArray[Any]) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def columns(source: NDArray[Any], n_out: int, held: NDArray[Any]) -> bool:
+def columns(source: Array, n_out: int, held: Array) -> bool:
     """Write lines of 4 columns of what `panels` takes."""
     width = (source.shape[1] + 15) // 16 * 16
     rows, wrong = np.ones((TOGETHER, width), np.uint8), np.uint8(0)

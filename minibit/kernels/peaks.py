@@ -5,19 +5,16 @@ Only chapter 3 and the benchmarks use it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-from minibit.kernels.compiling import njit
+from minibit.kernels.compiling import Array, njit
 from minibit.kernels.simd import tile_codes, tile_dot, tile_load, tile_store, tile_zero
 
 __all__ = ["read", "vnni"]
 
 
 @njit(cache=True, nogil=True)
-def read(words: NDArray[Any]) -> int:
+def read(words: Array) -> int:
     """Sum uint64 words: every byte is loaded once, and little else is done."""
     total = np.uint64(0)
     for i in range(words.size):
@@ -26,7 +23,7 @@ def read(words: NDArray[Any]) -> int:
 
 
 @njit(cache=True, nogil=True)
-def vnni(rounds: int, scratch: NDArray[Any]) -> int:
+def vnni(rounds: int, scratch: Array) -> int:
     """Run rounds of 24 independent ``vpdpbusd``; return the number of multiplications.
 
     `scratch` is an int32 array of 24 * 16, read before and written after.

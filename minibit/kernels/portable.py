@@ -11,12 +11,9 @@ Tokens go one after the other; for what is done with many, see `minibit.matmul`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-from minibit.kernels.compiling import njit
+from minibit.kernels.compiling import Array, njit
 from minibit.kernels.quantise import copy_row, quantise_row, sum_row
 
 __all__ = ["product", "widen"]
@@ -26,7 +23,7 @@ FLUSH = 8  # steps of 16 columns that int16 can hold
 
 
 @njit(cache=True, nogil=True)
-def _sums(x, lines, begin, end, sums) -> None:  # type: ignore[no-untyped-def]
+def _sums(x, lines, begin, end, sums):
     """Sum the products of rows begin..end of ``lines (n_in / 4, n_out)`` with one padded token."""
     part = np.zeros(end - begin, np.int16)
     sums[:] = -sum_row(x.reshape(1, x.size), 0)
@@ -57,12 +54,7 @@ def _sums(x, lines, begin, end, sums) -> None:  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def product(
-    x: NDArray[Any],
-    columns: NDArray[Any],
-    out: NDArray[Any],
-    first: int,
-    last: int,
-    gamma: np.float32 | None,
+    x: Array, columns: Array, out: Array, first: int, last: int, gamma: np.float32 | None
 ) -> bool:
     """Multiply ``x (batch, n_in)`` by rows 64 first..64 last into ``out (batch, n_out)``.
 
@@ -92,7 +84,7 @@ def product(
 
 
 @njit(cache=True, nogil=True)
-def widen(lines: NDArray[Any], begin: int, end: int, w: NDArray[Any]) -> None:
+def widen(lines: Array, begin: int, end: int, w: Array) -> None:
     """Decode rows begin..end of ``lines (n_in / 4, n_out)`` into ``w (n_in, end - begin)``."""
     for k in range(w.shape[0]):
         line, row = lines[k // 4, begin:end], w[k]

@@ -32,12 +32,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.kernels.compiling import njit
+from minibit.kernels.compiling import Array, njit
 from minibit.kernels.quantise import take_tokens
 from minibit.kernels.simd import (
     prefetch,
@@ -77,7 +77,7 @@ class Tokens(NamedTuple):
 
 
 @njit(cache=True, nogil=True, forceinline=True, _nrt=False)
-def _add_columns(sums, shape, first, acts, at, step, stride, panels, place, columns):  # type: ignore[no-untyped-def]
+def _add_columns(sums, shape, first, acts, at, step, stride, panels, place, columns):
     """Return the tile `sums` plus the products of some columns with groups `first` and on.
 
     Activations of 4 columns of a token begin at byte `at` of `acts`, those of the next 4 `step`
@@ -111,7 +111,7 @@ def _add_columns(sums, shape, first, acts, at, step, stride, panels, place, colu
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def multiply(tokens, panels, out, start, first, last, shape):  # type: ignore[no-untyped-def]
+def multiply(tokens, panels, out, start, first, last, shape):
     """Write the products of panels first..last with all tokens into `out`, from row `start` on."""
     size, groups, n_out = len(shape[0]), len(shape[1]), out.shape[1]
     used, width = (tokens.n_in + 7) // 8 * 8, (tokens.n_in + 63) // 64 * 64
@@ -152,7 +152,7 @@ def tile_product(tokens: int, groups: int, lanes: int) -> Callable[..., bool]:
     shape = ((),) * tokens, ((),) * groups, ((),) * lanes
 
     @njit(cache=True, nogil=True)
-    def kernel(x, panels, out, first, last, gamma):  # type: ignore[no-untyped-def]
+    def kernel(x, panels, out, first, last, gamma):
         (batch, n_in), size = x.shape, len(shape[0])
         packed, width = size > FEW, (n_in + 63) // 64 * 64
         most = min(CHUNKS, (batch + size - 1) // size) * size
@@ -184,13 +184,7 @@ def tile_product(tokens: int, groups: int, lanes: int) -> Callable[..., bool]:
 
 
 def product(
-    lanes: int,
-    x: NDArray[Any],
-    panels: NDArray[Any],
-    out: NDArray[Any],
-    first: int,
-    last: int,
-    gamma: np.float32 | None,
+    lanes: int, x: Array, panels: Array, out: Array, first: int, last: int, gamma: np.float32 | None
 ) -> bool:
     """Multiply ``x (batch, n_in)`` by panels first..last into ``out (batch, n_out)``.
 

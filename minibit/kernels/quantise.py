@@ -13,12 +13,9 @@ would cost as much as half the work.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-from minibit.kernels.compiling import njit
+from minibit.kernels.compiling import Array, njit
 
 __all__ = ["absmax", "absmean", "copy_row", "quantise_row", "sum_row", "take_tokens"]
 
@@ -29,7 +26,7 @@ BLOCK = 4096  # weights at a time, for the absmean
 
 
 @njit(cache=True, nogil=True)
-def _largest_magnitude(bits: NDArray[Any]) -> np.int32:
+def _largest_magnitude(bits: Array) -> np.int32:
     """Bits of the largest |x|, or of an infinity or a NaN if there is one."""
     largest = np.int32(0)
     for i in range(bits.size):
@@ -38,7 +35,7 @@ def _largest_magnitude(bits: NDArray[Any]) -> np.int32:
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def quantise_row(x: NDArray[Any], token: int, codes: NDArray[Any], row: int) -> np.float32:
+def quantise_row(x: Array, token: int, codes: Array, row: int) -> np.float32:
     """Quantise one token: a row of codes, at least as long, gets ``rint(x[token] * s)``; return s.
 
     ``s = (1 / max(max|x|, 1e-5)) * 127``; -1 if an entry is NaN or infinite, and codes unwritten.
@@ -56,7 +53,7 @@ def quantise_row(x: NDArray[Any], token: int, codes: NDArray[Any], row: int) -> 
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def sum_row(codes: NDArray[Any], row: int) -> np.int32:
+def sum_row(codes: Array, row: int) -> np.int32:
     """Sum a row of int8 codes as int32; the cast in the loop keeps the vector lanes narrow."""
     total = np.int32(0)
     for i in range(codes.shape[1]):
@@ -65,14 +62,14 @@ def sum_row(codes: NDArray[Any], row: int) -> np.int32:
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def copy_row(x: NDArray[Any], token: int, codes: NDArray[Any], row: int) -> None:
+def copy_row(x: Array, token: int, codes: Array, row: int) -> None:
     """Copy a row of int8 codes to one at least as long; a slice would go byte by byte."""
     for i in range(x.shape[1]):
         codes[row, i] = x[token, i]
 
 
 @njit(cache=True, nogil=True)
-def take_tokens(x, gamma, rows, minus, scales):  # type: ignore[no-untyped-def]
+def take_tokens(x, gamma, rows, minus, scales):
     """Copy or quantise tokens into padded `rows`; False if an entry is not finite.
 
     `minus` gets minus the sum of each token's codes, `scales` what its sums are multiplied by.
@@ -90,7 +87,7 @@ def take_tokens(x, gamma, rows, minus, scales):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def absmax(x: NDArray[Any], codes: NDArray[Any], scales: NDArray[Any]) -> bool:
+def absmax(x: Array, codes: Array, scales: Array) -> bool:
     """Quantise every token of ``x (tokens, n)``, into codes of any dtype; False if not finite."""
     for token in range(x.shape[0]):
         scale = quantise_row(x, token, codes, token)
@@ -101,7 +98,7 @@ def absmax(x: NDArray[Any], codes: NDArray[Any], scales: NDArray[Any]) -> bool:
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc"})
-def _sum_magnitudes(w: NDArray[Any]) -> float:
+def _sum_magnitudes(w: Array) -> float:
     """Sum |w| in float64, in whatever order fills the vectors."""
     total = 0.0
     for i in range(w.size):
@@ -110,7 +107,7 @@ def _sum_magnitudes(w: NDArray[Any]) -> float:
 
 
 @njit(cache=True, nogil=True)
-def absmean(w: NDArray[Any], codes: NDArray[Any]) -> np.float32:
+def absmean(w: Array, codes: Array) -> np.float32:
     """Quantise flat weights to ternary codes; return gamma, or -1 if an entry is not finite.
 
     The mean is summed in float64 and rounded once, so that the order of the sum, which differs

@@ -17,14 +17,11 @@ phase.
 
 from __future__ import annotations
 
-from typing import Any
-
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
-from minibit.kernels.compiling import njit
+from minibit.kernels.compiling import Array, njit
 from minibit.kernels.spin import I64, element, pause, read
 
 __all__ = ["FLAGS", "finish", "take"]
@@ -34,10 +31,10 @@ LOOKS = 1000  # at a flag: 10 to 40 microseconds, by how long a CPU pauses at ea
 
 
 @intrinsic
-def _add_one(typingctx, array, index):  # type: ignore[no-untyped-def]
+def _add_one(typingctx, array, index):
     """``_add_one(array, index)``: add 1 to an int64, atomically; return what it was."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         pointer = element(context, builder, signature, args)
         return builder.atomic_rmw("add", pointer, ir.Constant(I64, 1), "seq_cst")
 
@@ -45,7 +42,7 @@ def _add_one(typingctx, array, index):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def take(work: NDArray[Any], phase: int, chunks: int) -> int:
+def take(work: Array, phase: int, chunks: int) -> int:
     """Return the next chunk that this thread should do; `chunks` when all of them are done."""
     at = phase * work.shape[1]
     if read(work, at) < chunks:
@@ -63,6 +60,6 @@ def take(work: NDArray[Any], phase: int, chunks: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def finish(work: NDArray[Any], phase: int, chunk: int) -> None:
+def finish(work: Array, phase: int, chunk: int) -> None:
     """Say that a chunk is done; who finds that out sees all that was written."""
     _add_one(work, phase * work.shape[1] + FLAGS + chunk)

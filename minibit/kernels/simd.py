@@ -190,18 +190,18 @@ def _places(context: Any, builder: Any, kinds: Any, args: Any, tile: Tile) -> li
 
 
 @intrinsic(prefer_literal=True)
-def tile_zero(typingctx, tokens, groups, lanes):  # type: ignore[no-untyped-def]
+def tile_zero(typingctx, tokens, groups, lanes):
     """``tile_zero(tokens, groups, lanes)``: zeros, for groups of 16 rows."""
     tile = Tile(number(tokens), 16 * number(groups) // number(lanes), number(lanes))
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return tile_of(builder, [constant(0, tile.lanes)] * (tile.tokens * tile.vectors))
 
     return tile(tokens, groups, lanes), codegen
 
 
 @intrinsic(prefer_literal=True)
-def tile_codes(typingctx, panels, offset, first, sums):  # type: ignore[no-untyped-def]
+def tile_codes(typingctx, panels, offset, first, sums):
     """``tile_codes(panels, offset, first, sums)``: the codes that the vectors of a token meet.
 
     Those of the 64 bytes at `offset`, from group number `first` on, of as many groups as the tile
@@ -209,7 +209,7 @@ def tile_codes(typingctx, panels, offset, first, sums):  # type: ignore[no-untyp
     """
     tile = Tile(1, sums.vectors, sums.lanes)
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         pointer = pointer_to(context, builder, signature.args[0], args[0], args[1])
         words, vectors = ir.VectorType(I32, tile.lanes), []
         packed = [read(builder, beyond(builder, pointer, at), words)
@@ -229,7 +229,7 @@ def tile_codes(typingctx, panels, offset, first, sums):  # type: ignore[no-untyp
 
 
 @intrinsic(prefer_literal=True)
-def tile_dot(typingctx, tile, codes, array, offset, stride):  # type: ignore[no-untyped-def]
+def tile_dot(typingctx, tile, codes, array, offset, stride):
     """``tile_dot(tile, codes, array, offset, stride)``: the tile plus codes times activations.
 
     Token ``t`` has 4 activations, int8, at byte ``offset + t stride``: all lanes of all its vectors
@@ -238,7 +238,7 @@ def tile_dot(typingctx, tile, codes, array, offset, stride):  # type: ignore[no-
     of activations are alive at once, and 24 sums fit into 32 registers.
     """
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         sums, each = vectors_of(builder, args[0]), vectors_of(builder, args[1])
         pointer = pointer_to(context, builder, signature.args[2], args[2], args[3])
         for token in range(tile.tokens):
@@ -253,10 +253,10 @@ def tile_dot(typingctx, tile, codes, array, offset, stride):  # type: ignore[no-
 
 
 @intrinsic(prefer_literal=True)
-def tile_add(typingctx, total, sums):  # type: ignore[no-untyped-def]
+def tile_add(typingctx, total, sums):
     """``tile_add(total, sums)``: int32 lanes plus the sums of `tile_dot`, which 8 lanes widen."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         totals, each = (vectors_of(builder, arg) for arg in args)
         if total.lanes == 8:  # vpmaddwd with ones
             halves, words = ir.VectorType(I16, 16), ir.VectorType(I32, 8)
@@ -269,7 +269,7 @@ def tile_add(typingctx, total, sums):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def tile_finish(typingctx, tile, first, minus, scales, token):  # type: ignore[no-untyped-def]
+def tile_finish(typingctx, tile, first, minus, scales, token):
     """``tile_finish(tile, first, minus, scales, token)``: products from sums of whole rows.
 
     Takes off what 16 lanes count too much, from group number `first` on; adds to token ``t`` int32
@@ -277,7 +277,7 @@ def tile_finish(typingctx, tile, first, minus, scales, token):  # type: ignore[n
     then the lanes are the bits of floats.
     """
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         vectors, kinds = vectors_of(builder, args[0]), signature.args
         floats = ir.VectorType(FLOAT, tile.lanes)
         shift = builder.shl(builder.trunc(args[1], I32), ir.Constant(I32, 1))
@@ -301,14 +301,14 @@ def tile_finish(typingctx, tile, first, minus, scales, token):  # type: ignore[n
 
 
 @intrinsic(prefer_literal=True)
-def tile_load(typingctx, array, offset, stride, present, valid, like):  # type: ignore[no-untyped-def]
+def tile_load(typingctx, array, offset, stride, present, valid, like):
     """``tile_load(array, offset, stride, present, valid, like)``: a tile of the type of `like`.
 
     The vectors of a token lie side by side, those of the next `stride` bytes on. Of the first
     `present` tokens the first `valid` lanes are read; the others are 0.
     """
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         words, vectors = ir.VectorType(I32, like.lanes), []
         for pointer, bits in _places(context, builder, signature.args, args, like):
             typed = builder.bitcast(pointer, words.as_pointer())
@@ -323,10 +323,10 @@ def tile_load(typingctx, array, offset, stride, present, valid, like):  # type: 
 
 
 @intrinsic(prefer_literal=True)
-def tile_store(typingctx, array, offset, stride, present, valid, tile):  # type: ignore[no-untyped-def]
+def tile_store(typingctx, array, offset, stride, present, valid, tile):
     """``tile_store(array, offset, stride, present, valid, tile)``: what `tile_load` would read."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         places = _places(context, builder, signature.args, args, tile)
         vectors = vectors_of(builder, args[5])
         lanes = ir.Constant(I64, tile.vectors * tile.lanes)
@@ -349,13 +349,13 @@ def tile_store(typingctx, array, offset, stride, present, valid, tile):  # type:
 
 
 @intrinsic(prefer_literal=True)
-def tile_transpose(typingctx, tile):  # type: ignore[no-untyped-def]
+def tile_transpose(typingctx, tile):
     """``tile_transpose(tile)``: a vector of 16 lanes for each of 16 tokens, exchanged.
 
     Four rounds; round r exchanges bit r of the token's number with bit r of the lane's.
     """
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         rows = vectors_of(builder, args[0])
         for bit in (1, 2, 4, 8):
             low = [lane if not lane & bit else 16 + lane - bit for lane in range(16)]
@@ -374,10 +374,10 @@ def tile_transpose(typingctx, tile):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def prefetch(typingctx, array, offset):  # type: ignore[no-untyped-def]
+def prefetch(typingctx, array, offset):
     """``prefetch(array, offset)``: ask for a line to be read; an address past the end is safe."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         pointer = pointer_to(context, builder, signature.args[0], args[0], args[1])
         name = "llvm.prefetch.p0" if llvm.llvm_version_info[0] >= 15 else "llvm.prefetch.p0i8"
         function = declare(builder, name, ir.VoidType(), [pointer.type, I32, I32, I32])

@@ -22,25 +22,9 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
-from minibit.kernels.compiling import njit
-from minibit.kernels.simd import (
-    I8,
-    I32,
-    ONE_CODE,
-    constant,
-    dot_vnni,
-    pointer_to,
-    prefetch,
-    read,
-    repeat,
-    tile_finish,
-    tile_of,
-    tile_store,
-    tile_zero,
-    vectors_of,
-)
+from minibit.kernels import simd
+from minibit.kernels.compiling import Array, njit
 
 __all__ = ["compact", "product_any", "product_wide"]
 
@@ -59,45 +43,45 @@ def _weave(builder: Any, left: Any, right: Any, size: int, high: bool) -> Any:
         first = start + (quarter // 2 if high else 0)
         for i in range(first, first + quarter // 2):
             picks += [i, vector.count + i]
-    mask = ir.Constant(ir.VectorType(I32, vector.count), picks)
+    mask = ir.Constant(ir.VectorType(simd.I32, vector.count), picks)
     both = (builder.bitcast(v, vector) for v in (left, right))
-    return builder.bitcast(builder.shuffle_vector(*both, mask), ir.VectorType(I8, 64))
+    return builder.bitcast(builder.shuffle_vector(*both, mask), ir.VectorType(simd.I8, 64))
 
 
 @intrinsic(prefer_literal=True)
-def _add_columns(typingctx, tile, bands, a, b, c, d, x, offset):  # type: ignore[no-untyped-def]
+def _add_columns(typingctx, tile, bands, a, b, c, d, x, offset):
     """Add the products of the lines at bytes a, b, c, d with the 4 activations at byte `offset`.
 
     Register ``4 v + j`` of the tile counts ``4**j`` times too much.
     """
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        kinds, words = signature.args, ir.VectorType(I32, 16)
-        narrow = ir.VectorType(I8, 64)
+    def codegen(context, builder, signature, args):
+        kinds, words = signature.args, ir.VectorType(simd.I32, 16)
+        narrow = ir.VectorType(simd.I8, 64)
         lines = [
-            read(builder, pointer_to(context, builder, kinds[1], args[1], at), narrow)
+            simd.read(builder, simd.pointer_to(context, builder, kinds[1], args[1], at), narrow)
             for at in args[2:6]
         ]
-        pointer = pointer_to(context, builder, kinds[6], args[6], args[7])
-        four = repeat(builder, read(builder, pointer, I32), 16)
-        rows, v = vectors_of(builder, args[0]), 0
+        pointer = simd.pointer_to(context, builder, kinds[6], args[6], args[7])
+        four = simd.repeat(builder, simd.read(builder, pointer, simd.I32), 16)
+        rows, v = simd.vectors_of(builder, args[0]), 0
         for upper in (False, True):
             left = _weave(builder, lines[0], lines[1], 1, upper)
             right = _weave(builder, lines[2], lines[3], 1, upper)
             for half in (False, True):
                 woven = builder.bitcast(_weave(builder, left, right, 2, half), words)
                 for j in range(4):
-                    codes = builder.and_(woven, constant(ONE_CODE << 2 * j, 16))
-                    rows[4 * v + j] = dot_vnni(builder, rows[4 * v + j], codes, four)
+                    codes = builder.and_(woven, simd.constant(simd.ONE_CODE << 2 * j, 16))
+                    rows[4 * v + j] = simd.dot_vnni(builder, rows[4 * v + j], codes, four)
                 v += 1
-        return tile_of(builder, rows)
+        return simd.tile_of(builder, rows)
 
     places = (types.intp,) * 4
     return tile(tile, bands, *places, x, types.intp), codegen
 
 
 @njit(cache=True, nogil=True)
-def compact(x: NDArray[Any], at: NDArray[Any], values: NDArray[Any]) -> int:
+def compact(x: Array, at: Array, values: Array) -> int:
     """List the places (as bytes of a band) and values of what is not 0; return how many.
 
     The list is filled up to a multiple of 4 with zeros, which add nothing: `at` and `values` have
@@ -115,14 +99,7 @@ def compact(x: NDArray[Any], at: NDArray[Any], values: NDArray[Any]) -> int:
 
 
 @njit(cache=True, nogil=True)
-def product_wide(
-    at: NDArray[Any],
-    values: NDArray[Any],
-    count: int,
-    n_in: int,
-    bands: NDArray[Any],
-    out: NDArray[Any],
-) -> None:
+def product_wide(at: Array, values: Array, count: int, n_in: int, bands: Array, out: Array) -> None:
     """Write the product of the listed activations with all bands into ``out (n_out,)``: VNNI.
 
     No prefetcher of the CPU guesses which lines come next, so they are asked for, far ahead and
@@ -138,20 +115,20 @@ def product_wide(
         soon[i] = at[(i + AHEAD) % full] + (i + AHEAD) // full * size
     for band in range((out.size + BAND - 1) // BAND):
         base = band * size
-        sums = tile_zero(1, 16, 16)
+        sums = simd.tile_zero(1, 16, 16)
         for i in range(0, full, 4):
-            prefetch(bands, base + soon[i])
-            prefetch(bands, base + soon[i + 1])
-            prefetch(bands, base + soon[i + 2])
-            prefetch(bands, base + soon[i + 3])
+            simd.prefetch(bands, base + soon[i])
+            simd.prefetch(bands, base + soon[i + 1])
+            simd.prefetch(bands, base + soon[i + 2])
+            simd.prefetch(bands, base + soon[i + 3])
             a, b, c, d = base + at[i], base + at[i + 1], base + at[i + 2], base + at[i + 3]
             sums = _add_columns(sums, bands, a, b, c, d, values, i)
-        rows = tile_finish(sums, 0, minus, None, 0)
-        tile_store(out, 4 * BAND * band, 0, 1, out.size - BAND * band, rows)
+        rows = simd.tile_finish(sums, 0, minus, None, 0)
+        simd.tile_store(out, 4 * BAND * band, 0, 1, out.size - BAND * band, rows)
 
 
 @njit(cache=True, nogil=True)
-def _flush(part, sums) -> None:  # type: ignore[no-untyped-def]
+def _flush(part, sums):
     """Add the int16 sums to the int32 ones, and begin anew."""
     for j in range(4):
         for b in range(LINE):
@@ -160,14 +137,7 @@ def _flush(part, sums) -> None:  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def product_any(
-    at: NDArray[Any],
-    values: NDArray[Any],
-    count: int,
-    n_in: int,
-    bands: NDArray[Any],
-    out: NDArray[Any],
-) -> None:
+def product_any(at: Array, values: Array, count: int, n_in: int, bands: Array, out: Array) -> None:
     """Do as `product_wide` does, on any CPU."""
     total = np.int32(0)
     for i in range(count):

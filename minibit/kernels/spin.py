@@ -10,9 +10,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
-from minibit.kernels.compiling import njit
+from minibit.kernels.compiling import Array, njit
 
 __all__ = ["I64", "element", "pause", "read", "settle", "wait"]
 
@@ -27,10 +26,10 @@ def element(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 
 
 @intrinsic
-def read(typingctx, array, index):  # type: ignore[no-untyped-def]
+def read(typingctx, array, index):
     """``read(array, index)``: an int64 as it is now; what was written before it is seen, too."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         pointer = element(context, builder, signature, args)
         return builder.load_atomic(pointer, "seq_cst", 8)
 
@@ -38,10 +37,10 @@ def read(typingctx, array, index):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def pause(typingctx):  # type: ignore[no-untyped-def]
+def pause(typingctx):
     """``pause()``: tell the CPU that this is a loop that waits."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         if X86:
             pause = ir.FunctionType(ir.VoidType(), [])
             builder.call(builder.module.declare_intrinsic("llvm.x86.sse2.pause", (), pause), [])
@@ -51,10 +50,10 @@ def pause(typingctx):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def nap(typingctx):  # type: ignore[no-untyped-def]
+def nap(typingctx):
     """``nap()``: sleep for 50 microseconds; on Windows, whose C library cannot, go on at once."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         if sys.platform != "win32":
             usleep = ir.FunctionType(ir.IntType(32), [ir.IntType(32)])
             function = cgutils.get_or_insert_function(builder.module, usleep, "usleep")
@@ -65,7 +64,7 @@ def nap(typingctx):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def wait(numbers: NDArray[Any], index: int, last: int, looks: int, grace: int) -> int:
+def wait(numbers: Array, index: int, last: int, looks: int, grace: int) -> int:
     """Look up to `looks` times for a value of ``numbers[index]`` other than `last`; return it.
 
     If there is one, look `grace` times more: whoever wrote the number may still hold Python's lock,
@@ -83,7 +82,7 @@ def wait(numbers: NDArray[Any], index: int, last: int, looks: int, grace: int) -
 
 
 @njit(cache=True, nogil=True)
-def settle(numbers: NDArray[Any], step: int, value: int, looks: int, grace: int) -> None:
+def settle(numbers: Array, step: int, value: int, looks: int, grace: int) -> None:
     """Wait until none of ``numbers[::step]`` is `value`; after `looks` looks with naps between.
 
     It is one call into compiled code, in which Python runs no signal handler: nothing can end the

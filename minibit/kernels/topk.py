@@ -11,28 +11,13 @@ reach a trial value, they are known. No entry is moved, and no branch depends on
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
-from minibit.kernels.compiling import njit
-from minibit.kernels.simd import (
-    I16,
-    I32,
-    I64,
-    beyond,
-    declare,
-    pointer_to,
-    read,
-    repeat,
-    tile_of,
-    tile_zero,
-    vectors_of,
-)
+from minibit.kernels import simd
+from minibit.kernels.compiling import Array, njit
 
 __all__ = ["keep", "select"]
 
@@ -44,45 +29,47 @@ CHUNK = 32000 * STRIDE  # entries that int16 sums can count
 
 
 @intrinsic(prefer_literal=True)
-def _add_reached(typingctx, tile, array, offset, least):  # type: ignore[no-untyped-def]
+def _add_reached(typingctx, tile, array, offset, least):
     """Add 1 to every int16 of the tile whose entry of the array, from byte `offset`, is large."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        halves = ir.VectorType(I16, 2 * tile.lanes)
-        pointer = pointer_to(context, builder, signature.args[1], args[1], args[2])
-        bound, rows = repeat(builder, args[3], halves.count), []
-        for row, acc in enumerate(vectors_of(builder, args[0])):
-            at = beyond(builder, pointer, 4 * tile.lanes * row)
-            reached = builder.icmp_signed(">=", read(builder, at, halves), bound)
+    def codegen(context, builder, signature, args):
+        halves = ir.VectorType(simd.I16, 2 * tile.lanes)
+        pointer = simd.pointer_to(context, builder, signature.args[1], args[1], args[2])
+        bound, rows = simd.repeat(builder, args[3], halves.count), []
+        for row, acc in enumerate(simd.vectors_of(builder, args[0])):
+            at = simd.beyond(builder, pointer, 4 * tile.lanes * row)
+            reached = builder.icmp_signed(">=", simd.read(builder, at, halves), bound)
             total = builder.sub(builder.bitcast(acc, halves), builder.sext(reached, halves))
             rows.append(builder.bitcast(total, acc.type))
-        return tile_of(builder, rows)
+        return simd.tile_of(builder, rows)
 
     return tile(tile, array, types.intp, types.int16), codegen
 
 
 @intrinsic(prefer_literal=True)
-def _sum_halves(typingctx, tile):  # type: ignore[no-untyped-def]
+def _sum_halves(typingctx, tile):
     """Sum every int16 of the tile."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        wide = ir.VectorType(I32, 2 * tile.lanes)
+    def codegen(context, builder, signature, args):
+        wide = ir.VectorType(simd.I32, 2 * tile.lanes)
         total = ir.Constant(wide, None)
-        for row in vectors_of(builder, args[0]):
-            halves = builder.bitcast(row, ir.VectorType(I16, wide.count))
+        for row in simd.vectors_of(builder, args[0]):
+            halves = builder.bitcast(row, ir.VectorType(simd.I16, wide.count))
             total = builder.add(total, builder.sext(halves, wide))
         name = f"llvm.vector.reduce.add.v{wide.count}i32"
-        return builder.sext(builder.call(declare(builder, name, I32, [wide]), [total]), I64)
+        return builder.sext(
+            builder.call(simd.declare(builder, name, simd.I32, [wide]), [total]), simd.I64
+        )
 
     return types.int64(tile), codegen
 
 
 @njit(cache=True, nogil=True)
-def _count(entries, least) -> int:  # type: ignore[no-untyped-def]
+def _count(entries, least):
     """Count the int16 entries that are at least `least`; their number is a multiple of STRIDE."""
     total = 0
     for start in range(0, entries.size, CHUNK):
-        tile = tile_zero(1, 4, 16)
+        tile = simd.tile_zero(1, 4, 16)
         for i in range(start, min(start + CHUNK, entries.size), STRIDE):
             tile = _add_reached(tile, entries, 2 * i, least)
         total += _sum_halves(tile)
@@ -90,7 +77,7 @@ def _count(entries, least) -> int:  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _search(entries, k, low, reach, high):  # type: ignore[no-untyped-def]
+def _search(entries, k, low, reach, high):
     """Find the largest value that k entries reach; also how many reach it, and the next one.
 
     `reach` entries, at least k, reach `low`, and none reaches `high`. Stops where k do exactly.
@@ -112,7 +99,7 @@ def _search(entries, k, low, reach, high):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _edge(bits, k, high, low):  # type: ignore[no-untyped-def]
+def _edge(bits, k, high, low):
     """Find the K-th largest magnitude of a row, as bits, and up to where its equals are kept.
 
     -1 in place of the edge if there is a NaN.
@@ -145,7 +132,7 @@ def _edge(bits, k, high, low):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _scratch(n):  # type: ignore[no-untyped-def]
+def _scratch(n):
     """Room for the halves of a row, filled up with what is never counted."""
     size = (n + STRIDE - 1) // STRIDE * STRIDE
     room = np.empty(2 * size, np.int16)
@@ -156,7 +143,7 @@ def _scratch(n):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def select(x: NDArray[Any], k: int, kept: NDArray[Any]) -> int:
+def select(x: Array, k: int, kept: Array) -> int:
     """Mark the K largest magnitudes of every row of ``x (rows, n)``; return a row of NaN, or -1."""
     n = x.shape[1]
     bits = x.view(np.int32)
@@ -174,7 +161,7 @@ def select(x: NDArray[Any], k: int, kept: NDArray[Any]) -> int:
 
 
 @njit(cache=True, nogil=True)
-def keep(x: NDArray[Any], k: int, out: NDArray[Any]) -> int:
+def keep(x: Array, k: int, out: Array) -> int:
     """Copy the K largest magnitudes of every row, and zeros for the rest; return as `select`."""
     n = x.shape[1]
     bits = x.view(np.int32)
