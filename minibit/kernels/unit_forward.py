@@ -1,14 +1,10 @@
 """The forward pass of the ternary MLP, in two ways, for `minibit.kernels.unit_tangents`.
 
-With float activations a sample goes through alone (`forward_one`), on additions: weights arrive
-transposed and stacked, one row an input of one layer; a nonzero input adds or subtracts a
-contiguous row, and zero inputs and zero weights are skipped.
-
-With int8 activations the products are those of `minibit.matmul`, for a block of samples at once.
-What stands between two of them is here: `round_rows` normalises, rounds and rectifies whole sums,
-`rectify_rows` does the same without rounding, for the last hidden layer. The states of a block
-(codes, their scales, the last layer's z_hat, every layer's 1 / sigma) are what `recall_one` then
-lays out for one sample, as `forward_one` would have left it.
+With float activations a sample goes through alone, on additions: weights arrive transposed and
+stacked, one row an input of one layer; a nonzero input adds or subtracts a contiguous row, and zero
+inputs and zero weights are skipped. With int8 activations the products are those of
+`minibit.matmul`, for a block of samples at once; what stands between two of them is here, and the
+states of a block are then laid out for one sample, as if it had gone through alone.
 
 Buffers are two-dimensional and functions take (buffer, row) rather than views: a view costs an
 atomic reference count, which two threads would fight over. Numbers that are the same in every call
@@ -136,56 +132,49 @@ def add_rows(out, ro, wt, first, index, ri, value, rv, count, width):
 
 
 @njit(**_inner, fastmath=_fast)
-def _norm_relu(z, z_hat, h, on, row, width, eps):
-    """z_hat = (z[0] - mean) r, h = relu(z_hat), on = z_hat > 0; return r = 1 / sqrt(var + eps)."""
+def _normalise(row, width, eps):
+    """row[0] <- z_hat = (z - mean z) r; return r = 1 / sqrt(var + eps)."""
     total = np.float32(0)
     for o in range(width):
-        total += z[0, o]
+        total += row[0, o]
     mean = total / np.float32(width)
     var = np.float32(0)
     for o in range(width):
-        d = z[0, o] - mean
+        d = row[0, o] - mean
         var += d * d
     r = np.float32(1.0 / np.sqrt(var / np.float32(width) + eps))
     for o in range(width):
-        v = (z[0, o] - mean) * r
-        z_hat[row, o] = v
-        h[row, o] = max(v, np.float32(0))
-        on[row, o] = v > 0
+        row[0, o] = (row[0, o] - mean) * r
     return r
 
 
 @njit(**_inner)
-def _nonzeros(values, row, index, kept, target, width):
-    """Compact the nonzero entries of values[row] into row `target`; return how many there are."""
-    count = 0
-    for k in range(width):
-        v = values[row, k]
-        index[target, count] = k
-        kept[target, count] = v
-        count += v != 0
-    return count
+def _rectify(rows, b, own, layer, width):
+    """Note z_hat of a hidden layer, h = relu(z_hat) and on: LLVM vectorises one target a loop."""
+    for o in range(width):
+        own.z_hat[layer, o] = rows[b, o]
+    for o in range(width):
+        own.h[layer, o] = max(rows[b, o], np.float32(0))
+    for o in range(width):
+        own.on[layer, o] = rows[b, o] > 0
 
 
 @njit(**_inner)
-def _bytes(x, b, index, kept, width):
-    """Compact the nonzero entries of sample b, eight at a time: most of an image is empty."""
+def _nonzeros(values, row, index, kept, target, width):
+    """Compact the nonzero entries of values[row] into row `target`; return how many there are.
+
+    Eight zeros are passed over at once: most of an image is empty.
+    """
     count = 0
-    for block in range(0, width // 8 * 8, 8):
-        some = x[b, block] != 0
-        for k in range(1, 8):
-            some |= x[b, block + k] != 0
-        if some:
-            for k in range(8):
-                v = x[b, block + k]
-                index[0, count] = block + k
-                kept[0, count] = v
-                count += v != 0
-    for k in range(width // 8 * 8, width):
-        v = x[b, k]
-        index[0, count] = k
-        kept[0, count] = v
-        count += v != 0
+    for start in range(0, width, 8):
+        stop, some = min(start + 8, width), False
+        for k in range(start, stop):
+            some |= values[row, k] != 0
+        for k in range(start, stop if some else start):
+            v = values[row, k]
+            index[target, count] = k
+            kept[target, count] = v
+            count += v != 0
     return count
 
 
@@ -205,7 +194,7 @@ def _forward_one(net, x, b, own):
     """Run sample b through the network."""
     widths, scratch, index, value = net.widths, own.scratch, own.index, own.value
     top = widths.size - 2  # layers are numbered 0 .. top, the last one gives the logits
-    own.counts[0] = _bytes(x, b, index, value, widths[0])
+    own.counts[0] = _nonzeros(x, b, index, value, 0, widths[0])
     for layer in range(max(top, 1)):
         width, count = widths[layer + 1], own.counts[layer]
         add_rows(
@@ -218,7 +207,8 @@ def _forward_one(net, x, b, own):
             for o in range(width):
                 own.logits[0, o] = net.logit_scale * scratch[0, o]
             return
-        own.r[layer] = _norm_relu(scratch, own.z_hat, own.h, own.on, layer, width, net.eps)
+        own.r[layer] = _normalise(scratch, width, net.eps)
+        _rectify(scratch, 0, own, layer, width)
         own.counts[layer + 1] = _nonzeros(own.h, layer, index, value, layer + 1, width)
     _logits(net, own)
 
@@ -247,27 +237,11 @@ def _softmax(own, label):
 
 
 @njit(**_inner)
-def _scaled(z, b, shift, factor, base, row):
-    """row[0] = factor (z[b] + shift) + base: the pre-activations of sample b."""
+def _norm_of_sums(z, b, shift, factor, base, eps, row):
+    """row[0] = layer norm of the pre-activations ``factor (z[b] + shift) + base``; return its r."""
     for o in range(row.shape[1]):
         row[0, o] = factor * (np.float32(z[b, o]) + shift[o]) + base[o]
-
-
-@njit(**_inner, fastmath=_fast)
-def _normalise(row, eps):
-    """row[0] <- z_hat = (z - mean z) r; return r = 1 / sqrt(var + eps)."""
-    total = np.float32(0)
-    for o in range(row.shape[1]):
-        total += row[0, o]
-    mean = total / np.float32(row.shape[1])
-    var = np.float32(0)
-    for o in range(row.shape[1]):
-        d = row[0, o] - mean
-        var += d * d
-    r = np.float32(1.0 / np.sqrt(var / np.float32(row.shape[1]) + eps))
-    for o in range(row.shape[1]):
-        row[0, o] = (row[0, o] - mean) * r
-    return r
+    return _normalise(row, row.shape[1], eps)
 
 
 @njit(cache=True, nogil=True)
@@ -275,7 +249,7 @@ def added_rows(x, wt, first, n_in, z):
     """z[b] = W x[b] by additions, of n_in inputs: for floats, and without byte products."""
     index, value = np.empty((1, n_in + 1), np.int32), np.empty((1, n_in + 1), np.float32)
     for b in range(x.shape[0]):
-        count = _bytes(x, b, index, value, n_in)
+        count = _nonzeros(x, b, index, value, 0, n_in)
         add_rows(z, b, wt, first, index, 0, value, 0, count, z.shape[1])
 
 
@@ -288,8 +262,7 @@ def round_rows(z, shift, factors, base, eps, codes, scales, norms):
     """
     row = np.empty((1, z.shape[1]), np.float32)
     for b in range(z.shape[0]):
-        _scaled(z, b, shift, factors[b], base, row)
-        norms[b] = _normalise(row, eps)
+        norms[b] = _norm_of_sums(z, b, shift, factors[b], base, eps, row)
         scales[b] = quantise_row(row, 0, codes, b)
         if scales[b] < 0:
             codes[b], scales[b] = 0, np.nan
@@ -302,45 +275,32 @@ def rectify_rows(z, shift, factors, base, eps, z_hat, norms):
     """z_hat[b] of the last hidden layer, as floats, and norms[b]; see `round_rows`."""
     row = np.empty((1, z.shape[1]), np.float32)
     for b in range(z.shape[0]):
-        _scaled(z, b, shift, factors[b], base, row)
-        norms[b] = _normalise(row, eps)
+        norms[b] = _norm_of_sums(z, b, shift, factors[b], base, eps, row)
         for o in range(row.shape[1]):
             z_hat[b, o] = row[0, o]
 
 
 @njit(**_inner)
-def _dequantise(codes, layer, b, inverse, h, on, width):
-    """h = codes / scale and on = codes > 0, in two loops: LLVM vectorises one target a loop."""
-    for o in range(width):
-        h[layer, o] = np.float32(codes[layer, b, o]) * inverse
-    for o in range(width):
-        on[layer, o] = codes[layer, b, o] > 0
-
-
-@njit(**_inner)
-def _rectify(last, b, z_hat, h, on, layer, width):
-    """Copy z_hat of the last hidden layer, and h = relu(z_hat), on = z_hat > 0."""
-    for o in range(width):
-        z_hat[layer, o] = last[b, o]
-    for o in range(width):
-        h[layer, o] = max(last[b, o], np.float32(0))
-    for o in range(width):
-        on[layer, o] = last[b, o] > 0
-
-
-@njit(**_inner)
 def _recall_one(net, block, b, own):
     """Lay out the state of sample b as `_forward_one` does, z_hat of the last layer only."""
-    widths = net.widths
-    top = widths.size - 2
-    for layer in range(top - 1):
-        width = widths[layer + 1]
+    for layer in range(net.widths.size - 3):
+        width = net.widths[layer + 1]
         own.r[layer] = block.norms[layer, b]
         inverse = np.float32(1) / block.scales[layer, b]
-        _dequantise(block.codes, layer, b, inverse, own.h, own.on, width)
+        for o in range(width):  # h = codes / scale
+            own.h[layer, o] = np.float32(block.codes[layer, b, o]) * inverse
+        for o in range(width):
+            own.on[layer, o] = block.codes[layer, b, o] > 0
         own.counts[layer + 1] = _nonzeros(own.h, layer, own.index, own.value, layer + 1, width)
-    own.r[top - 1] = block.norms[top - 1, b]
-    _rectify(block.last, b, own.z_hat, own.h, own.on, top - 1, widths[top])
+    _recall_last(net, block, b, own)
+
+
+@njit(**_inner)
+def _recall_last(net, block, b, own):
+    """Lay out the last hidden layer of sample b, and its logits."""
+    last = net.widths.size - 3
+    own.r[last] = block.norms[last, b]
+    _rectify(block.last, b, own, last, net.widths[last + 1])
     _logits(net, own)
 
 
@@ -357,13 +317,11 @@ def sample_outcome(net, x, y, b, block, own, outcomes):
 @njit(**_outer)
 def forward(net, x, y, block, own, logits, outcomes):
     """Fill logits (batch, classes) and the outcomes of a batch; float activations have no block."""
-    last = net.widths.size - 3
     for b in range(x.shape[0]):
         if block is None:
             _forward_one(net, x, b, own)
         else:
-            _rectify(block.last, b, own.z_hat, own.h, own.on, last, net.widths[last + 1])
-            _logits(net, own)
+            _recall_last(net, block, b, own)
         outcomes.loss[b], outcomes.hardness[b], outcomes.correct[b] = _softmax(own, y[b])
         for c in range(logits.shape[1]):
             logits[b, c] = own.logits[0, c]
