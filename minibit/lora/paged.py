@@ -98,7 +98,7 @@ class PagedAdam(Adam):
             begin += 2 * length
 
     def step(self, grads: Tree, lr: float | None = None, weight_decay: float | None = None) -> Tree:
-        """Move as `Adam.step` does; a closed optimizer, or a file of new length, is a ValueError."""
+        """Move as `Adam.step` does; after `close`, or if the file was cut, it is a ValueError."""
         if self._map is None:
             raise ValueError("this PagedAdam is closed")
         gradients, constants = self._begin(grads, lr, weight_decay)
