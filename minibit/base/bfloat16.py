@@ -15,17 +15,9 @@ HALF = np.uint32(16)
 
 
 def to_bfloat16(floats: NDArray[Any]) -> NDArray[np.uint16]:
-    """Round floats to the bits of bfloat16: to the nearest, half to even.
+    """Round floats, by way of float32, to the bits of bfloat16: to the nearest, half to even.
 
-    Parameters
-    ----------
-    floats : float array of any shape
-        Other types than float32 are rounded to float32 first.
-
-    Returns
-    -------
-    uint16 array, shape of `floats`
-        What is beyond the largest bfloat16 becomes infinite; a NaN stays one, of its sign.
+    What is beyond the largest bfloat16 becomes infinite; a NaN stays one, of its sign.
 
     Examples
     --------
@@ -43,22 +35,10 @@ def to_bfloat16(floats: NDArray[Any]) -> NDArray[np.uint16]:
 
 
 def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """Return the float32 numbers that the bits of bfloat16 stand for: exact, NaN included.
-
-    Examples
-    --------
-    >>> from_bfloat16(np.uint16([0x3F80, 0xC000]))
-    array([ 1., -2.], dtype=float32)
-    """
+    """Return the float32 numbers that the bits of bfloat16 stand for: exact, NaN included."""
     return (bits.astype(np.uint32) << HALF).view(np.float32)
 
 
 def widen(x: Any) -> Any:
-    """Turn bits of bfloat16 (uint16) into float32; let floats, and duals, through.
-
-    Examples
-    --------
-    >>> widen(np.uint16([0x3F80])), widen(np.float32([0.5]))
-    (array([1.], dtype=float32), array([0.5], dtype=float32))
-    """
+    """Turn bits of bfloat16 (uint16) into float32; let floats, and duals, through."""
     return from_bfloat16(x) if x.dtype == np.uint16 else x

@@ -54,13 +54,7 @@ def integers_up_to(*ranges: tuple[str, Any, Any]) -> list[int]:
 
 
 def bounds(least: int | None, most: int | None) -> str:
-    """Write what an integer must: ``be at least 1``, ``lie in [0, 5]``, ``lie in [0, 2**64)``.
-
-    Examples
-    --------
-    >>> bounds(1, None), bounds(0, 2**34), bounds(-1, 2**32 - 1)
-    ('be at least 1', 'lie in [0, 2**34]', 'lie in [-1, 2**32)')
-    """
+    """Write what an integer must: ``be at least 1``, ``lie in [0, 5]``, ``lie in [0, 2**64)``."""
     if most is None:
         return f"be at least {least}"
     for limit, end in ((most, "]"), (most + 1, ")")):
@@ -104,15 +98,7 @@ def number(name: str, value: Any, interval: str = "(-inf, inf)") -> float:
 
 
 def one_of(name: str, value: Any, known: Iterable[T]) -> T:
-    """Return the known value that equals `value`, or list them all.
-
-    Examples
-    --------
-    >>> one_of("layout", "x87", ("x86", "arm"))
-    Traceback (most recent call last):
-        ...
-    ValueError: layout must be 'x86' or 'arm', got 'x87'
-    """
+    """Return the known value that equals `value` and is of its type; else list them all."""
     options = list(known)
     for option in options:
         if type(value) is type(option) and value == option:
@@ -133,15 +119,7 @@ def unmasked(name: str, values: ArrayLike) -> NDArray[Any]:
 
 
 def floats(name: str, values: ArrayLike) -> NDArray[Any]:
-    """Return an array of floats as it is; one of bfloat16 (of `ml_dtypes`) as float32.
-
-    Examples
-    --------
-    >>> floats("w", [1, 2])
-    Traceback (most recent call last):
-        ...
-    TypeError: w must be an array of floats, got int64
-    """
+    """Return an array of floats as it is; one of bfloat16 (of `ml_dtypes`) as float32."""
     array = unmasked(name, values)
     if array.dtype.name == "bfloat16":
         return from_bfloat16(array.view(np.uint16))
@@ -159,15 +137,7 @@ def float32(name: str, values: ArrayLike) -> NDArray[np.float32]:
 def integer_array(
     name: str, values: ArrayLike, least: int, most: int, ndim: int | None = None
 ) -> NDArray[np.int64]:
-    """Return integers as int64, each in ``[least, most]``; an empty array may be of any type.
-
-    Examples
-    --------
-    >>> integer_array("tokens", [[0, 4], [7, 2]], 0, 6)
-    Traceback (most recent call last):
-        ...
-    ValueError: tokens must lie in [0, 6], got 7 at (1, 0)
-    """
+    """Return integers as int64, each in ``[least, most]``; an empty array may be of any type."""
     array = unmasked(name, values)
     if ndim is not None and array.ndim != ndim:
         axes = "1 axis" if ndim == 1 else f"{ndim} axes"
@@ -200,16 +170,7 @@ def real_numbers(name: str, array: Any, shape: Sequence[int | str]) -> None:
 
 
 def refuse_entries(name: str, array: NDArray[Any], wrong: NDArray[np.bool_], takes: str) -> None:
-    """Raise a ValueError for the first entry that is wrong, if there is one.
-
-    Examples
-    --------
-    >>> x = np.array([[0, 1], [-2, 3]])
-    >>> refuse_entries("x", x, x < 0, "not be negative")
-    Traceback (most recent call last):
-        ...
-    ValueError: x must not be negative, got -2 at (1, 0)
-    """
+    """Raise a ValueError for the first entry that is wrong, if there is one, with its index."""
     if wrong.any():
         raise _wrong_entry(name, array, int(np.argmax(wrong)), takes)
 
@@ -224,15 +185,7 @@ def _wrong_entry(
 
 
 def first_not_finite(array: NDArray[Any]) -> int | None:
-    """Return the flat index of the first NaN or infinity, or None; uint16 is bits of bfloat16.
-
-    Examples
-    --------
-    >>> first_not_finite(np.float32([[1, 2], [np.inf, np.nan]]))
-    2
-    >>> first_not_finite(np.uint16([0x3F80, 0x7F80])), first_not_finite(np.uint16([0x3F80]))
-    (1, None)
-    """
+    """Return the flat index of the first NaN or infinity, or None; uint16 is bits of bfloat16."""
     flat = array.reshape(-1)
     for start in range(0, flat.size, PIECE):
         part = flat[start : start + PIECE]

@@ -17,15 +17,9 @@ MOST_JSON = 1 << 20  # bytes; a configuration takes two thousand
 class CheckpointError(ValueError):
     """A checkpoint is damaged, hostile, or holds what its configuration does not say.
 
-    The message names the file, the tensor, what came, what was expected, and the byte where there
-    is one. Nothing was changed on disk.
-
-    Attributes
-    ----------
-    file : str or None
-    tensor : str or None
-    offset : int or None
-        Byte of the file at which the damage begins.
+    The message names what came, what was expected, and, where there is one, the `file`, the
+    `tensor`, and as `offset` the byte of the file at which the damage begins. Nothing was changed
+    on disk.
     """
 
     def __init__(
@@ -37,10 +31,11 @@ class CheckpointError(ValueError):
     ) -> None:
         self.file = None if file is None else fspath(file)
         self.tensor, self.offset = tensor, offset
-        where = "" if self.file is None else f"{self.file}: "
-        what = "" if tensor is None else f"tensor {shown(tensor)}: "
-        byte = "" if offset is None else f" (byte {offset})"
-        super().__init__(f"{where}{what}{message}{byte}")
+        if tensor is not None:
+            message = f"tensor {shown(tensor)}: {message}"
+        if file is not None:
+            message = f"{self.file}: {message}"
+        super().__init__(message if offset is None else f"{message} (byte {offset})")
 
 
 IMPOSTORS = (  # what people have in the place of a checkpoint, by its first bytes
@@ -81,23 +76,13 @@ def in_file(path: Path) -> Iterator[None]:
 
 def check_file(path: Path) -> None:
     """Raise unless this is a file, or a link to one: to open a pipe may take for ever."""
-    if path.is_file():
-        return
-    if path.is_symlink() and not path.exists():
-        raise CheckpointError("is a link to nothing", path)
-    if path.exists():
-        raise CheckpointError("is no file", path)
-    raise CheckpointError("there is no such file", path)
+    if not path.is_file():
+        absent = "is a link to nothing" if path.is_symlink() else "there is no such file"
+        raise CheckpointError("is no file" if path.exists() else absent, path)
 
 
 def read_whole(path: Path, most: int) -> bytes:
-    """Read a file of at most so many bytes.
-
-    Raises
-    ------
-    CheckpointError
-        If it is no file, or longer.
-    """
+    """Read a file of at most so many bytes; raise `CheckpointError` if it is none, or longer."""
     check_file(path)
     with path.open("rb") as file:
         data = file.read(most + 1)
@@ -107,18 +92,15 @@ def read_whole(path: Path, most: int) -> bytes:
 
 
 def read_json(path: Path, most: int = MOST_JSON) -> dict[str, Any]:
-    """Read a file that holds a JSON object, see `minibit.base.strict_json.parse_object`.
-
-    Raises
-    ------
-    CheckpointError
-        If it is no file, longer than `most` bytes, or no JSON that is read here; the byte is named.
-    """
+    """Read a file of at most so many bytes that holds a JSON object: see `checked_json`."""
     return checked_json(read_whole(path, most), path)
 
 
 def checked_json(text: bytes, path: str | PathLike[str], offset: int = 0) -> dict[str, Any]:
-    """Parse a JSON object that a file holds from a byte on; errors name file and byte."""
+    """Parse a JSON object that a file holds from a byte on, as `parse_object` does.
+
+    It raises `CheckpointError`, which names file and byte.
+    """
     try:
         return parse_object(text, most=len(text))
     except JSONError as error:

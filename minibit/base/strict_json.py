@@ -23,14 +23,7 @@ TOKEN = re.compile(r'"(?:[^"\\]+|\\.)*+"?|[][{}:,]|[^][{}:,"\s]+', re.DOTALL)
 
 
 class JSONError(ValueError):
-    """Text is no JSON that is read here.
-
-    Attributes
-    ----------
-    reason : str
-    offset : int
-        Byte of the text at which it goes wrong.
-    """
+    """Text is no JSON that is read here: the `reason`, and as `offset` the byte of the text."""
 
     def __init__(self, reason: str, offset: int) -> None:
         super().__init__(f"{reason} (byte {offset})")
@@ -38,21 +31,11 @@ class JSONError(ValueError):
 
 
 def parse_object(text: bytes, most: int = MOST_BYTES) -> dict[str, Any]:
-    """Parse a JSON object.
+    """Parse a JSON object, from UTF-8 of at most so many bytes.
 
-    Parameters
-    ----------
-    text : bytes
-        UTF-8.
-    most : int
-        Bytes that it may have.
-
-    Raises
-    ------
-    JSONError
-        If it is longer, no UTF-8, no JSON, no object; if a key is named twice in one object, a
-        number is NaN, infinite or beyond a float, an integer has over 64 digits, or brackets are
-        nested more than 64 deep.
+    `JSONError` is raised if it is longer, no UTF-8, no JSON, no object; if a key is named twice in
+    one object, a number is NaN, infinite or beyond a float, an integer has over 64 digits, or
+    brackets are nested more than 64 deep.
 
     Examples
     --------
@@ -72,13 +55,7 @@ def parse_object(text: bytes, most: int = MOST_BYTES) -> dict[str, Any]:
             if depth > MOST_DEPTH:
                 raise _error(string, start, f"{shown(token)} is nested over {MOST_DEPTH} deep")
     try:
-        parsed = json.loads(
-            string,
-            object_pairs_hook=_unique,
-            parse_constant=_refuse,
-            parse_int=_integer,
-            parse_float=_real,
-        )
+        parsed = json.loads(string, object_pairs_hook=_unique, **NUMBERS)
     except json.JSONDecodeError as error:
         raise _error(string, error.pos, f"no JSON: {error.msg}") from None
     except _Refused as refused:
@@ -103,27 +80,35 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _twice(name: str) -> _Refused:
+    """Return the error of a key that comes again."""
     return _Refused(f"{shown(name)} is named twice")
 
 
 def _refuse(token: str) -> None:
+    """Refuse NaN, Infinity and -Infinity."""
     raise _Refused(f"{token} is no JSON number")
 
 
 def _integer(token: str) -> int:
-    if len(token.lstrip("-")) > MOST_DIGITS:
-        raise _Refused(f"an integer of {len(token.lstrip('-'))} digits; the most is {MOST_DIGITS}")
+    """Return an integer, unless it is of endless digits."""
+    digits = len(token.lstrip("-"))
+    if digits > MOST_DIGITS:
+        raise _Refused(f"an integer of {digits} digits; the most is {MOST_DIGITS}")
     return int(token)
 
 
 def _real(token: str) -> float:
+    """Return a float, unless it is too large for one."""
     if isinf(value := float(token)):
         raise _Refused(f"{shown(token)} is beyond a float")
     return value
 
 
+NUMBERS: dict[str, Any] = {"parse_constant": _refuse, "parse_int": _integer, "parse_float": _real}
+
+
 def _find(text: str, reason: str) -> int:
-    """Return where in a text of good syntax the first thing stands that is refused so."""
+    """Return where in a text of good syntax the first token stands that is refused so."""
     keys: list[set[str]] = []  # of the objects and arrays that are open
     for (token, start, _), (after, _, _) in pairwise(chain(_tokens(text), [("", 0, 0)])):
         try:
@@ -137,7 +122,7 @@ def _find(text: str, reason: str) -> int:
                     raise _twice(name)
                 keys[-1].add(name)
             elif token[0] in "-0123456789NI":
-                json.loads(token, parse_constant=_refuse, parse_int=_integer, parse_float=_real)
+                json.loads(token, **NUMBERS)
         except _Refused as refused:
             if str(refused) == reason:
                 return start

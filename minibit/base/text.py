@@ -13,14 +13,8 @@ def printable(text: object, keep: str = "") -> str:
     r"""Return text with every character that steers a terminal written as its escape.
 
     Control characters, ends of lines, changes of direction and halves of surrogates become
-    ``\x1b``, ``\u202e``, ... What any language writes stays, joiners and its spaces included.
-
-    Parameters
-    ----------
-    text : object
-        Turned into a string first.
-    keep : str
-        Characters that stay all the same, such as a line's end.
+    ``\x1b``, ``\u202e``, ... What any language writes stays, joiners and its spaces included; so
+    do the characters of `keep`, such as a line's end.
 
     Examples
     --------
@@ -34,6 +28,7 @@ def printable(text: object, keep: str = "") -> str:
 
 
 def _steers(c: str, keep: str) -> bool:
+    """Whether a terminal may act on a character instead of showing it."""
     return c not in keep and (category(c) in STEERING or bidirectional(c) in TURNING)
 
 

@@ -9,21 +9,10 @@ from numpy.typing import NDArray
 
 
 def largest(scores: NDArray[Any], count: int) -> NDArray[np.bool_]:
-    """Mark the `count` largest entries along the last axis.
+    """Mark the `count` (0 to n) largest entries of each row of scores (..., n), none of them NaN.
 
-    An entry is marked if fewer than `count` entries are larger, or equal and of lower index.
-
-    Parameters
-    ----------
-    scores : array, shape (..., n)
-        No NaN: the caller refuses it, or says what it is worth.
-    count : int
-        From 0 to n.
-
-    Returns
-    -------
-    bool array, shape (..., n)
-        Exactly `count` are true in every row.
+    An entry is marked if fewer than `count` entries are larger, or equal and of lower index. So
+    exactly `count` are true in every row of the mask (..., n).
 
     Examples
     --------
@@ -33,10 +22,10 @@ def largest(scores: NDArray[Any], count: int) -> NDArray[np.bool_]:
     if count == 0:
         return np.zeros(scores.shape, np.bool_)
     at = scores.shape[-1] - count
-    bar = np.partition(scores, at, axis=-1)[..., at : at + 1]  # (..., 1), the smallest that is kept
-    mask: NDArray[np.bool_] = scores >= bar
-    if np.count_nonzero(mask) > count * (scores.size // scores.shape[-1]):  # ties at the bar
-        above, ties = scores > bar, scores == bar
+    least = np.partition(scores, at, axis=-1)[..., at : at + 1]  # (..., 1), of those that are kept
+    mask: NDArray[np.bool_] = scores >= least
+    if np.count_nonzero(mask) > count * (scores.size // scores.shape[-1]):  # ties with the least
+        above, ties = scores > least, scores == least
         places = count - np.count_nonzero(above, axis=-1, keepdims=True)  # (..., 1), left for ties
         mask = above | (ties & (np.cumsum(ties, axis=-1) <= places))
     return mask

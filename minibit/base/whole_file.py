@@ -34,23 +34,12 @@ PART = "minibit-part"
 def open_whole(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[BinaryIO]:
     """Open a binary file for writing that takes its name only when the block has ended well.
 
-    Parameters
-    ----------
-    path : path-like
-        Its permissions are those of any new file; of the old one, where one is overwritten. A link
-        is followed, and stays.
-    overwrite : bool
-        Replace a file that is there, in one step.
+    With `overwrite` it replaces a file that is there, in one step: the permissions of the old file
+    stay, and a link is followed, and stays.
 
-    Raises
-    ------
-    FileExistsError
-        If something is there, or has come to be there meanwhile, and `overwrite` is not given; or
-        if it is no file. It is left as it is.
-    BlockingIOError
-        If another writer is writing this file.
-    OSError
-        If the disk is full or fails; the target is as it was.
+    The target is as it was after every error: FileExistsError if something is there, or has come to
+    be there meanwhile, without `overwrite`, or if it is no file; BlockingIOError if another writer
+    is writing this file; OSError if the disk is full or fails.
 
     Examples
     --------
@@ -95,17 +84,9 @@ def whole_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
 def whole_files(folder: str | os.PathLike[str], last: str) -> Iterator[Path]:
     """Yield an empty folder; the files that the block makes there get their names in `folder`.
 
-    Parameters
-    ----------
-    folder : path-like
-        Made if it is not there.
-    last : str
-        The file that takes its name after all others: without it the others count for nothing.
-
-    Raises
-    ------
-    FileExistsError, BlockingIOError, OSError
-        As `open_whole`, for each of the files; then none of them has a name in `folder`.
+    That is made if it is not there. The file `last` takes its name after all others, which count
+    for nothing without it. Errors are those of `open_whole`, for each of the files; then none of
+    them has a name in `folder`.
     """
     folder = Path(folder)
     new = not folder.exists()
@@ -142,8 +123,8 @@ def _room(path: Path) -> Iterator[Path]:
     room = path.with_name(f".{path.name}.{PART}")
     lock = _lock(room, path)
     try:
-        for left in room.iterdir():  # by a writer that was killed
-            _clear(left)
+        for rest in room.iterdir():  # of a writer that was killed
+            _clear(rest)
         yield room
     finally:
         _clear(room)
@@ -154,10 +135,10 @@ def _room(path: Path) -> Iterator[Path]:
 def _lock(room: Path, path: Path) -> int | None:
     """Make a folder and lock it: its descriptor; None where the system has no such locks."""
     while True:
-        made = False
+        new = False
         with suppress(FileExistsError):
             room.mkdir(0o700)
-            made = True
+            new = True
         try:
             lock = _flock(room)
         except BlockingIOError:
@@ -165,13 +146,12 @@ def _lock(room: Path, path: Path) -> int | None:
         except FileNotFoundError:  # whoever had the folder has just removed it
             continue
         except OSError:
-            if made:
+            if new:
                 return None
-            raise BlockingIOError(
-                f"another writer is at {path}, or was killed there: then remove {room}"
-            ) from None
+            rule = f"another writer is at {path}, or was killed there: then remove {room}"
+            raise BlockingIOError(rule) from None
         except BaseException:  # Ctrl-C
-            if made:
+            if new:
                 room.rmdir()
             raise
         if room.exists() and os.path.samestat(room.stat(), os.fstat(lock)):
@@ -206,6 +186,7 @@ def _clear(path: Path) -> None:
 
 
 def _exists(path: Path) -> FileExistsError:
+    """Return the error of a name that is taken."""
     return FileExistsError(f"{path} exists; nothing was changed")
 
 
