@@ -1,21 +1,16 @@
-"""The rule table: what each function does to a tangent.
+"""The rule table: what each function does to a tangent. This file has the functions of numbers.
 
 A rule computes a function and pushes a tangent through it, in one formula written with NumPy:
 
     y = f(x),   y_dot = f'(x) x_dot
 
 Its parameters are those of the NumPy function, plus one named ``x_dot`` for each array ``x`` that
-may carry a tangent. It does to a tangent only the fourteen linear operations of
-`minibit.dual.tangents` (add, scale by an array, index, matmul, astype, sum, cumsum, einsum,
-reshape, transpose, broadcast_to, concatenate, pad, where), never ``np.asarray``: so a tangent may
-be an array, a dual number of an outer derivative, a stack of directions, the symbolic `ZERO` of a
-constant, or a recorder.
+may carry a tangent. It does to a tangent only the linear operations of `minibit.dual.tangents`,
+never ``np.asarray``: so a tangent may be an array, a dual number of an outer derivative, a stack of
+directions, the symbolic `ZERO` of a constant, or a recorder.
 
 Functions made of others need no rule of their own (`composed`), nor do those whose slope is zero
-wherever it exists (`CONSTANT`: comparisons, rounding, argsort).
-
-This file holds the functions of numbers. `minibit.dual.rules_sums` enters reductions and products
-of matrices, `minibit.dual.rules_shape` what only moves entries about. Conventions at kinks:
+wherever it exists (`CONSTANT`: comparisons, rounding, argsort). Conventions at kinks:
 
 - ``maximum``, ``minimum``, ``clip``: at a tie with a constant the constant wins, slope 0; so
   relu'(0) = 0, whichever argument the 0 is. A tie of two duals is shared, half each.
@@ -42,6 +37,7 @@ these exceptions (``python tests/rule_accuracy.py`` prints the worst case of eac
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -68,39 +64,33 @@ class Rule(NamedTuple):
 RULES: Final[dict[Any, Rule]] = {}
 
 
-def _register(functions: tuple[Any, ...], formula: Callable[..., Any], composed: bool) -> None:
-    parameters = inspect.signature(formula).parameters.values()
-    dots = [p.name for p in parameters if p.name.endswith("_dot")]
-    own = [p for p in parameters if p.name not in dots]
-    entry = Rule(
-        formula=formula,
-        parameters=tuple(p.name for p in own if p.kind is p.POSITIONAL_OR_KEYWORD),
-        star=next((p.name for p in own if p.kind is p.VAR_POSITIONAL), None),
-        keywords=frozenset(p.name for p in own if p.kind is not p.VAR_POSITIONAL),
-        arrays={name.removesuffix("_dot"): name for name in dots},
-        composed=composed,
-    )
-    RULES.update(dict.fromkeys(functions, entry))
+def rule(
+    *functions: Any, composed: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Enter a formula, which returns the output and its tangent, as the rule of `functions`.
 
-
-def rule(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Enter a formula, which returns the output and its tangent, as the rule of `functions`."""
+    Or, if it is composed, a definition in terms of functions that have rules.
+    """
 
     def enter(formula: Callable[..., Any]) -> Callable[..., Any]:
-        _register(functions, formula, composed=False)
+        parameters = inspect.signature(formula).parameters.values()
+        dots = [p.name for p in parameters if p.name.endswith("_dot")]
+        own = [p for p in parameters if p.name not in dots]
+        entry = Rule(
+            formula=formula,
+            parameters=tuple(p.name for p in own if p.kind is p.POSITIONAL_OR_KEYWORD),
+            star=next((p.name for p in own if p.kind is p.VAR_POSITIONAL), None),
+            keywords=frozenset(p.name for p in own if p.kind is not p.VAR_POSITIONAL),
+            arrays={name.removesuffix("_dot"): name for name in dots},
+            composed=composed,
+        )
+        RULES.update(dict.fromkeys(functions, entry))
         return formula
 
     return enter
 
 
-def composed(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Enter a definition in terms of functions that have rules."""
-
-    def enter(formula: Callable[..., Any]) -> Callable[..., Any]:
-        _register(functions, formula, composed=True)
-        return formula
-
-    return enter
+composed = functools.partial(rule, composed=True)
 
 
 # Functions of one number: y_dot = x_dot * slope(x, y). Each slope is written so that no step of it
@@ -159,13 +149,21 @@ for _f, _slope in SLOPES.items():
 # Functions of several numbers: the value, and its tangent.
 
 
-def _chosen(x_wins: Array, y_wins: Array, x_dot: Array, y_dot: Array) -> Array:
-    """Return the tangent of the argument that wins; at a tie neither mask is true."""
-    if y_dot is ZERO:
-        return x_dot * x_wins
-    if x_dot is ZERO:
-        return y_dot * y_wins
-    return np.where(x_wins, x_dot, np.where(y_wins, y_dot, (x_dot + y_dot) / 2))
+def _extreme(f: np.ufunc, beats: np.ufunc, over_nan: bool = False) -> Callable[..., Any]:
+    """Return the rule of an extreme: the argument that wins moves it; at a tie neither wins."""
+
+    def formula(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+        x_wins, y_wins = beats(x, y), beats(y, x)
+        if over_nan:
+            x_wins, y_wins = x_wins | np.isnan(y), y_wins | np.isnan(x)
+        if y_dot is ZERO:
+            return f(x, y), x_dot * x_wins
+        if x_dot is ZERO:
+            return f(x, y), y_dot * y_wins
+        shared = np.where(y_wins, y_dot, (x_dot + y_dot) / 2)
+        return f(x, y), np.where(x_wins, x_dot, shared)
+
+    return formula
 
 
 FORMULAS: Final[dict[Any, Callable[..., tuple[Array, Array]]]] = {
@@ -179,21 +177,13 @@ FORMULAS: Final[dict[Any, Callable[..., tuple[Array, Array]]]] = {
         np.remainder(x, y),
         x_dot - np.floor_divide(x, y) * y_dot,
     ),
-    np.maximum: lambda x, y, x_dot, y_dot: (
-        np.maximum(x, y),
-        _chosen(x > y, y > x, x_dot, y_dot),
-    ),
-    np.minimum: lambda x, y, x_dot, y_dot: (
-        np.minimum(x, y),
-        _chosen(x < y, y < x, x_dot, y_dot),
-    ),
-    np.fmax: lambda x, y, x_dot, y_dot: (  # passes over NaN
-        np.fmax(x, y),
-        _chosen((x > y) | np.isnan(y), (y > x) | np.isnan(x), x_dot, y_dot),
-    ),
-    np.fmin: lambda x, y, x_dot, y_dot: (
-        np.fmin(x, y),
-        _chosen((x < y) | np.isnan(y), (y < x) | np.isnan(x), x_dot, y_dot),
+    np.maximum: _extreme(np.maximum, np.greater),
+    np.minimum: _extreme(np.minimum, np.less),
+    np.fmax: _extreme(np.fmax, np.greater, over_nan=True),
+    np.fmin: _extreme(np.fmin, np.less, over_nan=True),
+    np.nan_to_num: lambda x, copy=True, nan=0.0, posinf=None, neginf=None, *, x_dot: (
+        np.nan_to_num(x, nan=nan, posinf=posinf, neginf=neginf),
+        np.where(np.isfinite(x), x_dot, 0.0),
     ),
     np.where: lambda condition, x, y, *, x_dot, y_dot: (
         np.where(condition, x, y),
@@ -278,23 +268,21 @@ def exp_difference(x: Array, y: Array, exp: np.ufunc = np.exp, base: float = mat
     return exp(d) * (1 + np.where(np.isfinite(rest), rest * math.log(base), 0))
 
 
-def _shares(x: Array, y: Array, exp: np.ufunc, base: float) -> tuple[Array, Array]:
-    """Return ``1 / (1 + base ** (y - x))`` and ``1 / (1 + base ** (x - y))``, both precise."""
-    first = x > y
-    less = exp_difference(np.where(first, y, x), np.where(first, x, y), exp, base)  # at most 1
-    return np.where(first, 1, less) / (1 + less), np.where(first, less, 1) / (1 + less)
+def _log_of_sum(f: np.ufunc, exp: np.ufunc, base: float) -> Callable[..., Any]:
+    """Return the rule of ``log(base ** x + base ** y)``: both shares of the sum are precise."""
+
+    def formula(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+        first = x > y
+        larger, smaller = np.where(first, x, y), np.where(first, y, x)
+        less = exp_difference(smaller, larger, exp, base)  # at most 1
+        in_x, in_y = np.where(first, 1, less), np.where(first, less, 1)
+        return f(x, y), x_dot * (in_x / (1 + less)) + y_dot * (in_y / (1 + less))
+
+    return formula
 
 
-@rule(np.logaddexp)
-def _logaddexp(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
-    ours, theirs = _shares(x, y, np.exp, math.e)
-    return np.logaddexp(x, y), x_dot * ours + y_dot * theirs
-
-
-@rule(np.logaddexp2)
-def _logaddexp2(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
-    ours, theirs = _shares(x, y, np.exp2, 2)
-    return np.logaddexp2(x, y), x_dot * ours + y_dot * theirs
+rule(np.logaddexp)(_log_of_sum(np.logaddexp, np.exp, math.e))
+rule(np.logaddexp2)(_log_of_sum(np.logaddexp2, np.exp2, 2))
 
 
 @composed(np.clip)
@@ -304,20 +292,6 @@ def _clip(
     low, high = (min if a_min is None else a_min), (max if a_max is None else a_max)
     a = a if low is None else np.maximum(a, low)
     return a if high is None else np.minimum(a, high)
-
-
-@rule(np.nan_to_num)
-def _nan_to_num(
-    x: Array,
-    copy: bool = True,
-    nan: float = 0.0,
-    posinf: Any = None,
-    neginf: Any = None,
-    *,
-    x_dot: Array,
-) -> tuple[Array, Array]:
-    out = np.nan_to_num(x, nan=nan, posinf=posinf, neginf=neginf)
-    return out, np.where(np.isfinite(x), x_dot, 0.0)
 
 
 DEFINITIONS: Final[dict[Any, Callable[..., Any]]] = {
