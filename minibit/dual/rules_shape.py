@@ -1,9 +1,7 @@
 """The rule table, second part: functions that move entries about, and what is composed of them.
 
-Four rules carry all of it: an index picks entries (``y_dot = x_dot[index]``), and `reshape`,
-`transpose` and `concatenate` do to a tangent what they do to its primal. Everything else says
-which of these it is: `np.flip` is an index, `np.stack` is new axes and a concatenation. Where to
-find an entry is asked of NumPy: its own function, applied to the numbers of the entries.
+Most are composed of four rules: an index, which picks entries, `reshape`, `transpose` and
+`concatenate`. Where an entry comes from, NumPy says: its own function, of the numbers of entries.
 """
 
 from __future__ import annotations
@@ -30,29 +28,18 @@ def _along(axis: int, ndim: int, part: Any) -> tuple[Any, ...]:
     return (*(slice(None),) * normalize_axis_index(axis, ndim), part)
 
 
-# The rules.
-
-
-@rule(operator.getitem)
-def _getitem(x: Array, index: Any, *, x_dot: Array) -> tuple[Array, Array]:
-    return x[index], x_dot[index]
-
-
-@rule(np.reshape)
-def _reshape(a: Array, shape: Any, *, a_dot: Array) -> tuple[Array, Array]:
-    out = np.reshape(a, shape)
-    return out, np.reshape(a_dot, out.shape)
-
-
-@rule(np.transpose)
-def _transpose(a: Array, axes: Any = None, *, a_dot: Array) -> tuple[Array, Array]:
-    return np.transpose(a, axes), np.transpose(a_dot, axes)
-
-
-@rule(np.broadcast_to)
-def _broadcast_to(array: Array, shape: Any, *, array_dot: Array) -> tuple[Array, Array]:
-    out = np.broadcast_to(array, shape)
-    return out, np.broadcast_to(array_dot, out.shape)
+FORMULAS: Final[dict[Any, Callable[..., tuple[Array, Array]]]] = {
+    operator.getitem: lambda x, index, *, x_dot: (x[index], x_dot[index]),
+    np.copy: lambda a, order="K", *, a_dot: (np.copy(a, order=order), a_dot),
+    np.transpose: lambda a, axes=None, *, a_dot: (np.transpose(a, axes), np.transpose(a_dot, axes)),
+    np.reshape: lambda a, shape, *, a_dot: (np.reshape(a, shape), np.reshape(a_dot, shape)),
+    np.broadcast_to: lambda array, shape, *, array_dot: (
+        np.broadcast_to(array, shape),
+        np.broadcast_to(array_dot, np.broadcast_shapes(shape)),
+    ),
+}
+for _function, _formula in FORMULAS.items():
+    rule(_function)(_formula)
 
 
 @rule(np.concatenate)
@@ -71,11 +58,6 @@ def _concatenate(
 def _astype(x: Array, dtype: Any, *, copy: bool = True, x_dot: Array) -> tuple[Array, Array]:
     out = x.astype(dtype, copy=copy)
     return out, ZERO if out.dtype.kind in "iub" else x_dot.astype(dtype)  # truncation is flat
-
-
-@rule(np.copy)
-def _copy(a: Array, order: Any = "K", *, a_dot: Array) -> tuple[Array, Array]:
-    return np.copy(a, order=order), a_dot
 
 
 # What is one of these rules with another index, shape or order of axes.
@@ -158,16 +140,18 @@ for _function, _definition in DEFINITIONS.items():
     composed(_function)(_definition)
 
 
-@composed(np.atleast_1d)
-def _atleast_1d(*arys: Array) -> Any:
-    out = tuple(np.reshape(a, (1,)) if a.ndim == 0 else a for a in map(_array, arys))
-    return out[0] if len(out) == 1 else out
+def _at_least(ndim: int) -> Callable[..., Any]:
+    """Return the definition of ``np.atleast_1d`` or ``np.atleast_2d``."""
+
+    def formula(*arys: Array) -> Any:
+        out = tuple(np.reshape(a, (1,) * (ndim - a.ndim) + a.shape) for a in map(_array, arys))
+        return out[0] if len(out) == 1 else out
+
+    return formula
 
 
-@composed(np.atleast_2d)
-def _atleast_2d(*arys: Array) -> Any:
-    out = tuple(np.reshape(a, (1,) * (2 - a.ndim) + a.shape) for a in map(_array, arys))
-    return out[0] if len(out) == 1 else out
+composed(np.atleast_1d)(_at_least(1))
+composed(np.atleast_2d)(_at_least(2))
 
 
 @composed(np.broadcast_arrays)

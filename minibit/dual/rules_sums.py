@@ -1,9 +1,7 @@
-"""The rule table, second part: sums, extremes, products, and products of matrices.
+"""The rule table, third part: sums, extremes, products, and products of matrices.
 
-A reduction of a sum's kind does to the tangent what it does to the primal. A product is linear in
-each of its factors, so its tangent is a sum of products with one factor replaced:
-
-    d(x @ y) = x_dot @ y + x @ y_dot
+A sum does to the tangent what it does to the primal. A product is linear in each of its factors, so
+its tangent is a sum of products with one factor replaced: ``d(x @ y) = x_dot @ y + x @ y_dot``.
 """
 
 from __future__ import annotations
@@ -13,12 +11,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
-from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
+from numpy.lib.array_utils import normalize_axis_tuple
 
 from minibit.dual.rules import composed, exp_difference, magnitude, rule
 from minibit.dual.tangents import ZERO, Array, NoRuleError
-
-# Sums, and what is made of them.
 
 
 def _axes_of(axis: Any, ndim: int) -> tuple[int, ...]:
@@ -31,22 +27,24 @@ def _count(a: Array, axis: Any) -> int:
     return math.prod(a.shape[i] for i in _axes_of(axis, a.ndim))
 
 
-@rule(np.sum)
-def _sum(
-    a: Array, axis: Any = None, dtype: Any = None, *, keepdims: bool = False, a_dot: Array
-) -> tuple[Array, Array]:
-    out = np.sum(a, axis=axis, dtype=dtype, keepdims=keepdims)
+def _summed(a_dot: Array, axis: Any, dtype: Any, keepdims: bool) -> Array:
+    """Sum a tangent as its primal is summed: in another type, perhaps."""
     a_dot = a_dot if dtype is None else a_dot.astype(dtype)
-    return out, np.sum(a_dot, axis=axis, keepdims=keepdims)
+    return np.sum(a_dot, axis=axis, keepdims=keepdims)
 
 
-@rule(np.mean)
-def _mean(
-    a: Array, axis: Any = None, dtype: Any = None, *, keepdims: bool = False, a_dot: Array
-) -> tuple[Array, Array]:
-    out = np.mean(a, axis=axis, dtype=dtype, keepdims=keepdims)
-    a_dot = a_dot if dtype is None else a_dot.astype(dtype)
-    return out, np.sum(a_dot, axis=axis, keepdims=keepdims) / _count(a, axis)
+FORMULAS: Final[dict[Any, Callable[..., tuple[Array, Array]]]] = {
+    np.sum: lambda a, axis=None, dtype=None, *, keepdims=False, a_dot: (
+        np.sum(a, axis=axis, dtype=dtype, keepdims=keepdims),
+        _summed(a_dot, axis, dtype, keepdims),
+    ),
+    np.mean: lambda a, axis=None, dtype=None, *, keepdims=False, a_dot: (
+        np.mean(a, axis=axis, dtype=dtype, keepdims=keepdims),
+        _summed(a_dot, axis, dtype, keepdims) / _count(a, axis),
+    ),
+}
+for _function, _formula in FORMULAS.items():
+    rule(_function)(_formula)
 
 
 @rule(np.var)
@@ -155,7 +153,7 @@ def _product_before(factors: Array) -> Array:
 @rule(np.cumsum)
 def _cumsum(a: Array, axis: Any = None, dtype: Any = None, *, a_dot: Array) -> tuple[Array, Array]:
     if axis is None:
-        a, a_dot, axis = np.reshape(a, (a.size,)), np.reshape(a_dot, (a.size,)), 0
+        a, a_dot, axis = np.ravel(a), np.reshape(a_dot, (a.size,)), 0
     a_dot = a_dot if dtype is None else a_dot.astype(dtype)
     return np.cumsum(a, axis=axis, dtype=dtype), np.cumsum(a_dot, axis=axis)
 
@@ -196,18 +194,12 @@ def _average(a: Array, axis: Any = None, weights: Array = None) -> Array:
 def _median(a: Array, axis: int | None = None, *, keepdims: bool = False) -> Array:
     if isinstance(axis, list | tuple):
         raise NoRuleError(f"no rule for np.median over several axes {axis}: reshape to one")
-    ndim = a.ndim
-    if axis is None:
-        a, axes, axis = np.ravel(a), tuple(range(ndim)), 0
-    else:
-        axes = (normalize_axis_index(axis, ndim),)
-    ordered = np.moveaxis(np.sort(a, axis=axis), axis, 0)  # (entries, ...)
+    flat = np.ravel(a) if axis is None else np.moveaxis(a, axis, 0)
+    ordered = np.sort(flat, axis=0)  # (entries, ...)
     middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
     middle = np.where(np.isnan(ordered[-1]), ordered[-1], middle)
+    axes = tuple(range(a.ndim)) if axis is None else axis
     return np.expand_dims(middle, axes) if keepdims else middle
-
-
-# Products of matrices.
 
 
 @rule(np.matmul)
@@ -320,21 +312,16 @@ def _kron(a: Array, b: Array) -> Array:
     return np.reshape(left * right, [m * n for m, n in zip(ours, theirs, strict=True)])
 
 
-# What is composed of these.
+def _from_axis_0(f: Callable[..., Array]) -> Callable[..., Array]:
+    """Return a reduction as ufuncs have it: over the first axis, if it is told no other."""
+    return lambda array, axis=0, *, keepdims=False: f(array, axis=axis, keepdims=keepdims)
+
 
 DEFINITIONS: Final[dict[Any, Callable[..., Any]]] = {
-    (np.add, "reduce"): lambda array, axis=0, *, keepdims=False: np.sum(
-        array, axis=axis, keepdims=keepdims
-    ),
-    (np.multiply, "reduce"): lambda array, axis=0, *, keepdims=False: np.prod(
-        array, axis=axis, keepdims=keepdims
-    ),
-    (np.maximum, "reduce"): lambda array, axis=0, *, keepdims=False: np.max(
-        array, axis=axis, keepdims=keepdims
-    ),
-    (np.minimum, "reduce"): lambda array, axis=0, *, keepdims=False: np.min(
-        array, axis=axis, keepdims=keepdims
-    ),
+    (np.add, "reduce"): _from_axis_0(np.sum),
+    (np.multiply, "reduce"): _from_axis_0(np.prod),
+    (np.maximum, "reduce"): _from_axis_0(np.max),
+    (np.minimum, "reduce"): _from_axis_0(np.min),
     (np.add, "accumulate"): lambda array, axis=0: np.cumsum(array, axis=axis),
     (np.multiply, "accumulate"): lambda array, axis=0: np.cumprod(array, axis=axis),
     np.ptp: lambda a, axis=None, *, keepdims=False: (

@@ -129,7 +129,7 @@ def _cumsum(t: Tangent, axis: int) -> Array:
 
 
 def _reshape(t: Tangent, shape: Any) -> Array:
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    shape = tuple(map(int, shape)) if np.iterable(shape) else (int(shape),)
     known = math.prod(n for n in shape if n != -1)
     return t._reshape(tuple(math.prod(t.shape) // known if n == -1 else n for n in shape))
 
