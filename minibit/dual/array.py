@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
 from minibit.base import real_numbers, unmasked
 from minibit.dual.apply import DualNumber, apply
 from minibit.dual.entries import refresh, value_of, write
-from minibit.dual.tangents import Array, NoRuleError, Tangent, name_of
+from minibit.dual.tangents import Array, ArrayMethods, NoRuleError, Tangent, name_of
 
 __all__ = ["Dual"]
 
@@ -32,7 +31,7 @@ def _method(function: Any) -> Callable[..., Any]:
     return method
 
 
-class Dual(DualNumber, NDArrayOperatorsMixin):
+class Dual(DualNumber, ArrayMethods):
     """An array and its tangent.
 
     Operators, indexing, array methods and NumPy functions act on it as on an array of its shape
@@ -75,7 +74,7 @@ class Dual(DualNumber, NDArrayOperatorsMixin):
         return f"Dual({self.primal!s}, {self.tangent!s})"
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Any:
         """Shape of the primal, and of the tangent."""
         return tuple(self.primal.shape)
 
@@ -85,19 +84,9 @@ class Dual(DualNumber, NDArrayOperatorsMixin):
         return self.primal.dtype
 
     @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    @property
     def size(self) -> int:
         """Number of entries."""
         return int(self.primal.size)
-
-    @property
-    def T(self) -> Any:
-        """The array with its axes reversed."""
-        return apply(np.transpose, (self,), {})
 
     @property
     def mT(self) -> Any:
@@ -175,10 +164,6 @@ class Dual(DualNumber, NDArrayOperatorsMixin):
             raise AttributeError(f"a Dual has no attribute {name!r}")
         raise _NoAttributeError(f"no rule for the array attribute .{name}")
 
-    def reshape(self, *shape: Any) -> Any:
-        """See `np.reshape`; the shape may be a tuple or several numbers."""
-        return apply(np.reshape, (self, shape[0] if len(shape) == 1 else shape), {})
-
     def transpose(self, *axes: Any) -> Any:
         """See `np.transpose`; the axes may be a tuple or several numbers."""
         order = (axes[0] if len(axes) == 1 else axes) if axes else None
@@ -199,7 +184,7 @@ class Dual(DualNumber, NDArrayOperatorsMixin):
 
 for _function in (
     np.ravel, np.squeeze, np.swapaxes, np.diagonal, np.trace, np.take, np.repeat,
-    np.sum, np.mean, np.var, np.std, np.max, np.min, np.prod, np.cumsum, np.cumprod, np.dot,
+    np.mean, np.var, np.std, np.max, np.min, np.prod, np.cumsum, np.cumprod, np.dot,
     np.clip, np.round, np.conjugate, np.argmax, np.argmin, np.argsort, np.any, np.all, np.nonzero,
 ):  # fmt: skip
     setattr(Dual, _function.__name__, _method(_function))

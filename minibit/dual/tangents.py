@@ -7,8 +7,8 @@ tangents; ``a`` an array without one):
     np.sum   np.cumsum   np.einsum   np.reshape   np.transpose   np.broadcast_to
     np.concatenate   np.pad   np.where(mask, t, u)
 
-`Tangent` turns these calls into fourteen methods. Whoever implements them can flow through every
-rule: a stack of `Directions` here, and reverse mode, which writes the calls down to transpose them.
+`Tangent` turns these calls into methods: `Directions` are a stack of tangents, and reverse mode
+writes the calls down to transpose them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,33 @@ def name_of(function: Any) -> str:
     return f"{module}.{name}".replace("numpy", "np", 1) if module.startswith("numpy") else name
 
 
-class Tangent(NDArrayOperatorsMixin):
+class ArrayMethods(NDArrayOperatorsMixin):
+    """What a dual and a tangent have of an array, besides operators."""
+
+    __slots__ = ()
+
+    shape: Any
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes; of one tangent, in a stack."""
+        return len(self.shape)
+
+    @property
+    def T(self: Any) -> Any:
+        """The array with its axes reversed."""
+        return np.transpose(self)
+
+    def reshape(self: Any, *shape: Any) -> Any:
+        """See `np.reshape`; the shape may be a tuple or several numbers."""
+        return np.reshape(self, shape[0] if len(shape) == 1 else shape)
+
+    def sum(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """See `np.sum`."""
+        return np.sum(self, *args, **kwargs)
+
+
+class Tangent(ArrayMethods):
     """A stand-in for a tangent array: NumPy's linear functions become calls of its methods.
 
     A subclass has `shape` and `dtype` (of one tangent) and the methods that are named here. They
@@ -48,7 +74,6 @@ class Tangent(NDArrayOperatorsMixin):
     matrices (not vectors) for a product.
     """
 
-    shape: Any
     dtype: Any
     _add: Callable[[Array], Array]  # another tangent, of any broadcastable shape
     _scale: Callable[[np.ufunc, Array], Array]  # multiply or divide entry by entry
@@ -64,24 +89,6 @@ class Tangent(NDArrayOperatorsMixin):
     _where: Callable[[Array, Array, Array], Array]  # by a mask; one side may be the number 0
     __getitem__: Callable[[Any], Array]  # basic, integer-array or boolean index
     astype: Callable[[Any], Array]  # to another floating type
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes of one tangent."""
-        return len(self.shape)
-
-    @property
-    def T(self) -> Array:
-        """The tangent with its axes reversed."""
-        return _transpose(self)
-
-    def sum(self, axis: Any = None, *, keepdims: bool = False) -> Array:
-        """Sum over axes."""
-        return _sum(self, axis, keepdims=keepdims)
-
-    def reshape(self, *shape: Any) -> Array:
-        """Give the entries another shape."""
-        return _reshape(self, shape[0] if len(shape) == 1 else shape)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Array:
         """Turn NumPy's arithmetic into addition, scaling and matrix products."""
@@ -124,10 +131,6 @@ def _sum(t: Tangent, axis: Any = None, *, keepdims: bool = False) -> Array:
     return t._sum(axes, keepdims)
 
 
-def _cumsum(t: Tangent, axis: int) -> Array:
-    return t._cumsum(normalize_axis_index(axis, t.ndim))
-
-
 def _reshape(t: Tangent, shape: Any) -> Array:
     shape = tuple(map(int, shape)) if np.iterable(shape) else (int(shape),)
     known = math.prod(n for n in shape if n != -1)
@@ -160,7 +163,7 @@ def _where(mask: Array, first: Array, second: Array) -> Array:
 
 LINEAR: Final[dict[Any, Any]] = {
     np.sum: _sum,
-    np.cumsum: _cumsum,
+    np.cumsum: lambda t, axis: t._cumsum(normalize_axis_index(axis, t.ndim)),
     np.einsum: _einsum,
     np.reshape: _reshape,
     np.transpose: _transpose,
@@ -189,10 +192,9 @@ class _Zero(Tangent):
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Array:
         if function is np.where:
-            mask, *sides = args
-            if all(side is self for side in sides):
+            if args[1] is args[2]:
                 return self
-            return np.where(mask, *(0.0 if side is self else side for side in sides))
+            return np.where(args[0], *(0.0 if side is self else side for side in args[1:]))
         if function not in LINEAR:
             raise NoRuleError(_not_linear(function))
         return self
@@ -209,11 +211,7 @@ ZERO: Final = _Zero()
 
 
 class Directions(Tangent):
-    """Many tangents of one primal, stacked along a leading axis: ``stack`` (directions, *shape).
-
-    To a rule it looks like one tangent of the primal's shape; axes and broadcasting are those of
-    one tangent, and the leading axis stays where it is.
-    """
+    """Tangents of one primal, as a ``stack`` of (directions, *shape): to a rule, one of them."""
 
     __slots__ = ("stack",)
 
@@ -253,9 +251,8 @@ class Directions(Tangent):
         return Directions(ufunc(self._over(primal), primal))
 
     def _sum(self, axes: tuple[int, ...], keepdims: bool) -> Array:
-        return Directions(
-            np.sum(self.stack, axis=tuple(axis + 1 for axis in axes), keepdims=keepdims)
-        )
+        axes = tuple(axis + 1 for axis in axes)
+        return Directions(np.sum(self.stack, axis=axes, keepdims=keepdims))
 
     def _cumsum(self, axis: int) -> Array:
         return Directions(np.cumsum(self.stack, axis=axis + 1))
