@@ -21,9 +21,6 @@ from minibit.dual.rules import CONSTANT, RULES, Rule
 from minibit.dual.tangents import ZERO, Array, NoRuleError, name_of
 from minibit.dual.trees import rebuild
 
-__all__ = ["DualNumber", "apply", "join_parts", "make_dual", "part", "tag_of"]
-
-
 _HALF: Final = np.dtype(np.float16)
 _LISTS: Final = (list, tuple)  # named here once: every operation asks for it
 

@@ -17,8 +17,6 @@ from minibit.dual.apply import DualNumber, apply
 from minibit.dual.entries import refresh, value_of, write
 from minibit.dual.tangents import Array, ArrayMethods, NoRuleError, Tangent, name_of
 
-__all__ = ["Dual"]
-
 
 def _method(function: Any) -> Callable[..., Any]:
     """Make a NumPy function a method of its first argument."""

@@ -22,8 +22,6 @@ import numpy as np
 from minibit.dual.tangents import Array
 from minibit.dual.trees import rebuild
 
-__all__ = ["VIEWS", "View", "numbered", "refresh", "value_of", "write"]
-
 View = tuple[Any, Array, Array, Callable[[Array], Array]]  # of whom, its parts then, how
 
 VIEWS: Final = frozenset(  # functions that return a view of their first argument, if they can

@@ -20,17 +20,6 @@ from minibit.dual.entries import value_of
 from minibit.dual.tangents import ZERO, Array, Directions, NoRuleError, Tangent
 from minibit.dual.trees import Tree, leaves, map_tree, zip_trees
 
-__all__ = [
-    "custom_jvp",
-    "derivative",
-    "forward_gradient",
-    "jacfwd",
-    "jvp",
-    "jvp_batch",
-    "stop_gradient",
-    "straight_through",
-]
-
 _MAY_HOLD_DUALS = (Dual, dict, list, tuple)
 _tags = itertools.count(1)  # one for each derivative being taken; the innermost has the highest
 

@@ -9,8 +9,8 @@ may carry a tangent. It does to a tangent only the linear operations of `minibit
 never ``np.asarray``: so a tangent may be an array, a dual number of an outer derivative, a stack of
 directions, the symbolic `ZERO` of a constant, or a recorder.
 
-Functions made of others need no rule of their own (`composed`), nor do those whose slope is zero
-wherever it exists (`CONSTANT`: comparisons, rounding, argsort). Conventions at kinks:
+A formula without tangents is composed of functions that have rules. Functions whose slope is zero
+wherever it exists need none (`CONSTANT`: comparisons, rounding, argsort). Conventions at kinks:
 
 - ``maximum``, ``minimum``, ``clip``: at a tie with a constant the constant wins, slope 0; so
   relu'(0) = 0, whichever argument the 0 is. A tie of two duals is shared, half each.
@@ -37,7 +37,6 @@ these exceptions (``python tests/rule_accuracy.py`` prints the worst case of eac
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -46,8 +45,6 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from minibit.dual.tangents import ZERO, Array
-
-__all__ = ["CONSTANT", "RULES", "Rule", "composed", "rule"]
 
 
 class Rule(NamedTuple):
@@ -64,12 +61,10 @@ class Rule(NamedTuple):
 RULES: Final[dict[Any, Rule]] = {}
 
 
-def rule(
-    *functions: Any, composed: bool = False
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Enter a formula, which returns the output and its tangent, as the rule of `functions`.
+def rule(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Enter a formula as the rule of `functions`: it returns the output and its tangent.
 
-    Or, if it is composed, a definition in terms of functions that have rules.
+    One without tangents among its parameters is composed of functions that have rules.
     """
 
     def enter(formula: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,15 +77,12 @@ def rule(
             star=next((p.name for p in own if p.kind is p.VAR_POSITIONAL), None),
             keywords=frozenset(p.name for p in own if p.kind is not p.VAR_POSITIONAL),
             arrays={name.removesuffix("_dot"): name for name in dots},
-            composed=composed,
+            composed=not dots,
         )
         RULES.update(dict.fromkeys(functions, entry))
         return formula
 
     return enter
-
-
-composed = functools.partial(rule, composed=True)
 
 
 # Functions of one number: y_dot = x_dot * slope(x, y). Each slope is written so that no step of it
@@ -164,34 +156,6 @@ def _extreme(f: np.ufunc, beats: np.ufunc, over_nan: bool = False) -> Callable[.
         return f(x, y), np.where(x_wins, x_dot, shared)
 
     return formula
-
-
-FORMULAS: Final[dict[Any, Callable[..., tuple[Array, Array]]]] = {
-    np.positive: lambda x, x_dot: (+x, x_dot),
-    np.conjugate: lambda x, x_dot: (+x, x_dot),
-    np.negative: lambda x, x_dot: (-x, -x_dot),
-    np.add: lambda x, y, x_dot, y_dot: (x + y, x_dot + y_dot),
-    np.subtract: lambda x, y, x_dot, y_dot: (x - y, x_dot - y_dot),
-    np.multiply: lambda x, y, x_dot, y_dot: (x * y, x_dot * y + x * y_dot),
-    np.remainder: lambda x, y, x_dot, y_dot: (
-        np.remainder(x, y),
-        x_dot - np.floor_divide(x, y) * y_dot,
-    ),
-    np.maximum: _extreme(np.maximum, np.greater),
-    np.minimum: _extreme(np.minimum, np.less),
-    np.fmax: _extreme(np.fmax, np.greater, over_nan=True),
-    np.fmin: _extreme(np.fmin, np.less, over_nan=True),
-    np.nan_to_num: lambda x, copy=True, nan=0.0, posinf=None, neginf=None, *, x_dot: (
-        np.nan_to_num(x, nan=nan, posinf=posinf, neginf=neginf),
-        np.where(np.isfinite(x), x_dot, 0.0),
-    ),
-    np.where: lambda condition, x, y, *, x_dot, y_dot: (
-        np.where(condition, x, y),
-        np.where(condition, x_dot, y_dot),
-    ),
-}
-for _function, _formula in FORMULAS.items():
-    rule(_function)(_formula)
 
 
 @rule(np.true_divide)
@@ -281,11 +245,7 @@ def _log_of_sum(f: np.ufunc, exp: np.ufunc, base: float) -> Callable[..., Any]:
     return formula
 
 
-rule(np.logaddexp)(_log_of_sum(np.logaddexp, np.exp, math.e))
-rule(np.logaddexp2)(_log_of_sum(np.logaddexp2, np.exp2, 2))
-
-
-@composed(np.clip)
+@rule(np.clip)
 def _clip(
     a: Array, a_min: Array = None, a_max: Array = None, *, min: Array = None, max: Array = None
 ) -> Array:
@@ -294,7 +254,31 @@ def _clip(
     return a if high is None else np.minimum(a, high)
 
 
-DEFINITIONS: Final[dict[Any, Callable[..., Any]]] = {
+FORMULAS: Final[dict[Any, Callable[..., Any]]] = {
+    np.positive: lambda x, x_dot: (+x, x_dot),
+    np.conjugate: lambda x, x_dot: (+x, x_dot),
+    np.negative: lambda x, x_dot: (-x, -x_dot),
+    np.add: lambda x, y, x_dot, y_dot: (x + y, x_dot + y_dot),
+    np.subtract: lambda x, y, x_dot, y_dot: (x - y, x_dot - y_dot),
+    np.multiply: lambda x, y, x_dot, y_dot: (x * y, x_dot * y + x * y_dot),
+    np.remainder: lambda x, y, x_dot, y_dot: (
+        np.remainder(x, y),
+        x_dot - np.floor_divide(x, y) * y_dot,
+    ),
+    np.maximum: _extreme(np.maximum, np.greater),
+    np.minimum: _extreme(np.minimum, np.less),
+    np.fmax: _extreme(np.fmax, np.greater, over_nan=True),
+    np.fmin: _extreme(np.fmin, np.less, over_nan=True),
+    np.nan_to_num: lambda x, copy=True, nan=0.0, posinf=None, neginf=None, *, x_dot: (
+        np.nan_to_num(x, nan=nan, posinf=posinf, neginf=neginf),
+        np.where(np.isfinite(x), x_dot, 0.0),
+    ),
+    np.logaddexp: _log_of_sum(np.logaddexp, np.exp, math.e),
+    np.logaddexp2: _log_of_sum(np.logaddexp2, np.exp2, 2),
+    np.where: lambda condition, x, y, *, x_dot, y_dot: (
+        np.where(condition, x, y),
+        np.where(condition, x_dot, y_dot),
+    ),
     np.float_power: lambda x, y: (x * np.float64(1)) ** (y * np.float64(1)),
     np.copysign: lambda x, y: np.where(np.signbit(x) == np.signbit(y), x, -x).astype(
         np.result_type(x, y)
@@ -305,8 +289,8 @@ DEFINITIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.divmod: lambda x, y: (np.floor_divide(x, y), np.remainder(x, y)),
     np.modf: lambda x: (x - np.trunc(x), np.trunc(x)),
 }
-for _function, _definition in DEFINITIONS.items():
-    composed(_function)(_definition)
+for _function, _formula in FORMULAS.items():
+    rule(_function)(_formula)
 
 
 # Functions whose slope is 0 wherever they have one: the value is all there is.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from minibit.dual.entries import numbered
-from minibit.dual.rules import composed, rule
+from minibit.dual.rules import rule
 from minibit.dual.tangents import ZERO, Array, NoRuleError
 
 
@@ -26,20 +26,6 @@ def _array(a: Any) -> Array:
 def _along(axis: int, ndim: int, part: Any) -> tuple[Any, ...]:
     """Return the index that takes `part` on one axis and all of the others."""
     return (*(slice(None),) * normalize_axis_index(axis, ndim), part)
-
-
-FORMULAS: Final[dict[Any, Callable[..., tuple[Array, Array]]]] = {
-    operator.getitem: lambda x, index, *, x_dot: (x[index], x_dot[index]),
-    np.copy: lambda a, order="K", *, a_dot: (np.copy(a, order=order), a_dot),
-    np.transpose: lambda a, axes=None, *, a_dot: (np.transpose(a, axes), np.transpose(a_dot, axes)),
-    np.reshape: lambda a, shape, *, a_dot: (np.reshape(a, shape), np.reshape(a_dot, shape)),
-    np.broadcast_to: lambda array, shape, *, array_dot: (
-        np.broadcast_to(array, shape),
-        np.broadcast_to(array_dot, np.broadcast_shapes(shape)),
-    ),
-}
-for _function, _formula in FORMULAS.items():
-    rule(_function)(_formula)
 
 
 @rule(np.concatenate)
@@ -90,7 +76,25 @@ def _tiled(a: Array, repeats: Any) -> Array:
     return _picked(a, np.tile(numbered(a), repeats))
 
 
-DEFINITIONS: Final[dict[Any, Callable[..., Any]]] = {
+def _at_least(ndim: int) -> Callable[..., Any]:
+    """Return the definition of ``np.atleast_1d`` or ``np.atleast_2d``."""
+
+    def formula(*arys: Array) -> Any:
+        out = tuple(np.reshape(a, (1,) * (ndim - a.ndim) + a.shape) for a in map(_array, arys))
+        return out[0] if len(out) == 1 else out
+
+    return formula
+
+
+FORMULAS: Final[dict[Any, Callable[..., Any]]] = {
+    operator.getitem: lambda x, index, *, x_dot: (x[index], x_dot[index]),
+    np.copy: lambda a, order="K", *, a_dot: (np.copy(a, order=order), a_dot),
+    np.transpose: lambda a, axes=None, *, a_dot: (np.transpose(a, axes), np.transpose(a_dot, axes)),
+    np.reshape: lambda a, shape, *, a_dot: (np.reshape(a, shape), np.reshape(a_dot, shape)),
+    np.broadcast_to: lambda array, shape, *, array_dot: (
+        np.broadcast_to(array, shape),
+        np.broadcast_to(array_dot, np.broadcast_shapes(shape)),
+    ),
     np.ravel: lambda a: np.reshape(a, (a.size,)),
     np.expand_dims: lambda a, axis: np.reshape(a, np.expand_dims(_blank(a), axis).shape),
     np.squeeze: lambda a, axis=None: np.reshape(a, np.squeeze(_blank(a), axis).shape),
@@ -103,7 +107,18 @@ DEFINITIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.stack: lambda arrays, axis=0: np.concatenate(
         [np.expand_dims(a, axis) for a in map(_array, arrays)], axis=axis
     ),
+    np.atleast_1d: _at_least(1),
+    np.atleast_2d: _at_least(2),
     np.vstack: lambda tup: np.concatenate([np.atleast_2d(a) for a in tup], axis=0),
+    np.hstack: lambda tup: np.concatenate(
+        [np.atleast_1d(a) for a in tup], axis=0 if np.ndim(tup[0]) < 2 else 1
+    ),
+    np.column_stack: lambda tup: np.concatenate(
+        [np.reshape(a, (-1, 1)) if a.ndim < 2 else a for a in map(_array, tup)], axis=1
+    ),
+    np.broadcast_arrays: lambda *args: tuple(
+        np.broadcast_to(a, np.broadcast_shapes(*map(np.shape, args))) for a in args
+    ),
     np.append: lambda arr, values, axis=None: np.concatenate(
         [_array(arr), _array(values)], axis=axis
     ),
@@ -113,6 +128,9 @@ DEFINITIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.vsplit: lambda ary, indices_or_sections: np.split(ary, indices_or_sections, axis=0),
     np.take: lambda a, indices, axis=None: (
         _picked(a, _index(indices)) if axis is None else a[_along(axis, a.ndim, _index(indices))]
+    ),
+    np.take_along_axis: lambda arr, indices, axis=-1: (
+        np.ravel(arr)[np.ravel(indices)] if axis is None else arr[_grid(indices, axis, arr.shape)]
     ),
     np.fliplr: lambda m: np.flip(m, axis=1),
     np.flipud: lambda m: np.flip(m, axis=0),
@@ -136,31 +154,11 @@ DEFINITIONS: Final[dict[Any, Callable[..., Any]]] = {
     ),
     np.full_like: lambda a, fill_value: np.broadcast_to(fill_value, np.shape(a)).astype(a.dtype),
 }
-for _function, _definition in DEFINITIONS.items():
-    composed(_function)(_definition)
+for _function, _formula in FORMULAS.items():
+    rule(_function)(_formula)
 
 
-def _at_least(ndim: int) -> Callable[..., Any]:
-    """Return the definition of ``np.atleast_1d`` or ``np.atleast_2d``."""
-
-    def formula(*arys: Array) -> Any:
-        out = tuple(np.reshape(a, (1,) * (ndim - a.ndim) + a.shape) for a in map(_array, arys))
-        return out[0] if len(out) == 1 else out
-
-    return formula
-
-
-composed(np.atleast_1d)(_at_least(1))
-composed(np.atleast_2d)(_at_least(2))
-
-
-@composed(np.broadcast_arrays)
-def _broadcast_arrays(*args: Array) -> tuple[Array, ...]:
-    shape = np.broadcast_shapes(*(np.shape(a) for a in args))
-    return tuple(np.broadcast_to(a, shape) for a in args)
-
-
-@composed(np.meshgrid)
+@rule(np.meshgrid)
 def _meshgrid(*xi: Array, indexing: str = "xy") -> tuple[Array, ...]:
     axes = [np.reshape(x, (1,) * i + (-1,) + (1,) * (len(xi) - i - 1)) for i, x in enumerate(xi)]
     if indexing == "xy" and len(xi) > 1:
@@ -168,48 +166,28 @@ def _meshgrid(*xi: Array, indexing: str = "xy") -> tuple[Array, ...]:
     return tuple(np.broadcast_arrays(*axes))
 
 
-@composed(np.hstack)
-def _hstack(tup: Sequence[Array]) -> Array:
-    arrays = [np.atleast_1d(a) for a in tup]
-    return np.concatenate(arrays, axis=0 if arrays[0].ndim == 1 else 1)
-
-
-@composed(np.column_stack)
-def _column_stack(tup: Sequence[Array]) -> Array:
-    columns = [np.reshape(a, (-1, 1)) if a.ndim < 2 else a for a in map(_array, tup)]
-    return np.concatenate(columns, axis=1)
-
-
-@composed(np.array_split)
+@rule(np.array_split)
 def _array_split(ary: Array, indices_or_sections: Any, axis: int = 0) -> list[Array]:
     pieces = np.array_split(np.arange(ary.shape[axis]), indices_or_sections)
     starts = [(p[0], p[-1] + 1) if p.size else (0, 0) for p in pieces]
     return [ary[_along(axis, ary.ndim, slice(*map(int, ends)))] for ends in starts]
 
 
-@composed(np.split)
+@rule(np.split)
 def _split(ary: Array, indices_or_sections: Any, axis: int = 0) -> list[Array]:
     np.split(np.arange(ary.shape[axis]), indices_or_sections)  # NumPy's errors
     return np.array_split(ary, indices_or_sections, axis=axis)
 
 
-@composed(np.take_along_axis)
-def _take_along_axis(arr: Array, indices: Any, axis: int | None = -1) -> Array:
-    if axis is None:
-        return np.ravel(arr)[np.ravel(indices)]
-    return arr[_grid(indices, axis, arr.shape)]
-
-
 def _grid(places: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
     """Return the index that picks `places` along one axis and stays put along the others."""
     axis = normalize_axis_index(axis, len(shape))
-    lengths = [1 if i == axis else n for i, n in enumerate(shape)]
-    grid: list[Any] = list(np.ix_(*(np.arange(n) for n in lengths)))
+    grid: list[Any] = list(np.ix_(*(range(1 if i == axis else n) for i, n in enumerate(shape))))
     grid[axis] = places
     return tuple(grid)
 
 
-@composed(np.flip)
+@rule(np.flip)
 def _flip(m: Array, axis: Any = None) -> Array:
     axes = range(m.ndim) if axis is None else normalize_axis_tuple(axis, m.ndim)
     return m[tuple(slice(None, None, -1 if i in axes else None) for i in range(m.ndim))]
@@ -226,18 +204,15 @@ def _pad(
 ) -> tuple[Array, Array]:
     widths = np.broadcast_to(pad_width, (array.ndim, 2)).tolist()
     if mode == "constant":
-        return (
-            np.pad(array, widths, constant_values=constant_values),
-            np.pad(array_dot, widths),
-        )
+        out = np.pad(array, widths, constant_values=constant_values)
+        return out, np.pad(array_dot, widths)
     if mode not in ("edge", "reflect", "symmetric", "wrap"):
         raise NoRuleError(f"no rule for np.pad with mode={mode!r}")
-    places = np.pad(np.reshape(np.arange(array.size), array.shape), widths, mode=mode)
-    flat = (array.size,)
-    return np.reshape(array, flat)[places], np.reshape(array_dot, flat)[places]
+    places = np.pad(numbered(array), widths, mode=mode)
+    return np.ravel(array)[places], np.reshape(array_dot, (array.size,))[places]
 
 
-@composed(np.sort)
+@rule(np.sort)
 def _sort(a: Array, axis: int | None = -1, *, kind: Any = None, stable: Any = None) -> Array:
     if axis is None:
         a, axis = np.ravel(a), 0
@@ -247,11 +222,9 @@ def _sort(a: Array, axis: int | None = -1, *, kind: Any = None, stable: Any = No
 def _running(f: np.ufunc) -> Any:
     def formula(array: Array, axis: int = 0, *, array_dot: Array) -> tuple[Array, Array]:
         hit = array == f.accumulate(array, axis=axis)  # where a new extreme stands
-        steps = np.arange(array.shape[axis])
-        shape = [1] * array.ndim
-        shape[axis] = -1
-        latest = np.maximum.accumulate(np.where(hit, np.reshape(steps, shape), 0), axis=axis)
-        grid = _grid(latest, axis, array.shape)
+        steps = np.expand_dims(np.arange(array.shape[axis]), tuple(range(1, array.ndim)))
+        latest = np.where(hit, np.moveaxis(steps, 0, axis), 0)
+        grid = _grid(np.maximum.accumulate(latest, axis=axis), axis, array.shape)
         return array[grid], array_dot[grid]
 
     return formula
@@ -261,7 +234,7 @@ rule((np.maximum, "accumulate"))(_running(np.maximum))
 rule((np.minimum, "accumulate"))(_running(np.minimum))
 
 
-@composed(np.diag)
+@rule(np.diag)
 def _diag(v: Array, k: int = 0) -> Array:
     if v.ndim == 2:
         return np.diagonal(v, k)
@@ -269,14 +242,14 @@ def _diag(v: Array, k: int = 0) -> Array:
     return np.where(np.eye(placed.size, k=k, dtype=bool), np.expand_dims(placed, 0), 0)
 
 
-@composed(np.diff)
+@rule(np.diff)
 def _diff(a: Array, n: int = 1, axis: int = -1) -> Array:
     for _ in range(n):
         a = a[_along(axis, a.ndim, slice(1, None))] - a[_along(axis, a.ndim, slice(None, -1))]
     return a
 
 
-@composed(np.select)
+@rule(np.select)
 def _select(condlist: Sequence[Any], choicelist: Sequence[Array], default: Array = 0) -> Array:
     out = default
     for condition, choice in zip(condlist[::-1], choicelist[::-1], strict=True):

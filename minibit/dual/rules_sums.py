@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
-from minibit.dual.rules import composed, exp_difference, magnitude, rule
+from minibit.dual.rules import exp_difference, magnitude, rule
 from minibit.dual.tangents import ZERO, Array, NoRuleError
 
 
@@ -31,20 +31,6 @@ def _summed(a_dot: Array, axis: Any, dtype: Any, keepdims: bool) -> Array:
     """Sum a tangent as its primal is summed: in another type, perhaps."""
     a_dot = a_dot if dtype is None else a_dot.astype(dtype)
     return np.sum(a_dot, axis=axis, keepdims=keepdims)
-
-
-FORMULAS: Final[dict[Any, Callable[..., tuple[Array, Array]]]] = {
-    np.sum: lambda a, axis=None, dtype=None, *, keepdims=False, a_dot: (
-        np.sum(a, axis=axis, dtype=dtype, keepdims=keepdims),
-        _summed(a_dot, axis, dtype, keepdims),
-    ),
-    np.mean: lambda a, axis=None, dtype=None, *, keepdims=False, a_dot: (
-        np.mean(a, axis=axis, dtype=dtype, keepdims=keepdims),
-        _summed(a_dot, axis, dtype, keepdims) / _count(a, axis),
-    ),
-}
-for _function, _formula in FORMULAS.items():
-    rule(_function)(_formula)
 
 
 @rule(np.var)
@@ -158,7 +144,7 @@ def _cumsum(a: Array, axis: Any = None, dtype: Any = None, *, a_dot: Array) -> t
     return np.cumsum(a, axis=axis, dtype=dtype), np.cumsum(a_dot, axis=axis)
 
 
-@composed(np.cumprod)
+@rule(np.cumprod)
 def _cumprod(a: Array, axis: int | None = None) -> Array:
     if axis is None:
         a, axis = np.ravel(a), 0
@@ -180,7 +166,7 @@ def _logsumexp(
     return total if keepdims else np.squeeze(total, axis=axis), out_dot
 
 
-@composed(np.average)
+@rule(np.average)
 def _average(a: Array, axis: Any = None, weights: Array = None) -> Array:
     if weights is None:
         return np.mean(a, axis=axis)
@@ -190,7 +176,7 @@ def _average(a: Array, axis: Any = None, weights: Array = None) -> Array:
     return np.sum(a * weights, axis=axis) / np.sum(weights, axis=axis)
 
 
-@composed(np.median)
+@rule(np.median)
 def _median(a: Array, axis: int | None = None, *, keepdims: bool = False) -> Array:
     if isinstance(axis, list | tuple):
         raise NoRuleError(f"no rule for np.median over several axes {axis}: reshape to one")
@@ -239,7 +225,7 @@ def _with_arrow(subscripts: str) -> str:
     return f"{subscripts}->{'...' if '...' in subscripts else ''}{once}"
 
 
-@composed(np.dot)
+@rule(np.dot)
 def _dot(a: Array, b: Array) -> Array:
     if np.ndim(a) == 0 or np.ndim(b) == 0:
         return a * b
@@ -248,7 +234,7 @@ def _dot(a: Array, b: Array) -> Array:
     return np.tensordot(a, b, axes=((-1,), (-2,)))
 
 
-@composed(np.tensordot)
+@rule(np.tensordot)
 def _tensordot(a: Array, b: Array, axes: Any = 2) -> Array:
     if isinstance(axes, int):
         axes = (range(np.ndim(a) - axes, np.ndim(a)), range(axes))
@@ -303,7 +289,7 @@ def _solve(a: Array, b: Array, *, a_dot: Array, b_dot: Array) -> tuple[Array, Ar
     return out, np.reshape(np.linalg.inv(a) @ residual_dot, out.shape)
 
 
-@composed(np.kron)
+@rule(np.kron)
 def _kron(a: Array, b: Array) -> Array:
     ndim = max(a.ndim, b.ndim)
     ours, theirs = ((1,) * (ndim - x.ndim) + x.shape for x in (a, b))
@@ -317,7 +303,15 @@ def _from_axis_0(f: Callable[..., Array]) -> Callable[..., Array]:
     return lambda array, axis=0, *, keepdims=False: f(array, axis=axis, keepdims=keepdims)
 
 
-DEFINITIONS: Final[dict[Any, Callable[..., Any]]] = {
+FORMULAS: Final[dict[Any, Callable[..., Any]]] = {
+    np.sum: lambda a, axis=None, dtype=None, *, keepdims=False, a_dot: (
+        np.sum(a, axis=axis, dtype=dtype, keepdims=keepdims),
+        _summed(a_dot, axis, dtype, keepdims),
+    ),
+    np.mean: lambda a, axis=None, dtype=None, *, keepdims=False, a_dot: (
+        np.mean(a, axis=axis, dtype=dtype, keepdims=keepdims),
+        _summed(a_dot, axis, dtype, keepdims) / _count(a, axis),
+    ),
     (np.add, "reduce"): _from_axis_0(np.sum),
     (np.multiply, "reduce"): _from_axis_0(np.prod),
     (np.maximum, "reduce"): _from_axis_0(np.max),
@@ -345,5 +339,5 @@ DEFINITIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.vecdot: lambda x1, x2, *, axis=-1: np.sum(x1 * x2, axis=axis),
     np.linalg.vecdot: lambda x1, x2, *, axis=-1: np.sum(x1 * x2, axis=axis),
 }
-for _function, _definition in DEFINITIONS.items():
-    composed(_function)(_definition)
+for _function, _formula in FORMULAS.items():
+    rule(_function)(_formula)

@@ -22,8 +22,6 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-__all__ = ["ZERO", "Directions", "NoRuleError", "Tangent"]
-
 Array = Any  # an ndarray, a Dual or a Tangent: NumPy's protocols make them one
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Tree", "leaves", "map_tree", "rebuild", "zip_trees"]
-
 Tree = Any  # an array, or a dict, list or tuple of trees
 
 

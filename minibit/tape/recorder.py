@@ -14,8 +14,6 @@ import numpy as np
 from minibit.dual import ZERO, Array, NoRuleError, Tangent, value_of
 from minibit.tape import transposes as transposes
 
-__all__ = ["Recorder", "Tape", "Term"]
-
 Term = tuple[int, Callable[..., Array], tuple[Any, ...]]  # A_kj: j, its transpose, what A was given
 
 

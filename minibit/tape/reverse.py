@@ -21,8 +21,6 @@ from minibit.dual import Array, Dual, Tree, floating, jvp, leaves, map_tree, val
 from minibit.tape import transposes as transposes
 from minibit.tape.recorder import Recorder, Tape
 
-__all__ = ["Pullback", "grad", "value_and_grad", "vjp"]
-
 
 def vjp(fn: Callable[..., Tree], primals: Any) -> tuple[Tree, Pullback]:
     """Evaluate a function, and record how to carry cotangents of its output back.

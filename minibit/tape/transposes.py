@@ -23,8 +23,6 @@ import numpy as np
 
 from minibit.dual import Array
 
-__all__ = ["NEW", "add_at", "fit", "makes_a_view", "spelled_out", "written"]
-
 Shape = tuple[int, ...]
 
 # Each takes the cotangent of the output, the shape of the input, whether it may overwrite the
