@@ -20,7 +20,6 @@ from minibit.dual.entries import value_of
 from minibit.dual.tangents import ZERO, Array, Directions, NoRuleError, Tangent
 from minibit.dual.trees import Tree, leaves, map_tree, zip_trees
 
-_MAY_HOLD_DUALS = (Dual, dict, list, tuple)
 _tags = itertools.count(1)  # one for each derivative being taken; the innermost has the highest
 
 
@@ -41,23 +40,15 @@ def jvp(fn: Callable[..., Tree], primals: Any, tangents: Any) -> tuple[Tree, Tre
 
     Returns
     -------
-    out : tree
-        What ``fn(*primals)`` returns: to the bit, but for functions that `minibit.dual.rules`
-        composes of others.
-    tangent_out : tree of arrays
-        Of the shapes and types of `out`; zeros where `out` does not depend on the primals.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an integer or complex primal has a tangent, or structures or shapes differ; `NoRuleError`
-        (a TypeError) if `fn` applies a function that has no rule.
+    out, tangent_out : trees
+        What ``fn(*primals)`` returns, to the bit but for functions that are composed of others; and
+        arrays of its shapes and types, zeros where it does not depend on the primals.
 
     Notes
     -----
-    Kinks take the conventions of `minibit.dual.rules`. A NaN or an infinity flows as in the
-    formula. Calls may nest to any order: each has its own tag, so their perturbations are never
-    confused.
+    An integer or complex primal with a tangent, or another structure or shape, is a TypeError or
+    ValueError; a function without a rule, a `NoRuleError`. Kinks take the conventions of
+    `minibit.dual.rules`; a NaN or an infinity flows as in the formula. Calls nest to any order.
 
     Examples
     --------
@@ -190,23 +181,13 @@ def forward_gradient(
 
         g = mean over d of (grad f . v[d]) v[d],   E[g] = grad f  when  E[v v^T] = I
 
-    Parameters
-    ----------
-    fn : callable
-        Takes `params`, a tree of floating arrays; returns one number, else it is a ValueError.
-    directions : tree of the structure of `params`
-        Each array ``(directions, *shape)``. Draw the entries independently with mean 0 and
-        variance 1 (normal, or -1 and +1). None holds a part constant: its estimate is None.
+    `fn` takes `params`, a tree of floating arrays, and returns one number, else it is a ValueError.
+    `directions` has the structure of `params`, each array ``(directions, *shape)``. Draw the
+    entries independently with mean 0 and variance 1 (normal, or -1 and +1). None holds a part
+    constant: its estimate is None. No directions give zeros.
 
-    Returns
-    -------
-    value, estimate : number, tree
-        ``fn(params)``; arrays as in `params`, zeros if there are no directions.
-
-    Notes
-    -----
-    Unbiased, at the cost of a forward pass and its tangents; the variance of each entry is about
-    the squared length of the whole gradient, divided by the number of directions.
+    Returned are ``fn(params)`` and the estimate. It is unbiased; the variance of each entry is
+    about the squared length of the whole gradient, divided by the number of directions.
     Source: Baydin et al. 2022, Gradients without Backpropagation (arXiv 2202.08587).
 
     Examples
@@ -265,18 +246,14 @@ def straight_through(fn: Callable[..., Array]) -> Callable[..., Array]:
         x = floating(x, "the argument of a straight-through function")
         out = np.asarray(fn(x, *map(stop_gradient, args), **stop_gradient(kwargs)))
         if out.shape != x.shape:
-            raise ValueError(
-                f"a straight-through function keeps the shape: {x.shape} became {out.shape}"
-            )
+            raise ValueError(f"straight_through keeps the shape: {x.shape} became {out.shape}")
         return out.astype(x.dtype, copy=False)
 
     return wrapped
 
 
 class custom_jvp:
-    """A function with a derivative of its own.
-
-    Decorate the function, then give its rule with `defjvp`:
+    """A function with a derivative of its own: decorate it, then give its rule with `defjvp`.
 
         out, tangent_out = rule(primals, tangents)
 
@@ -285,11 +262,9 @@ class custom_jvp:
     `minibit.dual.tangents` lists, applied to them directly (no ``np.asarray``, no in-place change):
     then it also holds for many directions, nested derivatives and reverse mode. The tangent of a
     constant is zeros; of an argument that is not floating, None. A rule may return None, too: the
-    tangent of what does not move. Keyword arguments are constants and are passed to both.
-
-    A dual that arrives before `defjvp` was called, or as a keyword argument, is a `NoRuleError`; a
-    rule that returns no pair, or a tangent that is not real, a TypeError; a tangent that has not
-    the shape of its output, a ValueError.
+    tangent of what does not move. Keyword arguments are constants and are passed to both; a dual
+    among them, or before `defjvp` was called, is a `NoRuleError`. A rule that returns no pair, or a
+    tangent that is not real, is a TypeError; another shape than its output's, a ValueError.
 
     Examples
     --------
@@ -315,8 +290,6 @@ class custom_jvp:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tree:
         """Call the function; if a dual is among its arguments, by the rule."""
-        if not any(isinstance(arg, _MAY_HOLD_DUALS) for arg in (*args, *kwargs.values())):
-            return self.fn(*args, **kwargs)  # the usual case, without a walk through trees
         tag = max(map(tag_of, leaves(args)), default=-1)
         name = getattr(self.fn, "__name__", repr(self.fn))
         if any(tag_of(leaf) >= 0 for leaf in leaves(kwargs)):
@@ -326,7 +299,15 @@ class custom_jvp:
         if self.rule is None:
             raise NoRuleError(f"no rule for {name}: it is custom_jvp, give it one with .defjvp")
         primals = map_tree(lambda leaf: part(leaf, tag)[0], args)
-        tangents = map_tree(lambda leaf: _tangent_or_zeros(leaf, tag), args)
+
+        def tangent_of(leaf: Any) -> Any:
+            dot = part(leaf, tag)[1]
+            if dot is not ZERO:
+                return dot
+            dtype = dtype_of(leaf)
+            return np.zeros(np.shape(leaf), dtype) if dtype.kind == "f" else None
+
+        tangents = map_tree(tangent_of, args)
         returned: Any = self.rule(primals, tangents, **kwargs)
         if not (isinstance(returned, list | tuple) and len(returned) == 2):
             got = type(returned).__name__
@@ -340,11 +321,3 @@ class custom_jvp:
             return join_parts(leaf, dot, tag)
 
         return zip_trees(join, out, out_dot, f"the output of {name}")
-
-
-def _tangent_or_zeros(leaf: Any, tag: int) -> Any:
-    dot = part(leaf, tag)[1]
-    if dot is not ZERO:
-        return dot
-    dtype = dtype_of(leaf)
-    return np.zeros(np.shape(leaf), dtype) if dtype.kind == "f" else None
