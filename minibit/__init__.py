@@ -36,26 +36,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # The rooms of the house. Each builds on those above it, and chapter N is about the Nth.
-ORDER = (
-    "dual",
-    "ternary",
-    "matmul",
-    "absmean",
-    "layers",
-    "noise",
-    "noise_step",
-    "steps",
-    "tape",
-    "transformer",
-    "checkpoint",
-    "topk",
-    "nf4",
-    "lora",
+ORDER = tuple(
+    "dual ternary matmul absmean layers noise noise_step steps tape transformer checkpoint topk nf4 "
+    "lora".split()
 )
-SUPPORT = (
-    *("datasets", "training", "language", "counting", "plots", "results", "experiments", "bench"),
-    "cli",
-)
+SUPPORT = tuple("datasets training language counting plots results experiments bench cli".split())
 
 # Which room a public name comes from, so that one name imports one room.
 _NAMES = {
@@ -72,13 +57,13 @@ _NAMES = {
         "ternary_matmul_int8_reference ternary_matmul_reference"
     ),
     "absmean": (
-        "absmax_quantize absmax_quantize_reference absmean_quantize "
-        "absmean_quantize_reference binary_quantize fake_quant_activation fake_quant_weight"
+        "absmax_quantize absmax_quantize_reference absmean_quantize absmean_quantize_reference "
+        "binary_quantize fake_quant_activation fake_quant_weight"
     ),
     "layers": "cross_entropy init_mlp layer_norm mlp relu rms_norm squared_relu ternary_linear",
     "noise": (
-        "draw_inputs draw_units initial_codes integers noise_constants philox4x32 "
-        "sparse_noise sparse_noise_many uniform words"
+        "draw_inputs draw_units initial_codes integers noise_constants philox4x32 sparse_noise "
+        "sparse_noise_many uniform words"
     ),
     "noise_step": (
         "MLP NoiseStep Plan Sampled SampledStep StepResult Units UnitsStep apply_update digest "
@@ -91,8 +76,8 @@ _NAMES = {
         "value_and_grad vjp"
     ),
     "transformer": (
-        "BitNetConfig BitNetModel Decoder KVCache bit_linear check_params float_linear "
-        "forward generate init_params pack_params packed_linear param_shapes sample"
+        "BitNetConfig BitNetModel Decoder KVCache bit_linear check_params float_linear forward "
+        "generate init_params pack_params packed_linear param_shapes sample"
     ),
     "checkpoint": (
         "PUBLISHED_2B_4T CheckpointError load_bitnet load_gguf random_checkpoint save_bitnet "
@@ -107,12 +92,11 @@ _NAMES = {
     "nf4": (
         "E2M1_CODE E3M0_CODE INT4_CODE NF4_CODE NF4Tensor codebook_quantize "
         "dequantize_nf4_reference dynamic_map from_bitsandbytes nearest_code nf4_matmul "
-        "nf4_matmul_reference normal_float quantize_nf4 quantize_nf4_reference "
-        "to_bitsandbytes"
+        "nf4_matmul_reference normal_float quantize_nf4 quantize_nf4_reference to_bitsandbytes"
     ),
     "lora": (
-        "LoRALinear PagedAdam init_adapters load_adapters lora_linear merge save_adapters "
-        "unmerge with_adapters"
+        "LoRALinear PagedAdam init_adapters load_adapters lora_linear merge save_adapters unmerge "
+        "with_adapters"
     ),
     "datasets": "Dataset Split load_mnist load_npz load_text read_idx split",
     "training": "PRESETS Preset Progress TrainResult evaluate train",
@@ -142,28 +126,26 @@ _MOVED = (
     "trees=dual.trees tangents=dual.tangents rules=dual.rules rules_sums=dual.rules_sums "
     "rules_shape=dual.rules_shape dual_array=dual.array packings=ternary.packings "
     "layouts=ternary.published ggml_blocks=ternary.ggml panels=ternary.panels "
-    "hf_panels=ternary.panels head=matmul.float_weights philox=noise.philox "
-    "density=noise.density subsets=noise.subsets moves=noise_step.records "
-    "choices=noise_step.choices perceptron=noise_step.perceptron "
-    "unit_reference=noise_step.unit_reference unit_states=noise_step.prepared "
-    "unit_tangents=noise_step.unit_tangents alignments=noise_step.alignments logfile=steps.file "
-    "logcodes=steps.codes replay=steps.replaying history=steps.history netmoves=steps.net_moves "
-    "edits=steps.edits transposes=tape.transposes recorder=tape.recorder optimizers=tape.adam "
-    "costs=transformer.costs bitnet_config=transformer.config "
-    "projections=transformer.projections attention=transformer.attend blocks=transformer.blocks "
-    "kv_cache=transformer.kv_cache sampling=transformer.sampling "
-    "packed_step=transformer.packed_token decoding=transformer.decoding damage=base.damage "
-    "safetensors_file=checkpoint.safetensors hf_config=checkpoint.hf.config "
-    "hf_shards=checkpoint.hf.shards hf_linear=checkpoint.hf.linear "
+    "hf_panels=ternary.panels head=matmul.float_weights philox=noise.philox density=noise.density "
+    "subsets=noise.subsets moves=noise_step.records choices=noise_step.choices "
+    "perceptron=noise_step.perceptron unit_reference=noise_step.unit_reference "
+    "unit_states=noise_step.prepared unit_tangents=noise_step.unit_tangents "
+    "alignments=noise_step.alignments logfile=steps.file logcodes=steps.codes "
+    "replay=steps.replaying history=steps.history netmoves=steps.net_moves edits=steps.edits "
+    "transposes=tape.transposes recorder=tape.recorder optimizers=tape.adam "
+    "costs=transformer.costs bitnet_config=transformer.config projections=transformer.projections "
+    "attention=transformer.attend blocks=transformer.blocks kv_cache=transformer.kv_cache "
+    "sampling=transformer.sampling packed_step=transformer.packed_token "
+    "decoding=transformer.decoding damage=base.damage safetensors_file=checkpoint.safetensors "
+    "hf_config=checkpoint.hf.config hf_shards=checkpoint.hf.shards hf_linear=checkpoint.hf.linear "
     "hf_reader=checkpoint.hf.reader hf_writer=checkpoint.hf.writer "
     "gguf_container=checkpoint.gguf.container gguf_metadata=checkpoint.gguf.metadata "
     "gguf_tensors=checkpoint.gguf.tensors gguf_tokenizer=checkpoint.gguf.tokenizer "
-    "gguf_writer=checkpoint.gguf.writer gguf_file=checkpoint.gguf.models "
-    "topk_choice=topk.choice scaling=topk.scaling_laws sparse_matmul=topk.products "
-    "codebooks=nf4.codebooks double_quant=nf4.double_quant nf4_tensor=nf4.tensor "
-    "bitsandbytes_layout=nf4.bitsandbytes frozen=lora.frozen adapter_file=lora.peft_files "
-    "paged=lora.paged accounting=lora.accounting presets=training.presets "
-    "resampling=training.resampling training_log=training.log_header "
+    "gguf_writer=checkpoint.gguf.writer gguf_file=checkpoint.gguf.models topk_choice=topk.choice "
+    "scaling=topk.scaling_laws sparse_matmul=topk.products codebooks=nf4.codebooks "
+    "double_quant=nf4.double_quant nf4_tensor=nf4.tensor bitsandbytes_layout=nf4.bitsandbytes "
+    "frozen=lora.frozen adapter_file=lora.peft_files paged=lora.paged accounting=lora.accounting "
+    "presets=training.presets resampling=training.resampling training_log=training.log_header"
 )
 
 

@@ -46,34 +46,17 @@ class _Order(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class CountModel:
-    """A distribution of the next character, made by `kneser_ney` or `witten_bell`.
+    """A distribution of the next character, made by `kneser_ney` or `witten_bell`."""
 
-    Attributes
-    ----------
-    characters : str
-        The V characters that may occur, in order of their code points.
-    context : int
-        How many characters back the model looks.
-    """
-
-    characters: str
-    context: int
+    characters: str  # the V that may occur, in order of their code points
+    context: int  # how many characters back the model looks
     _orders: tuple[_Order, ...] = field(repr=False)
 
     def loss(self, text: str) -> float:
         """Mean negative log probability of the characters of a text, in nats a character.
 
-        The first ``context`` characters see what there is of a history: the first sees none.
-
-        Parameters
-        ----------
-        text : str
-            Not empty.
-
-        Raises
-        ------
-        ValueError
-            If `text` is empty, or holds a character that may not occur; the first is named.
+        The first ``context`` characters see what there is of a history: the first sees none. A
+        ValueError says that `text` is empty, or names its first character that may not occur.
 
         Examples
         --------
@@ -85,21 +68,10 @@ class CountModel:
         return float(-np.log(self._predict(self._codes(text, "text"))).mean())
 
     def probabilities(self, history: str) -> Floats:
-        """Probability of each of ``characters`` after a history; they sum to one.
+        """Probability of each of ``characters`` after a history: float64, (V,), with sum one.
 
-        Parameters
-        ----------
-        history : str
-            Its last ``context`` characters matter. May be empty, or never seen.
-
-        Returns
-        -------
-        float64 array, shape (V,)
-
-        Raises
-        ------
-        ValueError
-            If `history` holds a character that may not occur; the first is named.
+        The last ``context`` characters of `history` matter. It may be empty, or never seen; its
+        first character that may not occur is named by a ValueError.
 
         Examples
         --------
@@ -147,30 +119,18 @@ class CountModel:
 def kneser_ney(text: str, context: int, characters: Iterable[str] | None = None) -> CountModel:
     """Count a text, smoothed by modified Kneser-Ney, interpolated.
 
-    ``p(c|h) = (N(hc) - D(N(hc))) / N(h) + sum_c D(N(hc)) / N(h) p(c|h')`` with the discounts
-    `discounts`, estimated for each length of history from its own counts of counts. For the longest
-    history N are counts; for each shorter one, ``N(hc)`` is the number of different characters that
-    stood before ``hc``. Below the shortest, the distribution is uniform.
+    The equation is that of the module, with `discounts` estimated for each length of history from
+    its own counts of counts. Below the shortest history, the distribution is uniform.
 
     Parameters
     ----------
     text : str
-        Not empty; one stream, without marks for where it starts.
+        Not empty, or it is a ValueError; one stream, without marks for where it starts.
     context : int
-        Length of the longest history, 0 or more.
+        Length of the longest history, 0 or more; else a TypeError or ValueError.
     characters : iterable of str, optional
-        Characters that may occur, whether the text has them or not. Default: those of the text.
-
-    Returns
-    -------
-    CountModel
-
-    Raises
-    ------
-    TypeError
-        If `context` is no integer.
-    ValueError
-        If `text` is empty, `context` is negative, or `characters` lacks one of the text's.
+        Characters that may occur; a ValueError names one of the text's that it lacks. Default:
+        those of the text.
 
     Notes
     -----
@@ -193,29 +153,7 @@ def kneser_ney(text: str, context: int, characters: Iterable[str] | None = None)
 def witten_bell(text: str, context: int, characters: Iterable[str] | None = None) -> CountModel:
     """Count a text, smoothed by Witten and Bell's rule.
 
-    ``p(c|h) = (N(hc) + T(h) p(c|h')) / (N(h) + T(h))`` with T(h) the number of different characters
-    after h, which estimates how often something new follows. Below the shortest history, the
-    distribution is uniform.
-
-    Parameters
-    ----------
-    text : str
-        Not empty; one stream, without marks for where it starts.
-    context : int
-        Length of the longest history, 0 or more.
-    characters : iterable of str, optional
-        Characters that may occur, whether the text has them or not. Default: those of the text.
-
-    Returns
-    -------
-    CountModel
-
-    Raises
-    ------
-    TypeError
-        If `context` is no integer.
-    ValueError
-        If `text` is empty, `context` is negative, or `characters` lacks one of the text's.
+    The equation is that of the module: T(h) estimates how often something new follows. Arguments and errors are those of `kneser_ney`.
 
     Notes
     -----
@@ -236,21 +174,10 @@ def discounts(counts: Integers) -> Floats:
     ``Y = n1 / (n1 + 2 n2)``, ``D1 = 1 - 2 Y n2 / n1``, ``D2 = 2 - 3 Y n3 / n2``,
     ``D3 = 3 - 4 Y n4 / n3``, where ``nk`` n-grams have count k; D0 is 0.
 
-    Parameters
-    ----------
-    counts : int array, shape (grams,)
-        How often each n-gram of one length was counted.
-
-    Returns
-    -------
-    float64 array, shape (4,)
-        Where one of n1 to n4 is 0, or a discount falls outside of ``0 < Dk <= k`` (both happen for
-        short texts, and for single characters, of which there are few): 0, 1/2, 1, 3/2, the
-        fallback of K. Heafield's KenLM.
-
-    Notes
-    -----
-    Chen and Goodman (1998), as in `kneser_ney`.
+    `counts` (grams,) says how often each n-gram of one length was counted; returned are float64,
+    (4,). Where one of n1 to n4 is 0, or a discount falls outside of ``0 < Dk <= k`` (both happen for
+    short texts, and for single characters, of which there are few), they are 0, 1/2, 1, 3/2, the
+    fallback of K. Heafield's KenLM. Source: Chen and Goodman (1998), as in `kneser_ney`.
 
     Examples
     --------
@@ -258,13 +185,12 @@ def discounts(counts: Integers) -> Floats:
     array([0.  , 0.5 , 1.25, 2.  ])
     """
     n1, n2, n3, n4 = (int(np.count_nonzero(counts == k)) for k in (1, 2, 3, 4))
-    found = FALLBACK
     if min(n1, n2, n3, n4) > 0:
         y = n1 / (n1 + 2 * n2)
         estimate = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
         if all(0 < d <= k for k, d in enumerate(estimate, start=1)):
-            found = estimate
-    return np.array([0.0, *found])
+            return np.array([0.0, *estimate])
+    return np.array([0.0, *FALLBACK])
 
 
 Shares = Callable[[Integers, Integers, int], tuple[Floats, Floats]]

@@ -50,31 +50,15 @@ _TEST_PART = 7  # of a file with x and y alone, the last seventh is the test set
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled samples: a training set and a test set, pixels and labels as bytes.
+    """Labelled samples: a training set and a test set, pixels and labels as read-only bytes."""
 
-    Attributes
-    ----------
-    train_x : uint8 array, shape (train, features)
-        Pixels, 0 to 255, read-only.
-    train_y : uint8 array, shape (train,)
-        Labels, from 0.
-    test_x, test_y
-        The same for the test set.
-    name : str
-        What to call it: ``"mnist"``, or the file's name.
-    digest : str
-        Hexadecimal SHA-256 of the four arrays, as the module describes it.
-    sample_shape : tuple of int
-        Shape of one sample before it was flattened: ``(28, 28)``, or ``(features,)``.
-    """
-
-    train_x: NDArray[np.uint8]
-    train_y: NDArray[np.uint8]
-    test_x: NDArray[np.uint8]
-    test_y: NDArray[np.uint8]
-    name: str
-    digest: str
-    sample_shape: tuple[int, ...]
+    train_x: NDArray[np.uint8]  # (train, features), 0 to 255
+    train_y: NDArray[np.uint8]  # (train,), labels from 0
+    test_x: NDArray[np.uint8]  # (test, features)
+    test_y: NDArray[np.uint8]  # (test,)
+    name: str  # "mnist", or the file's
+    digest: str  # hexadecimal, as the module describes it
+    sample_shape: tuple[int, ...]  # before samples were flattened: (28, 28), or (features,)
 
     @property
     def features(self) -> int:
@@ -105,12 +89,8 @@ def split(dataset: Dataset, validation: int | None = None) -> Split:
         Left as it is; the parts are views of its arrays.
     validation : int, optional
         How many samples; 0 leaves the validation split empty. Default: a twelfth of the training
-        samples, rounded down, at least one: the last 5,000 of MNIST's 60,000.
-
-    Raises
-    ------
-    ValueError
-        If `validation` is negative, or leaves nothing to train on.
+        samples, rounded down, at least one: the last 5,000 of MNIST's 60,000. A negative number,
+        or one that leaves nothing to train on, is a ValueError.
 
     Examples
     --------
@@ -134,18 +114,8 @@ def split(dataset: Dataset, validation: int | None = None) -> Split:
 def load_mnist() -> Dataset:
     """Read MNIST from the package: 60,000 and 10,000 handwritten digits, 28 x 28.
 
-    The four published files are packed with xz; they are unpacked in memory and checked against
-    their SHA-256. Decoded once per process.
-
-    Returns
-    -------
-    Dataset
-        ``train_x`` (60000, 784), ``train_y`` (60000,), ``test_x`` (10000, 784), ``test_y``.
-
-    Raises
-    ------
-    ValueError
-        If a packed file is damaged or missing; the message names it.
+    The four published files are packed with xz; they are unpacked in memory, once per process, and
+    checked against their SHA-256. A ValueError names a packed file that is damaged or missing.
 
     Notes
     -----
@@ -183,21 +153,9 @@ def read_idx(source: str | os.PathLike[str] | bytes) -> NDArray[Any]:
     0x0E float64), the number of dimensions, each of them as a big-endian uint32, then the items,
     big-endian, in C order.
 
-    Parameters
-    ----------
-    source : path or bytes
-        A file (one that begins as xz or gzip do is unpacked), or the content of one.
-
-    Returns
-    -------
-    array
-        In the machine's own byte order, read-only. An empty dimension gives an empty array.
-
-    Raises
-    ------
-    ValueError
-        If the content is no IDX file, is cut short or has bytes to spare; the message says at
-        which byte.
+    `source` is a file (one that begins as xz or gzip do is unpacked), or the content of one. The
+    array is read-only, in the machine's own byte order; an empty dimension makes it empty. Of what
+    is no IDX file, is cut short or has bytes to spare, a ValueError says at which byte.
 
     Examples
     --------
@@ -225,9 +183,9 @@ def read_idx(source: str | os.PathLike[str] | bytes) -> NDArray[Any]:
         raise ValueError(f"{name}: byte 3 says {len(shape)} dimensions; at most 32 are read")
     end = start + math.prod(shape) * dtype.itemsize
     if len(data) != end:
-        what = "ends" if len(data) < end else "goes on"
+        verb = "ends" if len(data) < end else "goes on"
         raise ValueError(
-            f"{name}: {what} at byte {min(len(data), end)}; its shape {shape} of {dtype.name} "
+            f"{name}: {verb} at byte {min(len(data), end)}; its shape {shape} of {dtype.name} "
             f"takes {end} bytes, the file has {len(data)}"
         )
     array = np.frombuffer(data, dtype, offset=start).reshape(shape)
@@ -235,7 +193,7 @@ def read_idx(source: str | os.PathLike[str] | bytes) -> NDArray[Any]:
 
 
 def load_npz(path: str | os.PathLike[str], *, test: int | None = None) -> Dataset:
-    """Read a data set of your own from a NumPy ``.npz`` file.
+    """Read a data set of your own from a NumPy ``.npz`` file, and name it after the file.
 
     Parameters
     ----------
@@ -248,11 +206,6 @@ def load_npz(path: str | os.PathLike[str], *, test: int | None = None) -> Datase
         With ``x`` and ``y`` alone: how many of the last rows are the test set. Rows are taken as
         they lie, never shuffled. Default: the last seventh, rounded down, at least one.
 
-    Returns
-    -------
-    Dataset
-        Named after the file.
-
     Raises
     ------
     FileNotFoundError
@@ -263,10 +216,10 @@ def load_npz(path: str | os.PathLike[str], *, test: int | None = None) -> Datase
         message names the key.
     """
     path = Path(path)
-    found = _npz_arrays(path)
-    keys = [*found]
+    content = _npz_arrays(path)
+    keys = [*content]
     if not keys[2:]:
-        x, y = _pair(path, "x", found["x"], "y", found["y"])
+        x, y = _pair(path, content, "x", "y")
         rows = len(x)
         test = max(rows // _TEST_PART, 1) if test is None else test
         if not 0 < test < rows:
@@ -275,9 +228,7 @@ def load_npz(path: str | os.PathLike[str], *, test: int | None = None) -> Datase
     elif test is not None:
         raise ValueError(f"{path}: test={test} is for files with x and y alone")
     else:
-        arrays = []
-        for x_key, y_key in (keys[:2], keys[2:]):
-            arrays += _pair(path, x_key, found[x_key], y_key, found[y_key])
+        arrays = [*_pair(path, content, *keys[:2]), *_pair(path, content, *keys[2:])]
         if arrays[0].shape[1:] != arrays[2].shape[1:]:
             raise ValueError(
                 f"{path}: samples of {keys[0]} have shape {arrays[0].shape[1:]}, "
@@ -305,27 +256,24 @@ def _frozen(array: NDArray[Any]) -> NDArray[Any]:
 
 def _package_bytes(name: str) -> bytes:
     """Read a file of the package's data."""
-    place = resources.files("minibit").joinpath("data", *name.split("/"))
     try:
-        return place.read_bytes()
+        return resources.files("minibit").joinpath("data", *name.split("/")).read_bytes()
     except OSError as error:
         raise ValueError(f"minibit/data/{name} is missing from the installation") from error
 
 
 def _package_idx(name: str, expected: str) -> NDArray[Any]:
     """Unpack one of the package's IDX files and check its digest."""
-    packed = _package_bytes(f"mnist/{name}.xz")
+    packed, path = _package_bytes(f"mnist/{name}.xz"), f"minibit/data/mnist/{name}.xz"
     try:
         data = lzma.decompress(packed)
     except (lzma.LZMAError, EOFError) as error:
+        raise ValueError(f"{path} is damaged ({error}): reinstall minibit") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != expected:
         raise ValueError(
-            f"minibit/data/mnist/{name}.xz is damaged ({error}): reinstall minibit"
-        ) from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != expected:
-        raise ValueError(
-            f"minibit/data/mnist/{name}.xz is not the published file: "
-            f"its SHA-256 is {found}, it should be {expected}; reinstall minibit"
+            f"{path} is not the published file: its SHA-256 is {digest}, it should be {expected}; "
+            "reinstall minibit"
         )
     return read_idx(data)
 
@@ -390,9 +338,10 @@ def _npy(path: Path, archive: zipfile.ZipFile, key: str) -> NDArray[Any]:
 
 
 def _pair(
-    path: Path, x_key: str, x: NDArray[Any], y_key: str, y: NDArray[Any]
+    path: Path, content: dict[str, NDArray[Any]], x_key: str, y_key: str
 ) -> list[NDArray[np.uint8]]:
     """Return samples of at least one feature as bytes, and one label for each of them."""
+    x, y = content[x_key], content[y_key]
     if x.ndim < 2 or x.size == 0:
         raise ValueError(
             f"{path}: {x_key} must have shape (samples, ...) and not be empty, got {x.shape}"

@@ -1,8 +1,7 @@
 """Pictures: one palette and one style for chapters, the site and ``--plot``.
 
-matplotlib is imported inside the functions, never with the module. `style` sets how everything
-looks; the ``*_figure`` functions draw whole figures without pyplot, so they need no display, open
-no window and are safe in any thread.
+matplotlib is imported inside the functions, never with the module. The ``*_figure`` functions draw
+without pyplot: they need no display, open no window and are safe in any thread.
 """
 
 from __future__ import annotations
@@ -94,15 +93,7 @@ class Style:
 def style() -> Style:
     """Set minibit's look for matplotlib: ``style()`` from now on, ``with style():`` for a block.
 
-    Returns
-    -------
-    Style
-        A context manager that puts the former settings back at the end of its block.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        Without matplotlib; the message names the extra that brings it.
+    Without matplotlib, a ModuleNotFoundError names the extra that brings it.
 
     Examples
     --------
@@ -116,28 +107,17 @@ def style() -> Style:
 
 
 def figure(rows: int = 1, columns: int = 1, *, height: float = 3.4) -> tuple[Figure, list[Axes]]:
-    """Make a figure in minibit's look, known to no window and no pyplot.
+    """Make a figure in minibit's look, known to no window and no pyplot, and its panels row by row.
 
-    Parameters
-    ----------
-    rows, columns : int
-        Panels.
-    height : float
-        Inches per row; a column is 4.8 inches wide, a single one 6.4.
-
-    Returns
-    -------
-    figure : matplotlib Figure
-    axes : list of matplotlib Axes
-        Row by row.
+    A row is `height` inches high; a column is 4.8 inches wide, a single one 6.4.
     """
     with style():
         from matplotlib.figure import Figure
 
         width = 6.4 if columns == 1 else 4.8 * columns
-        made = Figure(figsize=(width, height * rows), layout="constrained")
-        panels = made.subplots(rows, columns, squeeze=False)  # (rows, columns)
-    return made, list(panels.flat)
+        picture = Figure(figsize=(width, height * rows), layout="constrained")
+        panels = picture.subplots(rows, columns, squeeze=False)  # (rows, columns)
+    return picture, list(panels.flat)
 
 
 def label_axes(axes: Axes, x: str, y: str, title: str = "") -> None:
@@ -163,27 +143,15 @@ def training_figure(
     *,
     title: str,
 ) -> Figure:
-    """Draw a training run: the loss on the left, accuracies on the right.
+    """Draw a training run: the loss on the left, accuracies, as `history_figure`, on the right.
 
-    Parameters
-    ----------
-    steps, loss : arrays, shape (points,)
-        The loss of the batch (nats) at some steps; NaN where there was none.
-    measured_at, accuracies
-        As `history_figure`.
-    title : str
-        What ran.
-
-    Returns
-    -------
-    matplotlib Figure
+    `loss` (points,) is that of the batch (nats) at some `steps`, NaN where there was none.
     """
-    made, (left, right) = figure(1, 2)
+    picture, (left, right) = figure(1, 2)
     left.plot(np.asarray(steps), np.asarray(loss, float), color=PALETTE[2])
     label_axes(left, "step", "loss of the batch (nats)", title)
     _draw_accuracies(right, measured_at, accuracies)
-    label_axes(right, "step", "accuracy (%)")
-    return made
+    return picture
 
 
 def history_figure(
@@ -191,23 +159,12 @@ def history_figure(
 ) -> Figure:
     """Draw accuracies along a run, one line for each set of data.
 
-    Parameters
-    ----------
-    steps : array, shape (points,)
-        Steps that the weights had taken.
-    accuracies : dict
-        Name of the data (``"validation"``, ``"test"``) to accuracies, shares from 0 to 1.
-    title : str
-        Which log.
-
-    Returns
-    -------
-    matplotlib Figure
+    `steps` (points,) are those that the weights had taken; `accuracies` maps a name of the data
+    (``"validation"``, ``"test"``) to shares from 0 to 1.
     """
-    made, (axes,) = figure()
-    _draw_accuracies(axes, steps, accuracies)
-    label_axes(axes, "step", "accuracy (%)", title)
-    return made
+    picture, (axes,) = figure()
+    _draw_accuracies(axes, steps, accuracies, title)
+    return picture
 
 
 def roofline_figure(
@@ -219,24 +176,12 @@ def roofline_figure(
 ) -> Figure:
     """Draw products on a roofline: no faster than memory brings weights, nor than the arithmetic.
 
-    Parameters
-    ----------
-    points : dict
-        Name to (multiplications a byte of weights, multiplications a second).
-    bandwidth : float, optional
-        Bytes a second of a plain read, the slope.
-    peak : float, optional
-        Multiplications a second at best, the roof.
-    title : str
-        What was measured.
-
-    Returns
-    -------
-    matplotlib Figure
+    `points` maps a name to (multiplications a byte of weights, multiplications a second). The slope
+    is `bandwidth`, the bytes a second of a plain read; the roof `peak`, multiplications a second.
     """
-    made, (axes,) = figure(height=4.2)
-    found = np.array(list(points.values()), float).reshape(-1, 2)  # (points, 2)
-    low, high = (found[:, 0].min(), found[:, 0].max()) if len(found) else (1.0, 1.0)
+    picture, (axes,) = figure(height=4.2)
+    intensities = [intensity for intensity, _ in points.values()] or [1.0]
+    low, high = min(intensities), max(intensities)
     x = np.geomspace(low / 2, high * 2, 50)
     roof = np.full(50, np.inf)
     if bandwidth is not None:
@@ -246,65 +191,45 @@ def roofline_figure(
     if np.isfinite(roof).all():
         axes.loglog(x, roof / 1e9, color="0.4", label="plain read, then the peak of dot products")
     for number, (name, (intensity, speed)) in enumerate(points.items()):
-        color = PALETTE[number % len(PALETTE)]
-        axes.loglog(intensity, speed / 1e9, "os^Dv<>"[number % 7], color=color, label=name)
+        axes.loglog(intensity, speed / 1e9, ls="", label=name, **_look(number))
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     label_axes(axes, "multiplications a byte of weights", "multiplications a ns", title)
-    return made
+    return picture
 
 
 def _draw_accuracies(
-    axes: Axes, steps: ArrayLike, accuracies: Mapping[str, Sequence[float]]
+    axes: Axes, steps: ArrayLike, accuracies: Mapping[str, Sequence[float]], title: str = ""
 ) -> None:
-    """Draw one line in percent for each set of data, told apart by colour and by marker."""
+    """Draw one line in percent for each set of data."""
     for number, (name, shares) in enumerate(accuracies.items()):
-        axes.plot(
-            np.asarray(steps),
-            100 * np.asarray(shares, float),
-            color=PALETTE[number % len(PALETTE)],
-            marker=_MARKERS[number % len(_MARKERS)],
-            label=name,
-        )
+        percents = 100 * np.asarray(shares, float)
+        axes.plot(np.asarray(steps), percents, label=name, **_look(number))
+    label_axes(axes, "step", "accuracy (%)", title)
 
 
-def save(made: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a figure to a file, in the format that its name ends with.
+def _look(number: int) -> dict[str, Any]:
+    """Return what tells the lines or points of a panel apart: colour and marker."""
+    return {"color": PALETTE[number % 7], "marker": _MARKERS[number % 7]}
 
-    Parameters
-    ----------
-    made : matplotlib Figure
-    path : path
-        Ends in ``.svg``, ``.png`` or ``.pdf``. An SVG holds no date: same picture, same bytes.
 
-    Returns
-    -------
-    Path
+def save(picture: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a figure to a file, in the format that its name ends with, and return the path.
 
-    Raises
-    ------
-    ValueError
-        If the name ends otherwise; nothing is written.
+    A name that ends otherwise than in ``.svg``, ``.png`` or ``.pdf`` is a ValueError, and nothing is
+    written. An SVG holds no date: same picture, same bytes.
     """
     path = Path(path)
     require(path)
     with style():
         metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
         with open_whole(path, overwrite=True) as file:
-            made.savefig(file, format=path.suffix[1:].lower(), metadata=metadata)
+            picture.savefig(file, format=path.suffix[1:].lower(), metadata=metadata)
     return path
 
 
 def require(path: Path | None = None) -> None:
-    """Raise unless matplotlib is there, and `path`, where given, ends in a format of `save`.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        The message names the extra that brings matplotlib.
-    ValueError
-        The message lists the formats.
-    """
+    """Raise unless matplotlib is there, and `path`, where given, ends in a format of `save`."""
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
