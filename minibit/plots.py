@@ -216,7 +216,7 @@ def _look(number: int) -> dict[str, Any]:
 def save(picture: Figure, path: str | os.PathLike[str]) -> Path:
     """Write a figure to a file, in the format that its name ends with, and return the path.
 
-    A name that ends otherwise than in ``.svg``, ``.png`` or ``.pdf`` is a ValueError, and nothing is
+    A name that does not end in ``.svg``, ``.png`` or ``.pdf`` is a ValueError, and nothing is
     written. An SVG holds no date: same picture, same bytes.
     """
     path = Path(path)
