@@ -36,11 +36,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # The rooms of the house. Each builds on those above it, and chapter N is about the Nth.
-ORDER = tuple(
-    "dual ternary matmul absmean layers noise noise_step steps tape transformer checkpoint topk nf4 "
-    "lora".split()
+ORDER = (
+    *("dual", "ternary", "matmul", "absmean", "layers", "noise", "noise_step", "steps", "tape"),
+    *("transformer", "checkpoint", "topk", "nf4", "lora"),
 )
-SUPPORT = tuple("datasets training language counting plots results experiments bench cli".split())
+SUPPORT = (
+    *("datasets", "training", "language", "counting", "plots", "results", "experiments", "bench"),
+    "cli",
+)
 
 # Which room a public name comes from, so that one name imports one room.
 _NAMES = {

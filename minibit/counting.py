@@ -153,7 +153,8 @@ def kneser_ney(text: str, context: int, characters: Iterable[str] | None = None)
 def witten_bell(text: str, context: int, characters: Iterable[str] | None = None) -> CountModel:
     """Count a text, smoothed by Witten and Bell's rule.
 
-    The equation is that of the module: T(h) estimates how often something new follows. Arguments and errors are those of `kneser_ney`.
+    The equation is that of the module: T(h) estimates how often something new follows. Arguments
+    and errors are those of `kneser_ney`.
 
     Notes
     -----
@@ -175,7 +176,7 @@ def discounts(counts: Integers) -> Floats:
     ``D3 = 3 - 4 Y n4 / n3``, where ``nk`` n-grams have count k; D0 is 0.
 
     `counts` (grams,) says how often each n-gram of one length was counted; returned are float64,
-    (4,). Where one of n1 to n4 is 0, or a discount falls outside of ``0 < Dk <= k`` (both happen for
+    (4,). Where one of n1 to n4 is 0, or a discount is outside of ``0 < Dk <= k`` (both happen for
     short texts, and for single characters, of which there are few), they are 0, 1/2, 1, 3/2, the
     fallback of K. Heafield's KenLM. Source: Chen and Goodman (1998), as in `kneser_ney`.
 
