@@ -36,15 +36,7 @@ from minibit.base import (
     whole_files,
 )
 
-__all__ = [
-    "Produce",
-    "SafetensorsFile",
-    "Specs",
-    "Tensor",
-    "as_written",
-    "write_safetensors",
-    "write_with_config",
-]
+__all__ = ["SafetensorsFile", "Tensor", "as_written", "write_safetensors", "write_with_config"]
 
 MOST_HEADER = 1 << 24  # bytes; a model of 30 layers takes 60,000
 MOST_AXES = 8

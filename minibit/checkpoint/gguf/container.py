@@ -29,22 +29,6 @@ from numpy.typing import NDArray
 
 from minibit.base import CheckpointError, beginning, check_file, shown
 
-__all__ = [
-    "ALIGNMENT",
-    "BF16",
-    "BLOCKS",
-    "F16",
-    "F32",
-    "I2_S",
-    "TQ1_0",
-    "TQ2_0",
-    "GGUFFile",
-    "Tensor",
-    "Value",
-    "nbytes",
-    "open_gguf",
-]
-
 Bytes = NDArray[np.uint8]
 Value = int | float | bool | str | None  # None stands for an array, which is walked and not kept
 
@@ -98,12 +82,11 @@ class GGUFFile:
     path: Path
     metadata: Mapping[str, Value]
     tensors: Mapping[str, Tensor]
-    data: Bytes  # the whole file; writing to it changes private copies of its pages only
-    mapped: mmap.mmap
+    mapped: mmap.mmap  # writing to it changes private copies of its pages only
 
     def bytes_of(self, tensor: Tensor) -> Bytes:
         """Return the bytes of a tensor, mapped: shape (nbytes,)."""
-        return self.data[tensor.offset : tensor.offset + tensor.nbytes]
+        return np.frombuffer(self.mapped, np.uint8, tensor.nbytes, tensor.offset)
 
     def release(self, tensor: Tensor) -> None:
         """Give a tensor's pages back to the system, which reads them again if need be."""
@@ -127,18 +110,12 @@ def nbytes(kind: int, shape: tuple[int, ...]) -> int:
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     """Map the GGUF file at a path, which is never written to, and read its header.
 
-    Raises
-    ------
-    CheckpointError
-        If there is no such file, it is no GGUF file of version 2 or 3, or it ends early; if its
-        header says what cannot be: a count or length beyond the file, an unknown type, a name given
-        twice, a side that is 0, a tensor that is not aligned, lies outside the file or overlaps
-        another.
+    Raises `CheckpointError` if it is no GGUF file of version 2 or 3, or ends early; if its header
+    says what cannot be: a count or length beyond the file, an unknown type, a name given twice, a
+    side that is 0, a tensor that is not aligned, lies outside the file or overlaps another. A file
+    that another process cuts short while it is mapped ends this one with a bus error.
 
-    Notes
-    -----
-    Source: ggml, ``docs/gguf.md``. A file that another process cuts short while it is mapped ends
-    this one with a bus error, as any mapped file does.
+    Source: ggml, ``docs/gguf.md``.
 
     Examples
     --------
@@ -157,27 +134,25 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
             raise CheckpointError(f"no GGUF file: {told}", path, None, 0)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     reader = _Reader(path, mapped)
-    magic, version = bytes(mapped[:4]), reader.scalar("<I", 4)
+    magic, version, tensors, entries = struct.unpack_from("<4sIQQ", mapped)
     if magic != b"GGUF":
         raise CheckpointError(f"no GGUF file: {beginning(mapped[:32])}", path, None, 0)
     if version not in (2, 3):
         swapped = version & 0xFFFF == 0  # 3 << 24
         why = "is big-endian" if swapped else f"has version {version}"
         raise CheckpointError(f"{why}; little-endian GGUF 2 and 3 are read", path, None, 4)
-    reader.at = 24
-    entries = reader.count(16, "metadata entries", 13)
-    tensors = reader.count(8, "tensors", 32)
+    reader.check_count(entries, 13, "metadata entries", 16)
+    reader.check_count(tensors, 32, "tensors", 8)
     metadata = reader.metadata(entries)
     lines = [reader.tensor() for _ in range(tensors)]
-    table = reader.place(lines, metadata)
-    return GGUFFile(path, metadata, table, np.frombuffer(mapped, np.uint8), mapped)
+    return GGUFFile(path, metadata, reader.place(lines, metadata), mapped)
 
 
 class _Reader:
-    """A place in the mapped bytes; every step checks that they are there."""
+    """A place in the mapped bytes, at first after the counts; each step checks what is left."""
 
     def __init__(self, path: Path, mapped: mmap.mmap) -> None:
-        self.path, self.mapped, self.size, self.at = path, mapped, len(mapped), 0
+        self.path, self.mapped, self.size, self.at = path, mapped, len(mapped), 24
 
     def error(
         self, message: str, name: str | None = None, at: int | None = None
@@ -185,26 +160,23 @@ class _Reader:
         """Return an error at this place, or at another."""
         return CheckpointError(message, self.path, name, self.at if at is None else at)
 
-    def scalar(self, form: str, at: int | None = None) -> Any:
-        """Read one number, here or (without moving) elsewhere."""
-        start, length = (self.at if at is None else at), struct.calcsize(form)
-        if start + length > self.size:
-            raise self.error(f"ends within its header, at {self.size} bytes", at=start)
-        if at is None:
-            self.at += length
-        return struct.unpack_from(form, self.mapped, start)[0]
+    def scalar(self, form: str) -> Any:
+        """Read one number."""
+        length = struct.calcsize(form)
+        if length > self.left:
+            raise self.error(f"ends within its header, at {self.size} bytes")
+        self.at += length
+        return struct.unpack_from(form, self.mapped, self.at - length)[0]
 
     @property
     def left(self) -> int:
         """Bytes from here to the end."""
         return self.size - self.at
 
-    def count(self, at: int, kind: str, least: int) -> int:
-        """Read how many there are of a kind, for each of which `least` bytes must be left."""
-        count = int(self.scalar("<Q", at))
+    def check_count(self, count: int, least: int, kind: str, at: int) -> None:
+        """Refuse more than can be left of a kind that takes at least so many bytes."""
         if count > min(_MOST, self.left // least):
             raise self.error(f"claims {count} {kind}, and has {self.left} bytes left", at=at)
-        return count
 
     def string(self, what: str, most: int) -> str:
         """Read a string of at most so many bytes."""

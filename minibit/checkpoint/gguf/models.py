@@ -70,13 +70,7 @@ _IN_BLOCK = {
 
 
 def gguf_name(name: str) -> str:
-    """Return what GGUF calls a parameter of `minibit.transformer.param_shapes`.
-
-    Examples
-    --------
-    >>> gguf_name("layers.3.mlp.down_proj"), gguf_name("norm")
-    ('blk.3.ffn_down.weight', 'output_norm.weight')
-    """
+    """Return what GGUF calls a parameter of `minibit.transformer.param_shapes`."""
     if name in _NAMES:
         return f"{_NAMES[name]}.weight"
     _, layer, rest = name.split(".", 2)
@@ -121,10 +115,6 @@ def load_gguf(
         If an embedding is of a type that only the ``gguf`` package decodes (Q4_K, Q6_K and the
         like), and it is not installed.
 
-    Notes
-    -----
-    The ``gguf`` package does not know I2_S, and believes the counts of a damaged header.
-
     Examples
     --------
     >>> from tempfile import mkdtemp
@@ -141,10 +131,8 @@ def load_gguf(
     if type(parts) is not int or parts > 1:
         number = file.metadata.get("split.no", 0)
         which = number + 1 if type(number) is int else shown(number)
-        raise file.error(
-            f"is part {which} of {shown(parts)} of a split file: join them first, with "
-            "llama-gguf-split --merge"
-        )
+        part = f"part {which} of {shown(parts)} of a split file"
+        raise file.error(f"is {part}: join them first, with llama-gguf-split --merge")
     config = read_config(file, squared_relu=squared_relu)
     order: Any = file.metadata.get(_LAYOUT, "x86") if layout is None else layout
     if layout is None and order not in get_args(I2Layout):
@@ -207,19 +195,15 @@ def save_gguf(
     metadata : mapping, optional
         More entries: a name (``general.name``), a tokenizer (`minibit.checkpoint.gguf.tokenizer`).
     overwrite : bool
-        Replace a file that is there.
+        Replace a file that is there, which else is a FileExistsError.
 
     Raises
     ------
-    FileExistsError
-        If there is such a file, and `overwrite` is not given; it is left as it is.
     ValueError
         If the model multiplies by float weights; if a projection is all zeros, or `kind` cannot
         hold its shape or scale; if a float is not finite, or an embedding all zeros.
         Projections are never written as floats instead.
 
-    Notes
-    -----
     bitnet.cpp multiplies by ``token_embd`` at the end, also where the file has an ``output``.
 
     Examples

@@ -40,15 +40,6 @@ from minibit.ternary import (
     to_tq2_0,
 )
 
-__all__ = [
-    "check_encodable",
-    "encoded",
-    "read_floats",
-    "read_gain",
-    "read_projection",
-    "read_table",
-]
-
 _FLOATS = {F32: "<f4", F16: "<f2", BF16: "<u2"}
 _TQ = {TQ1_0: (from_tq1_0, to_tq1_0), TQ2_0: (from_tq2_0, to_tq2_0)}
 _ROWS = 64  # of a matrix, decoded together: what they take stays in the cache

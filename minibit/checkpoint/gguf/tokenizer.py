@@ -38,11 +38,8 @@ def ggml_tokenizer(text: str, vocab_size: int) -> dict[str, Any]:
     those that the tokenizer lacks are listed as ``[PAD17]``, unused. ``tokenizer.ggml.pre`` is left
     out if the pattern has no name here; llama.cpp then warns, and uses its default.
 
-    Raises
-    ------
-    ValueError
-        If the text is no ``tokenizer.json``, or has a token beyond `vocab_size` or two of one
-        number.
+    Raises ValueError if the text is no ``tokenizer.json``, or has a token beyond `vocab_size` or
+    two of one number.
 
     Examples
     --------

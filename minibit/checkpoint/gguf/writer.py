@@ -40,21 +40,9 @@ def write_gguf(
 ) -> None:
     """Write a GGUF file of version 3, whole or not at all, by `minibit.base.open_whole`.
 
-    Parameters
-    ----------
-    path : path
-    metadata : mapping
-        Strings, truth values, whole numbers from 0 to 2**32 - 1 (u32), floats (f32); lists of
-        strings, or of whole numbers (i32).
-    tensors : sequence of NewTensor
-        Each gives its bytes in chunks when its turn comes.
-    overwrite : bool
-        Replace a file that is there, which else is a FileExistsError.
-
-    Raises
-    ------
-    ValueError
-        If a tensor gives another number of bytes than its type and shape take; nothing is written.
+    Metadata are strings, truth values, whole numbers from 0 to 2**32 - 1 (u32), floats (f32); lists
+    of strings, or of whole numbers (i32). A tensor gives its bytes in chunks when its turn comes;
+    if they are not as many as its type and shape take, a ValueError is raised and nothing written.
 
     Examples
     --------

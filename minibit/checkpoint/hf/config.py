@@ -190,11 +190,5 @@ def tensor_names(config: BitNetConfig, storage: Storage) -> dict[str, str]:
 
 
 def file_name(param: str) -> str:
-    """Return the name of a parameter's tensor in a file.
-
-    Examples
-    --------
-    >>> file_name("norm"), file_name("lm_head")
-    ('model.norm.weight', 'lm_head.weight')
-    """
+    """Return the name of a parameter's tensor in a file, such as ``model.norm.weight``."""
     return f"{param}.weight" if param == "lm_head" else f"model.{param}.weight"

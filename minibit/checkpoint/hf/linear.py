@@ -66,10 +66,9 @@ def gamma_of(weight_scale: np.float32, storage: Storage) -> np.float32:
 def weight_scale_of(gamma: np.float32, storage: Storage) -> np.float32:
     """Return the ``weight_scale`` that a file holds for a gamma above 0.
 
-    For ``bitlinear`` it is a reciprocal: of the three numbers nearest to ``1 / gamma`` one whose
-    own reciprocal is gamma, and of these the one with most zeros at its end, which brings back the
-    bfloat16 scale of a published file. One gamma in six is the reciprocal of no float32; then the
-    nearest number is taken, whose reciprocal is one unit in the last place away from gamma.
+    For ``bitlinear``, of the three numbers nearest to ``1 / gamma`` one whose own reciprocal is
+    gamma, and of these the one with most zeros at its end: the bfloat16 scale of a published file.
+    One gamma in six is the reciprocal of no float32; the nearest number's is one unit away.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """Hugging Face's BitNet directories: from files to a model.
 
-A configuration says which tensors there must be and of what shape; a directory must hold these and
-no others. All of that is checked before a weight is touched. Then, tensor by tensor:
+A directory must hold the tensors that its configuration says, of the shapes that it says, and no
+others, which is checked before a weight is touched. Then, tensor by tensor:
 
     projections   uint8, 2 bits a weight     -> a `TernaryMatrix`, never expanded; its pages let go
                   floats (master weights)    -> float32
@@ -55,9 +55,8 @@ def load_bitnet(directory: str | os.PathLike[str]) -> BitNetModel:
     -------
     BitNetModel
         Ternary projections are `TernaryMatrix`; master weights (``autobitlinear``, online) float32,
-        quantised at each use; without a ``quantization_config`` the model's ``linear`` is
-        `float_linear`. bfloat16 embeddings lie in the mapped file, which must not be shortened
-        while the model is used (replacing or deleting it is harmless).
+        quantised at each use; without a ``quantization_config`` its ``linear`` is `float_linear`.
+        bfloat16 embeddings lie in the mapped file: delete or replace it, but don't shorten it.
 
     Raises
     ------

@@ -59,7 +59,7 @@ def save_bitnet(
     model : BitNetModel
         Embeddings that are bfloat16 bits are written as such, other floats as float32.
     directory : path-like
-        Made if it is not there; must not hold a checkpoint.
+        Made if it is not there; that it holds a checkpoint is a FileExistsError.
     linear_class : {"bitlinear", "autobitlinear"}, optional
         "bitlinear": packed projections, with ``weight_scale = 1 / gamma``. "autobitlinear": packed
         with gamma itself, or online. None: floats that are never quantised, which only a model of
@@ -69,8 +69,6 @@ def save_bitnet(
 
     Raises
     ------
-    FileExistsError
-        If the directory holds a checkpoint.
     ValueError
         If master weights are asked for and a projection is ternary; if floats that are never
         quantised are asked for and the model multiplies otherwise; if a packed projection has only
