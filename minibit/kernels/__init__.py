@@ -19,10 +19,7 @@ import numpy as np
 
 from minibit.kernels.interrupts import uninterrupted
 
-__all__ = [
-    *("PATHS", "compiled", "is_plain", "layout", "missing", "path", "requested", "supported"),
-    "takes",
-]
+__all__ = ["PATHS", "compiled", "layout", "missing", "path", "requested", "supported", "takes"]
 
 PATHS = ("reference", "portable", "arm", "avx2", "vnni", "amx")
 
@@ -154,13 +151,9 @@ def compiled() -> bool:
 
 
 def takes(*arrays: Any) -> bool:
-    """Whether kernels run, and these are what they are compiled for: see `is_plain`."""
-    return is_plain(*arrays) and compiled()
-
-
-def is_plain(*arrays: Any) -> bool:
-    """Whether all are float32 arrays in C order, aligned and writable, and none is a Dual."""
-    return all(type(a) is np.ndarray and a.dtype == np.float32 and a.flags.carray for a in arrays)
+    """Whether kernels run and take these: float32 arrays in C order and writable, and no duals."""
+    plain = all(type(a) is np.ndarray and a.dtype == np.float32 and a.flags.carray for a in arrays)
+    return plain and compiled()
 
 
 if not TYPE_CHECKING:  # to which every name would then be known

@@ -14,7 +14,7 @@ import numpy as np
 
 from minibit.base import refuse_entries, widen
 from minibit.dual import custom_jvp
-from minibit.kernels import compiled, is_plain, takes
+from minibit.kernels import takes
 from minibit.tape import Recorder
 
 __all__ = ["embed", "gated_unit", "normalize", "token_loss"]
@@ -46,17 +46,15 @@ def _normalize_rule(
 ) -> tuple[Array, Array]:
     (x, gain), (x_dot, gain_dot) = primals, tangents
     _check_rows(x, gain)
-    if isinstance(x_dot, Recorder) and isinstance(gain_dot, Recorder) and is_plain(x, gain):
-        norm = _normalize_kernel if compiled() else normalize_reference
-        z, unit, r = norm(x, gain, eps)
+    recorded = isinstance(x_dot, Recorder) and isinstance(gain_dot, Recorder)
+    norm = _normalize_kernel if recorded and takes(x, gain) else normalize_reference
+    z, unit, r = norm(x, gain, eps)
+    if recorded and type(z) is np.ndarray:
         back = (
             (x_dot.number, _normalize_back, (unit, r, gain)),
             (gain_dot.number, _gain_back, (unit,)),
         )
         return z, x_dot.tape.variable(z.shape, z.dtype, *back)
-    r = _inverse_rms(x, eps)  # (rows, 1)
-    unit = x * r  # (rows, width)
-    z = unit * gain
     along = np.sum(x_dot * unit, axis=-1, keepdims=True)  # (rows, 1)
     z_dot = x_dot * (r * gain) - along * (z * (r / x.shape[-1])) + gain_dot * unit
     return z, z_dot

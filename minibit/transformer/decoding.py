@@ -2,14 +2,10 @@
 
     logits  ->  sample  ->  the next token  ->  its keys and values into the cache  ->  logits  ...
 
-A token needs the keys and values of all tokens before it, and nothing else of them: a `KVCache`
-(`minibit.transformer.kv_cache`) holds them, so each new token costs one pass through the weights.
-That pass is a matter of memory. Packed models have a fast way for it
-(`minibit.transformer.packed_token`); several tokens at once, and any other model, go through the
-functions of `minibit.transformer`.
-
-A drawn token is a pure function of the logits and one number in [0, 1), and that number is a pure
-function of the seed and the token's place (Philox, domain `TOKENS`).
+Each new token costs one pass through the weights, and packed models have a fast way for it
+(`minibit.transformer.packed_token`); several tokens at once, and any other model, go through
+`minibit.transformer.model`. A drawn token is a pure function of the logits and one number in
+[0, 1), and that number one of the seed and the token's place (Philox, domain `TOKENS`).
 """
 
 from __future__ import annotations
@@ -44,12 +40,9 @@ PIECE = 128  # tokens of a prompt that are read at once
 class Decoder:
     """A text that a model goes on with: its tokens, and a cache of those that it has read.
 
-    Parameters
-    ----------
-    model : BitNetModel
-    threads : int, optional
-        At most so many; by default one per CPU (`minibit.kernels.threads.cpus`), 16 at most, and
-        one alone for models of less than 4 MB. Every number, 1 or more, gives the same logits.
+    At most so many `threads` are used; by default one per CPU (`minibit.kernels.threads.cpus`), for
+    a single token 16 at most, and one alone for models of less than 4 MB. Every number, 1 or more,
+    gives the same logits.
 
     Examples
     --------
@@ -139,8 +132,7 @@ class Decoder:
                 x = _read(self.model, piece, cache, threads)
         if plan is not None:
             return packed_step(plan, self._text[-1], cache, threads=threads)
-        logits: Floats = logits_of(self.model.config, self.model.params, x)[0]
-        return logits
+        return np.asarray(logits_of(self.model.config, self.model.params, x)[0])
 
     def generate(
         self,
@@ -162,27 +154,23 @@ class Decoder:
         integer("seed", seed, 0, 2**64 - 1)
         if count:
             self._check_not_empty()
-        return self._draws(count, temperature, top_k, top_p, seed, frozenset(stop))
+        ends = frozenset(stop)
 
-    def _draws(
-        self,
-        count: int,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-        seed: SupportsIndex,
-        stop: frozenset[int],
-    ) -> Iterator[int]:
-        for _ in range(count):
-            if len(self._text) == self.model.config.max_positions:
-                return
-            step = self._forgotten + len(self._text)
-            number = float(uniform(seed, 1, domain=TOKENS, step=step)[0])
-            token = sample(self.logits(), number, temperature=temperature, top_k=top_k, top_p=top_p)
-            if token in stop:
-                return
-            self._text.append(token)
-            yield token
+        def draws() -> Iterator[int]:
+            for _ in range(count):
+                if len(self._text) == self.model.config.max_positions:
+                    return
+                step = self._forgotten + len(self._text)
+                draw = float(uniform(seed, 1, domain=TOKENS, step=step)[0])
+                token = sample(
+                    self.logits(), draw, temperature=temperature, top_k=top_k, top_p=top_p
+                )
+                if token in ends:
+                    return
+                self._text.append(token)
+                yield token
+
+        return draws()
 
 
 def generate(
@@ -207,13 +195,12 @@ def generate(
     prompt : sequence of int
         At least one token.
     count : int
-        At least 0. Fewer come if the text reaches `max_positions` or a token of `stop`.
+        Fewer come if the text reaches `max_positions` or a token of `stop`, which is not yielded.
     temperature, top_k, top_p
         As in `sample`; temperature 0, the default, takes the most probable token.
     seed : int
         Below 2**64.
     stop : iterable of int
-        Tokens that end the text; they are not yielded.
 
     Raises
     ------
@@ -238,10 +225,9 @@ def generate(
 
 
 def _read(model: BitNetModel, tokens: Sequence[int], cache: KVCache, threads: int | None) -> Floats:
-    """Read tokens into the cache; return the residual stream of the last, (1, hidden).
+    """Read tokens into the cache, which is as before if that fails; return the last's stream.
 
-    `minibit.transformer.forward` without the logits, which for a large vocabulary and many tokens
-    would cost more than all the rest. The cache is as before if that fails.
+    The logits of all tokens would cost more than all the rest if the vocabulary is large.
     """
     config, params, before = model.config, model.params, cache.length
     linear = params.linear
@@ -258,5 +244,4 @@ def _read(model: BitNetModel, tokens: Sequence[int], cache: KVCache, threads: in
     except BaseException:
         cache.truncate(before)
         raise
-    last: Floats = x[-1:]
-    return last
+    return np.asarray(x[-1:])  # (1, hidden)

@@ -1,9 +1,6 @@
-"""What a model remembers of the tokens so far: their keys and values, layer by layer.
+"""What a model remembers of the tokens so far: one key and value for each key head of each layer.
 
-A token attends to all tokens before it, and needs nothing of them but one key and one value for
-each key head of each layer. Held, they make every further token cost one pass through the weights.
-
-    keys, values   (batch, kv_heads, capacity, head_dim) float32 of each layer, `length` in use
+keys, values   (batch, kv_heads, capacity, head_dim) float32 of each layer, `length` in use
 """
 
 from __future__ import annotations
@@ -36,17 +33,10 @@ class Cache(Protocol):
 class KVCache:
     """Keys and values of the tokens so far, for every layer.
 
-    Room is made ahead and doubled when it is full, up to the model's `max_positions`: 8 bytes a
-    token, layer and entry of the key heads. While it holds tokens it belongs to the model that read
-    them, whose parameters it refers to; another of the same sizes is refused.
-
-    Parameters
-    ----------
-    config : BitNetConfig
-    batch : int
-        Texts side by side, all of the same length.
-    capacity : int
-        Tokens that there is room for at first; both are at least 1.
+    `batch` texts of the same length lie side by side. There is room for `capacity` tokens at first,
+    and it is doubled when it is full, up to `max_positions` of the model: 8 bytes per token, layer
+    and entry of the key heads. While the cache holds tokens it belongs to the model that read them;
+    another of the same sizes is refused.
 
     Examples
     --------
@@ -94,8 +84,7 @@ class KVCache:
     def claim(self, config: BitNetConfig, params: Params) -> None:
         """Say whose keys and values follow: a model is its configuration and these very arrays.
 
-        Raises ValueError, and changes nothing, if the number of layers is another, or if the tokens
-        held are those of another model. An empty cache may be claimed by any.
+        A ValueError if the number of layers is another, or if tokens of another model are held.
         """
         if self.layers != config.layers:
             raise ValueError(f"the cache must have {config.layers} layers, it has {self.layers}")
@@ -133,10 +122,9 @@ class KVCache:
         return np.array([[array.ctypes.data for array in arrays] for arrays in both], np.uint64)
 
     def extend(self, layer: int, k: ArrayLike, v: ArrayLike) -> tuple[Floats, Floats]:
-        """Append keys and values, (batch, kv_heads, tokens, head_dim), to a layer; return all.
+        """Append keys and values, (batch, kv_heads, tokens, head_dim), to a layer; return views.
 
         `length` grows with the last layer: until then, every layer appends at the same position.
-        The results are views, (batch, kv_heads, length, head_dim).
         """
         k, v = np.asarray(k), np.asarray(v)
         batch, kv_heads, _, width = self._keys[layer].shape

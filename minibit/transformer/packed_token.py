@@ -1,9 +1,7 @@
 """One token through a packed model: what the threads of a machine do together.
 
-All layers are one kernel (`minibit.kernels.decode`), which all threads enter with the same
-arguments; they share its rows chunk by chunk. Activations are quantised once for q, k and v, and
-once for gate and up. So a token costs one start of the threads, and little more than reading the
-weights.
+All layers are one kernel (`minibit.kernels.decode`), whose rows the threads share chunk by chunk:
+a token costs one start of the threads, and little more than reading the weights.
 """
 
 from __future__ import annotations
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "packed_step", "plan"]
 
+Array = NDArray[Any]
 Floats = NDArray[np.float32]
 
 PAYS = 4_000_000  # bytes of weights from which a second thread is worth its start
@@ -73,8 +72,8 @@ def plan(model: BitNetModel) -> Plan | None:
     head = embedding if config.tied else np.asarray(params["lm_head"])
     if path == "reference" or any(matrix._path != path for matrix in flat):
         return None
-    if any(w.dtype not in (np.float32, np.uint16) or not w.flags.c_contiguous
-           for w in (embedding, head)):  # fmt: skip
+    tables = (embedding, head)
+    if any(w.dtype not in (np.float32, np.uint16) or not w.flags.c_contiguous for w in tables):
         return None
     from minibit.kernels.decode import KINDS, Model
 
@@ -108,11 +107,10 @@ def packed_step(
 ) -> Floats:
     """Read one token into the cache; return the logits after it, (vocab,), none without `head`.
 
-    Equal to the plain forward pass of that token but for the sums over the hidden width (norms),
-    over a head's width and over positions, whose order differs, and the exponential: some 1e-7 of
-    them, unless that decides how an activation is rounded to int8. Any number of threads gives the
-    same bits. A ValueError if an activation is not finite or the cache another model's; the cache
-    is then as long as before.
+    Equal to the plain forward pass of that token but for the exponential and the order of the sums
+    in norms and attention: some 1e-7 of them, unless that decides how an activation is rounded to
+    int8. Any number of threads gives the same bits. A ValueError if an activation is not finite or
+    the cache another model's; the cache is then as long as before.
     """
     from minibit.kernels.decode import CHUNK_ROWS, HEAD_ROWS, PHASES, Own, Place
     from minibit.kernels.sharing import FLAGS
@@ -134,21 +132,14 @@ def packed_step(
     rooms = plan.rooms
     if len(rooms) < threads or rooms[0].scores.shape[1] != place.kept[1]:  # the cache grew
         rooms[:] = [Own.room(plan.model, place) for _ in range(threads)]
-    shared = (work, for_head, logits)
-    if not run([partial(_walk, plan, place, own, *shared) for own in rooms[:threads]]):
+    shared = (plan, place, work, for_head, logits)
+    if not run([partial(_walk, own, *shared) for own in rooms[:threads]]):
         raise ValueError(f"the model computed NaN or infinity at position {number}")
     cache._length = number + 1
     return logits
 
 
-def _walk(
-    plan: Plan,
-    place: Place,
-    own: Own,
-    work: NDArray[np.int64],
-    for_head: NDArray[np.int64],
-    logits: Floats,
-) -> bool:
+def _walk(own: Own, plan: Plan, place: Place, work: Array, for_head: Array, logits: Array) -> bool:
     """Do one thread's share of every phase of a token; return whether all was finite."""
     from minibit.kernels.decode import head, layers
 

@@ -1,10 +1,8 @@
 """What multiplies by a projection: float weights, fake-quantised ones, or packed ternary ones.
 
-    float_linear    y = x w^T                        a float model, and its training
-    bit_linear      y = Q(x) Q_w(w)^T                training b1.58: derivatives straight through
-    packed_linear   y = Q(x) codes^T gamma           inference: exact sums of integers
-
-`minibit.transformer.forward` takes one of them, or any function of the same signature.
+float_linear    y = x w^T                        a float model, and its training
+bit_linear      y = Q(x) Q_w(w)^T                training b1.58: derivatives straight through
+packed_linear   y = Q(x) codes^T gamma           inference: exact sums of integers
 """
 
 from __future__ import annotations
@@ -22,15 +20,7 @@ from minibit.matmul import ternary_matmul
 from minibit.ternary import TernaryMatrix
 from minibit.transformer.config import Params
 
-__all__ = [
-    "Linear",
-    "ModelParams",
-    "bit_linear",
-    "by_type",
-    "float_linear",
-    "pack_params",
-    "packed_linear",
-]
+__all__ = ["Linear", "bit_linear", "float_linear", "pack_params", "packed_linear"]
 
 Array = Any  # an ndarray, or a Dual, which behaves like one
 Linear = Callable[[Any, Any], Any]

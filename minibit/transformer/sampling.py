@@ -35,25 +35,10 @@ def sample(
     4. In the order of the vocabulary, the first kept token at which the running sum of p exceeds
        `uniform` times the sum of the kept.
 
-    Equal logits are kept from the lowest index on.
-
-    Parameters
-    ----------
-    logits : float array, shape (vocab,)
-        Minus infinity rules a token out.
-    uniform : float
-        In [0, 1).
-    temperature : float
-        At least 0; 1 leaves the model's probabilities as they are.
-    top_k : int, optional
-        At least 1; beyond the vocabulary it keeps all.
-    top_p : float, optional
-        Above 0, at most 1; the most probable token is always kept.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is out of range, a logit is NaN or plus infinity, or all are minus infinity.
+    Equal logits are kept from the lowest index on. `logits` (vocab,) of minus infinity rule a token
+    out; `uniform` lies in [0, 1), `temperature` is at least 0, `top_k` at least 1 (beyond the
+    vocabulary it keeps all), and `top_p` above 0, at most 1. A TypeError or ValueError names what
+    is out of range: a logit may be neither NaN nor plus infinity, nor all of them minus infinity.
 
     Examples
     --------
