@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.datasets import Dataset, split
-from minibit.noise_step import MLP, SampledStep, forward, geometric
+from minibit.noise_step import SampledStep, forward, geometric
 from minibit.steps import StepLog
 from minibit.training.log_header import model_of, recipe_of
-from minibit.training.presets import Preset
 from minibit.training.resampling import Pool, shifted
 
 __all__ = ["Course"]
@@ -28,24 +27,16 @@ Batch = tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float32]]  # x, y, wei
 class Course:
     """Batches of a run, one after another, and what was learnt of their samples.
 
-    Parameters
-    ----------
-    header : dict
-        Of the run's log: recipe and data.
-    data : Dataset
-        Whose digest is the header's; without its validation split if the header keeps that apart.
-    seed : int
-        Names the draws.
+    Recipe and split are those of the log's `header`; `seed` names the draws.
     """
 
     def __init__(self, header: dict[str, Any], data: Dataset, seed: int) -> None:
-        self.recipe: Preset = recipe_of(header["recipe"])
-        self.model: MLP = model_of(header)
+        self.recipe = recipe = recipe_of(header["recipe"])
+        self.model = model_of(header)
         x, y = data.train_x, data.train_y
         if header["data"]["split"] == "validation":
             x, y = split(data)[:2]
-        images = shifted(x, self.recipe.shifts, data.sample_shape)  # (shifts, samples, n_in)
-        recipe = self.recipe
+        images = shifted(x, recipe.shifts, data.sample_shape)  # (shifts, samples, n_in)
         self.pool = Pool(images, y.astype(np.int64), seed, recipe.threshold, recipe.easy_share)
         self._density = recipe.density[0]
 

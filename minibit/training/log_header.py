@@ -1,7 +1,7 @@
 """What a training run writes into its log's header, and what can be read back from it.
 
 ``plan`` is what replay needs, ``recipe`` the `Preset`, ``data`` the data set and how its inputs are
-normalised. A model's constants are among them: weights alone say nothing.
+normalised: the constants of the model are among them.
 """
 
 from __future__ import annotations
@@ -21,37 +21,30 @@ __all__ = ["make_header", "model_of", "recipe_of", "training_header"]
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
 SPLITS = ("final", "validation")
 LARGE = 1e30  # numbers of a model; their products then stay within float32
+NUMBER = f"a number below {LARGE:g}"
+FIELDS = (
+    ("recipe", "preset", "a string"),
+    ("recipe", "logit_scale", NUMBER),
+    *(("data", name, "a string") for name in ("name", "digest", "split")),
+    *(("data", name, NUMBER) for name in ("input_scale", "input_offset")),
+)
 
 
 def training_header(log: StepLog) -> dict[str, Any]:
     """Return the header of a log that `train` wrote; others may lack recipe and data.
 
-    Raises
-    ------
-    ValueError
-        If the log is of no training run, or of a model that this version does not know; the message
-        says why.
+    A ValueError says why it is of no training run, or of a model that this version does not know.
     """
     header = log.header
-    for part, words, numbers in (
-        ("recipe", ("preset",), ("logit_scale",)),
-        ("data", ("name", "digest", "split"), ("input_scale", "input_offset")),
-    ):
+    for part, name, kind in FIELDS:
         fields = header.get(part)
-        if not isinstance(fields, dict):
-            fields = {}
-        for name in (*words, *numbers):
-            value = fields.get(name)
-            if name in words:
-                good, kind = isinstance(value, str), "a string"
-            else:
-                good = isinstance(value, int | float) and -LARGE < value < LARGE
-                good, kind = good and not isinstance(value, bool), f"a number below {LARGE:g}"
-            if not good:
-                raise ValueError(
-                    f"{log.path} is no log of a training run: {part}.{name} must be {kind}, "
-                    f"got {shown(value)}"
-                )
+        value: Any = fields.get(name) if isinstance(fields, dict) else None
+        is_number = type(value) in (int, float) and -LARGE < value < LARGE
+        if not (isinstance(value, str) if kind == "a string" else is_number):
+            raise ValueError(
+                f"{log.path} is no log of a training run: {part}.{name} must be {kind}, "
+                f"got {shown(value)}"
+            )
     one_of(f"{log.path}: data.split", header["data"]["split"], SPLITS)
     activations = header["recipe"].get("activations", ACTIVATIONS[0])
     if activations not in ACTIVATIONS:
@@ -75,7 +68,10 @@ def model_of(header: dict[str, Any]) -> MLP:
 
 def make_header(preset: str, recipe: Preset, data: Dataset, split_name: str) -> dict[str, Any]:
     """Everything but the plan that an evaluation or a resumed run needs to know."""
-    scale, offset = _normalisation(data)
+    mean, std = 255 * MNIST_MEAN, 255 * MNIST_STD
+    if data.name != "mnist":
+        mean, std = float(data.train_x.mean()), float(data.train_x.std())
+    scale = 1 / std if std > 0 else 1.0  # inputs then have mean 0 and standard deviation 1
     return {
         "recipe": {"preset": preset, **asdict(recipe)},
         "data": {
@@ -83,19 +79,9 @@ def make_header(preset: str, recipe: Preset, data: Dataset, split_name: str) -> 
             "digest": data.digest,
             "split": split_name,
             "input_scale": scale,
-            "input_offset": offset,
+            "input_offset": -mean * scale,
         },
     }
-
-
-def _normalisation(data: Dataset) -> tuple[float, float]:
-    """Scale and offset that give the inputs mean 0 and standard deviation 1."""
-    if data.name == "mnist":
-        mean, std = 255 * MNIST_MEAN, 255 * MNIST_STD
-    else:
-        mean, std = float(data.train_x.mean()), float(data.train_x.std())
-    scale = 1 / std if std > 0 else 1.0
-    return scale, -mean * scale
 
 
 def recipe_of(fields: dict[str, Any]) -> Preset:
@@ -105,6 +91,6 @@ def recipe_of(fields: dict[str, Any]) -> Preset:
         return tuple(frozen(v) for v in value) if isinstance(value, list) else value
 
     try:
-        return Preset(**{k: frozen(v) for k, v in fields.items() if k != "preset"})
+        return Preset(**{name: frozen(v) for name, v in fields.items() if name != "preset"})
     except (TypeError, ValueError) as error:
         raise ValueError(f"the log's recipe is no preset: {error}") from None

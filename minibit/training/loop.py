@@ -1,12 +1,4 @@
-"""Training runs: the loop that ties noise_step to a log.
-
-A *preset* (`minibit.training.presets`) names every hyper-parameter. A run draws batches of shifted
-images, harder samples more often (`minibit.training.resampling`), steps, and appends what each step
-kept to a log, 32 steps a record. The log's header says what the run was
-(`minibit.training.log_header`).
-
-Support room: ties noise_step to logs and data.
-"""
+"""Training runs: batches are drawn, steps taken, and what each keeps is logged, 32 a record."""
 
 from __future__ import annotations
 
@@ -15,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,12 +19,7 @@ from minibit.datasets import Dataset, load_mnist, split
 from minibit.kernels import compiled
 from minibit.kernels.interrupts import Stop, uninterrupted
 from minibit.noise import BATCH, integers
-from minibit.noise_step import (
-    MLP,
-    NoiseStep,
-    StepResult,
-    forward,
-)
+from minibit.noise_step import MLP, NoiseStep, StepResult, forward
 from minibit.steps import StepLog
 from minibit.training.course import Course
 from minibit.training.log_header import SPLITS, make_header, model_of, recipe_of, training_header
@@ -87,9 +75,7 @@ def train(
     resume: bool = False,
     workers: int | None = None,
     dataset: Dataset | None = None,
-    widths: tuple[int, ...] | None = None,
     split_name: Literal["final", "validation"] = "final",
-    total_steps: int | None = None,
     overwrite: bool = False,
     progress: Callable[[Progress], None] | None = None,
     **overrides: Any,
@@ -98,60 +84,54 @@ def train(
 
     Parameters
     ----------
-    preset : str
-        A name in `PRESETS`.
-    seed : int
-        Names the initial weights and all draws.
+    preset, seed : str, int
+        A name in `PRESETS`, and what names the initial weights and all draws.
     out : path
-        The log; must not exist unless `resume` or `overwrite`.
+        The log; a FileExistsError if it exists, and neither `resume` nor `overwrite` is asked for.
     steps : int, optional
-        Stop after as many steps in all. Schedules still run over `total_steps`, so that a shorter
-        run is a prefix of the whole one.
+        Stop after as many in all. Schedules run over `total_steps`: this is a prefix of that run.
     resume : bool
-        Go on from the last good record of `out`; preset, seed, widths and split come from its
-        header.
+        Go on from the last good record of `out`; its header says preset, seed, widths and split.
     workers : int, optional
         Threads; as many as there are cores by default.
     dataset : Dataset, optional
         MNIST by default.
-    widths : tuple of int, optional
-        Widths of the hidden layers, or of all layers.
     split_name : "final" or "validation"
         Train on all training samples, or keep the validation split (`minibit.datasets.split`: the
         last 5,000 of MNIST) apart and report on it: the way to choose hyper-parameters.
-    total_steps : int, optional
-        Steps over which the schedules run, at least `steps`: the preset's number by default, or
-        `steps` if that is more.
     overwrite : bool
         Take the place of a log at `out`, from the first record on (`StepLog.create`).
     progress : callable, optional
         Gets a `Progress` about twice a second. If it raises KeyboardInterrupt, or Ctrl-C does, what
         was trained so far is logged and the result says ``interrupted``.
     **overrides
-        Fields of `Preset` to replace.
+        Fields of `Preset` to replace. ``widths`` may be those of the hidden layers alone.
+        ``total_steps``, at least `steps`, is the number over which the schedules run: by default
+        the preset's, or `steps` if that is more.
 
     Raises
     ------
     ValueError
         If a name is unknown, a log does not fit, or is to go on with other fields of its preset.
-    FileExistsError
-        If `out` exists, and neither `resume` nor `overwrite` is asked for.
     """
     steps = steps if steps is None else integer("steps", steps)
-    if total_steps is not None:
-        integer("total_steps", total_steps, max(1, steps or 0))
+    widths, total = overrides.pop("widths", None), overrides.pop("total_steps", None)
+    if total is not None:
+        integer("total_steps", total, max(1, steps or 0))
     workers = thread_count(workers, "workers")
     data = dataset or load_mnist()
     if resume:
         run = _Run.resumed(Path(out), data, overrides)
     else:
-        recipe = _recipe(preset, data, widths, steps, total_steps, overrides)
-        run = _Run.fresh(preset, recipe, seed, Path(out), data, split_name, overwrite)
+        recipe = replace(PRESETS[one_of("preset", preset, PRESETS)], **overrides)
+        recipe = _fitted(recipe, data, widths, total or max(recipe.steps, steps or 0))
+        header = make_header(preset, recipe, data, one_of("split_name", split_name, SPLITS))
+        run = _Run.fresh(header, seed, Path(out), data, overwrite)
     with run.log:  # free for other writers again, also if the run fails
-        total = run.recipe.steps if steps is None else steps
-        if total > run.recipe.steps:
-            raise ValueError(f"steps must be at most the log's {run.recipe.steps}, got {steps}")
-        return run.go(total, workers, progress)
+        most = run.course.recipe.steps
+        if steps is not None and steps > most:
+            raise ValueError(f"steps must be at most the log's {most}, got {steps}")
+        return run.go(most if steps is None else steps, workers, progress)
 
 
 def evaluate(
@@ -163,10 +143,7 @@ def evaluate(
 ) -> float:
     """Return the share of the samples whose label is the largest logit.
 
-    Raises
-    ------
-    ValueError
-        If there are no samples, or weights, samples and labels do not fit each other.
+    A ValueError says if there are no samples, or weights, samples and labels do not fit each other.
     """
     if not len(y):
         raise ValueError("y must hold at least one sample")
@@ -174,36 +151,23 @@ def evaluate(
     return float(correct.mean())
 
 
-def _recipe(
-    preset: str,
-    data: Dataset,
-    widths: tuple[int, ...] | None,
-    steps: int | None,
-    total_steps: int | None,
-    overrides: dict[str, Any],
-) -> Preset:
-    """Fit a preset to the data, and replace what is asked for."""
-    one_of("preset", preset, PRESETS)
-    recipe = replace(PRESETS[preset], **overrides)
+def _fitted(recipe: Preset, data: Dataset, widths: Any, total_steps: int) -> Preset:
+    """Fit a preset to the data, to widths of the hidden or of all layers, and to its steps."""
     n_in, classes = data.features, data.classes
     inner = recipe.widths[1:-1]
     if widths is not None:
         inner = tuple(integer("widths", width, 1) for width in np.atleast_1d(widths).tolist())
     if len(inner) > 1 and inner[0] == n_in and inner[-1] == classes:
         inner = inner[1:-1]
-    total = total_steps or max(recipe.steps, steps or 0)
-    recipe = replace(recipe, widths=(n_in, *inner, classes), steps=total)
-    if len(data.sample_shape) != 2 or min(data.sample_shape) < LEAST_SIDE:  # no image to shift
-        recipe = replace(recipe, shifts=1)
-    return recipe
+    is_image = len(data.sample_shape) == 2 and min(data.sample_shape) >= LEAST_SIDE
+    shifts = recipe.shifts if is_image else 1
+    return replace(recipe, widths=(n_in, *inner, classes), steps=total_steps, shifts=shifts)
 
 
 @dataclass
 class _Run:
     """State of a training run."""
 
-    recipe: Preset
-    header: dict[str, Any]
     data: Dataset
     log: StepLog
     stepper: NoiseStep
@@ -211,68 +175,44 @@ class _Run:
 
     @classmethod
     def fresh(
-        cls,
-        preset: str,
-        recipe: Preset,
-        seed: int,
-        out: Path,
-        data: Dataset,
-        split_name: str,
-        overwrite: bool,
+        cls, header: dict[str, Any], seed: int, out: Path, data: Dataset, overwrite: bool
     ) -> _Run:
         """Start a log, after everything else that can fail."""
-        one_of("split_name", split_name, SPLITS)
         if out.exists() and not overwrite:
             raise FileExistsError(f"out must not exist yet, or be resumed: {out}")
-        header = make_header(preset, recipe, data, split_name)
-        stepper = NoiseStep.start(
-            model_of(header),
-            recipe.shapes,
-            seed,
-            recipe.settings(),
-            zeros=recipe.zeros,
-            threshold=recipe.threshold,
-        )
+        model, recipe = model_of(header), recipe_of(header["recipe"])
+        rules = {"zeros": recipe.zeros, "threshold": recipe.threshold}
+        stepper = NoiseStep.start(model, recipe.shapes, seed, recipe.settings(), **rules)
         header["plan"] = stepper.plan.to_dict()
         course = Course(header, data, seed)
-        log = StepLog.create(out, header, overwrite=overwrite)
-        return cls(recipe, header, data, log, stepper, course)
+        return cls(data, StepLog.create(out, header, overwrite=overwrite), stepper, course)
 
     @classmethod
     def resumed(cls, out: Path, data: Dataset, overrides: dict[str, Any]) -> _Run:
         """Go on where the last good record ends; a torn tail is cut off, once all else fits."""
         header = training_header(StepLog.open(out))
-        before, recipe = header["data"], recipe_of(header["recipe"])
+        source, recipe = header["data"], recipe_of(header["recipe"])
         for name, value in overrides.items():
             if getattr(recipe, name, None) != value:
                 raise ValueError(f"{name} must be that of the log that is resumed, got {value!r}")
-        if before["digest"] != data.digest:
+        if source["digest"] != data.digest:
             raise ValueError(
-                f"dataset must be the one the log was trained on, {before['name']} with digest "
-                f"{before['digest']}; got {data.name} with digest {data.digest}"
+                f"dataset must be the one the log was trained on, {source['name']} with digest "
+                f"{source['digest']}; got {data.name} with digest {data.digest}"
             )
         log = StepLog.recover(out)
         try:
-            return cls._going_on(log, header, recipe, data)
+            plan, model = log.plan, model_of(header)
+            method, zeros = recipe.settings(), plan.zeros / 2**32
+            rules: dict[str, Any] = {"zeros": zeros, "threshold": recipe.threshold}
+            stepper = NoiseStep(model, log.replay(), plan.seed, method, **rules)
+            if stepper.plan != plan:
+                raise ValueError(f"{out}: its recipe makes {stepper.plan}, its header says {plan}")
+            stepper.steps = len(log)
+            return cls(data, log, stepper, Course(header, data, plan.seed))
         except BaseException:
             log.close()
             raise
-
-    @classmethod
-    def _going_on(cls, log: StepLog, header: dict[str, Any], recipe: Preset, data: Dataset) -> _Run:
-        plan = log.plan
-        stepper = NoiseStep(
-            model_of(header),
-            log.replay(),
-            plan.seed,
-            recipe.settings(),
-            zeros=plan.zeros / 2**32,
-            threshold=recipe.threshold,
-        )
-        if stepper.plan != plan:
-            raise ValueError(f"{log.path}: its recipe makes {stepper.plan}, its header says {plan}")
-        stepper.steps = len(log)
-        return cls(recipe, header, data, log, stepper, Course(header, data, plan.seed))
 
     def warm_up(self) -> None:
         """Compile what a step of the first batch's size uses; leaves no trace in the run."""
@@ -281,14 +221,11 @@ class _Run:
         trial, pool, count = copy(self.stepper), self.course.pool, self.course.batch_size(0)
         x, y = pool.images[0, :count], pool.labels[:count]
         trial.step(x, y)
-        evaluate(trial.params, self.model, x, y)
+        evaluate(trial.params, self.course.model, x, y)
         integers(self.log.plan.seed, 8, 8, domain=BATCH)
 
-    @property
-    def model(self) -> MLP:
-        return self.course.model
-
     def one_step(self) -> StepResult:
+        """Take a step on the next batch, and remember what its samples came to."""
         x, y, weight = self.course.batch(self.stepper.steps)
         result = self.stepper.step(x, y, weight=weight, density=self.course.density)
         self.course.saw(result.hardness, result.loss)
@@ -300,16 +237,14 @@ class _Run:
         self.log.append([result.record for result in new], [result.update for result in new])
 
     def go(
-        self,
-        total: int,
-        workers: int | None,
-        progress: Callable[[Progress], None] | None,
+        self, total: int, workers: int | None, progress: Callable[[Progress], None] | None
     ) -> TrainResult:
+        """Take steps up to `total`; an interrupt at any time ends with the result so far."""
         self.stepper.objective = self.stepper.objective._replace(workers=workers)
         stop, start = Stop(), time.perf_counter()
         begin, cpu = start, time.process_time()
-        first, (least, most) = self.stepper.steps, self.recipe.batch
-        growth = math.log(most / least) / max(1, self.recipe.steps - 1)
+        first, recipe = self.stepper.steps, self.course.recipe
+        growth = math.log(recipe.batch[1] / recipe.batch[0]) / max(1, recipe.steps - 1)
 
         def work(steps: int) -> float:
             """Return the samples of so many steps over those of the first: a geometric series."""
@@ -334,30 +269,22 @@ class _Run:
                 if len(pending) == STEPS_PER_RECORD:
                     self.save(pending)
                     pending = []
-                if progress and (
-                    now - last_report >= REPORT_SECONDS or self.stepper.steps == total
-                ):
-                    last_report, done = now, len(seconds)
-                    left = (now - begin) * (work(total - first) / work(done) - 1)
-                    progress(
-                        Progress(
-                            self.stepper.steps,
-                            total,
-                            loss,
-                            result.accuracy,
-                            now - begin,
-                            left,
-                            self.log.nbytes,
-                        )
-                    )
+                step, elapsed = self.stepper.steps, now - begin
+                if progress and (now - last_report >= REPORT_SECONDS or step == total):
+                    last_report, size = now, self.log.nbytes
+                    left = elapsed * (work(total - first) / work(len(seconds)) - 1)
+                    progress(Progress(step, total, loss, result.accuracy, elapsed, left, size))
         except KeyboardInterrupt:
             stop.asked = True
 
         def close() -> TrainResult:
             self.save(pending)
-            elapsed, used = time.perf_counter() - begin, time.process_time() - cpu
-            times = np.array(seconds)
-            return self._result(loss, elapsed, used, begin - start, times, first, stop)
+            times = {
+                "seconds": time.perf_counter() - begin,
+                "compile_seconds": begin - start,
+                "cpu_seconds": time.process_time() - cpu,
+            }
+            return self._result(first, loss, seconds, times, stop)
 
         while True:
             try:
@@ -366,36 +293,28 @@ class _Run:
                 stop.asked = True
 
     def _result(
-        self,
-        loss: float,
-        seconds: float,
-        cpu_seconds: float,
-        compile_seconds: float,
-        step_seconds: NDArray[np.float64],
-        first: int,
-        stop: Stop,
+        self, first: int, loss: float, seconds: list[float], times: dict[str, float], stop: Stop
     ) -> TrainResult:
-        params, model = self.log.replay(), self.model
-        validation = None
-        kept = self.header["data"]
-        if kept["split"] == "validation":
-            validation = evaluate(params, model, *split(self.data)[2:])
-        done = len(step_seconds)
+        """Measure what the log has come to, with what is known of the steps from `first` on."""
+        log, data, header = self.log, self.data, self.log.header
+        accuracy = partial(evaluate, log.replay(), self.course.model)
+        split_name, validation = header["data"]["split"], None
+        if split_name == "validation":
+            validation = accuracy(*split(data)[2:])
+        sizes = [self.course.batch_size(first + step) for step in range(len(seconds))]
         return TrainResult(
-            preset=self.header["recipe"]["preset"],
-            seed=self.log.plan.seed,
-            split=kept["split"],
-            test_accuracy=evaluate(params, model, self.data.test_x, self.data.test_y),
+            preset=header["recipe"]["preset"],
+            seed=log.plan.seed,
+            split=split_name,
+            test_accuracy=accuracy(data.test_x, data.test_y),
             validation_accuracy=validation,
-            digest=self.log.digest(),
-            steps=len(self.log),
+            digest=log.digest(),
+            steps=len(log),
             loss=loss,
-            log_bytes=self.log.nbytes,
-            packed_weight_bytes=-(-self.log.plan.size // 5),
-            seconds=seconds,
-            compile_seconds=compile_seconds,
-            cpu_seconds=cpu_seconds,
-            step_seconds=step_seconds,
-            batch_sizes=np.array([self.course.batch_size(first + t) for t in range(done)]),
+            log_bytes=log.nbytes,
+            packed_weight_bytes=-(-log.plan.size // 5),
+            **times,
+            step_seconds=np.array(seconds),
+            batch_sizes=np.array(sizes, np.int64),
             interrupted=stop.asked,
         )

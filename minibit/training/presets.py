@@ -7,6 +7,7 @@ from itertools import pairwise
 from math import inf
 from typing import Literal
 
+from minibit.base import one_of
 from minibit.layers import ACTIVATIONS
 from minibit.noise_step import Sampled, Units, geometric
 from minibit.steps import MOST_WEIGHTS
@@ -39,9 +40,7 @@ class Preset:
     widths: tuple[int, ...] = (784, 256, 256, 256, 10)
     perturbations: int = 128
     density: tuple[float, float] = (6e-5, 3.7e-6)
-    density_by_loss: tuple[
-        tuple[float, float], ...
-    ] = ()  # (loss below which, density): the paper's
+    density_by_loss: tuple[tuple[float, float], ...] = ()  # (loss below which, density)
     score: Literal["absolute", "t"] = "t"
     units: tuple[int, ...] = (16, 16, 16, 4)
     rate: tuple[float, float] = (0.004, 0.0008)
@@ -53,22 +52,20 @@ class Preset:
     def __post_init__(self) -> None:
         """Refuse values that no run can start from; the message names the field."""
         whole = ("steps", "batch", "widths", "perturbations", "units", "shifts")
-        positive = ("density", "rate", "logit_scale", "easy_share")
-        for name in ("batch", "density", "rate", "widths", "units"):
-            value, pair = getattr(self, name), name in ("batch", "density", "rate")
-            if not isinstance(value, tuple) or (pair and len(value) != 2):
-                raise ValueError(f"{name} must be a {'pair' if pair else 'tuple'}, got {value!r}")
-        for name in whole + positive:
-            value = getattr(self, name)
+        pairs = ("batch", "density", "rate")
+        for name in (*pairs, "widths", "units"):
+            value, kind = getattr(self, name), "pair" if name in pairs else "tuple"
+            if not isinstance(value, tuple) or (kind == "pair" and len(value) != 2):
+                raise ValueError(f"{name} must be a {kind}, got {value!r}")
+        for name in (*whole, "density", "rate", "logit_scale", "easy_share"):
+            value, most = getattr(self, name), MOST.get(name, inf)
+            kind = "positive whole numbers" if name in whole else "positive and finite"
             for number in value if isinstance(value, tuple) else (value,):
                 real = not isinstance(number, bool) and 0 < number < inf
                 if not real or (name in whole and number != int(number)):
-                    what = "positive whole numbers" if name in whole else "positive and finite"
-                    raise ValueError(f"{name} must be {what}, got {value}")
-        for name, most in MOST.items():
-            value = getattr(self, name)
-            if max(value if isinstance(value, tuple) else (value,)) > most:
-                raise ValueError(f"{name} must be at most {most}, got {value}")
+                    raise ValueError(f"{name} must be {kind}, got {value}")
+                if number > most:
+                    raise ValueError(f"{name} must be at most {most}, got {value}")
         densities = (*self.density, *(density for _, density in self.density_by_loss))
         if not all(0 < density < 1 for density in densities):
             raise ValueError(f"density must lie between 0 and 1, got {densities}")
@@ -78,23 +75,19 @@ class Preset:
             raise ValueError(f"threshold must be below 1, where 1 - p_y ends, got {self.threshold}")
         if not 0 <= self.zeros <= 1:
             raise ValueError(f"zeros must lie in [0, 1], got {self.zeros}")
-        if self.activations not in ACTIVATIONS:
-            names = " or ".join(map(repr, ACTIVATIONS))
-            raise ValueError(f"activations must be {names}, got {self.activations!r}")
+        one_of("activations", self.activations, ACTIVATIONS)
         if len(self.widths) < 2:
             raise ValueError(f"widths must be at least two, inputs to classes, got {self.widths}")
         weights = sum(n_out * n_in for n_in, n_out in pairwise(self.widths))
         if weights > MOST_WEIGHTS:
-            raise ValueError(
-                f"widths {self.widths} make {weights} weights, which take as many bytes; "
-                f"the most is 2**28"
-            )
+            takes = f"make {weights} weights, which take as many bytes; the most is 2**28"
+            raise ValueError(f"widths {self.widths} {takes}")
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Shapes of the weights, (n_out, n_in), from the first layer on."""
-        sides = pairwise(self.widths)
-        return {f"w{layer}": (n_out, n_in) for layer, (n_in, n_out) in enumerate(sides, start=1)}
+        layers = enumerate(pairwise(self.widths), start=1)
+        return {f"w{layer}": (n_out, n_in) for layer, (n_in, n_out) in layers}
 
     def settings(self) -> Sampled | Units:
         """Return the method of noise_step, with its schedules over all steps."""

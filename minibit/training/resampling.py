@@ -39,32 +39,23 @@ class Pool:
         self, step: int, n: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
         """Draw n samples, their shifts and weights: hard ones always, easy ones now and then."""
-        shifts = self.images.shape[0]
-        samples, chosen, weights, found, turn = [], [], [], 0, 0
-        while found < n:
-            count = max(1024, 2 * (n - found))
-            pair = integers(
-                self.seed,
-                len(self.labels) * shifts,
-                count,
-                domain=BATCH,
-                step=step,
-                lane=2 * turn,
-            )
-            lot = uniform(self.seed, (count,), domain=BATCH, step=step, lane=2 * turn + 1)
+        count, shifts = len(self.labels), self.images.shape[0]
+        samples, moves, weights, drawn, turn = [], [], [], 0, 0
+        while drawn < n:
+            draw = {"domain": BATCH, "step": step}
+            tries = max(1024, 2 * (n - drawn))
+            pair = integers(self.seed, count * shifts, tries, **draw, lane=2 * turn)
+            chance = uniform(self.seed, (tries,), **draw, lane=2 * turn + 1)
             sample, shift = pair // shifts, pair % shifts
             is_hard = self.hard[sample, shift] > self.threshold
-            kept = is_hard | (lot < self.easy_share)
-            samples.append(sample[kept])
-            chosen.append(shift[kept])
-            weights.append(np.where(is_hard[kept], 1, 1 / self.easy_share))
-            found += int(kept.sum())
+            accepted = is_hard | (chance < self.easy_share)
+            samples.append(sample[accepted])
+            moves.append(shift[accepted])
+            weights.append(np.where(is_hard[accepted], 1, 1 / self.easy_share))
+            drawn += int(accepted.sum())
             turn += 1
-        return (
-            np.concatenate(samples)[:n],
-            np.concatenate(chosen)[:n],
-            np.concatenate(weights)[:n].astype(np.float32),
-        )
+        sample, shift, weight = (np.concatenate(a)[:n] for a in (samples, moves, weights))
+        return sample, shift, weight.astype(np.float32)
 
 
 def shifted(images: NDArray[Any], shifts: int, shape: tuple[int, ...]) -> NDArray[Any]:
