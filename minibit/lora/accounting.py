@@ -1,12 +1,8 @@
 """What a fine-tune weighs, and what running a model weighs, line by line.
 
-    full fine-tune    weights 2, gradient 2, Adam's two means 4 + 4: 12 bytes a parameter
-    QLoRA             the base in 4.127 bits; all of the above for the adapters alone
-    both              activations for the way back, and what one layer takes on the way
-
-65 billion parameters times 12 bytes are the 780 GB that QLoRA sets out from. Each line says what it
-multiplies, so that anyone can multiply again. GB means 10^9 bytes. Sources: *QLoRA* arXiv
-2305.14314; *LLaMA* 2302.13971; *Pythia* 2304.01373; checkpointing Chen et al. 1604.06174.
+A full fine-tune takes 12 bytes per parameter, and activations; QLoRA takes 4.127 bits, and those 12
+bytes for the adapters alone. Each line says what it multiplies. GB means 10^9 bytes. Sources: QLoRA
+arXiv 2305.14314; LLaMA 2302.13971; Pythia 2304.01373; checkpointing Chen et al. 1604.06174.
 """
 
 from __future__ import annotations
@@ -140,8 +136,9 @@ def qlora_fine_tune(
         0.36 GB  one matrix dequantised: 8192 x 22016 x 2 bytes
         0.13 GB  logits and their gradient: 512 tokens x 32000 x 8 bytes
     """
-    rank, tokens = integer("rank", rank, 1), integer("tokens", tokens, 1)
-    d, f, vocabulary = shape.hidden, shape.intermediate, shape.vocabulary
+    rank, t = integer("rank", rank, 1), integer("tokens", tokens, 1)
+    n, d, f, v = shape.layers, shape.hidden, shape.intermediate, shape.vocabulary
+    inner = 5 * d + 4 * f  # per token
     trained = adapter_weights(shape, rank)
     return [
         _matrices(shape.matrix_weights, bits),
@@ -149,22 +146,10 @@ def qlora_fine_tune(
         _each("adapters", trained, 2, f" (bfloat16), rank {rank}"),
         _each("their gradient", trained, 2, " (bfloat16)"),
         _each("Adam's two means, paged", trained, 8, " (float32)"),
-        Line(
-            "inputs of layers",
-            f"{shape.layers} x {tokens} tokens x {d} x 2 bytes",
-            shape.layers * tokens * d * 2,
-        ),
-        Line(
-            "one layer again",
-            f"{tokens} tokens x (5 x {d} + 4 x {f}) x 2 bytes",
-            tokens * (5 * d + 4 * f) * 2,
-        ),
+        Line("inputs of layers", f"{n} x {t} tokens x {d} x 2 bytes", n * t * d * 2),
+        Line("one layer again", f"{t} tokens x (5 x {d} + 4 x {f}) x 2 bytes", t * inner * 2),
         Line("one matrix dequantised", f"{d} x {f} x 2 bytes", 2 * d * f),
-        Line(
-            "logits and their gradient",
-            f"{tokens} tokens x {vocabulary} x 8 bytes",
-            tokens * vocabulary * 8,
-        ),
+        Line("logits and their gradient", f"{t} tokens x {v} x 8 bytes", t * v * 8),
     ]
 
 
@@ -187,14 +172,11 @@ def inference(shape: Shape, bits: str, *, tokens: int = 2048, gated: bool = True
     width = 4 if bits == "float32" else 2
     ends = 2 * shape.head_weights
     kept = shape.hidden * shape.kv_heads // shape.heads
+    cache = f"{tokens} tokens x {shape.layers} x 2 x {kept} x {width} bytes"
     return [
         _matrices(parameters(shape, gated) - ends, bits),
         _each("embedding and head", ends, width),
-        Line(
-            "keys and values",
-            f"{tokens} tokens x {shape.layers} x 2 x {kept} x {width} bytes",
-            cache_bytes(shape, tokens, value_bytes=width),
-        ),
+        Line("keys and values", cache, cache_bytes(shape, tokens, value_bytes=width)),
     ]
 
 

@@ -1,11 +1,5 @@
 """LoRA: a matrix that stays as it is, and beside it a product of two thin ones that learns.
 
-    y = x W^T + scaling (dropout(x) A^T) B^T        W (n_out, n_in) frozen
-                                                    A (r, n_in), B (n_out, r) trained
-    scaling = alpha / r,   or alpha / sqrt(r)       rank-stabilised
-    y = m / ||W + scaling B A|| (...)               DoRA: a trained length m for each row
-
-W may be float, or NF4: that is QLoRA; or a b1.58 matrix, which is multiplied as its model does.
 Training moves ``r (n_in + n_out)`` numbers instead of ``n_in n_out``, so that gradients and
 optimizer state are small; B begins at zero, so that nothing changes before the first step.
 """
@@ -15,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,25 +26,23 @@ from minibit.transformer import Linear, float_linear
 __all__ = ["LoRALinear", "init_adapters", "lora_linear", "with_adapters"]
 
 Array = Any  # an ndarray, or a Dual, which behaves like one
-Adapters = Mapping[str, Mapping[str, Array]]  # name of a matrix -> {"A": ..., "B": ...}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LoRALinear:
     """A frozen matrix and its adapter: in the place of a weight, something to multiply by.
 
-    ``y = base(x) + scaling (dropout(x) A^T) B^T``
+    ``y = base(x) + scaling (dropout(x) A^T) B^T``,  ``base(x) = x W^T``
 
-    With a `magnitude` m (DoRA) both terms are multiplied by ``m / ||W + scaling B A||``. The norms
-    of the rows count as constants for the derivative. Parts that do not fit one another are a
-    TypeError or ValueError that names the attribute.
+    W is frozen: float, NF4 (that is QLoRA), or b1.58, which is multiplied as its model does. A and
+    B are trained, and with DoRA a `magnitude` m: both terms are then multiplied by
+    ``m / ||W + scaling B A||``, where the norms of the rows count as constants for the derivative.
+    Parts that do not fit one another are a TypeError or ValueError that names the attribute.
 
     Attributes
     ----------
     base : float array, NF4Tensor or TernaryMatrix, shape (n_out, n_in)
-    A : float array, shape (r, n_in)
-        Or a dual, as B: the derivative is taken in these.
-    B : float array, shape (n_out, r)
+    A, B : float arrays or duals, shapes (r, n_in) and (n_out, r)
     alpha : float
         Above 0; what B A is multiplied by before it is divided by the rank (or its root).
     rank_stabilized : bool
@@ -196,11 +189,7 @@ def lora_linear(x: Array, w: Any, noise: tuple[int, int] | None = None) -> Array
 
 
 def init_adapters(
-    params: Mapping[str, Any],
-    rank: int = 8,
-    *,
-    seed: int = 0,
-    targets: Sequence[str] | None = None,
+    params: Mapping[str, Any], rank: int = 8, *, seed: int = 0, targets: Sequence[str] | None = None
 ) -> dict[str, dict[str, Any]]:
     """Draw adapters for the matrices of a model: A uniform within ``1 / sqrt(n_in)``, B zero.
 
@@ -209,8 +198,7 @@ def init_adapters(
 
     Parameters
     ----------
-    params : mapping of names to weights
-        Anything with a shape.
+    params : mapping of names to anything with a shape
     rank : int
         r, at least 1.
     seed : int
@@ -242,15 +230,15 @@ def init_adapters(
     adapters = {}
     for lane, name in enumerate(names):
         n_out, n_in = _matrix(params[name], f"params[{name!r}]")
-        draws = uniform(seed, (int(rank), n_in), domain=ADAPTERS, lane=lane)
+        draws = uniform(seed, (rank, n_in), domain=ADAPTERS, lane=lane)
         a = ((2 * draws - 1) / math.sqrt(n_in)).astype(np.float32)  # (r, n_in)
-        adapters[name] = {"A": a, "B": np.zeros((n_out, int(rank)), np.float32)}
+        adapters[name] = {"A": a, "B": np.zeros((n_out, rank), np.float32)}
     return adapters
 
 
 def with_adapters(
     params: Mapping[str, Any],
-    adapters: Adapters,
+    adapters: Mapping[str, Mapping[str, Array]],
     *,
     alpha: float | Mapping[str, float] = 8.0,
     rank_stabilized: bool = False,
@@ -269,9 +257,8 @@ def with_adapters(
     adapters : mapping of names to ``{"A": ..., "B": ...}``
         As `init_adapters` and `load_adapters` return them; duals, inside of `grad`. DoRA has a
         ``"magnitude"`` besides; ``{"weight": w}`` takes the place of a head or an embedding.
-    alpha : float, or mapping of names to floats
-    rank_stabilized, dropout
-        As `LoRALinear` takes them.
+    alpha, rank_stabilized, dropout
+        As `LoRALinear` takes them; alpha may be a mapping of names to floats.
     pissa : bool
         Whether the adapters began as the largest singular directions of the matrices (PiSSA,
         arXiv 2404.02948): ``W - scaling B0 A0``, without these directions, is then the base.
@@ -289,30 +276,21 @@ def with_adapters(
     linear = getattr(params, "linear", None) if linear is None else linear
     if linear in (float_linear, lora_linear, frozen_linear):
         linear = None
+    beside = partial(LoRALinear, rank_stabilized=rank_stabilized, dropout=dropout, linear=linear)
     for lane, (name, parts) in enumerate(adapters.items()):
         if name not in params:
             raise ValueError(f"adapters has {name!r}, which params has not")
         if set(parts) == {"weight"}:
-            if tuple(parts["weight"].shape) != tuple(params[name].shape):
-                shapes = tuple(params[name].shape), tuple(parts["weight"].shape)
-                raise ValueError(f"adapters[{name!r}] must have shape {shapes[0]}, got {shapes[1]}")
+            shape, got = tuple(params[name].shape), tuple(parts["weight"].shape)
+            if got != shape:
+                raise ValueError(f"adapters[{name!r}] must have shape {shape}, got {got}")
             adapted[name] = parts["weight"]
             continue
         if not {"A", "B"} <= set(parts) <= {"A", "B", "magnitude"}:
             raise ValueError(f"adapters[{name!r}] must have A and B, got {sorted(parts)}")
         scale = alpha[name] if isinstance(alpha, Mapping) else alpha
         try:
-            adapted[name] = layer = LoRALinear(
-                params[name],
-                parts["A"],
-                parts["B"],
-                scale,
-                rank_stabilized,
-                dropout,
-                lane=lane,
-                magnitude=parts.get("magnitude"),
-                linear=linear,
-            )
+            adapted[name] = layer = beside(params[name], **parts, alpha=scale, lane=lane)
             if pissa:
                 adapted[name] = replace(layer, base=_without_principal(layer.base, layer.rank))
         except (TypeError, ValueError) as error:
@@ -329,8 +307,7 @@ def _without_principal(base: Any, rank: int) -> NDArray[np.float32]:
     if not isinstance(base, np.ndarray):
         raise TypeError(f"base must be a float array for PiSSA, got {type(base).__name__}")
     u, s, vt = np.linalg.svd(base.astype(np.float64), full_matrices=False)
-    rest = (u[:, rank:] * s[rank:]) @ vt[rank:]  # (n_out, n_in)
-    return np.asarray(rest, base.dtype)
+    return np.asarray((u[:, rank:] * s[rank:]) @ vt[rank:], base.dtype)  # (n_out, n_in)
 
 
 def _matrix(weights: Any, name: str = "base") -> tuple[int, int]:

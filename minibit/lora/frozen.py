@@ -5,7 +5,6 @@
 A float matrix would be held by the program of reverse mode from the forward pass to the way back,
 all layers at once; and four bits would have bought nothing. Here the program holds the packed
 codes, and the floats exist while they are multiplied: once on the way there, once on the way back.
-A ternary matrix quantises its inputs, too; the derivative goes straight through that.
 """
 
 from __future__ import annotations
@@ -68,6 +67,7 @@ def floats_of(w: Any) -> NDArray[Any]:
 
 @custom_jvp
 def _product(x: Array, *, tensor: NF4Tensor | TernaryMatrix) -> Array:
+    """Multiply by a packed matrix."""
     return nf4_matmul(x, tensor) if isinstance(tensor, NF4Tensor) else ternary_matmul(x, tensor)
 
 
@@ -83,8 +83,8 @@ def frozen_linear(x: Array, w: Any) -> Array:
     """Multiply by weights that do not move, float, NF4 or ternary: ``y = x w^T``.
 
     x, (..., n_in), may be a dual with tangents of any kind; for a packed w, (n_out, n_in), it is
-    float32. A `TernaryMatrix` quantises x to int8 (`minibit.matmul.ternary_matmul`). Shapes that do
-    not fit are a TypeError or ValueError.
+    float32. A `TernaryMatrix` quantises x to int8 (`minibit.matmul.ternary_matmul`); the derivative
+    goes straight through that. Shapes that do not fit are a TypeError or ValueError.
 
     Examples
     --------

@@ -1,15 +1,10 @@
 """Adam whose running means live in a file: state larger than memory, a page at a time.
 
-Adam keeps two numbers for every parameter. They are needed once a step, one after the other, so
-they can wait on disk: a file is mapped into memory, and the step walks over it in strips of
-``budget`` bytes. A strip is read in as it is touched (the one after it is asked for in advance),
-moved on in place, and let go, so that no more than the budget counts as this process's memory.
+A file is mapped into memory, and a step walks over it in strips. A strip is read in as it is
+touched (the next is asked for in advance), moved on in place, and let go: the system keeps it or
+writes it out. It is QLoRA's paged optimizer, with a file in place of a GPU's unified memory.
 
     file = header[4096]   then for each parameter: m, padded to pages; v, padded to pages
-
-What was let go is the system's to keep or to write out. That is the paged optimizer of QLoRA, with
-a file in the place of a GPU's unified memory. The arithmetic is that of `minibit.tape.adam`, entry
-by entry, and so are the bits.
 """
 
 from __future__ import annotations
@@ -20,6 +15,7 @@ import mmap
 import os
 import tempfile
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,21 +44,20 @@ class PagedAdam(Adam):
         Bytes of the means that may be mapped at a time, above 0. Pages are the grain: a strip of
         each mean takes one of 64 KB at least, whatever the budget.
     path : path-like, optional
-        A file to keep the means in. If it is there, they go on from what it holds, which must be of
-        the same shapes and types, and must have been closed; a file that is damaged, short, open or
-        of other parameters is a ValueError, and was not changed. By default a file without a name
-        in the folder for temporary files, which vanishes with this object or its process. All of a
-        file is reserved at the start: an OSError if there is no room.
+        A file to keep the means in. If it is there, they go on from what it holds; one that is
+        damaged, short, not closed, or of other shapes or types is a ValueError, and was not
+        changed. By default a file without a name in the folder for temporary files, which vanishes
+        with this object or its process. An OSError if there is no room: all is reserved at the
+        start.
 
     Notes
     -----
     Bit-equal to `Adam`, for every budget. Parameters and gradients stay in memory; of the state, no
     more than the budget does. A file is marked as open until `close` (or the end of a ``with``),
-    which writes the steps and a checksum; one that was not closed may have stopped in the middle of
-    a step, and is refused. Another process must not write to the file or cut it: a length that has
-    changed is found before each step. Where the system takes no advice about pages (Windows), they
-    are not let go. If the folder for temporary files lies in memory (tmpfs), say `path`.
-    Source: Dettmers et al., arXiv 2305.14314, section 3.
+    which writes the steps and a checksum: before, it may have stopped in the middle of a step.
+    Another process must not write to the file or cut it: a step checks its length first. Where the
+    system takes no advice about pages (Windows), they are not let go. If the folder for temporary
+    files lies in memory (tmpfs), say `path`. Source: arXiv 2305.14314, section 3.
 
     Examples
     --------
@@ -123,26 +118,24 @@ class PagedAdam(Adam):
         out, size = moved.reshape(-1), p.dtype.itemsize
         strip = max(self.budget // (2 * PAGE), 1) * PAGE // size  # entries
         move, numbers = adam_move(), np.array(constants, p.dtype)
+        advise = partial(self._advise, self._map)
         for a in range(0, p.size, strip):
             part = slice(a, min(a + strip, p.size))
             move(p[part], g[part], m[part], v[part], out[part], numbers)
             for begin in self._begins[i]:  # a fault maps neighbours, too: let go of these
-                self._advise("MADV_DONTNEED", begin + a * size - PAGE, strip * size + 2 * PAGE)
+                advise("MADV_DONTNEED", begin + a * size - PAGE, strip * size + 2 * PAGE)
                 if part.stop < p.size:
-                    self._advise("MADV_WILLNEED", begin + part.stop * size, strip * size)
+                    advise("MADV_WILLNEED", begin + part.stop * size, strip * size)
         return moved
 
-    def _advise(self, name: str, begin: int, length: int) -> None:
+    def _advise(self, mapped: mmap.mmap | None, name: str, begin: int, length: int) -> None:
         """Tell the system what becomes of a strip, where it listens."""
-        advice, length = getattr(mmap, name, None), min(length, self._length - begin)
-        if advice is not None and self._map is not None:
-            self._map.madvise(advice, begin, length)
+        advice = getattr(mmap, name, None)
+        if advice is not None and mapped is not None:
+            mapped.madvise(advice, begin, min(length, self._length - begin))
 
     def close(self) -> None:
-        """Write the steps and a checksum into a file that has a path, and let go of the memory.
-
-        Does nothing the second time. Afterwards there are no more steps; `params` stay.
-        """
+        """End: write steps and checksum into a file that has a path; `params` stay in memory."""
         if self._map is None:
             return
         if self.path is not None:
@@ -211,18 +204,15 @@ class PagedAdam(Adam):
             layout, steps, crc = header["arrays"], header["steps"], header["crc32"]
         except (ValueError, KeyError):
             raise ValueError(f"{self.path} has a damaged header (byte {len(MAGIC)})") from None
-        if layout != self._digest():
-            raise ValueError(
-                f"{self.path} belongs to other parameters: another number, size or type of arrays"
-            )
-        if crc is None:
-            raise ValueError(
-                f"{self.path} is in use, or was not closed: a step may be half done in it"
-            )
-        if length != self._length:
-            raise ValueError(f"{self.path} must have {self._length} bytes, got {length}")
-        if type(steps) is not int or steps < 0:
-            raise ValueError(f"{self.path} says that it took {steps!r} steps")
+        others = "belongs to other parameters: another number, size or type of arrays"
+        for wrong, message in (
+            (layout != self._digest(), others),
+            (crc is None, "is in use, or was not closed: a step may be half done in it"),
+            (length != self._length, f"must have {self._length} bytes, got {length}"),
+            (type(steps) is not int or steps < 0, f"says that it took {steps!r} steps"),
+        ):
+            if wrong:
+                raise ValueError(f"{self.path} {message}")
         return header
 
     def _digest(self) -> str:
@@ -241,6 +231,5 @@ class PagedAdam(Adam):
         for begin in range(PAGE, self._length, strip):
             with memoryview(mapped) as whole, whole[begin : begin + strip] as part:
                 crc = zlib.crc32(part, crc)
-            if hasattr(mmap, "MADV_DONTNEED"):
-                mapped.madvise(mmap.MADV_DONTNEED, begin, min(strip, self._length - begin))
+            self._advise(mapped, "MADV_DONTNEED", begin, strip)
         return crc

@@ -11,11 +11,12 @@ with ``model.``. A configuration that asks for what LoRA alone does not do is re
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,13 @@ from minibit.base import (
     CheckpointError,
     finite,
     first_not_finite,
-    from_bfloat16,
     in_file,
     integer,
     number,
     one_of,
     read_json,
     shown,
+    widen,
 )
 from minibit.checkpoint import SafetensorsFile, write_with_config
 
@@ -44,12 +45,16 @@ KEY = re.compile(
     r"base_model\.model\.(?P<name>.+?)"
     r"\.(?:lora_(?P<part>[AB])\.weight|(?P<dora>lora_magnitude_vector)(?:\.weight)?|(?P<saved>weight))"
 )
-FLOATS = ("F16", "BF16", "F32", "F64")
-READ = (  # fields of peft that are honoured
+ENDS = {  # of peft's names, in the order of a file
+    "weight": "weight",
+    "A": "lora_A.weight",
+    "B": "lora_B.weight",
+    "magnitude": "lora_magnitude_vector",
+}
+KNOWN = (  # fields of peft: those that are honoured, and
     *("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "bias", "rank_pattern"),
     *("alpha_pattern", "use_dora", "modules_to_save", "init_lora_weights"),
-)
-HARMLESS = (  # fields that say where adapters were put and how they began, or nothing about them
+    # those that say where adapters were put and how they began, or nothing about them
     *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
     *("inference_mode", "target_modules", "exclude_modules", "layers_to_transform"),
     *("layers_pattern", "megatron_config", "megatron_core", "loftq_config", "eva_config"),
@@ -87,11 +92,9 @@ def save_adapters(
         as a module of its own. A ValueError names what is missing, not finite or does not fit.
     alpha, rank_stabilized, dropout
         As in `minibit.lora.with_adapters`; they are no part of the adapters.
-    root : str
+    root, base : str
         What peft's names of the matrices have before ours, but for ``lm_head``: "model." for a
-        language model of transformers.
-    base : str, optional
-        Name or path of the model that the adapters belong to; only noted.
+        language model of transformers; and that model's name or path, which is only noted.
 
     Examples
     --------
@@ -107,38 +110,32 @@ def save_adapters(
     ranks: dict[str, int] = {}  # of each module
     modules = {name: _module(name, root) for name in adapters}
     for name, parts in adapters.items():
-        module = modules[name]
-        if set(parts) == {"weight"}:
-            arrays[f"base_model.model.{module}.weight"] = _float32(parts["weight"], name)
-            continue
-        if not {"A", "B"} <= set(parts) <= {"A", "B", "magnitude"}:
+        whole = set(parts) == {"weight"}
+        if not whole and not {"A", "B"} <= set(parts) <= {"A", "B", "magnitude"}:
             raise ValueError(f"adapters[{name!r}] must have A and B, got {sorted(parts)}")
-        a, b = (_float32(parts[part], f"{name}.{part}") for part in "AB")
-        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-            raise ValueError(
-                f"adapters[{name!r}] must have A (r, n_in) and B (n_out, r), got {a.shape} and "
-                f"{b.shape}"
-            )
-        ranks[module] = a.shape[0]
-        for part, array in (("A", a), ("B", b)):
-            arrays[f"base_model.model.{module}.lora_{part}.weight"] = array
-        if "magnitude" in parts:
-            vector = _float32(parts["magnitude"], f"{name}.magnitude")
-            arrays[f"base_model.model.{module}.lora_magnitude_vector"] = vector
+        floats = {part: _float32(parts[part], f"{name}.{part}") for part in ENDS if part in parts}
+        for part, array in floats.items():
+            arrays[f"base_model.model.{modules[name]}.{ENDS[part]}"] = array
+        if not whole:
+            a, b = floats["A"].shape, floats["B"].shape
+            if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+                takes = "have A (r, n_in) and B (n_out, r)"
+                raise ValueError(f"adapters[{name!r}] must {takes}, got {a} and {b}")
+            ranks[modules[name]] = a[0]
     dora = sum("magnitude" in parts for parts in adapters.values())
     if not ranks or dora not in (0, len(ranks)):
         raise ValueError(f"adapters must be there, with a magnitude for all or none; got {dora}")
     scales = alpha if isinstance(alpha, Mapping) else dict.fromkeys(adapters, alpha)
-    alphas = {module: scales[name] for name, module in modules.items() if module in ranks}
+    alphas = {module: _plain(scales[name]) for name, module in modules.items() if module in ranks}
     (rank, rank_pattern), (scale, alpha_pattern) = _patterns(ranks), _patterns(alphas)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if root else None,
         "base_model_name_or_path": base,
         "r": rank,
-        "lora_alpha": _plain(scale),
+        "lora_alpha": scale,
         "rank_pattern": rank_pattern,
-        "alpha_pattern": {module: _plain(value) for module, value in alpha_pattern.items()},
+        "alpha_pattern": alpha_pattern,
         "use_rslora": bool(rank_stabilized),
         "use_dora": bool(dora),
         "lora_dropout": float(dropout),
@@ -148,13 +145,9 @@ def save_adapters(
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-
-    def produce(key: str) -> Iterator[NDArray[Any]]:
-        yield arrays[key]
-
     specs = {key: ("F32", array.shape) for key, array in arrays.items()}
     text = json.dumps(config, indent=2)
-    write_with_config(directory, (WEIGHTS, CONFIG), text, specs, produce)
+    write_with_config(directory, (WEIGHTS, CONFIG), text, specs, lambda key: [arrays[key]])
 
 
 def load_adapters(
@@ -168,9 +161,8 @@ def load_adapters(
     has. The settings are what `minibit.lora.with_adapters` takes beside: alpha, rank_stabilized,
     dropout, and pissa where it is so.
 
-    A `CheckpointError` names file, tensor or field if a file is missing or damaged, a number is NaN
-    or infinite, a name is none of LoRA's, an A or a B is missing or does not have the rank that the
-    configuration says, or that asks for something that is not known here.
+    A `CheckpointError` names file, tensor or field: where one is missing, damaged or unknown, a
+    number is not finite, or a rank is not that of the configuration.
 
     Examples
     --------
@@ -191,11 +183,12 @@ def load_adapters(
                 f"expected base_model.model.{root}<name>.lora_A.weight or lora_B.weight", key
             )
         kind, axes = ("vector", 1) if match["dora"] else ("matrix", 2)
-        if tensor.dtype not in FLOATS or len(tensor.shape) != axes:
+        if tensor.dtype not in ("F16", "BF16", "F32", "F64") or len(tensor.shape) != axes:
             file.damage(
                 f"must be a {kind} of floats, got {tensor.dtype} of shape {tensor.shape}", key
             )
-        array = _floats(file.array(key), tensor.dtype)
+        with np.errstate(over="ignore"):
+            array = np.array(widen(file.array(key)), np.float32)  # in memory of its own
         entry = first_not_finite(array)
         if entry is not None:
             file.damage(f"must be finite, got {array.reshape(-1)[entry]} at entry {entry}", key)
@@ -256,13 +249,13 @@ def _read_config(path: Path) -> dict[str, Any]:
         if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
             raise ValueError(f"modules_to_save must be a list of names, got {shown(modules)}")
         if config.get("init_lora_weights", True) not in STARTS:
+            got = shown(config["init_lora_weights"])
             raise ValueError(
-                "init_lora_weights must leave the base as it is, or be 'pissa', got "
-                f"{shown(config['init_lora_weights'])}: other starts change the base in ways that "
-                "the files do not tell"
+                f"init_lora_weights must leave the base as it is, or be 'pissa', got {got}: other "
+                "starts change the base in ways that the files do not tell"
             )
     for name, value in config.items():
-        if value and name not in READ and name not in HARMLESS:
+        if value and name not in KNOWN:
             raise CheckpointError(
                 f"{name} is {shown(value)}: that is more than LoRA, and not read here", path
             )
@@ -272,11 +265,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
     """Return the entry of the first pattern that a module's name ends with, as peft does."""
     for pattern, value in (patterns or {}).items():
-        try:
+        with contextlib.suppress(re.error):
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
-        except re.error:
-            continue
     return default
 
 
@@ -309,11 +300,3 @@ def _name(module: str, root: str) -> str | None:
     if module == "lm_head":
         return module
     return module[len(root) :] if module.startswith(root) and len(module) > len(root) else None
-
-
-def _floats(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    """Return a tensor of a file as float32 in memory of its own."""
-    if dtype == "BF16":
-        return from_bfloat16(array)
-    with np.errstate(over="ignore"):
-        return np.array(array, np.float32)

@@ -1,7 +1,7 @@
 """Double quantisation: the absmax of every block, in 8 bits.
 
 The absmaxes of a matrix are all positive and much alike, so their mean is taken off, and the
-differences are quantised like weights, with a codebook of 256 entries in blocks of 256:
+differences are quantised like weights, by 256 numbers in blocks of 256:
 
     offset        = mean(absmax)
     nested_absmax = max|absmax - offset|          over 256 neighbours

@@ -1,11 +1,10 @@
 """A tensor in NF4: packed codes, the absmax of each block, and how to get floats back.
 
 Two codes share a byte, the first in its high half; a lone last code is joined by code 7, zero. The
-absmaxes are float32, or in turn 8-bit codes (`minibit.nf4.double_quant`). With n weights in blocks
-of b
+absmaxes are float32, or in turn 8-bit codes (`minibit.nf4.double_quant`). In blocks of b weights
 
-    bits a weight = 4 + 32 / b                        b = 64: 4.5
-                  = 4 + 8 / b + 32 / (256 b)          double quantisation: 4.127
+    bits per weight = 4 + 32 / b                      b = 64: 4.5
+                    = 4 + 8 / b + 32 / (256 b)        double quantisation: 4.127
 """
 
 from __future__ import annotations
