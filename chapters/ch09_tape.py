@@ -66,12 +66,12 @@ tape = Tape()  # a list of lines; each holds its terms: j, the transpose of A_kj
 recorders = tuple(tape.variable(a.shape, a.dtype) for a in (x, w))  # t0 and t1: no values
 _, last = jvp(layer, (x, w), recorders)
 
-c = [np.zeros(shape) for shape in tape.shapes]  # a cotangent for every variable
+c = [np.zeros(shape) for shape, _, _ in tape.program]  # a cotangent for every variable
 c[last.number] = np.ones(())
 for k in reversed(range(len(tape.program))):
-    for j, transpose, given in tape.program[k]:
-        piece = transpose(c[k], tape.shapes[j], False, *given)
-        c[j] = c[j] + fit(piece, tape.shapes[j], c[j].dtype)
+    for j, transpose, arrays in tape.program[k].terms:
+        piece = transpose(c[k], c[j].shape, False, *arrays)
+        c[j] = c[j] + fit(piece, c[j].shape, c[j].dtype)
 
 y = np.tanh(x @ w.T)
 by_hand = (y * (1 - y * y)).T @ x  # the chain rule, written out

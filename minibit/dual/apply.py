@@ -1,11 +1,8 @@
-"""Applying a rule to dual numbers.
+"""Applying a rule to dual numbers: ``f(x + x_dot eps) = f(x) + f'(x) x_dot eps``.
 
-    f(x + x_dot eps) = f(x) + f'(x) x_dot eps
-
-A function is looked up in the rule table; the innermost derivative among its arguments is parted
-into primals and tangents, the rule computes both, and they are joined again. Duals of outer
-derivatives stay inside the primals and tangents, where the rule's own NumPy calls meet them in
-turn.
+The innermost derivative among the arguments is parted into primals and tangents, the rule computes
+both, and they are joined again. Duals of outer derivatives stay inside of these, where the rule's
+own NumPy calls meet them in turn.
 """
 
 from __future__ import annotations

@@ -1,14 +1,9 @@
 """Writing to the entries of a dual array.
 
-    y[index] = value,   so that   y_dot[index] = value_dot
-
 Nothing is changed in memory, because other duals and the programs of reverse mode may hold it. An
 assignment gives the dual a new primal and a new tangent: a gather from its old entries and those of
-the value, by functions that have rules.
-
-NumPy's views are remembered instead: a dual that shows entries of another knows that one and how it
-is seen (`Dual.origin`). What is written to the view is written there, and the view is taken again
-once what it shows has changed.
+the value, by functions that have rules. A view knows what it shows, and how (`Dual.origin`): an
+assignment to it goes there, and the view is taken again once what it shows has changed.
 """
 
 from __future__ import annotations

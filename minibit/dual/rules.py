@@ -46,6 +46,8 @@ import numpy as np
 
 from minibit.dual.tangents import ZERO, Array
 
+Pair = tuple[Array, Array]  # an output and its tangent
+
 
 class Rule(NamedTuple):
     """A formula, and which of its parameters may carry a tangent."""
@@ -127,7 +129,7 @@ def _sech_squared(e: Array) -> Array:
 
 
 def _elementwise(f: np.ufunc, slope: Callable[[Array, Array], Array]) -> Callable[..., Any]:
-    def formula(x: Array, x_dot: Array) -> tuple[Array, Array]:
+    def formula(x: Array, x_dot: Array) -> Pair:
         y = f(x)
         return y, x_dot * slope(x, y)
 
@@ -144,7 +146,7 @@ for _f, _slope in SLOPES.items():
 def _extreme(f: np.ufunc, beats: np.ufunc, over_nan: bool = False) -> Callable[..., Any]:
     """Return the rule of an extreme: the argument that wins moves it; at a tie neither wins."""
 
-    def formula(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+    def formula(x: Array, y: Array, x_dot: Array, y_dot: Array) -> Pair:
         x_wins, y_wins = beats(x, y), beats(y, x)
         if over_nan:
             x_wins, y_wins = x_wins | np.isnan(y), y_wins | np.isnan(x)
@@ -159,7 +161,7 @@ def _extreme(f: np.ufunc, beats: np.ufunc, over_nan: bool = False) -> Callable[.
 
 
 @rule(np.true_divide)
-def _divide(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+def _divide(x: Array, y: Array, x_dot: Array, y_dot: Array) -> Pair:
     z = x / y
     if x_dot is ZERO:
         return z, y_dot * (-z / y)  # one slope: in reverse, 1 / y alone might overflow
@@ -167,7 +169,7 @@ def _divide(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Arra
 
 
 @rule(np.power)
-def _power(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+def _power(x: Array, y: Array, x_dot: Array, y_dot: Array) -> Pair:
     z = x**y
     z_dot: Array = ZERO
     if x_dot is not ZERO:
@@ -188,7 +190,7 @@ def _slope_in_base(x: Array, y: Array, z: Array) -> Array:
 
 
 @rule(np.fmod)
-def _fmod(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+def _fmod(x: Array, y: Array, x_dot: Array, y_dot: Array) -> Pair:
     z = np.fmod(x, y)
     return z, x_dot - np.rint((x - z) / y) * y_dot
 
@@ -200,10 +202,7 @@ def magnitude(x: Array) -> Array:
 
 
 def _both_scaled(x: Array, y: Array) -> tuple[Array, Array, Array, Array]:
-    """Scale x and y so that no square of them overflows; return the sum of squares, and the scale.
-
-    Where both are 0, that sum is 1, and nothing moves.
-    """
+    """Scale x and y; return them, the sum of their squares (1 if both are 0), and the scale."""
     larger = np.maximum(abs(x), abs(y))
     scale = magnitude(larger)
     u, v = (np.where(larger == 0, 0, z / scale) for z in (x, y))
@@ -211,13 +210,13 @@ def _both_scaled(x: Array, y: Array) -> tuple[Array, Array, Array, Array]:
 
 
 @rule(np.arctan2)
-def _arctan2(y: Array, x: Array, y_dot: Array, x_dot: Array) -> tuple[Array, Array]:
+def _arctan2(y: Array, x: Array, y_dot: Array, x_dot: Array) -> Pair:
     v, u, square, scale = _both_scaled(y, x)
     return np.arctan2(y, x), (y_dot * (u / scale) - x_dot * (v / scale)) / square
 
 
 @rule(np.hypot)
-def _hypot(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+def _hypot(x: Array, y: Array, x_dot: Array, y_dot: Array) -> Pair:
     u, v, square, _ = _both_scaled(x, y)
     return np.hypot(x, y), (x_dot * u + y_dot * v) / np.sqrt(square)
 
@@ -235,7 +234,7 @@ def exp_difference(x: Array, y: Array, exp: np.ufunc = np.exp, base: float = mat
 def _log_of_sum(f: np.ufunc, exp: np.ufunc, base: float) -> Callable[..., Any]:
     """Return the rule of ``log(base ** x + base ** y)``: both shares of the sum are precise."""
 
-    def formula(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+    def formula(x: Array, y: Array, x_dot: Array, y_dot: Array) -> Pair:
         first = x > y
         larger, smaller = np.where(first, x, y), np.where(first, y, x)
         less = exp_difference(smaller, larger, exp, base)  # at most 1

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from minibit.dual.entries import numbered
-from minibit.dual.rules import rule
+from minibit.dual.rules import Pair, rule
 from minibit.dual.tangents import ZERO, Array, NoRuleError
 
 
@@ -31,7 +31,7 @@ def _along(axis: int, ndim: int, part: Any) -> tuple[Any, ...]:
 @rule(np.concatenate)
 def _concatenate(
     arrays: Sequence[Array], axis: int | None = 0, *, arrays_dot: Sequence[Array]
-) -> tuple[Array, Array]:
+) -> Pair:
     dots = [np.zeros_like(a) if d is ZERO else d for a, d in zip(arrays, arrays_dot, strict=True)]
     if axis is None:
         arrays = [np.reshape(a, (-1,)) for a in arrays]
@@ -41,7 +41,7 @@ def _concatenate(
 
 
 @rule(np.ndarray.astype, getattr(np, "astype", np.ndarray.astype))
-def _astype(x: Array, dtype: Any, *, copy: bool = True, x_dot: Array) -> tuple[Array, Array]:
+def _astype(x: Array, dtype: Any, *, copy: bool = True, x_dot: Array) -> Pair:
     out = x.astype(dtype, copy=copy)
     return out, ZERO if out.dtype.kind in "iub" else x_dot.astype(dtype)  # truncation is flat
 
@@ -201,7 +201,7 @@ def _pad(
     *,
     constant_values: Any = 0,
     array_dot: Array,
-) -> tuple[Array, Array]:
+) -> Pair:
     widths = np.broadcast_to(pad_width, (array.ndim, 2)).tolist()
     if mode == "constant":
         out = np.pad(array, widths, constant_values=constant_values)
@@ -220,7 +220,7 @@ def _sort(a: Array, axis: int | None = -1, *, kind: Any = None, stable: Any = No
 
 
 def _running(f: np.ufunc) -> Any:
-    def formula(array: Array, axis: int = 0, *, array_dot: Array) -> tuple[Array, Array]:
+    def formula(array: Array, axis: int = 0, *, array_dot: Array) -> Pair:
         hit = array == f.accumulate(array, axis=axis)  # where a new extreme stands
         steps = np.expand_dims(np.arange(array.shape[axis]), tuple(range(1, array.ndim)))
         latest = np.where(hit, np.moveaxis(steps, 0, axis), 0)

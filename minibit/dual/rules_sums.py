@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
-from minibit.dual.rules import exp_difference, magnitude, rule
+from minibit.dual.rules import Pair, exp_difference, magnitude, rule
 from minibit.dual.tangents import ZERO, Array, NoRuleError
 
 
@@ -36,7 +36,7 @@ def _summed(a_dot: Array, axis: Any, dtype: Any, keepdims: bool) -> Array:
 @rule(np.var)
 def _var(
     a: Array, axis: Any = None, *, ddof: float = 0, keepdims: bool = False, a_dot: Array
-) -> tuple[Array, Array]:
+) -> Pair:
     centred = a - np.mean(a, axis=axis, keepdims=True)
     n = max(_count(a, axis) - ddof, 0)
     out = np.sum(centred * centred, axis=axis, keepdims=keepdims) / n
@@ -66,7 +66,7 @@ def _scaled(a: Array, axis: Any) -> Array:
 @rule(np.std)
 def _std(
     a: Array, axis: Any = None, *, ddof: float = 0, keepdims: bool = False, a_dot: Array
-) -> tuple[Array, Array]:
+) -> Pair:
     out = np.std(a, axis=axis, ddof=ddof, keepdims=keepdims)
     centred = _scaled(a, axis)
     for _ in range(2):  # twice: the first mean is rounded, so equal entries may differ from it
@@ -78,12 +78,11 @@ def _std(
 @rule(np.linalg.norm)
 def _norm(
     x: Array, ord: Any = None, axis: Any = None, keepdims: bool = False, *, x_dot: Array
-) -> tuple[Array, Array]:
+) -> Pair:
     vectors = len(_axes_of(axis, x.ndim)) == 1
     if not vectors and ord not in (None, "fro"):
         raise NoRuleError(f"no rule for np.linalg.norm of a matrix with ord={ord!r}, only 'fro'")
-    if ord is None or ord == "fro":
-        ord = 2  # the root of the sum of squares, whatever the axes
+    ord = 2 if ord in (None, "fro") else ord  # the root of the sum of squares, whatever the axes
     out = np.linalg.norm(x, ord if vectors else None, axis, keepdims)
     if ord == 0:
         return out, ZERO
@@ -101,31 +100,22 @@ def _share(f: Callable[..., Array], a: Array, axis: Any) -> Array:
 
 
 def _extremum(f: Callable[..., Array]) -> Callable[..., Any]:
-    def formula(
-        a: Array, axis: Any = None, *, keepdims: bool = False, a_dot: Array
-    ) -> tuple[Array, Array]:
+    def formula(a: Array, axis: Any = None, *, keepdims: bool = False, a_dot: Array) -> Pair:
         out = f(a, axis=axis, keepdims=keepdims)
         return out, np.sum(a_dot * _share(f, a, axis), axis=axis, keepdims=keepdims)
 
     return formula
 
 
-rule(np.max, np.amax)(_extremum(np.max))
-rule(np.min, np.amin)(_extremum(np.min))
-
-
 @rule(np.prod)
-def _prod(
-    a: Array, axis: Any = None, *, keepdims: bool = False, a_dot: Array
-) -> tuple[Array, Array]:
+def _prod(a: Array, axis: Any = None, *, keepdims: bool = False, a_dot: Array) -> Pair:
     out = np.prod(a, axis=axis, keepdims=keepdims)
     axes = _axes_of(axis, a.ndim)
     kept = tuple(i for i in range(a.ndim) if i not in axes)
     shape = (*(a.shape[i] for i in kept), _count(a, axis))
     factors = np.reshape(np.transpose(a, kept + axes), shape)  # (*kept, factors)
-    before = _product_before(factors)
     after = _product_before(factors[..., ::-1])[..., ::-1]
-    rest = before * after  # product of the other factors; no division, so zeros are safe
+    rest = _product_before(factors) * after  # no division, so zeros are safe
     factors_dot = np.reshape(np.transpose(a_dot, kept + axes), shape)
     return out, np.reshape(np.sum(factors_dot * rest, axis=-1), out.shape)
 
@@ -137,7 +127,7 @@ def _product_before(factors: Array) -> Array:
 
 
 @rule(np.cumsum)
-def _cumsum(a: Array, axis: Any = None, dtype: Any = None, *, a_dot: Array) -> tuple[Array, Array]:
+def _cumsum(a: Array, axis: Any = None, dtype: Any = None, *, a_dot: Array) -> Pair:
     if axis is None:
         a, a_dot, axis = np.ravel(a), np.reshape(a_dot, (a.size,)), 0
     a_dot = a_dot if dtype is None else a_dot.astype(dtype)
@@ -156,9 +146,7 @@ def _cumprod(a: Array, axis: int | None = None) -> Array:
 
 
 @rule((np.logaddexp, "reduce"))
-def _logsumexp(
-    array: Array, axis: Any = 0, *, keepdims: bool = False, array_dot: Array
-) -> tuple[Array, Array]:
+def _logsumexp(array: Array, axis: Any = 0, *, keepdims: bool = False, array_dot: Array) -> Pair:
     total = np.logaddexp.reduce(array, axis=axis, keepdims=True)
     shares = exp_difference(array, total)
     softmax = shares / np.sum(shares, axis=axis, keepdims=True)
@@ -189,7 +177,7 @@ def _median(a: Array, axis: int | None = None, *, keepdims: bool = False) -> Arr
 
 
 @rule(np.matmul)
-def _matmul(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Array]:
+def _matmul(x: Array, y: Array, x_dot: Array, y_dot: Array) -> Pair:
     z = x @ y
     if x.ndim > 1 and y.ndim > 1:
         return z, x_dot @ y + x @ y_dot
@@ -203,7 +191,7 @@ def _matmul(x: Array, y: Array, x_dot: Array, y_dot: Array) -> tuple[Array, Arra
 @rule(np.einsum)
 def _einsum(
     subscripts: str, *operands: Array, operands_dot: list[Array], optimize: Any = False
-) -> tuple[Array, Array]:
+) -> Pair:
     if not isinstance(subscripts, str):
         raise NoRuleError("no rule for np.einsum with lists of axes: write the subscripts 'ij,jk'")
     subscripts = _with_arrow(subscripts)
@@ -249,13 +237,13 @@ def _tensordot(a: Array, b: Array, axes: Any = 2) -> Array:
 
 
 @rule(np.linalg.inv)
-def _inv(a: Array, *, a_dot: Array) -> tuple[Array, Array]:
+def _inv(a: Array, *, a_dot: Array) -> Pair:
     out = np.linalg.inv(a)
     return out, -(out @ a_dot @ out)
 
 
 @rule(np.linalg.det)
-def _det(a: Array, *, a_dot: Array) -> tuple[Array, Array]:
+def _det(a: Array, *, a_dot: Array) -> Pair:
     if not a.size:
         return np.linalg.det(a), ZERO
     scale = magnitude(np.max(np.abs(a), axis=(-2, -1), keepdims=True))
@@ -273,15 +261,13 @@ def _cofactors(a: Array) -> Array:
         except np.linalg.LinAlgError:
             pass  # then each from the determinant of the other rows and columns, in O(n**5)
     others = np.array([[j for j in range(n) if j != i] for i in range(n)], int)  # (n, n - 1)
-    minors = [
-        np.linalg.det(np.moveaxis(a[..., others[i][:, None, None], others], -2, -3))
-        for i in range(n)
-    ]  # each (..., n)
+    rests = (np.moveaxis(a[..., rows[:, None, None], others], -2, -3) for rows in others)
+    minors = [np.linalg.det(rest) for rest in rests]  # each (..., n)
     return np.stack(minors, axis=-2) * (-1.0) ** np.add.outer(np.arange(n), np.arange(n))
 
 
 @rule(np.linalg.solve)
-def _solve(a: Array, b: Array, *, a_dot: Array, b_dot: Array) -> tuple[Array, Array]:
+def _solve(a: Array, b: Array, *, a_dot: Array, b_dot: Array) -> Pair:
     out = np.linalg.solve(a, b)
     if b.ndim > 1:
         return out, np.linalg.inv(a) @ (b_dot - a_dot @ out)
@@ -312,6 +298,10 @@ FORMULAS: Final[dict[Any, Callable[..., Any]]] = {
         np.mean(a, axis=axis, dtype=dtype, keepdims=keepdims),
         _summed(a_dot, axis, dtype, keepdims) / _count(a, axis),
     ),
+    np.max: _extremum(np.max),
+    np.amax: _extremum(np.max),
+    np.min: _extremum(np.min),
+    np.amin: _extremum(np.min),
     (np.add, "reduce"): _from_axis_0(np.sum),
     (np.multiply, "reduce"): _from_axis_0(np.prod),
     (np.maximum, "reduce"): _from_axis_0(np.max),

@@ -6,7 +6,6 @@ half-way.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -79,19 +78,27 @@ class Adam:
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        self.betas = (
-            number("betas[0]", betas[0], "[0, 1)"),
-            number("betas[1]", betas[1], "[0, 1)"),
-        )
+        beta1, beta2 = (number(f"betas[{i}]", beta, "[0, 1)") for i, beta in enumerate(betas))
+        self.betas = beta1, beta2
         self.lr = number("lr", lr, "[0, inf)")
         self.eps = number("eps", eps, f"[{TINY}, inf)")
         self.weight_decay = number("weight_decay", weight_decay, "[0, inf)")
         self.steps = 0
-        count = itertools.count()
-        self._indices = zip_trees(
-            lambda p, _, name: _float_leaf(p, name, count), params, params, "params"
-        )
-        self._now = [np.asarray(p, order="C") for p in leaves(params) if p is not None]
+        self._now: list[FloatArray] = []
+
+        def index(p: Any, _: Any, name: str) -> int | None:
+            if p is None:
+                return None
+            kind = p.dtype if hasattr(p, "dtype") else type(p).__name__
+            if kind not in (np.float32, np.float64, "float"):
+                raise TypeError(
+                    f"{name} is {kind}: Adam moves arrays of float32 or float64. None holds a part "
+                    "constant"
+                )
+            self._now.append(np.asarray(p, order="C"))
+            return len(self._now) - 1
+
+        self._indices = zip_trees(index, params, params, "params")
         self._means = [np.zeros(p.size, p.dtype) for p in self._now]
         self._squares = [np.zeros(p.size, p.dtype) for p in self._now]
 
@@ -150,18 +157,6 @@ class Adam:
 
     def _check(self) -> None:
         """Check that the means can be moved; an optimizer that keeps them elsewhere says how."""
-
-
-def _float_leaf(p: Any, name: str, count: itertools.count[int]) -> int | None:
-    """Check a parameter and give it the next number."""
-    if p is None:
-        return None
-    kind = p.dtype if hasattr(p, "dtype") else type(p).__name__
-    if kind not in (np.float32, np.float64, "float"):
-        raise TypeError(
-            f"{name} is {kind}: Adam moves arrays of float32 or float64. None holds a part constant"
-        )
-    return next(count)
 
 
 def adam_move() -> Callable[..., None]:

@@ -7,7 +7,7 @@ tape: ``t_k = sum of terms A_kj t_j``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,23 +17,27 @@ from minibit.tape import transposes as transposes
 Term = tuple[int, Callable[..., Array], tuple[Any, ...]]  # A_kj: j, its transpose, what A was given
 
 
-class Tape:
-    """The program: of every variable the shape, the type, and the terms that it is the sum of."""
+class Line(NamedTuple):
+    """A variable: its shape, its type, and the terms that it is the sum of."""
 
-    __slots__ = ("dtypes", "program", "shapes")
+    shape: tuple[int, ...]
+    dtype: Any
+    terms: tuple[Term, ...]
+
+
+class Tape:
+    """The program: a line for every variable."""
+
+    __slots__ = ("program",)
 
     def __init__(self) -> None:
-        self.program: list[tuple[Term, ...]] = []
-        self.shapes: list[tuple[int, ...]] = []
-        self.dtypes: list[Any] = []
+        self.program: list[Line] = []
 
     def variable(self, shape: tuple[int, ...], dtype: Any, *terms: Term) -> Recorder:
         """Add a line: a new variable, the sum of `terms`; an input if there are none."""
         new = object.__new__(Recorder)
         new.tape, new.number, new.shape, new.dtype = self, len(self.program), shape, dtype
-        self.program.append(terms)
-        self.shapes.append(shape)
-        self.dtypes.append(dtype)
+        self.program.append(Line(shape, dtype, terms))
         return new
 
 
@@ -65,8 +69,7 @@ class Recorder(Tangent):
         return super().__array_ufunc__(ufunc, method, *inputs, **kwargs)
 
     def _add(self, other: Array) -> Array:
-        if not isinstance(other, Recorder):
-            _check_zero(other)
+        if not _moves(other):
             return self._broadcast_to(_joint(self.shape, _shape(other)))
         if other.tape is not self.tape:
             raise NoRuleError("tangents of two different calls of vjp met in one operation")
@@ -110,8 +113,8 @@ class Recorder(Tangent):
         first, second = (self, primal) if left else (primal, self)
         stack = _joint(tuple(first.shape[:-2]), tuple(second.shape[:-2]))
         shape = (*stack, first.shape[-2], second.shape[-1])
-        lines = self.tape.program[self.number]
-        turned = len(lines) == 1 and lines[0][1] is transposes.transpose and len(self.shape) == 2
+        terms = self.tape.program[self.number].terms
+        turned = len(terms) == 1 and terms[0][1] is transposes.transpose and len(self.shape) == 2
         transpose = transposes.matmul_left if left else transposes.matmul_right
         return self._line(shape, _wider(self.dtype, primal.dtype), transpose, primal, turned)
 
@@ -133,11 +136,9 @@ class Recorder(Tangent):
         end = 0
         for t in tangents:
             start, end = end, end + t.shape[axis]
-            if isinstance(t, Recorder):
+            if _moves(t):
                 inside = (*(slice(None),) * axis, slice(start, end))
                 terms.append((t.number, transposes.part, (inside,)))
-            else:
-                _check_zero(t)
         first = next(t for t in tangents if isinstance(t, Recorder))
         shape = (*first.shape[:axis], end, *first.shape[axis + 1 :])
         dtype = np.result_type(*(t.dtype for t in tangents))
@@ -145,16 +146,11 @@ class Recorder(Tangent):
 
     @classmethod
     def _where(cls, mask: Array, first: Array, second: Array) -> Array:
-        sides: dict[bool, Recorder] = {}
-        for side, t in ((True, first), (False, second)):
-            if isinstance(t, Recorder):
-                sides[side] = t
-            else:
-                _check_zero(t)
-        terms = ((t.number, transposes.choose, (mask, side)) for side, t in sides.items())
+        pairs = [(t, is_first) for t, is_first in ((first, True), (second, False)) if _moves(t)]
+        terms = ((t.number, transposes.choose, (mask, is_first)) for t, is_first in pairs)
         shape = np.broadcast_shapes(_shape(mask), _shape(first), _shape(second))
-        dtype = np.result_type(*(t.dtype for t in sides.values()))
-        return next(iter(sides.values())).tape.variable(shape, dtype, *terms)
+        dtype = np.result_type(*(t.dtype for t, _ in pairs))
+        return pairs[0][0].tape.variable(shape, dtype, *terms)
 
     def __getitem__(self, index: Any) -> Array:
         """Pick entries."""
@@ -187,11 +183,14 @@ def _blank(shape: tuple[int, ...]) -> Array:
     return np.ndarray(shape, np.bool_, b"\0", 0, (0,) * len(shape))
 
 
-def _check_zero(constant: Array) -> None:
-    """Refuse a constant beside a tangent, unless it is 0 (or a 0 times a NaN or infinity)."""
-    values = np.asarray(value_of(constant))
+def _moves(operand: Array) -> bool:
+    """Whether an operand is a recorder; else it must be 0 (or a 0 times a NaN or infinity)."""
+    if isinstance(operand, Recorder):
+        return True
+    values = np.asarray(value_of(operand))
     if np.any(values[np.isfinite(values)]):
         raise NoRuleError(
             f"a rule is not linear in its tangents: it adds an array of shape {values.shape} that "
             "has no tangent and is not zero"
         )
+    return False

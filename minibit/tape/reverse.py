@@ -19,7 +19,7 @@ from numpy.lib.array_utils import byte_bounds
 from minibit.base import real_numbers
 from minibit.dual import Array, Dual, Tree, floating, jvp, leaves, map_tree, value_of, zip_trees
 from minibit.tape import transposes as transposes
-from minibit.tape.recorder import Recorder, Tape
+from minibit.tape.recorder import Line, Recorder, Tape
 
 
 def vjp(fn: Callable[..., Tree], primals: Any) -> tuple[Tree, Pullback]:
@@ -182,10 +182,9 @@ class Pullback:
     def __str__(self) -> str:
         """Write the program out: each variable, its terms, its shape and type."""
         lines = []
-        for number, terms in enumerate(self._tape.program):
+        for number, (shape, dtype, terms) in enumerate(self._tape.program):
             total = " + ".join(transposes.written(*term) for term in terms) or "input"
-            kind = f"{self._tape.shapes[number]} {self._tape.dtypes[number]}"
-            lines.append(f"{f't{number} = {total}':<23} {kind}")
+            lines.append(f"{f't{number} = {total}':<23} {shape} {dtype}")
         return "\n".join(lines)
 
     @property
@@ -196,7 +195,7 @@ class Pullback:
         anyway. Of a slice, what lies between its first and its last entry.
         """
         used: dict[int, tuple[int, int]] = {}  # of each array: from where to where it is used
-        operands = [arrays for terms in self._tape.program for _, _, arrays in terms]
+        operands = [arrays for line in self._tape.program for _, _, arrays in line.terms]
         for array in map(value_of, leaves(operands)):
             if isinstance(array, np.ndarray):
                 low, high = byte_bounds(array)
@@ -219,19 +218,19 @@ class Pullback:
                 seeds.append((variable.number, c))
 
         zip_trees(seed, self._outputs, cotangent, "the cotangent")
-        slopes = iter(_pull(self._tape, seeds, self._inputs, keep))
+        slopes = iter(_pull(self._tape.program, seeds, self._inputs, keep))
         return map_tree(lambda x: None if x is None else next(slopes), self._skeleton)
 
 
-def _pull(tape: Tape, seeds: list[tuple[int, Array]], inputs: int, keep: bool) -> list[Array]:
+def _pull(
+    program: list[Line], seeds: list[tuple[int, Array]], inputs: int, keep: bool
+) -> list[Array]:
     """Carry cotangents from the last variable to the first; return those of the inputs.
 
     A cotangent that nothing has reached is None, not zeros. One is *owned* if nobody else can see
     its memory: what arrives next is added to it in place. Without `keep`, each line is let go once
     it is read, and with it the arrays that it held. Those of float16 are summed in float32.
     """
-    program, shapes = tape.program, tape.shapes
-    dtypes = [np.dtype(np.float32) if d == np.float16 else d for d in tape.dtypes]
     cotangents: list[Array] = [None] * len(program)
     owned = [False] * len(program)
 
@@ -250,13 +249,14 @@ def _pull(tape: Tape, seeds: list[tuple[int, Array]], inputs: int, keep: bool) -
     for number, c in seeds:
         add(number, c, False)
     for number in range(len(program) - 1, inputs - 1, -1):
-        terms = program[number] if keep else program.pop()
+        terms = program[number].terms if keep else program.pop().terms
         c = cotangents.pop()
         if c is None:
             continue
         mine = owned[number] and len(terms) == 1
         for source, transpose, arrays in terms:
-            shape, dtype = shapes[source], dtypes[source]
+            shape, dtype, _ = program[source]
+            dtype = np.float32 if dtype == np.float16 else dtype
             if transpose is transposes.scatter and owned[source] and isinstance(c, np.ndarray):
                 transposes.add_at(cotangents[source], c, *arrays)
                 continue
@@ -270,10 +270,11 @@ def _pull(tape: Tape, seeds: list[tuple[int, Array]], inputs: int, keep: bool) -
             )
             add(source, piece, fresh)
     for number, c in enumerate(cotangents):  # those of the inputs are left
+        shape, dtype, _ = program[number]
         if c is None:
-            cotangents[number] = np.zeros(shapes[number], tape.dtypes[number])
-        elif c.dtype != tape.dtypes[number]:
-            cotangents[number] = c.astype(tape.dtypes[number])
+            cotangents[number] = np.zeros(shape, dtype)
+        elif c.dtype != dtype:
+            cotangents[number] = c.astype(dtype)
         elif not isinstance(c, Dual) and not owned[number]:
             cotangents[number] = np.array(c)
     return cotangents
