@@ -40,6 +40,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -128,36 +129,31 @@ def _sech_squared(e: Array) -> Array:
     return 4 * e / np.square(1 + e)
 
 
-def _elementwise(f: np.ufunc, slope: Callable[[Array, Array], Array]) -> Callable[..., Any]:
-    def formula(x: Array, x_dot: Array) -> Pair:
-        y = f(x)
-        return y, x_dot * slope(x, y)
-
-    return formula
+def _elementwise(
+    f: np.ufunc, slope: Callable[[Array, Array], Array], x: Array, x_dot: Array
+) -> Pair:
+    y = f(x)
+    return y, x_dot * slope(x, y)
 
 
 for _f, _slope in SLOPES.items():
-    rule(_f)(_elementwise(_f, _slope))
+    rule(_f)(partial(_elementwise, _f, _slope))
 
 
 # Functions of several numbers: the value, and its tangent.
 
 
-def _extreme(f: np.ufunc, beats: np.ufunc, over_nan: bool = False) -> Callable[..., Any]:
-    """Return the rule of an extreme: the argument that wins moves it; at a tie neither wins."""
-
-    def formula(x: Array, y: Array, x_dot: Array, y_dot: Array) -> Pair:
-        x_wins, y_wins = beats(x, y), beats(y, x)
-        if over_nan:
-            x_wins, y_wins = x_wins | np.isnan(y), y_wins | np.isnan(x)
-        if y_dot is ZERO:
-            return f(x, y), x_dot * x_wins
-        if x_dot is ZERO:
-            return f(x, y), y_dot * y_wins
-        shared = np.where(y_wins, y_dot, (x_dot + y_dot) / 2)
-        return f(x, y), np.where(x_wins, x_dot, shared)
-
-    return formula
+def _extreme(f: np.ufunc, beats: np.ufunc, x: Array, y: Array, x_dot: Array, y_dot: Array) -> Pair:
+    """Let the argument that wins move an extreme; at a tie neither wins. fmax passes over NaN."""
+    x_wins, y_wins = beats(x, y), beats(y, x)
+    if f in (np.fmax, np.fmin):
+        x_wins, y_wins = x_wins | np.isnan(y), y_wins | np.isnan(x)
+    if y_dot is ZERO:
+        return f(x, y), x_dot * x_wins
+    if x_dot is ZERO:
+        return f(x, y), y_dot * y_wins
+    shared = np.where(y_wins, y_dot, (x_dot + y_dot) / 2)
+    return f(x, y), np.where(x_wins, x_dot, shared)
 
 
 @rule(np.true_divide)
@@ -231,17 +227,14 @@ def exp_difference(x: Array, y: Array, exp: np.ufunc = np.exp, base: float = mat
     return exp(d) * (1 + np.where(np.isfinite(rest), rest * math.log(base), 0))
 
 
-def _log_of_sum(f: np.ufunc, exp: np.ufunc, base: float) -> Callable[..., Any]:
-    """Return the rule of ``log(base ** x + base ** y)``: both shares of the sum are precise."""
-
-    def formula(x: Array, y: Array, x_dot: Array, y_dot: Array) -> Pair:
-        first = x > y
-        larger, smaller = np.where(first, x, y), np.where(first, y, x)
-        less = exp_difference(smaller, larger, exp, base)  # at most 1
-        in_x, in_y = np.where(first, 1, less), np.where(first, less, 1)
-        return f(x, y), x_dot * (in_x / (1 + less)) + y_dot * (in_y / (1 + less))
-
-    return formula
+def _log_of_sum(
+    f: np.ufunc, exp: np.ufunc, base: float, x: Array, y: Array, x_dot: Array, y_dot: Array
+) -> Pair:
+    """Push tangents through ``log(base ** x + base ** y)``: both shares of it are precise."""
+    first = x > y
+    less = exp_difference(np.where(first, y, x), np.where(first, x, y), exp, base)  # at most 1
+    in_x, in_y = np.where(first, 1, less), np.where(first, less, 1)
+    return f(x, y), x_dot * (in_x / (1 + less)) + y_dot * (in_y / (1 + less))
 
 
 @rule(np.clip)
@@ -264,16 +257,16 @@ FORMULAS: Final[dict[Any, Callable[..., Any]]] = {
         np.remainder(x, y),
         x_dot - np.floor_divide(x, y) * y_dot,
     ),
-    np.maximum: _extreme(np.maximum, np.greater),
-    np.minimum: _extreme(np.minimum, np.less),
-    np.fmax: _extreme(np.fmax, np.greater, over_nan=True),
-    np.fmin: _extreme(np.fmin, np.less, over_nan=True),
+    np.maximum: partial(_extreme, np.maximum, np.greater),
+    np.minimum: partial(_extreme, np.minimum, np.less),
+    np.fmax: partial(_extreme, np.fmax, np.greater),
+    np.fmin: partial(_extreme, np.fmin, np.less),
     np.nan_to_num: lambda x, copy=True, nan=0.0, posinf=None, neginf=None, *, x_dot: (
         np.nan_to_num(x, nan=nan, posinf=posinf, neginf=neginf),
         np.where(np.isfinite(x), x_dot, 0.0),
     ),
-    np.logaddexp: _log_of_sum(np.logaddexp, np.exp, math.e),
-    np.logaddexp2: _log_of_sum(np.logaddexp2, np.exp2, 2),
+    np.logaddexp: partial(_log_of_sum, np.logaddexp, np.exp, math.e),
+    np.logaddexp2: partial(_log_of_sum, np.logaddexp2, np.exp2, 2),
     np.where: lambda condition, x, y, *, x_dot, y_dot: (
         np.where(condition, x, y),
         np.where(condition, x_dot, y_dot),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -76,14 +77,27 @@ def _tiled(a: Array, repeats: Any) -> Array:
     return _picked(a, np.tile(numbered(a), repeats))
 
 
-def _at_least(ndim: int) -> Callable[..., Any]:
-    """Return the definition of ``np.atleast_1d`` or ``np.atleast_2d``."""
+def _grid(places: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """Return the index that picks `places` along one axis and stays put along the others."""
+    axis = normalize_axis_index(axis, len(shape))
+    grid: list[Any] = list(np.ix_(*(range(1 if i == axis else n) for i, n in enumerate(shape))))
+    grid[axis] = places
+    return tuple(grid)
 
-    def formula(*arys: Array) -> Any:
-        out = tuple(np.reshape(a, (1,) * (ndim - a.ndim) + a.shape) for a in map(_array, arys))
-        return out[0] if len(out) == 1 else out
 
-    return formula
+def _at_least(ndim: int, *arys: Array) -> Any:
+    """Give arrays as many axes as ``np.atleast_1d`` or ``np.atleast_2d`` does."""
+    out = tuple(np.reshape(a, (1,) * (ndim - a.ndim) + a.shape) for a in map(_array, arys))
+    return out[0] if len(out) == 1 else out
+
+
+def _running(f: np.ufunc, array: Array, axis: int = 0, *, array_dot: Array) -> Pair:
+    """Pick the latest of the entries that were an extreme when they came."""
+    hit = array == f.accumulate(array, axis=axis)
+    steps = np.expand_dims(np.arange(array.shape[axis]), tuple(range(1, array.ndim)))
+    latest = np.where(hit, np.moveaxis(steps, 0, axis), 0)
+    grid = _grid(np.maximum.accumulate(latest, axis=axis), axis, array.shape)
+    return array[grid], array_dot[grid]
 
 
 FORMULAS: Final[dict[Any, Callable[..., Any]]] = {
@@ -107,8 +121,8 @@ FORMULAS: Final[dict[Any, Callable[..., Any]]] = {
     np.stack: lambda arrays, axis=0: np.concatenate(
         [np.expand_dims(a, axis) for a in map(_array, arrays)], axis=axis
     ),
-    np.atleast_1d: _at_least(1),
-    np.atleast_2d: _at_least(2),
+    np.atleast_1d: partial(_at_least, 1),
+    np.atleast_2d: partial(_at_least, 2),
     np.vstack: lambda tup: np.concatenate([np.atleast_2d(a) for a in tup], axis=0),
     np.hstack: lambda tup: np.concatenate(
         [np.atleast_1d(a) for a in tup], axis=0 if np.ndim(tup[0]) < 2 else 1
@@ -132,6 +146,8 @@ FORMULAS: Final[dict[Any, Callable[..., Any]]] = {
     np.take_along_axis: lambda arr, indices, axis=-1: (
         np.ravel(arr)[np.ravel(indices)] if axis is None else arr[_grid(indices, axis, arr.shape)]
     ),
+    (np.maximum, "accumulate"): partial(_running, np.maximum),
+    (np.minimum, "accumulate"): partial(_running, np.minimum),
     np.fliplr: lambda m: np.flip(m, axis=1),
     np.flipud: lambda m: np.flip(m, axis=0),
     np.roll: lambda a, shift, axis=None: _picked(a, np.roll(numbered(a), shift, axis)),
@@ -179,14 +195,6 @@ def _split(ary: Array, indices_or_sections: Any, axis: int = 0) -> list[Array]:
     return np.array_split(ary, indices_or_sections, axis=axis)
 
 
-def _grid(places: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """Return the index that picks `places` along one axis and stays put along the others."""
-    axis = normalize_axis_index(axis, len(shape))
-    grid: list[Any] = list(np.ix_(*(range(1 if i == axis else n) for i, n in enumerate(shape))))
-    grid[axis] = places
-    return tuple(grid)
-
-
 @rule(np.flip)
 def _flip(m: Array, axis: Any = None) -> Array:
     axes = range(m.ndim) if axis is None else normalize_axis_tuple(axis, m.ndim)
@@ -217,21 +225,6 @@ def _sort(a: Array, axis: int | None = -1, *, kind: Any = None, stable: Any = No
     if axis is None:
         a, axis = np.ravel(a), 0
     return np.take_along_axis(a, np.argsort(a, axis=axis, kind="stable"), axis=axis)
-
-
-def _running(f: np.ufunc) -> Any:
-    def formula(array: Array, axis: int = 0, *, array_dot: Array) -> Pair:
-        hit = array == f.accumulate(array, axis=axis)  # where a new extreme stands
-        steps = np.expand_dims(np.arange(array.shape[axis]), tuple(range(1, array.ndim)))
-        latest = np.where(hit, np.moveaxis(steps, 0, axis), 0)
-        grid = _grid(np.maximum.accumulate(latest, axis=axis), axis, array.shape)
-        return array[grid], array_dot[grid]
-
-    return formula
-
-
-rule((np.maximum, "accumulate"))(_running(np.maximum))
-rule((np.minimum, "accumulate"))(_running(np.minimum))
 
 
 @rule(np.diag)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -99,12 +100,11 @@ def _share(f: Callable[..., Array], a: Array, axis: Any) -> Array:
     return hit / np.sum(hit, axis=axis, keepdims=True, dtype=a.dtype)
 
 
-def _extremum(f: Callable[..., Array]) -> Callable[..., Any]:
-    def formula(a: Array, axis: Any = None, *, keepdims: bool = False, a_dot: Array) -> Pair:
-        out = f(a, axis=axis, keepdims=keepdims)
-        return out, np.sum(a_dot * _share(f, a, axis), axis=axis, keepdims=keepdims)
-
-    return formula
+def _extremum(
+    f: Callable[..., Array], a: Array, axis: Any = None, *, keepdims: bool = False, a_dot: Array
+) -> Pair:
+    out = f(a, axis=axis, keepdims=keepdims)
+    return out, np.sum(a_dot * _share(f, a, axis), axis=axis, keepdims=keepdims)
 
 
 @rule(np.prod)
@@ -284,9 +284,11 @@ def _kron(a: Array, b: Array) -> Array:
     return np.reshape(left * right, [m * n for m, n in zip(ours, theirs, strict=True)])
 
 
-def _from_axis_0(f: Callable[..., Array]) -> Callable[..., Array]:
-    """Return a reduction as ufuncs have it: over the first axis, if it is told no other."""
-    return lambda array, axis=0, *, keepdims=False: f(array, axis=axis, keepdims=keepdims)
+def _reduce(
+    f: Callable[..., Array], array: Array, axis: Any = 0, *, keepdims: bool = False
+) -> Array:
+    """Reduce as ufuncs do: over the first axis, if it is told no other."""
+    return f(array, axis=axis, keepdims=keepdims)
 
 
 FORMULAS: Final[dict[Any, Callable[..., Any]]] = {
@@ -298,14 +300,14 @@ FORMULAS: Final[dict[Any, Callable[..., Any]]] = {
         np.mean(a, axis=axis, dtype=dtype, keepdims=keepdims),
         _summed(a_dot, axis, dtype, keepdims) / _count(a, axis),
     ),
-    np.max: _extremum(np.max),
-    np.amax: _extremum(np.max),
-    np.min: _extremum(np.min),
-    np.amin: _extremum(np.min),
-    (np.add, "reduce"): _from_axis_0(np.sum),
-    (np.multiply, "reduce"): _from_axis_0(np.prod),
-    (np.maximum, "reduce"): _from_axis_0(np.max),
-    (np.minimum, "reduce"): _from_axis_0(np.min),
+    np.max: partial(_extremum, np.max),
+    np.amax: partial(_extremum, np.max),
+    np.min: partial(_extremum, np.min),
+    np.amin: partial(_extremum, np.min),
+    (np.add, "reduce"): partial(_reduce, np.sum),
+    (np.multiply, "reduce"): partial(_reduce, np.prod),
+    (np.maximum, "reduce"): partial(_reduce, np.max),
+    (np.minimum, "reduce"): partial(_reduce, np.min),
     (np.add, "accumulate"): lambda array, axis=0: np.cumsum(array, axis=axis),
     (np.multiply, "accumulate"): lambda array, axis=0: np.cumprod(array, axis=axis),
     np.ptp: lambda a, axis=None, *, keepdims=False: (

@@ -211,10 +211,11 @@ ZERO: Final = _Zero()
 class Directions(Tangent):
     """Tangents of one primal, as a ``stack`` of (directions, *shape): to a rule, one of them."""
 
-    __slots__ = ("stack",)
+    __slots__ = ("dtype", "shape", "stack")
 
     def __init__(self, stack: Array) -> None:
         self.stack = stack  # (directions, *shape): an array, or a dual of an outer derivative
+        self.shape, self.dtype = tuple(stack.shape[1:]), stack.dtype
 
     def __repr__(self) -> str:
         """Show the stack."""
@@ -223,16 +224,6 @@ class Directions(Tangent):
     def __len__(self) -> int:
         """Return the number of directions."""
         return int(self.stack.shape[0])
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one tangent."""
-        return tuple(self.stack.shape[1:])
-
-    @property
-    def dtype(self) -> Any:
-        """Floating type of the tangents."""
-        return self.stack.dtype
 
     def _over(self, *others: Array) -> Array:
         """Return the stack, with unit axes after the first so that it broadcasts over `others`."""
