@@ -841,7 +841,7 @@ def refusals():
         "random choice": (lambda x: generator.choice(x), "plain array"),
         "random permutation": (lambda x: generator.permutation(x), "plain array"),
         "save": (lambda x: np.save("/dev/null", x), "np.save"),
-        "nothing a number": (lambda x: "text", "got str"),
+        "nothing a number": (lambda x: "text", "output of fn must hold real numbers, got <U4"),
         "entry of a plain array": (element, "sequence"),  # NumPy's words; ours are the cause
     }
 

@@ -8,6 +8,7 @@ own NumPy calls meet them in turn.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -56,8 +57,9 @@ def apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     for arg in (*args, *kwargs.values()):
         tag = max(tag, tag_of(arg))
         half = half or (isinstance(arg, DualNumber) and arg.primal.dtype is _HALF)
+    call = partial(_call, function, args, kwargs)
     if half and function is not np.ndarray.astype:
-        out = _apply_in_float32(function, args, kwargs, tag)
+        out = _apply_in_float32(call, tag)
     elif rule.composed:
         out = rule.formula(*args, **kwargs)
         if isinstance(out, DualNumber):  # a copy to NumPy, unless it is one of the views
@@ -65,7 +67,8 @@ def apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     else:
         out = _apply_formula(function, rule, args, kwargs, tag)
     if function in VIEWS and isinstance(out, DualNumber):
-        _link(out, function, args, kwargs, rule.composed)
+        parent = next(arg for arg in (*args, *kwargs.values()) if isinstance(arg, DualNumber))
+        _link(out, parent, call, rule.composed)
     return out
 
 
@@ -91,9 +94,7 @@ def _apply_formula(
     return join_parts(out, out_dot, tag)
 
 
-def _apply_in_float32(
-    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tag: int
-) -> Any:
+def _apply_in_float32(call: Callable[..., Any], tag: int) -> Any:
     """Apply a function to float16: NumPy's value, and a tangent in float32, rounded once."""
 
     def wide(dual: DualNumber) -> DualNumber:
@@ -106,15 +107,12 @@ def _apply_in_float32(
             return rebuild(value, [join(*pair) for pair in zip(value, dual, strict=True)])
         return join_parts(value, part(dual, tag)[1], tag)
 
-    value = _call(function, args, kwargs, lambda dual: dual.primal if dual.tag == tag else dual)
-    return join(value, _call(function, args, kwargs, wide))
+    value = call(lambda dual: dual.primal if dual.tag == tag else dual)
+    return join(value, call(wide))
 
 
 def _call(
-    function: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    change: Callable[[DualNumber], Any],
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[..., Any]
 ) -> Any:
     """Call what a key of the table stands for, with all duals changed."""
     args = tuple(_map_duals(change, arg) for arg in args)
@@ -130,15 +128,12 @@ def _map_duals(change: Callable[[DualNumber], Any], arg: Any) -> Any:
     return change(arg) if isinstance(arg, DualNumber) else arg
 
 
-def _link(
-    out: DualNumber, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], composed: bool
-) -> None:
+def _link(out: DualNumber, parent: DualNumber, call: Callable[..., Any], composed: bool) -> None:
     """Let a view know what it shows; a copy, here or to NumPy, stands alone."""
-    parent = next(arg for arg in (*args, *kwargs.values()) if isinstance(arg, DualNumber))
     value = value_of(parent)
 
     def view(a: Array) -> Array:
-        return _call(function, args, kwargs, lambda dual: a if dual is parent else dual)
+        return call(lambda dual: a if dual is parent else dual)
 
     if np.may_share_memory(value_of(out), value) and not (
         composed and not np.may_share_memory(view(value), value)

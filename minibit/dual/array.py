@@ -1,7 +1,4 @@
-"""The dual array, which answers NumPy's functions and has an array's methods.
-
-x + x_dot eps,  eps**2 = 0,   so that   f(x + x_dot eps) = f(x) + f'(x) x_dot eps
-"""
+"""The dual array ``x + x_dot eps``, with ``eps**2 = 0``, under NumPy's own protocols."""
 
 from __future__ import annotations
 
@@ -42,14 +39,13 @@ class Dual(DualNumber, ArrayMethods):
     Parameters
     ----------
     primal, tangent : float array, or Dual of an outer derivative
-        Of one shape, else it is a ValueError. The tangent is converted to the type of the primal.
+        Of one shape, else it is a ValueError. The tangent is converted to the type of the primal,
+        which is floating, else it is a TypeError: integers and complex numbers have no tangent.
 
-    Raises
-    ------
-    TypeError
-        If `primal` is not floating: integers and complex numbers have no tangent here. Also on
-        what would lose the tangent: a plain array as ``out=``, conversion to an array or a Python
-        number, assignment to a plain array; a `NoRuleError` on a function without a rule.
+    Notes
+    -----
+    What would lose the tangent is a TypeError: a plain array as ``out=``, conversion to an array or
+    a Python number, assignment to a plain array; a function without a rule, a `NoRuleError`.
 
     Examples
     --------
@@ -164,8 +160,7 @@ class Dual(DualNumber, ArrayMethods):
 
     def transpose(self, *axes: Any) -> Any:
         """See `np.transpose`; the axes may be a tuple or several numbers."""
-        order = (axes[0] if len(axes) == 1 else axes) if axes else None
-        return apply(np.transpose, (self, order), {})
+        return apply(np.transpose, (self, axes[0] if len(axes) == 1 else axes or None), {})
 
     def copy(self) -> Any:
         """Return a copy, in C order as an array does."""
@@ -215,8 +210,3 @@ def matching(tangent: Any, primal: Array, name: str, batch: bool) -> Array:
         tangent = unmasked(name, tangent)
     real_numbers(name, tangent, ("directions", *primal.shape) if batch else primal.shape)
     return tangent if tangent.dtype == primal.dtype else tangent.astype(primal.dtype)
-
-
-def dtype_of(leaf: Any) -> np.dtype[Any]:
-    """Type of the array that a leaf is or would become."""
-    return np.dtype(leaf.dtype) if hasattr(leaf, "dtype") else np.asarray(leaf).dtype

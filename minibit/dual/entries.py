@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from minibit.dual.tangents import Array
+from minibit.dual.tangents import Array, as_array
 from minibit.dual.trees import rebuild
 
 View = tuple[Any, Array, Array, Callable[[Array], Array]]  # of whom, its parts then, how
@@ -44,7 +44,7 @@ def write(dual: Any, index: Any, value: Any) -> None:
     """Assign a value, broadcast and converted as NumPy does, to the entries that an index picks."""
     places = numbered(dual)[index]
     shape = np.shape(places)
-    value = value if hasattr(value, "primal") else np.asarray(value)
+    value = as_array(value)
     if not np.can_cast(value.dtype, dual.dtype, "same_kind"):
         raise TypeError(f"a Dual of {dual.dtype} cannot be assigned values of {value.dtype}")
     while value.ndim > len(shape) and len(value) == 1:

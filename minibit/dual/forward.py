@@ -15,9 +15,9 @@ import numpy as np
 
 from minibit.base import real_numbers
 from minibit.dual.apply import join_parts, make_dual, part, tag_of
-from minibit.dual.array import Dual, dtype_of, floating, matching
+from minibit.dual.array import Dual, floating, matching
 from minibit.dual.entries import value_of
-from minibit.dual.tangents import ZERO, Array, Directions, NoRuleError, Tangent
+from minibit.dual.tangents import ZERO, Array, Directions, NoRuleError, Tangent, as_array
 from minibit.dual.trees import Tree, leaves, map_tree, zip_trees
 
 _tags = itertools.count(1)  # one for each derivative being taken; the innermost has the highest
@@ -96,8 +96,8 @@ def _push(fn: Callable[..., Tree], primals: Any, tangents: Any, batch: bool) -> 
 
     args = zip_trees(seed, tuple(primals), tuple(tangents), "primals")
     if len(counts) > 1:
-        said = ", ".join(f"{n} for {name}" for n, name in counts.items())
-        raise ValueError(f"every tangent must have the same number of directions, got {said}")
+        got = ", ".join(f"{n} for {name}" for n, name in counts.items())
+        raise ValueError(f"every tangent must have the same number of directions, got {got}")
     if batch and not counts:
         raise ValueError("jvp_batch needs at least one tangent to know the number of directions")
     lead = tuple(counts)
@@ -113,15 +113,12 @@ def _push(fn: Callable[..., Tree], primals: Any, tangents: Any, batch: bool) -> 
             return dot.copy() if shared else dot
         if leaf is None:
             return None
-        dtype = dtype_of(leaf)
-        if dtype.kind not in "fiub":
-            what = f"{type(leaf).__name__} ({dtype})"
-            raise TypeError(f"fn must return arrays of real numbers, got {what}")
-        return np.zeros((*lead, *np.shape(leaf)), dtype if dtype.kind == "f" else np.float64)
+        leaf = as_array(leaf)
+        real_numbers("the output of fn", leaf, leaf.shape)
+        return np.zeros((*lead, *leaf.shape), leaf.dtype if leaf.dtype.kind == "f" else np.float64)
 
     out = fn(*args)
-    primal_out = map_tree(lambda leaf: part(leaf, tag)[0], out)
-    return primal_out, map_tree(tangent_of, out)
+    return map_tree(lambda leaf: part(leaf, tag)[0], out), map_tree(tangent_of, out)
 
 
 def derivative(fn: Callable[..., Tree]) -> Callable[..., Tree]:
@@ -129,8 +126,8 @@ def derivative(fn: Callable[..., Tree]) -> Callable[..., Tree]:
 
         derivative(f)(x) = df/dx,   of the shape of f(x)
 
-    The derivative takes the arguments of `fn`, and holds those after the first constant. It may be
-    differentiated again. A first argument with axes is a ValueError, an integer a TypeError.
+    It takes the arguments of `fn`, holds those after the first constant, and may be differentiated
+    again. A first argument with axes is a ValueError, an integer a TypeError.
 
     Examples
     --------
@@ -152,8 +149,7 @@ def jacfwd(fn: Callable[..., Tree]) -> Callable[..., Tree]:
 
         J[..., i] = d f(x) / d x[i],   shape (*out.shape, *x.shape)
 
-    The Jacobian takes the arguments of `fn`, and holds those after the first, a floating array,
-    constant. ``x.size`` tangents flow together.
+    As `derivative` of `fn`, but at a floating array: ``x.size`` tangents flow together.
 
     Examples
     --------
@@ -167,9 +163,7 @@ def jacfwd(fn: Callable[..., Tree]) -> Callable[..., Tree]:
         x = floating(x, "the argument of jacfwd")
         basis = np.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
         _, columns = jvp_batch(lambda x: fn(x, *args, **kwargs), (x,), (basis,))
-        return map_tree(
-            lambda c: np.reshape(np.moveaxis(c, 0, -1), (*np.shape(c)[1:], *x.shape)), columns
-        )
+        return map_tree(lambda c: np.moveaxis(c, 0, -1).reshape((*c.shape[1:], *x.shape)), columns)
 
     return jacobian
 
@@ -204,7 +198,7 @@ def forward_gradient(
     def estimate(direction: Any, primal: Any, _: str) -> Any:
         if direction is None:
             return None
-        v = direction if isinstance(direction, Dual) else np.asarray(direction, dtype_of(primal))
+        v = as_array(direction).astype(as_array(primal).dtype)
         return np.tensordot(slopes, v, axes=1) / n  # (*shape)
 
     return value, zip_trees(estimate, directions, params, "directions")
@@ -212,8 +206,6 @@ def forward_gradient(
 
 def stop_gradient(tree: Tree) -> Tree:
     """Hold the values of a tree constant: drop their tangents, of every order.
-
-    Plain arrays come back as they are.
 
     Examples
     --------
@@ -304,8 +296,8 @@ class custom_jvp:
             dot = part(leaf, tag)[1]
             if dot is not ZERO:
                 return dot
-            dtype = dtype_of(leaf)
-            return np.zeros(np.shape(leaf), dtype) if dtype.kind == "f" else None
+            leaf = as_array(leaf)
+            return np.zeros(leaf.shape, leaf.dtype) if leaf.dtype.kind == "f" else None
 
         tangents = map_tree(tangent_of, args)
         returned: Any = self.rule(primals, tangents, **kwargs)
@@ -315,8 +307,7 @@ class custom_jvp:
         out, out_dot = returned
 
         def join(leaf: Any, dot: Any, _: str) -> Any:
-            leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-            dot = dot if hasattr(dot, "dtype") else np.asarray(dot)
+            leaf, dot = as_array(leaf), as_array(dot)
             real_numbers(f"the tangent from the rule of {name}", dot, leaf.shape)
             return join_parts(leaf, dot, tag)
 

@@ -16,12 +16,7 @@ from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from minibit.dual.entries import numbered
 from minibit.dual.rules import Pair, rule
-from minibit.dual.tangents import ZERO, Array, NoRuleError
-
-
-def _array(a: Any) -> Array:
-    """Let a dual pass; make anything else an array."""
-    return a if hasattr(a, "__array_function__") else np.asarray(a)
+from minibit.dual.tangents import ZERO, Array, NoRuleError, as_array
 
 
 def _along(axis: int, ndim: int, part: Any) -> tuple[Any, ...]:
@@ -87,7 +82,7 @@ def _grid(places: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
 
 def _at_least(ndim: int, *arys: Array) -> Any:
     """Give arrays as many axes as ``np.atleast_1d`` or ``np.atleast_2d`` does."""
-    out = tuple(np.reshape(a, (1,) * (ndim - a.ndim) + a.shape) for a in map(_array, arys))
+    out = tuple(np.reshape(a, (1,) * (ndim - a.ndim) + a.shape) for a in map(as_array, arys))
     return out[0] if len(out) == 1 else out
 
 
@@ -98,6 +93,13 @@ def _running(f: np.ufunc, array: Array, axis: int = 0, *, array_dot: Array) -> P
     latest = np.where(hit, np.moveaxis(steps, 0, axis), 0)
     grid = _grid(np.maximum.accumulate(latest, axis=axis), axis, array.shape)
     return array[grid], array_dot[grid]
+
+
+def _split(f: Callable[..., Any], ary: Array, indices_or_sections: Any, axis: int = 0) -> Any:
+    """Cut along an axis where ``np.split`` or ``np.array_split`` cuts, with its errors."""
+    pieces = f(np.arange(ary.shape[axis]), indices_or_sections)
+    ends = [slice(int(p[0]), int(p[-1]) + 1) if p.size else slice(0) for p in pieces]
+    return [ary[_along(axis, ary.ndim, piece)] for piece in ends]
 
 
 FORMULAS: Final[dict[Any, Callable[..., Any]]] = {
@@ -119,7 +121,7 @@ FORMULAS: Final[dict[Any, Callable[..., Any]]] = {
     np.matrix_transpose: lambda x: np.swapaxes(x, -1, -2),
     np.linalg.matrix_transpose: lambda x: np.swapaxes(x, -1, -2),
     np.stack: lambda arrays, axis=0: np.concatenate(
-        [np.expand_dims(a, axis) for a in map(_array, arrays)], axis=axis
+        [np.expand_dims(a, axis) for a in map(as_array, arrays)], axis=axis
     ),
     np.atleast_1d: partial(_at_least, 1),
     np.atleast_2d: partial(_at_least, 2),
@@ -128,14 +130,16 @@ FORMULAS: Final[dict[Any, Callable[..., Any]]] = {
         [np.atleast_1d(a) for a in tup], axis=0 if np.ndim(tup[0]) < 2 else 1
     ),
     np.column_stack: lambda tup: np.concatenate(
-        [np.reshape(a, (-1, 1)) if a.ndim < 2 else a for a in map(_array, tup)], axis=1
+        [np.reshape(a, (-1, 1)) if a.ndim < 2 else a for a in map(as_array, tup)], axis=1
     ),
     np.broadcast_arrays: lambda *args: tuple(
         np.broadcast_to(a, np.broadcast_shapes(*map(np.shape, args))) for a in args
     ),
     np.append: lambda arr, values, axis=None: np.concatenate(
-        [_array(arr), _array(values)], axis=axis
+        [as_array(arr), as_array(values)], axis=axis
     ),
+    np.split: partial(_split, np.split),
+    np.array_split: partial(_split, np.array_split),
     np.hsplit: lambda ary, indices_or_sections: np.split(
         ary, indices_or_sections, axis=0 if ary.ndim == 1 else 1
     ),
@@ -180,19 +184,6 @@ def _meshgrid(*xi: Array, indexing: str = "xy") -> tuple[Array, ...]:
     if indexing == "xy" and len(xi) > 1:
         axes = [np.swapaxes(x, 0, 1) for x in axes]
     return tuple(np.broadcast_arrays(*axes))
-
-
-@rule(np.array_split)
-def _array_split(ary: Array, indices_or_sections: Any, axis: int = 0) -> list[Array]:
-    pieces = np.array_split(np.arange(ary.shape[axis]), indices_or_sections)
-    starts = [(p[0], p[-1] + 1) if p.size else (0, 0) for p in pieces]
-    return [ary[_along(axis, ary.ndim, slice(*map(int, ends)))] for ends in starts]
-
-
-@rule(np.split)
-def _split(ary: Array, indices_or_sections: Any, axis: int = 0) -> list[Array]:
-    np.split(np.arange(ary.shape[axis]), indices_or_sections)  # NumPy's errors
-    return np.array_split(ary, indices_or_sections, axis=axis)
 
 
 @rule(np.flip)

@@ -25,6 +25,11 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 Array = Any  # an ndarray, a Dual or a Tangent: NumPy's protocols make them one
 
 
+def as_array(a: Any) -> Array:
+    """Let a dual or a tangent pass; make anything else an array."""
+    return a if hasattr(a, "__array_function__") else np.asarray(a)
+
+
 class NoRuleError(TypeError):
     """A function met a dual number, or a tangent, and has no rule for it."""
 
@@ -154,7 +159,7 @@ def _concatenate(tangents: list[Array], axis: int = 0) -> Array:
 
 
 def _where(mask: Array, first: Array, second: Array) -> Array:
-    first, second = (0.0 if side is ZERO else side for side in (first, second))
+    first, second = (0.0 if t is ZERO else t for t in (first, second))
     tangent: Tangent = first if isinstance(first, Tangent) else second
     return tangent._where(mask, first, second)
 
@@ -192,7 +197,7 @@ class _Zero(Tangent):
         if function is np.where:
             if args[1] is args[2]:
                 return self
-            return np.where(args[0], *(0.0 if side is self else side for side in args[1:]))
+            return np.where(args[0], *(0.0 if t is self else t for t in args[1:]))
         if function not in LINEAR:
             raise NoRuleError(_not_linear(function))
         return self
@@ -282,8 +287,8 @@ class Directions(Tangent):
 
     @classmethod
     def _where(cls, mask: Array, first: Array, second: Array) -> Array:
-        sides = [t._over(mask, first, second) if isinstance(t, cls) else t for t in (first, second)]
-        return cls(np.where(mask, *sides))
+        pair = [t._over(mask, first, second) if isinstance(t, cls) else t for t in (first, second)]
+        return cls(np.where(mask, *pair))
 
     def __getitem__(self, index: Any) -> Array:
         """Index every tangent; with the directions last, so that `index` meets its own axes."""

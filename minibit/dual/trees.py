@@ -24,9 +24,9 @@ def map_tree(leaf: Callable[[Any], Any], tree: Tree) -> Tree:
 
 def leaves(tree: Tree) -> list[Any]:
     """List the arrays of a tree."""
-    found: list[Any] = []
-    map_tree(found.append, tree)
-    return found
+    arrays: list[Any] = []
+    map_tree(arrays.append, tree)
+    return arrays
 
 
 def zip_trees(leaf: Callable[[Any, Any, str], Any], tree: Tree, other: Tree, name: str) -> Tree:
