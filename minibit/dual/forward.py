@@ -198,8 +198,8 @@ def forward_gradient(
     def estimate(direction: Any, primal: Any, _: str) -> Any:
         if direction is None:
             return None
-        v = as_array(direction).astype(as_array(primal).dtype)
-        return np.tensordot(slopes, v, axes=1) / n  # (*shape)
+        v = as_array(direction).astype(as_array(primal).dtype)  # (directions, *shape)
+        return np.tensordot(slopes, v, axes=1) / n
 
     return value, zip_trees(estimate, directions, params, "directions")
 

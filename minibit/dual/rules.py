@@ -21,14 +21,12 @@ wherever it exists need none (`CONSTANT`: comparisons, rounding, argsort). Conve
 - ``x ** y``: the slope in x is 0 where y = 0, also at 0 ** 0; the slope in y is 0 where x = 0, and
   NaN where x < 0.
 - ``det``: the cofactors, at every rank. ``inv``, ``solve``: NumPy's error at a singular matrix.
-- ``sign``, ``round``, ``floor`` and the like: 0 everywhere, also at the jump. Conversion to
-  integers likewise.
+- ``sign``, ``round``, ``floor``, conversion to integers: 0 everywhere, also at the jump.
 
 A slope is within 8 ulp of the true one at every exponent of float16, float32 and float64, with
 these exceptions (``python tests/rule_accuracy.py`` prints the worst case of each rule):
 
-- float16: NumPy's value, and a tangent that is computed in float32 and rounded once. So counts,
-  sums and products of matrices neither overflow nor stall on their way.
+- float16: NumPy's value, and a tangent that is computed in float32 and rounded once.
 - The slope of a function of two numbers has no more digits than a subnormal argument or value has.
   Where a value overflows, its slope may, too; and 0 times an infinite slope is NaN.
 - ``var``, ``std``, ``average``, ``inv``, ``det`` and ``solve`` subtract: their slopes have the
@@ -129,9 +127,7 @@ def _sech_squared(e: Array) -> Array:
     return 4 * e / np.square(1 + e)
 
 
-def _elementwise(
-    f: np.ufunc, slope: Callable[[Array, Array], Array], x: Array, x_dot: Array
-) -> Pair:
+def _elementwise(f: np.ufunc, slope: Callable[..., Array], x: Array, x_dot: Array) -> Pair:
     y = f(x)
     return y, x_dot * slope(x, y)
 

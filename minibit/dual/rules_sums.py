@@ -100,9 +100,7 @@ def _share(f: Callable[..., Array], a: Array, axis: Any) -> Array:
     return hit / np.sum(hit, axis=axis, keepdims=True, dtype=a.dtype)
 
 
-def _extremum(
-    f: Callable[..., Array], a: Array, axis: Any = None, *, keepdims: bool = False, a_dot: Array
-) -> Pair:
+def _extremum(f: Any, a: Array, axis: Any = None, *, keepdims: bool = False, a_dot: Array) -> Pair:
     out = f(a, axis=axis, keepdims=keepdims)
     return out, np.sum(a_dot * _share(f, a, axis), axis=axis, keepdims=keepdims)
 
@@ -197,9 +195,8 @@ def _einsum(
     subscripts = _with_arrow(subscripts)
     z_dot: Array = ZERO
     for i, operand_dot in enumerate(operands_dot):
-        if operand_dot is not ZERO:
-            factors = (*operands[:i], operand_dot, *operands[i + 1 :])
-            z_dot = z_dot + np.einsum(subscripts, *factors, optimize=optimize)
+        factors = (*operands[:i], operand_dot, *operands[i + 1 :])
+        z_dot = z_dot + np.einsum(subscripts, *factors, optimize=optimize)
     return np.einsum(subscripts, *operands, optimize=optimize), z_dot
 
 
@@ -284,10 +281,8 @@ def _kron(a: Array, b: Array) -> Array:
     return np.reshape(left * right, [m * n for m, n in zip(ours, theirs, strict=True)])
 
 
-def _reduce(
-    f: Callable[..., Array], array: Array, axis: Any = 0, *, keepdims: bool = False
-) -> Array:
-    """Reduce as ufuncs do: over the first axis, if it is told no other."""
+def _reduce(f: Any, array: Array, axis: Any = 0, *, keepdims: bool = False) -> Array:
+    """Reduce as ufuncs do: over the first axis, if they are told no other."""
     return f(array, axis=axis, keepdims=keepdims)
 
 

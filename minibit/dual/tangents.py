@@ -180,10 +180,6 @@ LINEAR: Final[dict[Any, Any]] = {
 class _Zero(Tangent):
     """The tangent of a constant: never an array of zeros, so it costs nothing."""
 
-    def __repr__(self) -> str:
-        """Return the name."""
-        return "ZERO"
-
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Array:
         if ufunc is np.add:
             return inputs[1] if inputs[0] is self else inputs[0]
@@ -202,12 +198,11 @@ class _Zero(Tangent):
             raise NoRuleError(_not_linear(function))
         return self
 
-    def __getitem__(self, index: Any) -> Array:
-        return self
-
     def astype(self, dtype: Any) -> Array:
         """Return zero: it has no type."""
         return self
+
+    __getitem__ = astype
 
 
 ZERO: Final = _Zero()
@@ -226,16 +221,12 @@ class Directions(Tangent):
         """Show the stack."""
         return f"Directions({self.stack!r})"
 
-    def __len__(self) -> int:
-        """Return the number of directions."""
-        return int(self.stack.shape[0])
-
     def _over(self, *others: Array) -> Array:
         """Return the stack, with unit axes after the first so that it broadcasts over `others`."""
         missing = max(getattr(other, "ndim", 0) for other in others) - self.ndim
         if missing <= 0:
             return self.stack
-        return np.reshape(self.stack, (len(self), *(1,) * missing, *self.shape))
+        return np.reshape(self.stack, (len(self.stack), *(1,) * missing, *self.shape))
 
     def _add(self, other: Array) -> Array:
         stack = other._over(self) if isinstance(other, Directions) else other
@@ -252,14 +243,14 @@ class Directions(Tangent):
         return Directions(np.cumsum(self.stack, axis=axis + 1))
 
     def _reshape(self, shape: tuple[int, ...]) -> Array:
-        return Directions(np.reshape(self.stack, (len(self), *shape)))
+        return Directions(np.reshape(self.stack, (len(self.stack), *shape)))
 
     def _transpose(self, axes: tuple[int, ...]) -> Array:
         return Directions(np.transpose(self.stack, (0, *(axis + 1 for axis in axes))))
 
     def _broadcast_to(self, shape: tuple[int, ...]) -> Array:
         stack = self._over(np.broadcast_to(0, shape))
-        return Directions(np.broadcast_to(stack, (len(self), *shape)))
+        return Directions(np.broadcast_to(stack, (len(self.stack), *shape)))
 
     def _pad(self, widths: list[tuple[int, int]]) -> Array:
         return Directions(np.pad(self.stack, [(0, 0), *widths]))
@@ -278,7 +269,7 @@ class Directions(Tangent):
 
     @classmethod
     def _concatenate(cls, tangents: list[Array], axis: int) -> Array:
-        count = next(len(t) for t in tangents if isinstance(t, cls))
+        count = next(len(t.stack) for t in tangents if isinstance(t, cls))
         stacks = [
             t.stack if isinstance(t, cls) else np.broadcast_to(t, (count, *np.shape(t)))
             for t in tangents

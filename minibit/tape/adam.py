@@ -91,10 +91,8 @@ class Adam:
                 return None
             kind = p.dtype if hasattr(p, "dtype") else type(p).__name__
             if kind not in (np.float32, np.float64, "float"):
-                raise TypeError(
-                    f"{name} is {kind}: Adam moves arrays of float32 or float64. None holds a part "
-                    "constant"
-                )
+                takes = "be float32 or float64, or None to stay constant"
+                raise TypeError(f"{name} must {takes}, got {kind}")
             self._now.append(np.asarray(p, order="C"))
             return len(self._now) - 1
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibit.dual import ZERO, Array, NoRuleError, Tangent, value_of
+from minibit.dual import Array, NoRuleError, Tangent, value_of
 from minibit.tape import transposes as transposes
 
 Term = tuple[int, Callable[..., Array], tuple[Any, ...]]  # A_kj: j, its transpose, what A was given
@@ -58,16 +58,6 @@ class Recorder(Tangent):
     def _line(self, shape: tuple[int, ...], dtype: Any, transpose: Any, *arrays: Any) -> Recorder:
         return self.tape.variable(shape, dtype, (self.number, transpose, arrays))
 
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Array:
-        """As `Tangent` does, the two commonest calls first."""
-        if method == "__call__" and len(inputs) == 2 and not kwargs:
-            other = inputs[1] if inputs[0] is self else inputs[0]
-            if ufunc is np.multiply and not isinstance(other, Tangent):
-                return self._scale(ufunc, other)
-            if ufunc is np.add:
-                return self if other is ZERO else self._add(other)
-        return super().__array_ufunc__(ufunc, method, *inputs, **kwargs)
-
     def _add(self, other: Array) -> Array:
         if not _moves(other):
             return self._broadcast_to(_joint(self.shape, _shape(other)))
@@ -78,7 +68,7 @@ class Recorder(Tangent):
         return self.tape.variable(shape, _wider(self.dtype, other.dtype), *terms)
 
     def _scale(self, ufunc: np.ufunc, primal: Array) -> Array:
-        if isinstance(primal, int | float) and not isinstance(primal, np.generic):
+        if type(primal) in (int, float):
             return self._line(self.shape, self.dtype, transposes.scale, ufunc, primal)
         primal = primal if hasattr(primal, "dtype") else np.asarray(primal)
         shape, dtype = _joint(self.shape, primal.shape), _wider(self.dtype, primal.dtype)

@@ -43,17 +43,13 @@ def vjp(fn: Callable[..., Tree], primals: Any) -> tuple[Tree, Pullback]:
         (None for a part that does not matter); returns a tuple of the structure, shapes and types
         of `primals`: arrays of their own, zeros where nothing arrives.
 
-    Raises
-    ------
-    TypeError
-        If a primal is not floating, or `out` holds no real numbers; `NoRuleError` if `fn` applies a
-        function that has no rule, or a custom rule is not linear in its tangents.
-
     Notes
     -----
-    Kinks take the conventions of `minibit.dual.rules`. Calls nest, also with `jvp` and `jvp_batch`,
-    in any order. Arrays that `fn` multiplies by, or picks with, are held, not copied: they must not
-    be written to before the last call of `pullback`.
+    A primal that is not floating, or an output that is not real, is a TypeError; a function without
+    a rule, or a custom rule that is not linear in its tangents, a `NoRuleError`. Kinks take the
+    conventions of `minibit.dual.rules`. Calls nest, also with `jvp` and `jvp_batch`, in any order.
+    Arrays that `fn` multiplies by, or picks with, are held, not copied: they must not be written to
+    before the last call of `pullback`.
 
     Examples
     --------
@@ -227,9 +223,9 @@ def _pull(
 ) -> list[Array]:
     """Carry cotangents from the last variable to the first; return those of the inputs.
 
-    A cotangent that nothing has reached is None, not zeros. One is *owned* if nobody else can see
-    its memory: what arrives next is added to it in place. Without `keep`, each line is let go once
-    it is read, and with it the arrays that it held. Those of float16 are summed in float32.
+    A cotangent is None until something reaches it, and *owned* if nobody else can see its memory:
+    what arrives next is added in place. Without `keep`, each line is let go once it is read. Those
+    of float16 are summed in float32.
     """
     cotangents: list[Array] = [None] * len(program)
     owned = [False] * len(program)

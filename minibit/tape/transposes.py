@@ -83,10 +83,9 @@ def part(c: Array, shape: Shape, mine: bool, index: tuple[Any, ...]) -> Array:
 
 
 def choose(c: Array, shape: Shape, mine: bool, mask: Array, first: bool) -> Array:
-    """Transpose of where, in its first or second side: what went there.
+    """Transpose of where, in its first or second operand: what went there.
 
-    A product with the mask is far faster than ``np.where``, which guesses at each entry; but it
-    makes NaN of an infinity that the mask should hide.
+    A product is far faster than ``np.where``, but makes NaN of an infinity that the mask hides.
     """
     mask = mask if first else np.logical_not(mask)
     if isinstance(c, np.ndarray) and isinstance(mask, np.ndarray) and mask.dtype == np.bool_:
@@ -109,8 +108,7 @@ def matmul_left(c: Array, shape: Shape, mine: bool, a: Array, turned: bool) -> A
 def matmul_right(c: Array, shape: Shape, mine: bool, a: Array, turned: bool) -> Array:
     """Transpose of ``a @ t``: ``a^T @ c``; a single product if t is one matrix for a whole stack.
 
-    If t is itself a matrix that was `turned`, the result is laid out by columns in memory, and so
-    by rows once it is turned back: BLAS writes either order at the same cost.
+    If t was `turned`, the result lies by columns in memory, and by rows once it is turned back.
     """
     if len(shape) > 2:
         return np.swapaxes(a, -1, -2) @ c
@@ -177,8 +175,7 @@ def makes_a_view(index: Any) -> bool:
 def add_at(out: Array, c: Array, index: Any, view: bool) -> None:
     """Add a cotangent to `out`, at the places of `index`; a place picked twice gets both.
 
-    Rows of a matrix are sorted by their number and summed run by run, which is several times faster
-    than ``np.add.at``.
+    Rows of a matrix are sorted and summed run by run, several times faster than ``np.add.at``.
     """
     if view:
         out[index] += c
