@@ -132,7 +132,7 @@ _MOVED = (
     "hf_panels=ternary.panels head=matmul.float_weights philox=noise.philox density=noise.density "
     "subsets=noise.subsets moves=noise_step.records choices=noise_step.choices "
     "perceptron=noise_step.perceptron unit_reference=noise_step.unit_reference "
-    "unit_states=noise_step.prepared unit_tangents=noise_step.unit_tangents "
+    "unit_states=noise_step.unit_tangents unit_tangents=noise_step.unit_tangents "
     "alignments=noise_step.alignments logfile=steps.file logcodes=steps.codes "
     "replay=steps.replaying history=steps.history netmoves=steps.net_moves edits=steps.edits "
     "transposes=tape.transposes recorder=tape.recorder optimizers=tape.adam "

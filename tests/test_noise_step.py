@@ -252,7 +252,7 @@ def test_the_papers_network_agrees_on_every_input_type(dtype, activations):
 @pytest.mark.parametrize("activations", ACTIVATIONS)
 def test_sums_do_not_depend_on_the_number_of_threads(activations, monkeypatch):
     """A batch is always cut in the same parts: equal to the bit on 1, 2 and 5 threads."""
-    monkeypatch.setattr("minibit.noise_step.prepared.BLOCK", 8)
+    monkeypatch.setattr("minibit.noise_step.unit_tangents.BLOCK", 8)
     shape = (40, 30, 24, 20, 7)
     params, x, y, weight = problem(shape, 1, batch=101)
     units, model = some_units(params, 1), model_for(shape, activations)
@@ -360,7 +360,7 @@ def test_samples_count_once_however_a_batch_is_cut(monkeypatch):
     for sums, drawn in ((unit_sums, units), (direction_sums, directions)):
         whole = sums(model, params, x, y, weight, drawn)
         with monkeypatch.context() as patch:
-            patch.setattr("minibit.noise_step.prepared.BLOCK", 3)
+            patch.setattr("minibit.noise_step.unit_tangents.BLOCK", 3)
             parts = sums(model, params, x, y, weight, drawn)
         agree(parts.alignments, whole.alignments, 1e-5)
         agree(parts.squares, whole.squares, 1e-5)

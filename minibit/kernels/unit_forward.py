@@ -2,9 +2,9 @@
 
 With float activations a sample goes through alone, on additions: weights arrive transposed and
 stacked, one row an input of one layer; a nonzero input adds or subtracts a contiguous row, and zero
-inputs and zero weights are skipped. With int8 activations the products are those of
-`minibit.matmul`, for a block of samples at once; what stands between two of them is here, and the
-states of a block are then laid out for one sample, as if it had gone through alone.
+inputs and zero weights are skipped. With int8 activations a block of samples goes through at once
+(`hidden_states`), on the products of `minibit.matmul`; what stands between two of them is here, and
+the states of a block are then laid out for one sample, as if it had gone through alone.
 
 Buffers are two-dimensional and functions take (buffer, row) rather than views: a view costs an
 atomic reference count, which two threads would fight over. Numbers that are the same in every call
@@ -13,6 +13,7 @@ are typed, not literal: for literals Numba would compile a function again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -22,15 +23,17 @@ from minibit.kernels.compiling import njit
 from minibit.kernels.quantise import quantise_row
 
 __all__ = [
+    "Batch",
     "Block",
     "Network",
     "Outcomes",
+    "Products",
     "Sample",
+    "Terms",
     "add_rows",
-    "added_rows",
+    "buffers",
     "forward",
-    "rectify_rows",
-    "round_rows",
+    "hidden_states",
     "sample_outcome",
 ]
 
@@ -39,6 +42,7 @@ _outer = {"cache": True, "nogil": True, "_nrt": False}
 _inner = _outer | {"forceinline": True}
 _fast = {"reassoc", "contract", "nsz"}
 _ZERO, _SCRATCH_ROWS = np.int64(0), 5  # row 0 is the forward pass's, the others the tangents'
+_MIDDLE = 128  # of a pixel's values: less it, a pixel is an int8
 
 
 class Network(NamedTuple):
@@ -56,6 +60,23 @@ class Network(NamedTuple):
     eps: np.float32
 
 
+class Products(NamedTuple):
+    """What multiplies by the hidden layers, where bytes have dot products; else there are none."""
+
+    multiply: Callable[..., bool]  # see `minibit.kernels.product.product`
+    panels: tuple[Any, ...]  # of each layer
+    row_sums: Any  # float32 (n_out,) of the first layer: W 1
+
+
+class Batch(NamedTuple):
+    """Samples, their labels, and what they weigh in the sums."""
+
+    x: Any  # uint8 or float32 (batch, n_in)
+    y: Any  # int64 (batch,)
+    weight: Any  # float32 (batch,)
+    threshold: np.float32  # samples with 1 - p_y up to it are learnt: their tangents are skipped
+
+
 class Block(NamedTuple):
     """The states of a block of samples with int8 activations."""
 
@@ -71,6 +92,7 @@ class Outcomes(NamedTuple):
     loss: Any  # float32 (batch,)
     hardness: Any  # float32 (batch,): 1 - p_y
     correct: Any  # bool (batch,)
+    logits: Any  # float32 (batch, classes)
 
 
 class Sample(NamedTuple):
@@ -99,6 +121,35 @@ class Sample(NamedTuple):
         on, index, sizes = on.view(np.uint8), index.view(np.int32), sizes.view(np.int64)[0]
         g = g[0, : len(net.w_out)]
         return cls(z_hat, h, on, r[0], index, value, sizes, scratch, logits, g)
+
+
+class Terms(NamedTuple):
+    """What the tangents of a sample, or of four, are computed in: see the kernels of tangents."""
+
+    a: Any  # what layer norm subtracts from every tangent
+    b: Any
+    counted: Any  # scratch of int16 sums
+    picked: Any
+    t: Any  # (samples, units): the tangents
+    entries: Any  # (samples, layers, tall): the inputs of each layer
+
+    @classmethod
+    def room(cls, net: Network, units: int, samples: int) -> Terms:
+        """Room for it."""
+        hidden = len(net.widths) - 2
+        return cls(
+            np.empty(hidden, np.float32),
+            np.empty(hidden, np.float32),
+            rows_of(1, net.tall, np.int16)[0],
+            rows_of(1, net.tall, np.int32),
+            rows_of(samples, units),
+            rows_of(samples * (hidden + 1), net.tall).reshape(samples, hidden + 1, net.tall),
+        )
+
+
+def buffers(net: Network, count: int, units: int, samples: int) -> list[tuple[Sample, Terms]]:
+    """Room for as many threads: the state of a sample, the terms of `samples` and `units`."""
+    return [(Sample.room(net), Terms.room(net, units, samples)) for _ in range(count)]
 
 
 def rows_of(count: int, width: int, dtype: Any = np.float32) -> Any:
@@ -245,7 +296,7 @@ def _norm_of_sums(z, b, shift, factor, base, eps, row):
 
 
 @njit(cache=True, nogil=True)
-def added_rows(x, wt, first, n_in, z):
+def _added_rows(x, wt, first, n_in, z):
     """z[b] = W x[b] by additions, of n_in inputs: for floats, and without byte products."""
     index, value = np.empty((1, n_in + 1), np.int32), np.empty((1, n_in + 1), np.float32)
     for b in range(x.shape[0]):
@@ -254,7 +305,7 @@ def added_rows(x, wt, first, n_in, z):
 
 
 @njit(cache=True, nogil=True)
-def round_rows(z, shift, factors, base, eps, codes, scales, norms):
+def _round_rows(z, shift, factors, base, eps, codes, scales, norms):
     """codes = max(rint(scale z_hat), 0), scale = 127 / max|z_hat|: what the next layer multiplies.
 
     z_hat is layer norm's answer to ``factors[b] (z[b] + shift) + base``, and norms[b] its r. A
@@ -271,8 +322,8 @@ def round_rows(z, shift, factors, base, eps, codes, scales, norms):
 
 
 @njit(cache=True, nogil=True)
-def rectify_rows(z, shift, factors, base, eps, z_hat, norms):
-    """z_hat[b] of the last hidden layer, as floats, and norms[b]; see `round_rows`."""
+def _rectify_rows(z, shift, factors, base, eps, z_hat, norms):
+    """z_hat[b] of the last hidden layer, as floats, and norms[b]; see `_round_rows`."""
     row = np.empty((1, z.shape[1]), np.float32)
     for b in range(z.shape[0]):
         norms[b] = _norm_of_sums(z, b, shift, factors[b], base, eps, row)
@@ -315,13 +366,41 @@ def sample_outcome(net, x, y, b, block, own, outcomes):
 
 
 @njit(**_outer)
-def forward(net, x, y, block, own, logits, outcomes):
-    """Fill logits (batch, classes) and the outcomes of a batch; float activations have no block."""
-    for b in range(x.shape[0]):
+def forward(net, batch, block, outcomes, own, _):
+    """Fill the outcomes of a batch, logits too; float activations have no block."""
+    for b in range(batch.x.shape[0]):
         if block is None:
-            _forward_one(net, x, b, own)
+            _forward_one(net, batch.x, b, own)
         else:
             _recall_last(net, block, b, own)
-        outcomes.loss[b], outcomes.hardness[b], outcomes.correct[b] = _softmax(own, y[b])
-        for c in range(logits.shape[1]):
-            logits[b, c] = own.logits[0, c]
+        outcomes.loss[b], outcomes.hardness[b], outcomes.correct[b] = _softmax(own, batch.y[b])
+        for c in range(own.g.size):
+            outcomes.logits[b, c] = own.logits[0, c]
+
+
+def hidden_states(net: Network, products: Products | None, x: Any) -> Block:
+    """Run a block of samples with int8 activations through the hidden layers."""
+    batch, hidden = len(x), len(net.widths) - 2
+    widths = net.widths[1:-1]
+    codes = np.empty((hidden - 1, batch, max(widths)), np.int8)  # (layers, block, widest)
+    scales, norms = np.empty((hidden - 1, batch), np.float32), np.empty((hidden, batch), np.float32)
+    last = np.empty((batch, widths[-1]), np.float32)
+    factors, base = np.full(batch, net.scale), net.base
+    shift = np.zeros_like(base)
+    if products and x.dtype == np.uint8:  # W x = W (x - 128) + 128 W 1
+        x, shift = (x ^ np.uint8(_MIDDLE)).view(np.int8), np.float32(_MIDDLE) * products.row_sums
+    for layer in range(hidden):
+        if products and x.dtype == np.int8:
+            z = np.empty((batch, widths[layer]), np.int32)  # (block, n_out)
+            plain = np.ascontiguousarray(x[:, : net.widths[layer]])
+            products.multiply(plain, products.panels[layer], z, 0, -(-z.shape[1] // 64), None)
+        else:  # whole numbers below 2^24 are exact in float32, too
+            z = np.empty((batch, widths[layer]), np.float32)
+            _added_rows(x, net.wt, net.first[layer], net.widths[layer], z)
+        if layer < hidden - 1:
+            x = codes[layer]
+            _round_rows(z, shift, factors, base, net.eps, x, scales[layer], norms[layer])
+            factors = 1 / scales[layer]
+            base = shift = np.zeros(widths[layer + 1], np.float32)
+    _rectify_rows(z, shift, factors, base, net.eps, last, norms[hidden - 1])
+    return Block(codes, scales, last, norms)

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minibit.kernels.compiling import njit
-from minibit.kernels.unit_forward import Network, add_rows, rows_of, sample_outcome
+from minibit.kernels.unit_forward import add_rows, sample_outcome
 
-__all__ = ["Batch", "Directions", "Terms", "Units", "direction_sums", "list_columns", "unit_sums"]
+__all__ = ["Directions", "Units", "direction_sums", "list_columns", "unit_sums"]
 
 # All buffers are their callers', so nothing needs reference counts (_nrt=False).
 _outer = {"cache": True, "nogil": True, "_nrt": False}
@@ -27,15 +27,6 @@ _inner = _outer | {"forceinline": True}
 _fast = {"reassoc", "contract", "nsz"}
 _U, _V, _KEPT, _START = np.int64(1), np.int64(2), np.int64(3), np.int64(4)
 _ZERO, _PLUS, _MINUS = np.int64(0), np.int64(1), np.int64(-1)
-
-
-class Batch(NamedTuple):
-    """Samples, their labels, and what they weigh in the sums."""
-
-    x: Any  # uint8 or float32 (batch, n_in)
-    y: Any  # int64 (batch,)
-    weight: Any  # float32 (batch,)
-    threshold: np.float32  # samples with 1 - p_y up to it are learnt: their tangents are skipped
 
 
 class Units(NamedTuple):
@@ -55,30 +46,6 @@ class Directions(NamedTuple):
     layers: Any  # of which layer,
     inputs: Any  # and from which of its inputs
     signs: Any  # float32
-
-
-class Terms(NamedTuple):
-    """What is computed of a sample, or of four."""
-
-    a: Any  # what layer norm subtracts from every tangent: see `_corrections`
-    b: Any
-    counted: Any  # scratch of int16 sums
-    picked: Any
-    t: Any  # (samples, units): the tangents
-    entries: Any  # (samples, layers, tall): the inputs of each layer
-
-    @classmethod
-    def room(cls, net: Network, units: Units, samples: int) -> Terms:
-        """Room for it."""
-        hidden = len(net.widths) - 2
-        return cls(
-            np.empty(hidden, np.float32),
-            np.empty(hidden, np.float32),
-            rows_of(1, net.tall, np.int16)[0],
-            rows_of(1, net.tall, np.int32),
-            rows_of(samples, len(units.columns)),
-            rows_of(samples * (hidden + 1), net.tall).reshape(samples, hidden + 1, net.tall),
-        )
 
 
 @njit(**_inner)
@@ -313,7 +280,7 @@ def _accumulate(sums, squares, entries, t, widths, n_units):
 
 
 @njit(**_outer)
-def unit_sums(net, batch, block, units, own, terms, sums, squares, outcomes):
+def unit_sums(net, batch, block, outcomes, own, terms, units, sums, squares):
     """Add every sample's w t_j h_i, and its square, to sums and squares (units, widest input).
 
     `block` holds the states of samples with int8 activations, else it is None; there is room for
@@ -332,7 +299,7 @@ def unit_sums(net, batch, block, units, own, terms, sums, squares, outcomes):
 
 
 @njit(**_outer)
-def direction_sums(net, batch, block, units, directions, own, terms, sums, squares, outcomes):
+def direction_sums(net, batch, block, outcomes, own, terms, units, directions, sums, squares):
     """Add every sample's alignment with each sparse direction, and its square, to sums and squares.
 
     `block` as in `unit_sums`.

@@ -3,6 +3,7 @@
 from minibit.matmul.float_weights import head_matmul as head_matmul
 from minibit.matmul.float_weights import head_matmul_reference as head_matmul_reference
 from minibit.matmul.products import MAX_INPUTS as MAX_INPUTS
+from minibit.matmul.products import kernel_of_many as kernel_of_many
 from minibit.matmul.products import ternary_matmul as ternary_matmul
 from minibit.matmul.products import ternary_matmul_int8 as ternary_matmul_int8
 from minibit.matmul.products import ternary_matmul_int8_reference as ternary_matmul_int8_reference

@@ -26,6 +26,7 @@ from minibit.ternary import ROWS, TernaryMatrix
 
 __all__ = [
     "MAX_INPUTS",
+    "kernel_of_many",
     "ternary_matmul",
     "ternary_matmul_int8",
     "ternary_matmul_int8_reference",
@@ -228,7 +229,7 @@ def _one(path: str) -> Kernel:
 
 
 @cache
-def _many(path: str) -> Kernel:
+def kernel_of_many(path: str) -> Kernel:
     """Import the kernels of a path for several tokens."""
     if path == "portable":
         return _columns_many
@@ -243,7 +244,7 @@ def _amx_many(
     """Multiply many tokens with AMX; up to 12, one tile of VNNI, with that: it pads less."""
     from minibit.kernels import amx
 
-    product = amx.product if x.shape[0] > 12 else _many("vnni")
+    product = amx.product if x.shape[0] > 12 else kernel_of_many("vnni")
     return bool(product(x, panels, out, first, last, gamma))
 
 
@@ -289,7 +290,7 @@ def _multiply(
         else:
             return False
         return True
-    kernel = (_many if batch > 1 else _one)(matrix._path)
+    kernel = (kernel_of_many if batch > 1 else _one)(matrix._path)
     if threads == 1 or out.size * n_in < _PAYS:
         return kernel(x, matrix._held, out, 0, groups, gamma)
     from minibit.kernels.threads import cpus, run

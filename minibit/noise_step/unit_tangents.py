@@ -29,21 +29,24 @@ layer gets, codes over their scale; m marks the codes above 0; and B is 0 but at
 layer, for the standard deviations below count as constant. Its products are `ternary_matmul_int8`
 of a block of samples, exact in any order: of pixels as ``W x = W (x - 128) + 128 W 1``, of codes as
 they are. (Where bytes have no dot product it is additions again, as exact.) With float activations
-every sample goes through alone, on additions.
+every sample goes through alone, on additions, inside the kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minibit.base import finite, integer_array
-from minibit.kernels import compiled
+from minibit.kernels import layout, path, threads
+from minibit.matmul import kernel_of_many
 from minibit.noise_step.perceptron import MLP
-from minibit.noise_step.prepared import CHUNKS, prepare, run
 from minibit.noise_step.unit_reference import (
     Sums,
     direction_sums_reference,
@@ -51,16 +54,123 @@ from minibit.noise_step.unit_reference import (
     locate,
     unit_sums_reference,
 )
+from minibit.ternary import empty_panels
 
 __all__ = ["direction_sums", "forward", "unit_sums"]
 
 if TYPE_CHECKING:
-    from minibit.kernels.unit_forward import Block, Network, Outcomes
+    from minibit.kernels.unit_forward import Batch, Network, Outcomes, Products
     from minibit.kernels.unit_tangents import Units
+
+CHUNKS = 4  # a batch is always cut in as many parts, so sums do not depend on the thread count
+BLOCK = 256  # samples of a product: their sums and states stay within the second-level cache
 
 T = TypeVar("T", bound=tuple[Any, ...])
 Floats = NDArray[np.floating[Any]]  # float32 on the fast path
 Params = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model's weights and a batch as the kernels want them; lives for one step."""
+
+    network: Network
+    products: Products | None  # None, too, where activations are not rounded
+    rounded: bool
+    batch: Batch
+    outcomes: Outcomes
+    workers: int | None
+
+    @classmethod
+    def of(
+        cls, model: MLP, params: Params, batch: Sequence[Any], threshold: float, workers: int | None
+    ) -> Task:
+        """Lay out the weights of a model and the samples of a batch, which are checked already."""
+        from minibit.kernels.unit_forward import Batch, Outcomes, Products
+
+        (x, y, weight), weights, rounded = batch, [*params.values()], model.rounds(len(params))
+        row_sums = weights[0].sum(axis=1, dtype=np.int32).astype(np.float32)
+        network, products, kernels = _network(model, weights, row_sums), None, path()
+        if rounded and layout(kernels) == "panels":
+            panels = tuple(_panels(w) for w in weights[:-1])
+            products = Products(kernel_of_many(kernels), panels, row_sums)
+        loss, hardness = np.empty((2, len(x)), np.float32)
+        logits = np.empty((len(x), len(network.w_out)), np.float32)
+        outcomes = Outcomes(loss, hardness, np.empty(len(x), np.bool_), logits)
+        samples = Batch(x, y, weight, np.float32(threshold))
+        return cls(network, products, rounded, samples, outcomes, workers)
+
+    def run(
+        self,
+        kernel: Callable[..., None],
+        units: int,
+        samples: int,
+        arguments: Callable[[int], tuple[Any, ...]] = lambda chunk: (),
+    ) -> None:
+        """Call the kernel for all parts of the batch, each with what `arguments` are its chunk's.
+
+        One chunk's parts come one after the other, on one thread. A kernel has room for the terms
+        of so many samples and units.
+        """
+        from minibit.kernels.unit_forward import buffers, hidden_states
+
+        net, batch, edges = self.network, self.batch, _cut(0, len(self.batch.x), CHUNKS)
+        rooms = buffers(net, CHUNKS, units, samples)
+
+        def chunk(number: int) -> bool:
+            start, stop = edges[number : number + 2]
+            blocks = -(-(stop - start) // BLOCK) if self.rounded else min(1, stop - start)
+            for begin, end in pairwise(_cut(start, stop, blocks)):
+                part = slice(begin, end)
+                some, outcomes = _part(batch, part), _part(self.outcomes, part)
+                block = hidden_states(net, self.products, some.x) if self.rounded else None
+                kernel(net, some, block, outcomes, *rooms[number], *arguments(number))
+            return True
+
+        tasks = [partial(chunk, number) for number in range(CHUNKS)]
+        threads.run(tasks, self.workers or threads.cpus())
+
+
+def _network(model: MLP, weights: Sequence[NDArray[np.int8]], row_sums: Floats) -> Network:
+    """Lay out the weights."""
+    from minibit.kernels.unit_forward import Network
+
+    widths = np.array([weights[0].shape[1], *(w.shape[0] for w in weights)])
+    first = np.cumsum([0, *widths[:-1]])
+    wt = np.zeros((first[-1], widths[1:].max()), np.int8)
+    for start, w in zip(first, weights, strict=False):
+        wt[start : start + w.shape[1], : w.shape[0]] = w.T
+    return Network(
+        wt=wt,
+        first=first,
+        widths=widths,
+        tall=int(widths.max()) // 64 * 64 + 64,
+        w_out=weights[-1].astype(np.float32),
+        base=row_sums * np.float32(model.input_offset),
+        scale=np.float32(model.input_scale),
+        offset=np.float32(model.input_offset),
+        logit_scale=np.float32(model.logit_scale),
+        eps=np.float32(model.eps),
+    )
+
+
+def _panels(w: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Pack the codes of a layer for products of bytes."""
+    from minibit.kernels.pack import panels
+
+    packed = empty_panels(*w.shape)
+    panels(w, len(w), packed)
+    return packed
+
+
+def _cut(start: int, stop: int, parts: int) -> list[int]:
+    """Cut a range evenly: no block is small, for which products would compile other kernels."""
+    return [int(edge) for edge in np.linspace(start, stop, parts + 1)]
+
+
+def _part(arrays: T, part: slice) -> T:
+    """Cut the same samples out of every array of a named tuple."""
+    return type(arrays)(*(a[part] if isinstance(a, np.ndarray) else a for a in arrays))
 
 
 def _listed(net: Network, units: Sequence[NDArray[np.int64]]) -> Units:
@@ -77,21 +187,14 @@ def _listed(net: Network, units: Sequence[NDArray[np.int64]]) -> Units:
     return listed
 
 
-def _outcomes(batch: int) -> Outcomes:
-    """Room for what is known of every sample."""
-    from minibit.kernels.unit_forward import Outcomes
+def _checked(
+    model: MLP, params: Params, x: Any, y: Any, weight: Any = None
+) -> tuple[dict[str, NDArray[np.int8]], tuple[NDArray[Any], NDArray[np.int64], Floats]]:
+    """Return codes, inputs (uint8 or float32), labels and weights as the kernels trust them.
 
-    loss, hardness = np.empty(batch, np.float32), np.empty(batch, np.float32)
-    return Outcomes(loss, hardness, np.empty(batch, np.bool_))
-
-
-def _part(arrays: T, part: slice) -> T:
-    """Cut the same samples out of every array of a named tuple."""
-    return type(arrays)(*(a[part] if isinstance(a, np.ndarray) else a for a in arrays))
-
-
-def check_batch(params: Params, x: Any, y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return contiguous inputs (uint8 or float32) and labels, or say what is wrong with them."""
+    Arrays are contiguous; those of the batch are read-only, too: the kernels compile once.
+    """
+    model.check(params)
     x, y = np.asarray(x), np.asarray(y)
     *_, last = params.values()
     n_in, classes = next(iter(params.values())).shape[1], last.shape[0]
@@ -104,72 +207,30 @@ def check_batch(params: Params, x: Any, y: Any) -> tuple[NDArray[Any], NDArray[n
     if y.shape != x.shape[:1]:
         raise ValueError(f"y must be one label a sample, ({len(x)},), got shape {y.shape}")
     y = integer_array("y", y, 0, classes - 1)
-    if x.dtype != np.uint8:
-        x = x.astype(np.float32)
-    return _read_only(x), _read_only(y)
-
-
-def _check_codes(params: Params) -> None:
-    """Refuse weights that are no codes; the kernels trust what was checked here."""
     for name, w in params.items():
         if w.dtype != np.int8 or (w.size and not -1 <= w.min() <= w.max() <= 1):
             raise ValueError(f"params[{name!r}] must be int8 codes -1, 0 and 1, got {w.dtype}")
-
-
-def _check_weight(batch: int, weight: Any) -> Floats:
-    weight = np.asarray(weight)
-    if weight.shape != (batch,):
-        raise ValueError(f"weight must be one number a sample, ({batch},), got {weight.shape}")
-    return np.ascontiguousarray(weight, np.float32)
-
-
-def _check_units(params: Params, units: Sequence[NDArray[np.int64]]) -> None:
-    if len(units) != len(params):
-        raise ValueError(f"units must be one array a layer, {len(params)}, got {len(units)}")
-    for drawn, (name, w) in zip(units, params.items(), strict=True):
-        if drawn.size and not 0 <= drawn.min() <= drawn.max() < w.shape[0]:
-            raise ValueError(f"units of {name!r} must lie in [0, {w.shape[0]}), got {drawn}")
-
-
-def _check_directions(params: Params, offsets: Any, positions: Any, signs: Any) -> None:
-    size = sum(w.size for w in params.values())
-    if positions.shape != signs.shape or positions.ndim != 1:
-        raise ValueError(f"positions and signs must match, got {positions.shape}, {signs.shape}")
-    if positions.size and not 0 <= positions.min() <= positions.max() < size:
-        raise ValueError(f"positions must lie in [0, {size}), got up to {positions.max()}")
-    if offsets[0] != 0 or offsets[-1] != positions.size or (np.diff(offsets) < 0).any():
-        raise ValueError(f"offsets must rise from 0 to {positions.size}, got {offsets}")
-
-
-def _read_only(values: NDArray[Any]) -> NDArray[Any]:
-    """Return a contiguous view that is read-only, whatever came: the kernels compile once."""
-    view = np.ascontiguousarray(values)[:]
-    view.flags.writeable = False
-    return view
+    weight = np.ones(len(x)) if weight is None else np.asarray(weight)
+    if weight.shape != y.shape:
+        raise ValueError(f"weight must be one number a sample, ({len(x)},), got {weight.shape}")
+    weight = np.ascontiguousarray(weight, np.float32)
+    x, y = (np.ascontiguousarray(v)[:] for v in (x if x.dtype == np.uint8 else x.astype("f4"), y))
+    x.flags.writeable = y.flags.writeable = False
+    return {name: np.ascontiguousarray(w) for name, w in params.items()}, (x, y, weight)
 
 
 def forward(
     model: MLP, params: Params, x: Any, y: NDArray[Any], workers: int | None = None
 ) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
     """Return logits (batch, classes), loss, 1 - p_y and correctness (batch,) of every sample."""
-    model.check(params)
-    _check_codes(params)
-    x, labels = check_batch(params, x, y)
-    if not compiled():
-        return forward_reference(model, params, x, labels)
-    from minibit.kernels.unit_forward import Sample
+    codes, batch = _checked(model, params, x, y)
+    if path() == "reference":
+        return forward_reference(model, codes, *batch[:2])
     from minibit.kernels.unit_forward import forward as kernel
 
-    w, outcomes = prepare(model, params), _outcomes(len(x))
-    logits = np.empty((len(x), w.network.w_out.shape[0]), np.float32)
-
-    rooms = [Sample.room(w.network) for _ in range(CHUNKS)]
-
-    def work(chunk: int, part: slice, block: Block | None) -> None:
-        own, found = rooms[chunk], _part(outcomes, part)
-        kernel(w.network, x[part], labels[part], block, own, logits[part], found)
-
-    run(w, x, work, workers)
+    task = Task.of(model, codes, batch, -np.inf, workers)
+    task.run(kernel, units=0, samples=0)
+    *outcomes, logits = task.outcomes
     return logits, *outcomes
 
 
@@ -196,37 +257,27 @@ def unit_sums(
     threshold : float
         Samples with ``1 - p_y <= threshold`` count as learnt: their tangents are skipped.
     """
-    model.check(params)
-    x, labels = check_batch(params, x, y)
-    _check_codes(params)
-    weight = _check_weight(len(x), weight)
-    _check_units(params, units)
-    if not compiled():
-        return unit_sums_reference(model, params, x, labels, weight, units, threshold)
-    from minibit.kernels import unit_tangents as kernel
-    from minibit.kernels.unit_forward import Sample
+    codes, batch = _checked(model, params, x, y, weight)
+    if len(units) != len(codes):
+        raise ValueError(f"units must be one array a layer, {len(codes)}, got {len(units)}")
+    for drawn, (name, w) in zip(units, codes.items(), strict=True):
+        if drawn.size and not 0 <= drawn.min() <= drawn.max() < w.shape[0]:
+            raise ValueError(f"units of {name!r} must lie in [0, {w.shape[0]}), got {drawn}")
+    if path() == "reference":
+        return unit_sums_reference(model, codes, *batch, units, threshold)
+    from minibit.kernels.unit_tangents import unit_sums as kernel
 
-    w, outcomes = prepare(model, params), _outcomes(len(x))
-    batch, net = kernel.Batch(x, labels, weight, np.float32(threshold)), w.network
-    drawn = _listed(net, units)
-    sums = np.zeros((CHUNKS, len(drawn.columns), max(net.widths[:-1])), np.float32)
+    task = Task.of(model, codes, batch, threshold, workers)
+    listed, widths = _listed(task.network, units), task.network.widths
+    sums = np.zeros((CHUNKS, len(listed.columns), max(widths[:-1])), np.float32)
     squares = np.zeros_like(sums)
-    rooms = [(Sample.room(net), kernel.Terms.room(net, drawn, 4)) for _ in range(CHUNKS)]
-
-    def work(chunk: int, part: slice, block: Block | None) -> None:
-        own, terms = rooms[chunk]
-        kernel.unit_sums(
-            net, _part(batch, part), block, drawn, own, terms, sums[chunk], squares[chunk],
-            _part(outcomes, part),
-        )  # fmt: skip
-
-    run(w, x, work, workers)
+    task.run(kernel, len(listed.columns), 4, lambda n: (listed, sums[n], squares[n]))
 
     def by_layer(total: Floats) -> tuple[Floats, ...]:
-        rows = np.split(total[: drawn.counts.sum()], np.cumsum(drawn.counts)[:-1])
-        return tuple(r[:, :n_in] for r, n_in in zip(rows, net.widths, strict=False))
+        rows = np.split(total[: listed.counts.sum()], np.cumsum(listed.counts)[:-1])
+        return tuple(r[:, :n_in] for r, n_in in zip(rows, widths, strict=False))
 
-    return Sums(by_layer(sums.sum(0)), by_layer(squares.sum(0)), *outcomes)
+    return Sums(by_layer(sums.sum(0)), by_layer(squares.sum(0)), *task.outcomes[:3])
 
 
 def direction_sums(
@@ -241,33 +292,25 @@ def direction_sums(
 ) -> Sums:
     """Sum the alignments with sparse directions over samples; see `direction_sums_reference`."""
     offsets, positions, signs = directions[:3]
-    model.check(params)
-    x, labels = check_batch(params, x, y)
-    _check_codes(params)
-    weight = _check_weight(len(x), weight)
-    _check_directions(params, offsets, positions, signs)
-    if not compiled():
-        return direction_sums_reference(model, params, x, labels, weight, directions, threshold)
-    from minibit.kernels import unit_tangents as kernel
-    from minibit.kernels.unit_forward import Sample
+    codes, batch = _checked(model, params, x, y, weight)
+    size = sum(w.size for w in codes.values())
+    if positions.shape != signs.shape or positions.ndim != 1:
+        raise ValueError(f"positions and signs must match, got {positions.shape}, {signs.shape}")
+    if positions.size and not 0 <= positions.min() <= positions.max() < size:
+        raise ValueError(f"positions must lie in [0, {size}), got up to {positions.max()}")
+    if offsets[0] != 0 or offsets[-1] != positions.size or (np.diff(offsets) < 0).any():
+        raise ValueError(f"offsets must rise from 0 to {positions.size}, got {offsets}")
+    if path() == "reference":
+        return direction_sums_reference(model, codes, *batch, directions, threshold)
+    from minibit.kernels.unit_tangents import Directions
+    from minibit.kernels.unit_tangents import direction_sums as kernel
 
-    w, outcomes = prepare(model, params), _outcomes(len(x))
-    batch, net = kernel.Batch(x, labels, weight, np.float32(threshold)), w.network
-    units, unit_index, layer_index, column = locate(params, positions)
+    task = Task.of(model, codes, batch, threshold, workers)
+    units, unit_index, layer_index, column = locate(codes, positions)
     entries = (unit_index, layer_index, column, signs.astype(np.float32))
-    sparse = kernel.Directions(offsets, *entries)
-    drawn = _listed(net, units)
+    listed, sparse = _listed(task.network, units), Directions(offsets, *entries)
     sums = np.zeros((CHUNKS, len(offsets) - 1))
     squares = np.zeros_like(sums)
-    rooms = [(Sample.room(net), kernel.Terms.room(net, drawn, 1)) for _ in range(CHUNKS)]
-
-    def work(chunk: int, part: slice, block: Block | None) -> None:
-        own, terms = rooms[chunk]
-        kernel.direction_sums(
-            net, _part(batch, part), block, drawn, sparse, own, terms, sums[chunk],
-            squares[chunk], _part(outcomes, part),
-        )  # fmt: skip
-
-    run(w, x, work, workers)
+    task.run(kernel, len(listed.columns), 1, lambda n: (listed, sparse, sums[n], squares[n]))
     alignments, their_squares = (total.sum(0).astype(np.float32) for total in (sums, squares))
-    return Sums((alignments,), (their_squares,), *outcomes)
+    return Sums((alignments,), (their_squares,), *task.outcomes[:3])
