@@ -130,7 +130,7 @@ _MOVED = (
     "rules_shape=dual.rules_shape dual_array=dual.array packings=ternary.packings "
     "layouts=ternary.published ggml_blocks=ternary.ggml panels=ternary.panels "
     "hf_panels=ternary.panels head=matmul.float_weights philox=noise.philox density=noise.density "
-    "subsets=noise.subsets moves=noise_step.records choices=noise_step.choices "
+    "subsets=noise.subsets moves=noise_step.records choices=noise_step.methods "
     "perceptron=noise_step.perceptron unit_reference=noise_step.unit_reference "
     "unit_states=noise_step.unit_tangents unit_tangents=noise_step.unit_tangents "
     "alignments=noise_step.alignments logfile=steps.file logcodes=steps.codes "

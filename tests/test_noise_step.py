@@ -842,6 +842,31 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "kind", "match"),
+    [
+        (Units, dict(units=0), ValueError, "units must be at least 1, got 0"),
+        (Units, dict(units=(3, -1)), ValueError, "units must be at least 1, got -1"),
+        (Units, dict(units=None), TypeError, "units must be an integer, got None"),
+        (Units, dict(units=2.0), TypeError, "units must be an int or one int per layer, got 2.0"),
+        (Units, dict(units=True), TypeError, "units must be an integer, got True"),
+        (Units, dict(inputs=(4, 2.5)), TypeError, "inputs must be an integer, got 2.5"),
+        (Units, dict(inputs=0), ValueError, "inputs must be at least 1"),
+        (Units, dict(rate=1.01), ValueError, r"rate must lie in \[0, 1\], got 1.01"),
+        (Units, dict(rate="high"), TypeError, "rate must be a real number"),
+        (Sampled, dict(perturbations=0), ValueError, "perturbations must be 1, 2, ..., got 0"),
+        (Sampled, dict(density=-0.1), ValueError, r"density must lie in \[0, 1\], got -0.1"),
+        (Sampled, dict(density=1.0), ValueError, "density must lie below 1, got 1.0"),
+        (Sampled, dict(density="low"), TypeError, "density must be a real number"),
+        (Sampled, dict(score="f"), ValueError, "score must be 'absolute' or 't', got 'f'"),
+    ],
+)
+def test_settings_are_checked_where_they_are_made(method, settings, kind, match):
+    """A method of impossible settings is none: no run is needed to find out."""
+    with pytest.raises(kind, match=match):
+        method(**settings)
+
+
 @pytest.mark.parametrize("case", BAD, ids=str)
 def test_bad_arguments_are_named(case):
     """Each error names the argument."""

@@ -9,13 +9,15 @@ Both packers return False if a code is not -1, 0 or 1.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numba import types
 from numba.extending import overload
 
 from minibit.kernels.compiling import Array, njit
 
-__all__ = ["columns", "panels"]
+__all__ = ["columns", "empty_panels", "packed_panels", "panels"]
 
 TOGETHER = 64  # rows of a panel, and rows whose bytes lie side by side in a cache line
 
@@ -92,3 +94,23 @@ def columns(source: Array, n_out: int, held: Array) -> bool:
                 a, b, c, d = rows[r, 4 * q : 4 * q + 4]
                 line[r] = a | b << 2 | c << 4 | d << 6
     return bool(wrong == 0)
+
+
+def empty_panels(n_out: int, n_in: int) -> Array:
+    """Room for the panels of a matrix, beginning where a cache line does.
+
+    Loads of 64 bytes that cross the border of two lines take twice as long.
+    """
+    size = -(-n_out // TOGETHER) * -(-n_in // 64) * 64 * TOGETHER // 4
+    room = np.empty(size + 63, np.uint8)
+    begin = -room.ctypes.data % 64
+    return room[begin : begin + size]
+
+
+def packed_panels(matrices: Iterable[Array]) -> tuple[Array, ...]:
+    """Pack matrices of codes, which are checked already, into panels."""
+    packed = []
+    for codes in matrices:
+        packed.append(empty_panels(*codes.shape))
+        panels(codes, len(codes), packed[-1])
+    return tuple(packed)

@@ -2,12 +2,13 @@
 
 from minibit.noise_step.alignments import direction_sums_by_jvp as direction_sums_by_jvp
 from minibit.noise_step.alignments import unit_sums_by_jvp as unit_sums_by_jvp
-from minibit.noise_step.choices import keep_moves as keep_moves
-from minibit.noise_step.choices import keep_terns as keep_terns
-from minibit.noise_step.choices import t_score as t_score
 from minibit.noise_step.methods import Objective as Objective
 from minibit.noise_step.methods import Sampled as Sampled
 from minibit.noise_step.methods import Units as Units
+from minibit.noise_step.methods import geometric as geometric
+from minibit.noise_step.methods import keep_moves as keep_moves
+from minibit.noise_step.methods import keep_terns as keep_terns
+from minibit.noise_step.methods import t_score as t_score
 from minibit.noise_step.perceptron import MLP as MLP
 from minibit.noise_step.records import Candidates as Candidates
 from minibit.noise_step.records import Directions as Directions
@@ -23,7 +24,6 @@ from minibit.noise_step.records import initial_params as initial_params
 from minibit.noise_step.records import sparse_update as sparse_update
 from minibit.noise_step.step import NoiseStep as NoiseStep
 from minibit.noise_step.step import StepResult as StepResult
-from minibit.noise_step.step import geometric as geometric
 from minibit.noise_step.unit_reference import Sums as Sums
 from minibit.noise_step.unit_tangents import forward as forward
 

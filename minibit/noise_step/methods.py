@@ -11,7 +11,8 @@ are candidates, and one *unit tangent* (`minibit.noise_step.unit_tangents`) serv
 share `rate` of the candidates with the best scores moves one step against its alignment; a move
 that the clamp would cancel is never kept, so such a step never clamps.
 
-`minibit.noise_step.step` is the step that uses them.
+With per-sample alignments a_b, the t score is |sum_b a_b| / sqrt(sum_b a_b^2), which ranks like the
+t-statistic |mean| / std.
 """
 
 from __future__ import annotations
@@ -23,10 +24,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.base import integer, number
+from minibit.base import integer, largest, number
 from minibit.noise import LEVELS, uniform
 from minibit.noise_step.alignments import Loss, Model, direction_sums_by_jvp, unit_sums_by_jvp
-from minibit.noise_step.choices import keep_moves, keep_terns, t_score
 from minibit.noise_step.perceptron import MLP
 from minibit.noise_step.records import (
     Candidates,
@@ -40,11 +40,11 @@ from minibit.noise_step.records import (
 from minibit.noise_step.unit_reference import Sums
 from minibit.noise_step.unit_tangents import direction_sums, unit_sums
 
-__all__ = ["Objective", "Sampled", "Schedule", "Units"]
+__all__ = ["Objective", "Sampled", "Units", "geometric", "keep_moves", "keep_terns"]
 
 Params = Mapping[str, NDArray[Any]]
 Shapes = Mapping[str, tuple[int, ...]]
-Batch = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]  # x, y, weight
+Samples = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]  # x, y, weight
 Scores = tuple[NDArray[Any], ...]
 Schedule = float | Callable[[int], float]
 
@@ -57,15 +57,30 @@ class Objective(NamedTuple):
     threshold: float
     workers: int | None
 
-    @property
-    def fast(self) -> MLP | None:
-        """The model if the fast path can run it (an MLP, default loss), else None."""
-        return self.model if isinstance(self.model, MLP) and self.loss is None else None
+    def sums(self, fast: Callable[..., Sums], slow: Callable[..., Sums], *arguments: Any) -> Sums:
+        """Sum alignments by the fast path, for an `MLP` and cross entropy, or by `jvp_batch`."""
+        if isinstance(self.model, MLP) and self.loss is None:
+            sums = fast(self.model, *arguments, self.threshold, self.workers)
+        else:
+            sums = slow(self.model, *arguments, self.threshold, self.loss)
+        return sums
+
+
+class Decision(NamedTuple):
+    """What a step drew, measured and keeps."""
+
+    drawn: Directions | Candidates
+    sums: Sums
+    record: SampledStep | UnitsStep
+    scores: Scores  # what was ranked
 
 
 @dataclass(frozen=True)
 class Sampled:
     """Settings of the paper's method: sparse random perturbations of all weights.
+
+    A setting that is out of range, or no number, is refused at once; a schedule's value at its
+    step.
 
     Attributes
     ----------
@@ -74,12 +89,7 @@ class Sampled:
     density : float or function of the step
         Share of nonzeros in a perturbation, below 1.
     score : "absolute" or "t"
-        What is ranked: |a|, or the t score (`minibit.noise_step.choices`).
-
-    Raises
-    ------
-    ValueError
-        If a setting is out of range; the message names it.
+        What is ranked: |a|, or the t score.
 
     Examples
     --------
@@ -97,24 +107,23 @@ class Sampled:
             raise ValueError(f"score must be 'absolute' or 't', got {self.score!r}")
         if self.perturbations != int(self.perturbations) or self.perturbations < 1:
             raise ValueError(f"perturbations must be 1, 2, ..., got {self.perturbations}")
+        if not callable(self.density):
+            self._numerator(0, self.density)
 
     def plan(self, shapes: Shapes, seed: int, zeros: int) -> Plan:
         """Return the plan of a run; `zeros` is the share of zeros times 2**32."""
-        names, sides = tuple(shapes), tuple(shapes.values())
-        return Plan("sampled", seed, names, sides, zeros, perturbations=int(self.perturbations))
+        names, sizes = tuple(shapes), tuple(shapes.values())
+        return Plan("sampled", seed, names, sizes, zeros, perturbations=int(self.perturbations))
 
     def propose(self, plan: Plan, step: int, density: float | None = None) -> Directions:
         """Draw the perturbations of a step; `density` overrides the schedule."""
         return draw_directions(plan, step, self._numerator(step, density))
 
     def measure(
-        self, objective: Objective, params: Params, batch: Batch, drawn: Directions
+        self, objective: Objective, params: Params, samples: Samples, drawn: Directions
     ) -> Sums:
         """Sum the alignments of all perturbations over the batch."""
-        model, loss, threshold, workers = objective
-        if objective.fast:
-            return direction_sums(objective.fast, params, *batch, drawn, threshold, workers)
-        return direction_sums_by_jvp(model, params, *batch, drawn, threshold, loss)
+        return objective.sums(direction_sums, direction_sums_by_jvp, params, *samples, drawn)
 
     def keep(
         self, plan: Plan, step: int, params: Params, drawn: Directions, sums: Sums
@@ -125,6 +134,7 @@ class Sampled:
         return SampledStep(drawn.numerator, keep_terns(a, squares, self.score)), (scores,)
 
     def _numerator(self, step: int, density: float | None) -> int:
+        """Return the density of a step times 2**32, checked."""
         if density is None:
             density = self.density(step) if callable(self.density) else self.density
         numerator = round(number("density", density, "[0, 1]") * 2**32)
@@ -137,6 +147,8 @@ class Sampled:
 class Units:
     """Settings of the method that moves single weights into a few drawn units.
 
+    Settings are refused as those of `Sampled` are; that they fit the layers is checked by `plan`.
+
     Attributes
     ----------
     units : int or one int per layer
@@ -146,11 +158,6 @@ class Units:
     rate : float or function of the step
         Share of a layer's candidates that move: of N candidates ``floor(rate N + u)``, u uniform
         in [0, 1), so with a rate below 1/N some steps move none.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a setting is out of range; the message names it.
 
     Examples
     --------
@@ -162,22 +169,32 @@ class Units:
     inputs: int | Sequence[int] | None = None
     rate: Schedule = 0.004
 
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        for name, counts in (("units", self.units), ("inputs", self.inputs)):
+            if isinstance(counts, float):
+                raise TypeError(f"{name} must be an int or one int per layer, got {counts}")
+            several = counts if isinstance(counts, Sequence | np.ndarray) else [counts]
+            for count in [] if counts is None and name == "inputs" else several:
+                integer(name, count, 1)
+        if not callable(self.rate):
+            self._rate(0)
+
     def plan(self, shapes: Shapes, seed: int, zeros: int) -> Plan:
         """Return the plan of a run; `zeros` is the share of zeros times 2**32."""
-        names, sides = tuple(shapes), tuple(shapes.values())
+        names, sizes = tuple(shapes), tuple(shapes.values())
         for name, shape in shapes.items():
             if len(shape) != 2:
                 raise ValueError(
                     f"params[{name!r}] must be (n_out, n_in) for units, got shape {shape}"
                 )
-        units = _per_layer("units", self.units, [n_out for n_out, _ in sides])
-        inputs = _per_layer("inputs", self.inputs, [n_in for _, n_in in sides])
-        return Plan("units", seed, names, sides, zeros, units=units, inputs=inputs)
+        units = _per_layer("units", self.units, [n_out for n_out, _ in sizes])
+        inputs = _per_layer("inputs", self.inputs, [n_in for _, n_in in sizes])
+        return Plan("units", seed, names, sizes, zeros, units=units, inputs=inputs)
 
     def quotas(self, plan: Plan, step: int) -> list[int]:
         """Return how many moves each layer may keep at a step: ``floor(rate N + u)``."""
-        value = self.rate(step) if callable(self.rate) else self.rate
-        rate = number("rate", value, "[0, 1]")
+        rate = self._rate(step)
         u = uniform(plan.seed, (len(plan.shapes),), domain=LEVELS, step=step)
         sizes = [n * i for n, i in zip(plan.units, plan.inputs, strict=True)]
         return [int(np.floor(rate * size + lot)) for size, lot in zip(sizes, u, strict=True)]
@@ -187,13 +204,10 @@ class Units:
         return draw_candidates(plan, step)
 
     def measure(
-        self, objective: Objective, params: Params, batch: Batch, drawn: Candidates
+        self, objective: Objective, params: Params, samples: Samples, drawn: Candidates
     ) -> Sums:
         """For each weight into a drawn unit, sum its alignment over the batch."""
-        model, loss, threshold, workers = objective
-        if objective.fast:
-            return unit_sums(objective.fast, params, *batch, drawn.units, threshold, workers)
-        return unit_sums_by_jvp(model, params, *batch, drawn.units, threshold, loss)
+        return objective.sums(unit_sums, unit_sums_by_jvp, params, *samples, drawn.units)
 
     def keep(
         self, plan: Plan, step: int, params: Params, drawn: Candidates, sums: Sums
@@ -217,6 +231,34 @@ class Units:
             scores.append(t_score(np.asarray(a, np.float64), squares))
         return UnitsStep(tuple(positions), tuple(signs)), tuple(scores)
 
+    def _rate(self, step: int) -> float:
+        """Return the rate of a step, checked."""
+        return number("rate", self.rate(step) if callable(self.rate) else self.rate, "[0, 1]")
+
+
+def decide(
+    method: Sampled | Units,
+    objective: Objective,
+    plan: Plan,
+    step: int,
+    params: Params,
+    samples: Samples,
+    density: float | None,
+) -> Decision:
+    """Propose, measure and keep, or raise a ValueError where a loss is not finite."""
+    proposer: Any = method
+    if isinstance(method, Sampled):
+        drawn = proposer.propose(plan, step, density)
+    elif density is None:
+        drawn = proposer.propose(plan, step)
+    else:
+        raise ValueError(f"density is a setting of Sampled, and no step of Units: {density}")
+    sums = proposer.measure(objective, params, samples, drawn)
+    if not np.isfinite(sums.loss).all():
+        sample = int(np.flatnonzero(~np.isfinite(sums.loss))[0])
+        raise ValueError(f"losses must be finite, got {sums.loss[sample]} for sample {sample}")
+    return Decision(drawn, sums, *proposer.keep(plan, step, params, drawn, sums))
+
 
 def _per_layer(
     name: str, value: int | Sequence[int] | None, most: Sequence[int]
@@ -224,12 +266,140 @@ def _per_layer(
     """Return one count per layer; a single number applies to all, cut to the layer's size."""
     if value is None:
         return tuple(most)
-    if isinstance(value, float):
-        raise TypeError(f"{name} must be an int or one int per layer, got {value}")
-    if isinstance(value, int | np.integer):
-        counts = tuple(min(int(value), n) for n in most)
+    if isinstance(value, Sequence | np.ndarray):
+        counts = tuple(int(n) for n in value)
     else:
-        counts = tuple(integer(name, n) for n in value)
-    if len(counts) != len(most) or any(not 1 <= c <= n for c, n in zip(counts, most, strict=True)):
+        counts = tuple(min(int(value), n) for n in most)
+    if len(counts) != len(most) or any(c > n for c, n in zip(counts, most, strict=True)):
         raise ValueError(f"{name} must be 1 to {tuple(most)}, one per layer, got {value}")
     return counts
+
+
+def geometric(start: float, end: float, steps: int, every: int = 1) -> Callable[[int], float]:
+    """Return a schedule that runs geometrically from `start` to `end` over `steps` steps.
+
+    ``value(t) = start (end / start)**(t / (steps - 1))``, held constant for `every` steps. A
+    function of the step and of nothing else, so a resumed run goes on as it was.
+
+    Parameters
+    ----------
+    start, end : float
+        Values at the first and the last step, positive; with `every` above 1 the last value is
+        that of the last multiple of `every`. It holds from there on.
+    steps : int
+        How many steps the run has.
+    every : int
+        For how many steps a value holds.
+
+    Returns
+    -------
+    callable (step) -> float
+
+    Raises
+    ------
+    ValueError
+        If a value is not positive or a number of steps is below 1.
+
+    Examples
+    --------
+    >>> rate = geometric(0.08, 0.02, steps=3)
+    >>> [round(rate(t), 3) for t in range(3)]
+    [0.08, 0.04, 0.02]
+    """
+    start, end = number("start", start, "(0, inf)"), number("end", end, "(0, inf)")
+    steps, every = integer("steps", steps, 1), integer("every", every, 1)
+    last = max(1, steps - 1)
+    return lambda step: float(start * (end / start) ** (min(step // every * every, last) / last))
+
+
+def keep_terns(
+    alignments: NDArray[Any], squares: NDArray[Any], score: Literal["absolute", "t"]
+) -> NDArray[np.int8]:
+    """Decide the terns of a `sampled` step: ``c = sign(a) where score >= median(score), else 0``.
+
+    Parameters
+    ----------
+    alignments, squares : float array, shape (perturbations,)
+        Sums over the batch of the per-sample alignments and of their squares.
+    score : "absolute" or "t"
+        The paper's |a|, or |sum a| / sqrt(sum a^2).
+
+    Returns
+    -------
+    int8 array, shape (perturbations,)
+        All scores that tie with the median are kept. An alignment of exactly 0, an empty
+        perturbation's say, scores 0 and gets code 0. The median of an even number is the mean of
+        the two middle scores: without ties exactly half are kept, of an odd K (K + 1) / 2. An
+        alignment that overflowed, infinite or NaN, counts as 0.
+
+    Raises
+    ------
+    ValueError
+        If the score is unknown.
+
+    Examples
+    --------
+    >>> keep_terns(np.array([0.1, -3.0, 2.0, -0.2]), np.ones(4), "absolute")
+    array([ 0, -1,  1,  0], dtype=int8)
+    """
+    alignments = _finite(alignments)
+    scores = np.abs(alignments)
+    if score == "t":
+        scores = t_score(alignments, squares)
+    elif score != "absolute":
+        raise ValueError(f"score must be 'absolute' or 't', got {score!r}")
+    if not scores.size:
+        return np.zeros(0, np.int8)
+    return np.where(scores >= np.median(scores), np.sign(alignments), 0).astype(np.int8)
+
+
+def keep_moves(
+    alignments: NDArray[Any], squares: NDArray[Any], weights: NDArray[np.int8], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
+    """Keep the `count` best moves of one layer of a `units` step.
+
+    Parameters
+    ----------
+    alignments, squares : float array, shape (units, inputs)
+        Sums over the batch of the candidates' per-sample alignments and of their squares.
+    weights : int8 array, shape (units, inputs)
+        The candidates' weights: a move that would leave {-1, 0, 1} is not legal.
+    count : int
+        How many moves to keep at most; fewer if fewer are legal and have an alignment.
+
+    Returns
+    -------
+    positions : int64 array, sorted
+        Candidates ``unit * inputs + input`` that move. Of equal scores the lowest candidate wins;
+        an alignment that overflowed, infinite or NaN, never does.
+    signs : int8 array
+        Their directions, ``-sign(alignment)``.
+
+    Examples
+    --------
+    >>> a = np.array([[3.0, -2.0], [-1.0, 4.0]])
+    >>> w = np.array([[-1, 0], [0, 0]], np.int8)  # the first cannot go further down
+    >>> keep_moves(a, np.ones((2, 2)), w, count=2)
+    (array([1, 3]), array([ 1, -1], dtype=int8))
+    """
+    alignments = _finite(alignments)
+    signs = -np.sign(alignments).astype(np.int8).ravel()
+    scores = t_score(alignments, squares).ravel()
+    scores[np.abs(weights.ravel() + signs) > 1] = 0  # the clamp would cancel it
+    count = min(count, int(np.count_nonzero(scores)))
+    if count <= 0:
+        return np.empty(0, np.int64), np.empty(0, np.int8)
+    positions = np.flatnonzero(largest(scores, count))
+    return positions, signs[positions]
+
+
+def _finite(alignments: NDArray[Any]) -> NDArray[np.float64]:
+    """Alignments as float64; those that overflowed tell nothing, and are 0."""
+    return np.nan_to_num(np.asarray(alignments, np.float64), nan=0, posinf=0, neginf=0)
+
+
+def t_score(alignments: NDArray[np.float64], squares: NDArray[Any]) -> NDArray[np.float64]:
+    """|sum a| / sqrt(sum a^2); 0 where no sample has an alignment."""
+    spread = np.sqrt(np.asarray(squares, np.float64))
+    score: NDArray[np.float64] = np.abs(alignments) / np.where(spread > 0, spread, np.inf)
+    return score

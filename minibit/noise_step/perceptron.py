@@ -65,10 +65,6 @@ class MLP:
             activations=self.activations,
         )
 
-    def rounds(self, layers: int) -> bool:
-        """Whether activations of a network of so many layers are rounded at all."""
-        return self.activations == "int8" and layers > 2
-
     def check(self, params: Params) -> None:
         """Refuse parameters that are no MLP, or not in the order of its layers."""
         names = [f"w{layer + 1}" for layer in range(len(params))]

@@ -38,6 +38,7 @@ __all__ = [
     "draw_directions",
     "initial_params",
     "sparse_update",
+    "take_step",
 ]
 
 Params = dict[str, NDArray[np.int8]]
@@ -309,6 +310,18 @@ def apply_update(
         out[name] = flat.reshape(w.shape)
         start += w.size
     return out
+
+
+def take_step(
+    params: Mapping[str, NDArray[np.int8]],
+    plan: Plan,
+    step: int,
+    record: SampledStep | UnitsStep,
+    drawn: Directions | Candidates | None = None,
+) -> tuple[Update, Params]:
+    """Return what a record does to weights (`sparse_update`), and the weights with it done."""
+    update = sparse_update(plan, step, record, drawn)
+    return update, apply_update(params, *update)
 
 
 def digest(params: Mapping[str, NDArray[np.int8]]) -> str:

@@ -11,7 +11,7 @@ weights and the number of the step, and touches no file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
@@ -19,19 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.base import integer, number, thread_count
+from minibit.kernels.threads import cpus
 from minibit.noise_step.alignments import Loss, Model
-from minibit.noise_step.methods import Objective, Params, Sampled, Shapes, Units
+from minibit.noise_step.methods import Objective, Sampled, Shapes, Units, decide
 from minibit.noise_step.perceptron import MLP
 from minibit.noise_step.records import (
+    Params,
     SampledStep,
     UnitsStep,
     Update,
-    apply_update,
     initial_params,
-    sparse_update,
+    take_step,
 )
 
-__all__ = ["NoiseStep", "StepResult", "geometric"]
+__all__ = ["NoiseStep", "StepResult"]
 
 METHODS: dict[str, type[Sampled | Units]] = {"sampled": Sampled, "units": Units}
 
@@ -107,7 +108,7 @@ class NoiseStep:
         seed, zeros = integer("seed", seed, 0, 2**64 - 1), number("zeros", zeros, "[0, 1]")
         if not threshold < 1:
             raise ValueError(f"threshold must be below 1, where 1 - p_y ends, got {threshold}")
-        workers = thread_count(workers, "workers")
+        workers = thread_count(workers, "workers") or cpus()
         if not isinstance(params, Mapping) or not params:
             raise TypeError(
                 f"params must be a non-empty dict of arrays, got {type(params).__name__}"
@@ -175,20 +176,11 @@ class NoiseStep:
             If an argument is malformed or a loss is not finite; nothing is updated then.
         """
         x, y, weight = _batch(x, y, weight)
-        plan, number, method = self.plan, self.steps, self.method
-        if isinstance(method, Sampled):
-            drawn: Any = method.propose(plan, number, density)
-        elif density is None:
-            drawn = method.propose(plan, number)
-        else:
-            raise ValueError(f"density is a setting of Sampled, and no step of Units: {density}")
-        sums = method.measure(self.objective, self.params, (x, y, weight), drawn)
-        if not np.isfinite(sums.loss).all():
-            sample = int(np.flatnonzero(~np.isfinite(sums.loss))[0])
-            raise ValueError(f"losses must be finite, got {sums.loss[sample]} for sample {sample}")
-        record, scores = method.keep(plan, number, self.params, drawn, sums)
-        update = sparse_update(plan, number, record, drawn)
-        self.params = apply_update(self.params, *update)
+        number, samples = self.steps, (x, y, weight)
+        drawn, sums, record, scores = decide(
+            self.method, self.objective, self.plan, number, self.params, samples, density
+        )
+        update, self.params = take_step(self.params, self.plan, number, record, drawn)
         self.steps += 1
         return StepResult(
             step=number,
@@ -200,43 +192,6 @@ class NoiseStep:
             alignments=tuple(a / len(y) for a in sums.alignments),
             scores=scores,
         )
-
-
-def geometric(start: float, end: float, steps: int, every: int = 1) -> Callable[[int], float]:
-    """Return a schedule that runs geometrically from `start` to `end` over `steps` steps.
-
-    ``value(t) = start (end / start)**(t / (steps - 1))``, held constant for `every` steps. A
-    function of the step and of nothing else, so a resumed run goes on as it was.
-
-    Parameters
-    ----------
-    start, end : float
-        Values at the first and the last step, positive; with `every` above 1 the last value is
-        that of the last multiple of `every`. It holds from there on.
-    steps : int
-        How many steps the run has.
-    every : int
-        For how many steps a value holds.
-
-    Returns
-    -------
-    callable (step) -> float
-
-    Raises
-    ------
-    ValueError
-        If a value is not positive or a number of steps is below 1.
-
-    Examples
-    --------
-    >>> rate = geometric(0.08, 0.02, steps=3)
-    >>> [round(rate(t), 3) for t in range(3)]
-    [0.08, 0.04, 0.02]
-    """
-    start, end = number("start", start, "(0, inf)"), number("end", end, "(0, inf)")
-    steps, every = integer("steps", steps, 1), integer("every", every, 1)
-    last = max(1, steps - 1)
-    return lambda step: float(start * (end / start) ** (min(step // every * every, last) / last))
 
 
 def _method(method: Any, settings: dict[str, Any]) -> Sampled | Units:

@@ -38,7 +38,7 @@ class Sums:
 
 def _states(model: MLP, params: Params, x: Any) -> tuple[list[Any], list[Any], list[Any], Any]:
     """Return each layer's inputs, z_hat and r = 1 / sigma of hidden layers, and the logits."""
-    inner = len(params) - 2 if model.rounds(len(params)) else 0  # hidden layers that are rounded
+    inner = len(params) - 2 if model.activations == "int8" else 0  # hidden layers that are rounded
     *hidden, last = (w.astype(np.float32) for w in params.values())
     h = model.input_scale * as_float(x) + model.input_offset  # (batch, n_in)
     inputs, z_hats, rs = [h], [], []
@@ -85,7 +85,7 @@ def _tangents(
     weights = [w.astype(np.float32) for w in params.values()]
     g = g * np.float32(model.logit_scale)
     top = len(weights) - 1
-    inner = top - 1 if model.rounds(len(weights)) else 0
+    inner = top - 1 if model.activations == "int8" else 0
 
     def follow(layer: int, u: Any) -> Any:
         """F_layer of tangents u: (batch, k, width) or (k, width), the same for all samples."""

@@ -44,7 +44,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.base import finite, integer_array
-from minibit.kernels import layout, path, threads
+from minibit.kernels import path, threads
 from minibit.matmul import kernel_of_many
 from minibit.noise_step.perceptron import MLP
 from minibit.noise_step.unit_reference import (
@@ -54,7 +54,6 @@ from minibit.noise_step.unit_reference import (
     locate,
     unit_sums_reference,
 )
-from minibit.ternary import empty_panels
 
 __all__ = ["direction_sums", "forward", "unit_sums"]
 
@@ -84,16 +83,20 @@ class Task:
     @classmethod
     def of(
         cls, model: MLP, params: Params, batch: Sequence[Any], threshold: float, workers: int | None
-    ) -> Task:
-        """Lay out the weights of a model and the samples of a batch, which are checked already."""
+    ) -> Task | None:
+        """Lay out weights and samples, which are checked already; None if nothing is compiled."""
+        if (kernels := path()) == "reference":
+            return None
+        from minibit.kernels.pack import packed_panels
+        from minibit.kernels.product import LANES
         from minibit.kernels.unit_forward import Batch, Outcomes, Products
 
-        (x, y, weight), weights, rounded = batch, [*params.values()], model.rounds(len(params))
+        (x, y, weight), weights = batch, [*params.values()]
+        rounded = model.activations == "int8" and len(weights) > 2
         row_sums = weights[0].sum(axis=1, dtype=np.int32).astype(np.float32)
-        network, products, kernels = _network(model, weights, row_sums), None, path()
-        if rounded and layout(kernels) == "panels":
-            panels = tuple(_panels(w) for w in weights[:-1])
-            products = Products(kernel_of_many(kernels), panels, row_sums)
+        network, products = _network(model, weights, row_sums), None
+        if rounded and kernels in LANES:
+            products = Products(kernel_of_many(kernels), packed_panels(weights[:-1]), row_sums)
         loss, hardness = np.empty((2, len(x)), np.float32)
         logits = np.empty((len(x), len(network.w_out)), np.float32)
         outcomes = Outcomes(loss, hardness, np.empty(len(x), np.bool_), logits)
@@ -152,15 +155,6 @@ def _network(model: MLP, weights: Sequence[NDArray[np.int8]], row_sums: Floats) 
         logit_scale=np.float32(model.logit_scale),
         eps=np.float32(model.eps),
     )
-
-
-def _panels(w: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Pack the codes of a layer for products of bytes."""
-    from minibit.kernels.pack import panels
-
-    packed = empty_panels(*w.shape)
-    panels(w, len(w), packed)
-    return packed
 
 
 def _cut(start: int, stop: int, parts: int) -> list[int]:
@@ -224,11 +218,10 @@ def forward(
 ) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
     """Return logits (batch, classes), loss, 1 - p_y and correctness (batch,) of every sample."""
     codes, batch = _checked(model, params, x, y)
-    if path() == "reference":
+    if (task := Task.of(model, codes, batch, -np.inf, workers)) is None:
         return forward_reference(model, codes, *batch[:2])
     from minibit.kernels.unit_forward import forward as kernel
 
-    task = Task.of(model, codes, batch, -np.inf, workers)
     task.run(kernel, units=0, samples=0)
     *outcomes, logits = task.outcomes
     return logits, *outcomes
@@ -263,11 +256,10 @@ def unit_sums(
     for drawn, (name, w) in zip(units, codes.items(), strict=True):
         if drawn.size and not 0 <= drawn.min() <= drawn.max() < w.shape[0]:
             raise ValueError(f"units of {name!r} must lie in [0, {w.shape[0]}), got {drawn}")
-    if path() == "reference":
+    if (task := Task.of(model, codes, batch, threshold, workers)) is None:
         return unit_sums_reference(model, codes, *batch, units, threshold)
     from minibit.kernels.unit_tangents import unit_sums as kernel
 
-    task = Task.of(model, codes, batch, threshold, workers)
     listed, widths = _listed(task.network, units), task.network.widths
     sums = np.zeros((CHUNKS, len(listed.columns), max(widths[:-1])), np.float32)
     squares = np.zeros_like(sums)
@@ -300,12 +292,11 @@ def direction_sums(
         raise ValueError(f"positions must lie in [0, {size}), got up to {positions.max()}")
     if offsets[0] != 0 or offsets[-1] != positions.size or (np.diff(offsets) < 0).any():
         raise ValueError(f"offsets must rise from 0 to {positions.size}, got {offsets}")
-    if path() == "reference":
+    if (task := Task.of(model, codes, batch, threshold, workers)) is None:
         return direction_sums_reference(model, codes, *batch, directions, threshold)
     from minibit.kernels.unit_tangents import Directions
     from minibit.kernels.unit_tangents import direction_sums as kernel
 
-    task = Task.of(model, codes, batch, threshold, workers)
     units, unit_index, layer_index, column = locate(codes, positions)
     entries = (unit_index, layer_index, column, signs.astype(np.float32))
     listed, sparse = _listed(task.network, units), Directions(offsets, *entries)

@@ -13,7 +13,6 @@ from minibit.ternary.packings import unpack2 as unpack2
 from minibit.ternary.packings import unpack_base3 as unpack_base3
 from minibit.ternary.packings import unpack_bitplanes as unpack_bitplanes
 from minibit.ternary.panels import ROWS as ROWS
-from minibit.ternary.panels import empty_panels as empty_panels
 from minibit.ternary.panels import pack_columns as pack_columns
 from minibit.ternary.panels import pack_panels as pack_panels
 from minibit.ternary.published import I2Layout as I2Layout

@@ -32,7 +32,6 @@ from minibit.ternary.published import from_hf
 
 __all__ = [
     "PACK",
-    "empty_panels",
     "pack_columns",
     "pack_columns_reference",
     "pack_panels",
@@ -43,17 +42,6 @@ __all__ = [
 ]
 
 ROWS = 64  # in a panel
-
-
-def empty_panels(n_out: int, n_in: int) -> Bytes:
-    """Room for the panels of a matrix, beginning where a cache line does.
-
-    Loads of 64 bytes that cross the border of two lines take twice as long.
-    """
-    size = -(-n_out // ROWS) * -(-n_in // 64) * 64 * ROWS // 4
-    room = np.empty(size + 63, np.uint8)
-    begin = -room.ctypes.data % 64
-    return room[begin : begin + size]
 
 
 def _digits(codes: Codes, rows: int, columns: int) -> Bytes:
@@ -151,9 +139,12 @@ def _by_kernel(layout: str, source: NDArray[Any], n_out: int) -> Bytes | None:
     """Pack int8 codes, or the bytes of Hugging Face's layout; None if one is no code."""
     from minibit.kernels import pack
 
-    n_in, panels = source.shape[1], layout == "panels"
-    packed = empty_panels(n_out, n_in) if panels else np.empty(-(-n_in // 16) * 4 * n_out, np.uint8)
-    return packed if (pack.panels if panels else pack.columns)(source, n_out, packed) else None
+    n_in = source.shape[1]
+    if layout == "panels":
+        packed, by = pack.empty_panels(n_out, n_in), pack.panels
+    else:
+        packed, by = np.empty(-(-n_in // 16) * 4 * n_out, np.uint8), pack.columns
+    return packed if by(source, n_out, packed) else None
 
 
 def unpack_panels(packed: Bytes, shape: tuple[int, int]) -> Codes:
