@@ -40,23 +40,15 @@ SMALLEST = np.float32(1e-5)  # gamma and absmax are at least this
 
 
 def absmean_quantize_reference(w: ArrayLike) -> tuple[NDArray[np.int8], np.float32]:
-    """Quantise weights as `absmean_quantize` does, in three lines of NumPy.
-
-    Parameters
-    ----------
-    w : float array of any shape
-
-    Returns
-    -------
-    codes : int8 array, shape of w
-    gamma : float32
+    """Quantise weights w as `absmean_quantize` does, in three lines of NumPy.
 
     Examples
     --------
     >>> absmean_quantize_reference(np.float32([[1, -3, 0.5, 0]]))[0]
     array([[ 1, -1,  0,  0]], dtype=int8)
     """
-    w = _checked_weights(w)
+    w = _not_empty(w)
+    finite("w", w)
     gamma = max(np.float32(np.abs(w).mean(dtype=np.float64)), SMALLEST)
     with np.errstate(over="ignore"):  # an infinite ratio is cut to 1
         ratio = w * (np.float32(1) / gamma)
@@ -83,10 +75,9 @@ def absmean_quantize(w: ArrayLike) -> tuple[NDArray[np.int8], np.float32]:
 
     Raises
     ------
-    TypeError
-        If `w` does not hold floats.
-    ValueError
-        If `w` is empty, or an entry is NaN or infinite as float32; the first is named.
+    TypeError, ValueError
+        If `w` does not hold floats, or is empty, or an entry is NaN or infinite as float32; the
+        first is named.
 
     Notes
     -----
@@ -115,16 +106,7 @@ def absmean_quantize(w: ArrayLike) -> tuple[NDArray[np.int8], np.float32]:
 
 
 def absmax_quantize_reference(x: ArrayLike) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Quantise activations as `absmax_quantize` does, in three lines of NumPy.
-
-    Parameters
-    ----------
-    x : float array, shape (..., n)
-
-    Returns
-    -------
-    codes : int8 array, shape (..., n)
-    scale : float32 array, shape (..., 1)
+    """Quantise activations x as `absmax_quantize` does, in three lines of NumPy.
 
     Examples
     --------
@@ -158,10 +140,9 @@ def absmax_quantize(x: ArrayLike) -> tuple[NDArray[np.int8], NDArray[np.float32]
 
     Raises
     ------
-    TypeError
-        If `x` does not hold floats.
-    ValueError
-        If an entry is NaN or infinite as float32 (the first is named), or `x` has no axis.
+    TypeError, ValueError
+        If `x` does not hold floats, or has no axis, or an entry is NaN or infinite as float32; the
+        first is named.
 
     Notes
     -----
@@ -194,12 +175,7 @@ def absmax_quantize(x: ArrayLike) -> tuple[NDArray[np.int8], NDArray[np.float32]
 def binary_quantize(w: ArrayLike) -> tuple[NDArray[np.int8], np.float32]:
     """Quantise weights to signs and one scale: BitNet b1, with one bit a weight.
 
-    ``codes = sign(w - mean w)``, ``beta = mean|w|``.
-
-    Parameters
-    ----------
-    w : float array of any shape, usually (n_out, n_in)
-        Cast to float32. Not empty, all finite.
+    ``codes = sign(w - mean w)``, ``beta = mean|w|``, for what `absmean_quantize` takes.
 
     Returns
     -------
@@ -209,13 +185,6 @@ def binary_quantize(w: ArrayLike) -> tuple[NDArray[np.int8], np.float32]:
     beta : float32
         ``beta * codes`` approximates w; 0 for a matrix of zeros: nothing divides by it. Both means
         are summed in float64 and rounded once.
-
-    Raises
-    ------
-    TypeError
-        If `w` does not hold floats.
-    ValueError
-        If `w` is empty, or an entry is NaN or infinite as float32; the first is named.
 
     Notes
     -----
@@ -229,7 +198,8 @@ def binary_quantize(w: ArrayLike) -> tuple[NDArray[np.int8], np.float32]:
     >>> float(beta)
     3.0
     """
-    w = _checked_weights(w)
+    w = _not_empty(w)
+    finite("w", w)
     mean, beta = (np.float32(v.mean(dtype=np.float64)) for v in (w, np.abs(w)))
     return np.where(w > mean, 1, -1).astype(np.int8), beta  # w - mean > 0, without overflow
 
@@ -242,22 +212,11 @@ def fake_quant_weight(w: Any, strength: float = 1.0) -> Any:
     Parameters
     ----------
     w : float array or Dual of any shape, usually (n_out, n_in)
-        Not empty, all finite.
+        Not empty, all finite. Quantised in float32, whatever its dtype, which is the result's.
     strength : float, 0 to 1
         The lambda of a warm-up: at 0 the weights as they are, at 1 ``gamma codes`` exactly. The
-        published fine-tuning recipe raises it as ``min(step / 1000, 1)``. A constant.
-
-    Returns
-    -------
-    array or Dual, shape and dtype of w
-        Quantised in float32, whatever the dtype.
-
-    Raises
-    ------
-    TypeError
-        If `w` does not hold floats, or `strength` carries a tangent.
-    ValueError
-        If `w` is empty or not finite as float32, or `strength` lies outside of [0, 1].
+        published fine-tuning recipe raises it as ``min(step / 1000, 1)``. A constant: a TypeError
+        if it carries a tangent.
 
     Notes
     -----
@@ -268,12 +227,11 @@ def fake_quant_weight(w: Any, strength: float = 1.0) -> Any:
 
     Examples
     --------
-    >>> fake_quant_weight(np.float32([[1, -3, 0.5, 0]]))
-    array([[ 1.125, -1.125,  0.   ,  0.   ]], dtype=float32)
     >>> fake_quant_weight(np.float32([[1, -3, 0.5, 0]]), strength=0.5)
     array([[ 1.0625, -2.0625,  0.25  ,  0.    ]], dtype=float32)
     """
-    return _fake_weight(_traced(w, "w"), number("strength", strength, "[0, 1]"))
+    w = w if isinstance(w, Dual) else floats("w", w)
+    return _fake_weight(w, number("strength", strength, "[0, 1]"))
 
 
 @straight_through
@@ -286,38 +244,18 @@ def _fake_weight(w: NDArray[Any], strength: float) -> NDArray[Any]:
 def fake_quant_activation(x: Any, strength: float = 1.0) -> Any:
     """Quantise activations and return floats, with the derivative of the identity.
 
-    ``y = x + strength (codes / scale - x)``, ``y_dot = x_dot``, by `absmax_quantize`.
-
-    Parameters
-    ----------
-    x : float array or Dual, shape (..., n)
-        All finite.
-    strength : float, 0 to 1
-        The lambda of a warm-up, as in `fake_quant_weight`. A constant.
-
-    Returns
-    -------
-    array or Dual, shape and dtype of x
-        Quantised in float32, whatever the dtype; no further than ``absmax / 254`` from x, but for
-        rounding.
-
-    Raises
-    ------
-    TypeError
-        If `x` does not hold floats, or `strength` carries a tangent.
-    ValueError
-        If `x` has no axis or is not finite as float32, or `strength` lies outside of [0, 1].
-
-    Notes
-    -----
-    The values of the published code, bit for bit, but that all zeros are +0.
+    ``y = x + strength (codes / scale - x)``, ``y_dot = x_dot``, by `absmax_quantize`, for x
+    (..., n); `strength` and dtypes are as in `fake_quant_weight`. At strength 1 y is no further
+    than ``absmax / 254`` from x, but for rounding: the values of the published code, bit for bit,
+    but that all zeros are +0.
 
     Examples
     --------
     >>> fake_quant_activation(np.float32([[0.5, -1.0, 0.25]])) * 127
     array([[  64., -127.,   32.]], dtype=float32)
     """
-    return _fake_activation(_traced(x, "x"), number("strength", strength, "[0, 1]"))
+    x = x if isinstance(x, Dual) else floats("x", x)
+    return _fake_activation(x, number("strength", strength, "[0, 1]"))
 
 
 @straight_through
@@ -330,18 +268,6 @@ def _warmed_up(x: NDArray[Any], quantised: NDArray[Any], strength: float) -> NDA
     """Go a share of the way to the quantised values; at 1 they are returned, not recomputed."""
     quantised = quantised.astype(x.dtype, copy=False)
     return quantised if strength == 1 else x + strength * (quantised - x)
-
-
-def _traced(values: Any, name: str) -> Any:
-    """Let duals through, whose primals are floats, and check arrays."""
-    return values if isinstance(values, Dual) else floats(name, values)
-
-
-def _checked_weights(w: ArrayLike) -> NDArray[np.float32]:
-    """Return weights as a finite float32 array that is not empty."""
-    array = _not_empty(w)
-    finite("w", array)
-    return array
 
 
 def _not_empty(w: ArrayLike) -> NDArray[np.float32]:

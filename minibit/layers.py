@@ -6,10 +6,10 @@
     relu, squared_relu, cross_entropy
     mlp              h <- relu(layer_norm(h W^T)), logits = c h W_last^T
 
-Parameters are flat dicts of arrays. Stored ternary weights are int8; layers cast them to float32
-where they use them. `minibit.dual.jvp` differentiates every function here as it stands, given
-float32 copies of the weights. float32 in, float32 out; integer inputs (pixels) become float32, and
-what holds no real numbers is a TypeError.
+Parameters are flat dicts of arrays. Stored ternary weights are int8, which layers cast to float32.
+`minibit.dual.jvp` differentiates every function here as it stands, given float32 copies of the
+weights. float32 in, float32 out; integer inputs (pixels) become float32, and what holds no real
+numbers is a TypeError.
 """
 
 from __future__ import annotations
@@ -48,36 +48,18 @@ def _floating(x: Array) -> Array:
     if not hasattr(x, "dtype"):
         x = np.asarray(x)
     if x.dtype.kind not in "fiub" or (isinstance(x, np.ndarray) and hasattr(x, "mask")):
-        what = f"{type(x).__name__} of {x.dtype}"
-        raise TypeError(f"layers take arrays of real numbers, none of them masked, got {what}")
+        got = f"{type(x).__name__} of {x.dtype}"
+        raise TypeError(f"layers take arrays of real numbers, none of them masked, got {got}")
     return x.astype(np.float32) if x.dtype.kind in "iub" else x
 
 
 def ternary_linear(x: Array, w: Array, scale: float | Array | None = None) -> Array:
     """Multiply activations by a ternary matrix: ``y = x w^T``, times `scale` if there is one.
 
-    Parameters
-    ----------
-    x : array, shape (..., n_in)
-        Activations.
-    w : array, shape (n_out, n_in)
-        int8 codes, cast once to float32, or a float array, used as it is.
-    scale : float or array that broadcasts to (..., n_out), optional
-        The paper's MLP has none; BitNet has one number a matrix.
-
-    Returns
-    -------
-    array, shape (..., n_out)
-
-    Raises
-    ------
-    ValueError
-        If `w` is no matrix or the number of inputs differs.
-
-    Notes
-    -----
-    NaN and infinities pass as in any product: ``inf * 0`` is NaN, so an infinite input spoils also
-    the outputs that ignore it.
+    Activations x (..., n_in) meet w (n_out, n_in) of int8 codes, cast once to float32, or of
+    floats; a ValueError if they don't fit. `scale` broadcasts to (..., n_out): the paper's MLP has
+    none, BitNet one number per matrix. NaN and infinities pass as in any product: ``inf * 0`` is
+    NaN, so an infinite input spoils also the outputs that ignore it.
 
     Examples
     --------
@@ -96,21 +78,9 @@ def layer_norm(x: Array, eps: float = 1e-5) -> Array:
 
     ``z = (x - mean x) / sqrt(mean (x - mean x)^2 + eps)`` over the last axis.
 
-    Parameters
-    ----------
-    x : array, shape (..., width)
-    eps : float
-        Above 0, so that a constant row (variance 0) gives zeros, and not 0 / 0.
-
-    Returns
-    -------
-    array, shape (..., width)
-        Mean 0, and variance ``v / (v + eps)`` for a row of variance v: 1 for any v well above eps.
-
-    Raises
-    ------
-    ValueError
-        If `eps` is not above 0, or the last axis is empty.
+    A row of variance v gets variance ``v / (v + eps)``: 1 for any v well above `eps`, which is
+    above 0, so that a constant row gives zeros. A ValueError if it is not, or if the last axis of x
+    is empty.
 
     Notes
     -----
@@ -135,26 +105,9 @@ def layer_norm(x: Array, eps: float = 1e-5) -> Array:
 def rms_norm(x: Array, gain: Array | None = None, eps: float = 1e-5) -> Array:
     """Divide each row by its root mean square: ``z = gain * x / sqrt(mean x^2 + eps)``.
 
-    Parameters
-    ----------
-    x : array, shape (..., width)
-    gain : array that broadcasts to (..., width), optional
-    eps : float
-        Above 0, so that a row of zeros gives zeros.
-
-    Returns
-    -------
-    array, shape (..., width)
-
-    Raises
-    ------
-    ValueError
-        If `eps` is not above 0, or the last axis is empty.
-
-    Notes
-    -----
-    A NaN or infinity makes its own row NaN (an infinite entry's finite neighbours become 0) and no
-    other. Source: Zhang and Sennrich, arXiv 1910.07467.
+    `gain` broadcasts to x (..., width), and `eps` is as in `layer_norm`. A NaN or infinity makes
+    its own row NaN (an infinite entry's finite neighbours become 0) and no other. Source: Zhang and
+    Sennrich, arXiv 1910.07467.
 
     Examples
     --------
@@ -225,11 +178,9 @@ def cross_entropy(
 
     Raises
     ------
-    TypeError
-        If labels are not integers, or masked.
-    ValueError
-        If shapes differ, there is no class, a label is out of range (the first is named),
-        `reduction` is unknown, or the mean of no label is asked for.
+    TypeError, ValueError
+        If labels are not integers, masked or out of range (the first is named), shapes differ,
+        there is no class, `reduction` is unknown, or the mean of no label is asked for.
 
     Examples
     --------
@@ -312,9 +263,7 @@ def mlp(
     array([[0.   , 1.225]], dtype=float32)
     """
     *hidden, last = _in_order(params)
-    if activations not in ACTIVATIONS:
-        names = " or ".join(map(repr, ACTIVATIONS))
-        raise ValueError(f"activations must be {names}, got {activations!r}")
+    one_of("activations", activations, ACTIVATIONS)
     h = x
     for layer, w in enumerate(hidden):
         z = linear(h, w)  # (..., n_out)
