@@ -18,6 +18,7 @@ tokenizers = pytest.importorskip("tokenizers")
 
 from commands import answer, call, refused  # noqa: E402
 from minibit.cli import language  # noqa: E402
+from minibit.cli.common import Output  # noqa: E402
 from minibit.cli.texts import (  # noqa: E402
     TEMPLATES,
     Bytes,
@@ -130,7 +131,7 @@ def test_any_tokens_at_all_can_be_told(ids):
 
 def test_control_characters_are_shown_and_not_obeyed(capsys):
     """A model cannot clear the screen of who reads it; line ends and tabs pass."""
-    language._Screen(as_json=False).write("a\x1b[2Jb\n\tc\x07\x9b\ud800")
+    Output(as_json=False).write("a\x1b[2Jb\n\tc\x07\x9b\ud800")
     assert capsys.readouterr().out == "a\\x1b[2Jb\n\tc\\x07\\x9b\\ud800"
 
 

@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import pairwise
@@ -56,6 +57,13 @@ class Output(logging.Handler):
         self.status = 0  # of a command that ends without an error
         self._console = Console(stderr=as_json, highlight=False, markup=False, soft_wrap=True)
         self._errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+    def write(self, text: str) -> None:
+        """Show text as it grows, at once; control characters are shown, not obeyed."""
+        stream = sys.stderr if self.as_json else sys.stdout
+        coding = getattr(stream, "encoding", None) or "utf-8"
+        stream.write(printable(text, keep="\n\t").encode(coding, "replace").decode(coding))
+        stream.flush()
 
     def say(self, text: str = "", style: str = "") -> None:
         """Print a line; long ones are left whole, so that they can be copied."""

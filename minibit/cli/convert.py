@@ -17,9 +17,8 @@ import json
 import re
 import shutil
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -58,13 +57,12 @@ READERS = (
 KEPT_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".md")
 
 
-@dataclass
-class Source:
+class Source(NamedTuple):
     """A model that was read, and what goes along with it."""
 
     form: str
     model: BitNetModel
-    companions: dict[str, bytes] = field(default_factory=dict)
+    companions: dict[str, bytes]
 
 
 @command
@@ -136,9 +134,6 @@ def convert(
     return fields
 
 
-# Reading.
-
-
 def _read(path: Path, layout: Any, squared_relu: bool, masters: bool) -> Source:
     """Read a model of any kind, and what goes along with it."""
     if path.is_dir():
@@ -192,15 +187,12 @@ def character_tokenizer(vocabulary: Vocabulary) -> str:
     return json.dumps(tokenizer, ensure_ascii=False, indent=1)
 
 
-# Writing.
-
-
 def _style(model: BitNetModel) -> str:
     """Choose how a directory stores its projections: as they are."""
     if model.linear is float_linear:
         return "float"
-    ternary = [isinstance(w, TernaryMatrix) for w in model.params.values()]
-    return "bitlinear" if any(ternary) else "online"
+    is_ternary = any(isinstance(w, TernaryMatrix) for w in model.params.values())
+    return "bitlinear" if is_ternary else "online"
 
 
 def _write_gguf(source: Source, path: Path, kind: Any, layout: Any, name: str) -> None:
@@ -236,9 +228,6 @@ def _warn_of_tokenizer(out: Output, path: Path) -> None:
         out.warn(
             "the tokenizer cuts text in a way for which no name is known: llama.cpp will guess"
         )
-
-
-# Comparing.
 
 
 def compare(ours: BitNetModel, theirs: BitNetModel, leeway: float = 0.0) -> dict[str, Any]:

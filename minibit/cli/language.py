@@ -14,20 +14,14 @@ from typing import Annotated, Any
 
 import typer
 
-from minibit.base import checked_json, printable
-from minibit.checkpoint import (
-    CHAT_TEMPLATE,
-    GENERATION,
-    HUGGING_FACE,
-    load_bitnet,
-    load_gguf,
-    open_gguf,
-)
+from minibit import checkpoint
+from minibit.base import checked_json
 from minibit.cli import texts
 from minibit.cli.common import BadUse, Output, bad_use, check_choice, command, starts
 from minibit.cli.texts import TEMPLATES, Characters, Numbers, Published, Turn, read_text
 from minibit.transformer import BitNetModel, Decoder, check_sampling
 
+KEYS = checkpoint.HUGGING_FACE, checkpoint.CHAT_TEMPLATE, checkpoint.GENERATION  # of GGUF
 Model = Annotated[Path, "MODEL", "A model directory, a .gguf or a .npz file."]
 Count = Annotated[int, typer.Option("--count", min=1, help="Most tokens of a text or an answer.")]
 Seed = Annotated[int, typer.Option(min=0, help="Decides every draw.")]
@@ -88,10 +82,8 @@ def generate(
     out: Output,
     model: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="A model directory, a .gguf or a .npz file; without it, the package's small one.",
-        ),
+        "MODEL",
+        "A model directory, a .gguf or a .npz file; without it, the package's small one.",
     ] = None,
     prompt: Annotated[str | None, "The text to go on with; '-' reads standard input."] = None,
     count: Count = 200,
@@ -111,10 +103,9 @@ def generate(
     _append(decoder, first, loaded)
     if model is None:
         out.say("The model in the package: 221k ternary weights, one book.", style="dim")
-    screen = _Screen(out.as_json)
-    screen.write(text if not ids else "")
-    answer = _answer(decoder, count, sampling, loaded, screen)
-    screen.write("\n")
+    out.write(text if not ids else "")
+    answer = _answer(out, decoder, count, sampling, loaded)
+    out.write("\n")
     out.say()
     out.say(_summary(answer, loaded), style="dim")
     out.status = int(answer.stopped == "interrupted")
@@ -174,9 +165,8 @@ def _talk(
     sampling: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """Take line after line and answer each; return the turns."""
-    screen, turns = _Screen(out.as_json), []
-    decoder, pending = loaded.decoder(), first
-    while (line := screen.ask()) is not None:
+    decoder, pending, turns = loaded.decoder(), first, []
+    while (line := _ask(out)) is not None:
         if line.strip() in ("/exit", "/quit"):
             break
         if line.strip() == "/new":
@@ -191,9 +181,9 @@ def _talk(
         except ValueError as error:
             out.warn(f"that was not read: {error}; /new begins again")
             continue
-        answer = _answer(decoder, count, sampling, loaded, screen)
+        answer = _answer(out, decoder, count, sampling, loaded)
         pending = turn.closing(loaded.tokens)
-        screen.write("\n")
+        out.write("\n")
         out.say(_summary(answer, loaded), style="dim")
         turns.append({"user": line, "prompt_tokens": len(tokens), **_fields(answer)})
     return turns
@@ -211,14 +201,14 @@ def _sampling(
 
 
 def _answer(
-    decoder: Decoder, count: int, sampling: dict[str, Any], loaded: Loaded, screen: _Screen
+    out: Output, decoder: Decoder, count: int, sampling: dict[str, Any], loaded: Loaded
 ) -> Answer:
     """Draw tokens and print them as they come, until something ends them."""
     answer, stream = Answer(), texts.TextStream(loaded.tokens.decode)
 
     def show(text: str) -> None:
         answer.text += text
-        screen.write(text)
+        out.write(text)
 
     answer.times.append(time.perf_counter())
     try:
@@ -251,29 +241,17 @@ def _append(decoder: Decoder, tokens: list[int], loaded: Loaded) -> None:
     decoder.forget(half)
 
 
-class _Screen:
-    """Where a text appears as it grows: standard output, or with ``--json`` standard error."""
-
-    def __init__(self, as_json: bool) -> None:
-        self._stream = sys.stderr if as_json else sys.stdout
-
-    def write(self, text: str) -> None:
-        """Show text at once; control characters are shown, not obeyed."""
-        coding = getattr(self._stream, "encoding", None) or "utf-8"
-        self._stream.write(printable(text, keep="\n\t").encode(coding, "replace").decode(coding))
-        self._stream.flush()
-
-    def ask(self) -> str | None:
-        """Return the next line that is typed, or None at the end, which Ctrl-C is too."""
-        if sys.stdin.isatty():
-            self.write("> ")
-        try:
-            line = sys.stdin.readline()
-        except KeyboardInterrupt:
-            line = ""
-        if not line and sys.stdin.isatty():
-            self.write("\n")
-        return line.rstrip("\r\n") if line else None
+def _ask(out: Output) -> str | None:
+    """Return the next line that is typed, or None at the end, which Ctrl-C is too."""
+    if sys.stdin.isatty():
+        out.write("> ")
+    try:
+        line = sys.stdin.readline()
+    except KeyboardInterrupt:
+        line = ""
+    if not line and sys.stdin.isatty():
+        out.write("\n")
+    return line.rstrip("\r\n") if line else None
 
 
 def _load(
@@ -295,7 +273,7 @@ def _load(
         model, vocabulary = shipped_model()
         own = own or Characters(vocabulary)
     elif path.is_dir():
-        model = load_bitnet(path)
+        model = checkpoint.load_bitnet(path)
         chat, where = texts.template_of(path)
         if (path / "generation_config.json").is_file():
             generation = read_text(path / "generation_config.json")
@@ -303,12 +281,12 @@ def _load(
         if own is None and file.is_file():
             own = Published(read_text(file), str(file))
     elif starts(path, b"GGUF"):
-        model = load_gguf(path)
-        metadata = open_gguf(path).metadata
-        values = map(metadata.get, (HUGGING_FACE, CHAT_TEMPLATE, GENERATION))
+        model = checkpoint.load_gguf(path)
+        metadata = checkpoint.open_gguf(path).metadata
+        values = map(metadata.get, KEYS)
         text, chat, generation = (v if isinstance(v, str) else None for v in values)
         if own is None and text is not None:
-            own = Published(text, f"{path}: {HUGGING_FACE}")
+            own = Published(text, f"{path}: {KEYS[0]}")
     elif starts(path, b"PK"):
         from minibit.language import TrainedModel
 

@@ -245,9 +245,6 @@ class TextStream:
         return new
 
 
-# Chat templates.
-
-
 @dataclass(frozen=True)
 class Turn:
     """How a chat is written: pieces around a message; a piece that is a marker is one token."""

@@ -66,7 +66,7 @@ def train(
     """Train a ternary network without backpropagation, and keep its steps.
 
     The log is the model: `minibit replay LOG` gives the weights back. Ctrl-C keeps every step that
-    was taken, and `--resume` goes on.
+    has ended, tells what they came to, and `--resume` goes on.
     """
     split_name = common.check_choice("--split", split or "final", ("final", "validation"))
     common.check_choice("--preset", preset, training.PRESETS)
@@ -107,14 +107,17 @@ def train(
     if old.exists():
         out.say(f"The log that was there before is {old}.")
     out.status = int(result.interrupted)
-    return {"log": str(path), **_fields(result)}
+    fields = {name: value for name, value in vars(result).items() if not hasattr(value, "shape")}
+    loss = result.loss if math.isfinite(result.loss) else None
+    return {"log": str(path), **fields, "loss": loss}
 
 
 @contextmanager
 def _second_name(path: Path, force: bool) -> Iterator[Path]:
     """Give the log that is to be replaced a second name; it stays unless the new run ends well.
 
-    Where training ends without a result, by a full disk or a Ctrl-C, an error says what is there.
+    An error says what is there after a full disk, or a Ctrl-C before there is a log, before the
+    first record of one that replaces another, or after the last step.
     """
     old = path.with_name(f"{path.name}.{os.urandom(4).hex()}.old")
     try:
@@ -145,9 +148,11 @@ def _is_same(path: Path, old: Path) -> bool:
 class _Run:
     """The progress of a training run: shown, remembered for the plot, and stopped by Ctrl-C.
 
-    Once steps are taken, a first Ctrl-C lets the present one end, so that it is logged whole; a
-    second one is felt at once. Where standard error is no terminal, a line every ten seconds takes
-    the bar's place.
+    After the first report, a first Ctrl-C stops the run at the next one, half a second later or
+    when a long step ends; any other stops it at once, and the step that is under way is lost. Steps
+    that have ended are logged and measured, and their result is printed as at the end of a run,
+    with status 1. Where standard error is no terminal, a line every ten seconds takes the bar's
+    place.
     """
 
     def __init__(self) -> None:
@@ -236,13 +241,7 @@ def _columns(width: int) -> list[ProgressColumn]:
 
 
 def clock(seconds: float) -> str:
-    """Write a duration for people.
-
-    Examples
-    --------
-    >>> clock(7.2), clock(83), clock(float("nan"))
-    ('8 s', '1:23', '?')
-    """
+    """Write a duration for people: ``8 s``, ``1:23``, ``2:00:00`` or, if it is not known, ``?``."""
     if not math.isfinite(seconds):
         return "?"
     minutes, rest = divmod(math.ceil(seconds), 60)
@@ -289,12 +288,6 @@ def _check_resumed(out: Output, path: Path, options: dict[str, Any]) -> None:
     if log.warning:
         rest = path.stat().st_size - log.nbytes
         out.warn(f"--resume cuts the last {rest} bytes off and goes on after step {len(log)}")
-
-
-def _fields(result: training.TrainResult) -> dict[str, Any]:
-    """Return what a run came to, without its arrays."""
-    fields = {name: value for name, value in vars(result).items() if not hasattr(value, "shape")}
-    return fields | {"loss": result.loss if math.isfinite(result.loss) else None}
 
 
 def _summary(
