@@ -54,7 +54,7 @@ def test_the_mlp_experiment_trains_codes_and_draws_their_way(tmp_path, monkeypat
         return mlp._run(seed, {"w4": np.zeros((1, 2), np.int8)}, [(1, 0.5, 0.25)])
 
     monkeypatch.setattr(mlp, "noise_step_run", noise_step_run)
-    rows = mlp.train_mlp((0, 1), Runs(tmp_path, "mlp", lambda line: None))
+    rows = mlp.mlp((0, 1), Runs(tmp_path, "mlp", lambda line: None))
     assert [(row["steps"], row["shifts"]) for row in rows[:2]] == [(3, 5), (2, 1)]
     assert [len(row["runs"]) for row in rows] == [2, 2, 1]
     for row in rows:
@@ -80,7 +80,7 @@ def test_the_activations_experiment_trains_both_kinds_of_each_preset(tmp_path, m
     monkeypatch.setattr(training, "scratch_run", quick)
     monkeypatch.setattr(training, "BATCH", 32)
     runs = Runs(tmp_path, "activations", lambda line: None)
-    rows = training.compare_activations((0, 2), runs, ("small", "strict"))
+    rows = training.activations((0, 2), runs, ("small", "strict"))
     assert [(row["preset"], row["activations"]) for row in rows] == [
         ("small", "float"), ("small", "int8"), ("strict", "float"), ("strict", "int8"),
     ]  # fmt: skip

@@ -1,8 +1,7 @@
 """Long measurements that pages draw: one JSON file each, and the command that repeats it.
 
-A chapter draws ``chapters/results/NAME.json`` and recomputes its cheapest point; nothing is typed
-in by hand. ``minibit experiment NAME`` writes the file again. Its runs are kept as they end (see
-`minibit.experiments.runs`), so that an experiment that was interrupted goes on where it stopped.
+``minibit experiment NAME`` writes ``NAME.json``, which a chapter draws. Runs are kept as they end
+(see `minibit.experiments.runs`), so that an interrupted experiment goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minibit.base import one_of
 from minibit.bench.processes import call, environment
 from minibit.experiments.runs import Runs, Say, write_json
 
@@ -30,35 +30,18 @@ class Experiment:
     function: str
 
 
+_SUMMARIES = {  # file and function to a line for the list
+    "training:train": "every preset of noise_step on all training images, once a seed",
+    "training:activations": "presets of noise_step with float and with int8 activations",
+    "language:language": "float and b1.58 language models of three sizes, once a seed",
+    "topk:topk": "language models with sparse inputs: how much, how trained, from what start",
+    "nf4:nf4": "what NF4, FP4 and Int4 add to the loss of float language models, once a seed",
+    "lora:lora": "fine-tunes of a language model: in full, by LoRA and by QLoRA, once a seed",
+    "mlp:mlp": "Adam with straight-through on noise_step's network, beside noise_step",
+}
 EXPERIMENTS: dict[str, Experiment] = {
-    "train": Experiment(
-        "every preset of noise_step on all training images, once a seed",
-        "minibit.experiments.training:train_presets",
-    ),
-    "activations": Experiment(
-        "presets of noise_step with float and with int8 activations, on the validation images",
-        "minibit.experiments.training:compare_activations",
-    ),
-    "language": Experiment(
-        "float and b1.58 language models of three sizes on the text of the package, once a seed",
-        "minibit.experiments.language:language",
-    ),
-    "topk": Experiment(
-        "language models with sparse inputs: how much, how trained, from what start",
-        "minibit.experiments.topk:topk",
-    ),
-    "nf4": Experiment(
-        "what NF4, FP4 and Int4 add to the loss of float language models, once a seed",
-        "minibit.experiments.nf4:nf4",
-    ),
-    "lora": Experiment(
-        "fine-tunes of a language model: in full, by LoRA and by QLoRA, once a seed",
-        "minibit.experiments.lora:lora",
-    ),
-    "mlp": Experiment(
-        "Adam with straight-through on noise_step's network, beside noise_step",
-        "minibit.experiments.mlp:train_mlp",
-    ),
+    function.partition(":")[2]: Experiment(summary, f"minibit.experiments.{function}")
+    for function, summary in _SUMMARIES.items()
 }
 
 
@@ -76,8 +59,7 @@ def experiment(
     the runs and the models, for experiments that share them; by default ``out/NAME.runs``, which
     goes when the file is written. An unknown name, or no seed, is a ValueError.
     """
-    if name not in EXPERIMENTS:
-        raise ValueError(f"name must be one of {', '.join(EXPERIMENTS)}, got {name!r}")
+    function = EXPERIMENTS[one_of("name", name, EXPERIMENTS)].function
     if not seeds:
         raise ValueError("seeds must not be empty")
     Path(out).mkdir(parents=True, exist_ok=True)
@@ -87,7 +69,7 @@ def experiment(
         "command": f"minibit experiment {name} --seeds {' '.join(map(str, seeds))}",
         "seeds": list(seeds),
         "environment": environment(2),
-        "rows": call(EXPERIMENTS[name].function, [seeds, Runs(folder, name, say)]),
+        "rows": call(function, [seeds, Runs(folder, name, say)]),
     }
     write_json(Path(out) / f"{name}.json", content, indent=1)
     if runs is None:

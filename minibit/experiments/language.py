@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,7 @@ DECODED = 32  # tokens of a timed text
 def language(seeds: Sequence[int], runs: Runs) -> list[Row]:
     """Train every size with float and with b1.58 weights once per seed, and measure the models.
 
-    The models are kept, too (``SIZE_WEIGHTS_SEED.npz``; ``_plain`` is without sub-norms). Returned
-    are rows of kind ``run``, ``count``, ``sample`` and ``decode``.
+    Rows are of kind ``run``, ``count``, ``sample`` and ``decode``. The models are kept, too.
     """
     settings = [
         {"size": size, "weights": weights, "seed": seed, "sub_norms": sub_norms}
@@ -67,10 +67,9 @@ def language(seeds: Sequence[int], runs: Runs) -> list[Row]:
         "training {training_loss:.4f}, {seconds:.0f} s"
     )
     rows = runs.rows(one_run, settings, line)
-    models = {
-        size: TrainedModel.load(runs.folder / f"{size}_b1.58_{seeds[0]}.npz") for size in SIZES
-    }
-    return [*rows, *count_rows(), *sample_rows(*list(models.items())[-1]), *decode_rows(models)]
+    models = {s: TrainedModel.load(runs.folder / f"{s}_b1.58_{seeds[0]}.npz") for s in SIZES}
+    size, largest = list(models.items())[-1]
+    return [*rows, *count_rows(), *sample_rows(size, largest), *decode_rows(models)]
 
 
 def one_run(folder: Path, size: str, weights: Any, seed: int, sub_norms: bool) -> Row:
@@ -90,49 +89,38 @@ def one_run(folder: Path, size: str, weights: Any, seed: int, sub_norms: bool) -
 
     begin = time.process_time()
     trained = train_language(settings, seed, progress=progress)
-    cpu = time.process_time() - begin
-    seconds = trained.seconds - spent
+    cpu, seconds = time.process_time() - begin, trained.seconds - spent
     plain = "" if sub_norms else "_plain"
     trained.save(folder / f"{size}_{weights}_{seed}{plain}.npz")
     tokens = steps * settings.batch * settings.context
     edges = np.linspace(0, steps, min(POINTS, steps) + 1).astype(int)
+    curve = {
+        "steps": [int(end) for end in edges[1:]],
+        "training": [round(float(trained.losses[a:b].mean()), 4) for a, b in pairwise(edges)],
+        "checked": [step for step, _ in checks],
+        "validation": [round(loss, 4) for _, loss in checks],
+    }
     return {
-        "kind": "run",
-        "size": size,
-        "weights": weights,
-        "seed": seed,
-        "sub_norms": sub_norms,
+        **{"kind": "run", "size": size, "weights": weights, "seed": seed, "sub_norms": sub_norms},
         "projections": settings.projections,
         "parameters": int(sum(w.size for w in trained.params.values())),
-        "hidden": settings.hidden,
-        "peak": settings.peak,
-        "steps": steps,
-        "tokens": tokens,
-        "seconds": seconds,
-        "cpu_seconds": cpu,
-        "tokens_per_second": tokens / seconds,
+        **{"hidden": settings.hidden, "peak": settings.peak, "steps": steps, "tokens": tokens},
+        **{"seconds": seconds, "cpu_seconds": cpu, "tokens_per_second": tokens / seconds},
         "validation_loss": checks[-1][1],
         "training_loss": trained.loss(train[: len(validation)]),
         "late_training_loss": float(trained.losses[-LATE:].mean()),
-        "curve": {
-            "steps": [int(end) for end in edges[1:]],
-            "training": [round(float(trained.losses[a:b].mean()), 4) for a, b in pairwise(edges)],
-            "checked": [step for step, _ in checks],
-            "validation": [round(loss, 4) for _, loss in checks],
-        },
+        "curve": curve,
     }
 
 
 def count_rows() -> list[Row]:
     """Losses of the count models on the held-out text, by characters of context."""
     text = load_text()
-    cut = len(text) * 9 // 10
+    train, rest = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
     return [
         {
-            "kind": "count",
-            "model": model.__name__,
-            "context": context,
-            "validation_loss": model(text[:cut], context).loss(text[cut:]),
+            **{"kind": "count", "model": model.__name__, "context": context},
+            "validation_loss": model(train, context).loss(rest),
         }
         for context in range(1, 6)
         for model in (kneser_ney, witten_bell)
@@ -141,23 +129,13 @@ def count_rows() -> list[Row]:
 
 def sample_rows(size: str, trained: TrainedModel) -> list[Row]:
     """Write with a model; count the words that the text has, too."""
-    model = trained.model()
+    model, about = trained.model(), {"kind": "sample", "size": size, "weights": "b1.58"}
     rows = []
     for temperature in (1.0, 0.8, 0.5):
         text = write_text(model, trained.vocabulary, "\n", SAMPLE, temperature=temperature)
         known, words = known_words(text)
-        rows.append(
-            {
-                "kind": "sample",
-                "size": size,
-                "weights": "b1.58",
-                "temperature": temperature,
-                "words": words,
-                "known": known,
-                "known_share": known / words,
-                "text": text,
-            }
-        )
+        counts = {"words": words, "known": known, "known_share": known / words}
+        rows.append({**about, "temperature": temperature, **counts, "text": text})
     return rows
 
 
@@ -173,15 +151,11 @@ def known_words(sample: str) -> tuple[int, int]:
 
 def decode_rows(models: dict[str, TrainedModel]) -> list[Row]:
     """Time one token after another: the trained models, and single blocks of the paper's sizes."""
-    rows = [
-        _decode_row("model", size, trained.config, trained.params)
-        for size, trained in models.items()
-    ]
+    rows = [_decode_row("model", size, each.config, each.params) for size, each in models.items()]
     for size in BLOCKS:
         shape = SHAPES[size]
-        config = BitNetConfig(
-            83, shape.hidden, shape.intermediate, 1, shape.heads, shape.kv_heads, max_positions=64
-        )
+        widths = (83, shape.hidden, shape.intermediate, 1, shape.heads, shape.kv_heads)
+        config = BitNetConfig(*widths, max_positions=64)
         rows.append(_decode_row("block", size, config, init_params(config, 0)))
     return rows
 
@@ -190,20 +164,17 @@ def _decode_row(kind: str, size: str, config: BitNetConfig, params: dict[str, An
     """Interleave packed and float32 weights, as a slow moment of the machine should hit both."""
     count = min(DECODED, config.max_positions)
 
-    def passes(model: BitNetModel) -> Callable[[], object]:
-        def go() -> None:
-            decoder = Decoder(model, threads=1)
-            for token in range(count):
-                decoder.append([token % config.vocab_size])
-                decoder.logits()
-
-        return go
+    def decode(model: BitNetModel) -> None:
+        decoder = Decoder(model, threads=1)
+        for token in range(count):
+            decoder.append([token % config.vocab_size])
+            decoder.logits()
 
     models = {
         "packed": BitNetModel(config, pack_params(params)),
         "float32": BitNetModel(config, dict(params), float_linear),
     }
-    ways = {name: passes(model) for name, model in models.items()}
+    ways = {name: partial(decode, model) for name, model in models.items()}
     times = medians(ways, seconds=1.0, warmups=1)
     row: Row = {"kind": "decode", "what": kind, "size": size}
     for name, model in models.items():

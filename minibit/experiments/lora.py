@@ -1,16 +1,15 @@
 """``minibit experiment lora``: fine-tune a small language model in full, by LoRA and by QLoRA.
 
-A float model of 221k weights learns the first half of the text. Then it goes on with the second
-half: as it is (``plain``), or in upper case, which it has hardly seen (``upper``). Of that half the
-first eight tenths are trained on, the ninth decides every choice, and the last is looked at once,
-for the losses that are reported.
+A float model of 221k weights learns the first half of the text, then goes on with the second: as it
+is (``plain``), or in upper case (``upper``). Eight tenths of that are trained on, the ninth decides
+every choice, the last is looked at once, for the losses that are reported.
 
     full     every parameter moves                                  float32
     lora     adapters of rank 8 beside all projections, alpha 16    float32 base
     qlora    the same beside projections in NF4, blocks of 64
 
-Learning rates are chosen with the first seed, on the ninth tenth, for full and for qlora (and for
-forward gradients); lora and another rank take qlora's.
+Learning rates are chosen with the first seed for full, qlora and forward gradients; lora and
+another rank take qlora's.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ from minibit.language import (
     recipe,
     train_params,
 )
-from minibit.lora import init_adapters, lora_linear, merge, with_adapters
-from minibit.nf4 import NF4Tensor, quantize_nf4
+from minibit.lora import LoRALinear, init_adapters, lora_linear, merge, with_adapters
+from minibit.nf4 import quantize_nf4
 from minibit.noise import USER, uniform
 from minibit.tape import Adam, clip_by_global_norm, value_and_grad
 from minibit.transformer import BitNetConfig, forward, init_params, token_loss
@@ -110,12 +109,10 @@ def fine_tune(
 ) -> tuple[dict[str, Any], list[tuple[int, float]]]:
     """Train on, and return what `forward` takes with `lora_linear`, and the validation losses."""
     base = with_nf4(params) if job.method in ("qlora", "tape", "forward") else params
-    part = ("B",) if job.method in ("tape", "forward") else ("A", "B")
+    parts = ("B",) if job.method in ("tape", "forward") else ("A", "B")
     adapters = init_adapters(params, job.rank, seed=job.seed) if job.rank else {}
-    moving: Any = params
-    if adapters:
-        moving = {name: {p: pair[p] for p in part} for name, pair in adapters.items()}
-    optimizer = Adam(moving, betas=(0.9, 0.95))
+    moved = {name: {part: pair[part] for part in parts} for name, pair in adapters.items()}
+    optimizer = Adam(moved or params, betas=(0.9, 0.95))
 
     def model(moving: Any) -> dict[str, Any]:
         if not adapters:
@@ -129,7 +126,7 @@ def fine_tune(
     def slope(moving: Any, step: int) -> tuple[Any, Any]:
         x, y = draw_batch(train, job.seed + 1000, step, 16, config.max_positions)
         if job.method == "forward":
-            along = _directions(moving, DIRECTIONS, job.seed, step)
+            along = _directions(moving, job.seed, step)
             value, gradient = forward_gradient(partial(loss, x=x, y=y), moving, along)
         else:
             value, gradient = value_and_grad(loss)(moving, x, y)
@@ -149,11 +146,11 @@ def fine_tune(
     return model(optimizer.params), curve
 
 
-def _directions(tree: Any, count: int, seed: int, step: int) -> Any:
-    """Draw signs for every number that moves: (count, *shape)."""
+def _directions(tree: Any, seed: int, step: int) -> Any:
+    """Draw signs for every number that moves: (directions, *shape)."""
 
     def signs(w: Any, lane: int) -> Any:
-        u = uniform(seed, (count, *w.shape), domain=USER, step=step, lane=lane)
+        u = uniform(seed, (DIRECTIONS, *w.shape), domain=USER, step=step, lane=lane)
         return np.where(u < 0.5, -1, 1).astype(np.float32)
 
     return {
@@ -164,21 +161,15 @@ def _directions(tree: Any, count: int, seed: int, step: int) -> Any:
 
 def sizes(params: Mapping[str, Any], moving: int) -> dict[str, int]:
     """Bytes of a fine-tune: frozen weights, and four float32 numbers for each that moves."""
-    adapted = any(map(_adapted, params.values()))
-    weights = [w.base if _adapted(w) else w for w in params.values()]
+    adapted = any(isinstance(w, LoRALinear) for w in params.values())
+    weights = [w.base if isinstance(w, LoRALinear) else w for w in params.values()]
     frozen = sum(int(w.nbytes) for w in weights) if adapted else 0
-    return {
-        "frozen_bytes": frozen,
-        "moving": moving,
+    parts = {
         "weight_bytes": 4 * moving,
         "gradient_bytes": 4 * moving,
         "optimizer_bytes": 8 * moving,
-        "bytes": frozen + 16 * moving,
     }
-
-
-def _adapted(w: Any) -> bool:
-    return hasattr(w, "scaling")
+    return {"frozen_bytes": frozen, "moving": moving, **parts, "bytes": frozen + 16 * moving}
 
 
 def pretrain_run(folder: Path, seed: int) -> Row:
@@ -198,11 +189,8 @@ def one_run(folder: Path, **fields: Any) -> Row:
     begin = time.process_time()
     model, curve = fine_tune(job, config, params, train, validation)
     cpu = time.process_time() - begin
-    if job.rank:
-        pairs = [w for w in model.values() if _adapted(w)]
-        moving = sum(w.B.size + (w.A.size if job.method.endswith("lora") else 0) for w in pairs)
-    else:
-        moving = sum(w.size for w in model.values())
+    layers = {name: w for name, w in model.items() if isinstance(w, LoRALinear)}
+    moving = sum(w.B.size + (w.A.size if "lora" in job.method else 0) for w in layers.values())
     row: Row = {
         "kind": "run",
         **asdict(job),
@@ -211,33 +199,31 @@ def one_run(folder: Path, **fields: Any) -> Row:
         "after": {"validation": loss(model, validation), "test": loss(model, test)},
         "forgets": loss(model, halves("plain")[4]) if job.task == "upper" else None,
         "curve": curve,
-        **sizes(model, int(moving)),
+        **sizes(model, int(moving if layers else sum(w.size for w in model.values()))),
     }
     if job.method == "qlora":
-        floats = {
-            name: w.base.dequantize() + w.delta() if _adapted(w) else w for name, w in model.items()
-        }
         merged = merge(model)
+        floats = {name: w.base.dequantize() + w.delta() for name, w in layers.items()}
         row["merged"] = {
             "base_nf4": loss(with_nf4(params), test),
-            "float32": loss(floats, test),
+            "float32": loss(model | floats, test),
             "nf4": loss(merged, test),
-            **_rounded(model, merged),
+            **_rounded(layers, merged),
         }
     return row
 
 
-def _rounded(model: Mapping[str, Any], merged: Mapping[str, Any]) -> dict[str, float]:
+def _rounded(layers: Mapping[str, LoRALinear], merged: Mapping[str, Any]) -> dict[str, float]:
     """Measure what is left of the adapters' changes when they are merged into four bits."""
     same = total = 0
     lost = size = 0.0
-    for name, w in model.items():
-        if _adapted(w) and isinstance(w.base, NF4Tensor):
-            delta, before = w.delta(), w.base.dequantize()
-            same += int((w.base.codes() == merged[name].codes()).sum())
-            total += w.base.size
-            lost += float(np.sum((merged[name].dequantize() - before - delta) ** 2))
-            size += float(np.sum(delta**2))
+    for name, w in layers.items():
+        base: Any = w.base
+        delta, change = w.delta(), merged[name].dequantize() - base.dequantize()
+        same += int((base.codes() == merged[name].codes()).sum())
+        total += base.size
+        lost += float(np.sum((change - delta) ** 2))
+        size += float(np.sum(delta**2))
     return {"same_codes": same / total, "relative_error": float(np.sqrt(lost / size))}
 
 
@@ -245,10 +231,7 @@ SMALL = Job(0, "upper", "qlora", rank=8, rate=1e-2, steps=100)
 
 
 def small_base(seed: int = 0) -> tuple[BitNetConfig, dict[str, Any], Tokens, Tokens]:
-    """Pre-train for seconds: 55k weights, 300 batches.
-
-    Returned are the configuration, the parameters, and what `SMALL` trains on and is judged by.
-    """
+    """Pre-train for seconds, and return also what `SMALL` trains on and is judged by."""
     trained = pretrain(recipe("55k", "float", steps=300, warmup=50), seed)
     _, _, train, validation, _ = halves("upper")
     return trained.config, trained.params, train, validation
@@ -266,8 +249,7 @@ def small_run(seed: int = 0) -> Row:
 def lora(seeds: Sequence[int], runs: Runs) -> list[Row]:
     """Pre-train once per seed, choose learning rates with the first, fine-tune in every way.
 
-    Returned are rows of kind ``chosen``, ``run`` (those of the choice have ``"choice": true``) and
-    ``small``.
+    Rows are of kind ``chosen``, ``run`` (with ``"choice"``: whether it is for that) and ``small``.
     """
     line = (
         "{task} {method}, rank {rank}, rate {rate:g}, seed {seed}: test {before[test]:.4f} -> "
@@ -280,14 +262,15 @@ def lora(seeds: Sequence[int], runs: Runs) -> list[Row]:
     first = seeds[0]
     settings = [{"seed": seed} for seed in seeds]
     runs.rows(pretrain_run, settings, "seed {seed} pre-trained, {seconds:.0f} s")
-    tried = done([_job(first, *key, rate) for key, rates in RATES.items() for rate in rates])
-    best = {
-        (task, method): min(
-            (row for row in tried if (row["task"], row["method"]) == (task, method)),
-            key=lambda row: float(row["after"]["validation"]),
-        )["rate"]
-        for task, method in RATES
-    }
+    best: dict[tuple[str, str], float] = {}
+    chosen: list[Row] = []
+    tried: list[Row] = []
+    for (task, method), rates in RATES.items():
+        rows = done([_job(first, task, method, rate) for rate in rates])
+        rate = min(rows, key=lambda row: float(row["after"]["validation"]))["rate"]
+        best[task, method] = rate
+        chosen.append({"kind": "chosen", "task": task, "method": method, "rate": rate, "of": rates})
+        tried += rows
     jobs = []
     for seed in seeds:
         for task in ("upper", "plain"):
@@ -296,15 +279,8 @@ def lora(seeds: Sequence[int], runs: Runs) -> list[Row]:
         jobs.append(replace(jobs[-1], rank=16))
     jobs.append(_job(first, "upper", "tape", best["upper", "qlora"]))
     jobs.append(_job(first, "upper", "forward", best["upper", "forward"]))
-    return [
-        *(
-            {"kind": "chosen", "task": task, "method": method, "rate": rate, "of": rates}
-            for ((task, method), rate), rates in zip(best.items(), RATES.values(), strict=True)
-        ),
-        *({**row, "choice": True} for row in tried),
-        *({**row, "choice": False} for row in done(jobs)),
-        small_run(first),
-    ]
+    tried = [row | {"choice": True} for row in tried]
+    return [*chosen, *tried, *(row | {"choice": False} for row in done(jobs)), small_run(first)]
 
 
 def _job(seed: int, task: str, method: str, rate: float) -> Job:

@@ -4,14 +4,15 @@ The network computes with the ternary codes of float weights that Adam moves (*l
 
     codes = clip(round(w), -1, 1),   codes_dot = w_dot
 
-so what comes out is the same thing that noise_step trains: int8 codes, no scales, no biases.
-Learning rate, batch and image shifts were chosen on the last 5,000 training images.
+which are what noise_step trains: int8, no scales, no biases. Learning rate, batch and image shifts
+were chosen on the last 5,000 training images.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,18 +20,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit import layers
 from minibit.datasets import load_mnist
 from minibit.dual import straight_through
-from minibit.experiments.runs import Row, Runs, mean_and_std
+from minibit.experiments.runs import Row, Runs, over_seeds
 from minibit.language import descend
-from minibit.layers import cross_entropy, mlp, ternary_linear
+from minibit.layers import cross_entropy, ternary_linear
 from minibit.noise import BATCH, INITIAL, integers, uniform
 from minibit.noise_step import MLP, digest
 from minibit.steps import StepLog
 from minibit.tape import Adam, value_and_grad
-from minibit.training import MNIST_MEAN, MNIST_STD, PRESETS, SHIFTS, evaluate, model_of, train
+from minibit.training import MNIST_MEAN, MNIST_STD, PRESETS, evaluate, model_of, train
+from minibit.training.resampling import shifted
 
-__all__ = ["RUNS", "accuracy", "straight_through_run", "ternary", "train_mlp"]
+__all__ = ["RUNS", "accuracy", "mlp", "straight_through_run", "ternary"]
 
 RUNS = ((200, 5), (800, 5), (800, 1), (2400, 5))  # steps; shifts: none and one pixel each way
 PRESET = "small"  # of noise_step, whose curve is drawn beside
@@ -60,24 +63,20 @@ def straight_through_run(
     """Train the paper's MLP on MNIST by Adam with straight-through; return its codes.
 
     The seed names the first latent weights and all batches; the learning rate falls linearly from
-    0.02 to 0 over the steps. With 5 shifts images are taken as they are and moved by one pixel each
-    way, with 1 as they are. `report` gets the step, CPU seconds so far without its own, and the
-    codes: at 1, 2, 4, ... steps and at the last.
+    0.02 to 0. With 5 shifts images are taken as they are and moved by one pixel each way, with 1 as
+    they are. `report` gets the step, CPU seconds so far without its own, and the codes: at 1, 2,
+    4, ... steps and at the last.
     """
     data = load_mnist()
     labels = data.train_y.astype(np.int64)
-    pad = np.pad(data.train_x.reshape(-1, 28, 28), ((0, 0), (1, 1), (1, 1)))  # (samples, 30, 30)
-    shapes = zip(WIDTHS[1:], WIDTHS[:-1], strict=True)
-    edge = 0.5 / ZEROS  # uniform in -edge to edge: a share of ZEROS rounds to 0
-    latent = {
-        f"w{layer}": (edge * (2 * uniform(seed, shape, domain=INITIAL, lane=layer) - 1)).astype(
-            np.float32
-        )
-        for layer, shape in enumerate(shapes, 1)
-    }
+    images = shifted(data.train_x, shifts, (28, 28))  # (shifts, samples, 784)
+    latent = {}
+    for layer, (n_in, n_out) in enumerate(pairwise(WIDTHS), 1):
+        share = 2 * uniform(seed, (n_out, n_in), domain=INITIAL, lane=layer) - 1
+        latent[f"w{layer}"] = (0.5 / ZEROS * share).astype(np.float32)
 
     def loss(params: dict[str, Any], x: NDArray[Any], y: NDArray[Any]) -> Any:
-        logits = mlp(
+        logits = layers.mlp(
             params, x, logit_scale=LOGIT_SCALE, linear=lambda h, w: ternary_linear(h, ternary(w))
         )
         return cross_entropy(logits, y)
@@ -85,11 +84,7 @@ def straight_through_run(
     def slope(latent: dict[str, Any], step: int) -> tuple[Any, Any]:
         pair = integers(seed, len(labels) * shifts, SIZE, domain=BATCH, step=step)
         sample, shift = pair // shifts, pair % shifts
-        images = np.empty((SIZE, 28, 28), np.float32)
-        for k, (down, right) in enumerate(SHIFTS[:shifts]):
-            moved = pad[:, 1 - down : 29 - down, 1 - right : 29 - right]
-            images[shift == k] = moved[sample[shift == k]]
-        x = images.reshape(SIZE, 784) * np.float32(MODEL.input_scale)
+        x = images[shift, sample].astype(np.float32) * np.float32(MODEL.input_scale)  # (batch, 784)
         return value_and_grad(loss)(latent, x + np.float32(MODEL.input_offset), labels[sample])
 
     optimizer, seconds, begin = Adam(latent), 0.0, time.process_time()
@@ -106,6 +101,7 @@ def straight_through_run(
 
 
 def _codes(latent: dict[str, NDArray[Any]]) -> Codes:
+    """Round latent weights for good."""
     return {name: ternary(w).astype(np.int8) for name, w in latent.items()}
 
 
@@ -115,7 +111,7 @@ def accuracy(codes: Codes, model: MLP = MODEL) -> float:
     return evaluate(codes, model, data.test_x, data.test_y.astype(np.int64), workers=1)
 
 
-def train_mlp(seeds: Sequence[int], runs: Runs) -> list[Row]:
+def mlp(seeds: Sequence[int], runs: Runs) -> list[Row]:
     """Train on all training images: Adam for some numbers of steps, then noise_step once."""
     rows = []
     line = "Adam, {steps} steps, {shifts} shifts, seed {seed}: {test_accuracy:.2%}"
@@ -145,7 +141,7 @@ def noise_step_run(folder: Path, seed: int) -> Row:
         result = train(PRESET, seed, path, workers=1)
         log = StepLog.open(path)
         share = np.cumsum(result.step_seconds) / np.sum(result.step_seconds)
-        marks = [2**k for k in range(result.steps.bit_length()) if 2**k < result.steps]
+        marks = [n for n in range(1, result.steps) if n & (n - 1) == 0]
         model = model_of(log.header)
         curve = [
             (n, float(result.cpu_seconds * share[n - 1]), accuracy(log.replay(n), model))
@@ -155,17 +151,13 @@ def noise_step_run(folder: Path, seed: int) -> Row:
 
 
 def _run(seed: int, codes: Codes, curve: list[tuple[int, float, float]]) -> Row:
+    """Sum a run up: its end is that of its curve."""
     _, seconds, reached = curve[-1]
     summary = {"seed": seed, "test_accuracy": reached, "cpu_seconds": seconds}
     return {**summary, "digest": digest(codes), "curve": curve}
 
 
 def _row(method: str, steps: int, shifts: int, done: list[Row]) -> Row:
-    return {
-        "method": method,
-        "steps": steps,
-        "shifts": shifts,
-        **mean_and_std(done, "test_accuracy"),
-        "cpu_seconds": float(np.mean([run["cpu_seconds"] for run in done])),
-        "runs": done,
-    }
+    """Sum the runs of a method up."""
+    about = {"method": method, "steps": steps, "shifts": shifts}
+    return about | over_seeds(done, "test_accuracy", "cpu_seconds")

@@ -1,14 +1,13 @@
 """``minibit experiment nf4``: what four bits per weight cost, on normal weights and trained models.
 
-Float language models of three sizes are trained, once per seed, and their projections rounded to
-each codebook afterwards, in blocks of 64; embeddings and norms stay as they are. What counts is the
-loss on the held-out text, before and after: the nats per character that rounding adds.
+Float language models are trained, and their projections rounded to each codebook afterwards, in
+blocks of 64. What counts is the nats per character that rounding adds on the held-out text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +15,19 @@ from numpy.typing import NDArray
 
 from minibit.experiments.runs import Row, Runs, dense_model, mean_and_std
 from minibit.language import SIZES, evaluate_loss, shipped_text
-from minibit.nf4 import (
-    E2M1_CODE,
-    E3M0_CODE,
-    INT4_CODE,
-    NF4_CODE,
-    codebook_quantize,
-    quantize_nf4,
-)
+from minibit.nf4 import E2M1_CODE, E3M0_CODE, INT4_CODE, NF4_CODE, codebook_quantize, quantize_nf4
 
 __all__ = ["CODEBOOKS", "PEER_FP4", "nf4", "normal_errors", "rounded"]
 
 Array = NDArray[np.float32]
 Params = Mapping[str, Array]
+Rounding = Callable[[Array], Array]
 
 _PEER = np.array([0.0625, 2, 3, 4, 6, 8, 12], np.float32) / np.float32(12)
 PEER_FP4 = np.concatenate([-_PEER[::-1], np.zeros(1, np.float32), _PEER])
 """The FP4 of bitsandbytes: E2M1 but for its smallest number, 1/192 of the largest, not 1/12."""
 
-CODEBOOKS: dict[str, Callable[[Array], Array]] = {
+CODEBOOKS: dict[str, Rounding] = {
     "NF4": lambda w: codebook_quantize(w, NF4_CODE),
     "NF4, double": lambda w: quantize_nf4(w, 64, double_quant=True).dequantize(),
     "E2M1": lambda w: codebook_quantize(w, E2M1_CODE),
@@ -48,21 +41,21 @@ CUTS = (16, 32, 48)  # further places at which the first block may start
 COMPARED = ("NF4", "E2M1", "Int4")
 
 
-def rounded(params: Params, rounding: Callable[[Array], Array]) -> dict[str, Array]:
+def rounded(params: Params, rounding: Rounding) -> dict[str, Array]:
     """Round the projections of a model (``*_proj``); all else stays."""
     return {name: rounding(w) if name.endswith("_proj") else w for name, w in params.items()}
 
 
-def cut_at(start: int, rounding: Callable[[Array], Array]) -> Callable[[Array], Array]:
+def cut_at(start: int, rounding: Rounding) -> Rounding:
     """Let blocks start at another weight: the same codebook, and other roundings.
 
-    How much loss is added depends on which weights happen to share an absmax. Averages over
-    several cuts tell codebooks apart that single ones do not.
+    Which weights share an absmax decides how much loss is added: averages over several cuts tell
+    codebooks apart that single ones do not.
     """
     return lambda w: np.roll(rounding(np.roll(w.reshape(-1), -start)), start).reshape(w.shape)
 
 
-def relative_error(params: Params, rounding: Callable[[Array], Array]) -> float:
+def relative_error(params: Params, rounding: Rounding) -> float:
     """Norm of what rounding changes, over the norm of the weights, all projections together."""
     weights = [w for name, w in params.items() if name.endswith("_proj")]
     lost = sum(float(np.sum((rounding(w) - w) ** 2, dtype=np.float64)) for w in weights)
@@ -78,8 +71,8 @@ def normal_errors(seed: int) -> dict[str, float]:
 def nf4(seeds: Sequence[int], runs: Runs) -> list[Row]:
     """Train float models of every size, round them, and measure what it adds to the loss.
 
-    Returned is a row of kind ``normal`` per seed, of kind ``model`` per model, and of kind ``size``
-    per size, with means and standard deviations over the seeds, and over seeds and cuts.
+    Rows are of kind ``normal`` per seed, ``model`` per model, and ``size`` per size: means and
+    standard deviations over the seeds, and over seeds and cuts.
     """
     rows: list[Row] = [
         {"kind": "normal", "seed": seed, "relative_error": normal_errors(seed)} for seed in seeds
@@ -102,17 +95,13 @@ def one_run(folder: Path, size: str, seed: int) -> Row:
 
     before = loss(params)
     added = {name: loss(rounded(params, way)) - before for name, way in CODEBOOKS.items()}
-    cuts = {
-        name: [loss(rounded(params, cut_at(start, CODEBOOKS[name]))) - before for start in CUTS]
-        for name in COMPARED
-    }
+    cuts = {name: [added[name]] for name in COMPARED}
+    for name, start in product(COMPARED, CUTS):
+        cuts[name].append(loss(rounded(params, cut_at(start, CODEBOOKS[name]))) - before)
     return {
-        "kind": "model",
-        "size": size,
-        "seed": seed,
-        "loss": before,
+        **{"kind": "model", "size": size, "seed": seed, "loss": before},
         "added": added,
-        "added_by_cut": {name: [added[name], *cuts[name]] for name in COMPARED},
+        "added_by_cut": cuts,
         "relative_error": {name: relative_error(params, way) for name, way in CODEBOOKS.items()},
     }
 

@@ -19,7 +19,7 @@ from minibit.base import open_whole
 from minibit.bench.processes import in_own_process, keep_freed_memory
 from minibit.language import TrainedModel, recipe, train_language
 
-__all__ = ["Row", "Runs", "Say", "dense_model", "mean_and_std", "write_json"]
+__all__ = ["Row", "Runs", "Say", "dense_model", "mean_and_std", "over_seeds", "write_json"]
 
 Say = Callable[[str], None]
 Row = dict[str, Any]
@@ -28,9 +28,8 @@ Row = dict[str, Any]
 class Runs:
     """What does the runs of an experiment, or finds them done in its folder.
 
-    `say` gets a line after every run. So many `processes` are there at a time, one for each run.
-    Each has one thread, so that two runs side by side use two CPUs best and time the same alone.
-    With 0 all runs are done here.
+    `say` gets a line after every run. So many `processes` of one thread, one for each run, are
+    there at a time; with 0 all runs are done here.
     """
 
     def __init__(self, folder: str | Path, name: str, say: Say, processes: int = 2) -> None:
@@ -100,3 +99,9 @@ def mean_and_std(rows: Sequence[Row], name: str) -> dict[str, float]:
     values = [row[name] for row in rows]
     spread = float(np.std(values, ddof=min(1, len(values) - 1)))
     return {name: float(np.mean(values)), f"{name}_std": spread}
+
+
+def over_seeds(runs: Sequence[Row], score: str, *costs: str) -> Row:
+    """Mean and deviation of the score of runs, the means of their costs, and the runs."""
+    means = {name: float(np.mean([run[name] for run in runs])) for name in costs}
+    return {**mean_and_std(runs, score), **means, "runs": list(runs)}

@@ -1,8 +1,8 @@
 """``minibit experiment topk``: language models with sparse inputs of all projections.
 
-Dense and sparse models of the recipe of `minibit.language`, float and b1.58, with top-K and squared
-ReLU together; sparsity against loss; straight-through against the masked gradient, by depth and by
-sparsity; dense models that become sparse, on the text they know and on another.
+Dense and sparse models, with top-K and squared ReLU together; sparsity against loss;
+straight-through against the masked gradient, by depth and by sparsity; dense models that become
+sparse, on the text they know and on another.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def one_run(folder: Path, **fields: Any) -> Row:
     settings, linear = run.recipe, LINEAR[run.weights]
     config = settings.config(len(vocabulary))
     sparsify = sparsifier(run.sparsity, straight=run.straight) if run.sparsity else None
-    row: Row = {}
+    before: Row = {}
     if run.kind == "finetune":
         tokens = vocabulary.encode(load_text().upper())
         train, validation = tokens[: len(train)], tokens[len(train) :]
@@ -123,11 +123,12 @@ def one_run(folder: Path, **fields: Any) -> Row:
         start: Params = init_params(config, run.seed)
         if run.kind in ("continue", "finetune"):
             start = dense_model(folder, run.size, run.weights, run.seed).params
-            row = {"before": loss(start, sparsify=None), "cut": loss(start)}
+            before = {"before": loss(start, sparsify=None), "cut": loss(start)}
         begin = time.perf_counter()
         params, losses = train_params(settings, start, train, run.seed, sparsify=sparsify)
         seconds = time.perf_counter() - begin
-    row |= {
+    row = {
+        **before,
         **asdict(run),
         "projections": settings.projections,
         "recipe": asdict(settings),
@@ -152,12 +153,11 @@ def zeros(
     it, and ``in_int8`` after rounding, too; and ``squared_relu``, ``overall`` and ``in_int8``: the
     same, weighted by the weights that an input meets.
     """
-    shares: dict[str, list[dict[str, float]]] = {site: [] for site in SITES}
+    shares: dict[str, list[tuple[float, ...]]] = {site: [] for site in SITES}
 
     def watch(x: Any, site: str) -> Any:
         y = x if sparsify is None else sparsify(x, site)
-        stages = {"before": x, "after": y, "in_int8": absmax_quantize(y)[0]}
-        shares[site].append({name: float(np.mean(z == 0)) for name, z in stages.items()})
+        shares[site].append(tuple(np.mean(z == 0) for z in (x, y, absmax_quantize(y)[0])))
         return y
 
     context = config.max_positions
@@ -170,16 +170,13 @@ def zeros(
         "gate_up": 2 * hidden * inner,
         "down": inner * hidden,
     }
-    names = ("before", "after", "in_int8")
-    sites = {
-        site: {name: float(np.mean([layer[name] for layer in layers])) for name in names}
-        for site, layers in shares.items()
+    means = {site: np.mean(layers, axis=0) for site, layers in shares.items()}  # (stages,) each
+    total = sum(means[site] * weights[site] for site in SITES) / sum(weights.values())
+    stages = ("before", "after", "in_int8")
+    return {
+        "sites": {site: dict(zip(stages, map(float, means[site]), strict=True)) for site in SITES},
+        **dict(zip(("squared_relu", "overall", "in_int8"), map(float, total), strict=True)),
     }
-    before, after, in_int8 = (
-        sum(sites[site][name] * weights[site] for site in SITES) / sum(weights.values())
-        for name in names
-    )
-    return {"sites": sites, "squared_relu": before, "overall": after, "in_int8": in_int8}
 
 
 def gradient_norms(
