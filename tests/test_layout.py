@@ -30,7 +30,7 @@ OFFERED = (*ORDER, "datasets", "training")  # the rooms whose names `minibit` of
 LINES = {  # of Python that a room may have, docstrings too: a new idea brings its budget along
     "base": 1_100,
     "kernels": 4_650,
-    "dual": 2_450,
+    "dual": 2_050,
     "ternary": 1_350,
     "matmul": 550,
     "absmean": 400,
@@ -38,7 +38,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "noise": 800,
     "noise_step": 2_000,
     "steps": 1_850,
-    "tape": 1_150,
+    "tape": 980,
     "transformer": 2_100,
     "checkpoint": 2_700,
     "topk": 1_000,

@@ -15,6 +15,7 @@ from minibit.dual.tangents import ZERO as ZERO
 from minibit.dual.tangents import Array as Array
 from minibit.dual.tangents import NoRuleError as NoRuleError
 from minibit.dual.tangents import Tangent as Tangent
+from minibit.dual.tangents import as_array as as_array
 from minibit.dual.trees import Tree as Tree
 from minibit.dual.trees import leaves as leaves
 from minibit.dual.trees import map_tree as map_tree

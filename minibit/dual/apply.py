@@ -1,8 +1,7 @@
 """Applying a rule to dual numbers: ``f(x + x_dot eps) = f(x) + f'(x) x_dot eps``.
 
-The innermost derivative among the arguments is parted into primals and tangents, the rule computes
-both, and they are joined again. Duals of outer derivatives stay inside of these, where the rule's
-own NumPy calls meet them in turn.
+The innermost derivative among the arguments is parted into primals and tangents. Duals of outer
+derivatives stay inside of these, where the rule's own NumPy calls meet them in turn.
 """
 
 from __future__ import annotations
@@ -50,8 +49,8 @@ def apply(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if kwargs or len(args) > len(rule.parameters):
         unknown = [k for k, v in kwargs.items() if k not in rule.keywords and v is not None]
         if unknown or (len(args) > len(rule.parameters) and rule.star is None):
-            what = " and ".join(f"{k}=" for k in unknown) or f"{len(args)} positional arguments"
-            raise NoRuleError(f"no rule for {name_of(function)} with {what}")
+            extra = " and ".join(f"{k}=" for k in unknown) or f"{len(args)} positional arguments"
+            raise NoRuleError(f"no rule for {name_of(function)} with {extra}")
         kwargs = {k: v for k, v in kwargs.items() if k in rule.keywords}
     tag, half = -1, False
     for arg in (*args, *kwargs.values()):

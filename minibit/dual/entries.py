@@ -42,8 +42,8 @@ def refresh(dual: Any) -> None:
 
 def write(dual: Any, index: Any, value: Any) -> None:
     """Assign a value, broadcast and converted as NumPy does, to the entries that an index picks."""
-    places = numbered(dual)[index]
-    shape = np.shape(places)
+    positions = numbered(dual)[index]
+    shape = np.shape(positions)
     value = as_array(value)
     if not np.can_cast(value.dtype, dual.dtype, "same_kind"):
         raise TypeError(f"a Dual of {dual.dtype} cannot be assigned values of {value.dtype}")
@@ -56,13 +56,13 @@ def write(dual: Any, index: Any, value: Any) -> None:
         raise ValueError(f"entries of shape {shape} cannot be assigned values of {got}") from None
     while dual.origin is not None:
         dual, _, _, view = dual.origin
-        places = np.ravel(view(numbered(dual)))[places]
+        positions = np.ravel(view(numbered(dual)))[positions]
     numbers = np.zeros_like(dual, dtype=np.intp)  # in the order in memory of the dual
     numbers[...] = numbered(dual)
     new: Any = value
     in_place = value_of(value).strides == value_of(dual).strides
-    if not (in_place and hasattr(value, "primal") and np.array_equal(places, numbers)):
-        numbers.flat[places] = dual.size + np.reshape(np.arange(value.size), shape)
+    if not (in_place and hasattr(value, "primal") and np.array_equal(positions, numbers)):
+        numbers.flat[positions] = dual.size + np.reshape(np.arange(value.size), shape)
         new = np.concatenate([np.ravel(dual), np.ravel(value)])[numbers]
     dual.primal, dual.tangent, dual.tag = new.primal, new.tangent, new.tag
 

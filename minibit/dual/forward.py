@@ -82,7 +82,7 @@ def _push(fn: Callable[..., Tree], primals: Any, tangents: Any, batch: bool) -> 
         got = f"{type(primals).__name__} and {type(tangents).__name__}"
         raise TypeError(f"primals and tangents must be tuples, one entry an argument: got {got}")
     tag = next(_tags)
-    counts: dict[int, str] = {}  # how many directions: said by which primal
+    counts: dict[int, str] = {}  # how many directions, of which primal first
 
     def seed(value: Any, tangent: Any, name: str) -> Any:
         primal = floating(value, name)
@@ -95,11 +95,9 @@ def _push(fn: Callable[..., Tree], primals: Any, tangents: Any, batch: bool) -> 
         return make_dual(primal, dot, tag)
 
     args = zip_trees(seed, tuple(primals), tuple(tangents), "primals")
-    if len(counts) > 1:
-        got = ", ".join(f"{n} for {name}" for n, name in counts.items())
-        raise ValueError(f"every tangent must have the same number of directions, got {got}")
-    if batch and not counts:
-        raise ValueError("jvp_batch needs at least one tangent to know the number of directions")
+    if batch and len(counts) != 1:
+        got = ", ".join(f"{n} for {name}" for n, name in counts.items()) or "none"
+        raise ValueError(f"jvp_batch takes at least one tangent, and one number of them, got {got}")
     lead = tuple(counts)
 
     def tangent_of(leaf: Any) -> Any:

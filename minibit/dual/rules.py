@@ -136,9 +136,6 @@ for _f, _slope in SLOPES.items():
     rule(_f)(partial(_elementwise, _f, _slope))
 
 
-# Functions of several numbers: the value, and its tangent.
-
-
 def _extreme(f: np.ufunc, beats: np.ufunc, x: Array, y: Array, x_dot: Array, y_dot: Array) -> Pair:
     """Let the argument that wins move an extreme; at a tie neither wins. fmax passes over NaN."""
     x_wins, y_wins = beats(x, y), beats(y, x)

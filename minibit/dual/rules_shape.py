@@ -42,9 +42,6 @@ def _astype(x: Array, dtype: Any, *, copy: bool = True, x_dot: Array) -> Pair:
     return out, ZERO if out.dtype.kind in "iub" else x_dot.astype(dtype)  # truncation is flat
 
 
-# What is one of these rules with another index, shape or order of axes.
-
-
 def _axes(a: Array) -> Array:
     """Make an empty array whose lengths number its axes: NumPy moves them, and shows the order."""
     return np.empty(tuple(range(a.ndim)))
@@ -55,14 +52,14 @@ def _blank(a: Array) -> Array:
     return np.broadcast_to(0, a.shape)
 
 
-def _index(places: Any) -> Any:
-    """Make an index of places, which a dual cannot be."""
-    return places if isinstance(places, int | slice) else np.asarray(places)
+def _index(positions: Any) -> Any:
+    """Make an index of positions, which a dual cannot be."""
+    return positions if isinstance(positions, int | slice) else np.asarray(positions)
 
 
-def _picked(a: Array, places: Any) -> Array:
+def _picked(a: Array, positions: Any) -> Array:
     """Pick entries by their numbers."""
-    return np.ravel(a)[places]
+    return np.ravel(a)[positions]
 
 
 def _tiled(a: Array, repeats: Any) -> Array:
@@ -72,11 +69,11 @@ def _tiled(a: Array, repeats: Any) -> Array:
     return _picked(a, np.tile(numbered(a), repeats))
 
 
-def _grid(places: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """Return the index that picks `places` along one axis and stays put along the others."""
+def _grid(positions: Any, axis: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """Return the index that picks `positions` along one axis and stays put along the others."""
     axis = normalize_axis_index(axis, len(shape))
     grid: list[Any] = list(np.ix_(*(range(1 if i == axis else n) for i, n in enumerate(shape))))
-    grid[axis] = places
+    grid[axis] = positions
     return tuple(grid)
 
 
@@ -207,8 +204,8 @@ def _pad(
         return out, np.pad(array_dot, widths)
     if mode not in ("edge", "reflect", "symmetric", "wrap"):
         raise NoRuleError(f"no rule for np.pad with mode={mode!r}")
-    places = np.pad(numbered(array), widths, mode=mode)
-    return np.ravel(array)[places], np.reshape(array_dot, (array.size,))[places]
+    positions = np.pad(numbered(array), widths, mode=mode)
+    return np.ravel(array)[positions], np.reshape(array_dot, (array.size,))[positions]
 
 
 @rule(np.sort)

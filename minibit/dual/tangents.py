@@ -6,9 +6,6 @@ tangents; ``a`` an array without one):
     t + u    t * a and t / a    t[index]    t @ a and a @ t    t.astype(dtype)
     np.sum   np.cumsum   np.einsum   np.reshape   np.transpose   np.broadcast_to
     np.concatenate   np.pad   np.where(mask, t, u)
-
-`Tangent` turns these calls into methods: `Directions` are a stack of tangents, and reverse mode
-writes the calls down to transpose them.
 """
 
 from __future__ import annotations
@@ -47,7 +44,6 @@ class ArrayMethods(NDArrayOperatorsMixin):
     """What a dual and a tangent have of an array, besides operators."""
 
     __slots__ = ()
-
     shape: Any
 
     @property
@@ -87,9 +83,9 @@ class Tangent(ArrayMethods):
     _broadcast_to: Callable[[tuple[int, ...]], Array]
     _pad: Callable[[list[tuple[int, int]]], Array]  # with zeros
     _matmul: Callable[[Array, bool], Array]  # t @ a if the tangent stands left, else a @ t; stacks
-    _einsum: Callable[[str, list[Array], int], Array]  # with arrays; the tangent's place among them
+    _einsum: Callable[[str, list[Array], int], Array]  # with arrays; the tangent's index among them
     _concatenate: Callable[[list[Array], int], Array]  # some may be plain arrays of zeros
-    _where: Callable[[Array, Array, Array], Array]  # by a mask; one side may be the number 0
+    _where: Callable[[Array, Array, Array], Array]  # by a mask; one of both may be the number 0
     __getitem__: Callable[[Any], Array]  # basic, integer-array or boolean index
     astype: Callable[[Any], Array]  # to another floating type
 
@@ -146,11 +142,11 @@ def _transpose(t: Tangent, axes: Any = None) -> Array:
 
 
 def _einsum(subscripts: str, *operands: Array, optimize: Any = False) -> Array:
-    places = [i for i, operand in enumerate(operands) if isinstance(operand, Tangent)]
-    if len(places) != 1:
+    numbers = [i for i, operand in enumerate(operands) if isinstance(operand, Tangent)]
+    if len(numbers) != 1:
         raise NoRuleError(_not_linear(np.einsum))
-    tangent: Tangent = operands[places[0]]
-    return tangent._einsum(subscripts, list(operands), places[0])
+    tangent: Tangent = operands[numbers[0]]
+    return tangent._einsum(subscripts, list(operands), numbers[0])
 
 
 def _concatenate(tangents: list[Array], axis: int = 0) -> Array:
@@ -259,12 +255,12 @@ class Directions(Tangent):
         stack = self._over(primal)
         return Directions(stack @ primal if left else primal @ stack)
 
-    def _einsum(self, subscripts: str, operands: list[Array], place: int) -> Array:
+    def _einsum(self, subscripts: str, operands: list[Array], number: int) -> Array:
         letter = next(c for c in string.ascii_letters if c not in subscripts)
         terms, result = subscripts.split("->")
         inputs = terms.split(",")
-        inputs[place] = letter + inputs[place]
-        operands[place] = self.stack
+        inputs[number] = letter + inputs[number]
+        operands[number] = self.stack
         return Directions(np.einsum(f"{','.join(inputs)}->{letter}{result}", *operands))
 
     @classmethod

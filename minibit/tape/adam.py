@@ -1,8 +1,4 @@
-"""Adam, and the schedules of BitNet b1.58's recipe.
-
-The recipe for ternary weights lowers the learning rate in two stages and switches the decay off at
-half-way.
-"""
+"""Adam, and the schedules of BitNet b1.58's recipe."""
 
 from __future__ import annotations
 
@@ -16,15 +12,6 @@ from numpy.typing import NDArray
 from minibit.base import integer, number, real_numbers
 from minibit.dual import Tree, leaves, map_tree, zip_trees
 from minibit.kernels import compiled
-
-__all__ = [
-    "Adam",
-    "adam_step_reference",
-    "clip_by_global_norm",
-    "global_norm",
-    "two_stage",
-    "two_stage_weight_decay",
-]
 
 FloatArray = NDArray[Any]
 
@@ -47,7 +34,7 @@ class Adam:
         Another type is a TypeError; None is held constant. Never written to: each step returns new
         arrays. `steps` counts the steps taken.
     lr : float
-        Learning rate; `step` may be given another. A number out of range is a ValueError.
+        Learning rate; `step` takes another, too. A number out of range is a ValueError.
     betas : pair of float, in [0, 1)
         Memory of the mean and of the mean square: about ``1 / (1 - beta)`` steps.
     eps : float, at least 2**-126
@@ -57,11 +44,10 @@ class Adam:
 
     Notes
     -----
-    Each parameter has its own rounding: all arithmetic is in its type. A NaN or an infinity in a
-    gradient spoils its own entry for good, and no other; one whose square overflows (1e20 in
-    float32) makes its entry stand still from then on. The compiled step and the plain one agree
-    to the bit. Source: Kingma and Ba, arXiv 1412.6980, algorithm 1; Loshchilov and Hutter,
-    arXiv 1711.05101, algorithm 2.
+    All arithmetic is in the type of each parameter. A NaN or an infinity in a gradient spoils its
+    own entry for good, and no other; one whose square overflows (1e20 in float32) makes its entry
+    stand still from then on. The compiled step and the plain one agree to the bit. Source: Kingma
+    and Ba, arXiv 1412.6980, algorithm 1; Loshchilov and Hutter, arXiv 1711.05101, algorithm 2.
 
     Examples
     --------

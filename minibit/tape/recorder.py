@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibit.dual import Array, NoRuleError, Tangent, value_of
+from minibit.dual import Array, NoRuleError, Tangent, as_array, value_of
 from minibit.tape import transposes as transposes
 
 Term = tuple[int, Callable[..., Array], tuple[Any, ...]]  # A_kj: j, its transpose, what A was given
@@ -27,8 +27,6 @@ class Line(NamedTuple):
 
 class Tape:
     """The program: a line for every variable."""
-
-    __slots__ = ("program",)
 
     def __init__(self) -> None:
         self.program: list[Line] = []
@@ -60,7 +58,7 @@ class Recorder(Tangent):
 
     def _add(self, other: Array) -> Array:
         if not _moves(other):
-            return self._broadcast_to(_joint(self.shape, _shape(other)))
+            return self._broadcast_to(_joint(self.shape, as_array(other).shape))
         if other.tape is not self.tape:
             raise NoRuleError("tangents of two different calls of vjp met in one operation")
         terms = ((t.number, transposes.same, ()) for t in (self, other))
@@ -70,7 +68,7 @@ class Recorder(Tangent):
     def _scale(self, ufunc: np.ufunc, primal: Array) -> Array:
         if type(primal) in (int, float):
             return self._line(self.shape, self.dtype, transposes.scale, ufunc, primal)
-        primal = primal if hasattr(primal, "dtype") else np.asarray(primal)
+        primal = as_array(primal)
         shape, dtype = _joint(self.shape, primal.shape), _wider(self.dtype, primal.dtype)
         return self._line(shape, dtype, transposes.scale, ufunc, primal)
 
@@ -109,7 +107,7 @@ class Recorder(Tangent):
         return self._line(shape, _wider(self.dtype, primal.dtype), transpose, primal, turned)
 
     def _einsum(self, subscripts: str, operands: list[Array], operand: int) -> Array:
-        shapes = [_shape(array) for array in operands]
+        shapes = [as_array(operand).shape for operand in operands]
         spelled, result, _ = transposes.spelled_out(subscripts, [len(shape) for shape in shapes])
         lengths: dict[str, int] = {}
         for term, operand_shape in zip(spelled, shapes, strict=True):
@@ -138,7 +136,7 @@ class Recorder(Tangent):
     def _where(cls, mask: Array, first: Array, second: Array) -> Array:
         pairs = [(t, is_first) for t, is_first in ((first, True), (second, False)) if _moves(t)]
         terms = ((t.number, transposes.choose, (mask, is_first)) for t, is_first in pairs)
-        shape = np.broadcast_shapes(_shape(mask), _shape(first), _shape(second))
+        shape = np.broadcast_shapes(*(as_array(a).shape for a in (mask, first, second)))
         dtype = np.result_type(*(t.dtype for t, _ in pairs))
         return pairs[0][0].tape.variable(shape, dtype, *terms)
 
@@ -151,11 +149,6 @@ class Recorder(Tangent):
         """Convert."""
         dtype = np.dtype(dtype)
         return self if dtype == self.dtype else self._line(self.shape, dtype, transposes.same)
-
-
-def _shape(x: Array) -> tuple[int, ...]:
-    """Shape of an array, a tangent or a number."""
-    return tuple(x.shape) if hasattr(x, "shape") else np.shape(x)
 
 
 def _joint(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:

@@ -39,9 +39,8 @@ def vjp(fn: Callable[..., Tree], primals: Any) -> tuple[Tree, Pullback]:
     out : tree
         What ``fn(*primals)`` returns; its arrays are read-only, as the program may hold them.
     pullback : Pullback
-        Takes a tree of the structure and shapes of `out`, else it is a TypeError or ValueError
-        (None for a part that does not matter); returns a tuple of the structure, shapes and types
-        of `primals`: arrays of their own, zeros where nothing arrives.
+        Takes a tree of the structure and shapes of `out`, or None for a part that does not matter;
+        returns new arrays of the structure, shapes and types of `primals`, a tuple.
 
     Notes
     -----
@@ -185,10 +184,9 @@ class Pullback:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the arrays that the program holds, each counted once.
+        """Memory of the arrays that the program holds, some of which the caller holds anyway.
 
-        They are primals of the function and what it computed on the way; the caller may hold some
-        anyway. Of a slice, what lies between its first and its last entry.
+        Each counts once, and a slice from its first to its last entry.
         """
         used: dict[int, tuple[int, int]] = {}  # of each array: from where to where it is used
         operands = [arrays for line in self._tape.program for _, _, arrays in line.terms]

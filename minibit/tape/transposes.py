@@ -1,6 +1,6 @@
-"""The transposes of the linear operations: ``<c, A t> = <A^T c, t>`` for all tangents, cotangents.
+"""The transposes of the linear operations: ``<c, A t> = <A^T c, t>`` for every t and c.
 
-    t * a           c * a                 t[index]       zeros, with c added at the places of index
+    t * a           c * a                 t[index]       zeros, with c added where index points
     t @ a           c @ a^T               sum            broadcast
     a @ t           a^T @ c               broadcast_to   sum
     t + u           c for both            cumsum         cumsum from the end
@@ -166,14 +166,12 @@ def scatter(c: Array, shape: Shape, mine: bool, index: Any, view: bool) -> Array
 def makes_a_view(index: Any) -> bool:
     """Whether an index picks no entry twice, by its kind: no array of integers is in it."""
     parts = index if isinstance(index, tuple) else (index,)
-    return all(
-        part is None or part is Ellipsis or isinstance(part, int | slice | np.integer)
-        for part in parts
-    ) and not any(isinstance(part, bool) for part in parts)
+    basic = (type(None), type(...), int, np.integer, slice)
+    return all(isinstance(part, basic) and not isinstance(part, bool) for part in parts)
 
 
 def add_at(out: Array, c: Array, index: Any, view: bool) -> None:
-    """Add a cotangent to `out`, at the places of `index`; a place picked twice gets both.
+    """Add a cotangent to `out`, at the positions of `index`; one picked twice gets both.
 
     Rows of a matrix are sorted and summed run by run, several times faster than ``np.add.at``.
     """
@@ -184,23 +182,23 @@ def add_at(out: Array, c: Array, index: Any, view: bool) -> None:
     if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "iu" or out.ndim < 2:
         np.add.at(out, index, c)
     elif c.size:
-        places = np.ravel(rows).astype(np.intp) % len(out)
-        order = np.argsort(places, kind="stable")
-        places = places[order]
-        starts = np.flatnonzero(np.concatenate(([True], places[1:] != places[:-1])))
-        sorted_rows = np.reshape(c, (places.size, *out.shape[1:]))[order]
-        out[places[starts]] += np.add.reduceat(sorted_rows, starts, axis=0)
+        positions = np.ravel(rows).astype(np.intp) % len(out)
+        order = np.argsort(positions, kind="stable")
+        positions = positions[order]
+        starts = np.flatnonzero(np.concatenate(([True], positions[1:] != positions[:-1])))
+        sorted_rows = np.reshape(c, (positions.size, *out.shape[1:]))[order]
+        out[positions[starts]] += np.add.reduceat(sorted_rows, starts, axis=0)
 
 
 def _scatter_by_gathers(c: Array, shape: Shape, index: Any) -> Array:
     """Scatter by operations that have rules: a gather for each time that a place was picked."""
     size = math.prod(shape)
-    places = np.ravel(np.reshape(np.arange(size), shape)[index])
-    order = np.argsort(places, kind="stable")
-    starts = np.searchsorted(places[order], np.arange(size))
-    counts = np.bincount(places, minlength=size)
-    nothing = places.size  # where the zero stands that is picked for a place without more to get
-    ended = np.concatenate([np.reshape(c, (places.size,)), np.zeros(1, c.dtype)])
+    positions = np.ravel(np.reshape(np.arange(size), shape)[index])
+    order = np.argsort(positions, kind="stable")
+    starts = np.searchsorted(positions[order], np.arange(size))
+    counts = np.bincount(positions, minlength=size)
+    nothing = positions.size  # of the zero, for an entry that gets no more
+    ended = np.concatenate([np.reshape(c, (positions.size,)), np.zeros(1, c.dtype)])
     out: Array = np.zeros(size, c.dtype)
     for turn in range(int(counts.max(initial=0))):
         source = np.full(size, nothing)
