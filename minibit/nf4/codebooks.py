@@ -144,18 +144,12 @@ def nearest_code(s: ArrayLike, codebook: ArrayLike = NF4_CODE) -> NDArray[np.uin
     >>> nearest_code(np.float32([0.0, 0.6, -1.0]), INT4_CODE)
     array([ 7, 11,  0], dtype=uint8)
     """
-    book = checked_codebook(codebook)
-    return np.searchsorted(midpoints(book), float32("s", s), side="left").astype(np.uint8)
-
-
-def checked_codebook(codebook: ArrayLike) -> Floats:
-    """Return a codebook as float32, or say what is wrong with it."""
     book = float32("codebook", codebook)
     if book.ndim != 1 or not 2 <= book.size <= 256:
         raise ValueError(f"codebook must have 2 to 256 entries in one axis, got shape {book.shape}")
     if not (book[:-1] < book[1:]).all():
         raise ValueError("codebook must be ascending, without equal or NaN entries")
-    return book
+    return np.searchsorted(midpoints(book), float32("s", s), side="left").astype(np.uint8)
 
 
 def check_block(block: int) -> int:
@@ -204,7 +198,7 @@ def codebook_quantize(w: ArrayLike, codebook: ArrayLike = NF4_CODE, block: int =
     >>> codebook_quantize(np.float32([1.0, 0.3, -0.02]), E3M0_CODE)
     array([ 1.      ,  0.25    , -0.015625], dtype=float32)
     """
-    book, block, array = checked_codebook(codebook), check_block(block), checked_weights(w)
+    book, block, array = float32("codebook", codebook), check_block(block), checked_weights(w)
     s, absmax = scale_blocks(array.reshape(-1), block)
     values = book[nearest_code(s, book)] * np.repeat(absmax, block)[: s.size]  # (n,)
     rounded: Floats = values.reshape(array.shape)

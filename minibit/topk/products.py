@@ -106,10 +106,14 @@ def sparse_ternary_matmul_int8(x: ArrayLike, matrix: TernaryColumns) -> NDArray[
     >>> sparse_ternary_matmul_int8(np.int8([[2, 0, 5]]), matrix)
     array([[-3,  7]], dtype=int32)
     """
-    x = _checked(x, matrix)
+    if not isinstance(matrix, TernaryColumns):
+        raise TypeError(f"matrix must be TernaryColumns, got {type(matrix).__name__}")
+    x, (n_out, n_in) = np.asarray(x), matrix.shape
+    last_axis("x", x, n_in)
+    if n_in > MAX_INPUTS:
+        raise ValueError(f"matrix must have at most {MAX_INPUTS} inputs, got {n_in}")
     if x.dtype != np.int8:
         raise TypeError(f"x must be int8, got {x.dtype}")
-    n_out, n_in = matrix.shape
     rows = np.ascontiguousarray(x).reshape(math.prod(x.shape[:-1]), n_in)
     z = np.zeros((len(rows), n_out), np.int32)
     if not kernels.compiled():
@@ -141,7 +145,7 @@ def sparse_ternary_matmul(x: ArrayLike, matrix: TernaryColumns) -> NDArray[np.fl
     >>> sparse_ternary_matmul(np.float32([[127, 0, -1]]), matrix)
     array([[64., 63.]], dtype=float32)
     """
-    codes, scale = absmax_quantize(_checked(x, matrix))
+    codes, scale = absmax_quantize(x)
     z = sparse_ternary_matmul_int8(codes, matrix)
     y: NDArray[np.float32] = z.astype(np.float32) * (matrix.scale / scale)
     return y
@@ -161,15 +165,3 @@ def _pack(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
 def _unpickled(packed: Any, shape: tuple[int, int], scale: np.float32) -> TernaryColumns:
     """Undo `TernaryColumns.__reduce__`."""
     return TernaryColumns.from_codes(unpack2(packed, shape[0] * shape[1]).reshape(shape), scale)
-
-
-def _checked(x: ArrayLike, matrix: TernaryColumns) -> NDArray[Any]:
-    """Return x as an array that fits the matrix, or say why it does not."""
-    if not isinstance(matrix, TernaryColumns):
-        raise TypeError(f"matrix must be TernaryColumns, got {type(matrix).__name__}")
-    array = np.asarray(x)
-    n_in = matrix.shape[1]
-    last_axis("x", array, n_in)
-    if n_in > MAX_INPUTS:
-        raise ValueError(f"matrix must have at most {MAX_INPUTS} inputs, got {n_in}")
-    return array
