@@ -127,9 +127,9 @@ for axes, (name, pack) in zip(panels, PACKINGS.items(), strict=True):
     places = np.arange(bits.size) + np.arange(bits.size) // 8  # a gap between bytes
     colors = ["#ffffff" if i < 0 else plots.PALETTE[i % 6] for i in owner]
     axes.bar(places, 1, 1, align="edge", color=colors, alpha=0.35, edgecolor="#444444")
-    for place, bit, i in zip(places, bits, owner, strict=True):
+    for x, bit, i in zip(places, bits, owner, strict=True):
         text = f"{bit}" if i < 0 or pack is pack_base3 else f"{bit}\n$w_{{{i}}}$"
-        axes.text(place + 0.5, 0.48, text, ha="center", va="center", fontsize=8)
+        axes.text(x + 0.5, 0.48, text, ha="center", va="center", fontsize=8)
     axes.set(xlim=(0, 36), ylim=(0, 1), xticks=[], yticks=[])  # white: padding
     axes.set_title(f"{name}: {pack(codes).size} bytes", loc="left")
     axes.grid(False)

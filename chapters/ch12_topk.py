@@ -43,8 +43,8 @@ from minibit.transformer import init_params
 plots.style()
 BLUE, RED, GREEN, PINK, ORANGE, *_ = plots.PALETTE
 rng = np.random.default_rng(0)
-found = load_results("topk")
-rows, seeds = found["rows"], found["seeds"]
+results = load_results("topk")
+rows, seeds = results["rows"], results["seeds"]
 
 # %% [markdown]
 # ## A choice, to the last bit
@@ -101,8 +101,8 @@ def through(weights, straight):
 
 
 vocabulary, train, validation = shipped_text()
-made = recipe("55k", "float", layers=DEEP)
-config = made.config(len(vocabulary))
+deep = recipe("55k", "float", layers=DEEP)
+config = deep.config(len(vocabulary))
 params, text = init_params(config, 0), draw_batch(train, 0, 0)
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4))
 first = {}
@@ -163,13 +163,13 @@ for size in ("55k", "221k"):
     for weights in LINEAR:
         shares = {
             sparsity: {
-                what: np.mean(
+                kind: np.mean(
                     [
-                        runs["scratch", size, weights, seed, sparsity, True, 2]["zeros"][what]
+                        runs["scratch", size, weights, seed, sparsity, True, 2]["zeros"][kind]
                         for seed in seeds
                     ]
                 )
-                for what in ("squared_relu", "overall", "in_int8")
+                for kind in ("squared_relu", "overall", "in_int8")
             }
             for sparsity in (0.0, FORTY)
         }
@@ -200,9 +200,9 @@ assert after[-1] - relu[-1] < 0.05  # what squared ReLU leaves to `down` is fewe
 # %%
 
 
-def losses(size, weights, sparsity, what="validation_loss"):
+def losses(size, weights, sparsity, measure="validation_loss"):
     """Of every seed."""
-    return [runs["scratch", size, weights, seed, sparsity, True, 2][what] for seed in seeds]
+    return [runs["scratch", size, weights, seed, sparsity, True, 2][measure] for seed in seeds]
 
 
 print("model           dense              with top-K         gap   on late batches")

@@ -40,9 +40,9 @@ rng = np.random.default_rng(0)
 w = rng.standard_normal((1024, 1024)).astype(np.float32)  # (n_out, n_in)
 
 
-def error(held, weights=w):
+def error(values, weights=w):
     """What was lost, relative to what there was."""
-    return float(np.linalg.norm(held - weights) / np.linalg.norm(weights))
+    return float(np.linalg.norm(values - weights) / np.linalg.norm(weights))
 
 
 absmax = np.abs(w.reshape(-1, 64)).max(axis=1)  # (blocks,)
@@ -149,8 +149,8 @@ sizes = (32, 64, 128, 256, 1024, 4096)
 fig, axes = plt.subplots(figsize=(6.4, 3.6))
 points = {}
 for double, name in ((False, "float32 absmax"), (True, "double quantisation")):
-    held = [quantize_nf4(w, block, double) for block in sizes]
-    points[double] = [(t.bits_per_parameter, error(t.dequantize())) for t in held]
+    tensors = [quantize_nf4(w, block, double) for block in sizes]
+    points[double] = [(t.bits_per_parameter, error(t.dequantize())) for t in tensors]
     axes.plot(*zip(*points[double], strict=True), "o-", label=name)
 for block, (cost, lost) in zip(sizes, points[False], strict=True):
     axes.annotate(f"{block}", (cost, lost), textcoords="offset points", xytext=(5, 4), fontsize=8)
@@ -210,11 +210,11 @@ tail = quantize_nf4(np.float32([m, a]), 32).codes()[1]
 print(f"the same two weights: code {full} in a full block, {tail} in a short one")
 assert full != tail
 rows = rng.standard_normal((8, 96)).astype(np.float32)
-held = quantize_nf4(rows)  # 12 blocks of 64
-swapped = NF4Tensor(held.shape, held.block, held.packed << 4 | held.packed >> 4, held.absmax)
+whole = quantize_nf4(rows)  # 12 blocks of 64
+swapped = NF4Tensor(whole.shape, whole.block, whole.packed << 4 | whole.packed >> 4, whole.absmax)
 row, column = np.indices(rows.shape)
-restarted = NF4_CODE[held.codes()] * held.absmax[row * (96 // 64) + column // 64]
-lost = [error(v, rows) for v in (held.dequantize(), swapped.dequantize(), restarted)]
+restarted = NF4_CODE[whole.codes()] * whole.absmax[row * (96 // 64) + column // 64]
+lost = [error(v, rows) for v in (whole.dequantize(), swapped.dequantize(), restarted)]
 print("relative error: {:.3f}; halves swapped {:.2f}; a scale a row {:.2f}".format(*lost))
 assert lost[0] < 0.1
 assert lost[1] > 1
@@ -277,22 +277,22 @@ assert took["NF4"] < took["dequantise, then NumPy"] or not kernels.compiled()
 # The figure shows the nats a character that rounding adds to the loss on the held-out text. `minibit experiment nf4` trains and measures them anew.
 
 # %%
-found = load_results("nf4")
-print(found["command"], "on", found["environment"]["cpu"])
+results = load_results("nf4")
+print(results["command"], "on", results["environment"]["cpu"])
 live = normal_errors(0)  # its cheapest point, computed here
-recorded = next(row for row in found["rows"] if row["kind"] == "normal" and row["seed"] == 0)
+recorded = next(row for row in results["rows"] if row["kind"] == "normal" and row["seed"] == 0)
 for name, value in recorded["relative_error"].items():
     assert abs(live[name] - value) < 1e-5
-models = [row for row in found["rows"] if row["kind"] == "model"]
-by_size = {row["size"]: row for row in found["rows"] if row["kind"] == "size"}
+models = [row for row in results["rows"] if row["kind"] == "model"]
+by_size = {row["size"]: row for row in results["rows"] if row["kind"] == "size"}
 fig, axes = plt.subplots(figsize=(7, 4))
-for place, name in enumerate(BOOKS):
+for i, name in enumerate(BOOKS):
     for n, size in enumerate(by_size):
         dots = [row["added"][name] for row in models if row["size"] == size]
-        at = n + 0.16 * (place - 1.5)
-        axes.plot([at] * len(dots), dots, "o", color=plots.PALETTE[place], markersize=4, alpha=0.6)
-        axes.plot(at, np.mean(dots), "_", color=plots.PALETTE[place], markersize=16)
-    axes.plot([], [], "o", color=plots.PALETTE[place], label=name)
+        at = n + 0.16 * (i - 1.5)
+        axes.plot([at] * len(dots), dots, "o", color=plots.PALETTE[i], markersize=4, alpha=0.6)
+        axes.plot(at, np.mean(dots), "_", color=plots.PALETTE[i], markersize=16)
+    axes.plot([], [], "o", color=plots.PALETTE[i], label=name)
 axes.set_xticks(range(3), [f"{size} weights" for size in by_size])
 axes.set_yscale("log")
 plots.label_axes(axes, "", "nats a character added", "Rounding a trained model")
@@ -348,8 +348,8 @@ lost = {name: [] for name in shown}
 for freedom in tails.values():
     draws = rng.standard_normal(w.shape) if freedom is None else rng.standard_t(freedom, w.shape)
     for name in shown:
-        held = draws.astype(np.float32)
-        lost[name].append(error(CODEBOOKS[name](held), held))
+        weights = draws.astype(np.float32)
+        lost[name].append(error(CODEBOOKS[name](weights), weights))
 fig, axes = plt.subplots(figsize=(6.4, 3.6))
 for name in shown:
     axes.plot(list(tails), lost[name], "o-", label=name)

@@ -146,14 +146,14 @@ def loss(adapters, base=packed, alpha=16):
     return token_loss(forward(config, adapted, x, linear=lora_linear), y)
 
 
-held = {}
+tape_bytes = {}
 for name, base in (("float32", params), ("NF4", packed)):
-    held[name] = vjp(lambda a, base=base: loss(a, base), (adapters,))[1].nbytes
-    print(f"the tape with a base in {name}: {held[name] / 1e6:.2f} MB")
+    tape_bytes[name] = vjp(lambda a, base=base: loss(a, base), (adapters,))[1].nbytes
+    print(f"the tape with a base in {name}: {tape_bytes[name] / 1e6:.2f} MB")
     assert loss(adapters, base) == token_loss(forward(config, base, x, linear=lora_linear), y)
 projections = sum(w.nbytes for name, w in params.items() if name.endswith("_proj"))
 print(f"the projections as floats: {projections / 1e6:.2f} MB")
-assert held["float32"] - held["NF4"] > 0.85 * projections
+assert tape_bytes["float32"] - tape_bytes["NF4"] > 0.85 * projections
 fresh = grad(loss)(adapters)["layers.0.mlp.up_proj"]
 assert not fresh["A"].any()
 assert fresh["B"].any()
@@ -164,8 +164,8 @@ assert fresh["B"].any()
 # Now train: 100 steps of Adam on the adapters alone, and nothing but them. This is a run of the experiment below, made again:
 
 # %%
-found = load_results("lora")
-small = next(row for row in found["rows"] if row["kind"] == "small")
+results = load_results("lora")
+small = next(row for row in results["rows"] if row["kind"] == "small")
 tuned, curve = fine_tune(SMALL, config, params, train, validation, checks=1)
 before = evaluate_loss(config, params, validation)
 print(f"upper case before {before:.3f}, after {curve[-1][1]:.3f}; in the file {small['after']:.3f}")
@@ -187,10 +187,10 @@ assert all(np.array_equal(again[name]["B"], trained[name]["B"]) for name in trai
 # The share recovered is $(L_0 - L) / (L_0 - L_{full})$, with $L_0$ the loss of the float model before. So QLoRA pays for its four bits, too.
 
 # %%
-rows = [row for row in found["rows"] if row["kind"] == "run" and not row["choice"]]
-tried = [row for row in found["rows"] if row["kind"] == "run" and row["choice"]]
-chosen = {(r["task"], r["method"]): r["rate"] for r in found["rows"] if r["kind"] == "chosen"}
-seeds = found["seeds"]
+rows = [row for row in results["rows"] if row["kind"] == "run" and not row["choice"]]
+tried = [row for row in results["rows"] if row["kind"] == "run" and row["choice"]]
+chosen = {(r["task"], r["method"]): r["rate"] for r in results["rows"] if r["kind"] == "chosen"}
+seeds = results["seeds"]
 for key, rate in chosen.items():
     each = {r["rate"]: r["after"]["validation"] for r in tried if (r["task"], r["method"]) == key}
     print(f"{key}: " + ", ".join(f"{r:g} {v:.4f}" for r, v in each.items()) + f" -> {rate:g}")
@@ -199,8 +199,8 @@ for key, rate in chosen.items():
 
 def runs(task, method, rank=None):
     """The runs of a kind, by seed."""
-    found = [r for r in rows if (r["task"], r["method"]) == (task, method)]
-    return sorted((r for r in found if rank in (None, r["rank"])), key=lambda r: r["seed"])
+    group = [r for r in rows if (r["task"], r["method"]) == (task, method)]
+    return sorted((r for r in group if rank in (None, r["rank"])), key=lambda r: r["seed"])
 
 
 WAYS = {
@@ -256,8 +256,8 @@ plots.label_axes(right, "", "% of the full fine-tune's gain", "Recovered (points
 # %%
 one = {method: runs("upper", method, rank)[0] for method, rank in list(WAYS)[:3]}
 print(f"{'':16}{'full':>10}{'LoRA':>10}{'QLoRA':>10}")
-for what in ("frozen_bytes", "weight_bytes", "gradient_bytes", "optimizer_bytes", "bytes"):
-    print(f"{what:16}" + "".join(f"{r[what] / 1e3:7.1f} KB" for r in one.values()))
+for entry in ("frozen_bytes", "weight_bytes", "gradient_bytes", "optimizer_bytes", "bytes"):
+    print(f"{entry:16}" + "".join(f"{r[entry] / 1e3:7.1f} KB" for r in one.values()))
 assert one["qlora"]["bytes"] < one["lora"]["bytes"] / 2 < one["full"]["bytes"] / 4
 forgets = {m: np.mean([r["forgets"] for r in runs("upper", m)]) for m in one}
 plain = np.mean([r["before"]["test"] for r in runs("plain", "full")])

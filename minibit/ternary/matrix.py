@@ -61,15 +61,15 @@ class TernaryMatrix:
         pack = PACK[kernels.layout(path)]
         if type(codes) is np.ndarray and codes.dtype == np.int8 and codes.ndim == 2:
             try:
-                held = pack(codes)  # compiled packers check as they go
+                packed = pack(codes)  # compiled packers check as they go
             except ValueError:
                 check_codes(codes)
                 raise
         else:
             codes = check_codes(codes, ndim=2)
-            held = pack(codes)
+            packed = pack(codes)
         n_out, n_in = codes.shape
-        return cls._made(held, path, (n_out, n_in), scale)
+        return cls._made(packed, path, (n_out, n_in), scale)
 
     @classmethod
     def from_packed2(
@@ -93,23 +93,19 @@ class TernaryMatrix:
         """
         packed, n_out = np.asarray(packed), integer("n_out", n_out)
         path = kernels.path()
-        held = repack_hf(packed, n_out, kernels.layout(path))
-        return cls._made(held, path, (n_out, packed.shape[1]), scale)
+        repacked = repack_hf(packed, n_out, kernels.layout(path))
+        return cls._made(repacked, path, (n_out, packed.shape[1]), scale)
 
     @classmethod
     def _made(
-        cls,
-        held: NDArray[np.uint8],
-        path: str,
-        shape: tuple[int, int],
-        scale: float | np.float32,
+        cls, packed: NDArray[np.uint8], path: str, shape: tuple[int, int], scale: float | np.float32
     ) -> TernaryMatrix:
         """Wrap bytes that lie as the path wants them."""
         n_out, n_in = shape
-        held.flags.writeable = False
+        packed.flags.writeable = False
         small = path != "reference" and 0 < n_in <= _SMALL and 0 < n_out <= _SMALL
         one_token = (1, n_in) if small else None
-        return cls(held, path, shape, _one_scale(scale), one_token, (1, n_out), -(-n_out // ROWS))
+        return cls(packed, path, shape, _one_scale(scale), one_token, (1, n_out), -(-n_out // ROWS))
 
     def codes(self) -> NDArray[np.int8]:
         """Codes as a fresh int8 array, shape (n_out, n_in)."""

@@ -74,10 +74,10 @@ def check_scale(scale: ArrayLike) -> NDArray[np.float64]:
 
 def check_shape(shape: tuple[int, int]) -> tuple[int, int]:
     """Return the shape of a matrix as Python ints, whose product cannot overflow."""
-    sides = shape if isinstance(shape, list | tuple) else ()
-    if len(sides) != 2 or not all(isinstance(n, int | np.integer) and n >= 0 for n in sides):
+    lengths = shape if isinstance(shape, list | tuple) else ()
+    if len(lengths) != 2 or not all(isinstance(n, int | np.integer) and n >= 0 for n in lengths):
         raise ValueError(f"shape must be (n_out, n_in), got {shape}")
-    return int(sides[0]), int(sides[1])
+    return int(lengths[0]), int(lengths[1])
 
 
 def check_bytes(packed: ArrayLike, shape: tuple[int, ...], takes: str) -> Bytes:
