@@ -25,6 +25,7 @@ def merge(layer: Any) -> Any:
 
     Examples
     --------
+    >>> import numpy as np
     >>> merge(LoRALinear(np.float32([[1, 2]]), np.float32([[1, 1]]), np.float32([[3]]), alpha=1))
     array([[4., 5.]], dtype=float32)
     """
@@ -36,11 +37,11 @@ def unmerge(weights: Any, layer: LoRALinear) -> Any:
 
     `weights` are what `merge` returned of `layer`, whose own base is not looked at. The result is
     the base but for rounding: a unit in the last place or two for floats, and for NF4 many codes.
-    Keep the base where that matters. Weights of another kind or shape, and a layer with a
-    magnitude, are a TypeError or ValueError.
+    Weights of another kind or shape, and a layer with a magnitude, are a TypeError or ValueError.
 
     Examples
     --------
+    >>> import numpy as np
     >>> layer = LoRALinear(np.float32([[1, 2]]), np.float32([[1, 1]]), np.float32([[3]]), alpha=1)
     >>> unmerge(merge(layer), layer)
     array([[1., 2.]], dtype=float32)
@@ -59,9 +60,8 @@ def _moved(layer: Any, sign: int) -> Any:
         layers = {name: w for name, w in bare.items() if isinstance(w, LoRALinear)}
         return bare | {name: _moved(w, sign) for name, w in layers.items()}
     if not isinstance(layer, LoRALinear):
-        raise TypeError(
-            f"layer must be a LoRALinear or a mapping that has some, got {type(layer).__name__}"
-        )
+        got = type(layer).__name__
+        raise TypeError(f"layer must be a LoRALinear or a mapping that has some, got {got}")
     base, change = layer.base, sign * layer.delta()
     if isinstance(base, TernaryMatrix):
         raise TypeError("layer must have a float or NF4 base: a TernaryMatrix holds no such sum")
