@@ -104,5 +104,5 @@ def checked_json(text: bytes, path: str | PathLike[str], offset: int = 0) -> dic
     try:
         return parse_object(text, most=len(text))
     except JSONError as error:
-        told = "" if text[:1] in (b"{", b"") else f"; {beginning(text)}"
-        raise CheckpointError(error.reason + told, path, offset=offset + error.offset) from None
+        opening = "" if text[:1] in (b"{", b"") else f"; {beginning(text)}"
+        raise CheckpointError(error.reason + opening, path, offset=offset + error.offset) from None

@@ -130,7 +130,7 @@ def _find(text: str, reason: str) -> int:
 
 
 def _tokens(text: str) -> Iterator[tuple[str, int, int]]:
-    """Yield strings, brackets and the rest: text, place, and how many brackets are open there."""
+    """Yield strings, brackets and the rest: text, position, and the number of open brackets."""
     depth = 0
     for match in TOKEN.finditer(text):
         token = match[0]
@@ -138,6 +138,6 @@ def _tokens(text: str) -> Iterator[tuple[str, int, int]]:
         yield token, match.start(), depth
 
 
-def _error(text: str, place: int, reason: str) -> JSONError:
-    """Return an error at a character of the text, whose place in bytes is counted."""
-    return JSONError(reason, len(text[:place].encode()))
+def _error(text: str, position: int, reason: str) -> JSONError:
+    """Return an error at a character of the text, whose position in bytes is counted."""
+    return JSONError(reason, len(text[:position].encode()))

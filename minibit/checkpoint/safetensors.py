@@ -120,8 +120,8 @@ class SafetensorsFile:
         if length > min(MOST_HEADER, size - 8):
             most = f"; the most is {MOST_HEADER}"
             limit = most if length > MOST_HEADER else f", but {size - 8} follow"
-            told = beginning(start + file.read(24))
-            self.damage(f"a header of {length} bytes{limit}; {told}", offset=0)
+            opening = beginning(start + file.read(24))
+            self.damage(f"a header of {length} bytes{limit}; {opening}", offset=0)
         return file.read(length)
 
     def _parse(self, text: bytes, size: int) -> dict[str, Tensor]:

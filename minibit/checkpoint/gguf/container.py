@@ -4,13 +4,14 @@ Little-endian, version 3 (2 has the same form):
 
     file     = "GGUF"  version:u32  tensors:u64  entries:u64  entry*  tensor*  padding  data
     entry    = key:string  type:u32  value           an array: type:u32  count:u64  values
-    tensor   = name:string  axes:u32  sides:u64*     type:u32  offset:u64 into the data
+    tensor   = name:string  axes:u32  lengths:u64*   type:u32  offset:u64 into the data
     string   = length:u64  UTF-8
 
-Sides run from the fastest axis: a matrix (n_out, n_in) has sides (n_in, n_out). Every tensor starts
-at a multiple of ``general.alignment``, 32 if it is not given. Every count and length is compared
-with the bytes that are left before anything is made of it, so that a damaged header costs neither
-memory nor time. Files are mapped copy-on-write: their arrays may be written to, the file never is.
+Lengths are listed from the fastest axis: of a matrix (n_out, n_in) they are n_in, n_out. A tensor
+starts at a multiple of ``general.alignment``, by default 32. The reader compares every count and
+length with the bytes that are left before it makes anything of that size, so that a damaged header
+costs neither memory nor time. It maps a file copy-on-write: the arrays of a file may be written to,
+the file never is.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 
     Raises `CheckpointError` if it is no GGUF file of version 2 or 3, or ends early; if its header
     says what cannot be: a count or length beyond the file, an unknown type, a name given twice, a
-    side that is 0, a tensor that is not aligned, lies outside the file or overlaps another. A file
+    length of 0, a tensor that is not aligned, lies outside the file or overlaps another. A file
     that another process cuts short while it is mapped ends this one with a bus error.
 
     Source: ggml, ``docs/gguf.md``.
@@ -130,8 +131,8 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size < 24:
-            told = f"{size} bytes, a header has 24; {beginning(file.read())}"
-            raise CheckpointError(f"no GGUF file: {told}", path, None, 0)
+            reason = f"{size} bytes, a header has 24; {beginning(file.read())}"
+            raise CheckpointError(f"no GGUF file: {reason}", path, None, 0)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     reader = _Reader(path, mapped)
     magic, version, tensors, entries = struct.unpack_from("<4sIQQ", mapped)
@@ -145,7 +146,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     reader.check_count(tensors, 32, "tensors", 8)
     metadata = reader.metadata(entries)
     lines = [reader.tensor() for _ in range(tensors)]
-    return GGUFFile(path, metadata, reader.place(lines, metadata), mapped)
+    return GGUFFile(path, metadata, reader.locate(lines, metadata), mapped)
 
 
 class _Reader:
@@ -178,18 +179,18 @@ class _Reader:
         if count > min(_MOST, self.left // least):
             raise self.error(f"claims {count} {kind}, and has {self.left} bytes left", at=at)
 
-    def string(self, what: str, most: int) -> str:
+    def string(self, kind: str, most: int) -> str:
         """Read a string of at most so many bytes."""
         start = self.at
         length = self.scalar("<Q")
         if length > min(most, self.left):
-            raise self.error(f"has a {what} of {length} bytes, and {self.left} left", at=start)
+            raise self.error(f"has a {kind} of {length} bytes, and {self.left} left", at=start)
         raw = self.mapped[self.at : self.at + length]
         self.at += length
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise self.error(f"has a {what} that is no UTF-8: {raw[:64]!r}", at=start) from error
+            raise self.error(f"has a {kind} that is no UTF-8: {raw[:64]!r}", at=start) from error
 
     def metadata(self, count: int) -> dict[str, Value]:
         """Read the entries; arrays are walked and left where they are."""
@@ -241,20 +242,20 @@ class _Reader:
         axes = self.scalar("<I")
         if not 1 <= axes <= 4:
             raise self.error(f"claims {axes} axes; ggml knows 1 to 4", name, start)
-        sides = [self.scalar("<Q") for _ in range(axes)]
-        kind, offset, shape = self.scalar("<I"), self.scalar("<Q"), tuple(reversed(sides))
-        if 0 in sides or math.prod(sides) >= 1 << 63:
+        lengths = [self.scalar("<Q") for _ in range(axes)]
+        kind, offset, shape = self.scalar("<I"), self.scalar("<Q"), tuple(reversed(lengths))
+        if 0 in lengths or math.prod(lengths) >= 1 << 63:
             raise self.error(f"has an impossible shape, {shape}", name, start)
         if kind not in BLOCKS:
             known = f"{kind} ({_OTHERS[kind]})" if kind in _OTHERS else kind
             read = ", ".join(block[0] for block in BLOCKS.values())
             raise self.error(f"is of type {known}; known here are {read}", name, start)
         called, weights, _ = BLOCKS[kind]
-        if (math.prod(sides) if kind == I2_S else sides[0]) % weights:
+        if (math.prod(lengths) if kind == I2_S else lengths[0]) % weights:
             raise self.error(f"of type {called} has shape {shape}: no whole blocks", name, start)
         return Tensor(name, kind, shape, offset, nbytes(kind, shape))
 
-    def place(self, lines: list[Tensor], metadata: Mapping[str, Value]) -> dict[str, Tensor]:
+    def locate(self, lines: list[Tensor], metadata: Mapping[str, Value]) -> dict[str, Tensor]:
         """Turn offsets into places in the file, and see that tensors have bytes of their own."""
         unit = metadata.get("general.alignment", ALIGNMENT)
         if type(unit) is not int or not 8 <= unit <= 1 << 20 or unit & (unit - 1):

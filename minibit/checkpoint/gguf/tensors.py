@@ -84,10 +84,10 @@ def _check_finite(file: GGUFFile, tensor: Tensor, numbers: NDArray[Any], row: in
     if first is None:
         return
     flat = row * math.prod(tensor.shape[1:]) + first
-    place = ", ".join(str(int(i)) for i in np.unravel_index(flat, tensor.shape))
+    index = ", ".join(str(int(i)) for i in np.unravel_index(flat, tensor.shape))
     number = widen(numbers.reshape(-1)[first : first + 1])[0]
     _, weights, size = BLOCKS[tensor.kind]
-    raise file.error(f"holds {number} at {place}", tensor, flat // weights * size)
+    raise file.error(f"holds {number} at {index}", tensor, flat // weights * size)
 
 
 def read_floats(file: GGUFFile, tensor: Tensor, rows: slice = slice(None)) -> NDArray[np.float32]:

@@ -58,8 +58,8 @@ def write_gguf(
         head += [_packed(key), _entry(key, value)]
     offset = 0
     for tensor in tensors:
-        sides = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *reversed(tensor.shape))
-        head += [_packed(tensor.name), sides, struct.pack("<IQ", tensor.kind, offset)]
+        lengths = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *reversed(tensor.shape))
+        head += [_packed(tensor.name), lengths, struct.pack("<IQ", tensor.kind, offset)]
         size = nbytes(tensor.kind, tensor.shape)
         offset += size + -size % ALIGNMENT
     with open_whole(path, overwrite=overwrite) as file:

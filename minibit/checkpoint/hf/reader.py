@@ -184,8 +184,8 @@ def _ternary(
         return TernaryMatrix.from_codes(floats.astype(np.int8), gamma)
     packed = file.array(tensor.name)  # (ceil(n_out / 4), n_in)
     zeros = to_hf(np.zeros((n_out, 1), np.int8))  # a column of zeros: (ceil(n_out / 4), 1)
-    kept = zeros | zeros << 1  # without the bits of rows beyond n_out
-    if (packed & kept == zeros).all():
+    mask = zeros | zeros << 1  # without the bits of rows beyond n_out
+    if (packed & mask == zeros).all():
         file.damage(ZEROS, tensor.name, tensor.begin)
     try:
         return TernaryMatrix.from_hf(packed, n_out, gamma)

@@ -1,7 +1,7 @@
 """Hugging Face's BitNet directories: from a model to files that transformers loads.
 
 A tensor is made when its place in the file is reached, and forgotten after it, so a model is
-written with one matrix expanded at a time; a random one of any size is written without being held.
+written with one matrix expanded at a time, and a random one of any size takes no more memory.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def random_checkpoint(
     """Write a checkpoint of random ternary weights: as large as a real one, and as fast.
 
     Codes are even draws of -1, 0, 1, scales ``sqrt(1.5 / n_in)`` (which keeps the variance), norms
-    1, embeddings normal; floats are bfloat16. No more than a matrix is held.
+    1, embeddings normal; floats are bfloat16. No more than one matrix is in memory.
 
     Parameters
     ----------
