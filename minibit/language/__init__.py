@@ -1,16 +1,4 @@
-"""Character-level language models: vocabulary, batches from Philox, training, and files.
-
-    characters    a text as numbers: its vocabulary, its parts, and batches drawn from it
-    recipes       what a model is and how it is trained, named by its number of weights
-    losses        the loss of a batch and its gradient, on several threads; the loss of a text
-    optimizer     the step against the gradient: clipped, AdamW, on several threads
-    loop          training, from a recipe to a model
-    trained       the model that was trained, and its file
-    shipped       a model in the package, trained by the recipe of 221k ternary weights
-    writing       a text that the model goes on with, longer than its context
-
-The list is in the order in which the files build on each other.
-"""
+"""Character-level language models: vocabulary, batches from Philox, training, and files."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """A text as numbers: its characters are the tokens, and batches of them are drawn from Philox.
 
-The text is cut once: the last tenth is held out. A batch is drawn by seed and step, so that every
-model of one seed sees the same characters in the same order.
+Every model of one seed sees the same characters in the same order.
 """
 
 from __future__ import annotations
@@ -86,8 +85,8 @@ def draw_batch(
     """Draw rows of a text, and for every token the one after it.
 
     The starts are ``integers(seed, len(tokens) - context, batch)`` of the stream of domain `BATCH`
-    and this step. Both results are int64, shape (batch, context); a ValueError unless there are
-    more tokens than `context`.
+    and this step; both results are int64 (batch, context). A ValueError unless there are more
+    tokens than `context`.
 
     Examples
     --------

@@ -1,12 +1,4 @@
-"""The training loop of a language model: a batch, its gradient, a step, again and again.
-
-    loss, gradient   of each half of the batch on a thread of its own, then their mean
-    gradient         scaled down to length 1 if longer
-    step             AdamW, betas (0.9, 0.95); weight decay 0.1 in the first half, then 0
-    learning rate    peak (1 - step / steps) after a warm-up, times 2/3 from half-way on
-
-The recipe (`minibit.language.recipes`) names every number.
-"""
+"""The training loop of a language model: a batch, its gradient, a step, again and again."""
 
 from __future__ import annotations
 
@@ -28,38 +20,26 @@ from minibit.transformer import Sparsify, init_params
 
 __all__ = ["descend", "train_language", "train_params"]
 
+Progress = Callable[[int, float, Any], None]
+
 
 def train_language(
-    made: Recipe,
+    recipe: Recipe,
     seed: int = 0,
     *,
     threads: int = 1,
     stop: int | None = None,
     text: str | None = None,
-    progress: Callable[[int, float, Mapping[str, Any]], None] | None = None,
+    progress: Progress | None = None,
 ) -> TrainedModel:
-    """Train a character-level model.
+    """Train a character-level model by a recipe (see `recipe`).
 
-    Parameters
-    ----------
-    made : Recipe
-        See `recipe`.
-    seed : int
-        Of the initial parameters and of the batches.
-    threads : int
-        Parts of a batch that are computed side by side. The rounding of the sums depends on it.
-    stop : int, optional
-        Stop after so many steps of the schedule.
-    text : str, optional
-        To train on; the package's text, without its last tenth, by default.
-    progress : callable (steps done, loss, params), optional
-        Called after every step.
-
-    Raises
-    ------
-    ValueError
-        If the text is too short, `stop` below 0, `threads` below 1, or a gradient is not
-        finite: the step and a parameter are named.
+    `seed` is that of the initial parameters and of the batches, and `text` is by default the
+    package's, without its last tenth. A batch is computed in `threads` parts side by side, on which
+    the rounding of the sums depends. Training ends after `stop` steps of the schedule, and
+    `progress` is called with the steps done, the loss and the parameters after each. A ValueError
+    if the text is too short, `stop` below 0, `threads` below 1, or a gradient is not finite: the
+    step and a parameter are named.
 
     Examples
     --------
@@ -73,16 +53,16 @@ def train_language(
     else:
         vocabulary = Vocabulary.of(text)
         tokens = vocabulary.encode(text)
-    start = init_params(made.config(len(vocabulary)), seed)
+    start = init_params(recipe.config(len(vocabulary)), seed)
     begin = time.perf_counter()
     params, losses = train_params(
-        made, start, tokens, seed, threads=threads, stop=stop, progress=progress
+        recipe, start, tokens, seed, threads=threads, stop=stop, progress=progress
     )
-    return TrainedModel(made, seed, vocabulary, params, losses, time.perf_counter() - begin)
+    return TrainedModel(recipe, seed, vocabulary, params, losses, time.perf_counter() - begin)
 
 
 def train_params(
-    made: Recipe,
+    recipe: Recipe,
     params: Mapping[str, Any],
     tokens: Tokens,
     seed: int = 0,
@@ -90,38 +70,37 @@ def train_params(
     threads: int = 1,
     stop: int | None = None,
     sparsify: Sparsify | None = None,
-    progress: Callable[[int, float, Mapping[str, Any]], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[dict[str, Any], NDArray[np.float32]]:
     """Train parameters on tokens, as `train_language` does with initial ones on a text.
 
     `params` are float32 arrays to begin with, whose vocabulary is that of the `tokens`; `seed` is
-    that of the batches. made, threads, stop and progress are as for `train_language`, sparsify as
-    for `minibit.transformer.forward`. Returns the parameters and the loss of every batch before its
-    step, (steps,).
+    that of the batches, and sparsify is as for `minibit.transformer.forward`. Returns the
+    parameters and the loss of every batch before its step, (steps,).
 
     Examples
     --------
     >>> from minibit.language import recipe
-    >>> made = recipe("55k", "float")
-    >>> start = init_params(made.config(7), seed=0)
-    >>> params, losses = train_params(made, start, np.arange(70) % 7, stop=2)
+    >>> small = recipe("55k", "float")
+    >>> start = init_params(small.config(7), seed=0)
+    >>> params, losses = train_params(small, start, np.arange(70) % 7, stop=2)
     >>> losses.shape
     (2,)
     """
-    steps = made.steps if stop is None else min(integer("stop", stop), made.steps)
+    steps = recipe.steps if stop is None else min(integer("stop", stop), recipe.steps)
     integer("threads", threads, 1)
-    config, linear = made.config(len(params["embed_tokens"])), LINEAR[made.weights]
+    config, linear = recipe.config(len(params["embed_tokens"])), LINEAR[recipe.weights]
     optimizer = Optimizer(params, threads=threads)
 
     def slope(params: Any, step: int) -> tuple[float, dict[str, Any]]:
-        x, y = draw_batch(tokens, seed, step, made.batch, made.context)
+        x, y = draw_batch(tokens, seed, step, recipe.batch, recipe.context)
         return loss_and_gradient(
             config, params, x, y, linear=linear, threads=threads, sparsify=sparsify
         )
 
     def schedule(step: int) -> dict[str, float]:
-        decay = made.weight_decay if step < made.steps / 2 else 0.0
-        return {"lr": learning_rate(made, step), "weight_decay": decay, "clip": made.clip}
+        decay = recipe.weight_decay if step < recipe.steps / 2 else 0.0
+        return {"lr": learning_rate(recipe, step), "weight_decay": decay, "clip": recipe.clip}
 
     losses = descend(optimizer, slope, schedule, steps, progress)
     return optimizer.params, losses
@@ -132,28 +111,16 @@ def descend(
     slope: Callable[[Any, int], tuple[Any, Any]],
     schedule: Callable[[int], Mapping[str, float]],
     steps: int,
-    progress: Callable[[int, float, Any], None] | None = None,
+    progress: Progress | None = None,
 ) -> NDArray[np.float32]:
     """Move an optimizer's parameters against a gradient, step after step: the loop of all training.
 
         loss, gradient = slope(params, step)
         params <- optimizer.step(gradient, **schedule(step))
 
-    Parameters
-    ----------
-    optimizer : Optimizer or Adam
-        Holds the parameters, at the start and at the end.
-    slope : callable (params, step) -> (loss, gradient)
-        Draws the batch of a step, and differentiates.
-    schedule : callable (step) -> settings of the optimizer's step, by name
-    steps : int
-    progress : callable (steps done, loss, params), optional
-        Called after every step.
-
-    Returns
-    -------
-    float32 array, shape (steps,)
-        The loss of every batch, before its step.
+    The optimizer holds the parameters, at the start and at the end; `progress` is called with the
+    steps done, loss and params after every step. Returns the loss of every batch before its step,
+    float32 (steps,).
 
     Examples
     --------

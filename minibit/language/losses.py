@@ -1,9 +1,6 @@
 """The loss of a language model, the mean of -log p(next character) in nats, and its gradient.
 
-    L = sum over parts of (rows of the part / rows) L(part)       the parts of a batch, side by side
-
-A part of the rows goes to every thread, forward and back; their gradients are then added up, a
-share of the parameters on every thread.
+``L = sum over parts of (rows of the part / rows) L(part)``, the parts of a batch side by side.
 """
 
 from __future__ import annotations
@@ -34,20 +31,9 @@ def loss_and_gradient(
 ) -> tuple[float, dict[str, Any]]:
     """Compute the mean loss of a batch and its gradient, a part of the rows on every thread.
 
-    Parameters
-    ----------
-    config, params, linear, sparsify
-        As for `minibit.transformer.forward`.
-    x, y : int64 arrays, shape (batch, context)
-        Tokens and those after them.
-    threads : int
-        Parts. Keep NumPy's own threads at one (``OPENBLAS_NUM_THREADS=1``), or they compete.
-
-    Returns
-    -------
-    loss : float
-    gradient : dict
-        Of the names, shapes and types of `params`.
+    Tokens x and those after them, y, are (batch, context); config, params, linear and sparsify are
+    as for `minibit.transformer.forward`. The gradient has the names, shapes and types of `params`.
+    Keep NumPy's own threads at one (``OPENBLAS_NUM_THREADS=1``), or they compete with `threads`.
 
     Examples
     --------
@@ -85,7 +71,7 @@ def loss_and_gradient(
 
 
 def shares(params: Mapping[str, Any], count: int) -> list[list[str]]:
-    """Deal out parameters, the largest first, to whoever has the fewest weights."""
+    """Deal out parameters, the largest first, each to the share of the fewest weights."""
     shares: list[list[str]] = [[] for _ in range(count)]
     sizes = [0] * count
     for name in sorted(params, key=lambda name: -int(params[name].size)):
@@ -106,12 +92,10 @@ def evaluate_loss(
 ) -> float:
     """Mean loss over a text, cut into rows of `max_positions` tokens one after the other.
 
-    Every token but the first is predicted once, from those before it in its row: 0 to
-    ``max_positions - 1`` of them besides the one just read. A rest shorter than a row is left out.
-
-    The loss is in nats per token, of so many `rows` at a time; config, params, linear and sparsify
-    are as for `minibit.transformer.forward`. A ValueError unless there are more than
-    `max_positions` tokens.
+    Every token but the first is predicted once, from those before it in its row; a rest shorter
+    than a row is left out. The loss is in nats per token, of so many `rows` at a time; config,
+    params, linear and sparsify are as for `minibit.transformer.forward`. A ValueError unless there
+    are more than `max_positions` tokens.
 
     Examples
     --------
@@ -125,8 +109,7 @@ def evaluate_loss(
     count = (len(tokens) - 1) // context
     if not count:
         raise ValueError(f"tokens must be more than {context}, got {len(tokens)}")
-    x = tokens[: count * context].reshape(count, context)
-    y = tokens[1 : count * context + 1].reshape(count, context)
+    x, y = (tokens[a : a + count * context].reshape(count, context) for a in (0, 1))
     total = 0.0
     for first in range(0, count, rows):
         part = slice(first, first + rows)

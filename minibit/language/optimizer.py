@@ -1,7 +1,4 @@
-"""One step against the gradient: shortened if it is long, then AdamW, betas (0.9, 0.95).
-
-Length and step take a share of the parameters on every thread.
-"""
+"""One step against the gradient: shortened if it is long, then AdamW, betas (0.9, 0.95)."""
 
 from __future__ import annotations
 
@@ -42,16 +39,11 @@ class Optimizer:
         ]
 
     def step(
-        self,
-        gradient: Mapping[str, Any],
-        lr: float,
-        weight_decay: float,
-        clip: float = math.inf,
+        self, gradient: Mapping[str, Any], lr: float, weight_decay: float, clip: float = math.inf
     ) -> dict[str, Any]:
         """Shorten the gradient to length `clip`, move against it, return the new parameters.
 
-        Raises ValueError, and moves nothing, if the gradient holds NaN or infinity; the parameter
-        is named. Adam would carry it on for good, and no length is left that could be shortened.
+        A ValueError names a parameter whose gradient holds NaN or infinity; then nothing moves.
         """
         squares = [0.0] * len(self._parts)
 
@@ -72,10 +64,8 @@ class Optimizer:
         if not math.isfinite(length):
             for name in self.params:
                 if not np.isfinite(gradient[name]).all():
-                    raise ValueError(
-                        f"the gradient of {name!r} holds NaN or infinity at step {self.steps}; "
-                        "nothing was moved. A lower learning rate may help"
-                    )
+                    where = f"the gradient of {name!r} holds NaN or infinity at step {self.steps}"
+                    raise ValueError(f"{where}; nothing was moved. A lower learning rate may help")
         shrink = clip / length if length > clip else 1.0
         run([partial(move, i) for i in everyone])
         moved = {name: w for part in self._parts for name, w in part.params.items()}

@@ -1,9 +1,6 @@
 """Recipes: what a language model is and how it is trained, named by its number of weights.
 
-    learning rate    peak (1 - step / steps) after a warm-up, times 2/3 from half-way on
-    weight decay     0.1 in the first half, then 0
-
-The schedules are those of BitNet b1.58.
+The schedules, of learning rate and weight decay, are those of BitNet b1.58.
 """
 
 from __future__ import annotations
@@ -47,16 +44,8 @@ class Recipe:
 
     def config(self, vocabulary: int) -> BitNetConfig:
         """Return the configuration of the model for a vocabulary of that size."""
-        return BitNetConfig(
-            vocabulary,
-            self.hidden,
-            self.inner,
-            self.layers,
-            self.heads,
-            self.heads,
-            max_positions=self.context,
-            sub_norms=self.sub_norms,
-        )
+        sizes = (self.hidden, self.inner, self.layers, self.heads, self.heads, self.context)
+        return BitNetConfig(vocabulary, *sizes, sub_norms=self.sub_norms)
 
     @property
     def projections(self) -> int:
@@ -88,6 +77,6 @@ def recipe(size: str, weights: Weights, **overrides: Any) -> Recipe:
     return Recipe(weights, **(fields | overrides))
 
 
-def learning_rate(made: Recipe, step: int) -> float:
+def learning_rate(recipe: Recipe, step: int) -> float:
     """Learning rate of a step: linear decay to 0, times 2/3 from half-way on; a linear warm-up."""
-    return two_stage(step, made.steps, made.peak, made.peak * 2 / 3, made.warmup)
+    return two_stage(step, recipe.steps, recipe.peak, recipe.peak * 2 / 3, recipe.warmup)

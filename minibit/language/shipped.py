@@ -4,13 +4,8 @@
     held-out text     1.733 nats a character
     file              96 KB, 32 KB of it the float32 embedding of 83 characters
 
-It has short words, the book's punctuation and its line breaks, and nothing to say. It is the run of
-seed 0 of ``minibit experiment language`` (``chapters/results/language.json``), by ``minibit
-convert``. Training again,
-
-    train_language(recipe("221k", "b1.58"), seed=0)
-
-gives another model of about that loss (the three seeds have 1.737 +- 0.011): the last bits of a
+It is the run of seed 0 of ``minibit experiment language`` (``chapters/results/language.json``), by
+``minibit convert``. Training again gives another model of about that loss: the last bits of a
 training run's floats are the machine's.
 """
 

@@ -1,8 +1,4 @@
-"""A language model that was trained, and its file: recipe, seed, vocabulary, weights and losses.
-
-A file is a stranger's until it is checked: what it says of itself decides which arrays it may have
-and how large they are, before any is unpacked.
-"""
+"""A language model that was trained, and its file: recipe, seed, vocabulary, weights and losses."""
 
 from __future__ import annotations
 
@@ -80,8 +76,7 @@ class TrainedModel:
     def load(cls, path: str | os.PathLike[str]) -> TrainedModel:
         """Read what `save` wrote; anything else is a ValueError.
 
-        What the file says of itself is read first: no array that does not belong to that model, or
-        is larger than its own, is unpacked.
+        What the file says of itself is read first: no larger or other array is unpacked.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -91,13 +86,14 @@ class TrainedModel:
                 recipe, vocabulary = Recipe(**about["recipe"]), Vocabulary(about["characters"])
                 if recipe.layers > len(sizes):
                     raise ValueError(f"{recipe.layers} layers, and {len(sizes)} arrays")
-                shapes = param_shapes(recipe.config(len(vocabulary)))
+                config = recipe.config(len(vocabulary))
+                shapes = param_shapes(config)
                 for name, shape in shapes.items():
                     _check_size(sizes, f"params.{name}", 4 * math.prod(shape))
                 _check_size(sizes, "losses", 4 * recipe.steps)
                 params = {name: file[f"params.{name}"] for name in shapes}
                 losses = file["losses"]
-            check_params(recipe.config(len(vocabulary)), params)
+            check_params(config, params)
             if any(a.dtype != np.float32 for a in (losses, *params.values())):
                 raise ValueError("its arrays must be float32")
             return cls(recipe, about["seed"], vocabulary, params, losses, about["seconds"])
@@ -109,8 +105,7 @@ class TrainedModel:
 
 def _check_size(sizes: Mapping[str, int], name: str, most: int) -> None:
     """Check that an archive has an array, of at most so many bytes behind its header."""
-    size = sizes.get(f"{name}.npy")
-    if size is None:
+    if (size := sizes.get(f"{name}.npy")) is None:
         raise ValueError(f"{name} is missing")
     if size > most + 4096:
         raise ValueError(f"{name} takes {size} bytes, it may take {most}")

@@ -38,13 +38,13 @@ def write_text(
     if not prompt:
         raise ValueError("prompt must have one character at least")
     limit = model.config.max_positions
+    half = max(1, limit // 2)
     text: list[int] = vocabulary.encode(prompt).tolist()
     begin, decoder = len(text), Decoder(model)
-    decoder.append(text if begin <= limit else text[-max(1, limit // 2) :])
+    decoder.append(text if begin <= limit else text[-half:])
     for step in range(begin, begin + count):
         if len(decoder.text) == limit:
-            decoder = Decoder(model)
-            decoder.append(text[-max(1, limit // 2) :])
+            decoder.forget(half)
         number = float(uniform(seed, 1, domain=TOKENS, step=step)[0])
         token = sample(decoder.logits(), number, temperature=temperature, top_k=top_k, top_p=top_p)
         text.append(token)

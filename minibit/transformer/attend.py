@@ -1,7 +1,9 @@
 """Where a token is, and what it looks at: rotary positions and causal attention.
 
-rotate             (a, b) -> (a cos - b sin, b cos + a sin)    angle = position theta^(-2 i / d)
-causal_attention   o_t = sum over s <= t of softmax_s(q_t k_s / sqrt(d)) v_s
+    rotate             (a, b) -> (a cos - b sin, b cos + a sin)    angle = position theta^(-2 i / d)
+    causal_attention   o_t = sum over s <= t of softmax_s(q_t k_s / sqrt(d)) v_s
+
+With fewer key heads than query heads (grouped queries) there is less to keep of every token.
 """
 
 from __future__ import annotations
@@ -68,9 +70,9 @@ def positions(
 def rotate(x: Array, at: Positions) -> Array:
     """Turn each pair (x[i], x[i + head_dim / 2]) of every head by the angle of its position.
 
-    ``(a, b) -> (a cos - b sin, b cos + a sin)``, for x of shape (batch, length, heads, head_dim):
-    then ``rotate(q) . rotate(k)`` depends on the two positions through their difference alone. A
-    ValueError if x has another length or width of a head than the tables.
+    ``(a, b) -> (a cos - b sin, b cos + a sin)``, for x (batch, length, heads, head_dim) of the
+    tables' length and width: ``rotate(q) . rotate(k)`` then depends on the two positions through
+    their difference alone.
 
     Examples
     --------
@@ -131,10 +133,9 @@ def causal_attention(q: Array, k: Array, v: Array, *, future: Any = None) -> Arr
     """Average the values of earlier tokens, weighted by a softmax of query times key.
 
     ``p = softmax(q k^T / sqrt(head_dim))`` over the keys that are not later, ``o = p v``, for q
-    (batch, heads, length, head_dim), k and v (batch, kv_heads, keys, head_dim). `kv_heads` divides
-    `heads`: query head h reads key head ``h // (heads / kv_heads)``. Values may have another width,
-    which is then the result's. `future`, (length, keys), is true where a key must not be seen; in
-    each row one key at least is seen.
+    (batch, heads, length, head_dim), k and v (batch, kv_heads, keys, head_dim). Query head h reads
+    key head ``h // (heads / kv_heads)``. Values may have another width. `future`, (length, keys),
+    is true where a key must not be seen; in each row one key at least is seen.
 
     With ``s = q k^T / sqrt(d)`` the tangent is ``o_dot = (p s_dot) v - (sum p s_dot) o + p v_dot``:
     the correction of the softmax is made on the outputs, which are smaller than the weights.

@@ -138,16 +138,15 @@ def gated_unit_reference(gate: Array, up: Array) -> tuple[Array, Array, Array]:
 def embed(table: Array, tokens: Array) -> Array:
     """Look up the row of every token in a table (vocab, hidden) of floats or bfloat16 bits.
 
-    The rows of bits are float32, others of the table's type. A negative token is a ValueError, one
-    without a row an IndexError. The tangent is ``one_hot(tokens) @ table_dot`` for a small
-    vocabulary: its transpose, which sums the rows of equal tokens, is then a product of matrices.
+    The rows of bits are float32. A negative token is a ValueError, one without a row an IndexError.
+    The tangent is ``one_hot(tokens) @ table_dot`` for a small vocabulary: its transpose, which sums
+    the rows of equal tokens, is then a product of matrices.
 
     Examples
     --------
-    >>> embed(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([1, 0, 1]))
+    >>> embed(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([1, 0]))
     array([[3., 4.],
-           [1., 2.],
-           [3., 4.]])
+           [1., 2.]])
     """
     refuse_entries("tokens", tokens, tokens < 0, "be 0 or more")  # NumPy counts them from the end
     return widen(table[tokens])
@@ -193,9 +192,9 @@ def _token_loss_rule(
 def _loss_and_odds(logits: Array, targets: Array) -> tuple[Array, Array]:
     """Mean loss, and the softmax of every row."""
     if targets.shape != tuple(logits.shape[:-1]):
+        shape, rows = tuple(logits.shape), tuple(logits.shape[:-1])
         raise ValueError(
-            f"logits of shape {tuple(logits.shape)} take targets of shape "
-            f"{tuple(logits.shape[:-1])}, got {targets.shape}"
+            f"logits of shape {shape} take targets of shape {rows}, got {targets.shape}"
         )
     refuse_entries("targets", targets, targets < 0, "be 0 or more")
     z = np.reshape(logits, (-1, logits.shape[-1]))  # (rows, vocab)

@@ -11,15 +11,16 @@ layers, hidden size d, GLU size f and vocabulary V has, where K/H of the heads k
     time        bytes read / bandwidth, or operations / peak, whichever is longer
     energy      operations and bytes read, each times its picojoules
 
-Every constant names its source; only the two factors of the memory are fitted (`memory_gb`).
+Every constant names its source; only the two factors of the memory are fitted (`memory_gb`). In
+every function the arguments are
 
     shape, weights   sizes of the model, and how its linear layers hold their weights
     tokens           in each sequence so far, 0 or more
     batch            sequences that are computed together, 1 or more
     value_bytes      of a number in the cache: 2 in FP16, 1 if 8-bit activations are kept
 
-mean the same in every function. A count that is no integer is a TypeError, one that is too small a
-ValueError, as is a `value_bytes` that is not above 0 and finite.
+A count that is no integer is a TypeError, one that is too small a ValueError, as is a `value_bytes`
+that is not above 0 and finite.
 
 Sources, by the names used below. *Paper*: arXiv 2402.17764. *Tips*: "The Era of 1-bit LLMs:
 Training Tips, Code and FAQ". *LLaMA*: arXiv 2302.13971. *Llama 2*: arXiv 2307.09288. *Horowitz*:
@@ -118,10 +119,9 @@ class Energy(NamedTuple):
 def memory_gb(shape: Shape, weights: Weights) -> float:
     """Memory of a running model: ``(1.018 matrices bytes + 3.285 (2 V d) 2) / 10^9``.
 
-    The two factors are the least-squares fit to the seven points of the paper's Table 1, rounded.
-    The first is near 1, so the matrices are all that grows with the weights. The second says that a
-    runtime holds 3.3 times the bytes of embedding and head in arrays that grow with d alone; the
-    paper doesn't name them.
+    The two factors are the least-squares fit to the seven points of the paper's Table 1, rounded:
+    the matrices are all that grows with the weights, and a runtime holds 3.3 times the bytes of
+    embedding and head in arrays that grow with d alone; the paper doesn't name them.
 
     Examples
     --------

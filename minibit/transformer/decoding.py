@@ -73,8 +73,7 @@ class Decoder:
     def append(self, tokens: Iterable[SupportsIndex]) -> None:
         """Add tokens to the text; they are read when their logits are asked for.
 
-        Raises TypeError or ValueError, and adds nothing, if one is no token of the model or they do
-        not fit into `max_positions`.
+        None is added if one is no token of the model or they do not fit into `max_positions`.
         """
         config = self.model.config
         new = [integer("tokens", token, 0, config.vocab_size - 1) for token in tokens]
@@ -88,8 +87,8 @@ class Decoder:
     def forget(self, keep: int) -> None:
         """Forget all but the last `keep` tokens, which are read anew from position 0 on.
 
-        So a text can go on beyond `max_positions`. What is drawn next has the number of its place
-        in the whole text. Raises ValueError if `keep` is not 0 to the length of the text.
+        So a text can go on beyond `max_positions`; what is drawn next has the number of its place
+        in the whole text.
         """
         keep = integer("keep", keep, 0, len(self._text))
         self._forgotten += len(self._text) - keep
@@ -187,26 +186,12 @@ def generate(
     """Go on with a prompt: yield up to `count` tokens, one after another.
 
     Token t of the text, counted from 0 with the prompt, is `sample` of the logits of the tokens
-    before it, with number 0 of the stream of domain `TOKENS` (7), step t (`minibit.noise.uniform`).
-
-    Parameters
-    ----------
-    model : BitNetModel
-    prompt : sequence of int
-        At least one token.
-    count : int
-        Fewer come if the text reaches `max_positions` or a token of `stop`, which is not yielded.
-    temperature, top_k, top_p
-        As in `sample`; temperature 0, the default, takes the most probable token.
-    seed : int
-        Below 2**64.
-    stop : iterable of int
-
-    Raises
-    ------
-    TypeError, ValueError
-        At once: if the prompt is empty, too long or holds no token of the model, or a parameter is
-        out of range.
+    before it, with number 0 of the stream of domain `TOKENS` (7), step t (`minibit.noise.uniform`),
+    of a seed below 2**64. temperature, top_k and top_p are as in `sample`; temperature 0, the
+    default, takes the most probable token. Fewer than `count` tokens come if the text reaches
+    `max_positions` or a token of `stop`, which is not yielded. A TypeError or ValueError comes at
+    once, if the prompt is empty, too long or holds no token of the model, or if another argument is
+    out of range.
 
     Examples
     --------

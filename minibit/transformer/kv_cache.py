@@ -1,6 +1,6 @@
 """What a model remembers of the tokens so far: one key and value for each key head of each layer.
 
-keys, values   (batch, kv_heads, capacity, head_dim) float32 of each layer, `length` in use
+Keys and values are float32 (batch, kv_heads, capacity, head_dim), `length` of them in use.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Cache(Protocol):
 
 
 class KVCache:
-    """Keys and values of the tokens so far, for every layer.
+    """Keys and values of the tokens so far, for every layer, in float32.
 
     `batch` texts of the same length lie side by side. There is room for `capacity` tokens at first,
     and it is doubled when it is full, up to `max_positions` of the model: 8 bytes per token, layer
@@ -89,17 +89,14 @@ class KVCache:
         if self.layers != config.layers:
             raise ValueError(f"the cache must have {config.layers} layers, it has {self.layers}")
         if self._length and self._owner is not None:
-            its_config, its_params = self._owner
+            (its_config, its_params), reader = self._owner, ""
             if its_params is not params and not _same(its_params, params):
-                raise ValueError(
-                    f"the cache holds {self._length} tokens that another model read, or this one "
-                    "with other parameters; truncate(0) empties it"
-                )
-            if its_config is not config and its_config != config:
-                raise ValueError(
-                    f"the cache holds {self._length} tokens that were read with {its_config}, "
-                    f"got {config}; truncate(0) empties it"
-                )
+                reader = "another model read, or this one with other parameters"
+            elif its_config is not config and its_config != config:
+                reader = f"were read with {its_config}, got {config}"
+            if reader:
+                tokens = f"{self._length} tokens that {reader}"
+                raise ValueError(f"the cache holds {tokens}; truncate(0) empties it")
         self._owner = config, params
 
     def reserve(self, length: int) -> None:

@@ -53,19 +53,13 @@ def forward(
         As `param_shapes` lists. Projections may be anything that `linear` takes; the embedding (and
         the head) floats or bfloat16 bits as uint16.
     tokens : integer array, shape (batch, length)
-        From 0 to vocab_size - 1.
+        From 0 to vocab_size - 1; the logits are (batch, length, vocab_size).
     linear : callable (x, w) -> x w^T
-        `float_linear`, `bit_linear` or `packed_linear`; called with x of shape (rows, n_in), one
-        row a token.
+        `float_linear`, `bit_linear` or `packed_linear`, for x (rows, n_in), one row per token.
     sparsify : callable (x, site) -> array of the shape of x, optional
-        Called on the inputs of the projections, site ``"qkv"``, ``"o"``, ``"gate_up"`` or
-        ``"down"``, before `linear`.
+        Called on the inputs of projections, site ``"qkv"``, ``"o"``, ``"gate_up"`` or ``"down"``.
     cache : Cache, optional
         Keys and values of earlier tokens, which these go on from and are added to.
-
-    Returns
-    -------
-    array, shape (batch, length, vocab_size)
 
     Raises
     ------

@@ -1,8 +1,10 @@
 """What multiplies by a projection: float weights, fake-quantised ones, or packed ternary ones.
 
-float_linear    y = x w^T                        a float model, and its training
-bit_linear      y = Q(x) Q_w(w)^T                training b1.58: derivatives straight through
-packed_linear   y = Q(x) codes^T gamma           inference: exact sums of integers
+    float_linear    y = x w^T                        a float model, and its training
+    bit_linear      y = Q(x) Q_w(w)^T                training b1.58: derivatives straight through
+    packed_linear   y = Q(x) codes^T gamma           inference: exact sums of integers
+
+`minibit.transformer.forward` takes one of them, or any function of the same signature.
 """
 
 from __future__ import annotations
