@@ -145,7 +145,8 @@ def info(out: Output, log_path: Log) -> dict[str, Any]:
     """Say what a log holds and where its bytes are, beside the weights that it stands for."""
     log = open_log(out, log_path)
     header, plan = log.header, log.plan
-    net, sizes = _net_moves(log), _sizes(log)
+    is_long = plan.size > LONG_WEIGHTS or sum(draws(plan, s) for s in log.steps()) > LONG_DRAWS
+    net, sizes = None if is_long else len(compact(log)), _sizes(log)
     framing = log.nbytes - sum(len(record.payload) for record in log.records)
     recipe, source = (
         fields if isinstance(fields := header.get(part), dict) else {}
@@ -189,14 +190,6 @@ def info(out: Output, log_path: Log) -> dict[str, Any]:
         "float32_bytes": 4 * plan.size,
         "torn_at": log.torn_at,
     }
-
-
-def _net_moves(log: StepLog) -> int | None:
-    """Count the bytes of the net moves; None where the replay would take more than seconds."""
-    plan = log.plan
-    if plan.size > LONG_WEIGHTS or sum(draws(plan, step) for step in log.steps()) > LONG_DRAWS:
-        return None
-    return len(compact(log))
 
 
 @command

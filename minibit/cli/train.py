@@ -27,7 +27,6 @@ from minibit.cli.common import BadUse, Force, Output, Plot, command, kilobytes, 
 from minibit.cli.logs import along_the_run, open_log
 from minibit.datasets import Dataset, load_mnist
 from minibit.steps import StepLog
-from minibit.training import training_header
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -274,7 +273,7 @@ def _log_path(path: Path | None, resume: bool, force: bool) -> Path:
 def _check_resumed(out: Output, path: Path, options: dict[str, Any]) -> None:
     """Refuse options that a resumed log has settled otherwise; say what is cut off its end."""
     log = open_log(out, path)
-    header = training_header(log)
+    header = training.training_header(log)
     settled = {
         "--preset": header["recipe"]["preset"],
         "--seed": log.plan.seed,

@@ -12,11 +12,4 @@ from minibit.training.presets import PRESETS as PRESETS
 from minibit.training.presets import SHIFTS as SHIFTS
 from minibit.training.presets import Preset as Preset
 
-__all__ = [
-    "PRESETS",
-    "Preset",
-    "Progress",
-    "TrainResult",
-    "evaluate",
-    "train",
-]
+__all__ = ["PRESETS", "Preset", "Progress", "TrainResult", "evaluate", "train"]

@@ -1,9 +1,8 @@
 """The course of a run: which samples its steps see, and what the run remembers of them.
 
 A run's state is its weights and its course: how hard each sample was at its last visit, which
-decides how often it is drawn, and the density that followed the loss. Both come from forward
-passes alone. So whoever has the log has the course, too: `Course.retrace` makes the forward passes
-of the steps that were logged, and a run that is resumed goes on as if nothing had happened.
+decides how often it is drawn, and the density that followed the loss. Forward passes give both, so
+a log has its run's course, too: `Course.retrace` makes them anew for a run that is resumed.
 """
 
 from __future__ import annotations

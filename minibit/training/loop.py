@@ -82,12 +82,15 @@ def train(
 ) -> TrainResult:
     """Train an MLP by noise_step and write its log.
 
+    A ValueError says if a name is unknown, a log does not fit, or is to go on with other fields of
+    its preset; a FileExistsError if `out` exists, and is neither to be resumed nor overwritten.
+
     Parameters
     ----------
     preset, seed : str, int
         A name in `PRESETS`, and what names the initial weights and all draws.
     out : path
-        The log; a FileExistsError if it exists, and neither `resume` nor `overwrite` is asked for.
+        The log.
     steps : int, optional
         Stop after as many in all. Schedules run over `total_steps`: this is a prefix of that run.
     resume : bool
@@ -108,11 +111,6 @@ def train(
         Fields of `Preset` to replace. ``widths`` may be those of the hidden layers alone.
         ``total_steps``, at least `steps`, is the number over which the schedules run: by default
         the preset's, or `steps` if that is more.
-
-    Raises
-    ------
-    ValueError
-        If a name is unknown, a log does not fit, or is to go on with other fields of its preset.
     """
     steps = steps if steps is None else integer("steps", steps)
     widths, total = overrides.pop("widths", None), overrides.pop("total_steps", None)
