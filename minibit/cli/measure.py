@@ -25,8 +25,7 @@ def bench(
     check: Annotated[bool, "Exit with status 1 if a figure misses its bar."] = False,
     peers: Annotated[bool, "Measure other libraries too, where installed."] = False,
     threads: Annotated[
-        int | None,
-        typer.Option(min=1, help="Default: one for costs, every CPU for training."),
+        int | None, typer.Option(min=1, help="Default: one for costs, every CPU for training.")
     ] = None,
     preset: Annotated[str, "For train: which, default small; for step: one of its two."] = "",
     seeds: Seeds = None,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from minibit.language import Vocabulary
 
 MOST = 1 << 26  # bytes of a tokenizer or of its settings
-HELD = 64  # tokens that are looked at once more, if none of them ends in a whole character
+WINDOW = 64  # tokens that are looked at once more, if none of them ends in a whole character
 
 
 class Tokens(Protocol):
@@ -226,7 +226,7 @@ class TextStream:
     def push(self, token: int) -> str:
         """Take a token; return the text that it completes, maybe none."""
         self._tokens.append(token)
-        return self._take(len(self._tokens) - self._context >= HELD)
+        return self._take(len(self._tokens) - self._context >= WINDOW)
 
     def end(self) -> str:
         """Return what still waits, broken as it is."""
