@@ -272,9 +272,9 @@ class TileUnit:
     def __init__(self):
         self.tiles = None
 
-    def configure(self, config):
+    def configure(self, config, offset):
         """LDTILECFG: palette 1, sizes at bytes 16 (16 bits each) and 48; all tiles become 0."""
-        assert config.nbytes == 64
+        assert (config.nbytes, offset) == (64, 0)
         assert config[0] == 1
         assert not config[1:16].any()
         assert config[16:32].view(np.uint16).tolist() == [64] * 8

@@ -1,8 +1,8 @@
 """The engine room: every Numba function of the package, one file per hot path.
 
-Each kernel has a ``*_reference`` twin of the same signature, plain NumPy, in the module that
-teaches it; the tests hold the two equal. Nothing here is imported until a hot path first runs, so
-that ``import minibit`` does not pay for Numba.
+A kernel shares the contract of its ``*_reference``, plain NumPy, in the module that teaches it; the
+tests hold the two equal. Nothing here is imported until a hot path first runs, so that
+``import minibit`` does not pay for Numba.
 """
 
 from __future__ import annotations
@@ -61,11 +61,7 @@ def supported() -> tuple[str, ...]:
 
 
 def _cpu_features() -> Mapping[str, bool]:
-    """Instruction sets, by LLVM's names, that Numba compiles for and that this CPU has.
-
-    Numba compiles for less where ``NUMBA_CPU_NAME``, ``NUMBA_CPU_FEATURES`` or
-    ``NUMBA_ENABLE_AVX`` says so.
-    """
+    """Instruction sets, by LLVM's names, of this CPU for which Numba is set to compile."""
     import llvmlite.binding as llvm
     from numba.core import config
     from numba.core.registry import cpu_target
@@ -93,20 +89,14 @@ def _amx_granted() -> bool:
 
 
 def layout(name: str) -> str:
-    """Layout of the weights that a path multiplies by: ``packed2``, ``columns`` or ``panels``.
-
-    See `minibit.ternary.panels`.
-    """
+    """Layout of a path's weights (`minibit.ternary.panels`): packed2, columns or panels."""
     return {"reference": "packed2", "portable": "columns"}.get(name, "panels")
 
 
 def requested() -> str:
     """Return the path that ``MINIBIT_KERNELS`` asks for: ``auto``, or one of `PATHS`.
 
-    Raises
-    ------
-    ValueError
-        If it is another word.
+    Another word is a ValueError.
     """
     name = os.environ.get("MINIBIT_KERNELS") or "auto"
     if name != "auto" and name not in PATHS:
@@ -118,16 +108,10 @@ def requested() -> str:
 def path() -> str:
     """Name of the kernel path in force: one of `PATHS`.
 
-    ``MINIBIT_KERNELS`` picks it. ``auto``, the default, takes the fastest that the CPU has, and
-    ``reference`` where Numba is missing; with Numba's JIT off (``NUMBA_DISABLE_JIT=1``) it is
-    always ``reference``.
-
-    Raises
-    ------
-    ValueError
-        If ``MINIBIT_KERNELS`` is not a known name.
-    RuntimeError
-        If it names a path that this CPU lacks, or that needs Numba, which is missing.
+    ``MINIBIT_KERNELS`` picks it: an unknown name is a ValueError; a path that this CPU lacks, or
+    that needs Numba, which is missing, a RuntimeError. ``auto``, the default, takes the fastest
+    that the CPU has, and ``reference`` where Numba is missing; with Numba's JIT off
+    (``NUMBA_DISABLE_JIT=1``) it is always ``reference``.
     """
     name = requested()
     if name == "reference" or os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):

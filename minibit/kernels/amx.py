@@ -4,21 +4,19 @@ AMX has eight tile registers of 16 rows by 64 bytes, and one instruction that mu
 them: ``tdpbsud`` adds to a tile C of 16 by 16 int32 the products of A (16 tokens by 64 columns,
 signed) and B (64 columns by 16 rows of the matrix, unsigned). B holds 4 neighbouring columns of one
 row in a lane, line ``i`` columns 4 i .. 4 i + 3: exactly what 16 vectors of a panel hold for each
-of its four groups of rows. So decoding is a mask and a store.
+of its four groups of rows. So decoding is a mask and a store. Two by two tiles C share two tiles A
+and two tiles B. For each half of a panel (32 rows) and each block of 1024 columns, the codes are
+decoded once into 33 KB that stay in the first level of cache, and meet up to 512 tokens. Tokens are
+padded to 32, columns to 64.
 
-Two by two tiles C share two tiles A and two tiles B. For each half of a panel (32 rows) and each
-block of 1024 columns, the codes are decoded once into 33 KB that stay in the first level of cache,
-and meet up to 512 tokens. Tokens are padded to 32, columns to 64.
-
-The unit's state is switched on for the process by a system call (`minibit.kernels.supported` asks
-for it), and configured in every call, because the configuration belongs to the thread.
-
-This file has been compiled and its instructions have been checked, and its indices have been run
-against an emulation of the tile instructions; on a CPU with AMX its speed is still to be measured.
+`minibit.kernels.supported` asks the system for the unit; each call configures it, because the
+configuration belongs to the thread. Its speed is still to be measured on a CPU with AMX: here its
+instructions were checked, and its indices against an emulation of the tiles.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,80 +44,61 @@ COLUMNS = 1024  # in a block
 TOKENS = 512  # in a block
 
 
-def _call(builder: Any, name: str, arguments: list[Any]) -> None:
-    """Emit a call of ``llvm.x86.NAME``, which returns nothing."""
-    types_ = [argument.type for argument in arguments]
-    builder.call(declare(builder, f"llvm.x86.{name}", ir.VoidType(), types_), arguments)
+def _instruction(name: str, signature: Any) -> tuple[Any, Callable[..., Any]]:
+    """Return what an intrinsic says: its types, and how to call ``llvm.x86.NAME`` with them.
+
+    Literal numbers are those of tile registers; an array is followed by its offset in bytes.
+    """
+
+    def codegen(context, builder, signature, args):
+        operands, places = [], iter(zip(signature.args, args, strict=True))
+        for kind, value in places:
+            if isinstance(kind, types.Array):
+                value = pointer_to(context, builder, kind, value, next(places)[1])
+            elif isinstance(kind, types.IntegerLiteral):
+                value = ir.Constant(I8, kind.literal_value)
+            operands.append(value)
+        kinds = [operand.type for operand in operands]
+        builder.call(declare(builder, f"llvm.x86.{name}", ir.VoidType(), kinds), operands)
+        return context.get_dummy_value()
+
+    return signature, codegen
 
 
 @intrinsic(prefer_literal=True)
-def amx_configure(typingctx, config):
-    """``amx_configure(config)``: load the 64 bytes that give each tile its size."""
-
-    def codegen(context, builder, signature, args):
-        pointer = pointer_to(context, builder, signature.args[0], args[0], 0)
-        _call(builder, "ldtilecfg", [pointer])
-        return context.get_dummy_value()
-
-    return types.void(config), codegen
+def amx_configure(typingctx, config, offset):
+    """``amx_configure(config, offset)``: load the 64 bytes that give each tile its size."""
+    return _instruction("ldtilecfg", types.void(config, types.intp))
 
 
 @intrinsic(prefer_literal=True)
 def amx_release(typingctx):
     """``amx_release()``: give the tiles back, so that switching threads saves less."""
-
-    def codegen(context, builder, signature, args):
-        _call(builder, "tilerelease", [])
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+    return _instruction("tilerelease", types.void())
 
 
 @intrinsic(prefer_literal=True)
 def amx_zero(typingctx, tile):
     """``amx_zero(tile)``: fill tile register number `tile` with zeros."""
-
-    def codegen(context, builder, signature, args):
-        _call(builder, "tilezero", [ir.Constant(I8, tile.literal_value)])
-        return context.get_dummy_value()
-
-    return types.void(tile), codegen
+    return _instruction("tilezero", types.void(tile))
 
 
 @intrinsic(prefer_literal=True)
 def amx_load(typingctx, tile, array, offset, stride):
     """``amx_load(tile, array, offset, stride)``: 16 lines of 64 bytes, `stride` bytes apart."""
-
-    def codegen(context, builder, signature, args):
-        pointer = pointer_to(context, builder, signature.args[1], args[1], args[2])
-        _call(builder, "tileloadd64", [ir.Constant(I8, tile.literal_value), pointer, args[3]])
-        return context.get_dummy_value()
-
-    return types.void(tile, array, types.intp, types.intp), codegen
+    return _instruction("tileloadd64", types.void(tile, array, types.intp, types.intp))
 
 
 @intrinsic(prefer_literal=True)
 def amx_store(typingctx, tile, array, offset, stride):
     """``amx_store(tile, array, offset, stride)``: write a tile, `stride` bytes between lines."""
-
-    def codegen(context, builder, signature, args):
-        pointer = pointer_to(context, builder, signature.args[1], args[1], args[2])
-        _call(builder, "tilestored64", [ir.Constant(I8, tile.literal_value), pointer, args[3]])
-        return context.get_dummy_value()
-
-    return types.void(tile, array, types.intp, types.intp), codegen
+    return _instruction("tilestored64", types.void(tile, array, types.intp, types.intp))
 
 
 @intrinsic(prefer_literal=True)
 def amx_dot(typingctx, c, a, b):
     """``amx_dot(c, a, b)``: ``tdpbsud``, tile c += signed bytes of a times unsigned bytes of b."""
-
-    def codegen(context, builder, signature, args):
-        numbers = [ir.Constant(I8, tile.literal_value) for tile in (c, a, b)]
-        _call(builder, "tdpbsud", numbers)
-        return context.get_dummy_value()
-
-    return types.void(c, a, b), codegen
+    return _instruction("tdpbsud", types.void(c, a, b))
 
 
 @njit(cache=True, nogil=True)
@@ -202,7 +181,7 @@ def product(
         count = min(TOKENS, batch - start)
         if not take_tokens(x[start : start + count], gamma, rows, minus, scales):
             return False
-        amx_configure(_configuration())
+        amx_configure(_configuration(), 0)
         for half in range(2 * first, 2 * last):
             if 32 * half >= out.shape[1]:
                 break

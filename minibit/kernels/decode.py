@@ -42,7 +42,7 @@ PHASES = 5  # of a layer
 CHUNK_ROWS = 64  # least rows of a matrix in a chunk, but for the last
 CHUNK = 65536  # bytes of weights in a chunk, about
 HEAD_ROWS = 32  # rows of the head in a chunk
-_O, _DOWN = np.int64(3), np.int64(6)  # of a layer's matrices; typed, for kernels compile literals
+_Q, _O, _GATE, _DOWN = (np.int64(i) for i in (0, 3, 4, 6))  # typed, for kernels compile literals
 
 
 class Model(NamedTuple):
@@ -248,85 +248,6 @@ def _attend(projected, layer, place, own, head, mixed):
             mixed[begin + i] = average[i]
 
 
-@njit(cache=True, nogil=True, _nrt=False)
-def _project(kind, layer, own, x, projected, work, phase):
-    """Phase 1: queries, keys and values of one token, end to end; False if not finite."""
-    n_kv = layer.keys.shape[0] * layer.keys.shape[2]
-    n_q = projected.size - 2 * n_kv
-    in_q, in_k = _chunks(layer.weights[0], n_q), _chunks(layer.weights[1], n_kv)
-    chunks, finite = in_q + in_k + _chunks(layer.weights[2], n_kv), True
-    chunk = take(work, phase, chunks)
-    if chunk == chunks:
-        return True
-    scale = _quantise(own, x, layer.gains[0], layer.eps)
-    while chunk < chunks:
-        which, part, begin, n_out = 0, chunk, 0, n_q
-        if chunk >= in_q + in_k:
-            which, part, begin, n_out = 2, chunk - in_q - in_k, n_q + n_kv, n_kv
-        elif chunk >= in_q:
-            which, part, begin, n_out = 1, chunk - in_q, n_q, n_kv
-        if scale > 0:
-            factor, held = np.float32(layer.gammas[which] / scale), layer.weights[which]
-            first, last = _sums(kind, own, x.size, held, n_out, part, own.sums)
-            for r in range(first, last):
-                projected[begin + r] = np.float32(own.sums[r]) * factor
-        else:
-            finite = False
-        finish(work, phase, chunk)
-        chunk = take(work, phase, chunks)
-    return finite
-
-
-@njit(cache=True, nogil=True, _nrt=False)
-def _into_stream(kind, layer, own, number, x, stream, out, work, phase):
-    """Phases 3 and 5: norm, quantise, multiply, add the stream; False if not finite.
-
-    `number` is that of the matrix, `_O` or `_DOWN`.
-    """
-    held, gain = layer.weights[number], layer.gains[number // 2]
-    chunks, finite = _chunks(held, stream.size), True
-    chunk = take(work, phase, chunks)
-    if chunk == chunks:
-        return True
-    scale = _quantise(own, x, gain, layer.eps)
-    while chunk < chunks:
-        if scale > 0:
-            factor = np.float32(layer.gammas[number] / scale)
-            first, last = _sums(kind, own, x.size, held, stream.size, chunk, own.sums)
-            for r in range(first, last):
-                out[r] = stream[r] + np.float32(own.sums[r]) * factor
-        else:
-            finite = False
-        finish(work, phase, chunk)
-        chunk = take(work, phase, chunks)
-    return finite
-
-
-@njit(cache=True, nogil=True, _nrt=False)
-def _gate(kind, layer, own, x, gated, work, phase):
-    """Phase 4: ``relu(gate)^2 up``, the same rows of both matrices in turn; False if not finite."""
-    gates, ups, inner = layer.weights[4], layer.weights[5], gated.size
-    chunks, finite = _chunks(gates, inner), True
-    chunk = take(work, phase, chunks)
-    if chunk == chunks:
-        return True
-    scale = _quantise(own, x, layer.gains[2], layer.eps)
-    while chunk < chunks:
-        if scale > 0:
-            first, last = _sums(kind, own, x.size, gates, inner, chunk, own.sums)
-            _sums(kind, own, x.size, ups, inner, chunk, own.others)
-            for_gate = np.float32(layer.gammas[4] / scale)
-            for_up = np.float32(layer.gammas[5] / scale)
-            for r in range(first, last):
-                positive = max(np.float32(own.sums[r]) * for_gate, np.float32(0))
-                gated[r] = (positive * positive) * (np.float32(own.others[r]) * for_up)
-        else:
-            finite = False
-        finish(work, phase, chunk)
-        chunk = take(work, phase, chunks)
-    return finite
-
-
 @intrinsic
 def _pointer(typingctx, address):
     """``_pointer(address)``: an integer as an address."""
@@ -347,6 +268,53 @@ def _floats(address, size):
 def _bytes(address, size):
     """Make an array of what lies at an address."""
     return carray(_pointer(address), size, np.uint8)
+
+
+@njit(cache=True, nogil=True, _nrt=False)
+def _multiply(kind, layer, own, number, x, stream, out, work, phase):
+    """Norm, quantise and multiply one token, chunk by chunk; False if it is not finite.
+
+    `number` is that of the first matrix, and says what becomes of the products: queries, keys and
+    values lie end to end in `out`, gate and up are joined to ``relu(gate)^2 up``, the others are
+    added to the stream.
+    """
+    n_kv = layer.keys.shape[0] * layer.keys.shape[2]
+    n_out = out.size - 2 * n_kv if number == _Q else out.size
+    held = layer.weights[number]
+    chunks, finite = _chunks(held, n_out), True
+    in_q, in_k = chunks, _chunks(layer.weights[_Q + 1], n_kv)
+    if number == _Q:
+        chunks += in_k + _chunks(layer.weights[_Q + 2], n_kv)
+    chunk = take(work, phase, chunks)
+    if chunk == chunks:
+        return True
+    scale = _quantise(own, x, layer.gains[number // 2], layer.eps)
+    while chunk < chunks:
+        if scale > 0:
+            which, part, begin, rows = number, chunk, 0, n_out
+            if number == _Q and chunk >= in_q + in_k:
+                which, part, begin, rows = _Q + 2, chunk - in_q - in_k, n_out + n_kv, n_kv
+            elif number == _Q and chunk >= in_q:
+                which, part, begin, rows = _Q + 1, chunk - in_q, n_out, n_kv
+            factor, held = np.float32(layer.gammas[which] / scale), layer.weights[which]
+            first, last = _sums(kind, own, x.size, held, rows, part, own.sums)
+            if number == _Q:
+                for r in range(first, last):
+                    out[begin + r] = np.float32(own.sums[r]) * factor
+            elif number == _GATE:
+                _sums(kind, own, x.size, layer.weights[_GATE + 1], rows, part, own.others)
+                for_up = np.float32(layer.gammas[_GATE + 1] / scale)
+                for r in range(first, last):
+                    positive = max(np.float32(own.sums[r]) * factor, np.float32(0))
+                    out[r] = (positive * positive) * (np.float32(own.others[r]) * for_up)
+            else:
+                for r in range(first, last):
+                    out[r] = stream[r] + np.float32(own.sums[r]) * factor
+        else:
+            finite = False
+        finish(work, phase, chunk)
+        chunk = take(work, phase, chunks)
+    return finite
 
 
 @njit(cache=True, nogil=True)
@@ -383,16 +351,16 @@ def layers(model: Model, place: Place, own: Own, work: NDArray[np.int64]) -> boo
         )
         x, middle = model.streams[2 * number], model.streams[2 * number + 1]
         projected, mixed, gated = model.projected[number], model.mixed[number], model.gated[number]
-        finite &= _project(kind, layer, own, x, projected, work, phase)
+        finite &= _multiply(kind, layer, own, _Q, x, x, projected, work, phase)
         head = take(work, phase + 1, heads)
         while head < heads:
             _attend(projected, layer, place, own, head, mixed)
             finish(work, phase + 1, head)
             head = take(work, phase + 1, heads)
-        finite &= _into_stream(kind, layer, own, _O, mixed, x, middle, work, phase + 2)
-        finite &= _gate(kind, layer, own, middle, gated, work, phase + 3)
+        finite &= _multiply(kind, layer, own, _O, mixed, x, middle, work, phase + 2)
+        finite &= _multiply(kind, layer, own, _GATE, middle, middle, gated, work, phase + 3)
         after = model.streams[2 * number + 2]
-        finite &= _into_stream(kind, layer, own, _DOWN, gated, middle, after, work, phase + 4)
+        finite &= _multiply(kind, layer, own, _DOWN, gated, middle, after, work, phase + 4)
     return bool(finite)
 
 

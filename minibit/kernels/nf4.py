@@ -1,10 +1,10 @@
 """NF4 as kernels: quantise, dequantise, and a matrix times one vector, on the bytes of a file.
 
-A weight is an index into 16 floats, and 16 floats fill one AVX-512 register: ``vpermps`` looks up
-16 weights at once, and reads only the low 4 bits of each 32-bit lane. So a vector of 64 packed
-bytes, 128 weights, is shifted right by 0, 4, ... 28 bits, looked up and multiplied: no masks, no
-unpacking. Lane ``l`` of shift ``4 j`` holds weight ``8 l + (j ^ 1)``, because the first of two
-weights lies in the high half of its byte; activations are laid out once in that order::
+16 floats fill one AVX-512 register: ``vpermps`` looks up 16 weights at once, by the low 4 bits of
+each 32-bit lane. So a vector of 64 packed bytes, 128 weights, is shifted right by 0, 4, ... 28
+bits, looked up and multiplied: no masks, no unpacking. Lane ``l`` of shift ``4 j`` holds weight
+``8 l + (j ^ 1)``, because the first of two weights lies in the high half of its byte; activations
+are laid out once in that order::
 
     line[v][j][l] = x[128 v + 8 l + (j ^ 1)]
 
@@ -12,8 +12,7 @@ The eight weights of a lane are of one block, so its absmax multiplies their sum
 ``row = sum_v absmax * (sum_j code * x)``. Two rows share each load of activations. AVX2 does the
 same with 8 lanes, two lookups of 8 entries, and a choice between them.
 
-`matvec` and `dequantise` run anywhere, on a table of the two weights of every byte; `matvec` also
-takes rows that are no whole number of vectors.
+`matvec` runs anywhere, on a table of the two weights of every byte, and takes rows of any length.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from numpy.typing import NDArray
 
 from minibit.kernels import simd
 from minibit.kernels.compiling import Array, njit
+from minibit.kernels.quantise import INFINITY, largest_magnitude
 
 __all__ = [
     "LANES",
     "arrange",
     "decode_absmax",
     "dequantise",
-    "dequantise_wide",
     "matvec",
     "matvec_wide",
     "pair_table",
@@ -45,8 +44,6 @@ LANES = {"avx2": (0,) * 8, "vnni": (0,) * 16, "amx": (0,) * 16}
 """For a kernel path a tuple whose length, a part of its type, is the number of lanes."""
 
 AHEAD = 16384  # bytes; what memory needs to answer, at 20 to 30 GB/s, when others ask too
-MAGNITUDE = np.int32(0x7FFFFFFF)
-INFINITY = np.int32(0x7F800000)
 SMALLEST = np.float32(1e-38)
 
 
@@ -154,6 +151,8 @@ def _decode(typingctx, packed, at, table, absmax, values, to, lanes):
 
     def codegen(context, builder, signature, args):
         kinds, count = signature.args, lanes.count
+        if not count:
+            return context.get_dummy_value()
         pointer = simd.pointer_to(context, builder, kinds[0], args[0], args[1])
         words = _spread(builder, pointer, simd.I32, count // 8, count)
         shifts = [4 * (lane % 8 ^ 1) for lane in range(count)]
@@ -190,9 +189,7 @@ def quantise(w: Array, bounds: Array, block: int, packed: Array, absmax: Array) 
     for b in range(absmax.size):
         start = b * block
         size = min(block, w.size - start)
-        largest = np.int32(0)
-        for i in range(start, start + size):
-            largest = max(largest, np.int32(bits[i] & MAGNITUDE))
+        largest = largest_magnitude(bits[start : start + size])
         if largest >= INFINITY:
             return False
         top = np.array([largest], np.int32).view(np.float32)[0]
@@ -232,47 +229,27 @@ def pair_table(code: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @njit(cache=True, nogil=True)
-def dequantise(
-    packed: Array, absmax: Array, pairs: Array, block: int, start: int, values: Array
-) -> None:
-    """Write the weights from flat number `start` on, as many as `values` takes."""
-    end, i = start + values.size, start
+def dequantise(packed, absmax, table, pairs, block, start, values, lanes):
+    """Write the weights from flat number `start` on, as many as `values` takes.
+
+    With `lanes` a vector of weights at a time is looked up in the 16 entries of `table`, others in
+    `pairs`.
+    """
+    end, i, wide = start + values.size, start, len(lanes)
     while i < end:
         scale, stop = absmax[i // block], min(end, (i // block + 1) * block)
         if i % 2:
             values[i - start] = pairs[packed[i // 2], 1] * scale
             i += 1
+        while wide and i + wide <= stop:
+            _decode(packed, i // 2, table, scale, values, 4 * (i - start), lanes)
+            i += wide
         for k in range(i // 2, stop // 2):
             values[2 * k - start] = pairs[packed[k], 0] * scale
             values[2 * k + 1 - start] = pairs[packed[k], 1] * scale
         if stop % 2 and stop > i:
             values[stop - 1 - start] = pairs[packed[stop // 2], 0] * scale
         i = stop
-
-
-@njit(cache=True, nogil=True)
-def dequantise_wide(
-    packed: Array,
-    absmax: Array,
-    table: Array,
-    block: int,
-    start: int,
-    values: Array,
-    lanes: tuple[int, ...],
-) -> None:
-    """Do as `dequantise` does, a vector at a time, with the 16 entries as `table`."""
-    end, i, wide = start + values.size, start, len(lanes)
-    while i < end:
-        scale, stop = absmax[i // block], min(end, (i // block + 1) * block)
-        if i % 2:
-            values[i - start] = table[packed[i // 2] & 15] * scale
-            i += 1
-        while i + wide <= stop:
-            _decode(packed, i // 2, table, scale, values, 4 * (i - start), lanes)
-            i += wide
-        while i < stop:
-            values[i - start] = table[(packed[i // 2] >> 4 * (1 - i % 2)) & 15] * scale
-            i += 1
 
 
 @njit(cache=True, nogil=True)

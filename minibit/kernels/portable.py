@@ -1,10 +1,9 @@
 """The ternary product for any CPU: plain loops, no intrinsics, on weights in columns.
 
 Rows lie side by side, so the loop over rows has no sum across lanes, and a compiler turns it into
-vectors by itself. Sums stay in int16 as long as they fit, twice as many to a register as int32: 16
-columns add at most 16 * 2 * 128 = 4096, so eight such steps reach at most 8 * 4096 = 32768, and
-only downwards (2 * 128 * -128); upwards 127 stops short of it. Then int16 sums are added into the
-int32 ones. Codes are 0..2; the sum of the activations is taken off in the beginning.
+vectors by itself. Sums stay in int16, twice as many to a register as int32, as long as they fit:
+for eight steps of 16 columns, which reach -8 * 16 * 2 * 128 = -32768 and upwards stop short of it.
+Then they are added into int32. Codes are 0..2; the sum of the activations is taken off first.
 
 Tokens go one after the other; for what is done with many, see `minibit.matmul`.
 """
@@ -14,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from minibit.kernels.compiling import Array, njit
-from minibit.kernels.quantise import copy_row, quantise_row, sum_row
+from minibit.kernels.quantise import take_tokens
 
 __all__ = ["product", "widen"]
 
@@ -23,10 +22,10 @@ FLUSH = 8  # steps of 16 columns that int16 can hold
 
 
 @njit(cache=True, nogil=True)
-def _sums(x, lines, begin, end, sums):
+def _sums(x, lines, begin, end, minus, sums):
     """Sum the products of rows begin..end of ``lines (n_in / 4, n_out)`` with one padded token."""
     part = np.zeros(end - begin, np.int16)
-    sums[:] = -sum_row(x.reshape(1, x.size), 0)
+    sums[:] = minus
     for q in range(0, lines.shape[0], 4):
         a, b = lines[q, begin:end], lines[q + 1, begin:end]
         c, d = lines[q + 2, begin:end], lines[q + 3, begin:end]
@@ -64,22 +63,19 @@ def product(
     n_out = out.shape[1]
     begin, end = ROWS * first, min(ROWS * last, n_out)
     codes = np.zeros((1, (x.shape[1] + 15) // 16 * 16), np.int8)
+    minus, scales = np.empty(1, np.int32), np.empty(1, np.float32)
     lines = columns.reshape(codes.size // 4, n_out)
     sums = np.empty(end - begin, np.int32)
     for token in range(x.shape[0]):
+        if not take_tokens(x[token : token + 1], gamma, codes, minus, scales):
+            return False
+        _sums(codes[0], lines, begin, end, minus[0], sums)
         if gamma is None:
-            copy_row(x, token, codes, 0)
-            _sums(codes[0], lines, begin, end, sums)
             for r in range(sums.size):
                 out[token, begin + r] = sums[r]
         else:
-            scale = quantise_row(x, token, codes, 0)
-            if scale < 0:
-                return False
-            _sums(codes[0], lines, begin, end, sums)
-            factor = np.float32(gamma / scale)
             for r in range(sums.size):
-                out[token, begin + r] = np.float32(sums[r]) * factor
+                out[token, begin + r] = np.float32(sums[r]) * scales[0]
     return True
 
 

@@ -3,12 +3,9 @@
 A float maximum does not vectorise, because it must decide about NaN in every step. The bits of
 non-negative floats order like integers, though, and those of NaN and infinity come last: an integer
 maximum over ``bits & 0x7fffffff`` is both the absolute maximum and the check that all is finite.
-
-The rounding is ``rint``, half to even. The scale is a reciprocal and a product, as published code
-computes it; ``127 / m`` differs in the last bit for a fifth of the values.
-
-Functions of one token take (matrix, row) rather than a view of the row: counting its references
-would cost as much as half the work.
+The order of operations is that of published code; ``127 / m`` would differ in the last bit for a
+fifth of the values. Functions of one token take (matrix, row) rather than a view of the row:
+counting its references would cost as much as half the work.
 """
 
 from __future__ import annotations
@@ -17,7 +14,16 @@ import numpy as np
 
 from minibit.kernels.compiling import Array, njit
 
-__all__ = ["absmax", "absmean", "copy_row", "quantise_row", "sum_row", "take_tokens"]
+__all__ = [
+    "INFINITY",
+    "MAGNITUDE",
+    "absmax",
+    "absmean",
+    "largest_magnitude",
+    "quantise_row",
+    "sum_row",
+    "take_tokens",
+]
 
 MAGNITUDE = np.int32(0x7FFFFFFF)
 INFINITY = np.int32(0x7F800000)
@@ -26,7 +32,7 @@ BLOCK = 4096  # weights at a time, for the absmean
 
 
 @njit(cache=True, nogil=True)
-def _largest_magnitude(bits: Array) -> np.int32:
+def largest_magnitude(bits: Array) -> np.int32:
     """Bits of the largest |x|, or of an infinity or a NaN if there is one."""
     largest = np.int32(0)
     for i in range(bits.size):
@@ -118,7 +124,7 @@ def absmean(w: Array, codes: Array) -> np.float32:
     for start in range(0, w.size, BLOCK):  # read once from memory, twice from the cache
         end = min(start + BLOCK, w.size)
         total += _sum_magnitudes(w[start:end])
-        largest = max(largest, _largest_magnitude(bits[start:end]))
+        largest = max(largest, largest_magnitude(bits[start:end]))
     if largest >= INFINITY:
         return np.float32(-1)
     gamma = max(np.float32(total / w.size), SMALLEST)

@@ -1,15 +1,12 @@
 """Work that threads share inside a kernel: phases, cut into chunks that whoever is free takes.
 
-One token passes some hundred small products, each of which needs the one before. Giving every one
-of them to a pool of threads would cost more than the product itself, so the threads walk through
-all phases together. In each they claim chunks by an atomic addition. When none is left, a thread
-looks for chunks that are claimed and not yet done; one that stays so for longer than a chunk takes
-belongs to a thread that has lost its CPU, and is simply done once more.
-
-So nobody waits for anybody: if a helper starts late or never, or is stopped in the middle, the
-others do its share, and if it comes when all is done it passes through. For that, **a chunk must
-write the same values whoever does it, and whenever**: what a phase reads is written by no later
-phase.
+One token passes some hundred small products, each of which needs the one before; a pool of threads
+would cost more than a product. So the threads walk through all phases together and claim chunks by
+an atomic addition. When none is left, a thread looks for chunks that are claimed and not yet done;
+one that stays so for longer than a chunk takes belongs to a thread that has lost its CPU, and is
+done once more. No thread waits for another that starts late, never, or stops in the middle. For
+that, **a chunk must write the same values whichever thread does it, and whenever**: what a phase
+reads is written by no later phase.
 
 ``work`` is an int64 array of zeros ``(phases, FLAGS + chunks)``: a counter of claims, and from
 `FLAGS` on (another cache line) a flag for each chunk.

@@ -6,23 +6,14 @@ keeps in registers: for each of some tokens, some vectors of ``lanes`` int32 lan
 AVX-512 register, 8 an AVX2 register, 4 a NEON register; the dot products read the same bits as four
 bytes a lane. All functions on tiles are unrolled when compiled.
 
-Weights come in panels (`minibit.panels`): 64 bytes hold 4 columns of four groups of 16 rows, in two
-bits of each byte, so a group is ``16 / lanes`` vectors of a tile. With 16 lanes codes are masked
-out of the bytes and not shifted down: sums of group ``g`` count ``4**g`` times too much, exactly,
-until `tile_finish` takes that off. With fewer lanes they are shifted.
-
-Inside ``@njit`` code these functions read like arithmetic::
-
-    sums = tile_zero(1, 4, 16)                               # a token, four groups, 16 lanes
-    sums = tile_dot(sums, tile_codes(panels, at, 0, sums), x, k, 0)
-    tile_store(out, 0, 0, 1, 64, tile_finish(sums, 0, minus, None, 0))
+Weights come in panels (`minibit.ternary.panels`): 64 bytes hold 4 columns of four groups of 16
+rows, in two bits of each byte, so a group is ``16 / lanes`` vectors of a tile. With 16 lanes codes
+are masked out of the bytes and not shifted down: sums of group ``g`` count ``4**g`` times too much,
+exactly, until `tile_finish` takes that off. With fewer lanes they are shifted.
 
 Offsets are bytes from the first element of a contiguous array, whatever its dtype. **Nothing is
 checked**: a kernel proves its own bounds. Numbers of tokens, groups and lanes are literals, or
 tuples of that length, so that one kernel compiles for several.
-
-Numba's cache does not see a change of this file in the kernels that use it: after an edit, delete
-``minibit/kernels/__pycache__``.
 """
 
 from __future__ import annotations

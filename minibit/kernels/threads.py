@@ -1,23 +1,20 @@
 """Threads for kernels: a few workers that every caller may use at the same time.
 
-Numba's own ``parallel=True`` picks a threading layer when it first runs, and its default layer
-aborts the process when two Python threads call at once. Our kernels release Python's lock and are
-safe side by side, so plain Python threads do the same work without that hazard: the caller cuts a
-product into independent ranges, offers them to workers, and does the first itself.
+Numba's own ``parallel=True`` aborts the process, by its default layer, when two Python threads call
+at once. Kernels release Python's lock and are safe side by side, so plain Python threads do the
+same work: the caller cuts a product into independent ranges, offers them to workers, and does the
+first itself.
 
-**No caller depends on a worker.** A worker takes a task only when it begins it; what nobody has
-begun, the caller does itself. So a product ends where no thread can start, where workers are gone
+**No caller depends on a worker.** A worker takes a task only when it begins it; the caller does
+those that no worker has begun. So a product ends where no thread can start, where workers are gone
 (a forked child, an interpreter that exits) and where one of them is late. The caller waits only for
-tasks that a worker is in the middle of. It does so even if an exception or a signal interrupts it,
-in one call into compiled code, which no second signal can cut short: nobody writes into an array
-that its caller has given up. And as no caller owns a worker, an interrupted one leaves nothing
-behind that the next call must mend.
+tasks that a worker is in the middle of, even if a signal interrupts it, in one call into compiled
+code: no worker writes into an array that its caller has given up.
 
-To wake a sleeping thread takes some 50 microseconds, as long as a product of millions of weights. A
-language model asks for hundreds of products in a row, so workers look for the next offer for about
-a tenth of a millisecond before they go to sleep, and the caller looks for their results in the same
-way. While they look they hold no lock of Python's. A worker that wakes keeps off the CPU of its
-caller, where some schedulers would put it and both would wait for each other.
+To wake a sleeping thread takes some 50 microseconds, as long as a product of millions of weights.
+So workers look for the next offer for about a tenth of a millisecond before they go to sleep, and
+the caller looks for their results in the same way, without Python's lock. A worker that wakes keeps
+off the CPU of its caller, where some schedulers would put it and both would wait for each other.
 """
 
 from __future__ import annotations
@@ -51,10 +48,7 @@ LEAVING = 1.0  # seconds that the interpreter waits at its exit for workers to l
 def cpus() -> int:
     """Threads that this process may use: ``MINIBIT_THREADS``, or the CPUs that it may run on.
 
-    Raises
-    ------
-    ValueError
-        If ``MINIBIT_THREADS`` is not a positive whole number.
+    A ``MINIBIT_THREADS`` that is no positive whole number is a ValueError.
     """
     number = os.environ.get("MINIBIT_THREADS", "")
     if not number:
@@ -106,10 +100,10 @@ def _share(folder: Path) -> float:
 def run(tasks: Sequence[Task], threads: int | None = None) -> bool:
     """Run tasks, on at most `threads` threads of which one is the caller's; whether all were true.
 
-    If tasks raise, the first one's exception is raised, after all have ended. What is no
-    ``Exception`` but an interrupt ends the caller's share at once; tasks that nobody has begun are
-    then left out, and the interrupt goes on when no worker is within a task of this call. A
-    RuntimeError says that a task was begun and has no result: its worker's thread was killed.
+    If tasks raise, the first one's exception is raised, after all have ended. An interrupt, which
+    is no ``Exception``, ends the caller's share at once, leaves out tasks that are not begun, and
+    goes on when no worker is within a task of this call. A RuntimeError says that a task was begun
+    and has no result: its worker's thread was killed.
     """
     job = _Job(tasks)
     helpers = min(len(tasks), threads or len(tasks)) - 1
@@ -293,12 +287,9 @@ def _ring(worker: _Worker) -> None:
 
 def _current_cpu() -> Callable[[], int]:
     """Return the C library's function for the CPU that the caller runs on; -1 if there is none."""
-    if hasattr(os, "sched_setaffinity"):
-        library = ctypes.CDLL(None)
-        if hasattr(library, "sched_getcpu"):
-            function: Callable[[], int] = library.sched_getcpu
-            return function
-    return lambda: -1
+    library = ctypes.CDLL(None) if hasattr(os, "sched_setaffinity") else None
+    function: Callable[[], int] = getattr(library, "sched_getcpu", lambda: -1)
+    return function
 
 
 def _keep_off(cpu: int, thread: int) -> None:

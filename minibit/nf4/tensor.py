@@ -183,11 +183,9 @@ def fill(tensor: NF4Tensor, absmax: Floats, start: int, values: Floats) -> None:
     """Write the weights from flat number `start` on into `values`, by the kernels in force."""
     from minibit.kernels import nf4
 
-    lanes = nf4.LANES.get(kernels.path())
-    if lanes is None:
-        nf4.dequantise(tensor.packed, absmax, pair_table(), tensor.block, start, values)
-    else:
-        nf4.dequantise_wide(tensor.packed, absmax, NF4_CODE, tensor.block, start, values, lanes)
+    lanes: tuple[int, ...] = nf4.LANES.get(kernels.path(), ())
+    tables = NF4_CODE, pair_table()
+    nf4.dequantise(tensor.packed, absmax, *tables, tensor.block, start, values, lanes)
 
 
 def _checked_dtype(dtype: DTypeLike) -> np.dtype[Any]:
