@@ -13,8 +13,6 @@ import numpy as np
 
 from minibit.kernels.compiling import njit
 
-__all__ = ["adam_step"]
-
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def adam_step(p: Any, g: Any, m: Any, v: Any, out: Any, constants: Any) -> None:

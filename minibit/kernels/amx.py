@@ -37,8 +37,6 @@ from minibit.kernels.simd import (
     tile_zero,
 )
 
-__all__ = ["product"]
-
 ROWS = 64  # in a panel
 COLUMNS = 1024  # in a block
 TOKENS = 512  # in a block

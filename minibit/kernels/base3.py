@@ -1,7 +1,7 @@
 """Matrix times one vector on base-3 weights: five codes a byte. Only chapter 3 uses it, as a rung.
 
-A fifth fewer bytes than 2 bits a weight, for more arithmetic: a byte is a number, and its digits do
-not come off with a mask. The layout is that of panels, with 80 rows instead of 64::
+A fifth fewer bytes than 2 bits a weight, for more arithmetic: it wins where many cores share one
+memory, and loses where the weights lie in a cache. The layout is that of panels, with 80 rows::
 
     [n_out / 80][n_in / 4][16][4]       byte: d0 + 3 d1 + 9 d2 + 27 d3 + 81 d4
 
@@ -9,9 +9,6 @@ Digit ``dj`` of byte ``4 r + c`` of vector ``q`` belongs to row 80 p + 16 j + r,
 comparisons split off d4, and one ``vpermi2b`` looks the rest up, 64 bytes at once, in a table of 81
 entries that holds the four digits as 2-bit fields; from there on it is the product of panels. The
 table needs AVX-512 VBMI (Ice Lake, Zen 4, and later).
-
-It wins where memory is the limit and arithmetic waits: many cores that share one memory. It loses
-where the weights lie in a cache.
 """
 
 from __future__ import annotations
@@ -25,8 +22,6 @@ from numpy.typing import NDArray
 from minibit.kernels import simd
 from minibit.kernels.compiling import Array, njit
 from minibit.kernels.quantise import sum_row
-
-__all__ = ["TABLE", "pack", "product"]
 
 ROWS = 80  # in a panel
 AHEAD = 12288

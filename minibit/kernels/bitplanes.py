@@ -15,8 +15,6 @@ from numba.extending import intrinsic
 
 from minibit.kernels.compiling import Array, njit
 
-__all__ = ["product"]
-
 
 @intrinsic
 def _popcount(typingctx, word):

@@ -10,8 +10,6 @@ import numpy as np
 
 from minibit.kernels.compiling import Array, njit
 
-__all__ = ["gain_back", "gate", "norm", "norm_back", "turn"]
-
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
 def norm(x: Array, gain: Array, eps: float, z: Array, unit: Array, r: Array) -> None:

@@ -1,16 +1,12 @@
 """``njit`` for kernels: as Numba's, with compiled code that is kept in files, and may be lost.
 
-Numba's own files are read without a check: a file that a full disk or a loss of power cut short
-ends every later run, and two processes that write at the same time may mix up their kernels. It
-also takes no notice of a change in a kernel that another file inlines. Here a file
-
-- is named by the kernel, the sources that its code comes from, the types and the CPU;
-- begins with the SHA-256 of the rest, and counts only if that is right;
-- appears whole or not at all.
-
-Where a file cannot be read or written the kernel is compiled anew, and one line says so. Compiled
-code lies in ``NUMBA_CACHE_DIR`` if that is set, else beside the source, else in ``minibit`` in the
-user's cache folder.
+Numba's own files are read without a check: one that a full disk or a loss of power cut short ends
+every later run, two processes that write at the same time may mix up their kernels, and a change in
+a kernel that another file inlines is not seen. Here a file is named by the kernel, the sources that
+its code comes from, the types and the CPU; begins with the SHA-256 of the rest, and counts only if
+that is right; and appears whole or not at all. Where it cannot be read or written the kernel is
+compiled anew, and one line says so. Files lie in ``NUMBA_CACHE_DIR`` if that is set, else beside
+the source, else in ``minibit`` in the user's cache folder.
 
 A kernel is compiled where no signal's handler runs (`minibit.kernels.interrupts`), and a process
 does not fork while it compiles: Numba's lock would stay taken for good.
@@ -39,8 +35,6 @@ from numba.core.serialize import dumps
 from numpy.typing import NDArray
 
 from minibit.kernels.interrupts import uninterrupted
-
-__all__ = ["Array", "njit"]
 
 Array = NDArray[Any]
 """An array in the signature of a kernel; Numba takes its dtype from what comes."""

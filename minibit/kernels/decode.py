@@ -8,13 +8,10 @@ A layer has five phases, which the threads share chunk by chunk (`minibit.kernel
     4  norm, quantise once        rows of gate and up together, squared ReLU and product
     5  norm, quantise             rows of down, added to the stream
 
-Norms and quantised activations are a few microseconds of work, less than it takes to hand them
-over: every thread that takes a chunk computes its own copy. Each phase of each layer writes into
-memory of its own, which keeps its values to the end of the token: so a chunk may be done twice.
-
-Products are exact sums of integers, so they equal the plain forward pass of `minibit.transformer`
-bit for bit, as do rotations and gates. The sums of norms, of scores and of mixed values, which
-NumPy and BLAS take in orders of their own, and the exponential may differ in the last bits.
+Norm and quantising take less time than handing them over: every thread that takes a chunk does its
+own. Each phase of each layer writes into memory of its own, so a chunk may be done twice. Products,
+rotations and gates equal the plain forward pass of `minibit.transformer` bit for bit; sums of
+norms, of scores and of mixed values, and the exponential, may differ in the last bits.
 """
 
 from __future__ import annotations
@@ -32,8 +29,6 @@ from minibit.kernels.head import matvec
 from minibit.kernels.product import LANES, Tokens, multiply
 from minibit.kernels.quantise import quantise_row, sum_row
 from minibit.kernels.sharing import finish, take
-
-__all__ = ["CHUNK_ROWS", "HEAD_ROWS", "KINDS", "PHASES", "Model", "Own", "Place", "head", "layers"]
 
 KINDS = {"portable": ((),)} | {path: ((),) * lanes for path, lanes in LANES.items()}
 """For each kernel path a tuple whose length, a part of its type, picks the product."""

@@ -14,8 +14,6 @@ from numba.extending import overload
 
 from minibit.kernels.compiling import Array, njit
 
-__all__ = ["matvec"]
-
 
 def _float(weight):
     """Return a weight as float32: itself, or the float32 whose upper half are its bits."""

@@ -1,9 +1,8 @@
 """Work that no signal can cut short.
 
-Python runs the handlers of signals, and raises KeyboardInterrupt, in its main thread only, between
-any two of its instructions. A compiler or an import that is cut there leaves locks taken, for which
-every later call waits. Such work runs in a thread of its own, where no handler runs, and the main
-thread waits until it has ended.
+Python runs the handlers of signals in its main thread only, between any two of its instructions. A
+compiler or an import that is cut there leaves locks taken, for which every later call waits. Such
+work runs in a thread of its own, and the main thread waits until it has ended.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
 from typing import TypeVar
-
-__all__ = ["Stop", "uninterrupted"]
 
 T = TypeVar("T")
 

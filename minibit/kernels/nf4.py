@@ -23,22 +23,10 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
 from minibit.kernels import simd
 from minibit.kernels.compiling import Array, njit
 from minibit.kernels.quantise import INFINITY, largest_magnitude
-
-__all__ = [
-    "LANES",
-    "arrange",
-    "decode_absmax",
-    "dequantise",
-    "matvec",
-    "matvec_wide",
-    "pair_table",
-    "quantise",
-]
 
 LANES = {"avx2": (0,) * 8, "vnni": (0,) * 16, "amx": (0,) * 16}
 """For a kernel path a tuple whose length, a part of its type, is the number of lanes."""
@@ -222,12 +210,6 @@ def decode_absmax(
             absmax[i] = table[codes[i]] * scale + offset
 
 
-def pair_table(code: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the two weights of every byte: float32 (256, 2)."""
-    byte = np.arange(256)
-    return np.stack([code[byte >> 4], code[byte & 15]], axis=-1)
-
-
 @njit(cache=True, nogil=True)
 def dequantise(packed, absmax, table, pairs, block, start, values, lanes):
     """Write the weights from flat number `start` on, as many as `values` takes.
@@ -253,29 +235,8 @@ def dequantise(packed, absmax, table, pairs, block, start, values, lanes):
 
 
 @njit(cache=True, nogil=True)
-def arrange(x: Array, line: Array) -> None:
-    """Lay activations out for `matvec_wide`: ``line (vectors, 8, lanes)``."""
-    vectors, _, lanes = line.shape
-    for v in range(vectors):
-        for j in range(8):
-            for lane in range(lanes):
-                line[v, j, lane] = x[8 * lanes * v + 8 * lane + (j ^ 1)]
-
-
-@njit(cache=True, nogil=True)
-def matvec_wide(
-    line: Array,
-    packed: Array,
-    absmax: Array,
-    table: Array,
-    shift: int,
-    lanes: tuple[int, ...],
-    per: tuple[int, ...],
-    out: Array,
-    first: int,
-    last: int,
-) -> bool:
-    """Write rows first..last of the product with activations in the order of `arrange`.
+def matvec_wide(line, packed, absmax, table, shift, lanes, per, out, first, last):
+    """Write rows first..last of the product with activations in the order of ``line``.
 
     A row is a whole number of vectors of ``8 lanes`` weights, a block ``2**shift`` weights, and a
     vector has the weights of as many blocks as `per` is long.
@@ -321,16 +282,7 @@ def _piece(x, k, packed, pairs, i, stop):
 
 
 @njit(cache=True, nogil=True)
-def matvec(
-    x: Array,
-    packed: Array,
-    absmax: Array,
-    pairs: Array,
-    block: int,
-    out: Array,
-    first: int,
-    last: int,
-) -> bool:
+def matvec(x, packed, absmax, pairs, block, out, first, last):
     """Write rows first..last of the product with ``x (n_in,)``, for rows of any length."""
     n_in = x.size
     for r in range(first, last):

@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from minibit.kernels.compiling import njit
+from minibit.kernels.compiling import Array, njit
 
 M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 W0, W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
@@ -29,9 +28,7 @@ def _philox(c0: Any, c1: Any, c2: Any, c3: Any, seed: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def words(
-    seed: np.uint64, domain: int, step: int, count: int, lane: int, start: int
-) -> NDArray[np.uint32]:
+def words(seed: np.uint64, domain: int, step: int, count: int, lane: int, start: int) -> Array:
     """Words ``start, ..., start + count - 1`` of a stream."""
     out = np.empty(count, np.uint32)
     purpose, lane64, step64 = np.uint64(domain << 24), np.uint64(lane), np.uint64(step)
@@ -53,15 +50,7 @@ def _doubled(old: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def sparse_noise(
-    seed: np.uint64,
-    step: int,
-    perturbations: NDArray[np.int64],
-    blocks: NDArray[np.int64],
-    size: int,
-    block_bits: int,
-    table: NDArray[np.uint64],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int8]]:
+def sparse_noise(seed, step, perturbations, blocks, size, block_bits, table):
     """Draw the given blocks (increasing) of each perturbation, sorted by position within each."""
     most, shift, step64 = len(table), np.uint64(32 - block_bits), np.uint64(step)
     positions = np.empty(1024, np.int64)
@@ -106,9 +95,7 @@ def sparse_noise(
 
 
 @njit(cache=True, nogil=True)
-def subset(
-    seed: np.uint64, domain: int, step: int, lane: int, n: int, count: int
-) -> NDArray[np.int64]:
+def subset(seed: np.uint64, domain: int, step: int, lane: int, n: int, count: int) -> Array:
     """Floyd's algorithm: `count` distinct numbers below n, in order."""
     if count == n:
         return np.arange(n)
@@ -129,14 +116,7 @@ def subset(
 
 
 @njit(cache=True, nogil=True)
-def subsets(
-    seed: np.uint64,
-    domain: int,
-    step: int,
-    lanes: NDArray[np.int64],
-    sizes: NDArray[np.int64],
-    counts: NDArray[np.int64],
-) -> NDArray[np.int64]:
+def subsets(seed, domain, step, lanes, sizes, counts):
     """Draw a `subset` of each lane, laid end to end."""
     drawn, end = np.empty(counts.sum(), np.int64), 0
     for k in range(lanes.size):

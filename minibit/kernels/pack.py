@@ -1,10 +1,9 @@
 """The packers of `minibit.ternary.panels`: 2 bits a weight, in the order that a product reads.
 
-They take int8 codes, or the bytes of Hugging Face's files: four rows a byte, where a byte holds
-rows r, R + r, 2R + r and 3R + r of one column (`minibit.ternary.published.to_hf`). 64 rows at a
-time are written side by side as digits (the code plus 1), and joined. Training packs its weights at
-every step, so this must cost little beside a product: in panels four digits are one 32-bit word.
-Both packers return False if a code is not -1, 0 or 1.
+They take int8 codes, or the bytes of Hugging Face's files (`minibit.ternary.to_hf`), and return
+False if a code is not -1, 0 or 1. 64 rows at a time are written side by side as digits (the code
+plus 1), and joined: four digits are one 32-bit word in panels, because training packs its weights
+at every step.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from numba import types
 from numba.extending import overload
 
 from minibit.kernels.compiling import Array, njit
-
-__all__ = ["columns", "empty_panels", "packed_panels", "panels"]
 
 TOGETHER = 64  # rows of a panel, and rows whose bytes lie side by side in a cache line
 

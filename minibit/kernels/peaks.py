@@ -10,8 +10,6 @@ import numpy as np
 from minibit.kernels.compiling import Array, njit
 from minibit.kernels.simd import tile_codes, tile_dot, tile_load, tile_store, tile_zero
 
-__all__ = ["read", "vnni"]
-
 
 @njit(cache=True, nogil=True)
 def read(words: Array) -> int:

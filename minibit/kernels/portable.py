@@ -15,8 +15,6 @@ import numpy as np
 from minibit.kernels.compiling import Array, njit
 from minibit.kernels.quantise import take_tokens
 
-__all__ = ["product", "widen"]
-
 ROWS = 64  # rows are given in groups of 64, as for panels
 FLUSH = 8  # steps of 16 columns that int16 can hold
 

@@ -1,31 +1,26 @@
 """The ternary product on weights in panels, for every CPU with a dot product of bytes.
 
-Each 64 bytes of a panel hold 4 columns of 64 rows. A tile of sums stays in registers while the
-columns pass: some tokens times some of the four groups of 16 rows. Each vector of codes meets 4
-activations of every token of the tile, broadcast to all lanes. Codes are 0..2 (the weight plus 1),
-so the sum of the activations is taken off in the end.
+A tile of sums, some tokens times some of a panel's four groups of 16 rows, stays in registers while
+the columns pass. Each vector of codes meets 4 activations of every token of the tile, broadcast to
+all lanes. Codes are 0..2 (the weight plus 1), so the sum of activations is taken off in the end.
 
-One token waits for memory: the product is as fast as memory gives bytes, if the arithmetic keeps
-up. A tile of all four groups serves it: one broadcast, four masks and four ``vpdpbusd`` for 256
-weights; columns take turns between two tiles, which hides the latency of ``vpdpbusd``. A few tokens
-wait for memory as one does, and share all that is read. With 8 tokens or more arithmetic is the
-limit, two ``vpdpbusd`` a cycle: a tile of 12 tokens by half a panel fills 24 of 32 registers.
-Activations are then packed so that the loop reads them in order::
+One token waits for memory. A tile of all four groups serves it: one broadcast, four masks and four
+``vpdpbusd`` for 256 weights; columns take turns between two tiles, which hides the latency of
+``vpdpbusd``. With 8 tokens or more arithmetic is the limit, two ``vpdpbusd`` a cycle: a tile of 12
+tokens by half a panel fills 24 of 32 registers. Activations are then packed so that the loop reads
+them in order::
 
     packed[chunk][k / 4][tokens][4]      chunk: as many tokens as a tile has
 
 Outside, in this order, so that each level of cache holds what it can: blocks of 16 chunks and of
 4096 columns (786 KB of activations, in the second level), panels (66 KB of codes, read from memory
-once a block of tokens), chunks, parts of a panel. Longer columns would leave the second level,
-shorter ones open and close a tile more often. What is stored between blocks of columns still counts
-``4**group`` times too much; ``64 * 2 * -128`` an input is -2**31 at the most inputs that are let
-in.
+once a block of tokens), chunks, parts of a panel. What is stored between blocks of columns still
+counts ``4**group`` times too much; ``64 * 2 * -128`` an input is -2**31 at the most inputs.
 
-AVX2 has no dot product into int32: ``vpmaddubsw`` multiplies 32 bytes and adds pairs into 16 sums
-of int16, and widening them each time would cost as much again. So sums stay in int16 as long as
-they fit: 63 times a pair of at most ``2 * 2 * 128``. Arm's ``sdot`` multiplies signed bytes into
-int32. Both have fewer registers, and take four tokens to one group of rows. On other CPUs
-`minibit.kernels.simd` spells ``sdot`` out, so that indices and sums are tested anywhere.
+AVX2 has no dot product into int32: ``vpmaddubsw`` adds pairs of products into 16 sums of int16,
+which stay so as long as they fit: 63 times a pair of at most ``2 * 2 * 128``. Arm's ``sdot``
+multiplies signed bytes into int32. Both have fewer registers, and take four tokens to one group of
+rows. On other CPUs `minibit.kernels.simd` spells ``sdot`` out, so that it is tested anywhere.
 """
 
 from __future__ import annotations
@@ -50,8 +45,6 @@ from minibit.kernels.simd import (
     tile_transpose,
     tile_zero,
 )
-
-__all__ = ["LANES", "Tokens", "multiply", "product", "tile_product"]
 
 LANES = {"arm": 4, "avx2": 8, "vnni": 16, "amx": 16}
 """For each kernel path with panels the int32 lanes of a register."""

@@ -14,17 +14,6 @@ import numpy as np
 
 from minibit.kernels.compiling import Array, njit
 
-__all__ = [
-    "INFINITY",
-    "MAGNITUDE",
-    "absmax",
-    "absmean",
-    "largest_magnitude",
-    "quantise_row",
-    "sum_row",
-    "take_tokens",
-]
-
 MAGNITUDE = np.int32(0x7FFFFFFF)
 INFINITY = np.int32(0x7F800000)
 SMALLEST = np.float32(1e-5)

@@ -21,8 +21,6 @@ from numba.extending import intrinsic
 from minibit.kernels.compiling import Array, njit
 from minibit.kernels.spin import I64, element, pause, read
 
-__all__ = ["FLAGS", "finish", "take"]
-
 FLAGS = 8  # place of a phase's first flag
 LOOKS = 1000  # at a flag: 10 to 40 microseconds, by how long a CPU pauses at each
 

@@ -27,19 +27,6 @@ from numba import types
 from numba.core.datamodel import PrimitiveModel, register_default
 from numba.extending import intrinsic
 
-__all__ = [
-    "Tile",
-    "prefetch",
-    "tile_add",
-    "tile_codes",
-    "tile_dot",
-    "tile_finish",
-    "tile_load",
-    "tile_store",
-    "tile_transpose",
-    "tile_zero",
-]
-
 ARM = platform.machine().lower() in ("arm64", "aarch64")  # whose intrinsics LLVM may be given
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 FLOAT = ir.FloatType()

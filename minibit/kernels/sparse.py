@@ -5,13 +5,10 @@ The weights lie in bands of 256 rows; in a band each column is one line of 64 by
     bands[n_out / 256][n_in][64]: byte 16 L + 4 v + d of a line holds, in bits 2 j and 2 j + 1,
     the code (the weight plus 1) of row 64 v + 16 j + 4 L + d of the band
 
-so a column that is left out is a line that is not read. `vpdpbusd` multiplies 4 neighbouring bytes
-by 4 activations: the lines of any 4 columns are first woven together, byte by byte and within the
-quarters of a register, which is what the order of the rows makes up for. Then each of the 4 woven
-registers meets the same 4 activations under 4 masks. All 256 sums stay in 16 registers.
-
-`product_any` is the same for any CPU: a plain loop over the bytes of a line, with sums in int16
-that are added up before they can overflow.
+`vpdpbusd` multiplies 4 neighbouring bytes by 4 activations: the lines of any 4 columns are first
+woven together, byte by byte and within the quarters of a register, which is what the order of the
+rows makes up for. Then each of the 4 woven registers meets the same 4 activations under 4 masks,
+and all 256 sums stay in 16 registers. `product_any` is a plain loop over the bytes of a line.
 """
 
 from __future__ import annotations
@@ -25,8 +22,6 @@ from numba.extending import intrinsic
 
 from minibit.kernels import simd
 from minibit.kernels.compiling import Array, njit
-
-__all__ = ["compact", "product_any", "product_wide"]
 
 BAND, LINE = 256, 64  # rows of a band, bytes of a column in it
 AHEAD = 128  # columns between a prefetch and the load it is for

@@ -13,8 +13,6 @@ from numba.extending import intrinsic
 
 from minibit.kernels.compiling import Array, njit
 
-__all__ = ["I64", "element", "pause", "read", "settle", "wait"]
-
 X86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
 I64 = ir.IntType(64)
 

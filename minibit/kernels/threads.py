@@ -35,8 +35,6 @@ import numpy as np
 
 from minibit.kernels import compiled
 
-__all__ = ["available", "cpus", "run"]
-
 Task = Callable[[], bool]
 
 LOOKS = 5000  # 60 to 200 microseconds, by how long a CPU pauses at each look

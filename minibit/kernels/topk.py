@@ -1,12 +1,11 @@
 """The K largest magnitudes of a row, exactly, ties to the lowest index: a search among bits.
 
-The bits of non-negative floats order like integers. So the K-th largest magnitude is a whole number
-that is found by counting: how many entries reach a trial value? Counting is one pass of vectors,
-twice as many entries to a register on int16 as on int32: the upper 15 bits are searched first, on a
-copy of them, then the lower 16 on another, where what differs in the upper ones stands as the least
-number. Trial values are interpolated between what is known, and every third one halves the range:
-some ten passes for smooth data, never more than three times the bits. As soon as K entries exactly
-reach a trial value, they are known. No entry is moved, and no branch depends on one.
+The bits of non-negative floats order like integers, so the K-th largest magnitude is a whole number
+that is found by counting how many entries reach a trial value. Counting is one pass of vectors,
+twice as many entries to a register on int16 as on int32: the upper 15 bits are searched first, then
+the lower 16 of the entries that share them. Trial values are interpolated between what is known,
+and every third one halves the range: some ten passes for smooth data, never more than three times
+the bits. No entry is moved, and no branch depends on one.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ from numba.extending import intrinsic
 
 from minibit.kernels import simd
 from minibit.kernels.compiling import Array, njit
-
-__all__ = ["keep", "select"]
 
 MAGNITUDE = np.int32(0x7FFFFFFF)
 INFINITY = np.int32(0x7F800000)

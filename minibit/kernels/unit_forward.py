@@ -22,21 +22,6 @@ import numpy as np
 from minibit.kernels.compiling import njit
 from minibit.kernels.quantise import quantise_row
 
-__all__ = [
-    "Batch",
-    "Block",
-    "Network",
-    "Outcomes",
-    "Products",
-    "Sample",
-    "Terms",
-    "add_rows",
-    "buffers",
-    "forward",
-    "hidden_states",
-    "sample_outcome",
-]
-
 # All buffers are their callers', so nothing needs reference counts (_nrt=False).
 _outer = {"cache": True, "nogil": True, "_nrt": False}
 _inner = _outer | {"forceinline": True}
@@ -160,8 +145,9 @@ def rows_of(count: int, width: int, dtype: Any = np.float32) -> Any:
 
 
 @njit(**_inner, fastmath=_fast)
-def add_rows(out, ro, wt, first, index, ri, value, rv, count, width):
-    """out[ro] = sum_c value[rv, c] * wt[first + index[ri, c]]: four rows at a time."""
+def add_rows(out, ro, net, layer, index, ri, value, rv, count):
+    """out[ro] = sum_c value[rv, c] * W^T[index[ri, c]] of a layer: four rows at a time."""
+    wt, first, width = net.wt, net.first[layer], net.widths[layer + 1]
     for o in range(width):
         out[ro, o] = np.float32(0)
     c = 0
@@ -247,10 +233,8 @@ def _forward_one(net, x, b, own):
     top = widths.size - 2  # layers are numbered 0 .. top, the last one gives the logits
     own.counts[0] = _nonzeros(x, b, index, value, 0, widths[0])
     for layer in range(max(top, 1)):
-        width, count = widths[layer + 1], own.counts[layer]
-        add_rows(
-            scratch, _ZERO, net.wt, net.first[layer], index, layer, value, layer, count, width
-        )  # fmt: skip
+        width = widths[layer + 1]
+        add_rows(scratch, _ZERO, net, layer, index, layer, value, layer, own.counts[layer])
         if layer == 0:
             for o in range(width):
                 scratch[0, o] = net.scale * scratch[0, o] + net.base[o]
@@ -296,12 +280,13 @@ def _norm_of_sums(z, b, shift, factor, base, eps, row):
 
 
 @njit(cache=True, nogil=True)
-def _added_rows(x, wt, first, n_in, z):
-    """z[b] = W x[b] by additions, of n_in inputs: for floats, and without byte products."""
+def _added_rows(net, layer, x, z):
+    """z[b] = W x[b] of a layer by additions: for floats, and without byte products."""
+    n_in = net.widths[layer]
     index, value = np.empty((1, n_in + 1), np.int32), np.empty((1, n_in + 1), np.float32)
     for b in range(x.shape[0]):
         count = _nonzeros(x, b, index, value, 0, n_in)
-        add_rows(z, b, wt, first, index, 0, value, 0, count, z.shape[1])
+        add_rows(z, b, net, layer, index, 0, value, 0, count)
 
 
 @njit(cache=True, nogil=True)
@@ -396,7 +381,7 @@ def hidden_states(net: Network, products: Products | None, x: Any) -> Block:
             products.multiply(plain, products.panels[layer], z, 0, -(-z.shape[1] // 64), None)
         else:  # whole numbers below 2^24 are exact in float32, too
             z = np.empty((batch, widths[layer]), np.float32)
-            _added_rows(x, net.wt, net.first[layer], net.widths[layer], z)
+            _added_rows(net, layer, x, z)
         if layer < hidden - 1:
             x = codes[layer]
             _round_rows(z, shift, factors, base, net.eps, x, scales[layer], norms[layer])

@@ -1,13 +1,9 @@
 """Unit tangents of the ternary MLP and their sums, one sample at a time, on additions.
 
-Weights arrive transposed and stacked, one row an input of one layer: a unit that is on adds or
-subtracts a contiguous row; masked units and zero weights are skipped. A sample's state, which
-`minibit.kernels.unit_forward` fills, is a few kilobytes: every sample adds to the sums and is
-forgotten.
-
-The formulas are in `minibit.noise_step.unit_tangents`, the plain NumPy twins in
-`minibit.noise_step.unit_reference`. Buffers are passed as (buffer, row), see
-`minibit.kernels.unit_forward`; row numbers of the scratch buffer are named below.
+Weights, buffers and the state of a sample, a few kilobytes, are those of
+`minibit.kernels.unit_forward`: a unit that is on adds or subtracts a contiguous row of weights;
+masked units and zero weights are skipped; every sample adds to the sums and is forgotten. Formulas
+and plain twins: `minibit.noise_step.unit_tangents` and `unit_reference`.
 """
 
 from __future__ import annotations
@@ -18,8 +14,6 @@ import numpy as np
 
 from minibit.kernels.compiling import njit
 from minibit.kernels.unit_forward import add_rows, sample_outcome
-
-__all__ = ["Directions", "Units", "direction_sums", "list_columns", "unit_sums"]
 
 # All buffers are their callers', so nothing needs reference counts (_nrt=False).
 _outer = {"cache": True, "nogil": True, "_nrt": False}
@@ -49,9 +43,9 @@ class Directions(NamedTuple):
 
 
 @njit(**_inner)
-def _count_rows(out, wt, first, index, ri, count, sign, width):
-    """Add to out: out += sign * sum_c wt[first + index[ri, c]] in int16: additions alone."""
-    c = 0
+def _count_rows(out, net, layer, index, ri, count, sign):
+    """out += sign * sum_c W^T[index[ri, c]] of a layer, in int16: additions alone."""
+    wt, first, width, c = net.wt, net.first[layer], net.widths[layer + 1], 0
     while c + 4 <= count:
         i0, i1 = first + index[ri, c], first + index[ri, c + 1]
         i2, i3 = first + index[ri, c + 2], first + index[ri, c + 3]
@@ -72,15 +66,15 @@ def _count_rows(out, wt, first, index, ri, count, sign, width):
 
 
 @njit(**_inner, fastmath=_fast)
-def _layer_norm_terms(u, ru, z_hat, layer, width, a, b):
-    """mean(u) A + mean(z_hat u) B: what layer norm subtracts from the tangent u."""
-    plain, shaped = np.float32(0), np.float32(0)
+def _layer_norm_terms(own, terms, ru, layer, width):
+    """mean(u) A + mean(z_hat u) B: what layer norm subtracts from the tangent u = scratch[ru]."""
+    plain, shaped, u = np.float32(0), np.float32(0), own.scratch
     for o in range(width):
         plain += u[ru, o]
-    if b != 0:
+    if terms.b[layer] != 0:
         for o in range(width):
-            shaped += u[ru, o] * z_hat[layer, o]
-    return (plain * a + shaped * b) / np.float32(width)
+            shaped += u[ru, o] * own.z_hat[layer, o]
+    return (plain * terms.a[layer] + shaped * terms.b[layer]) / np.float32(width)
 
 
 @njit(**_inner, fastmath=_fast)
@@ -111,17 +105,12 @@ def _follow(net, own, terms, ru, layer):
     for k in range(layer, top):
         width = widths[k + 1]
         factor *= own.r[k]
-        total -= factor * _layer_norm_terms(
-            scratch, u, own.z_hat, k, width, terms.a[k], terms.b[k]
-        )  # fmt: skip
+        total -= factor * _layer_norm_terms(own, terms, u, k, width)
         if k + 1 == top:
             break
         for c in range(counts[k + 1]):
             scratch[_KEPT, c] = scratch[u, index[k + 1, c]]
-        add_rows(
-            scratch, spare, net.wt, net.first[k + 1], index, k + 1, scratch, _KEPT, counts[k + 1],
-            widths[k + 2],
-        )  # fmt: skip
+        add_rows(scratch, spare, net, k + 1, index, k + 1, scratch, _KEPT, counts[k + 1])
         u, spare = spare, u
     _mask(scratch, u, own.on, top - 1, widths[top])
     return total + factor * _to_loss(scratch, u, net.w_out, own.g, widths[top])
@@ -147,9 +136,7 @@ def _corrections(net, own, terms, block):
             width, count = widths[layer + 2], own.counts[layer + 1]
             for o in range(width):
                 counted[o] = 0
-            _count_rows(
-                counted, net.wt, net.first[layer + 1], own.index, layer + 1, count, _PLUS, width
-            )  # fmt: skip
+            _count_rows(counted, net, layer + 1, own.index, layer + 1, count, _PLUS)
             for o in range(width):
                 scratch[_START, o] = np.float32(counted[o])
             a[layer] = _follow(net, own, terms, _START, layer + 1)
@@ -158,13 +145,13 @@ def _corrections(net, own, terms, block):
 
 
 @njit(**_inner, fastmath=_fast)
-def _column_terms(z_hat, layer, wt, row, width, total, a, b):
-    """Return `_layer_norm_terms` of a ternary tangent whose sum is known."""
+def _column_terms(net, own, terms, row, layer, width, total):
+    """Return `_layer_norm_terms` of a ternary tangent, a row of weights, whose sum is known."""
     shaped = np.float32(0)
-    if b != 0:
+    if terms.b[layer] != 0:
         for o in range(width):
-            shaped += z_hat[layer, o] * np.float32(wt[row, o])
-    return (total * a + shaped * b) / np.float32(width)
+            shaped += own.z_hat[layer, o] * np.float32(net.wt[row, o])
+    return (total * terms.a[layer] + shaped * terms.b[layer]) / np.float32(width)
 
 
 @njit(**_inner)
@@ -177,15 +164,13 @@ def _through(net, own, terms, units, q, j, above):
     top, row, n_above = widths.size - 2, net.first[above] + j, widths[above + 1]
     n_plus, n_minus = units.sizes[q, 0], units.sizes[q, 1]
     total = np.float32(n_plus - n_minus)
-    through = -_column_terms(
-        own.z_hat, above, wt, row, n_above, total, terms.a[above], terms.b[above]
-    )  # fmt: skip
+    through = -_column_terms(net, own, terms, row, above, n_above, total)
     if above + 1 == top:
         for o in range(n_above):
             scratch[_U, o] = np.float32(wt[row, o])
         _mask(scratch, _U, own.on, above, n_above)
         return through + _to_loss(scratch, _U, net.w_out, own.g, n_above)
-    n_out, first, picked = widths[above + 2], net.first[above + 1], terms.picked
+    n_out, picked = widths[above + 2], terms.picked
     for o in range(n_out):
         sums[o] = 0
     plus, minus = _ZERO, _ZERO
@@ -193,12 +178,12 @@ def _through(net, own, terms, units, q, j, above):
         k = units.columns[q, c]
         picked[0, plus] = k
         plus += own.on[above, k]
-    _count_rows(sums, wt, first, picked, _ZERO, plus, _PLUS, n_out)
+    _count_rows(sums, net, above + 1, picked, _ZERO, plus, _PLUS)
     for c in range(n_plus, n_plus + n_minus):
         k = units.columns[q, c]
         picked[0, minus] = k
         minus += own.on[above, k]
-    _count_rows(sums, wt, first, picked, _ZERO, minus, _MINUS, n_out)
+    _count_rows(sums, net, above + 1, picked, _ZERO, minus, _MINUS)
     for o in range(n_out):
         scratch[_U, o] = np.float32(sums[o])
     return through + _follow(net, own, terms, _U, above + 1)
@@ -300,10 +285,7 @@ def unit_sums(net, batch, block, outcomes, own, terms, units, sums, squares):
 
 @njit(**_outer)
 def direction_sums(net, batch, block, outcomes, own, terms, units, directions, sums, squares):
-    """Add every sample's alignment with each sparse direction, and its square, to sums and squares.
-
-    `block` as in `unit_sums`.
-    """
+    """Add each sample's alignments with sparse directions to sums and squares; as `unit_sums`."""
     entries, t = terms.entries, terms.t
     for b in range(batch.x.shape[0]):
         if _sample(net, batch, b, block, own, terms, units, _ZERO, outcomes):

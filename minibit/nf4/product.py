@@ -170,8 +170,8 @@ def _one(x: Floats, tensor: NF4Tensor, absmax: Floats, out: Floats, threads: int
         kernel = partial(nf4.matvec, x, tensor.packed, absmax, pair_table(), tensor.block, out)
     else:
         vector = 8 * len(lanes)  # weights
-        line = np.empty((n_in // vector, 8, len(lanes)), np.float32)
-        nf4.arrange(x, line)
+        line = x.reshape(-1, len(lanes), 4, 2)[..., ::-1].reshape(-1, len(lanes), 8)
+        line = np.ascontiguousarray(line.swapaxes(1, 2))  # (vectors, 8, lanes)
         shift, per = tensor.block.bit_length() - 1, (0,) * max(1, vector // tensor.block)
         kernel = partial(
             nf4.matvec_wide, line, tensor.packed, absmax, NF4_CODE, shift, lanes, per, out

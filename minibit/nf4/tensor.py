@@ -173,10 +173,9 @@ def dequantize_nf4_reference(tensor: NF4Tensor, dtype: DTypeLike = np.float32) -
 
 @cache
 def pair_table() -> Floats:
-    """Return the two weights of every byte, for kernels without vectors."""
-    from minibit.kernels import nf4
-
-    return nf4.pair_table(NF4_CODE)
+    """Return the two weights of every byte, for kernels without vectors: (256, 2)."""
+    byte = np.arange(256)
+    return np.stack([NF4_CODE[byte >> 4], NF4_CODE[byte & 15]], axis=-1)
 
 
 def fill(tensor: NF4Tensor, absmax: Floats, start: int, values: Floats) -> None:
