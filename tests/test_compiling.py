@@ -187,6 +187,31 @@ def test_a_change_in_an_imported_source_is_seen(folder):
     assert len(files(folder)) == 1
 
 
+MAKER = """
+from minibit.kernels.compiling import njit
+
+def times_by(factor):
+    @njit(cache=True)
+    def kernel(x):
+        return factor * x
+    return kernel
+
+three, four = times_by(3), times_by(4)
+
+def times(x):
+    return three(x), four(x)
+"""
+
+
+@needs_jit
+def test_kernels_that_one_function_makes_have_files_of_their_own(folder):
+    """A constant of the function around a kernel is compiled into it, as a tile's size is."""
+    (folder / "times.py").write_text(MAKER)
+    assert run(folder) == ((15, 20), True)
+    assert run(folder) == ((15, 20), False)
+    assert len(files(folder)) == 2
+
+
 @needs_jit
 def test_every_kernel_is_compiled_this_way():
     """No kernel file takes ``njit`` from Numba itself."""

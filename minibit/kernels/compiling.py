@@ -2,11 +2,11 @@
 
 Numba's own files are read without a check: one that a full disk or a loss of power cut short ends
 every later run, two processes that write at the same time may mix up their kernels, and a change in
-a kernel that another file inlines is not seen. Here a file is named by the kernel, the sources that
-its code comes from, the types and the CPU; begins with the SHA-256 of the rest, and counts only if
-that is right; and appears whole or not at all. Where it cannot be read or written the kernel is
-compiled anew, and one line says so. Files lie in ``NUMBA_CACHE_DIR`` if that is set, else beside
-the source, else in ``minibit`` in the user's cache folder.
+a kernel that another file inlines is not seen. Here a file is named by the kernel, the sources and
+constants that its code comes from, the types and the CPU; begins with the SHA-256 of the rest, and
+counts only if that is right; and appears whole or not at all. Where it cannot be read or written
+the kernel is compiled anew, and one line says so. Files lie in ``NUMBA_CACHE_DIR`` if that is set,
+else beside the source, else in ``minibit`` in the user's cache folder.
 
 A kernel is compiled where no signal's handler runs (`minibit.kernels.interrupts`), and a process
 does not fork while it compiles: Numba's lock would stay taken for good.
@@ -69,6 +69,7 @@ class _Files(NullCache):  # type: ignore[misc]
         source = Path(function.__code__.co_filename)
         self.place, self.stamp = source.parent, _stamp(source)
         self.name = f"{source.stem}.{function.__qualname__}.{sys.implementation.cache_tag}"
+        self.constants = repr([cell.cell_contents for cell in function.__closure__ or ()])
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return what was compiled for some types; None if it is not there, or is damaged."""
@@ -107,7 +108,8 @@ class _Files(NullCache):  # type: ignore[misc]
 
     def _file(self, sig: Any, codegen: Any) -> tuple[str, tuple[str, ...]]:
         """Return a file's name, and all that its code depends on."""
-        key = (self.stamp, numba.__version__, repr(sig), *map(str, codegen.magic_tuple()))
+        parts = numba.__version__, self.constants, repr(sig), *map(str, codegen.magic_tuple())
+        key = (self.stamp, *parts)
         digest = hashlib.sha256("\n".join(key).encode()).hexdigest()
         return f"{self.name}.{key[0][:10]}.{digest[:16]}.code", key
 
