@@ -93,10 +93,6 @@ def direction_sums_by_jvp(
     dtype : dtype
         In which to compute: float32, or float64 to judge others by.
 
-    Returns
-    -------
-    Sums
-
     Raises
     ------
     ValueError
@@ -149,16 +145,8 @@ def unit_sums_by_jvp(
     candidate weight is a direction of its own, which costs `n_in` times as much and needs nothing
     but a pure function.
 
-    Parameters
-    ----------
-    units : one int64 array per parameter
-        The drawn units.
-    model, params, x, y, weight, threshold, loss, dtype
-        As for `direction_sums_by_jvp`.
-
-    Returns
-    -------
-    Sums
+    `units` are one int64 array per parameter; model, params, x, y, weight, threshold, loss and
+    dtype are as for `direction_sums_by_jvp`.
 
     Raises
     ------
@@ -221,8 +209,8 @@ def _shared(
         def linear(h: Any, w: Any) -> Any:
             name = names.get(id(w))
             if name is None or name in inputs:
-                what = "an array that is not a parameter" if name is None else f"{name!r} again"
-                raise ValueError(f"linear must get every parameter once, as it is; it got {what}")
+                got = "an array that is not a parameter" if name is None else f"{name!r} again"
+                raise ValueError(f"linear must get every parameter once, as it is; it got {got}")
             plain = getattr(h, "primal", h)
             if plain.shape != (len(y), w.shape[1]):
                 raise ValueError(

@@ -317,25 +317,13 @@ def keep_terns(
 ) -> NDArray[np.int8]:
     """Decide the terns of a `sampled` step: ``c = sign(a) where score >= median(score), else 0``.
 
-    Parameters
-    ----------
-    alignments, squares : float array, shape (perturbations,)
-        Sums over the batch of the per-sample alignments and of their squares.
-    score : "absolute" or "t"
-        The paper's |a|, or |sum a| / sqrt(sum a^2).
+    `alignments` and `squares` (perturbations,) are sums over the batch of the per-sample alignments
+    and of their squares; the `score` is the paper's |a|, "absolute", or "t".
 
-    Returns
-    -------
-    int8 array, shape (perturbations,)
-        All scores that tie with the median are kept. An alignment of exactly 0, an empty
-        perturbation's say, scores 0 and gets code 0. The median of an even number is the mean of
-        the two middle scores: without ties exactly half are kept, of an odd K (K + 1) / 2. An
-        alignment that overflowed, infinite or NaN, counts as 0.
-
-    Raises
-    ------
-    ValueError
-        If the score is unknown.
+    All scores that tie with the median are kept. An alignment of exactly 0, an empty perturbation's
+    say, scores 0 and gets code 0. The median of an even number is the mean of the two middle
+    scores: without ties exactly half are kept, of an odd K (K + 1) / 2. An alignment that
+    overflowed, infinite or NaN, counts as 0.
 
     Examples
     --------
@@ -358,22 +346,11 @@ def keep_moves(
 ) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
     """Keep the `count` best moves of one layer of a `units` step.
 
-    Parameters
-    ----------
-    alignments, squares : float array, shape (units, inputs)
-        Sums over the batch of the candidates' per-sample alignments and of their squares.
-    weights : int8 array, shape (units, inputs)
-        The candidates' weights: a move that would leave {-1, 0, 1} is not legal.
-    count : int
-        How many moves to keep at most; fewer if fewer are legal and have an alignment.
-
-    Returns
-    -------
-    positions : int64 array, sorted
-        Candidates ``unit * inputs + input`` that move. Of equal scores the lowest candidate wins;
-        an alignment that overflowed, infinite or NaN, never does.
-    signs : int8 array
-        Their directions, ``-sign(alignment)``.
+    `alignments` and `squares`, as for `keep_terns`, and `weights` are (units, inputs): a move that
+    would leave {-1, 0, 1} is not legal. Fewer than `count` are kept if fewer are legal and have an
+    alignment. Returns the sorted candidates ``unit * inputs + input`` that move, and their
+    directions ``-sign(alignment)``. Of equal scores the lowest candidate wins; an alignment that
+    overflowed, infinite or NaN, never does.
 
     Examples
     --------

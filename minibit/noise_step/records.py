@@ -138,16 +138,7 @@ class Update(NamedTuple):
 
 
 def initial_params(plan: Plan) -> Params:
-    """Draw the weights from which the plan's steps start.
-
-    Parameters
-    ----------
-    plan : Plan
-
-    Returns
-    -------
-    dict of int8 arrays
-        By name, in the plan's order: `minibit.noise.initial_codes` of each layer.
+    """Draw the weights from which the plan's steps start: `minibit.noise.initial_codes` by name.
 
     Examples
     --------
@@ -195,22 +186,9 @@ def sparse_update(
 
     ``sampled``: ``- sum_i c_i v_i``; ``units``: the kept moves.
 
-    Parameters
-    ----------
-    plan : Plan
-    step : int
-        Number of the step, from 0: it names the draws.
-    record : SampledStep or UnitsStep
-    drawn : Directions or Candidates, optional
-        All draws of the step, where the caller has them; else those that the record kept are
-        drawn again.
-
-    Returns
-    -------
-    positions : int64 array, sorted and distinct
-        Flat, over the layers laid end to end.
-    deltas : int32 array
-        What to add there, before the clamp; may be 0 where perturbations cancel.
+    Steps count from 0, and their numbers name the draws of the `plan`; `drawn` are all draws of
+    the step, where the caller has them, else those that the record kept are drawn again. Positions
+    are sorted and distinct; deltas may be 0 where perturbations cancel.
 
     Examples
     --------
@@ -277,21 +255,8 @@ def apply_update(
 ) -> Params:
     """Return ``clamp(w + delta, -1, 1)``: summed first, clamped once, so order does not matter.
 
-    Parameters
-    ----------
-    params : dict of int8 arrays
-        Left as they are.
-    positions, deltas : int64 and int32 arrays
-        As `sparse_update` returns them.
-
-    Returns
-    -------
-    dict of int8 arrays
-
-    Raises
-    ------
-    ValueError
-        If a position lies outside the weights.
+    `positions` and `deltas` are those of `sparse_update`; `params` stay as they are. A position
+    outside the weights is a ValueError.
 
     Examples
     --------
@@ -325,21 +290,9 @@ def take_step(
 
 
 def digest(params: Mapping[str, NDArray[np.int8]]) -> str:
-    """Return the SHA-256 of the weights: layers in order, int8, C order, ``(n_out, n_in)``.
+    """Return the SHA-256 of the weights `params`, in hexadecimal.
 
-    Parameters
-    ----------
-    params : dict of int8 arrays
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits.
-
-    Raises
-    ------
-    TypeError
-        If an array is not int8.
+    Layers come in order, int8 (else a TypeError), C order, ``(n_out, n_in)``.
 
     Examples
     --------

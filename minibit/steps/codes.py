@@ -167,13 +167,7 @@ def encode_sampled(steps: Sequence[SampledStep]) -> bytes:
 
 
 def decode_sampled(payload: bytes, steps: int, perturbations: int) -> list[SampledStep]:
-    """Read `encode_sampled`.
-
-    Raises
-    ------
-    ValueError
-        If the payload ends within the codes or goes on after them.
-    """
+    """Read `encode_sampled`; ValueError if the payload ends within the codes or goes on after."""
     if len(payload) < NUMERATOR.size:
         raise ValueError(f"a payload of {len(payload)} bytes has no numerator")
     (numerator,) = NUMERATOR.unpack_from(payload)
@@ -204,30 +198,23 @@ def encode_units(steps: Sequence[UnitsStep], candidates: Sequence[int]) -> bytes
     """
     bits = BitWriter()
     counts = [[len(step.signs[layer]) for step in steps] for layer in range(len(candidates))]
-    for found in counts:
-        bits.gamma(min(found) + 1)
-        bits.gamma(max(found) - min(found) + 1)
+    ranges = [(min(moves), max(moves) - min(moves) + 1) for moves in counts]
+    for least, span in ranges:
+        bits.gamma(least + 1)
+        bits.gamma(span)
     for number, step in enumerate(steps):
-        for layer, size in enumerate(candidates):
-            found = counts[layer]
-            bits.uniform(found[number] - min(found), max(found) - min(found) + 1)
+        for layer, (size, (least, span)) in enumerate(zip(candidates, ranges, strict=True)):
+            bits.uniform(counts[layer][number] - least, span)
             bits.subset(step.positions[layer].tolist(), size)
             bits.signs(step.signs[layer])
     return bits.payload()
 
 
 def decode_units(payload: bytes, steps: int, candidates: Sequence[int]) -> list[UnitsStep]:
-    """Read `encode_units`.
-
-    Raises
-    ------
-    ValueError
-        If the payload ends within the codes, goes on after them, or states more moves than
-        candidates, or more than it can hold.
-    """
+    """Read `encode_units`; ValueError as for `decode_sampled`, or for more moves than can be."""
     bits = BitReader(payload)
     ranges = [(bits.gamma() - 1, bits.gamma()) for _ in candidates]
-    found = []
+    decoded = []
     for _ in range(steps):
         positions, signs = [], []
         for size, (least, span) in zip(candidates, ranges, strict=True):
@@ -236,6 +223,6 @@ def decode_units(payload: bytes, steps: int, candidates: Sequence[int]) -> list[
                 raise ValueError(f"{count} moves among {size} candidates in {bits.left} bits")
             positions.append(np.array(bits.subset(count, size), np.int64))
             signs.append(bits.signs(count))
-        found.append(UnitsStep(tuple(positions), tuple(signs)))
+        decoded.append(UnitsStep(tuple(positions), tuple(signs)))
     bits.close()
-    return found
+    return decoded

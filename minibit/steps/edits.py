@@ -5,7 +5,7 @@ Pure: `StepLog.negate`, `.mask` and `.concat` write the files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import Any, SupportsIndex, TypeAlias
@@ -18,14 +18,13 @@ from minibit.noise_step import Plan, SampledStep, UnitsStep
 from minibit.steps.replaying import Step
 
 __all__ = [
+    "EDITS",
     "Segments",
     "Steps",
     "checked_segments",
     "chosen_steps",
     "intervals",
-    "masked",
     "named",
-    "negated",
     "segments_of",
 ]
 
@@ -36,31 +35,27 @@ Segments: TypeAlias = list[list[int]]  # [seed, first number, count], one after 
 def chosen_steps(steps: Steps, length: int) -> list[int]:
     """Turn an int, slice, iterable or bool mask into increasing step numbers in [0, length).
 
-    Raises
-    ------
-    TypeError, ValueError
-        If they are no integers, or out of range; a negative number is, too.
+    Numbers out of range are refused; a negative one is, too.
     """
     if isinstance(steps, slice):
         return sorted(range(length)[steps])
-    given = np.atleast_1d(np.array([*steps] if isinstance(steps, Iterable) else steps))
-    if given.dtype == bool:
-        if given.shape != (length,):
-            raise ValueError(f"a mask of steps must have shape ({length},), got {given.shape}")
-        return [int(number) for number in np.flatnonzero(given)]
-    numbers = integer_array("steps", given, 0, length - 1, ndim=1)
-    return [int(number) for number in np.unique(numbers)]
+    array = np.atleast_1d(np.array([*steps] if isinstance(steps, Iterable) else steps))
+    if array.dtype == bool:
+        if array.shape != (length,):
+            raise ValueError(f"a mask of steps must have shape ({length},), got {array.shape}")
+        return [*map(int, np.flatnonzero(array))]
+    return [*map(int, np.unique(integer_array("steps", array, 0, length - 1, ndim=1)))]
 
 
 def intervals(numbers: Iterable[int]) -> list[list[int]]:
     """Join increasing numbers to half-open intervals: ``[1, 2, 5] -> [[1, 3], [5, 6]]``."""
-    found: list[list[int]] = []
+    joined: list[list[int]] = []
     for number in numbers:
-        if found and found[-1][1] == number:
-            found[-1][1] += 1
+        if joined and joined[-1][1] == number:
+            joined[-1][1] += 1
         else:
-            found.append([number, number + 1])
-    return found
+            joined.append([number, number + 1])
+    return joined
 
 
 def negated(step: Step) -> Step:
@@ -75,6 +70,9 @@ def masked(step: Step) -> Step:
     if isinstance(step, SampledStep):
         return SampledStep(step.numerator, np.zeros_like(step.codes))
     return UnitsStep(tuple(q[:0] for q in step.positions), tuple(sign[:0] for sign in step.signs))
+
+
+EDITS: dict[str, Callable[[Step], Step]] = {"negate": negated, "mask": masked}
 
 
 def named(plan: Plan, segments: Segments, first: int = 0) -> Iterator[tuple[Plan, int]]:
@@ -96,13 +94,13 @@ def named(plan: Plan, segments: Segments, first: int = 0) -> Iterator[tuple[Plan
 
 def segments_of(names: Iterable[tuple[Plan, int]], count: int) -> Segments:
     """Join the first `count` names to as few segments as may be."""
-    found: Segments = []
+    segments: Segments = []
     for plan, number in islice(names, count):
-        if found and [plan.seed, number] == [found[-1][0], found[-1][1] + found[-1][2]]:
-            found[-1][2] += 1
+        if segments and [plan.seed, number] == [segments[-1][0], sum(segments[-1][1:])]:
+            segments[-1][2] += 1
         else:
-            found.append([plan.seed, number, 1])
-    return found
+            segments.append([plan.seed, number, 1])
+    return segments
 
 
 def checked_segments(segments: Any) -> Segments:

@@ -126,12 +126,7 @@ class Contents:
 def pack_header(header: dict[str, Any]) -> bytes:
     """Return the start of a log: magic, version, canonical JSON, CRC-32.
 
-    Canonical: sorted keys, no spaces, ASCII; no NaN. Readers take any JSON object.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the header is no JSON object, holds a NaN or an infinity, or is longer than 1 MiB.
+    Canonical: sorted keys, no spaces, ASCII; no NaN, at most 1 MiB. Readers take any JSON object.
     """
     if not isinstance(header, dict):
         raise TypeError(f"header must be a dict, got {type(header).__name__}")
@@ -157,13 +152,8 @@ def scan(data: bytes) -> Contents:
     good head states, or exactly there with a bad CRC-32 (the last record's own bytes are damaged),
     or if a sector of the record was never written: sectors of the last append reach a disk in any
     order, and one that a lost machine did not write holds zeros. No byte of a torn tail is ever
-    part of the result.
-
-    Raises
-    ------
-    LogError
-        If the header is cut or damaged, or a record that is not the last is; with the offset, and
-        the number of steps before it.
+    part of the result. A header that is cut or damaged, or a record that is not the last, is a
+    LogError, with the offset and the number of steps before it.
     """
     header, end = _header(data)
     (crc,) = CRC.unpack_from(data, end - CRC.size)
@@ -233,13 +223,7 @@ def _hole(data: bytes, start: int, stop: int) -> bool:
 
 
 def parse_header(text: bytes) -> dict[str, Any]:
-    """Parse a header's JSON text, which must be one object.
-
-    Raises
-    ------
-    LogError
-        If it is not, see `minibit.base.strict_json.parse_object`; the byte is that of the file.
-    """
+    """Parse a header's JSON text, one object; the byte of a LogError is that of the file."""
     try:
         return parse_object(text, MOST_HEADER)
     except JSONError as error:

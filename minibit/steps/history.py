@@ -40,17 +40,10 @@ class History:
     "Step n" of weights means after n steps: 0 is the initial weights, ``len(history)`` the final
     ones. Weights are dicts of int8 arrays, new at every call. Whatever replays whole weights checks
     the digest of every record on its way, up to the end of the last record that it needs.
-
-    Attributes
-    ----------
-    path : Path
-        Named in errors.
-    plan : Plan
-        The integers from which steps become weights.
     """
 
-    path: Path
-    plan: Plan
+    path: Path  # named in errors
+    plan: Plan  # the integers from which steps become weights
     _segments: Segments
     _last: tuple[int, Flat] | None = None  # the last step, and the weights after it, if at hand
 
@@ -66,13 +59,9 @@ class History:
     def replay(self, until: int | None = None) -> Params:
         """Return the weights after the first `until` steps (all by default), from integers alone.
 
-        Raises
-        ------
-        ValueError
-            If there is no such step.
-        LogError
-            If a record holds no codes of this plan, or replays to another digest than it was
-            written with; ``.offset`` says where it begins. So do all methods below.
+        A step that is not there is a ValueError; a record that holds no codes of this plan, or
+        replays to another digest than it was written with, a LogError, whose ``.offset`` says where
+        it begins. So it is in all methods below.
         """
         return as_params(self.plan, self._weights(self._step("until", until)))
 
@@ -92,21 +81,8 @@ class History:
         """Return some rows of one layer after `step` steps, without replaying the others.
 
         Only the noise blocks that meet the rows (sampled), or the layer's own draws (units), are
-        drawn again; so no digest, which is of all weights, is checked.
-
-        Parameters
-        ----------
-        layer : int or str
-            Its number or name.
-        rows : int, slice, int array or bool array
-            As a NumPy index of the layer's n_out rows (its first axis).
-        step : int, optional
-            All steps by default.
-
-        Returns
-        -------
-        int8 array, shape (rows, n_in)
-            One row, too, keeps its axis.
+        drawn again; so no digest, which is of all weights, is checked. The layer is named or
+        numbered; `rows` are a NumPy index of its first axis. One row, too, keeps that axis.
         """
         if isinstance(layer, str):
             if layer not in self.plan.names:
@@ -126,21 +102,15 @@ class History:
     def diff(self, a: int, b: int) -> Params:
         """Return what steps between a and b changed: weights after b minus weights after a."""
         a, b = self._step("a", a), self._step("b", b)
-        found = dict(self.walk(sorted({a, b})))
-        return {name: found[b][name] - found[a][name] for name in self.plan.names}
+        weights = dict(self.walk(sorted({a, b})))
+        return {name: weights[b][name] - weights[a][name] for name in self.plan.names}
 
     def digest(self, step: int | None = None) -> str:
         """Return the SHA-256 of the weights after `step` steps, in hexadecimal."""
         return sha256(self._weights(self._step("step", step)).data).hexdigest()
 
     def verify(self) -> str:
-        """Replay everything against the digest of each record; return the final one.
-
-        Raises
-        ------
-        LogError
-            At the first record after which the weights differ; ``.offset`` says where it begins.
-        """
+        """Replay everything against the digest of each record; return the final one."""
         (flat,) = self._flats([len(self)])
         return sha256(flat.data).hexdigest()
 

@@ -22,20 +22,18 @@ from dataclasses import replace
 from hashlib import sha256
 from itertools import chain, groupby, islice, repeat
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from minibit.base import open_whole, whole_path
 from minibit.noise_step import SampledStep, UnitsStep, Update
 from minibit.steps.edits import (
+    EDITS,
     Segments,
     Steps,
     checked_segments,
     chosen_steps,
     intervals,
-    masked,
     named,
-    negated,
     segments_of,
 )
 from minibit.steps.file import (
@@ -72,21 +70,12 @@ __all__ = ["StepLog", "compact"]
 class StepLog(History):
     """A training run on disk: its header, its steps, and through them the weights of every step.
 
-    Step numbers count from 0, and "step n" of weights means after n steps: 0 is the initial
-    weights, ``len(log)`` the final ones. Weights are dicts of int8 arrays, ``(n_out, n_in)`` where
-    the plan says no other shape, new at every call. Reading is safe from several threads, also
-    while another appends.
+    Step numbers count from 0, and "step n" of weights means after n steps, as in `History`, which
+    has the questions to a log. Reading is safe from several threads, also while another appends.
 
-    Attributes
-    ----------
-    path : Path
-    plan : Plan
-        The integers from which steps become weights.
-    torn_at : int or None
-        The byte from which on the file holds no whole record, as a killed writer leaves it; those
-        bytes are no part of the log. None if the file ends with its last record.
-    warning : str
-        What is wrong there; empty if nothing is.
+    A killed writer leaves a *torn* file: from byte `torn_at` on it holds no whole record, and those
+    bytes are no part of the log. `torn_at` is None, and `warning` empty, if the file ends with its
+    last record.
 
     Examples
     --------
@@ -134,23 +123,15 @@ class StepLog(History):
     ) -> Self:
         """Write a new log without steps; it appears whole or not at all, and is locked for writing.
 
-        Parameters
-        ----------
-        path : path-like
-        header : dict
-            ``header["plan"]`` is ``plan.to_dict()``; the rest is free (JSON types, at most 1 MiB).
-        overwrite : bool
-            Take the place of a log that is there. The old one is locked at once, and gives way
-            when the new one has its first record; closed without any, the new one is gone.
+        ``header["plan"]`` is ``plan.to_dict()``; the rest is free (JSON types, at most 1 MiB). With
+        `overwrite` it takes the place of a log that is there: the old one is locked at once, and
+        gives way when the new one has its first record; closed without any, the new one is gone.
 
         Raises
         ------
-        FileExistsError
-            If there is a file at `path`; with `overwrite`, if it is no log.
-        TypeError, ValueError
-            If the header is no JSON object, or its plan is no plan.
-        LogError
-            If another writer holds the log that is to be replaced.
+        FileExistsError, TypeError, ValueError, LogError
+            If there is a file at `path` (with `overwrite`: one that is no log), if the header is no
+            JSON object or its plan no plan, if another writer holds the log to be replaced.
         """
         start = pack_header(dict(header))
         log = cls(path, scan(start))
@@ -212,17 +193,7 @@ class StepLog(History):
     def salvage(cls, path: str | os.PathLike[str], out: str | os.PathLike[str]) -> Self:
         """Copy a damaged log up to the damage: all records that are good and replay as written.
 
-        Parameters
-        ----------
-        path : path-like
-            A log with a good header; one that is whole is copied whole.
-        out : path-like
-            The new log, which must not exist.
-
-        Raises
-        ------
-        LogError
-            If the header is damaged.
+        `out` must not exist; it is a copy of a log that is whole. A damaged header is an error.
         """
         path = Path(path)
         data = _read(path)
@@ -249,12 +220,7 @@ class StepLog(History):
         """Return the log; the block's end closes it."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the log."""
         self.close()
 
@@ -298,29 +264,18 @@ class StepLog(History):
     ) -> None:
         """Add steps at the end: one write and one sync to disk, in records of at most 32 steps.
 
-        Sampled steps of different density go to different records, in the order given. The log
-        moves its weights along, to store a digest of them after each record.
+        Sampled steps of different density go to different records, in their order. The log moves
+        its weights along, to store a digest of them after each record; `updates` are what each step
+        does to them (`StepResult.update`), where the caller knows.
 
-        Parameters
-        ----------
-        steps : SampledStep, UnitsStep, or several of them
-        updates : sequence of Update, optional
-            What each step does to the weights (`StepResult.update`), where the caller has it; the
-            log draws it anew else.
+        Whatever ends it, Ctrl-C, too, at whatever point: file and object then agree, and either all
+        of the steps are logged or none, unless the disk fails at that, too: then the file is torn.
 
         Raises
         ------
-        TypeError, ValueError
-            If a step does not fit the plan; nothing is written.
-        LogError
-            If the log is torn, another writer holds it, or the file is no longer as it was read.
-        OSError
-            If the disk is full or fails.
-
-        Notes
-        -----
-        Whatever ends it, Ctrl-C, too, at whatever point: file and object then agree, and either all
-        of the steps are logged or none, unless the disk fails at that, too: then the file is torn.
+        TypeError, ValueError, LogError, OSError
+            If a step does not fit the plan; if the log is torn, another writer holds it, or the
+            file is no longer as it was read; if the disk is full or fails.
         """
         records = [steps] if isinstance(steps, SampledStep | UnitsStep) else list(steps)
         batch = [checked_step(self.plan, step) for step in records]
@@ -381,14 +336,14 @@ class StepLog(History):
         names = named(self.plan, self._segments, first)
         known = iter(updates if updates is not None else repeat(None))
         for _, alike in groupby(batch, lambda step: getattr(step, "numerator", None)):
-            while held := list(islice(alike, MOST_STEPS)):
-                for step in held:
+            while steps := list(islice(alike, MOST_STEPS)):
+                for step in steps:
                     advance(flat, *next(names), step, next(known))
-                payload, digest = pack_steps(self.plan, held), sha256(flat.data).digest()
-                framed, crc = pack_record(len(held), payload, digest[:DIGEST], crc)
-                records.append(Record(end, first, len(held), payload, digest[:DIGEST], crc))
+                payload, digest = pack_steps(self.plan, steps), sha256(flat.data).digest()[:DIGEST]
+                framed, crc = pack_record(len(steps), payload, digest, crc)
+                records.append(Record(end, first, len(steps), payload, digest, crc))
                 data.append(framed)
-                end, first = end + len(framed), first + len(held)
+                end, first = end + len(framed), first + len(steps)
         return b"".join(data), replace(contents, records=tuple(records), crc=crc, end=end)
 
     def _writer(self) -> Appender:
@@ -412,18 +367,11 @@ class StepLog(History):
     # --- Edits: each writes a new file, and leaves this one alone
 
     def negate(self, steps: Steps, out: str | os.PathLike[str]) -> Self:
-        """Write a copy in which the moves of some steps are turned round.
+        """Write a copy in which the moves of some steps are turned round; `out` must not exist.
 
-        Parameters
-        ----------
-        steps : int, slice, iterable of int, or bool array of length ``len(log)``
-        out : path
-            Of the new log, which must not exist.
-
-        Notes
-        -----
-        The other steps stay as they were trained, for weights that are now different. Where no
-        weight is clamped, negating the same steps again gives the first model back.
+        `steps` are an int, a slice, an iterable of int, or a bool array of length ``len(log)``. The
+        others stay as they were trained, for weights that are now different. Where no weight is
+        clamped, negating the same steps again gives the first model back.
         """
         return self._edit("negate", steps, out)
 
@@ -435,12 +383,8 @@ class StepLog(History):
         """Write a log of this one's steps followed by those of another.
 
         Each step keeps the seed and the number that its noise was drawn by; the header's
-        ``segments`` name them. The initial weights are this log's.
-
-        Raises
-        ------
-        ValueError
-            If the plans differ in more than seed and zeros.
+        ``segments`` name them. The initial weights are this log's; the plans may differ in seed and
+        zeros alone.
         """
         ours, theirs = self.plan, other.plan
         if replace(theirs, seed=ours.seed, zeros=ours.zeros) != ours:
@@ -457,12 +401,12 @@ class StepLog(History):
         return self._copy("concat", span, mine + more, out, segments)
 
     def _edit(self, kind: str, steps: Steps, out: str | os.PathLike[str]) -> Self:
-        edited = [*self.steps()]
-        chosen = chosen_steps(steps, len(edited))
-        change = negated if kind == "negate" else masked
+        """Write a copy with some steps edited."""
+        every = [*self.steps()]
+        chosen = chosen_steps(steps, len(every))
         for number in chosen:
-            edited[number] = change(edited[number])
-        return self._copy(kind, intervals(chosen), edited, out, self._segments)
+            every[number] = EDITS[kind](every[number])
+        return self._copy(kind, intervals(chosen), every, out, self._segments)
 
     def _copy(
         self,
@@ -507,17 +451,9 @@ def _scan(path: Path, data: bytes) -> Contents:
 def compact(log: StepLog, step: int | None = None) -> bytes:
     """Code the model alone, without its history: the net moves from the seed's initial weights.
 
-    Parameters
-    ----------
-    log : StepLog
-    step : int, optional
-        The weights after so many steps; all by default.
-
-    Returns
-    -------
-    bytes
-        `expand` turns them, with the log's plan, into the same weights. `minibit.steps.net_moves`
-        says how they are coded.
+    It is the model after so many steps of the log as `step` says, all by default. `expand` turns
+    the bytes, with the log's plan, into the same weights; `minibit.steps.net_moves` says how they
+    are coded.
 
     Examples
     --------

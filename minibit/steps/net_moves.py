@@ -42,17 +42,7 @@ def net_moves(plan: Plan, params: Mapping[str, NDArray[np.int8]]) -> bytes:
 
 
 def expand(plan: Plan, data: bytes) -> Params:
-    """Rebuild the weights from a plan and what `compact` returned.
-
-    Parameters
-    ----------
-    plan : Plan
-        That of the log: the initial weights are drawn from it.
-    data : bytes
-
-    Returns
-    -------
-    dict of int8 arrays, of the plan's shapes
+    """Rebuild the weights from a log's plan and the data that `compact` returned.
 
     Raises
     ------

@@ -103,8 +103,8 @@ def rows_at(
     n_out, n_in = shape[0], prod(shape[1:])
     start = sum(prod(before) for before in plan.shapes[:layer])
     kept, slot = np.unique(rows, return_inverse=True)
-    place = np.full(n_out, -1)
-    place[kept] = np.arange(kept.size)  # row -> its place among those kept
+    index = np.full(n_out, -1)
+    index[kept] = np.arange(kept.size)  # row -> its number among those kept
     first = noise.initial_codes(plan.seed, plan.shapes[layer], plan.zeros, layer=layer)
     weights = first.reshape(n_out, n_in)[kept]  # (kept, n_in)
     flat = weights.reshape(-1)
@@ -112,20 +112,20 @@ def rows_at(
         if isinstance(step, SampledStep):
             positions, moves = _moves_in(seeded, number, step, start + kept * n_in, n_in)
         else:
-            only = [
-                (q, sign) if i == layer else (q[:0], sign[:0])
-                for i, (q, sign) in enumerate(zip(step.positions, step.signs, strict=True))
-            ]
-            alone = UnitsStep(tuple(q for q, _ in only), tuple(sign for _, sign in only))
+            layers = range(len(step.positions))
+            alone = UnitsStep(
+                tuple(step.positions[i][: None if i == layer else 0] for i in layers),
+                tuple(step.signs[i][: None if i == layer else 0] for i in layers),
+            )
             positions, moves = sparse_update(seeded, number, alone)
         row, column = np.divmod(positions - start, n_in)
         inside = (row >= 0) & (row < n_out)
-        inside[inside] = place[row[inside]] >= 0
-        where = place[row[inside]] * n_in + column[inside]
-        where, owner = np.unique(where, return_inverse=True)
-        deltas = np.zeros(where.size, np.int32)
+        inside[inside] = index[row[inside]] >= 0
+        moved = index[row[inside]] * n_in + column[inside]
+        moved, owner = np.unique(moved, return_inverse=True)
+        deltas = np.zeros(moved.size, np.int32)
         np.add.at(deltas, owner, moves[inside])
-        flat[where] = np.clip(flat[where] + deltas, -1, 1)
+        flat[moved] = np.clip(flat[moved] + deltas, -1, 1)
     return weights[slot].reshape(-1, *shape[1:])
 
 
@@ -176,17 +176,11 @@ def candidates(plan: Plan) -> list[int]:
 
 
 def checked_step(plan: Plan, step: Any) -> Step:
-    """Return a step with int8 and int64 arrays, if the plan has such steps.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is of the other method, or its numbers are not in their ranges.
-    """
-    wanted = SampledStep if plan.method == "sampled" else UnitsStep
-    if not isinstance(step, wanted):
+    """Return a step with int8 and int64 arrays, of the plan's method and in its ranges."""
+    kind = SampledStep if plan.method == "sampled" else UnitsStep
+    if not isinstance(step, kind):
         raise TypeError(
-            f"a log of method {plan.method!r} takes {wanted.__name__}, got {type(step).__name__}"
+            f"a log of method {plan.method!r} takes {kind.__name__}, got {type(step).__name__}"
         )
     if isinstance(step, SampledStep):
         numerator = integer("numerator", step.numerator, 0, WORD - 1)
@@ -202,17 +196,16 @@ def checked_step(plan: Plan, step: Any) -> Step:
         )
     positions, signs = [], []
     for layer, size in enumerate(candidates(plan)):
-        where = integer_array(
-            f"positions of layer {layer}", step.positions[layer], 0, size - 1, ndim=1
-        )
+        name = f"positions of layer {layer}"
+        moves = integer_array(name, step.positions[layer], 0, size - 1, ndim=1)
         sign = integer_array(f"signs of layer {layer}", step.signs[layer], -1, 1, ndim=1)
-        if (np.diff(where) <= 0).any():
-            raise ValueError(f"positions of layer {layer} must increase")
-        if where.size != sign.size or not sign.all():
+        if (np.diff(moves) <= 0).any():
+            raise ValueError(f"{name} must increase")
+        if moves.size != sign.size or not sign.all():
             raise ValueError(
-                f"layer {layer} needs one sign, -1 or +1, for each of its {where.size} positions"
+                f"layer {layer} needs one sign, -1 or +1, for each of its {moves.size} positions"
             )
-        positions.append(where)
+        positions.append(moves)
         signs.append(sign.astype(np.int8))
     return UnitsStep(tuple(positions), tuple(signs))
 
@@ -228,13 +221,7 @@ def _payable(plan: Plan, step: SampledStep) -> SampledStep:
 
 
 def checked_plan(fields: Any) -> Plan:
-    """Read a plan from a header's JSON, and check that every number can be drawn from.
-
-    Raises
-    ------
-    ValueError
-        If a field is missing, of another type, or out of the range that `minibit.noise` draws from.
-    """
+    """Read a plan from a header's JSON; ValueError for numbers that nothing can be drawn from."""
     if not isinstance(fields, Mapping):
         raise ValueError(f"plan must be an object, got {type(fields).__name__}")
     try:
