@@ -1,8 +1,7 @@
 """minibit: 1.58-bit deep learning in plain NumPy.
 
 ``import minibit as mb`` offers the public names of every room, and the data and training loops. A
-room is imported when one of its names is first used, so the import itself costs nothing; Numba,
-plots and the command line wait until they are needed, too.
+room is imported when one of its names is first used: the import itself costs nothing.
 """
 
 from __future__ import annotations

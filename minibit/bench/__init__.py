@@ -186,8 +186,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 def run(name: str, options: Options) -> dict[str, Any]:
     """Run a benchmark and return `Report.to_dict`, with its name and what it ran on.
 
-    A name that is not in `BENCHMARKS`, or an option that it does not know, is a ValueError, a
-    process that failed a RuntimeError; what it printed went to standard error.
+    An unknown name or option is a ValueError, a process that failed a RuntimeError.
     """
     benchmark = BENCHMARKS[one_of("name of a benchmark", name, sorted(BENCHMARKS))]
     thread_count(options.threads)

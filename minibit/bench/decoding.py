@@ -124,14 +124,9 @@ def measure(folder: str | Path, threads: int, seconds: float) -> dict[str, Any]:
         list(decoder.generate(1))
 
     times = interleaved({"token": token, "read": read}, seconds=seconds, least_rounds=TOKENS)
-    return {
-        "load": load,
-        "token": float(np.median(times["token"])),
-        "read": float(np.median(times["read"])),
-        "bytes": size,
-        "memory": memory,
-        "rounds": len(times["token"]),
-    }
+    medians = {name: float(np.median(each)) for name, each in times.items()}
+    rounds = len(times["token"])
+    return {"load": load, **medians, "bytes": size, "memory": memory, "rounds": rounds}
 
 
 def measure_transformers(folder: str | Path, threads: int, seconds: float) -> dict[str, Any]:

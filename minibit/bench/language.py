@@ -1,8 +1,7 @@
 """``bench lm``: what a training step of a language model costs, beside PyTorch and on two threads.
 
-A step is all of it: forward pass, gradient, clipping, AdamW. PyTorch's has the same network, the
-same parameters, the same batch, its fused attention and norms, and no compilation. All candidates
-of a size take turns, round after round; the medians are compared.
+A step is all of it: forward pass, gradient, clipping, AdamW. PyTorch's has the same network,
+parameters and batch, its fused attention and norms, and no compilation.
 """
 
 from __future__ import annotations
@@ -70,14 +69,13 @@ def lm(options: Options) -> Report:
         "Two threads wait for Python's lock some hundred times a step, however large the batch "
         f"is: with {MANY} rows that is little, with 16 it takes much of the gain."
     )
-    details["many rows"] = {}
+    gains = details["many rows"] = {}
     for weights in LINEAR:
         steps = {str(threads): _our_step(size, weights, threads, MANY) for threads in (1, 2)}
-        times = medians(steps, seconds=SECONDS / 2)
-        name, gain = f"{size} {weights}", times["1"] / times["2"]
-        details["many rows"][name] = gain
+        times, name = medians(steps, seconds=SECONDS / 2), f"{size} {weights}"
+        gains[name] = times["1"] / times["2"]
         title = f"{name}, {MANY} rows: speed of two threads over one"
-        figures.append(Figure(title, gain, "x", 1.6))
+        figures.append(Figure(title, gains[name], "x", 1.6))
     return Report(figures, notes, details)
 
 

@@ -1,8 +1,7 @@
 """``bench topk``: choosing the K largest, and the ternary product that reads what was chosen.
 
-The choice is made for 64 tokens, one after the other and all at once, as activations are new for
-every token. The sparse product is timed beside the dense one on the same activations, call by call,
-at many shares of zeros; where it becomes the faster one is interpolated.
+The choice is made for 64 tokens, one after the other and all at once. The sparse product is timed
+beside the dense one on the same activations; where it becomes the faster one is interpolated.
 """
 
 from __future__ import annotations

@@ -43,8 +43,7 @@ KINDS = {"step_seconds": "a step", "forward": "a forward pass", "own": "its own 
 def train(options: Options) -> Report:
     """Train a preset with several seeds: means and spreads of what a run comes to.
 
-    Seconds are the wall time of a whole run from a loaded program to its closed log, without
-    ``compile_seconds``.
+    Seconds are the wall time of a whole run to its closed log, without ``compile_seconds``.
     """
     preset = options.preset or "small"
     runs = [train_run(preset, seed, workers=options.threads) for seed in options.seeds]
@@ -76,10 +75,7 @@ def scratch_run(preset: str, seed: int, **settings: Any) -> training.TrainResult
 
 
 def train_run(preset: str, seed: int, **settings: Any) -> dict[str, Any]:
-    """Train once, as `scratch_run`, and return what the run came to, JSON types.
-
-    ``wall_seconds`` is measured around the run, without compilation.
-    """
+    """Train once, as `scratch_run`, and return what the run came to, JSON types."""
     start = time.perf_counter()
     result = scratch_run(preset, seed, **settings)
     wall = time.perf_counter() - start - result.compile_seconds
@@ -89,9 +85,8 @@ def train_run(preset: str, seed: int, **settings: Any) -> dict[str, Any]:
 def step(options: Options) -> Report:
     """Measure a step of ``strict`` and of ``accurate`` in forward passes of its own batch.
 
-    Each preset runs from its first step to its last. About twice a second the run pauses, and NumPy
-    float32 forward passes of the present batch size are timed; a step's cost is its seconds over
-    those of the forward passes nearest to it. Steps and forward passes have the same threads.
+    About twice a second the run pauses, and NumPy float32 forward passes of the present batch size
+    are timed; a step's cost is its seconds over those of the forward passes nearest to it.
     """
     figures: list[Figure] = []
     details: dict[str, Any] = {}
@@ -119,9 +114,8 @@ def step_cost(preset: str, *, steps: int | None = None, workers: int = 1) -> dic
 
     Returned are ``forward_passes``: mean over all steps; ``step_seconds``: of each step; ``at``,
     ``forward``: the steps at which the run paused, and the seconds of a forward pass then; ``own``
-    and ``own_forward_passes``: the same of the preset's own forward pass, with its kernels and its
-    activations; ``perturbations`` and ``naive_forward_passes``: what as many dense JVPs would cost,
-    None for a method without.
+    and ``own_forward_passes``: the same of the preset's own forward pass; ``perturbations`` and
+    ``naive_forward_passes``: what as many dense JVPs would cost, None for a method without.
     """
     recipe = training.PRESETS[preset]
     sizes = geometric(*recipe.batch, recipe.steps)

@@ -54,10 +54,9 @@ def experiment(
 ) -> dict[str, Any]:
     """Run an experiment, write ``out/NAME.json``, whole or not at all, and return what it holds.
 
-    That is ``experiment``, ``command``, ``seeds``, ``environment`` and ``rows``. The folder `out`
-    is made if it is not there. `say` gets a line after every run. `runs` is a folder that keeps
-    the runs and the models, for experiments that share them; by default ``out/NAME.runs``, which
-    goes when the file is written. An unknown name, or no seed, is a ValueError.
+    `say` gets a line after every run. `runs` is a folder that keeps the runs and the models, for
+    experiments that share them; by default ``out/NAME.runs``, which goes when the file is written.
+    An unknown name, or no seed, is a ValueError.
     """
     function = EXPERIMENTS[one_of("name", name, EXPERIMENTS)].function
     if not seeds:

@@ -140,10 +140,7 @@ def sample_rows(size: str, trained: TrainedModel) -> list[Row]:
 
 
 def known_words(sample: str) -> tuple[int, int]:
-    """Count the words of a sample that occur in the text, whatever their case, and all its words.
-
-    A last word that the end cuts off counts like any other.
-    """
+    """Count a sample's words that occur in the text, whatever their case, and all its words."""
     known = set(re.findall(r"[a-z]+", load_text().lower()))
     words = re.findall(r"[a-z]+", sample.lower())
     return sum(word in known for word in words), len(words)

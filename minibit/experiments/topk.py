@@ -95,10 +95,7 @@ def wanted(seeds: Sequence[int]) -> list[Run]:
 
 
 def topk(seeds: Sequence[int], runs: Runs) -> list[Row]:
-    """Train every model of `wanted`: one row per run.
-
-    A dense model that ``minibit experiment language`` left in the folder is not trained again.
-    """
+    """Train every model of `wanted` that is not in the folder: one row per run."""
     line = "{kind} {size} {weights}, seed {seed}, sparsity {sparsity}, straight {straight}, "
     line += "layers {layers}: validation {validation_loss:.4f}, {seconds:.0f} s"
     return runs.rows(one_run, [asdict(run) for run in wanted(seeds)], line)
@@ -183,7 +180,5 @@ def gradient_norms(
     config: BitNetConfig, params: Params, x: Any, y: Any, linear: Any, sparsify: Sparsify | None
 ) -> dict[str, float]:
     """Length of the gradient of every projection, for one batch."""
-    _, gradient = loss_and_gradient(config, params, x, y, linear=linear, sparsify=sparsify)
-    return {
-        name: float(np.linalg.norm(g)) for name, g in gradient.items() if name.endswith("_proj")
-    }
+    gradient = loss_and_gradient(config, params, x, y, linear=linear, sparsify=sparsify)[1]
+    return {name: float(np.linalg.norm(g)) for name, g in gradient.items() if "_proj" in name}
