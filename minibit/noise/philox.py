@@ -51,18 +51,8 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
 
         M0 = d2511f53, M1 = cd9e8d57, W0 = 9e3779b9, W1 = bb67ae85  (hexadecimal)
 
-    Parameters
-    ----------
-    counter : uint32 array, shape (..., 4)
-        Integers of other types are taken if every value fits.
-    key : uint32 array, shape (..., 2)
-        Broadcast against the counters' leading axes.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument holds no integers, a value outside ``[0, 2**32)``, or ends in another axis;
-        if the leading axes do not broadcast.
+    The `counter` (..., 4) and `key` (..., 2) are uint32, or other integers that fit; their leading
+    axes broadcast. Anything else is a TypeError or a ValueError.
 
     Examples
     --------
@@ -93,12 +83,8 @@ def words(
 
     Word ``m`` is word ``m mod 4`` of ``philox4x32((m div 4, 2**24 domain, lane, step), key)``.
 
-    Parameters
-    ----------
-    seed, domain, step, lane : int
-        They name the stream: below ``2**64``, ``2**8``, ``2**32`` and ``2**32``.
-    count, start : int
-        ``start + count <= 2**34``, the length of a stream. A count of 0 gives an empty array.
+    `seed`, `domain`, `step` and `lane` name the stream: below ``2**64``, ``2**8``, ``2**32`` and
+    ``2**32``. Its length is ``2**34 >= start + count``; a count of 0 gives an empty array.
 
     Raises
     ------

@@ -29,12 +29,8 @@ def draw_units(
     ``u = 2**32 w[2i] + w[2i+1]`` of the stream of domain `UNITS` (3), lane `layer`, let
     ``t = floor(u (j + 1) / 2**64)``; take t, or j if t is taken. Then sort.
 
-    Parameters
-    ----------
-    seed, step, layer : int
-        Below ``2**64``, ``2**32``, ``2**32``.
-    n_out, count : int
-        ``0 <= count <= n_out <= 2**24``. All units if ``count == n_out``, and none for 0.
+    `seed`, `step` and `layer` lie below ``2**64``, ``2**32``, ``2**32``, and
+    ``0 <= count <= n_out <= 2**24``: all units if ``count == n_out``, and none for 0.
 
     Raises
     ------

@@ -281,24 +281,8 @@ def geometric(start: float, end: float, steps: int, every: int = 1) -> Callable[
     ``value(t) = start (end / start)**(t / (steps - 1))``, held constant for `every` steps. A
     function of the step and of nothing else, so a resumed run goes on as it was.
 
-    Parameters
-    ----------
-    start, end : float
-        Values at the first and the last step, positive; with `every` above 1 the last value is
-        that of the last multiple of `every`. It holds from there on.
-    steps : int
-        How many steps the run has.
-    every : int
-        For how many steps a value holds.
-
-    Returns
-    -------
-    callable (step) -> float
-
-    Raises
-    ------
-    ValueError
-        If a value is not positive or a number of steps is below 1.
+    Both values are positive, both numbers of steps at least 1. With `every` above 1 the last value
+    is that of the last multiple of `every`. It holds from there on.
 
     Examples
     --------

@@ -134,14 +134,8 @@ class NoiseStep:
     ) -> Self:
         """Begin a run at the weights that its seed draws.
 
-        Parameters
-        ----------
-        shapes : dict of tuples of int
-            Shape of every parameter, by name.
-        zeros : float
-            Share of zeros in the initial weights.
-        model, seed, method, **options
-            As for the class.
+        `shapes` are those of the parameters, by name, and `zeros` the share of zeros in them; the
+        rest is as for the class.
         """
         empty = {name: np.zeros(shape, np.int8) for name, shape in shapes.items()}
         run = cls(model, empty, seed, method, zeros=zeros, **options)
@@ -158,17 +152,10 @@ class NoiseStep:
     ) -> StepResult:
         """Take one step on a batch; updates `params` and `steps`.
 
-        Parameters
-        ----------
-        x : array, shape (batch, ...)
-            Whatever the model takes.
-        y : array, shape (batch, ...)
-            Whatever the loss takes; integer labels for cross entropy.
-        weight : float array, shape (batch,), optional
-            Weights of the samples, all 1 by default.
-        density : float, optional
-            Of method ``sampled``: overrides the schedule for this step (the paper lowers it when
-            the loss falls).
+        `x` (batch, ...) is what the model takes, `y` (batch, ...) what the loss takes: integer
+        labels for cross entropy. `weight` (batch,) are the samples' weights, all 1 by default.
+        `density`, of method ``sampled``, overrides the schedule for this step (the paper lowers it
+        when the loss falls).
 
         Raises
         ------

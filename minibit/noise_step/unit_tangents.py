@@ -239,16 +239,9 @@ def unit_sums(
 ) -> Sums:
     """Sum the alignments of all weights into the drawn units over samples.
 
-    Parameters
-    ----------
-    x : uint8 or float array, shape (batch, n_in)
-    y : integer array, shape (batch,)
-    weight : float32 array, shape (batch,)
-        Weight of every sample in the sums.
-    units : one int64 array a layer
-        The drawn units.
-    threshold : float
-        Samples with ``1 - p_y <= threshold`` count as learnt: their tangents are skipped.
+    `x` is uint8 or float (batch, n_in), `y` its labels, `weight` (batch,) that of every sample in
+    the sums, `units` one int64 array a layer. Samples with ``1 - p_y <= threshold`` count as
+    learnt: their tangents are skipped.
     """
     codes, batch = _checked(model, params, x, y, weight)
     if len(units) != len(codes):
