@@ -1,7 +1,5 @@
 """Character-level language models: vocabulary, batches from Philox, training, and files."""
 
-from __future__ import annotations
-
 from minibit.language.characters import Tokens, Vocabulary, draw_batch, shipped_text
 from minibit.language.loop import descend, train_language, train_params
 from minibit.language.losses import evaluate_loss, loss_and_gradient

@@ -118,9 +118,8 @@ def descend(
         loss, gradient = slope(params, step)
         params <- optimizer.step(gradient, **schedule(step))
 
-    The optimizer holds the parameters, at the start and at the end; `progress` is called with the
-    steps done, loss and params after every step. Returns the loss of every batch before its step,
-    float32 (steps,).
+    The optimizer holds the parameters, at the start and at the end. Returns the loss of every batch
+    before its step, float32 (steps,); `progress` is as for `train_language`.
 
     Examples
     --------

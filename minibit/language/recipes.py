@@ -61,10 +61,9 @@ SIZES: dict[str, dict[str, Any]] = {  # b1.58 wants 1.5 to 2 times the float's l
 
 
 def recipe(size: str, weights: Weights, **overrides: Any) -> Recipe:
-    """Return the recipe of a size, named by its number of weights in projections.
+    """Return the recipe of a size of `SIZES`, named by its number of weights in projections.
 
-    `size` is a key of `SIZES`, `weights` one of `LINEAR`, or a ValueError; `overrides` replace
-    fields of `Recipe`.
+    `weights` is a key of `LINEAR`; `overrides` replace fields of `Recipe`.
 
     Examples
     --------

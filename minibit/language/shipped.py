@@ -5,8 +5,7 @@
     file              96 KB, 32 KB of it the float32 embedding of 83 characters
 
 It is the run of seed 0 of ``minibit experiment language`` (``chapters/results/language.json``), by
-``minibit convert``. Training again gives another model of about that loss: the last bits of a
-training run's floats are the machine's.
+``minibit convert``.
 """
 
 from __future__ import annotations

@@ -62,12 +62,8 @@ class TrainedModel:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything into an ``.npz`` file, whole or not at all."""
-        about = {
-            "recipe": asdict(self.recipe),
-            "seed": self.seed,
-            "characters": self.vocabulary.characters,
-            "seconds": self.seconds,
-        }
+        about = {"recipe": asdict(self.recipe), "seed": self.seed, "seconds": self.seconds}
+        about["characters"] = self.vocabulary.characters
         named: dict[str, Any] = {f"params.{name}": w for name, w in self.params.items()}
         with open_whole(path, overwrite=True) as file:
             np.savez_compressed(file, about=json.dumps(about), losses=self.losses, **named)

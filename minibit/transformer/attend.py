@@ -46,12 +46,7 @@ def positions(
 
     Examples
     --------
-    >>> at = positions(1, 3, head_dim=4)
-    >>> at.cos[:, 0, 0].round(3)
-    array([[ 1.   ,  1.   ],
-           [ 0.54 ,  1.   ],
-           [-0.416,  1.   ]], dtype=float32)
-    >>> at.future.astype(int)
+    >>> positions(1, 3, head_dim=4).future.astype(int)
     array([[0, 1, 1],
            [0, 0, 1],
            [0, 0, 0]])
@@ -118,8 +113,7 @@ def turn_reference(x: Array, cos: Array, sin: Array, back: bool) -> Array:
     """Turn every pair of x, or a tangent of it, by its angle; `back`: by minus its angle."""
     cos, sin = cos.astype(x.dtype, copy=False), sin.astype(x.dtype, copy=False)
     pair = x.reshape(*x.shape[:-1], 2, x.shape[-1] // 2)  # (batch, length, heads, 2, half)
-    turned: Array = pair * cos + pair[..., ::-1, :] * (-sin if back else sin)
-    return turned.reshape(x.shape)
+    return np.reshape(pair * cos + pair[..., ::-1, :] * (-sin if back else sin), x.shape)
 
 
 def _turn_back(c: Array, shape: tuple[int, ...], mine: bool, cos: Array, sin: Array) -> Array:

@@ -36,8 +36,7 @@ def normalize(x: Array, gain: Array, *, eps: float) -> Array:
     >>> normalize(np.array([[3.0, -4.0]]), np.ones(2), eps=1e-5).round(3)
     array([[ 0.849, -1.131]])
     """
-    _check_rows(x, gain)
-    return x * _inverse_rms(x, eps) * gain
+    return normalize_reference(x, gain, eps)[0]
 
 
 @normalize.defjvp
@@ -45,9 +44,9 @@ def _normalize_rule(
     primals: tuple[Array, Array], tangents: tuple[Array, Array], *, eps: float
 ) -> tuple[Array, Array]:
     (x, gain), (x_dot, gain_dot) = primals, tangents
-    _check_rows(x, gain)
     recorded = isinstance(x_dot, Recorder) and isinstance(gain_dot, Recorder)
-    norm = _normalize_kernel if recorded and takes(x, gain) else normalize_reference
+    fits = x.ndim == 2 and gain.shape == x.shape[1:]  # a kernel would read beyond a short gain
+    norm = _normalize_kernel if recorded and fits and takes(x, gain) else normalize_reference
     z, unit, r = norm(x, gain, eps)
     if recorded and type(z) is np.ndarray:
         back = (
@@ -62,7 +61,11 @@ def _normalize_rule(
 
 def normalize_reference(x: Array, gain: Array, eps: float) -> tuple[Array, Array, Array]:
     """Normalise rows and keep what the way back needs: ``z``, ``unit = x r`` and ``r``."""
-    r = _inverse_rms(x, eps)  # (rows, 1)
+    if x.ndim != 2 or tuple(gain.shape) != tuple(x.shape[1:]):
+        shapes = f"got {tuple(x.shape)} and {tuple(gain.shape)}"
+        raise ValueError(f"x and gain must have shapes (rows, width) and (width,), {shapes}")
+    square = np.einsum("ri,ri->r", x, x)[:, None]  # (rows, 1)
+    r = 1 / np.sqrt(square / x.shape[-1] + eps)  # (rows, 1)
     unit = x * r  # (rows, width)
     return unit * gain, unit, r
 
@@ -76,21 +79,6 @@ def normalize_back_reference(c: Array, unit: Array, r: Array, gain: Array) -> Ar
 def gain_back_reference(c: Array, unit: Array) -> Array:
     """Transpose the tangent of `normalize` in the gain: ``sum over rows of c unit``."""
     return np.sum(c * unit, axis=0)  # (width,)
-
-
-def _check_rows(x: Array, gain: Array) -> None:
-    """Check the shapes: a kernel would read beyond a gain that is too short."""
-    if x.ndim != 2 or tuple(gain.shape) != tuple(x.shape[1:]):
-        raise ValueError(
-            "x and gain must have shapes (rows, width) and (width,), "
-            f"got {tuple(x.shape)} and {tuple(gain.shape)}"
-        )
-
-
-def _inverse_rms(x: Array, eps: float) -> Array:
-    """``1 / sqrt(mean x^2 + eps)`` of every row."""
-    square = np.einsum("ri,ri->r", x, x)[:, None]  # (rows, 1)
-    return 1 / np.sqrt(square / x.shape[-1] + eps)
 
 
 @custom_jvp
@@ -110,10 +98,10 @@ def gated_unit(gate: Array, up: Array) -> Array:
 
 
 def _check_same(gate: Array, up: Array) -> None:
-    if tuple(gate.shape) != tuple(up.shape):
-        raise ValueError(
-            f"gate and up must have one shape, got {tuple(gate.shape)} and {tuple(up.shape)}"
-        )
+    """Check the shapes: a kernel would read beyond the end of the shorter array."""
+    shapes = tuple(gate.shape), tuple(up.shape)
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"gate and up must have one shape, got {shapes[0]} and {shapes[1]}")
 
 
 @gated_unit.defjvp
@@ -203,9 +191,6 @@ def _loss_and_odds(logits: Array, targets: Array) -> tuple[Array, Array]:
     total = np.sum(e, axis=-1)  # (rows,)
     picked = z[np.arange(len(z)), np.reshape(targets, -1)]  # (rows,)
     return np.mean(np.log(total) - picked), e / total[:, None]
-
-
-# The kernels.
 
 
 def _normalize_kernel(x: Array, gain: Array, eps: float) -> tuple[Array, Array, Array]:

@@ -92,21 +92,9 @@ def param_shapes(config: BitNetConfig) -> dict[str, tuple[int, ...]]:
     Examples
     --------
     >>> config = BitNetConfig(83, 48, 128, layers=1, heads=4, kv_heads=2, max_positions=64)
-    >>> for name, shape in param_shapes(config).items():
-    ...     print(name, shape)
-    embed_tokens (83, 48)
-    layers.0.input_layernorm (48,)
-    layers.0.self_attn.q_proj (48, 48)
-    layers.0.self_attn.k_proj (24, 48)
-    layers.0.self_attn.v_proj (24, 48)
-    layers.0.self_attn.attn_sub_norm (48,)
-    layers.0.self_attn.o_proj (48, 48)
-    layers.0.post_attention_layernorm (48,)
-    layers.0.mlp.gate_proj (128, 48)
-    layers.0.mlp.up_proj (128, 48)
-    layers.0.mlp.ffn_sub_norm (128,)
-    layers.0.mlp.down_proj (48, 128)
-    norm (48,)
+    >>> shapes = param_shapes(config)
+    >>> list(shapes)[0], list(shapes)[-1], shapes["layers.0.self_attn.k_proj"]
+    ('embed_tokens', 'norm', (24, 48))
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     kept = config.kv_heads * config.head_dim

@@ -177,9 +177,7 @@ class BitNetModel:
     def logits(self, tokens: ArrayLike, cache: Cache | None = None) -> NDArray[np.float32]:
         """Return the logits of the next tokens, (batch, length, vocab_size); see `forward`."""
         linear = self.params.linear
-        logits: NDArray[np.float32]
-        logits = forward(self.config, self.params, tokens, linear=linear, cache=cache)
-        return logits
+        return np.asarray(forward(self.config, self.params, tokens, linear=linear, cache=cache))
 
     @property
     def nbytes(self) -> int:
