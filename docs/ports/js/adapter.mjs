@@ -1,0 +1,120 @@
+/**
+ * The JavaScript port behind `minibit conform --port "node docs/ports/js/adapter.mjs [MODULE]"`.
+ *
+ * One JSON line per case comes in, one goes out; what a call means is the table below. Arrays travel
+ * as bit patterns: {"dtype": "float32", "shape": [2], "bits": "3f800000 80000000"}.
+ */
+import { resolve } from "node:path";
+import { createInterface } from "node:readline";
+import { pathToFileURL } from "node:url";
+
+const path = process.argv[2] ? pathToFileURL(resolve(process.argv[2])) : new URL("./minibit.mjs", import.meta.url);
+const port = await import(path);
+const KINDS = {
+  bool: ["Uint8", Uint8Array], int8: ["Int8", Int8Array], uint8: ["Uint8", Uint8Array],
+  int32: ["Int32", Int32Array], uint32: ["Uint32", Uint32Array],
+  int64: ["BigInt64", BigInt64Array], uint64: ["BigUint64", BigUint64Array],
+  float32: ["Float32", Float32Array], float64: ["Float64", Float64Array],
+};
+class NotOffered extends Error {}
+
+/** An array as {data, shape, dtype}; a number as itself, a whole one of 64 bits as a BigInt. */
+function decode(value) {
+  if (Array.isArray(value)) return value.map(decode);
+  if (value === null || typeof value !== "object") return value;
+  if (!("dtype" in value)) {
+    if ("function" in value || "steps" in value) throw new NotOffered();
+    return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, decode(item)]));
+  }
+  const [kind, Typed] = KINDS[value.dtype] ?? (() => { throw new NotOffered(); })();
+  const list = value.bits.split(" ").filter(Boolean);
+  const bytes = Uint8Array.from(list.join("").match(/../g) ?? [], (two) => parseInt(two, 16));
+  const view = new DataView(bytes.buffer), size = Typed.BYTES_PER_ELEMENT;
+  const data = Typed.from(list, (_, i) => view[`get${kind}`](i * size));
+  if (value.shape.length) return { data, shape: value.shape, dtype: value.dtype };
+  return value.dtype === "bool" ? data[0] !== 0 : data[0];
+}
+
+function encode(dtype, entries, shape = [entries.length]) {
+  const [kind, Typed] = KINDS[dtype], view = new DataView(new ArrayBuffer(Typed.BYTES_PER_ELEMENT));
+  const bits = Array.from(entries, (entry) => {
+    view[`set${kind}`](0, kind.startsWith("Big") ? BigInt(entry) : Number(entry));
+    return port.hex(new Uint8Array(view.buffer));
+  });
+  return { dtype, shape, bits: bits.join(" ") };
+}
+
+const scalar = (dtype, value) => encode(dtype, [value], []);
+const sides = (shape) => Array.from(shape.data ?? [shape].flat(), Number);
+const count = (shape) => sides(shape).reduce((a, b) => a * b, 1);
+const last = (x) => x.shape.at(-1) ?? 1;
+const outer = (x, ...shape) => [...x.shape.slice(0, -1), ...shape];
+const stream = ({ domain = 255, step = 0, lane = 0 }) => ({ domain: Number(domain), step: Number(step), lane: Number(lane) });
+const share = (value) => value; // a double is a share, a BigInt its numerator
+const floating = (x) => (x.dtype === "float64" ? "float64" : "float32");
+const sameShape = (x, y) => [encode(floating(x), y, x.shape)];
+const layersOf = (params) => Object.keys(params).sort().map((name) => {
+  const { data: codes, shape: [nOut, nIn] } = params[name];
+  return { codes, nOut, nIn };
+});
+
+const CALLS = {
+  philox4x32: (a) => [encode("uint32", port.philox4x32(a.counter.data, a.key.data), a.counter.shape)],
+  words: (a) => [encode("uint32", port.words(a.seed, Number(a.domain), Number(a.step), Number(a.count), Number(a.lane ?? 0), Number(a.start ?? 0)))],
+  uniform: (a) => [encode("float64", port.uniform(a.seed, count(a.shape), stream(a)), sides(a.shape))],
+  integers: (a) => [encode("int64", port.integers(a.seed, a.high, count(a.shape), stream(a)), sides(a.shape))],
+  noise_constants: (a) => {
+    const { numerator, bits, table } = port.noiseConstants(share(a.density));
+    return [scalar("int64", numerator), scalar("int64", bits), encode("uint64", table)];
+  },
+  sparse_noise: (a) => {
+    const blocks = a.blocks == null ? null : sides(a.blocks);
+    const { positions, signs } = port.sparseNoise(a.seed, Number(a.step), Number(a.perturbation), Number(a.size), a.density, blocks);
+    return [encode("int64", positions), encode("int8", signs)];
+  },
+  initial_codes: (a) => [encode("int8", port.initialCodes(a.seed, count(a.shape), a.zeros, Number(a.layer ?? 0)), sides(a.shape))],
+  draw_units: (a) => [encode("int64", port.drawUnits(a.seed, Number(a.step), Number(a.layer), Number(a.n_out), Number(a.count)))],
+  draw_inputs: (a) => [encode("int64", port.drawInputs(a.seed, Number(a.step), Number(a.layer), Number(a.unit), Number(a.n_in), Number(a.count)))],
+  pack2: (a) => [encode("uint8", port.pack2(a.codes.data))],
+  unpack2: (a) => [encode("int8", port.unpack2(a.packed.data, Number(a.count)))],
+  pack_base3: (a) => [encode("uint8", port.packBase3(a.codes.data))],
+  unpack_base3: (a) => [encode("int8", port.unpackBase3(a.packed.data, Number(a.count)))],
+  to_hf: (a) => [encode("uint8", port.toHF(a.codes.data, ...a.codes.shape), [Math.ceil(a.codes.shape[0] / 4), a.codes.shape[1]])],
+  from_hf: (a) => [encode("int8", port.fromHF(a.packed.data, Number(a.n_out), last(a.packed)), [Number(a.n_out), last(a.packed)])],
+  absmean_quantize: (a) => {
+    const { codes, gamma } = port.absmeanQuantize(a.w.data);
+    return [encode("int8", codes, a.w.shape), scalar("float32", gamma)];
+  },
+  absmax_quantize: (a) => {
+    const { codes, scale } = port.absmaxQuantize(a.x.data, last(a.x));
+    return [encode("int8", codes, a.x.shape), encode("float32", scale, outer(a.x, 1))];
+  },
+  topk_mask: (a) => [encode("bool", port.topkMask(a.x.data, last(a.x), Number(a.k)), a.x.shape)],
+  block_topk_mask: (a) => [encode("bool", port.blockTopkMask(a.x.data, last(a.x), Number(a.n), Number(a.m)), a.x.shape)],
+  ternary_linear: (a) => {
+    if (a.scale != null && typeof a.scale !== "number") throw new NotOffered();
+    const y = port.ternaryLinear(a.x.data, a.w.data, ...a.w.shape).map((v) => v * (a.scale ?? 1));
+    return [encode(floating(a.x), y, outer(a.x, a.w.shape[0]))];
+  },
+  layer_norm: (a) => sameShape(a.x, port.layerNorm(a.x.data, last(a.x), a.eps)),
+  rms_norm: (a) => sameShape(a.x, port.rmsNorm(a.x.data, last(a.x), a.gain?.data, a.eps)),
+  relu: (a) => sameShape(a.x, port.relu(a.x.data)),
+  squared_relu: (a) => sameShape(a.x, port.squaredRelu(a.x.data)),
+  mlp: (a) => {
+    const options = { logitScale: a.logit_scale, eps: a.eps, activations: a.activations };
+    const layers = layersOf(a.params), logits = port.mlp(layers, a.x.data, options);
+    return [encode(floating(a.x), logits, outer(a.x, layers.at(-1).nOut))];
+  },
+};
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const { id, call, args } = JSON.parse(line);
+  let answer;
+  try {
+    if (!Object.hasOwn(CALLS, call)) throw new NotOffered();
+    answer = { id, out: CALLS[call](decode(args)) };
+  } catch (error) {
+    answer = error instanceof NotOffered ? { id, skip: true } : { id, refused: error.message };
+  }
+  process.stdout.write(`${JSON.stringify(answer)}\n`);
+}
