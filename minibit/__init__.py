@@ -41,7 +41,7 @@ ORDER = (
 )
 SUPPORT = (
     *("datasets", "training", "language", "counting", "plots", "results", "experiments", "bench"),
-    "cli",
+    *("cli", "conformance"),
 )
 
 # Which room a public name comes from, so that one name imports one room.

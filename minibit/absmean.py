@@ -68,7 +68,8 @@ def absmean_quantize(w: ArrayLike) -> tuple[NDArray[np.int8], np.float32]:
     Returns
     -------
     codes : int8 array, shape of w
-        -1, 0 or 1. Exactly half a gamma rounds to 0 (half to even), so `|w| > gamma / 2` decides.
+        -1, 0 or 1. The product ``w (1 / gamma)``, rounded to float32, decides: of exactly one half
+        it makes 0 (half to even), and that may be a weight one bit above gamma / 2.
     gamma : float32
         ``gamma * codes`` approximates w; 1e-5 for a matrix of zeros. The mean is summed in float64
         and rounded once.

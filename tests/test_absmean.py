@@ -1,15 +1,11 @@
 """The quantisers of BitNet b1.58, stated as laws; every law with kernels and without."""
 
-import json
-from importlib import resources
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from minibit import absmean
 from minibit.absmean import (
     absmax_quantize,
     absmax_quantize_reference,
@@ -367,23 +363,3 @@ def test_binary_weights_must_be_finite_and_some(bad):
         binary_quantize(np.array([[0.0, bad]]))
     with pytest.raises(ValueError, match=r"w must not be empty, got shape \(3, 0\)"):
         binary_quantize(np.zeros((3, 0)))
-
-
-VECTORS = json.loads((resources.files("minibit") / "vectors" / "absmean.json").read_text())
-
-
-@pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["id"])
-def test_vectors(path, case):
-    """The language-neutral cases that every port runs."""
-    function = getattr(absmean, case["function"])
-    values = np.array(case["w"] if "w" in case else case["x"], np.float32)
-    if "codes" in case:
-        (scale,) = case.keys() & {"gamma", "scale", "beta"}
-        codes, got = function(values)
-        np.testing.assert_array_equal(got, np.array(case[scale], np.float32), strict=True)
-        np.testing.assert_array_equal(codes, np.array(case["codes"], np.int8), strict=True)
-    else:
-        tangent = np.array(case["tangent"], np.float32)
-        out, out_dot = jvp(lambda v: function(v, case["strength"]), (values,), (tangent,))
-        np.testing.assert_array_equal(out, np.array(case["expected"], np.float32))
-        np.testing.assert_array_equal(out_dot, np.array(case["expected_tangent"], np.float32))

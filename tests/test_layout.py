@@ -53,9 +53,10 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "experiments": 1_250,
     "bench": 1_550,
     "cli": 2_350,
+    "conformance": 4_500,
     "": 200,  # the face of the package
 }
-ALL_LINES = 29_000
+ALL_LINES = 33_500
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:

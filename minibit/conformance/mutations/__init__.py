@@ -1,0 +1,37 @@
+"""Wrong variants, by name ``function/flag``: what ports get wrong; some case fails each.
+
+A variant takes the arguments of the function that it stands for. It is put in that function's
+place, in the call itself or among a case's arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from minibit.conformance.cases import Case
+from minibit.conformance.mutations.absmean import ABSMEAN
+from minibit.conformance.running import Deviation, answer_of, judge
+
+__all__ = ["MUTATIONS", "caught"]
+
+MUTATIONS: dict[str, Callable[..., Any]] = {**ABSMEAN}
+
+
+class _Mutated:
+    """A module that offers a wrong variant under one name."""
+
+    def __init__(self, offered: Any, name: str, variant: Callable[..., Any]) -> None:
+        self.offered, self.name, self.variant = offered, name, variant
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the variant, or what the module itself has."""
+        return self.variant if name == self.name else getattr(self.offered, name)
+
+
+def caught(case: Case, mutation: str, offered: Any) -> Deviation | None:
+    """Run a case with a mutation in its function's place: how it deviates, None if it passes."""
+    name, variant = mutation.partition("/")[0], MUTATIONS[mutation]
+    if name == case.call:
+        return judge(case, answer_of(case, offered, variant))
+    return judge(case, answer_of(case, _Mutated(offered, name, variant)))

@@ -1,0 +1,185 @@
+"""The language-neutral vectors: one schema, every case holds, and every case catches its bugs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minibit
+from minibit.conformance import cases, decode, encode, judge
+from minibit.conformance.cases import functions_named, notes, read_file, vector_files
+from minibit.conformance.exact import EXACT
+from minibit.conformance.generate import differences, main
+from minibit.conformance.mutations import MUTATIONS, caught
+from minibit.conformance.running import answer_of
+from minibit.conformance.schema import KEYWORDS, faults
+from minibit.conformance.writing import dump
+
+FILES = [name for name in vector_files() if "schema" in read_file(name)]
+CASES = [case for name in FILES for case in cases(name)]
+PAIRS = [(case, mutation) for case in CASES for mutation in case.mutations]
+
+
+@pytest.mark.parametrize("path", ["auto", "reference"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_case(case, path, monkeypatch):
+    """What the case expects, with the kernels and with plain NumPy."""
+    monkeypatch.setenv("MINIBIT_KERNELS", path)
+    answer = answer_of(case, minibit)
+    deviation = judge(case, answer)
+    assert deviation is None, f"{deviation}; {answer.get('refused')}"
+
+
+@pytest.mark.parametrize(("case", "mutation"), PAIRS, ids=lambda v: getattr(v, "id", v))
+def test_mutation_is_caught(case, mutation):
+    """The case fails where its function is wrong in the way that the case is about."""
+    deviation = caught(case, mutation, minibit)
+    assert deviation is not None
+    assert not deviation.answered.startswith("a refusal"), deviation  # wrong, but it runs
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_is_as_the_schema_says(name):
+    """Fields, types and patterns; the number of tests; ids of the file, each once."""
+    content = read_file(name)
+    assert not list(faults(content, read_file("schema")))
+    ids = [entry["id"] for entry in content["cases"]]
+    assert content["numberOfTests"] == len(ids) == len(set(ids))
+    assert content["module"] == name
+    assert all(identity.startswith(f"{name}/") for identity in ids)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_is_written_as_the_writer_writes_it(name):
+    """So that a change of one case is a change of its lines alone."""
+    path = Path(minibit.__file__).parent / "vectors" / f"{name}.json"
+    assert path.read_text(encoding="utf-8") == dump(read_file(name))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_flags_notes_and_mutations_belong_together(name):
+    """A note for every flag and no other; the mutations of a case are those of its flags."""
+    flags = {flag for case in cases(name) for flag in case.flags}
+    assert flags == set(notes(name))
+    for case in cases(name):
+        assert {mutation.split("/")[1] for mutation in case.mutations} == set(case.flags), case.id
+
+
+def test_every_mutation_has_a_case():
+    """No wrong variant is listed that nothing is tried on."""
+    assert {mutation for _, mutation in PAIRS} == set(MUTATIONS)
+
+
+def test_cases_call_public_names():
+    """The call, and functions and objects among its arguments."""
+    for case in CASES:
+        assert functions_named(case) <= set(minibit.__all__), case.id
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_exact_expectations_are_those_of_the_generator(name):
+    """Fractions and integers, without the function under test, give the same bits."""
+    assert list(differences(name)) == []
+
+
+def test_the_generator_reports_what_differs(monkeypatch, capsys):
+    """A changed expectation is named by its case, and the exit status is 1."""
+    monkeypatch.setitem(EXACT, "absmean_quantize", lambda w: (np.int8(w), np.float32(0)))
+    assert main(["--check", "absmean"]) == 1
+    assert "absmean/mean-of-magnitudes: result 0 at [0, 1]" in capsys.readouterr().out
+
+
+def test_reading_form_is_that_of_the_bits():
+    """What people read beside the bits is what they say."""
+
+    def check(value):
+        """Compare at any depth."""
+        if isinstance(value, dict) and "reads" in value:
+            assert encode(decode(value), reads=True)["reads"] == value["reads"]
+        for item in value.values() if isinstance(value, dict) else value:
+            if isinstance(item, dict | list):
+                check(item)
+
+    for name in FILES:
+        check(read_file(name)["cases"])
+
+
+def test_values_travel_as_bits():
+    """-0, NaN, subnormal numbers, 64-bit integers, truth values and empty arrays come back."""
+    for array in (
+        np.float32([-0.0, np.nan, 1e-45, np.inf]),
+        np.array([[2**64 - 1, 1]], np.uint64),
+        np.array([True, False]),
+        np.zeros((2, 0), np.int8),
+        np.float16([1.5]),
+    ):
+        back = decode(json.loads(json.dumps(encode(array))))
+        assert back.dtype == array.dtype
+        assert back.tobytes() == array.tobytes()
+        assert back.shape == array.shape
+    assert decode(encode((3, 0.5, True, "text", None))) == (3, 0.5, True, "text", None)
+    assert decode(encode(2**64 - 1)) == 2**64 - 1
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"dtype": "float32", "shape": [2], "bits": "3f800000"}, "1 entries"),
+        ({"dtype": "float32", "shape": [1], "bits": "3f80"}, "8 hexadecimal digits"),
+        ({"dtype": "float80", "shape": [1], "bits": "3f80"}, "lacks dtype"),
+    ],
+)
+def test_values_that_are_none_are_refused(value, message):
+    """The message says what does not agree."""
+    with pytest.raises(ValueError, match=message):
+        decode(value)
+
+
+def test_judging_keeps_zeros_apart_and_nan_together():
+    """-0 is not 0; NaN equals NaN, whatever its bits; dtype and shape count."""
+    case = cases("absmean")[0]
+    for expected, answer, where in (
+        (np.float32([0.0]), np.float32([-0.0]), "result 0 at [0]"),
+        (np.float32([np.nan]), -np.float32([np.nan]), None),
+        (np.float32([1.0]), np.float64([1.0]), "dtype of result 0"),
+        (np.float32([1.0]), np.float32([[1.0]]), "shape of result 0"),
+    ):
+        changed = type(case)(**{**vars(case), "expect": [encode(expected)]})
+        deviation = judge(changed, {"out": [encode(answer)]})
+        assert (deviation and deviation.where) == where
+
+
+def test_the_schema_uses_no_keyword_that_the_validator_lacks():
+    """A keyword that is not known would be ignored in silence."""
+
+    def check(schema):
+        """Look at a schema and those inside."""
+        extra = {"$schema", "$defs", "title", "description"}
+        assert schema.keys() <= KEYWORDS | extra, schema.keys() - KEYWORDS - extra
+        for key in ("properties", "$defs"):
+            for inner in schema.get(key, {}).values():
+                check(inner)
+        for key in ("items", "additionalProperties"):
+            if isinstance(schema.get(key), dict):
+                check(schema[key])
+        for key in ("anyOf", "oneOf"):
+            for inner in schema.get(key, []):
+                check(inner)
+
+    check(read_file("schema"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"numberOfTests": "3"}, "numberOfTests"),
+        ({"extra": 1}, "'extra' is no key here"),
+        ({"cases": [{"id": "absmean/x"}]}, "lacks 'call'"),
+        ({"notes": {"flag": {"shows": "x"}}}, "lacks 'goes_wrong'"),
+    ],
+)
+def test_the_validator_finds_what_is_wrong(change, message):
+    """Types, unknown keys and missing ones, each with its place."""
+    reports = list(faults({**read_file("absmean"), **change}, read_file("schema")))
+    assert any(message in report for report in reports), reports
