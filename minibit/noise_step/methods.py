@@ -108,7 +108,7 @@ class Sampled:
         if self.perturbations != int(self.perturbations) or self.perturbations < 1:
             raise ValueError(f"perturbations must be 1, 2, ..., got {self.perturbations}")
         if not callable(self.density):
-            self._numerator(0, self.density)
+            self.numerator(0, self.density)
 
     def plan(self, shapes: Shapes, seed: int, zeros: int) -> Plan:
         """Return the plan of a run; `zeros` is the share of zeros times 2**32."""
@@ -117,7 +117,7 @@ class Sampled:
 
     def propose(self, plan: Plan, step: int, density: float | None = None) -> Directions:
         """Draw the perturbations of a step; `density` overrides the schedule."""
-        return draw_directions(plan, step, self._numerator(step, density))
+        return draw_directions(plan, step, self.numerator(step, density))
 
     def measure(
         self, objective: Objective, params: Params, samples: Samples, drawn: Directions
@@ -133,8 +133,8 @@ class Sampled:
         scores = t_score(a.astype(np.float64), squares) if self.score == "t" else np.abs(a)
         return SampledStep(drawn.numerator, keep_terns(a, squares, self.score)), (scores,)
 
-    def _numerator(self, step: int, density: float | None) -> int:
-        """Return the density of a step times 2**32, checked."""
+    def numerator(self, step: int, density: float | None = None) -> int:
+        """Return the density of a step times 2**32, by the schedule or as given, checked."""
         if density is None:
             density = self.density(step) if callable(self.density) else self.density
         numerator = round(number("density", density, "[0, 1]") * 2**32)

@@ -1,5 +1,6 @@
 """Training runs: the loop that ties noise_step to a log."""
 
+from minibit.training.course import Course as Course
 from minibit.training.log_header import MNIST_MEAN as MNIST_MEAN
 from minibit.training.log_header import MNIST_STD as MNIST_STD
 from minibit.training.log_header import model_of as model_of

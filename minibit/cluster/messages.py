@@ -1,0 +1,98 @@
+"""What travels between the client and its workers: tasks down, answers up, a few hundred bytes.
+
+Neither weights nor data ever do. A task names a step, a range of its perturbations (or of its drawn
+units), and what the last steps kept; an answer holds the sums of that range. All numbers are
+little-endian; `docs/cluster.md` has the layout.
+"""
+
+from __future__ import annotations
+
+import struct
+from hashlib import sha256
+from typing import NamedTuple
+
+from minibit.base import shown
+
+__all__ = ["ANSWERED", "BEHIND", "REFUSED", "UNKNOWN", "Answer", "Task", "run_name"]
+
+_TASK = struct.Struct("<8sIIIIBIH")  # run, step, numerator, first, stop, alone, base, records
+_ANSWER = struct.Struct("<B8sIdfIf")  # kind, worker, step, loss, accuracy, state, seconds
+_LENGTH = struct.Struct("<I")
+ANSWERED, BEHIND, UNKNOWN, REFUSED = range(4)
+
+
+def run_name(brief: bytes) -> bytes:
+    """Return the eight bytes by which tasks name a run: the start of its brief's SHA-256."""
+    return sha256(brief).digest()[:8]
+
+
+class Task(NamedTuple):
+    """One range of one step, and what a worker needs to know to measure it."""
+
+    run: bytes  # 8 bytes
+    step: int
+    numerator: int  # density of method sampled, times 2**32; 0 for units
+    first: int  # of the perturbations, or of the drawn units of all layers laid end to end
+    stop: int
+    alone: bool  # whether the worker takes the median of its own range, and answers codes
+    base: int  # the step of the first record below
+    records: tuple[bytes, ...] = ()  # what steps base, base + 1, ... kept, as the log codes it
+    brief: bytes = b""  # for a worker that does not know the run: its header and data, as JSON
+
+    def pack(self) -> bytes:
+        """Return the task as bytes."""
+        fields = self.run, self.step, self.numerator, self.first, self.stop
+        head = _TASK.pack(*fields, self.alone, self.base, len(self.records))
+        framed = (_LENGTH.pack(len(record)) + record for record in self.records)
+        return b"".join((head, *framed, self.brief))
+
+    @classmethod
+    def unpack(cls, message: bytes) -> Task:
+        """Read `pack`; a ValueError if the message is no task."""
+        if len(message) < _TASK.size:
+            raise ValueError(f"a task has at least {_TASK.size} bytes, got {len(message)}")
+        *fields, alone, base, count = _TASK.unpack_from(message)
+        records, at = [], _TASK.size
+        for _ in range(count):
+            if at + _LENGTH.size > len(message):
+                raise ValueError(f"a task of {count} records ends in record {len(records)}")
+            (length,) = _LENGTH.unpack_from(message, at)
+            at += _LENGTH.size + length
+            records.append(message[at - length : at])
+        if at > len(message):
+            raise ValueError(f"a task's last record goes {at - len(message)} bytes past its end")
+        return cls(*fields, bool(alone), base, tuple(records), message[at:])
+
+
+class Answer(NamedTuple):
+    """What a worker says: its sums, or why it has none."""
+
+    kind: int  # ANSWERED, BEHIND (it needs records from `step` on), UNKNOWN (brief) or REFUSED
+    worker: bytes  # 8 bytes, drawn when its process began
+    step: int
+    loss: float = 0.0  # of the batch, before the step
+    accuracy: float = 0.0
+    state: int = 0  # CRC-32 of the worker's weights and of which samples it takes to be hard
+    seconds: float = 0.0  # that the worker took
+    body: bytes = b""  # sums (`minibit.cluster.sums`), or why it refuses
+
+    def pack(self) -> bytes:
+        """Return the answer as bytes."""
+        return _ANSWER.pack(*self[:7]) + self.body
+
+    @classmethod
+    def unpack(cls, message: object) -> Answer:
+        """Read `pack`; a ValueError if the message is no answer."""
+        if not isinstance(message, bytes) or len(message) < _ANSWER.size:
+            raise ValueError(
+                f"a worker must answer {_ANSWER.size} bytes or more, got {message!r:.80}"
+            )
+        answer = cls(*_ANSWER.unpack_from(message), message[_ANSWER.size :])
+        if answer.kind > REFUSED:
+            raise ValueError(f"an answer's kind is 0 to {REFUSED}, got {answer.kind}")
+        return answer
+
+    @property
+    def reason(self) -> str:
+        """Why the worker refuses, as a terminal may show it."""
+        return shown(self.body.decode("utf-8", "replace"))

@@ -1,0 +1,205 @@
+"""What a worker holds of a run, and how it answers a task: `answer` is what an executor calls.
+
+A *replica* has the run's weights and its course (which samples are drawn, and how hard each was).
+It begins at the seed, and the records of a task carry it on: each is a sparse update of the
+weights, after the forward pass of its step. A worker that measured a step has made that pass; one
+that joins late makes it now. So a replica needs nothing but records, and any process can take any
+task at any time: what it does not know, it asks for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import zlib
+from collections import OrderedDict
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import minibit
+from minibit.base import parse_object
+from minibit.cluster.messages import ANSWERED, BEHIND, REFUSED, UNKNOWN, Answer, Task, run_name
+from minibit.cluster.sums import draw_range, encode, items
+from minibit.datasets import Dataset, load_mnist, load_npz
+from minibit.noise_step import (
+    Objective,
+    Plan,
+    apply_update,
+    forward,
+    initial_params,
+    sparse_update,
+)
+from minibit.steps import checked_plan, unpack_steps
+from minibit.training import Course
+
+__all__ = ["Replica", "answer", "brief_of"]
+
+MOST_RUNS = 4  # that a process remembers; the one used longest ago goes
+
+
+def brief_of(header: dict[str, Any], data: str | None, nonce: str) -> bytes:
+    """Return what a worker must know of a run to begin: its header, its data, and the version.
+
+    `data` is the path of a ``.npz`` file on the worker, or None for MNIST, which the package has.
+    """
+    fields = {"version": minibit.__version__, "header": header, "data": data, "nonce": nonce}
+    return json.dumps(fields, separators=(",", ":")).encode()
+
+
+class Replica:
+    """A run's weights and course on one worker.
+
+    Parameters
+    ----------
+    header : dict
+        Of the run's log.
+    data : Dataset
+        With the header's digest.
+    threads : int
+        That a measurement may use.
+
+    Raises
+    ------
+    ValueError
+        If the data are others than the run's.
+    """
+
+    def __init__(self, header: dict[str, Any], data: Dataset, threads: int = 1) -> None:
+        before = header["data"]
+        if data.digest != before["digest"]:
+            raise ValueError(
+                f"the run's data are {before['name']} with digest {before['digest'][:16]}; "
+                f"this worker has {data.name} with digest {data.digest[:16]}"
+            )
+        self.plan: Plan = checked_plan(header["plan"])
+        self.course = Course(header, data, self.plan.seed)
+        self.method = self.course.recipe.settings()
+        threshold = self.course.recipe.threshold
+        self.objective = Objective(self.course.model, None, threshold, threads)
+        self.params = initial_params(self.plan)
+        self.step = 0
+        self._batch: tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float32]] | None = None
+        self._saw: tuple[NDArray[Any], float, float] | None = None  # hardness, loss, accuracy
+        self._lock = threading.Lock()
+
+    def measure(self, task: Task, worker: bytes) -> Answer:
+        """Catch up with a task's records, then measure its range; or say what is missing."""
+        begin = time.perf_counter()
+        with self._lock:
+            if task.base > self.step or task.step < self.step:
+                return Answer(BEHIND, worker, self.step)
+            self._catch_up(task)
+            batch, params, state = self._present_batch(), self.params, self._state()
+        drawn = draw_range(self.plan, task.step, task.numerator, task.first, task.stop)
+        sums = self.method.measure(self.objective, params, batch, drawn)  # type: ignore[arg-type]
+        body = encode(self.method, self.plan, params, task, drawn, sums)
+        loss, accuracy = _means(sums.loss, sums.correct, batch[2])
+        with self._lock:
+            if self.step == task.step:
+                self._saw = sums.hardness, loss, accuracy
+        seconds = time.perf_counter() - begin
+        return Answer(ANSWERED, worker, task.step, loss, accuracy, state, seconds, body)
+
+    def _catch_up(self, task: Task) -> None:
+        for record in task.records[self.step - task.base :]:
+            if self.step == task.step:
+                break
+            (step,) = unpack_steps(self.plan, record, 1)
+            if self._saw is None:
+                x, y, weight = self._present_batch()
+                workers = self.objective.workers
+                _, losses, hardness, correct = forward(
+                    self.course.model, self.params, x, y, workers
+                )
+                self._saw = hardness, *_means(losses, correct, weight)
+            self.course.saw(*self._saw[:2])
+            self.params = apply_update(self.params, *sparse_update(self.plan, self.step, step))
+            self.step += 1
+            self._batch = self._saw = None
+        if self.step != task.step:
+            raise ValueError(f"a task for step {task.step} has records up to step {self.step} only")
+
+    def _present_batch(self) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float32]]:
+        if self._batch is None:
+            self._batch = self.course.batch(self.step)
+        return self._batch
+
+    def _state(self) -> int:
+        """Return a CRC-32 of the weights and of which samples are taken to be hard."""
+        crc = 0
+        for w in self.params.values():
+            crc = zlib.crc32(w.data, crc)
+        return zlib.crc32(np.packbits(self.course.pool.hard > self.objective.threshold), crc)
+
+
+def _means(
+    losses: NDArray[Any], correct: NDArray[np.bool_], weight: NDArray[np.float32]
+) -> tuple[float, float]:
+    """Return the loss of a batch, samples weighted, and its accuracy."""
+    loss = np.average(losses, weights=weight if weight.any() else None)
+    return float(loss), float(correct.mean())
+
+
+# --- What a process knows
+
+_replicas: OrderedDict[bytes, Replica] = OrderedDict()
+_lock = threading.Lock()
+
+
+@cache
+def _name(process: int) -> bytes:
+    """Return eight bytes that name this process, drawn once; a forked child has others."""
+    return os.urandom(8)
+
+
+@cache
+def _dataset(path: str | None) -> Dataset:
+    """Read the data of a brief, once per process."""
+    return load_mnist() if path is None else load_npz(path)
+
+
+def answer(message: bytes) -> bytes:
+    """Answer a task, given and returned as bytes: the function that executors run on workers.
+
+    Never raises: what is wrong is in the answer, so that no exception must travel.
+    """
+    worker = _name(os.getpid())
+    try:
+        task = Task.unpack(message)
+        replica = _replica(task)
+        if replica is None:
+            return Answer(UNKNOWN, worker, 0).pack()
+        if not 0 <= task.first < task.stop <= items(replica.plan):
+            raise ValueError(f"a step has no range from {task.first} to {task.stop}")
+        return replica.measure(task, worker).pack()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".encode()
+        return Answer(REFUSED, worker, 0, body=reason[:1000]).pack()
+
+
+def _replica(task: Task) -> Replica | None:
+    """Return the replica of a task's run; None if this process has none and got no brief."""
+    with _lock:
+        if task.run in _replicas:
+            _replicas.move_to_end(task.run)
+            return _replicas[task.run]
+        if not task.brief:
+            return None
+        if run_name(task.brief) != task.run:
+            raise ValueError("the brief is of another run")
+        brief = parse_object(task.brief)
+        if brief["version"] != minibit.__version__:
+            raise ValueError(
+                f"the client has minibit {brief['version']}, this worker {minibit.__version__}"
+            )
+        threads = int(os.environ.get("MINIBIT_THREADS", "1"))
+        replica = Replica(brief["header"], _dataset(brief["data"]), threads)
+        _replicas[task.run] = replica
+        while len(_replicas) > MOST_RUNS:
+            _replicas.popitem(last=False)
+        return replica
