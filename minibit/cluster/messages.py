@@ -11,7 +11,7 @@ import struct
 from hashlib import sha256
 from typing import NamedTuple
 
-from minibit.base import shown
+from minibit.base import printable
 
 __all__ = ["ANSWERED", "BEHIND", "REFUSED", "UNKNOWN", "Answer", "Task", "run_name"]
 
@@ -51,8 +51,9 @@ class Task(NamedTuple):
         """Read `pack`; a ValueError if the message is no task."""
         if len(message) < _TASK.size:
             raise ValueError(f"a task has at least {_TASK.size} bytes, got {len(message)}")
-        *fields, alone, base, count = _TASK.unpack_from(message)
-        records, at = [], _TASK.size
+        run, step, numerator, first, stop, alone, base, count = _TASK.unpack_from(message)
+        records: list[bytes] = []
+        at = _TASK.size
         for _ in range(count):
             if at + _LENGTH.size > len(message):
                 raise ValueError(f"a task of {count} records ends in record {len(records)}")
@@ -61,7 +62,8 @@ class Task(NamedTuple):
             records.append(message[at - length : at])
         if at > len(message):
             raise ValueError(f"a task's last record goes {at - len(message)} bytes past its end")
-        return cls(*fields, bool(alone), base, tuple(records), message[at:])
+        rest = tuple(records), message[at:]
+        return cls(run, step, numerator, first, stop, bool(alone), base, *rest)
 
 
 class Answer(NamedTuple):
@@ -87,12 +89,12 @@ class Answer(NamedTuple):
             raise ValueError(
                 f"a worker must answer {_ANSWER.size} bytes or more, got {message!r:.80}"
             )
-        answer = cls(*_ANSWER.unpack_from(message), message[_ANSWER.size :])
-        if answer.kind > REFUSED:
-            raise ValueError(f"an answer's kind is 0 to {REFUSED}, got {answer.kind}")
-        return answer
+        kind, *fields = _ANSWER.unpack_from(message)
+        if kind > REFUSED:
+            raise ValueError(f"an answer's kind is 0 to {REFUSED}, got {kind}")
+        return cls._make((kind, *fields, message[_ANSWER.size :]))
 
     @property
     def reason(self) -> str:
         """Why the worker refuses, as a terminal may show it."""
-        return shown(self.body.decode("utf-8", "replace"))
+        return printable(self.body.decode("utf-8", "replace"))

@@ -55,6 +55,7 @@ class Taken:
     record: SampledStep | UnitsStep
     loss: float
     accuracy: float
+    update: None = None  # the log draws what it needs
 
 
 @dataclass

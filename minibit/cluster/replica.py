@@ -96,7 +96,7 @@ class Replica:
             self._catch_up(task)
             batch, params, state = self._present_batch(), self.params, self._state()
         drawn = draw_range(self.plan, task.step, task.numerator, task.first, task.stop)
-        sums = self.method.measure(self.objective, params, batch, drawn)  # type: ignore[arg-type]
+        sums = self.method.measure(self.objective, params, batch, drawn)
         body = encode(self.method, self.plan, params, task, drawn, sums)
         loss, accuracy = _means(sums.loss, sums.correct, batch[2])
         with self._lock:
@@ -134,7 +134,7 @@ class Replica:
         crc = 0
         for w in self.params.values():
             crc = zlib.crc32(w.data, crc)
-        return zlib.crc32(np.packbits(self.course.pool.hard > self.objective.threshold), crc)
+        return zlib.crc32(np.packbits(self.course.pool.hard > self.objective.threshold).data, crc)
 
 
 def _means(

@@ -168,7 +168,8 @@ def _sampled(first: int, stop: int, body: bytes, alone: bool) -> tuple[NDArray[A
 
 def _units(plan: Plan, first: int, stop: int, body: bytes) -> list[tuple[NDArray[Any], ...]]:
     """Read the best moves of a range of units: positions, signs and scores of each layer."""
-    at, layers = 0, []
+    at = 0
+    layers: list[tuple[NDArray[Any], ...]] = []
     for layer, (low, high) in enumerate(_layers(plan, first, stop)):
         inputs = plan.inputs[layer]
         if at + _COUNT.size > len(body):

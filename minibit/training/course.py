@@ -51,9 +51,13 @@ class Course:
         return self.pool.images[shift, sample], self.pool.labels[sample], weight
 
     def saw(self, hardness: NDArray[Any], loss: float) -> None:
-        """Remember 1 - p_y of the samples of the batch last drawn, and follow its loss."""
+        """Remember 1 - p_y of the samples of the batch last drawn, and `follow` its loss."""
         sample, shift = self._drawn
         self.pool.hard[sample, shift] = hardness
+        self.follow(loss)
+
+    def follow(self, loss: float) -> None:
+        """Lower the density of the next steps, where it follows the loss."""
         for bound, density in self.recipe.density_by_loss:
             if loss < bound:
                 self._density = min(self._density, density)

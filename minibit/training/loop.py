@@ -9,7 +9,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from minibit.datasets import Dataset, load_mnist, split
 from minibit.kernels import compiled
 from minibit.kernels.interrupts import Stop, uninterrupted
 from minibit.noise import BATCH, integers
-from minibit.noise_step import MLP, NoiseStep, StepResult, forward
+from minibit.noise_step import MLP, NoiseStep, SampledStep, UnitsStep, Update, forward
 from minibit.steps import StepLog
 from minibit.training.course import Course
 from minibit.training.log_header import SPLITS, make_header, model_of, recipe_of, training_header
@@ -66,6 +66,44 @@ class TrainResult:
     interrupted: bool = False
 
 
+class Taken(Protocol):
+    """A step that was taken: what it kept and, where it is at hand, what that does."""
+
+    @property
+    def step(self) -> int:
+        """Its number."""
+
+    @property
+    def record(self) -> SampledStep | UnitsStep:
+        """What the log keeps."""
+
+    @property
+    def update(self) -> Update | None:
+        """What it does to the weights; None where the log is to draw it anew."""
+
+    @property
+    def loss(self) -> float:
+        """Mean over its batch, samples weighted, before the step."""
+
+    @property
+    def accuracy(self) -> float:
+        """Of its batch, before the step."""
+
+
+class Steps(Protocol):
+    """What takes the steps of a run somewhere else."""
+
+    @property
+    def steps(self) -> int:
+        """How many were taken."""
+
+    def step(self, density: float | None) -> Taken:
+        """Take the next one; the density is given where it follows the loss."""
+
+
+Engine = Callable[[StepLog, dict[str, Any], Course], Steps]
+
+
 def train(
     preset: str = "small",
     seed: int = 0,
@@ -78,6 +116,7 @@ def train(
     split_name: Literal["final", "validation"] = "final",
     overwrite: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    engine: Engine | None = None,
     **overrides: Any,
 ) -> TrainResult:
     """Train an MLP by noise_step and write its log.
@@ -107,6 +146,8 @@ def train(
     progress : callable, optional
         Gets a `Progress` about twice a second. If it raises KeyboardInterrupt, or Ctrl-C does, what
         was trained so far is logged and the result says ``interrupted``.
+    engine : callable (log, header, course) -> `Steps`, optional
+        Takes the steps elsewhere (`minibit.cluster.train_on`); by default they are taken here.
     **overrides
         Fields of `Preset` to replace. ``widths`` may be those of the hidden layers alone.
         ``total_steps``, at least `steps`, is the number over which the schedules run: by default
@@ -129,6 +170,7 @@ def train(
         most = run.course.recipe.steps
         if steps is not None and steps > most:
             raise ValueError(f"steps must be at most the log's {most}, got {steps}")
+        run.remote = engine(run.log, run.log.header, run.course) if engine else None
         return run.go(most if steps is None else steps, workers, progress)
 
 
@@ -170,6 +212,7 @@ class _Run:
     log: StepLog
     stepper: NoiseStep
     course: Course
+    remote: Steps | None = None
 
     @classmethod
     def fresh(
@@ -214,7 +257,7 @@ class _Run:
 
     def warm_up(self) -> None:
         """Compile what a step of the first batch's size uses; leaves no trace in the run."""
-        if not compiled():
+        if self.remote or not compiled():
             return
         trial, pool, count = copy(self.stepper), self.course.pool, self.course.batch_size(0)
         x, y = pool.images[0, :count], pool.labels[:count]
@@ -222,14 +265,23 @@ class _Run:
         evaluate(trial.params, self.course.model, x, y)
         integers(self.log.plan.seed, 8, 8, domain=BATCH)
 
-    def one_step(self) -> StepResult:
+    @property
+    def steps(self) -> int:
+        """How many steps were taken."""
+        return (self.remote or self.stepper).steps
+
+    def one_step(self) -> Taken:
         """Take a step on the next batch, and remember what its samples came to."""
+        if self.remote:
+            taken = self.remote.step(self.course.density)
+            self.course.follow(taken.loss)
+            return taken
         x, y, weight = self.course.batch(self.stepper.steps)
         result = self.stepper.step(x, y, weight=weight, density=self.course.density)
         self.course.saw(result.hardness, result.loss)
         return result
 
-    def save(self, results: list[StepResult]) -> None:
+    def save(self, results: list[Taken]) -> None:
         """Log what the log has not got yet: an interrupt may follow a write."""
         new = [result for result in results if result.step >= len(self.log)]
         self.log.append([result.record for result in new], [result.update for result in new])
@@ -241,23 +293,23 @@ class _Run:
         self.stepper.objective = self.stepper.objective._replace(workers=workers)
         stop, start = Stop(), time.perf_counter()
         begin, cpu = start, time.process_time()
-        first, recipe = self.stepper.steps, self.course.recipe
+        first, recipe = self.steps, self.course.recipe
         growth = math.log(recipe.batch[1] / recipe.batch[0]) / max(1, recipe.steps - 1)
 
         def work(steps: int) -> float:
             """Return the samples of so many steps over those of the first: a geometric series."""
             return math.expm1(growth * steps) / growth if growth else steps
 
-        pending: list[StepResult] = []
+        pending: list[Taken] = []
         seconds: list[float] = []
         loss = float("nan")
         try:
             self.warm_up()
             begin, cpu = time.perf_counter(), time.process_time()
             last_report = begin
-            if self.stepper.steps:
+            if self.steps and (recipe.density_by_loss or not self.remote):
                 self.course.retrace(self.log, workers)
-            while self.stepper.steps < total:
+            while self.steps < total:
                 step_begin = time.perf_counter()
                 result = self.one_step()
                 pending.append(result)
@@ -267,13 +319,16 @@ class _Run:
                 if len(pending) == STEPS_PER_RECORD:
                     self.save(pending)
                     pending = []
-                step, elapsed = self.stepper.steps, now - begin
+                step, elapsed = self.steps, now - begin
                 if progress and (now - last_report >= REPORT_SECONDS or step == total):
                     last_report, size = now, self.log.nbytes
                     left = elapsed * (work(total - first) / work(len(seconds)) - 1)
                     progress(Progress(step, total, loss, result.accuracy, elapsed, left, size))
         except KeyboardInterrupt:
             stop.asked = True
+        except RuntimeError:  # no worker is left, say: what was taken is logged
+            self.save(pending)
+            raise
 
         def close() -> TrainResult:
             self.save(pending)

@@ -1,0 +1,106 @@
+"""`train_on`: a training run whose steps are taken by an executor's workers, or by Dask's."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from minibit.cluster.crews import crew_of
+from minibit.cluster.remote import PATIENCE, Remote, Traffic
+from minibit.cluster.replica import brief_of
+from minibit.datasets import load_mnist, load_npz
+from minibit.steps import StepLog
+from minibit.training import Course, TrainResult, train
+
+__all__ = ["ClusterResult", "train_on"]
+
+
+@dataclass(frozen=True)
+class ClusterResult(TrainResult):
+    """What a run came to, and what travelled for it."""
+
+    traffic: Traffic = field(default_factory=Traffic)
+    left_out: dict[str, str] = field(default_factory=dict)  # workers that got no more tasks: why
+
+
+def train_on(
+    engine: Any,
+    preset: str = "small",
+    seed: int = 0,
+    out: str | Path = "model.steps",
+    *,
+    data: str | Path | None = None,
+    workers: int | None = None,
+    alone: bool = False,
+    check: float = 0.0,
+    patience: float = PATIENCE,
+    **options: Any,
+) -> ClusterResult:
+    """Train an MLP by noise_step on many machines; only codes travel.
+
+    Each worker measures a range of a step's perturbations, or of its drawn units, over the whole
+    batch. The client joins what they answer and decides as `minibit.training.train` does, so the
+    log is that of a serial run with the same seed, whatever the number of workers, as long as the
+    machines round alike; workers whose weights or samples differ are found out at the next step.
+
+    Parameters
+    ----------
+    engine : concurrent.futures.Executor, or distributed.Client
+        Where tasks run. Workers need minibit in the client's version. With an executor that is
+        lost, or a scheduler, the run ends; `resume` goes on from the log.
+    preset, seed, out
+        As for `train`.
+    data : path, optional
+        A ``.npz`` file (`minibit.datasets.load_npz`) that every worker finds under this path; MNIST
+        by default, which the package has. A worker with other data is refused.
+    workers : int, optional
+        How many ranges a step is cut into, of an executor; Dask's are as many as workers.
+    alone : bool
+        Whether a worker takes the median of its own range and answers codes alone: the least
+        traffic, and other codes than a serial run. Method ``sampled`` only.
+    check : float
+        Share of the ranges that two workers measure. A worker whose answer is outvoted is named in
+        ``left_out`` and gets no more tasks.
+    patience : float
+        Seconds after which an unanswered task is sent to another worker, too.
+    **options
+        Of `train`: ``steps``, ``resume``, ``overwrite``, ``widths``, ``split_name``,
+        ``total_steps``, ``progress``, and fields of `Preset`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is none; as `train` does.
+    RuntimeError
+        If no worker is left; what was trained so far is in the log.
+
+    Examples
+    --------
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+    ...     result = train_on(pool, "small", 0, folder + "/a.steps", steps=2)
+    >>> result.steps, result.traffic.tasks >= 4
+    (2, True)
+    """
+    crew = crew_of(engine, workers)
+    path = None if data is None else os.path.abspath(data)
+    dataset = load_mnist() if path is None else load_npz(path)
+    remotes: list[Remote] = []
+
+    def begin(log: StepLog, header: dict[str, Any], course: Course) -> Remote:
+        brief = brief_of(header, path, os.urandom(8).hex())
+        method, records = course.recipe.settings(), [*log.steps()]
+        remotes.append(
+            Remote(
+                crew, log.plan, method, brief, records,
+                alone=alone, check=check, patience=patience,
+            )
+        )  # fmt: skip
+        return remotes[0]
+
+    result = train(preset, seed, out, dataset=dataset, engine=begin, **options)
+    values = {each.name: getattr(result, each.name) for each in fields(result)}
+    return ClusterResult(**values, traffic=remotes[0].traffic, left_out=remotes[0].left_out)

@@ -1,0 +1,447 @@
+"""The same training on many machines: one set of codes, whoever measures, whatever is lost."""
+
+import pickle
+import random
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minibit.cluster import crews, replica, train_on
+from minibit.cluster.crews import crew_of
+from minibit.cluster.messages import ANSWERED, BEHIND, REFUSED, UNKNOWN, Answer, Task, run_name
+from minibit.cluster.remote import Remote
+from minibit.cluster.replica import answer, brief_of
+from minibit.cluster.sums import decode, draw_range, join, ranges
+from minibit.datasets import load_npz
+from minibit.noise_step import Plan, draw_candidates
+from minibit.noise_step.records import draw_directions
+from minibit.steps import StepLog
+from minibit.training import train
+from test_training import blobs
+
+SHORT = {
+    "widths": (24, 24),
+    "steps": 40,
+    "total_steps": 40,
+    "batch": (64, 128),
+    "rate": (0.05, 0.01),
+    "density": (0.01, 0.002),
+    "perturbations": 24,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The blobs as a file, which every worker reads."""
+    path, made = tmp_path_factory.mktemp("data") / "blobs.npz", blobs()
+    np.savez(
+        path,
+        train_x=made.train_x.reshape(-1, 4, 4),
+        train_y=made.train_y,
+        test_x=made.test_x.reshape(-1, 4, 4),
+        test_y=made.test_y,
+    )
+    return path
+
+
+def serial(path, data, preset, **fields):
+    """A run in this process."""
+    return train(preset, 3, path, dataset=load_npz(data), workers=1, **{**SHORT, **fields})
+
+
+@pytest.fixture(scope="module", params=["strict", "small"])
+def run(request, tmp_path_factory, data):
+    """A serial run, its preset and its log."""
+    path = tmp_path_factory.mktemp("serial") / "a.steps"
+    return request.param, serial(path, data, request.param), StepLog.open(path)
+
+
+def steps_equal(a, b):
+    """Whether two logs hold the same steps."""
+    return [pickle.dumps(s) for s in a.steps()] == [pickle.dumps(s) for s in b.steps()]
+
+
+# --- Messages
+
+some_bytes = st.binary(max_size=40)
+
+
+@given(
+    st.binary(min_size=8, max_size=8),
+    st.lists(some_bytes, max_size=5),
+    some_bytes,
+    st.lists(st.integers(0, 2**32 - 1), min_size=5, max_size=5),
+    st.booleans(),
+)
+def test_a_task_comes_out_as_it_went_in(run, records, brief, numbers, alone):
+    """Every field, for all values that its bytes can hold."""
+    task = Task(run, *numbers[:4], alone, numbers[4], tuple(records), brief)
+    assert Task.unpack(task.pack()) == task
+
+
+@given(st.integers(0, 3), some_bytes, st.floats(width=32, allow_nan=False))
+def test_an_answer_comes_out_as_it_went_in(kind, body, loss):
+    """Every field, for all values that its bytes can hold."""
+    told = Answer(kind, b"12345678", 7, loss, 0.5, 2**32 - 1, 0.25, body)
+    assert Answer.unpack(told.pack()) == told
+
+
+@given(st.binary(max_size=120))
+def test_strange_bytes_are_refused_and_never_raised_on_a_worker(message):
+    """A worker answers whatever comes, and a client reads an answer or says that it is none."""
+    told = Answer.unpack(answer(message))
+    assert told.kind in (UNKNOWN, REFUSED)
+    if len(message) < 33:
+        with pytest.raises(ValueError, match="must answer 33 bytes"):
+            Answer.unpack(message)
+
+
+# --- Ranges
+
+
+@given(st.integers(1, 300), st.integers(1, 40))
+def test_ranges_cover_all_items_once(count, parts):
+    """End to end, none empty, sizes one apart."""
+    plan = Plan("sampled", 0, ("w",), ((2, 3),), 0, perturbations=count)
+    cuts = ranges(plan, parts)
+    assert [i for first, stop in cuts for i in range(first, stop)] == [*range(count)]
+    sizes = {stop - first for first, stop in cuts}
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= 1
+
+
+def test_a_range_draws_what_the_whole_step_draws_there():
+    """Perturbations keep their numbers, units their layers and inputs."""
+    plan = Plan("sampled", 5, ("a", "b"), ((6, 9), (4, 6)), 0, perturbations=7)
+    whole = draw_directions(plan, 3, 2**30)
+    part = draw_range(plan, 3, 2**30, 2, 5)
+    start, stop = whole.offsets[2], whole.offsets[5]
+    np.testing.assert_array_equal(part.positions, whole.positions[start:stop])
+    np.testing.assert_array_equal(part.signs, whole.signs[start:stop])
+    plan = Plan("units", 5, ("a", "b"), ((6, 9), (4, 6)), 0, units=(3, 2), inputs=(4, 6))
+    whole = draw_candidates(plan, 3)
+    part = draw_range(plan, 3, 0, 1, 4)
+    assert [u.tolist() for u in part.units] == [
+        whole.units[0][1:].tolist(),
+        whole.units[1][:1].tolist(),
+    ]
+    np.testing.assert_array_equal(part.columns[0], whole.columns[0][1:])
+    assert part.columns[1] is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x01", b"\xff" * 5, bytes(300)])
+def test_a_body_that_its_range_cannot_have_is_refused(damage):
+    """Too short, too long, moves that are not in the range."""
+    for plan in (
+        Plan("sampled", 5, ("a",), ((6, 9),), 0, perturbations=7),
+        Plan("units", 5, ("a",), ((6, 9),), 0, units=(3,), inputs=(9,)),
+    ):
+        with pytest.raises(ValueError, match=r"bytes|moves"):
+            decode(plan, 1, 3, damage)
+
+
+def test_of_equal_scores_the_lowest_candidate_wins_whoever_measured_it(monkeypatch):
+    """Ties between workers end as in `keep_moves`."""
+    plan = Plan("units", 5, ("a",), ((6, 9),), 0, units=(2,), inputs=(9,))
+
+    class Three:
+        def quotas(self, plan, step):
+            return [3]
+
+    def body(*positions):
+        q = np.array(positions, "<u4")
+        signs = np.ones(len(q), np.int8)
+        return (
+            len(q).to_bytes(4, "little") + q.tobytes() + signs.tobytes() + np.ones(len(q)).tobytes()
+        )
+
+    record = join(Three(), plan, 0, 0, [(0, 1, body(2, 5)), (1, 2, body(9, 10))], False)
+    assert record.positions[0].tolist() == [2, 5, 9]
+
+
+# --- Runs
+
+
+class Inline(Executor):
+    """The least that an executor can be: it runs each task at once."""
+
+    def submit(self, function, *arguments):
+        """Return a future that is done."""
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_the_codes_are_those_of_a_serial_run(tmp_path, data, run, workers):
+    """For every number of ranges, of both methods."""
+    preset, result, log = run
+    with ThreadPoolExecutor(2) as pool:
+        ours = train_on(pool, preset, 3, tmp_path / "a.steps", data=data, workers=workers, **SHORT)
+    assert ours.digest == result.digest
+    assert steps_equal(StepLog.open(tmp_path / "a.steps"), log)
+    assert ours.test_accuracy == result.test_accuracy
+    assert ours.traffic.tasks >= 40 * workers
+
+
+@pytest.mark.parametrize("kind", ["processes", "one of our own", "executorlib"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_any_executor_will_do(tmp_path, data, run, kind):
+    """Processes, an executor of one's own, and one of another package, where it is installed."""
+    preset, result, _ = run
+    if kind == "processes":
+        engine = ProcessPoolExecutor(2, mp_context=get_context("spawn"))
+    elif kind == "executorlib":
+        package = pytest.importorskip("executorlib")
+        engine = package.SingleNodeExecutor(max_workers=2, block_allocation=True)
+    else:
+        engine = Inline()
+    with engine:
+        out = tmp_path / "a.steps"
+        ours = train_on(engine, preset, 3, out, data=data, workers=2, **SHORT)
+    assert ours.digest == result.digest
+
+
+def test_a_run_goes_on_from_its_log_with_new_workers(tmp_path, data, run):
+    """Workers begin anew, retrace the log, and go on as if the client had never been stopped."""
+    preset, result, _ = run
+    out = tmp_path / "a.steps"
+    with ThreadPoolExecutor(2) as pool:
+        train_on(pool, preset, 3, out, data=data, **{**SHORT, "steps": 17})
+        replica._replicas.clear()
+        ours = train_on(pool, preset, 3, out, data=data, resume=True, steps=40)
+    assert ours.digest == result.digest
+
+
+def test_a_worker_that_joins_late_needs_the_log_alone(data, run):
+    """One that took part in nothing knows weights and samples after it retraced the records."""
+    _, _, log = run
+    brief = brief_of(log.header, str(data), "late")
+    method = replica.Replica(log.header, load_npz(data)).method
+    remote = Remote(crew_of(Inline(), 2), log.plan, method, brief)
+    steps = [*log.steps()]
+    for number, record in enumerate(steps):
+        if number in (9, 25, 26):
+            replica._replicas.clear()
+        assert pickle.dumps(remote.step().record) == pickle.dumps(record), number
+    assert remote.traffic.again >= 3
+
+
+def test_an_answer_depends_on_its_task_alone(data, run):
+    """Asked again, or by way of other steps, a worker answers the same bytes but for its time."""
+    _, _, log = run
+    from minibit.steps import pack_steps
+
+    records = tuple(pack_steps(log.plan, [step]) for step in log.steps())[:6]
+    brief = brief_of(log.header, str(data), "pure")
+    numerator = getattr(next(iter(log.steps())), "numerator", 0)
+    task = Task(run_name(brief), 6, numerator, 1, 4, False, 0, records, brief)
+
+    def sense():
+        told = Answer.unpack(answer(task.pack()))
+        assert told.kind == ANSWERED, told.reason
+        return told._replace(seconds=0)
+
+    first = sense()
+    assert sense() == first
+    replica._replicas.clear()
+    assert sense() == first
+    behind = Answer.unpack(answer(task._replace(base=9, step=9, records=(), brief=b"").pack()))
+    assert (behind.kind, behind.step) == (BEHIND, 6)
+
+
+class Faulty:
+    """Workers, each with a name of its own, whose answers go through a fault first."""
+
+    def __init__(self, count, fault):
+        self.count, self.fault, self.turn, self.sent = count, fault, 0, 0
+
+    def lanes(self):
+        """Return a lane per worker."""
+        return [
+            crews.Lane(f"lane {k}", lambda task, k=k: self.ask(k, task)) for k in range(self.count)
+        ]
+
+    def ask(self, worker, message):
+        """Answer a task as a worker with that fault does."""
+        self.sent += 1
+        future = Future()
+        try:
+            told = Answer.unpack(answer(message))
+            told = told._replace(worker=bytes([worker]) * 8)
+            future.set_result(self.fault(worker, self.sent, told))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def remote_with(log, data, count, fault, **options):
+    """Steps of the run taken by so many faulty workers."""
+    brief = brief_of(log.header, str(data), f"{random.random()}")
+    method = replica.Replica(log.header, load_npz(data)).method
+    return Remote(Faulty(count, fault), log.plan, method, brief, **options)
+
+
+def turned(plan, body):
+    """Sums of the right form that are wrong: a square that is another, a first move turned round."""
+    count = int.from_bytes(body[:4], "little")
+    at = len(body) - 1 if plan.method == "sampled" else 4 + 4 * count
+    flip = 0x40 if plan.method == "sampled" else 0xFE  # 1 and -1 as int8
+    return body[:at] + bytes([body[at] ^ flip]) + body[at + 1 :] if count else body
+
+
+def test_a_worker_that_lies_is_named_and_left_out(data, run):
+    """With every range checked, lies change no code; one in four lies, from the third step on."""
+    _, _, log = run
+
+    def lie(worker, sent, told):
+        if worker == 2 and told.kind == ANSWERED and told.step >= 3:
+            told = told._replace(body=turned(log.plan, told.body))
+        return told.pack()
+
+    remote = remote_with(log, data, 4, lie, check=1.0)
+    for record in list(log.steps())[:12]:
+        assert pickle.dumps(remote.step().record) == pickle.dumps(record)
+    assert list(remote.left_out) == ["02" * 8]
+    assert "other sums at step" in remote.left_out["02" * 8]
+
+
+def test_of_two_that_differ_the_client_itself_decides(data, run):
+    """There is no third to ask."""
+    _, _, log = run
+
+    def lie(worker, sent, told):
+        if worker == 1 and told.kind == ANSWERED:
+            told = told._replace(body=turned(log.plan, told.body))
+        return told.pack()
+
+    remote = remote_with(log, data, 2, lie, check=1.0)
+    for record in list(log.steps())[:12]:
+        assert pickle.dumps(remote.step().record) == pickle.dumps(record)
+    assert list(remote.left_out) == ["01" * 8]
+
+
+def test_a_worker_with_other_weights_is_found_without_any_check(data, run):
+    """Answers carry a checksum of weights and samples; those that differ are left out."""
+    _, _, log = run
+
+    def stray(worker, sent, told):
+        if worker == 0 and told.kind == ANSWERED and told.step >= 2:
+            told = told._replace(state=told.state ^ 1)
+        return told.pack()
+
+    remote = remote_with(log, data, 3, stray)
+    for record in list(log.steps())[:6]:
+        assert pickle.dumps(remote.step().record) == pickle.dumps(record)
+    assert "other weights at step 2" in remote.left_out["00" * 8]
+
+
+@pytest.mark.parametrize("junk", [b"", b"nonsense", None, 7, bytes(33)])
+def test_nonsense_from_a_worker_ends_no_run(data, run, junk):
+    """Its tasks go elsewhere; what it said is told."""
+    _, _, log = run
+    remote = remote_with(
+        log, data, 3, lambda worker, sent, told: junk if worker == 1 else told.pack()
+    )
+    for record in list(log.steps())[:4]:
+        assert pickle.dumps(remote.step().record) == pickle.dumps(record)
+    assert len(remote.left_out) == 1
+
+
+def test_lost_tasks_run_elsewhere(data, run):
+    """Every fifth task raises, as tasks of a killed worker do."""
+    _, _, log = run
+
+    def lost(worker, sent, told):
+        if sent % 5 == 0:
+            raise ConnectionError("the worker is gone")
+        return told.pack()
+
+    remote = remote_with(log, data, 3, lost)
+    for record in list(log.steps())[:12]:
+        assert pickle.dumps(remote.step().record) == pickle.dumps(record)
+    assert remote.traffic.again >= 6
+    assert not remote.left_out
+
+
+def test_a_run_without_workers_ends_in_an_error_and_keeps_its_steps(tmp_path, data, run):
+    """The message says what became of the workers; the log has every step that was taken."""
+    preset, _, log = run
+
+    class Dies(Inline):
+        calls = 0
+
+        def submit(self, function, *arguments):
+            Dies.calls += 1
+            if Dies.calls > 60:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            return super().submit(function, *arguments)
+
+    out = tmp_path / "a.steps"
+    with pytest.raises(RuntimeError, match=r"got no answer in .* tries.*after shutdown"):
+        train_on(Dies(), preset, 3, out, data=data, workers=2, **SHORT)
+    left = StepLog.open(out)
+    assert len(left) >= 20
+    assert steps_equal(left, log) or len(left) < len(log)
+    left.verify()
+
+
+def test_a_worker_with_other_data_is_refused_by_name(tmp_path, data, run):
+    """Both digests are named; nothing is trained."""
+    _, _, log = run
+    other = tmp_path / "other.npz"
+    made = blobs(seed=9)
+    np.savez(
+        other, train_x=made.train_x, train_y=made.train_y, test_x=made.test_x, test_y=made.test_y
+    )
+    brief = brief_of(log.header, str(other), "other")
+    remote = Remote(crew_of(Inline(), 2), log.plan, None, brief)
+    with pytest.raises(RuntimeError, match=f"digest {log.header['data']['digest'][:16]}.*other"):
+        remote.step()
+
+
+def test_a_worker_of_another_version_is_refused(data, run, monkeypatch):
+    """The client's version and the worker's are named."""
+    _, _, log = run
+    brief = brief_of(log.header, str(data), "version")
+    monkeypatch.setattr("minibit.__version__", "9.9")
+    told = Answer.unpack(answer(Task(run_name(brief), 0, 0, 0, 1, False, 0, (), brief).pack()))
+    assert told.kind == REFUSED
+    assert "0.1.0" in told.reason
+    assert "9.9" in told.reason
+
+
+@pytest.mark.parametrize("engine", [None, 3, "tcp://127.0.0.1:8786", object()])
+def test_what_is_no_engine_is_refused(engine):
+    """The message says what is."""
+    with pytest.raises(TypeError, match="Executor or a Dask client"):
+        train_on(engine)
+
+
+def test_alone_workers_answer_codes_and_need_the_fewest_bytes(tmp_path, data):
+    """1.6 bits a perturbation and 33 bytes of head; each range keeps its own median."""
+    with ThreadPoolExecutor(2) as pool:
+        ours = train_on(
+            pool, "strict", 3, tmp_path / "a.steps", data=data, workers=2, alone=True, **SHORT
+        )
+    assert ours.traffic.up <= ours.traffic.answers * (33 + 3)
+    for step in StepLog.open(tmp_path / "a.steps").steps():
+        for half in (step.codes[:12], step.codes[12:]):
+            assert np.count_nonzero(half) >= 6 or not half.any()
+    with pytest.raises(ValueError, match="method sampled"):
+        train_on(Inline(), "small", 3, tmp_path / "b.steps", data=data, alone=True, **SHORT)
+
+
+def test_a_density_that_follows_the_loss_follows_the_workers_loss(tmp_path, data):
+    """As in a serial run, also after a resume."""
+    falling = {"density_by_loss": ((1.3, 0.004), (1.2, 0.002)), "density": (0.01, 0.01)}
+    result = serial(tmp_path / "a.steps", data, "strict", **falling)
+    with ThreadPoolExecutor(2) as pool:
+        out = tmp_path / "b.steps"
+        train_on(pool, "strict", 3, out, data=data, **{**SHORT, **falling, "steps": 21})
+        ours = train_on(pool, "strict", 3, out, data=data, resume=True, steps=40)
+    assert ours.digest == result.digest
