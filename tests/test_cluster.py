@@ -287,7 +287,7 @@ def remote_with(log, data, count, fault, **options):
 
 
 def turned(plan, body):
-    """Sums of the right form that are wrong: a square that is another, a first move turned round."""
+    """Sums of the right form that are wrong: another square, a first move turned round."""
     count = int.from_bytes(body[:4], "little")
     at = len(body) - 1 if plan.method == "sampled" else 4 + 4 * count
     flip = 0x40 if plan.method == "sampled" else 0xFE  # 1 and -1 as int8
