@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from minibit.absmean import *
     from minibit.checkpoint import *
+    from minibit.cluster import *
     from minibit.datasets import *
     from minibit.dual import *
     from minibit.layers import *
@@ -37,7 +38,7 @@ __version__ = "0.1.0"
 # The rooms of the house. Each builds on those above it, and chapter N is about the Nth.
 ORDER = (
     *("dual", "ternary", "matmul", "absmean", "layers", "noise", "noise_step", "steps", "tape"),
-    *("transformer", "checkpoint", "topk", "nf4", "lora"),
+    *("transformer", "checkpoint", "topk", "nf4", "lora", "cluster"),
 )
 SUPPORT = (
     *("datasets", "training", "language", "counting", "plots", "results", "experiments", "bench"),
@@ -100,6 +101,7 @@ _NAMES = {
         "LoRALinear PagedAdam init_adapters load_adapters lora_linear merge save_adapters unmerge "
         "with_adapters"
     ),
+    "cluster": "ClusterResult Traffic train_on",
     "datasets": "Dataset Split load_mnist load_npz load_text read_idx split",
     "training": "PRESETS Preset Progress TrainResult evaluate train",
 }
