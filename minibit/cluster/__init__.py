@@ -3,7 +3,7 @@
 from minibit.cluster.crews import crew_of as crew_of
 from minibit.cluster.remote import Remote as Remote
 from minibit.cluster.remote import Traffic as Traffic
-from minibit.cluster.train_on import ClusterResult as ClusterResult
-from minibit.cluster.train_on import train_on as train_on
+from minibit.cluster.runs import ClusterResult as ClusterResult
+from minibit.cluster.runs import train_on as train_on
 
 __all__ = ["ClusterResult", "Traffic", "train_on"]

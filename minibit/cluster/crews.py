@@ -60,9 +60,12 @@ class DaskCrew:
         self._read = -REFRESH
 
     def lanes(self) -> list[Lane]:
-        """Return a lane per worker that the scheduler knows, asked at most once a second."""
+        """Return a lane per worker that the scheduler knows; it is asked once a second, or so."""
         if not self._lanes or time.monotonic() - self._read > REFRESH:
-            known = self._client.scheduler_info(n_workers=-1)["workers"]
+            try:
+                known = self._client.scheduler_info(n_workers=-1)["workers"]
+            except Exception:  # what Dask raises once its scheduler is gone depends on the moment
+                known = {}
             self._lanes = {
                 name: self._lanes.get(name) or self._lane(name) for name in sorted(known)
             }

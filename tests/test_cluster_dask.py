@@ -1,0 +1,144 @@
+"""Runs on Dask: the same codes, whatever is killed meanwhile."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from minibit.cluster import train_on
+from minibit.steps import StepLog
+from test_cluster import SHORT, data, serial, steps_equal  # noqa: F401
+
+pytest.importorskip("distributed")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Port .* is already in use"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+LONG = {**SHORT, "steps": 160, "total_steps": 160}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two workers, each a process with one thread."""
+    from distributed import LocalCluster
+
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with LocalCluster(**options, silence_logs=50) as local:
+        yield local
+
+
+@pytest.fixture
+def client(cluster):
+    """A client of two workers that are there."""
+    from distributed import Client
+
+    with Client(cluster) as one:
+        one.wait_for_workers(2, timeout=60)
+        yield one
+
+
+@pytest.mark.parametrize("preset", ["strict", "small"])
+def test_dask_takes_the_steps_of_a_serial_run(tmp_path, data, client, preset):  # noqa: F811
+    """Two workers, one range each; what travels is counted in bytes."""
+    result = serial(tmp_path / "a.steps", data, preset)
+    ours = train_on(client, preset, 3, tmp_path / "b.steps", data=data, **SHORT)
+    assert ours.digest == result.digest
+    assert steps_equal(StepLog.open(tmp_path / "a.steps"), StepLog.open(tmp_path / "b.steps"))
+    assert ours.traffic.tasks < 2 * 40 + 12
+    if preset == "strict":
+        assert ours.traffic.up <= ours.traffic.answers * (33 + 8 * 12)
+
+
+def test_killed_workers_cost_no_step(tmp_path, data, client):  # noqa: F811
+    """Workers die at random moments; the nanny starts others, which retrace the log and join."""
+    result = serial(tmp_path / "a.steps", data, "small", **LONG)
+    rng, done = random.Random(7), threading.Event()
+
+    def kill():
+        for _ in range(3):
+            if done.wait(rng.uniform(0.2, 0.8)):
+                return
+            workers = client.scheduler_info(n_workers=-1)["workers"].values()
+            for pid in client.run(os.getpid, on_error="ignore").values():
+                if isinstance(pid, int) and len(workers) > 1:
+                    os.kill(pid, signal.SIGKILL)
+                    break
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        ours = train_on(client, "small", 3, tmp_path / "b.steps", data=data, patience=20, **LONG)
+    finally:
+        done.set()
+        killer.join()
+    assert ours.digest == result.digest
+    assert not ours.left_out
+
+
+def test_a_worker_added_half_way_takes_part(tmp_path, data, cluster, client):  # noqa: F811
+    """From the log alone: the step is then cut into three ranges."""
+    result = serial(tmp_path / "a.steps", data, "small", **LONG)
+    seen = []
+
+    def show(progress):
+        seen.append(progress.step)
+        if len(seen) == 1:
+            cluster.scale(3)
+            client.wait_for_workers(3, timeout=60)
+
+    try:
+        ours = train_on(client, "small", 3, tmp_path / "b.steps", data=data, progress=show, **LONG)
+    finally:
+        cluster.scale(2)
+    assert ours.digest == result.digest
+    assert ours.traffic.answers > 2 * 160
+
+
+SCHEDULER = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard"]
+WORKER = [sys.executable, "-m", "distributed.cli.dask_worker", "--no-dashboard", "--no-nanny"]
+
+
+def test_a_run_whose_scheduler_dies_ends_and_goes_on_from_its_log(tmp_path, data):  # noqa: F811
+    """The error says so; with another scheduler the run ends as an undisturbed one."""
+    from distributed import Client
+
+    result = serial(tmp_path / "a.steps", data, "small", **LONG)
+    out, options = tmp_path / "b.steps", {"data": data, "patience": 5}
+    processes = []
+
+    def start(number):
+        file = tmp_path / f"{number}.json"
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        file_option = ["--scheduler-file", str(file)]
+        processes.append(subprocess.Popen([*SCHEDULER, "--port", "0", *file_option], **quiet))
+        while not file.exists():
+            time.sleep(0.05)
+        for _ in range(2):
+            processes.append(subprocess.Popen([*WORKER, "--nthreads", "1", *file_option], **quiet))
+        return file
+
+    def kill(progress):
+        if progress.step < 160:
+            processes[0].kill()
+
+    try:
+        with Client(scheduler_file=str(start(0)), timeout=10) as one:
+            one.wait_for_workers(2, timeout=60)
+            with pytest.raises(RuntimeError, match=r"lost|no worker|no answer"):
+                train_on(one, "small", 3, out, progress=kill, **options, **LONG)
+        assert 0 < len(StepLog.open(out)) < 160
+        with Client(scheduler_file=str(start(1)), timeout=60) as one:
+            one.wait_for_workers(2, timeout=60)
+            ours = train_on(one, "small", 3, out, resume=True, steps=160, **options)
+        assert ours.digest == result.digest
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
