@@ -1,0 +1,370 @@
+# %% [markdown]
+# # The same training on many machines
+#
+# **The question.** A worker that computes gradients sends a float for every weight, at every step: 1.3 MB for the 334,336 weights of our network, and as much comes back. That is why large models are trained where cables are short.
+# Chapter 8 says that a step is a few dozen bytes. Can many machines take a step together, on slow lines, and send nothing else? And does the model then still depend on its seed alone, and not on who helped?
+#
+# What a step needs has three parts. The *data* do not travel: every worker has them, and a digest says that they are the same. The *weights* do not travel: they are the seed and the steps so far. What is left is the step's number, and what the last step kept.
+# A worker answers with sums, a few numbers for each perturbation that it measured.
+
+# %%
+import importlib.util
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker is one thread
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+import tempfile
+import time
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from math import ceil, log2
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from minibit import plots
+from minibit.cluster import Remote, train_on
+from minibit.cluster.crews import Lane
+from minibit.cluster.messages import UNKNOWN, Answer, Task
+from minibit.cluster.replica import Replica, brief_of
+from minibit.cluster.sums import draw_range, ranges
+from minibit.datasets import load_mnist
+from minibit.noise_step import Objective, keep_terns
+from minibit.steps import StepLog
+from minibit.training import Course, train
+
+plots.style()
+temporary = tempfile.TemporaryDirectory()
+folder, data = Path(temporary.name), load_mnist()
+STEPS = 40
+RUN = {"steps": STEPS, "total_steps": STEPS, "batch": (512, 512), "shifts": 1}
+
+serial = train("strict", 0, folder / "serial.steps", workers=1, **RUN)
+log = StepLog.open(folder / "serial.steps")
+plan, records = log.plan, [*log.steps()]
+print(f"{STEPS} steps in one process: test accuracy {serial.test_accuracy:.1%}")
+print(f"digest {serial.digest[:16]}..., {plan.size:,} weights, {plan.perturbations} perturbations")
+assert plan.size == 334_336
+assert serial.test_accuracy > 0.5
+
+# %% [markdown]
+# ## A step, cut and joined
+#
+# Every perturbation $v_i$ has a number, and its noise is a function of seed, step and number (chapter 6). So a step can be cut into ranges of numbers. A worker draws its range, measures the alignments $a_i$ over the *whole* batch, and answers $\sum_b a_{ib}$ and $\sum_b a_{ib}^2$.
+# The client lays the answers end to end, takes the median over all of them, and has the codes:
+
+# %%
+course = Course(log.header, data, plan.seed)
+method, batch = course.recipe.settings(), course.batch(0)
+objective = Objective(course.model, None, course.recipe.threshold, 1)
+first_weights, numerator = log.weights_at(0), method.numerator(0)
+
+
+def measure(first, stop):
+    """Sums of alignments and of their squares, of a range of perturbations."""
+    drawn = draw_range(plan, 0, numerator, first, stop)
+    sums = method.measure(objective, first_weights, batch, drawn)
+    return sums.alignments[0], sums.squares[0]  # (stop - first,) each
+
+
+joined, alone = {}, {}
+for workers in (1, 2, 3, 8, 32):
+    answers = [measure(*cut) for cut in ranges(plan, workers)]
+    alignments, squares = map(np.concatenate, zip(*answers, strict=True))  # (perturbations,)
+    joined[workers] = keep_terns(alignments, squares, "t")
+    alone[workers] = np.concatenate([keep_terns(*each, "t") for each in answers])
+    assert np.array_equal(joined[workers], records[0].codes)
+    different = np.mean(alone[workers] != joined[workers])
+    print(f"{workers:2} workers: the codes of the serial step; alone, {different:.1%} differ")
+assert np.array_equal(alone[1], joined[1])
+assert np.mean(alone[32] != joined[32]) > 0.05
+
+# %% [markdown]
+# Not nearly the same codes, the same. A float sum depends on its order; so each $a_i$ is summed by one worker, in one order, over the whole batch. Cutting the *batch* would share the work as well, but then each sum would be joined from parts, and the number of workers would decide its last bits.
+#
+# The second column is what the manuscript proposes for many machines: each worker takes the median of its own range, and sends codes, and no sums. A median of 4 perturbations is no median of 128. It is another algorithm, and how much worse it learns has to be measured.
+#
+# `train_on` takes a whole run in this way, on anything that has `submit`: the executors of Python's `concurrent.futures`, those of other packages, or a Dask cluster. Here two threads, and a list of everything that passes:
+
+
+# %%
+class Wire(Executor):
+    """Two threads, and a copy of what passes: (task, answer), as bytes."""
+
+    def __init__(self):
+        self.pool, self.messages = ThreadPoolExecutor(2), []
+
+    def submit(self, function, task):
+        future = self.pool.submit(function, task)
+        future.add_done_callback(lambda done: self.messages.append((task, done.result())))
+        return future
+
+    def shutdown(self, wait=True, **options):
+        self.pool.shutdown(wait)
+
+
+with Wire() as wire:
+    run = train_on(wire, "strict", 0, folder / "threads.steps", workers=2, **RUN)
+traffic = run.traffic
+print(f"{run.steps} steps on two threads: digest {run.digest[:16]}...")
+print(
+    f"{traffic.tasks} tasks, of which {traffic.again} again, to workers that did not know the run"
+)
+assert run.digest == serial.digest
+assert (folder / "threads.steps").read_bytes() == (folder / "serial.steps").read_bytes()
+
+# %% [markdown]
+# The files are equal, byte for byte: a log does not say who made it.
+#
+# ## What travels
+#
+# These are two of the messages, a task and its answer, from the middle of the run.
+
+# %%
+middle = [pair for pair in wire.messages if Task.unpack(pair[0]).step == STEPS // 2]
+message, reply = middle[0]
+task, told = Task.unpack(message), Answer.unpack(reply)
+print(f"task: step {task.step}, perturbations {task.first} to {task.stop - 1}")
+print(f"  density {task.numerator / 2**32:.2e}, {len(task.records)} record from step {task.base}")
+print(f"answer: loss {told.loss:.3f}, weights and samples {told.state:08x}, {told.seconds:.3f} s")
+
+down = {
+    "run": 8, "step": 4, "density": 4, "first": 4, "stop": 4, "alone": 1, "from": 4, "records": 2,
+    "length": 4, "what the last step kept": len(task.records[0]),
+}  # fmt: skip
+up = {
+    "kind": 1, "worker": 8, "step": 4, "loss": 8, "accuracy": 4, "state": 4, "seconds": 4,
+    "sums": 4 * 64, "sums of squares": 4 * 64,
+}  # fmt: skip
+assert sum(down.values()) == len(message)
+assert sum(up.values()) == len(reply)
+
+fig, axes = plt.subplots(2, 1, figsize=(9, 3))
+for axis, parts, title in zip(axes, (down, up), ("task", "answer"), strict=True):
+    left = 0
+    for i, (name, size) in enumerate(parts.items()):
+        colour = plots.PALETTE[i % 6]
+        axis.barh(0, size, left=left, color=colour, edgecolor="white")
+        if size > 0.05 * sum(parts.values()):
+            axis.text(left + size / 2, 0, f"{name}\n{size}", ha="center", va="center", color="w")
+        left += size
+    axis.set(yticks=[], xlim=(0, left), title=f"{title}: {left} bytes")
+    axis.grid(False)
+axes[1].set_xlabel("bytes")
+
+sizes = np.array([[len(m) for m in pair] for pair in wire.messages])  # (tasks, 2)
+steady = np.median(sizes, axis=0)
+print(f"median: {steady[0]:.0f} bytes down, {steady[1]:.0f} up, per worker and step")
+assert steady[0] < 200
+assert steady[1] < 600
+
+# %% [markdown]
+# Nothing in a message grows with the weights. Beside it, for $W$ workers that share $K = 128$ perturbations and $n$ weights:
+#
+# | what travels | bytes up, per worker and step | bytes down |
+# |---|---|---|
+# | gradients in float32, all-reduced in a ring | $4n \cdot 2(W-1)/W$ | as many |
+# | here: sums up, codes down | $33 + 8K/W$ | $35$ and a record |
+# | here, alone: codes up, codes down | $33 + \lceil K/5W \rceil$ | the same |
+# | codes alone, as the paper counts them | $\log_2 3 \cdot K/8W$ | $\log_2 3 \cdot K/8$ |
+# | MeZO (Malladi et al. 2023): a scalar for each perturbation, one a worker | $4$ | $4(W-1)$ |
+#
+# The ring's formula is that of Patarasuk and Yuan (2009): each worker passes its share on $2(W-1)$ times. MeZO's row is what its step needs, two forward passes and their difference in float32, if a run is shared in the obvious way.
+
+# %%
+K, n = plan.perturbations, plan.size
+record = len(task.records[0])
+crews = np.array([2, 4, 8, 16, 32, 64, 128])
+bytes_of = {
+    "float32 gradients": 2 * 4 * n * 2 * (crews - 1) / crews,
+    "here: sums up": 33 + 8 * K / crews + 35 + record,
+    "here, alone: codes up": 33 + np.ceil(K / crews / 5) + 35 + record,
+    "codes alone, as the paper counts": log2(3) * K / 8 * (1 + 1 / crews),
+    "MeZO": 4.0 * crews,
+}
+fig, axis = plt.subplots(figsize=(7, 3.8))
+for (name, each), marker in zip(bytes_of.items(), "osD^v", strict=True):
+    axis.loglog(crews, each, marker=marker, label=name)
+axis.set_xscale("log", base=2)
+axis.xaxis.set_major_formatter("{x:g}")
+axis.set_ylim(10, 1e8)
+plots.label_axes(axis, "workers", "bytes per worker and step, up and down")
+axis.legend(ncols=2, loc="upper right")
+for name, each in bytes_of.items():
+    print(f"{name:33}{each[0]:>12,.0f} bytes with 2 workers, {each[-1]:>11,.0f} with 128")
+assert abs(bytes_of["here: sums up"][0] - steady.sum()) < 8  # the records differ by some bytes
+assert bytes_of["float32 gradients"][0] / bytes_of["here: sums up"][0] > 4000
+assert 1.33e6 < 4 * n < 1.34e6
+
+# %% [markdown]
+# Bytes alone do not compare methods: a gradient says more than 128 codes, and a run by codes takes more steps (chapter 7 has both accuracies). But a line decides what is possible at all. Here is one of 1 Mbit/s:
+
+# %%
+for name in ("float32 gradients", "here: sums up"):
+    print(f"{name}, 2 workers: {8 * bytes_of[name][0] / 1e6:.3f} s per step at 1 Mbit/s")
+assert (
+    8 * bytes_of["here: sums up"][0] / 1e6 < 0.01 < 20 < 8 * bytes_of["float32 gradients"][0] / 1e6
+)
+
+# %% [markdown]
+#
+# ## A worker that comes late
+#
+# What does a worker hold? The data, the weights, and how hard each sample was when it was last seen (chapter 7 draws hard ones more often). All three follow from the data and the steps. So a worker that comes late asks for the steps, makes their forward passes, and has the same weights and draws the same samples.
+#
+# `Remote` is the client below `train_on`, which takes one step at a time. We give it workers of our own, each with a replica of its own.
+
+
+# %%
+class Worker:
+    """A worker in this process. `lie` may change what it answers."""
+
+    def __init__(self, name, lie=lambda told: told):
+        self.name, self.lie, self.replica, self.received = name, lie, None, []
+
+    def submit(self, message):
+        self.received.append(len(message))
+        task, future = Task.unpack(message), Future()
+        if self.replica is None and not task.brief:
+            told = Answer(UNKNOWN, self.name, 0)  # "which run?"
+        else:
+            self.replica = self.replica or Replica(log.header, data)
+            told = self.lie(self.replica.measure(task, self.name))
+        future.set_result(told.pack())
+        return future
+
+
+class Crew:
+    """Workers that come and go."""
+
+    def __init__(self, *workers):
+        self.workers = [*workers]
+
+    def lanes(self):
+        return [Lane(worker.name.decode(), worker.submit) for worker in self.workers]
+
+
+crew = Crew(Worker(b"worker 1"), Worker(b"worker 2"))
+late = Worker(b"the late")
+remote = Remote(crew, plan, method, brief_of(log.header, None, "late"))
+for number, expected in enumerate(records):
+    if number == 25:
+        crew.workers.append(late)
+    taken = remote.step()
+    assert np.array_equal(taken.record.codes, expected.codes)
+print("the late worker was sent, in bytes:", late.received[:5], "...")
+print(f"the weights, five to a byte, would be {ceil(n / 5):,}")
+assert late.received[1] < ceil(n / 5) / 10
+assert max(late.received[2:]) < 200
+
+# %% [markdown]
+# The first task comes to a worker that does not know the run. The task comes again, with the brief (in the main the log's header) and 25 steps; and from then on the late worker gets what the others get. A process that was killed and started again does the same, and so no state of a worker has to be saved.
+#
+# In a long run the price of coming late is one forward pass for every step that was missed. The steps' tangents are not measured again.
+#
+# ## A worker that lies
+#
+# An answer carries a checksum of the worker's weights and samples. A worker with other weights (a bit flipped in its memory, or a CPU that rounds otherwise) differs there, and is found at once. A worker that *lies* has the right weights and sends false sums.
+# The client cannot tell from the sums. But an honest answer is a function of the task: so some of the ranges are given to two workers, their answers are compared bit by bit, and where they differ a third decides. One worker in four negates its alignments, from the start:
+
+
+# %%
+def negated(told):
+    """The same answer, with every alignment turned round."""
+    sums = np.frombuffer(told.body, "<f4").copy()
+    sums[: len(sums) // 2] *= -1
+    return told._replace(body=sums.tobytes())
+
+
+def steps_until_found(check, steps):
+    """Steps until the liar was left out (None: never), and the share of wrong codes until then."""
+    workers = [Worker(b"honest %d" % k) for k in (1, 2, 3)]
+    crew = Crew(*workers, Worker(b"the liar", negated))
+    remote = Remote(crew, plan, method, brief_of(log.header, None, str(check)), check=check)
+    wrong = []
+    for expected in records[:steps]:
+        wrong.append(np.mean(remote.step().record.codes != expected.codes))
+        if remote.left_out:
+            assert [*remote.left_out] == [b"the liar".hex()]
+            return remote.steps, wrong, remote
+    return None, wrong, remote
+
+
+for check in (0.0, 0.25, 1.0):
+    at, wrong, remote = steps_until_found(check, 6 if check == 0 else STEPS)
+    fate = f"left out at step {at - 1}" if at else "never found"
+    print(f"{check:4.0%} of the ranges checked: {fate}; wrong codes at step 0: {wrong[0]:.0%}")
+    if check == 0:
+        assert at is None
+        assert 0.05 < wrong[0] < 0.3
+    if check == 1:
+        assert at == 1
+        assert max(wrong) == 0
+print(remote.left_out)
+
+# %% [markdown]
+# A liar is compared when its own range is checked, or when it is the second that measures another's. With a share $c$ of the ranges checked, the probability that it still goes unnoticed after $t$ steps is about $(1-c)^{2t}$. Which ranges are checked is drawn from the operating system's randomness and told to nobody.
+
+# %%
+shares = [0.02, 0.05, 0.1, 0.25]
+fig, axis = plt.subplots(figsize=(6.4, 3))
+t = np.arange(0, 121)
+for c in shares:
+    axis.plot(t, 100 * (1 - c) ** (2 * t), label=f"{c:.0%} checked twice")
+plots.label_axes(axis, "step", "liars not yet found (%)")
+half = [ceil(log2(0.5) / (2 * log2(1 - c))) for c in shares]
+print("half of all liars are found after", dict(zip(shares, half, strict=True)), "steps")
+assert half == [18, 7, 4, 2]
+
+# %% [markdown]
+# ## On Dask
+#
+# Dask brings what a pool has not: workers on other machines, that come and go, behind one scheduler; and deployers for SLURM, Kubernetes, clouds. `pip install 'minibit[cluster]'` installs it.
+# A program of yours says `LocalCluster(n_workers=2, threads_per_worker=1)`, below `if __name__ == "__main__":`, because its workers import the program; for a cluster that runs already, `Client("tls://scheduler:8786")`. This page is one script, so its workers are started as commands.
+
+# %%
+if importlib.util.find_spec("distributed"):
+    from distributed import Client
+    from distributed.deploy.subprocess import SubprocessCluster
+
+    options = {"n_workers": 2, "threads_per_worker": 1}
+    with SubprocessCluster(**options, silence_logs=50) as local, Client(local) as client:
+        client.wait_for_workers(2, timeout=60)
+        begin = time.perf_counter()
+        run = train_on(client, "strict", 0, folder / "dask.steps", **{**RUN, "steps": 16})
+        seconds = time.perf_counter() - begin
+    print(f"{run.steps} steps on two processes: {seconds:.1f} s with their start")
+    print(f"digest {run.digest[:16]}..., after {run.steps} steps of the serial run the same")
+    assert run.digest == log.digest(16)
+    assert run.traffic.up / run.traffic.answers < 600
+else:
+    print("Dask is not installed here: pip install 'minibit[cluster]'")
+temporary.cleanup()
+
+# %% [markdown]
+# If a worker dies, Dask runs its task elsewhere; if the scheduler dies, the run ends with an error, and `resume=True` goes on from the log. Both end with the digest of a run that nobody disturbed. The bytes above are those of task and answer, without what Dask wraps around them.
+# `minibit bench cluster` times the steps of two workers beside those of one process.
+#
+# ## Secure use
+#
+# - **A log is a model.** Whoever can read the log, or all messages to one worker, has the weights. Treat a log as you treat weights.
+# - **A scheduler runs code.** Whoever can connect to a Dask scheduler can run any Python on its workers. On a network that you share with others, use TLS: Dask takes certificates from its configuration (`distributed.comm.tls`), and `Client("tls://...")` uses them.
+# - **Answers are data.** A client reads an answer as numbers and checks lengths, ranges, order and signs before it uses them; nothing in an answer is executed, and what is no answer costs its worker the place in the crew.
+# - **A hostile worker** can be late, answer nothing, or lie. Late costs patience, lies cost a share of the codes until they are found. Two workers that lie *alike* outvote an honest one: the check finds single liars and faults, it is no defence against a crew of which many belong to one enemy. And a worker that was left out can come back as a new process under another name. Who may join is for TLS to say.
+# - A worker needs the data, and so it sees the data. Nothing here hides them.
+#
+# **Limits.**
+#
+# - The codes are equal as long as the machines round alike. Sums are floats; another CPU, BLAS or version of NumPy may err otherwise in the last bit. At every step the client compares what the workers say of the loss of the batch, to the bit, and a checksum of weights and hard samples. Where workers differ, the client measures for itself; those that differ from it are left out by name, before their sums are used. So a crew of different machines goes on with those that round as the client does, or ends in an error that says so. It never goes on with two kinds of weights.
+# - Sums that differ in a last bit, from workers whose losses agree, go unnoticed where no range is checked; then the log is still a valid run, though not that of the serial engine.
+# - Every worker draws the whole batch and makes its forward pass. That part is repeated, not shared, and it bounds the speed-up: with many workers a step is a forward pass and the way there and back.
+# - A step waits for its slowest worker. A task is sent again after `patience` seconds, to another.
+# - The client decides. If it dies, the log has all but the last record of up to 32 steps, and a new client goes on.
+#
+# **Exercises.** 1. Cut the batch in place of the perturbations, and join the sums in float32. From which number of workers on does a code differ? Which law of the tests would break? (`test_the_codes_are_those_of_a_serial_run`)
+# 2. Let the late worker come at step 39. How many bytes does it get, and which of them grow with the steps? (`test_a_worker_that_joins_late_needs_the_log_alone`)
+# 3. Write a lie that two honest workers would not notice even with `check=1`. (You may own two of the workers. `test_a_worker_that_lies_is_named_and_left_out` has a lie of one.)
+# 4. Flip one bit of a worker's weights. At which step is it found, and by what? (`test_a_worker_with_other_weights_is_found_without_any_check`)
+# 5. Two workers differ and there is no third. Who decides? (`test_of_two_that_differ_the_client_itself_decides`)
+# 6. Give `train_on` an executor that loses every fifth task. What changes in the log? (`test_lost_tasks_run_elsewhere`)
+# 7. Kill Dask's workers while a run goes on. (`test_killed_workers_cost_no_step`)
