@@ -46,18 +46,18 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "lora": 1_300,
     "cluster": 1_050,
     "datasets": 400,
-    "training": 750,
+    "training": 770,
     "language": 750,
     "counting": 300,
     "plots": 250,
     "results": 100,
     "experiments": 1_250,
-    "bench": 1_550,
+    "bench": 1_580,
     "cli": 2_350,
     "conformance": 4_500,
     "": 200,  # the face of the package
 }
-ALL_LINES = 33_500
+ALL_LINES = 34_700  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:
