@@ -408,7 +408,7 @@ for rough, fine in zip(found["rows"][1::2], found["rows"][::2], strict=True):
 #
 # 1. Draw units: 16 in each hidden layer, 4 of the output. Every weight into them is a candidate, 21,760 of 334,336.
 # 2. Score each by t. Its move is one step against its alignment; a move that the clamp would cancel is not legal.
-# 3. Per layer, keep the best share `rate`. The record is which ones, and their directions.
+# 3. Per layer, keep the best share `rate`. The step's choice is which ones, and their directions.
 #
 # Since only legal moves are kept, nothing is ever clamped: steps can be summed in any order and undone exactly.
 #

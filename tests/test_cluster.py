@@ -18,7 +18,7 @@ from minibit.cluster.replica import answer, brief_of
 from minibit.cluster.sums import decode, draw_range, join, ranges
 from minibit.datasets import load_npz
 from minibit.noise_step import Plan, draw_candidates
-from minibit.noise_step.records import draw_directions
+from minibit.noise_step.moves import draw_directions
 from minibit.steps import StepLog
 from minibit.training import train
 from test_training import blobs

@@ -565,10 +565,10 @@ def test_moves_are_legal_best_and_as_many_as_asked(seed, count):
         assert not tied.any() or last < rest[tied].min()  # lowest candidate wins
 
 
-# --- records and weights --------------------------------------------------------------------------
+# --- choices and weights --------------------------------------------------------------------------
 
 
-def test_a_sampled_record_is_the_clamped_sum_of_its_perturbations():
+def test_a_sampled_choice_is_the_clamped_sum_of_its_perturbations():
     """The new w is clamp(w - sum_i c_i v_i), summed first."""
     plan = Plan("sampled", 9, ("a", "b"), ((6, 50), (4, 6)), zeros=2**31, perturbations=16)
     codes = np.array([1, -1, 0, 1] * 4, np.int8)
@@ -585,13 +585,13 @@ def test_a_sampled_record_is_the_clamped_sum_of_its_perturbations():
     assert np.abs(flat + total).max() > 1  # the clamp had work to do
 
 
-def test_a_units_record_moves_the_drawn_candidates_and_nothing_else():
+def test_a_units_choice_moves_the_drawn_candidates_and_nothing_else():
     """Candidate u * inputs + i is the i-th drawn input of the u-th drawn unit."""
     plan = Plan("units", 4, ("a", "b"), ((9, 20), (5, 9)), 2**31, units=(3, 2), inputs=(6, 9))
-    record = UnitsStep(
+    choice = UnitsStep(
         (np.array([1, 13]), np.array([10])), (np.array([1, -1], np.int8), np.array([1], np.int8))
     )
-    positions, deltas = sparse_update(plan, 7, record)
+    positions, deltas = sparse_update(plan, 7, choice)
     units = draw_units(4, 7, 0, 9, 3)
     first = units[0] * 20 + draw_inputs(4, 7, 0, int(units[0]), 20, 6)[1]
     second = units[2] * 20 + draw_inputs(4, 7, 0, int(units[2]), 20, 6)[1]
@@ -604,19 +604,19 @@ def test_a_units_record_moves_the_drawn_candidates_and_nothing_else():
 
 
 def test_only_units_that_move_have_their_inputs_drawn(monkeypatch):
-    """Replay pays for the units of the record, not for all that the step drew."""
-    from minibit.noise_step import records as moves
+    """Replay pays for the units that were chosen, not for all that the step drew."""
+    from minibit.noise_step import moves
 
     plan = Plan("units", 4, ("a",), ((9, 20),), 2**31, units=(5,), inputs=(6,))
-    record = UnitsStep((np.array([7, 8, 25]),), (np.array([1, -1, 1], np.int8),))
-    expected, asked = sparse_update(plan, 7, record), []
+    choice = UnitsStep((np.array([7, 8, 25]),), (np.array([1, -1, 1], np.int8),))
+    expected, asked = sparse_update(plan, 7, choice), []
 
     def watched(seed, step, layer, units, n_in, count):
         asked.extend(units)
         return inputs_of_units(seed, step, layer, units, n_in, count)
 
     monkeypatch.setattr(moves, "inputs_of_units", watched)
-    found = sparse_update(plan, 7, record)
+    found = sparse_update(plan, 7, choice)
     np.testing.assert_array_equal(found, expected)
     assert asked == draw_units(4, 7, 0, 9, 5)[[1, 4]].tolist()
 
@@ -651,15 +651,15 @@ def test_the_digest_is_that_of_the_bytes_in_order():
 
 
 @pytest.mark.parametrize("method", ["sampled", "units"])
-def test_steps_replay_from_their_records_alone(method):
-    """Seed and records give the weights back, without the data."""
+def test_steps_replay_from_their_choices_alone(method):
+    """Seed and choices give the weights back, without the data."""
     plan = Plan("units", 2, ("w1", "w2"), ((16, 30), (5, 16)), 2**31)
     params, (_, x, y, _) = initial_params(plan), problem((30, 16, 5), 2)
     stepper = NoiseStep(model_for((30, 16, 5)), params, 2, SETTINGS[method])
     again = params
     for step in range(6):
-        record = stepper.step(x, y).record
-        again = apply_update(again, *sparse_update(stepper.plan, step, record))
+        choice = stepper.step(x, y).record
+        again = apply_update(again, *sparse_update(stepper.plan, step, choice))
     assert digest(again) == digest(stepper.params) != digest(params)
 
 
@@ -712,10 +712,10 @@ def test_a_fraction_of_the_inputs_can_be_candidates():
     stepper = NoiseStep(
         model_for((30, 20, 6)), params, 3, "units", units=8, inputs=(5, 20), rate=0.5
     )
-    record = stepper.step(x, y).record
-    assert record.positions[0].max() < 8 * 5
+    choice = stepper.step(x, y).record
+    assert choice.positions[0].max() < 8 * 5
     assert digest(stepper.params) == digest(
-        apply_update(params, *sparse_update(stepper.plan, 0, record))
+        apply_update(params, *sparse_update(stepper.plan, 0, choice))
     )
 
 
@@ -753,8 +753,8 @@ def test_a_rate_of_less_than_a_move_moves_now_and_then():
     for step in range(12):
         lots = uniform(3, (2,), domain=LEVELS, step=step)
         quotas.append([int(n / 200 + u) for n, u in zip((4 * 30, 4 * 20), lots, strict=True)])
-        record = stepper.step(x, y).record
-        assert [len(moved) for moved in record.positions] == quotas[-1]
+        choice = stepper.step(x, y).record
+        assert [len(moved) for moved in choice.positions] == quotas[-1]
     assert {quota for layers in quotas for quota in layers} == {0, 1}
 
 
@@ -803,8 +803,8 @@ def test_a_run_starts_at_the_weights_of_its_plan():
 
 @pytest.mark.parametrize("inputs", [None, 5])
 @pytest.mark.parametrize("method", ["sampled", "units"])
-def test_a_record_moves_the_same_weights_whoever_draws(method, inputs):
-    """`StepResult.update` is `sparse_update` of the record alone, which draws only what is kept."""
+def test_a_choice_moves_the_same_weights_whoever_draws(method, inputs):
+    """`StepResult.update` is `sparse_update` of the choice alone, which draws only what is kept."""
     params, x, y, _ = problem((30, 20, 6), 3)
     settings = Units(units=8, inputs=inputs, rate=0.3) if method == "units" else Sampled(16, 0.02)
     stepper = NoiseStep(model_for((30, 20, 6)), params, 3, settings)
@@ -827,7 +827,7 @@ BAD = {
     "zeros": (dict(zeros=1.5), ValueError, "zeros"),
     "rate": (dict(method="units", rate=1.5), ValueError, "rate"),
     "density": (dict(density=-0.1), ValueError, "density"),
-    "a density no record can name": (dict(density=1.0), ValueError, "density must lie below 1"),
+    "a density that no step can name": (dict(density=1.0), ValueError, "density must lie below 1"),
     "a schedule of nothing": (dict(density=lambda step: None), TypeError, "density must be"),
     "a schedule of NaN": (dict(density=lambda step: float("nan")), ValueError, "got nan"),
     "a schedule of words": (

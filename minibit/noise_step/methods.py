@@ -27,8 +27,7 @@ from numpy.typing import NDArray
 from minibit.base import integer, largest, number
 from minibit.noise import LEVELS, uniform
 from minibit.noise_step.alignments import Loss, Model, direction_sums_by_jvp, unit_sums_by_jvp
-from minibit.noise_step.perceptron import MLP
-from minibit.noise_step.records import (
+from minibit.noise_step.moves import (
     Candidates,
     Directions,
     Plan,
@@ -37,6 +36,7 @@ from minibit.noise_step.records import (
     draw_candidates,
     draw_directions,
 )
+from minibit.noise_step.perceptron import MLP
 from minibit.noise_step.unit_reference import Sums
 from minibit.noise_step.unit_tangents import direction_sums, unit_sums
 
@@ -64,15 +64,6 @@ class Objective(NamedTuple):
         else:
             sums = slow(self.model, *arguments, self.threshold, self.loss)
         return sums
-
-
-class Decision(NamedTuple):
-    """What a step drew, measured and keeps."""
-
-    drawn: Directions | Candidates
-    sums: Sums
-    record: SampledStep | UnitsStep
-    scores: Scores  # what was ranked
 
 
 @dataclass(frozen=True)
@@ -193,14 +184,20 @@ class Units:
         return Plan("units", seed, names, sizes, zeros, units=units, inputs=inputs)
 
     def quotas(self, plan: Plan, step: int) -> list[int]:
-        """Return how many moves each layer may keep at a step: ``floor(rate N + u)``."""
+        """Return each layer's *quota*, the moves that it may keep at a step: ``floor(rate N + u)``.
+
+        N are the layer's candidates, and the lot u, uniform in [0, 1), is drawn anew per step and
+        layer: quotas are whole, and on average rate N.
+        """
         rate = self._rate(step)
         u = uniform(plan.seed, (len(plan.shapes),), domain=LEVELS, step=step)
         sizes = [n * i for n, i in zip(plan.units, plan.inputs, strict=True)]
         return [int(np.floor(rate * size + lot)) for size, lot in zip(sizes, u, strict=True)]
 
-    def propose(self, plan: Plan, step: int) -> Candidates:
+    def propose(self, plan: Plan, step: int, density: float | None = None) -> Candidates:
         """Draw the units of a step, and of each the inputs that are candidates."""
+        if density is not None:
+            raise ValueError(f"density is a setting of Sampled, and no step of Units: {density}")
         return draw_candidates(plan, step)
 
     def measure(
@@ -234,30 +231,6 @@ class Units:
     def _rate(self, step: int) -> float:
         """Return the rate of a step, checked."""
         return number("rate", self.rate(step) if callable(self.rate) else self.rate, "[0, 1]")
-
-
-def decide(
-    method: Sampled | Units,
-    objective: Objective,
-    plan: Plan,
-    step: int,
-    params: Params,
-    samples: Samples,
-    density: float | None,
-) -> Decision:
-    """Propose, measure and keep, or raise a ValueError where a loss is not finite."""
-    proposer: Any = method
-    if isinstance(method, Sampled):
-        drawn = proposer.propose(plan, step, density)
-    elif density is None:
-        drawn = proposer.propose(plan, step)
-    else:
-        raise ValueError(f"density is a setting of Sampled, and no step of Units: {density}")
-    sums = proposer.measure(objective, params, samples, drawn)
-    if not np.isfinite(sums.loss).all():
-        sample = int(np.flatnonzero(~np.isfinite(sums.loss))[0])
-        raise ValueError(f"losses must be finite, got {sums.loss[sample]} for sample {sample}")
-    return Decision(drawn, sums, *proposer.keep(plan, step, params, drawn, sums))
 
 
 def _per_layer(

@@ -21,16 +21,17 @@ from numpy.typing import NDArray
 from minibit.base import integer, number, thread_count
 from minibit.kernels.threads import cpus
 from minibit.noise_step.alignments import Loss, Model
-from minibit.noise_step.methods import Objective, Sampled, Shapes, Units, decide
-from minibit.noise_step.perceptron import MLP
-from minibit.noise_step.records import (
+from minibit.noise_step.methods import Objective, Sampled, Shapes, Units
+from minibit.noise_step.moves import (
     Params,
     SampledStep,
     UnitsStep,
     Update,
+    apply_update,
     initial_params,
-    take_step,
+    sparse_update,
 )
+from minibit.noise_step.perceptron import MLP
 
 __all__ = ["NoiseStep", "StepResult"]
 
@@ -39,11 +40,11 @@ METHODS: dict[str, type[Sampled | Units]] = {"sampled": Sampled, "units": Units}
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did. Only `record` is needed to replay it."""
+    """What one step did. Only its choice, `record`, is needed to replay it."""
 
     step: int
-    record: SampledStep | UnitsStep
-    update: Update  # what the record does to the weights
+    record: SampledStep | UnitsStep  # the choice: what a record of the log has of the step
+    update: Update  # what the choice does to the weights
     loss: float  # mean over the batch, samples weighted, before the step
     accuracy: float  # of the batch, unweighted, before the step
     hardness: NDArray[np.floating[Any]]  # (batch,), 1 - p_y
@@ -163,15 +164,20 @@ class NoiseStep:
             If an argument is malformed or a loss is not finite; nothing is updated then.
         """
         x, y, weight = _batch(x, y, weight)
-        number, samples = self.steps, (x, y, weight)
-        drawn, sums, record, scores = decide(
-            self.method, self.objective, self.plan, number, self.params, samples, density
-        )
-        update, self.params = take_step(self.params, self.plan, number, record, drawn)
+        method: Any = self.method
+        plan, params, number = self.plan, self.params, self.steps
+        drawn = method.propose(plan, number, density)
+        sums = method.measure(self.objective, params, (x, y, weight), drawn)
+        if not np.isfinite(sums.loss).all():
+            sample = int(np.flatnonzero(~np.isfinite(sums.loss))[0])
+            raise ValueError(f"losses must be finite, got {sums.loss[sample]} for sample {sample}")
+        choice, scores = method.keep(plan, number, params, drawn, sums)
+        update = sparse_update(plan, number, choice, drawn)
+        self.params = apply_update(params, *update)
         self.steps += 1
         return StepResult(
             step=number,
-            record=record,
+            record=choice,
             update=update,
             loss=float(np.average(sums.loss, weights=weight if weight.any() else None)),
             accuracy=float(sums.correct.mean()),

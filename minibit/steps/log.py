@@ -80,7 +80,7 @@ class StepLog(History):
     Examples
     --------
     >>> import numpy as np
-    >>> from minibit.noise_step.records import Plan
+    >>> from minibit.noise_step.moves import Plan
     >>> from tempfile import TemporaryDirectory
     >>> plan = Plan("units", 0, ("w1",), ((4, 8),), zeros=2**31, units=(2,), inputs=(8,))
     >>> step = UnitsStep((np.array([3, 12]),), (np.array([1, -1], np.int8),))
@@ -458,7 +458,7 @@ def compact(log: StepLog, step: int | None = None) -> bytes:
     Examples
     --------
     >>> import numpy as np
-    >>> from minibit.noise_step.records import Plan
+    >>> from minibit.noise_step.moves import Plan
     >>> from tempfile import TemporaryDirectory
     >>> plan = Plan("sampled", 0, ("w1",), ((40, 80),), zeros=2**31, perturbations=2)
     >>> with TemporaryDirectory() as folder:

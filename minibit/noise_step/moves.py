@@ -1,8 +1,8 @@
-"""Step records, and what they do to weights: the integers of a noise_step run.
+"""What a step chose, and the moves that its choice makes: the integers of a noise_step run.
 
-A step leaves behind a few integers: one tern a perturbation (method ``sampled``), or which of the
-drawn candidates moved and in which direction (method ``units``). The perturbations and candidates
-themselves come back from the seed. This file turns records into weights; no float enters.
+A step's *choice* is a few integers: one tern per perturbation (method ``sampled``), or which of the
+drawn candidates move and in which direction (method ``units``). Perturbations and candidates come
+back from the seed. This file draws them, and turns choices into weights; no float enters.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ __all__ = [
     "draw_directions",
     "initial_params",
     "sparse_update",
-    "take_step",
 ]
 
 Params = dict[str, NDArray[np.int8]]
@@ -46,7 +45,7 @@ Params = dict[str, NDArray[np.int8]]
 
 @dataclass(frozen=True)
 class SampledStep:
-    """What a step of method ``sampled`` leaves behind: one tern a perturbation."""
+    """The choice of a step of method ``sampled``: one tern per perturbation."""
 
     numerator: int  # density of the perturbations = numerator / 2**32
     codes: NDArray[np.int8]  # (perturbations,), in {-1, 0, 1}
@@ -54,7 +53,7 @@ class SampledStep:
 
 @dataclass(frozen=True)
 class UnitsStep:
-    """What a step of method ``units`` leaves behind: the kept moves of every layer.
+    """The choice of a step of method ``units``: the kept moves of every layer.
 
     Move ``m`` of a layer changes the weight of candidate ``positions[m]`` by ``signs[m]``;
     candidate ``q`` is input ``q % inputs`` of drawn unit ``q // inputs``.
@@ -66,7 +65,7 @@ class UnitsStep:
 
 @dataclass(frozen=True)
 class Plan:
-    """The integers that turn step records back into weights."""
+    """The integers that turn the choices of steps back into weights."""
 
     method: str  # "sampled" or "units"
     seed: int
@@ -179,15 +178,15 @@ def _inputs(plan: Plan, step: int, layer: int, units: NDArray[np.int64]) -> NDAr
 def sparse_update(
     plan: Plan,
     step: int,
-    record: SampledStep | UnitsStep,
+    choice: SampledStep | UnitsStep,
     drawn: Directions | Candidates | None = None,
 ) -> Update:
-    """Turn a record into the sum of its moves.
+    """Turn a step's choice into the sum of its moves.
 
     ``sampled``: ``- sum_i c_i v_i``; ``units``: the kept moves.
 
     Steps count from 0, and their numbers name the draws of the `plan`; `drawn` are all draws of
-    the step, where the caller has them, else those that the record kept are drawn again. Positions
+    the step, where the caller has them, else those that the step chose are drawn again. Positions
     are sorted and distinct; deltas may be 0 where perturbations cancel.
 
     Examples
@@ -199,10 +198,10 @@ def sparse_update(
     >>> positions, deltas
     (array([1, 5]), array([-1,  1], dtype=int32))
     """
-    if isinstance(record, SampledStep):
-        positions, moves = _sampled_moves(plan, step, record, drawn)
+    if isinstance(choice, SampledStep):
+        positions, moves = _sampled_moves(plan, step, choice, drawn)
     else:
-        positions, moves = _units_moves(plan, step, record, drawn)
+        positions, moves = _units_moves(plan, step, choice, drawn)
     order = np.argsort(positions, kind="stable")
     positions, moves = positions[order], moves[order]
     first = np.flatnonzero(np.diff(positions, prepend=-1))
@@ -211,29 +210,29 @@ def sparse_update(
 
 
 def _sampled_moves(
-    plan: Plan, step: int, record: SampledStep, drawn: Any
+    plan: Plan, step: int, choice: SampledStep, drawn: Any
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Return the entries of ``- c_i v_i`` of all kept perturbations, (nonzeros,) each."""
-    kept = np.flatnonzero(record.codes)
+    kept = np.flatnonzero(choice.codes)
     if drawn is None:
-        noise = sparse_noise_many(plan.seed, step, kept, plan.size, record.numerator)
+        noise = sparse_noise_many(plan.seed, step, kept, plan.size, choice.numerator)
         offsets, positions, signs = noise
-        codes = record.codes[kept]
+        codes = choice.codes[kept]
     else:
-        (offsets, positions, signs, _), codes = drawn, record.codes
+        (offsets, positions, signs, _), codes = drawn, choice.codes
     code = np.repeat(codes, np.diff(offsets)).astype(np.int32)  # (nonzeros,)
     inside = code != 0
     return positions[inside], -code[inside] * signs[inside]  # w <- w - sum_i c_i v_i
 
 
 def _units_moves(
-    plan: Plan, step: int, record: UnitsStep, drawn: Any
+    plan: Plan, step: int, choice: UnitsStep, drawn: Any
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Return where the kept moves of all layers lie, and their signs, (moves,) each."""
     start, positions, signs = 0, [np.empty(0, np.int64)], [np.empty(0, np.int32)]
     for layer, (n_out, n_in) in enumerate(plan.shapes):
-        if record.positions[layer].size:
-            row, column = np.divmod(record.positions[layer], plan.inputs[layer])
+        if choice.positions[layer].size:
+            row, column = np.divmod(choice.positions[layer], plan.inputs[layer])
             if drawn is not None:
                 units, columns = drawn.units[layer], drawn.columns[layer]
             else:
@@ -245,7 +244,7 @@ def _units_moves(
                 columns = _inputs(plan, step, layer, units)
             column = column if columns is None else columns[row, column]
             positions.append(start + units[row] * n_in + column)
-            signs.append(record.signs[layer].astype(np.int32))
+            signs.append(choice.signs[layer].astype(np.int32))
         start += n_out * n_in
     return np.concatenate(positions), np.concatenate(signs)
 
@@ -275,18 +274,6 @@ def apply_update(
         out[name] = flat.reshape(w.shape)
         start += w.size
     return out
-
-
-def take_step(
-    params: Mapping[str, NDArray[np.int8]],
-    plan: Plan,
-    step: int,
-    record: SampledStep | UnitsStep,
-    drawn: Directions | Candidates | None = None,
-) -> tuple[Update, Params]:
-    """Return what a record does to weights (`sparse_update`), and the weights with it done."""
-    update = sparse_update(plan, step, record, drawn)
-    return update, apply_update(params, *update)
 
 
 def digest(params: Mapping[str, NDArray[np.int8]]) -> str:
