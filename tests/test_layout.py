@@ -37,7 +37,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "layers": 350,
     "noise": 700,
     "noise_step": 1_800,
-    "steps": 1_680,
+    "steps": 2_400,
     "tape": 980,
     "transformer": 1_800,
     "checkpoint": 2_250,
@@ -46,18 +46,18 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "lora": 1_300,
     "cluster": 1_050,
     "datasets": 400,
-    "training": 770,
+    "training": 820,
     "language": 750,
     "counting": 300,
     "plots": 250,
     "results": 100,
     "experiments": 1_250,
     "bench": 1_580,
-    "cli": 2_350,
+    "cli": 2_700,
     "conformance": 4_500,
     "": 200,  # the face of the package
 }
-ALL_LINES = 34_700  # and each idea that is added brings its own
+ALL_LINES = 35_800  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:

@@ -20,7 +20,7 @@ from minibit.noise_step import MLP, UnitsStep, digest, initial_params
 from minibit.noise_step.unit_tangents import forward
 from minibit.steps import StepLog
 from minibit.training import PRESETS, evaluate, loop, train
-from minibit.training.log_header import model_of, training_header
+from minibit.training.log_header import model_of, other_data, training_header
 from minibit.training.resampling import Pool, shifted
 
 KILLS = int(os.environ.get("MINIBIT_TEST_KILLS", "3"))
@@ -628,3 +628,90 @@ def test_a_killed_run_is_a_prefix_and_goes_on(tmp_path):
         again = train(out=path, resume=True, dataset=blobs(), workers=1, steps=whole_records + 5)
         assert again.steps == whole_records + 5
         assert StepLog.open(path).verify() == again.digest
+
+
+# --- Forks
+
+
+@pytest.mark.parametrize("method", ["units", "sampled"])
+def test_a_fork_that_changes_nothing_goes_on_to_the_same_weights(tmp_path, method):
+    """The parent's digest at its end, from a fork within a record."""
+    whole = run(tmp_path / "a.steps", method)
+    StepLog.open(tmp_path / "a.steps").fork(40, tmp_path / "b.steps")
+    assert go_on(tmp_path / "b.steps").digest == whole.digest
+
+
+@pytest.mark.parametrize("method", ["units", "sampled"])
+@pytest.mark.parametrize("others", [False, True], ids=["seed", "data"])
+def test_a_fork_goes_on_by_its_own_seed_and_data_however_often_it_is_stopped(
+    tmp_path, method, others
+):
+    """Other steps than the parent's, the same after a stop, and a log that verifies."""
+    run(tmp_path / "a.steps", method)
+    log = StepLog.open(tmp_path / "a.steps")
+    data = replace(blobs(seed=0), digest="c" * 64) if others else blobs()
+    if others:
+        data = replace(data, train_y=data.train_y[::-1].copy())
+    entry = other_data(log, 40, data, "validation") if others else None
+    results = []
+    for name, stops in (("b", [96]), ("c", [50, 77, 96])):
+        fork = log.fork(40, tmp_path / name, None if others else 9, entry)
+        assert fork.header["data"].get("since") == (40 if others else None)
+        results += [go_on(tmp_path / name, data, steps=steps) for steps in stops][-1:]
+        again = StepLog.open(tmp_path / name)
+        assert again.verify() == results[-1].digest
+        assert again.drawn_by(95) == (3 if others else 9, 95)
+        assert again.digest(40) == log.digest(40)
+    assert results[0].digest == results[1].digest != log.digest()
+    assert results[0].split == ("validation" if others else "final")
+
+
+def go_on(path, data=None, steps=96):
+    """Resume a run on blobs, or on other data."""
+    return train(out=path, resume=True, dataset=data or blobs(), workers=1, steps=steps)
+
+
+def test_a_forks_density_does_not_rise_again_on_other_data(tmp_path):
+    """Where it followed the loss, it stays where the parent's was, whether stopped or not."""
+    fields = {"density_by_loss": ((9.0, 0.004), (1.2, 0.001)), "easy_share": 1.0}
+    run(tmp_path / "a.steps", "sampled", **fields)
+    log = StepLog.open(tmp_path / "a.steps")
+    last = [*log.steps()][63].numerator
+    for name, stops in (("b", [96]), ("c", [64, 64, 96])):
+        log.fork(64, tmp_path / name, data=other_data(log, 64, blobs()))
+        digests = {go_on(tmp_path / name, steps=steps).digest for steps in stops}
+        assert [*StepLog.open(tmp_path / name).steps()][64].numerator <= last
+    assert go_on(tmp_path / "b").digest in digests
+
+
+def test_data_that_a_model_does_not_take_are_refused(tmp_path):
+    """Other inputs, more classes, no images where they are shifted, no such split."""
+    run(tmp_path / "a.steps", steps=2)
+    log, data = StepLog.open(tmp_path / "a.steps"), blobs()
+    for bad in (
+        replace(data, train_x=data.train_x[:, :15], test_x=data.test_x[:, :15]),
+        blobs(classes=5),
+        replace(data, sample_shape=(16,)),
+    ):
+        with pytest.raises(ValueError, match="takes 16 inputs of images and 4 classes; blobs has"):
+            other_data(log, 1, bad)
+    with pytest.raises(ValueError, match="split_name"):
+        other_data(log, 1, data, "all")
+
+
+def test_a_log_whose_later_steps_have_several_seeds_is_not_trained_on(tmp_path):
+    """As one that was joined, then cut within its second part."""
+    run(tmp_path / "a.steps", steps=4)
+    log = StepLog.open(tmp_path / "a.steps")
+    header = {**log.header, "segments": [[3, 0, 4], [7, 0, 2]]}
+    StepLog.create(tmp_path / "b.steps", header).close()
+    with pytest.raises(ValueError, match="drawn by several seeds"):
+        go_on(tmp_path / "b.steps")
+
+
+def test_workers_take_no_steps_of_a_fork_with_its_own_seed(tmp_path):
+    """They draw by the plan's; a fork with other data alone they would take."""
+    run(tmp_path / "a.steps", steps=2)
+    StepLog.open(tmp_path / "a.steps").fork(1, tmp_path / "b.steps", 9)
+    with pytest.raises(ValueError, match="no steps of a fork"):
+        train(out=tmp_path / "b.steps", resume=True, dataset=blobs(), engine=lambda *_: None)

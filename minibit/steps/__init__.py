@@ -1,7 +1,9 @@
 """A model is its steps: log, replay, history, edits."""
 
+from minibit.steps.edits import checked_segments as checked_segments
 from minibit.steps.file import MAGIC as MAGIC
 from minibit.steps.file import LogError as LogError
+from minibit.steps.forks import seed_at as seed_at
 from minibit.steps.log import StepLog as StepLog
 from minibit.steps.log import compact as compact
 from minibit.steps.net_moves import expand as expand

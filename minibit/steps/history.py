@@ -19,6 +19,7 @@ from minibit.base import integer
 from minibit.noise_step import Params, Plan
 from minibit.steps.edits import Segments, named
 from minibit.steps.file import DIGEST, Contents, LogError, Record
+from minibit.steps.forks import seed_at, seed_from
 from minibit.steps.replaying import (
     Flat,
     Step,
@@ -98,6 +99,14 @@ class History:
         """Yield every step as it was logged."""
         for record in self._contents.records:
             yield from self._unpack(record)
+
+    def drawn_by(self, step: int) -> tuple[int, int]:
+        """Return the seed and the number that a step's noise is drawn by; also of one to come."""
+        return seed_at(self.plan.seed, self._segments, integer("step", step))
+
+    def seed_ahead(self) -> int:
+        """Return the seed of all steps to come; a ValueError says if there are several."""
+        return seed_from(self.plan.seed, self._segments, len(self))
 
     def diff(self, a: int, b: int) -> Params:
         """Return what steps between a and b changed: weights after b minus weights after a."""

@@ -24,7 +24,7 @@ from itertools import chain, groupby, islice, repeat
 from pathlib import Path
 from typing import Any, Self
 
-from minibit.base import open_whole, whole_path
+from minibit.base import integer, open_whole, whole_path
 from minibit.noise_step import SampledStep, UnitsStep, Update
 from minibit.steps.edits import (
     EDITS,
@@ -52,6 +52,7 @@ from minibit.steps.file import (
     read_log,
     scan,
 )
+from minibit.steps.forks import fork_segments, merged
 from minibit.steps.history import History
 from minibit.steps.net_moves import net_moves
 from minibit.steps.replaying import (
@@ -398,7 +399,49 @@ class StepLog(History):
         both = chain(islice(names[0], len(mine)), islice(names[1], len(more)))
         segments = segments_of(both, len(mine) + len(more))
         span = [[len(mine), len(mine) + len(more)]] if more else []
-        return self._copy("concat", span, mine + more, out, segments)
+        edit = {"edit": "concat", "steps": span, "source": self.digest()}
+        return self._copy(edit, mine + more, out, segments)
+
+    def fork(
+        self,
+        step: int,
+        out: str | os.PathLike[str],
+        seed: int | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Write a log of the first `step` steps, to be trained on in another way.
+
+        The weights are those that this log had. With a `seed`, all noise from there on is drawn by
+        it, the initial weights still by the plan's; with `data`, the header's entry of that name
+        is replaced (`minibit.training.other_data` makes one). A step or seed that cannot be is a
+        ValueError; `out` must not exist.
+        """
+        step = self._step("step", integer("step", step))
+        if seed is not None:
+            seed = integer("seed", seed, 0, 2**64 - 1)
+        segments = fork_segments(self.plan, self._segments, step, seed)
+        edit: dict[str, Any] = {"edit": "fork", "steps": [[0, step]], "source": self.digest(step)}
+        if seed is not None:
+            edit["seed"] = seed
+        return self._copy(edit, [*islice(self.steps(), step)], out, segments, data)
+
+    def merge(self, other: StepLog, out: str | os.PathLike[str]) -> Self:
+        """Write a log of two forks of one parent: its steps, then this log's own, then the other's.
+
+        Each step keeps its noise and its codes, so the weights are those of this log with the
+        moves of the other's branch added, one after another and clamped. A ValueError says if the
+        plans differ, or the logs have not even their first step in common.
+        """
+        if other.plan != self.plan:
+            raise ValueError(
+                f"only forks of one parent can be merged, which have one plan; "
+                f"got {self.plan} and {other.plan}"
+            )
+        branches = [(log._segments, [*log.steps()]) for log in (self, other)]
+        steps, segments, shared = merged(self.plan, *branches)
+        span = [[len(self), len(steps)]] if len(steps) > len(self) else []
+        edit = {"edit": "merge", "steps": span, "source": self.digest(), "parent": shared}
+        return self._copy(edit | {"other": other.verify()}, steps, out, segments)
 
     def _edit(self, kind: str, steps: Steps, out: str | os.PathLike[str]) -> Self:
         """Write a copy with some steps edited."""
@@ -406,23 +449,25 @@ class StepLog(History):
         chosen = chosen_steps(steps, len(every))
         for number in chosen:
             every[number] = EDITS[kind](every[number])
-        return self._copy(kind, intervals(chosen), every, out, self._segments)
+        edit = {"edit": kind, "steps": intervals(chosen), "source": self.digest()}
+        return self._copy(edit, every, out, self._segments)
 
     def _copy(
         self,
-        kind: str,
-        span: list[list[int]],
+        edit: dict[str, Any],
         steps: list[Step],
         out: str | os.PathLike[str],
         segments: Segments,
+        entry: Mapping[str, Any] | None = None,
     ) -> Self:
         """Write an edited log in one piece; its header says what was done, and to what."""
-        edit = {"edit": kind, "steps": span, "source": self.digest()}
         header = self.header
         before = header.get("edits", [])
         header["edits"] = [*(before if isinstance(before, list) else [before]), edit]
         if segments:
             header["segments"] = segments
+        if entry is not None:
+            header["data"] = dict(entry)
         start = pack_header(header)
         log = type(self)(out, scan(start))
         data, contents = log._pack(log._known, initial_flat(log.plan), steps)

@@ -4,6 +4,7 @@ from minibit.training.course import Course as Course
 from minibit.training.log_header import MNIST_MEAN as MNIST_MEAN
 from minibit.training.log_header import MNIST_STD as MNIST_STD
 from minibit.training.log_header import model_of as model_of
+from minibit.training.log_header import other_data as other_data
 from minibit.training.log_header import training_header as training_header
 from minibit.training.loop import Progress as Progress
 from minibit.training.loop import TrainResult as TrainResult

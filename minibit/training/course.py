@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import integer
 from minibit.datasets import Dataset, split
 from minibit.noise_step import SampledStep, forward, geometric
-from minibit.steps import StepLog
+from minibit.steps import StepLog, checked_segments, seed_at
 from minibit.training.log_header import model_of, recipe_of
 from minibit.training.resampling import Pool, shifted
 
@@ -26,12 +27,16 @@ Batch = tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float32]]  # x, y, wei
 class Course:
     """Batches of a run, one after another, and what was learnt of their samples.
 
-    Recipe and split are those of the log's `header`; `seed` names the draws.
+    Recipe and split are those of the log's `header`; `seed` names the draws, but of steps that a
+    fork or another log's steps draw by a seed of their own. Data that a fork took up count from its
+    first step on.
     """
 
     def __init__(self, header: dict[str, Any], data: Dataset, seed: int) -> None:
         self.recipe = recipe = recipe_of(header["recipe"])
         self.model = model_of(header)
+        self._seed, self._segments = seed, checked_segments(header.get("segments", []))
+        self._since = integer("data.since", header["data"].get("since", 0))
         x, y = data.train_x, data.train_y
         if header["data"]["split"] == "validation":
             x, y = split(data)[:2]
@@ -46,7 +51,8 @@ class Course:
 
     def batch(self, step: int) -> Batch:
         """Draw the batch of a step; `saw` then says what its samples came to."""
-        sample, shift, weight = self.pool.draw(step, self.batch_size(step))
+        self.pool.seed, number = seed_at(self._seed, self._segments, step)
+        sample, shift, weight = self.pool.draw(number, self.batch_size(step))
         self._drawn = sample, shift
         return self.pool.images[shift, sample], self.pool.labels[sample], weight
 
@@ -69,11 +75,14 @@ class Course:
         return self._density if recipe.density_by_loss and recipe.method == "sampled" else None
 
     def retrace(self, log: StepLog, workers: int | None = None) -> None:
-        """Make the forward passes of all steps of a log: the course is then as its run's was."""
+        """Make the forward passes of a log's steps on these data: the course of its run."""
         steps = len(log)
         remembers = self.recipe.easy_share < 1  # else only the density of the last step counts
-        passes = range(0 if remembers else max(0, steps - 1), steps)
-        records = iter(list(log.steps())[passes.start :])
+        passes = range(max(self._since, 0 if remembers else steps - 1), steps)
+        every = list(log.steps())
+        if not passes and isinstance(every[-1], SampledStep):
+            self._density = every[-1].numerator / 2**32
+        records = iter(every[passes.start :])
         for (step, params), record in zip(log.walk(passes), records, strict=True):
             x, y, weight = self.batch(step)
             if isinstance(record, SampledStep):

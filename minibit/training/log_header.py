@@ -16,7 +16,7 @@ from minibit.noise_step import MLP
 from minibit.steps import StepLog
 from minibit.training.presets import Preset
 
-__all__ = ["make_header", "model_of", "recipe_of", "training_header"]
+__all__ = ["make_header", "model_of", "other_data", "recipe_of", "training_header"]
 
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
 SPLITS = ("final", "validation")
@@ -82,6 +82,28 @@ def make_header(preset: str, recipe: Preset, data: Dataset, split_name: str) -> 
             "input_offset": -mean * scale,
         },
     }
+
+
+def other_data(log: StepLog, step: int, data: Dataset, split_name: str = "final") -> dict[str, Any]:
+    """Return the header's entry ``data`` for a fork of a log that goes on, after `step`, on others.
+
+    Inputs stay normalised as they were, for the weights were trained so; the run remembers nothing
+    of samples that it saw before. A ValueError says if the model does not take the `data`, or
+    there is no split of that name.
+    """
+    header = training_header(log)
+    recipe = recipe_of(header["recipe"])
+    n_in, classes = recipe.widths[0], recipe.widths[-1]
+    fits = data.features == n_in and data.classes <= classes
+    if not fits or (recipe.shifts > 1 and len(data.sample_shape) != 2):
+        raise ValueError(
+            f"the model of {log.path} takes {n_in} inputs{' of images' * (recipe.shifts > 1)} and "
+            f"{classes} classes; {data.name} has samples of shape {data.sample_shape} in "
+            f"{data.classes} classes"
+        )
+    split_name = one_of("split_name", split_name, SPLITS)
+    own = {"name": data.name, "digest": data.digest, "split": split_name, "since": step}
+    return {**header["data"], **own}
 
 
 def recipe_of(fields: dict[str, Any]) -> Preset:

@@ -170,6 +170,8 @@ def train(
         most = run.course.recipe.steps
         if steps is not None and steps > most:
             raise ValueError(f"steps must be at most the log's {most}, got {steps}")
+        if engine and run.log.seed_ahead() != run.log.plan.seed:
+            raise ValueError(f"workers take no steps of a fork with a seed of its own, like {out}")
         run.remote = engine(run.log, run.log.header, run.course) if engine else None
         return run.go(most if steps is None else steps, workers, progress)
 
@@ -246,8 +248,8 @@ class _Run:
             plan, model = log.plan, model_of(header)
             method, zeros = recipe.settings(), plan.zeros / 2**32
             rules: dict[str, Any] = {"zeros": zeros, "threshold": recipe.threshold}
-            stepper = NoiseStep(model, log.replay(), plan.seed, method, **rules)
-            if stepper.plan != plan:
+            stepper = NoiseStep(model, log.replay(), log.seed_ahead(), method, **rules)
+            if replace(stepper.plan, seed=plan.seed) != plan:
                 raise ValueError(f"{out}: its recipe makes {stepper.plan}, its header says {plan}")
             stepper.steps = len(log)
             return cls(data, log, stepper, Course(header, data, plan.seed))
