@@ -150,7 +150,8 @@ _MOVED = (
     "scaling=topk.scaling_laws sparse_matmul=topk.products codebooks=nf4.codebooks "
     "double_quant=nf4.double_quant nf4_tensor=nf4.tensor bitsandbytes_layout=nf4.bitsandbytes "
     "frozen=lora.frozen adapter_file=lora.peft_files paged=lora.paged accounting=lora.accounting "
-    "presets=training.presets resampling=training.resampling training_log=training.log_header"
+    "presets=training.presets resampling=training.course training.resampling=training.course "
+    "training_log=training.log_header"
 )
 
 

@@ -55,7 +55,7 @@ from minibit.noise_step.unit_reference import (
     unit_sums_reference,
 )
 from minibit.noise_step.unit_tangents import direction_sums, forward, unit_sums
-from minibit.training.resampling import Pool
+from minibit.training.course import Pool
 
 VECTORS = json.loads(noise_step_oracle.VECTORS.read_text(encoding="utf-8"))["cases"]
 

@@ -20,8 +20,8 @@ from minibit.noise_step import MLP, UnitsStep, digest, initial_params
 from minibit.noise_step.unit_tangents import forward
 from minibit.steps import StepLog
 from minibit.training import PRESETS, evaluate, loop, train
+from minibit.training.course import Pool, shifted
 from minibit.training.log_header import model_of, other_data, training_header
-from minibit.training.resampling import Pool, shifted
 
 KILLS = int(os.environ.get("MINIBIT_TEST_KILLS", "3"))
 

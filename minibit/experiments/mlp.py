@@ -31,7 +31,7 @@ from minibit.noise_step import MLP, digest
 from minibit.steps import StepLog
 from minibit.tape import Adam, value_and_grad
 from minibit.training import MNIST_MEAN, MNIST_STD, PRESETS, evaluate, model_of, train
-from minibit.training.resampling import shifted
+from minibit.training.course import shifted
 
 __all__ = ["RUNS", "accuracy", "mlp", "straight_through_run", "ternary"]
 

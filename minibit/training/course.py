@@ -1,12 +1,17 @@
-"""The course of a run: which samples its steps see, and what the run remembers of them.
+"""The course of a run: what is drawn of a batch, and what the run remembers of its samples.
 
-A run's state is its weights and its course: how hard each sample was at its last visit, which
-decides how often it is drawn, and the density that followed the loss. Forward passes give both, so
-a log has its run's course, too: `Course.retrace` makes them anew for a run that is resumed.
+``hard[i, s]`` holds 1 - p_y of image i under shift s as of its last visit, at first 1. A draw takes
+(i, s) uniformly. It is accepted with weight 1 if the image is hard, above `threshold`, else with
+probability `easy_share` and weight 1 / easy_share, so that weighted sums stay unbiased.
+
+The table, and the density that followed the loss, are state of the run and not of the model.
+Forward passes give both, so a log has its run's course, too: `Course.retrace` makes them anew for a
+run that is resumed.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,18 +19,57 @@ from numpy.typing import NDArray
 
 from minibit.base import integer
 from minibit.datasets import Dataset, split
+from minibit.noise import BATCH, integers, uniform
 from minibit.noise_step import SampledStep, forward, geometric
 from minibit.steps import StepLog, checked_segments, seed_at
 from minibit.training.log_header import model_of, recipe_of
-from minibit.training.resampling import Pool, shifted
+from minibit.training.presets import SHIFTS
 
-__all__ = ["Course"]
+__all__ = ["Course", "Pool", "shifted"]
 
 Batch = tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float32]]  # x, y, weight
 
 
+@dataclass
+class Pool:
+    """All samples under all shifts, and how hard each was at its last visit."""
+
+    images: NDArray[Any]  # (shifts, samples, n_in)
+    labels: NDArray[np.int64]
+    seed: int
+    threshold: float
+    easy_share: float
+    hard: NDArray[np.float32] = field(init=False)  # (samples, shifts)
+
+    def __post_init__(self) -> None:
+        """Take every sample to be hard."""
+        self.hard = np.ones((self.images.shape[1], self.images.shape[0]), np.float32)
+
+    def draw(
+        self, step: int, n: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """Draw n samples, their shifts and weights: hard ones always, easy ones now and then."""
+        count, shifts = len(self.labels), self.images.shape[0]
+        samples, moves, weights, drawn, turn = [], [], [], 0, 0
+        while drawn < n:
+            draw = {"domain": BATCH, "step": step}
+            tries = max(1024, 2 * (n - drawn))
+            pair = integers(self.seed, count * shifts, tries, **draw, lane=2 * turn)
+            chance = uniform(self.seed, (tries,), **draw, lane=2 * turn + 1)
+            sample, shift = pair // shifts, pair % shifts
+            is_hard = self.hard[sample, shift] > self.threshold
+            accepted = is_hard | (chance < self.easy_share)
+            samples.append(sample[accepted])
+            moves.append(shift[accepted])
+            weights.append(np.where(is_hard[accepted], 1, 1 / self.easy_share))
+            drawn += int(accepted.sum())
+            turn += 1
+        sample, shift, weight = (np.concatenate(a)[:n] for a in (samples, moves, weights))
+        return sample, shift, weight.astype(np.float32)
+
+
 class Course:
-    """Batches of a run, one after another, and what was learnt of their samples.
+    """The batches of a run, one after another; each step tells it how hard its samples were.
 
     Recipe and split are those of the log's `header`; `seed` names the draws, but of steps that a
     fork or another log's steps draw by a seed of their own. Data that a fork took up count from its
@@ -82,10 +126,28 @@ class Course:
         every = list(log.steps())
         if not passes and isinstance(every[-1], SampledStep):
             self._density = every[-1].numerator / 2**32
-        records = iter(every[passes.start :])
-        for (step, params), record in zip(log.walk(passes), records, strict=True):
+        choices = iter(every[passes.start :])
+        for (step, params), choice in zip(log.walk(passes), choices, strict=True):
             x, y, weight = self.batch(step)
-            if isinstance(record, SampledStep):
-                self._density = record.numerator / 2**32
+            if isinstance(choice, SampledStep):
+                self._density = choice.numerator / 2**32
             _, losses, hardness, _ = forward(self.model, params, x, y, workers)
             self.saw(hardness, float(np.average(losses, weights=weight if weight.any() else None)))
+
+
+def shifted(images: NDArray[Any], shifts: int, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Lay all samples out under each of the first `shifts` one-pixel shifts; new pixels are 0."""
+    if shifts == 1:
+        return images[None]
+    square = images.reshape(-1, *shape)  # (samples, rows, columns)
+    out = np.zeros((shifts, *square.shape), images.dtype)
+    for moved, (down, right) in zip(out, SHIFTS[:shifts], strict=True):
+        to_rows, from_rows = _overlap(down, shape[0])
+        to_columns, from_columns = _overlap(right, shape[1])
+        moved[:, to_rows, to_columns] = square[:, from_rows, from_columns]
+    return out.reshape(shifts, *images.shape)
+
+
+def _overlap(move: int, side: int) -> tuple[slice, slice]:
+    """Where pixels go and where they come from."""
+    return slice(max(move, 0), side + min(move, 0)), slice(max(-move, 0), side + min(-move, 0))
