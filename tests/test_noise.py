@@ -2,13 +2,11 @@
 
 import doctest
 import importlib
-import json
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fractions import Fraction
-from importlib.resources import files
 from itertools import combinations, islice
 from math import comb
 
@@ -59,7 +57,6 @@ from noise_oracle import (
 )
 
 PATHS = ["reference"] + ([kernels.path()] if kernels.compiled() else [])
-VECTORS = json.loads((files("minibit") / "vectors" / "noise.json").read_text())["cases"]
 
 seeds = st.integers(0, 2**64 - 1)
 word32 = st.integers(0, 2**32 - 1)
@@ -98,48 +95,7 @@ def on_every_path(function, *arguments, **keywords):
     return results[0] if isinstance(result, tuple) else results[0][0]
 
 
-# --- Published and shared cases
-
-
-def parse(value):
-    """Read a vector's value: hexadecimal strings are integers, at any depth."""
-    if isinstance(value, str):
-        return int(value, 16)
-    return [parse(item) for item in value] if isinstance(value, list) else value
-
-
-FUNCTIONS = {
-    "philox4x32": philox4x32,
-    "words": words,
-    "uniform": uniform,
-    "integers": integers,
-    "noise_constants": noise_constants,
-    "sparse_noise": sparse_noise,
-    "initial_codes": initial_codes,
-    "draw_units": draw_units,
-    "draw_inputs": draw_inputs,
-}
-
-
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("case", VECTORS, ids=lambda case: case["id"])
-def test_vectors(case, path):
-    """The language-neutral cases that every port runs."""
-    arguments = {name: parse(value) for name, value in case["arguments"].items()}
-    with running(path):
-        result = FUNCTIONS[case["function"]](**arguments)
-    expected = parse(case["expected"])
-    if not isinstance(result, tuple):
-        result, expected = (result,), [expected]
-    for ours, theirs in zip(result, expected, strict=True):
-        assert np.asarray(ours).tolist() == theirs
-
-
-def test_the_vectors_name_every_function_and_what_each_catches():
-    """No function without a case, no case without a reason, no two of one name."""
-    assert {case["function"] for case in VECTORS} == set(FUNCTIONS)
-    assert all(case["catches"] for case in VECTORS)
-    assert len({case["id"] for case in VECTORS}) == len(VECTORS)
+# --- Published cases
 
 
 @pytest.mark.parametrize("path", PATHS)

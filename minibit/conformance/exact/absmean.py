@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from minibit.conformance.exact.numbers import entries, float32, nearest
 
-__all__ = ["absmax_quantize", "absmean_quantize", "binary_quantize", "fake_quant_weight"]
+__all__ = ["ABSMEAN"]
 
 EPS = Fraction(float(np.float32(1e-5)))
 
@@ -74,3 +75,12 @@ def _moved(values: Any, targets: list[Fraction], strength: float) -> Any:
         for x, target in zip(values.flat, targets, strict=True)
     ]
     return np.array([nearest(x) for x in moved], np.float32).reshape(values.shape)
+
+
+ABSMEAN: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "absmean_quantize": absmean_quantize,
+    "absmax_quantize": absmax_quantize,
+    "binary_quantize": binary_quantize,
+    "fake_quant_weight": fake_quant_weight,
+    "fake_quant_activation": fake_quant_activation,
+}

@@ -11,11 +11,12 @@ from typing import Any
 
 from minibit.conformance.cases import Case
 from minibit.conformance.mutations.absmean import ABSMEAN
+from minibit.conformance.mutations.noise import NOISE
 from minibit.conformance.running import Deviation, answer_of, judge
 
 __all__ = ["MUTATIONS", "caught"]
 
-MUTATIONS: dict[str, Callable[..., Any]] = {**ABSMEAN}
+MUTATIONS: dict[str, Callable[..., Any]] = {**ABSMEAN, **NOISE}
 
 
 class _Mutated:
