@@ -1,5 +1,10 @@
 """A model is its steps: log, replay, history, edits."""
 
+from minibit.steps.bounds import MOST_WEIGHTS as MOST_WEIGHTS
+from minibit.steps.bounds import checked_plan as checked_plan
+from minibit.steps.bounds import draws as draws
+from minibit.steps.codes import pack_steps as pack_steps
+from minibit.steps.codes import unpack_steps as unpack_steps
 from minibit.steps.edits import checked_segments as checked_segments
 from minibit.steps.file import MAGIC as MAGIC
 from minibit.steps.file import LogError as LogError
@@ -7,11 +12,6 @@ from minibit.steps.forks import seed_at as seed_at
 from minibit.steps.log import StepLog as StepLog
 from minibit.steps.log import compact as compact
 from minibit.steps.net_moves import expand as expand
-from minibit.steps.replaying import MOST_WEIGHTS as MOST_WEIGHTS
-from minibit.steps.replaying import checked_plan as checked_plan
-from minibit.steps.replaying import draws as draws
-from minibit.steps.replaying import pack_steps as pack_steps
-from minibit.steps.replaying import unpack_steps as unpack_steps
 
 __all__ = [
     "LogError",

@@ -23,7 +23,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.noise_step import SampledStep, UnitsStep
+from minibit.noise_step import Plan, SampledStep, UnitsStep
+from minibit.steps.bounds import Step, candidates, payable
 
 __all__ = [
     "BitReader",
@@ -32,11 +33,28 @@ __all__ = [
     "decode_units",
     "encode_sampled",
     "encode_units",
+    "pack_steps",
+    "unpack_steps",
 ]
 
 NUMERATOR = struct.Struct("<I")
 MOST_PARTS = 1 << 20
 TERNS = {0: "0", 1: "10", -1: "11"}
+
+
+def pack_steps(plan: Plan, steps: Sequence[Step]) -> bytes:
+    """Code the choices of the steps of one record; sampled ones must share their numerator."""
+    sampled = [step for step in steps if isinstance(step, SampledStep)]
+    if plan.method == "sampled":
+        return encode_sampled(sampled)
+    return encode_units([step for step in steps if isinstance(step, UnitsStep)], candidates(plan))
+
+
+def unpack_steps(plan: Plan, payload: bytes, count: int) -> list[Step]:
+    """Read `pack_steps`; ValueError if the payload is no such code."""
+    if plan.method == "sampled":
+        return [payable(plan, s) for s in decode_sampled(payload, count, plan.perturbations)]
+    return [*decode_units(payload, count, candidates(plan))]
 
 
 class BitWriter:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from minibit.base import integer_array
 from minibit.noise_step import Plan, SampledStep, UnitsStep
-from minibit.steps.replaying import Step
+from minibit.steps.bounds import Step
 
 __all__ = [
     "EDITS",

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice
 
 from minibit.noise_step import Plan
+from minibit.steps.bounds import Step
+from minibit.steps.codes import pack_steps
 from minibit.steps.edits import Segments, named, segments_of
-from minibit.steps.replaying import Step, pack_steps
 
 __all__ = ["fork_segments", "merged", "seed_at", "seed_from"]
 

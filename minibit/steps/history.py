@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 
 from minibit.base import integer
 from minibit.noise_step import Params, Plan
+from minibit.steps.bounds import Step
+from minibit.steps.codes import unpack_steps
 from minibit.steps.edits import Segments, named
 from minibit.steps.file import DIGEST, Contents, LogError, Record
 from minibit.steps.forks import seed_at, seed_from
 from minibit.steps.replaying import (
     Flat,
-    Step,
     advance,
     as_params,
     initial_flat,
     rows_at,
-    unpack_steps,
 )
 
 __all__ = ["History"]

@@ -26,6 +26,8 @@ from typing import Any, Self
 
 from minibit.base import integer, open_whole, whole_path
 from minibit.noise_step import SampledStep, UnitsStep, Update
+from minibit.steps.bounds import Step, checked_plan, checked_step
+from minibit.steps.codes import pack_steps
 from minibit.steps.edits import (
     EDITS,
     Segments,
@@ -55,15 +57,7 @@ from minibit.steps.file import (
 from minibit.steps.forks import fork_segments, merged
 from minibit.steps.history import History
 from minibit.steps.net_moves import net_moves
-from minibit.steps.replaying import (
-    Flat,
-    Step,
-    advance,
-    checked_plan,
-    checked_step,
-    initial_flat,
-    pack_steps,
-)
+from minibit.steps.replaying import Flat, advance, initial_flat
 
 __all__ = ["StepLog", "compact"]
 
@@ -107,7 +101,7 @@ class StepLog(History):
             self._segments = checked_segments(header.get("segments", []))
         except ValueError as error:
             raise LogError(f"the header: {error}", START.size, path=self.path) from None
-        self._place = self.path.absolute()  # also after a change of directory
+        self._absolute = self.path.absolute()  # also after a change of directory
         self._known = contents
         self._under_way: tuple[Contents, Flat] | None = None  # what an append leads to
         self._last: tuple[int, Flat] | None = None  # the last step, and the weights after it
@@ -142,7 +136,7 @@ class StepLog(History):
             if old.read()[: len(MAGIC)] != MAGIC:
                 log.close()
                 raise FileExistsError(f"{path} is no minibit log; it is kept")
-            log._beside = log._naming.enter_context(whole_path(log._place, overwrite=True))
+            log._beside = log._naming.enter_context(whole_path(log._absolute, overwrite=True))
             log._beside.write_bytes(start)
         else:
             with open_whole(log.path) as file:
@@ -278,8 +272,8 @@ class StepLog(History):
             If a step does not fit the plan; if the log is torn, another writer holds it, or the
             file is no longer as it was read; if the disk is full or fails.
         """
-        records = [steps] if isinstance(steps, SampledStep | UnitsStep) else list(steps)
-        batch = [checked_step(self.plan, step) for step in records]
+        several = [steps] if isinstance(steps, SampledStep | UnitsStep) else steps
+        batch = [checked_step(self.plan, step) for step in several]
         if updates is not None and len(updates) != len(batch):
             raise ValueError(f"updates must be one per step, {len(batch)}, got {len(updates)}")
         if not batch:
@@ -315,7 +309,7 @@ class StepLog(History):
         (after, flat), file = self._under_way, self._appender
         if file.size == after.end:
             self._naming.close()
-            file.path, self._beside = self._place, None
+            file.path, self._beside = self._absolute, None
             self._known, self._last = after, (after.steps, flat)
         elif self._known.end < file.size < after.end:
             with suppress(OSError):
@@ -350,7 +344,7 @@ class StepLog(History):
     def _writer(self) -> Appender:
         """Return the file, open and locked for appending, if it still ends where the log does."""
         if self._appender is None:
-            self._appender = Appender(self._beside or self._place)
+            self._appender = Appender(self._beside or self._absolute)
         try:
             self._appender.expect(self._known.end, self._known.crc)
         except LogError:
