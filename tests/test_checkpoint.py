@@ -385,7 +385,18 @@ BAD_CONFIGS = {
     "other positions": ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'default'"),
     "no positions": ({"rope_parameters": [1]}, "rope_type 'default'"),
     "other positions, as of old": (
-        {"rope_parameters": {"type": "linear", "factor": 2}}, "rope_type 'default', got .*linear",
+        {"rope_parameters": {"type": "linear", "factor": 2}}, "rope_type 'default', .*got .*linear",
+    ),
+    "positions scaled as of old": (
+        {"rope_scaling": {"type": "yarn", "factor": 1}}, "rope_scaling must be null .*got .*yarn",
+    ),
+    "part of a head turned": (
+        {"rope_scaling": {"type": "linear", "factor": 1}, "partial_rotary_factor": 0.5},
+        "rope_scaling must be null",
+    ),
+    "positions scaled from a shorter text": (
+        {"rope_parameters": {"rope_type": "dynamic", "original_max_position_embeddings": 16}},
+        "rope_parameters must be null",
     ),
     "positions by layer": (
         {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "an object 'full_attention'",
@@ -406,7 +417,7 @@ BAD_CONFIGS = {
     "groups that do not fit": ({"num_key_value_heads": 3}, "kv_heads must divide heads"),
     "wide heads": ({"head_dim": 16}, "head_dim must be hidden_size / num_attention_heads, got 16"),
     "a head_dim of text": ({"head_dim": "8" * 99}, "head_dim must be"),
-    "a token below 0": ({"eos_token_id": [3, -1]}, "eos must lie in"),
+    "a huge token": ({"eos_token_id": [3, 2**31]}, "eos must lie in"),
     "a token of text": ({"bos_token_id": "<s>"}, "bos_token_id must be an integer"),
     "no token in a list": ({"eos_token_id": ["a"]}, "eos_token_id must be an integer"),
     "tied to a number": ({"tie_word_embeddings": 1}, "tie_word_embeddings must be False or True"),
@@ -429,7 +440,11 @@ BAD_CONFIGS = {
     ),
     "some float layers": (
         {"quantization_config": {"quant_method": "bitnet", "modules_to_not_convert": ["q_proj"]}},
-        r"modules_to_not_convert may name 'lm_head' only, got \['q_proj'\]",
+        r"modules_to_not_convert must be null, or name .* no projection, got \['q_proj'\]",
+    ),
+    "a quantised head": (
+        {"quantization_config": {"quant_method": "bitnet", "modules_to_not_convert": []}},
+        r"modules_to_not_convert must be null, or name 'lm_head' .*, got \[\]",
     ),
 }  # fmt: skip
 
@@ -494,7 +509,13 @@ LOST = {
         {UP: as_tensor(np.ones(384, np.uint8))}, UP, r"expected U8 \(12, 32\).*got U8 \(384,\)",
     ),
     "a long norm": ({NORM: as_tensor(np.ones(33, np.float32))}, NORM, r"of shape \(32,\), got F32"),
-    "a norm of doubles": ({NORM: as_tensor(np.ones(32))}, NORM, r"shape \(32,\), got F64 \(32,\)"),
+    "a norm of doubles beyond float32": (
+        {NORM: as_tensor(np.full(32, 1e39))}, NORM, "must be finite, got inf",
+    ),
+    "a bias": (
+        {"model.layers.0.self_attn.q_proj.bias": as_tensor(np.ones(32, np.float32))},
+        "model.layers.0.self_attn.q_proj.bias", "is not expected by the configuration",
+    ),
     "a norm of integers": ({NORM: ("I32", (32,), bytes(128))}, NORM, "got I32"),
     "a norm of NaN": (
         {NORM: as_tensor(np.where(np.arange(32) == 3, np.nan, 1).astype(np.float32))}, NORM,
@@ -1224,6 +1245,91 @@ def test_any_ternary_matrix_comes_back_from_a_file(tmp_path_factory, seed):
     assert_equal(
         load_bitnet(save(BitNetModel(CONFIG, params), folder, "offline")).params[name], params[name]
     )
+
+
+HARMLESS = {  # what transformers computes the same logits with
+    "plain positions": {"rope_scaling": {"rope_type": "default"}},
+    "no scaling": {"rope_scaling": {}},
+    "scaled by 1": {"rope_scaling": {"type": "linear", "factor": 1.0}},
+    "scaled beyond the longest text": {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
+    "scaled by 1, as of late": {
+        "rope_parameters": {"rope_type": "linear", "factor": 1, "rope_theta": 5e5}
+    },
+    "a part that plain positions ignore": {"partial_rotary_factor": 0.5},
+    "tokens below 0": {"bos_token_id": -1, "eos_token_id": [3, -1]},
+    "no end": {"eos_token_id": -1},
+    "modules that have no product": {
+        "quantization_config": {
+            "quant_method": "bitnet", "linear_class": "autobitlinear",
+            "quantization_mode": "online",
+            "modules_to_not_convert": ["lm_head", "model.embed_tokens", "norm"],
+        }
+    },
+    "no number of positions": {"max_position_embeddings": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HARMLESS)
+def test_what_changes_no_logit_is_not_refused(what, tmp_path):
+    """The configuration is read, and the logits stay; see the peers' tests for transformers."""
+    folder = save(float_model(), tmp_path / "model", "online")
+    expected = load_bitnet(folder)
+    reconfigure(folder, **HARMLESS[what])
+    model = load_bitnet(folder)
+    np.testing.assert_array_equal(model.logits(TOKENS), expected.logits(TOKENS))
+    ends = {"tokens below 0": (3,), "no end": ()}
+    assert model.config.ends == ends.get(what, (2,))
+    assert model.config.bos == (None if what == "tokens below 0" else 1)
+    assert model.config.max_positions == (2048 if what == "no number of positions" else 64)
+
+
+def test_the_theta_of_rope_scaling_comes_first(folder):
+    """As transformers has it: where rope_scaling says anything, rope_parameters are not read."""
+    scaling = {"rope_type": "default", "rope_theta": 7.0}
+    reconfigure(folder, rope_scaling=scaling, rope_parameters={"rope_type": "yarn", "factor": 8})
+    assert read_config(folder / "config.json")[0].rope_theta == 7.0
+
+
+def test_heads_that_are_left_out_are_those_of_transformers(folder):
+    """20 heads, 5 of keys and values: its defaults, which no tensor shows."""
+    path = folder / "config.json"
+    reconfigure(folder, hidden_size=160, num_attention_heads=None, num_key_value_heads=None)
+    config, _ = read_config(path)
+    assert (config.heads, config.kv_heads) == (20, 5)
+
+
+OTHER_TENSORS = {  # how a file may hold the same model
+    "doubles": lambda tensors: {
+        name: as_tensor(np.frombuffer(data, "<f4").astype(np.float64).reshape(shape))
+        for name, (_, shape, data) in tensors.items()
+    },
+    "angles of positions": lambda tensors: {
+        f"model.{place}rotary_emb.inv_freq": as_tensor(np.ones(4, np.float32))
+        for place in ("", "layers.0.self_attn.")
+    },
+    "a layer too many": lambda tensors: {
+        name.replace("layers.1", "layers.2"): tensor for name, tensor in tensors.items()
+    },
+    "no class of a head": lambda tensors: dict.fromkeys(tensors) | {
+        name.removeprefix("model."): tensor for name, tensor in tensors.items()
+    },
+    "the head alone": lambda tensors: {EMBED: None, "lm_head.weight": tensors[EMBED]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", OTHER_TENSORS)
+def test_other_ways_to_hold_a_model_are_read(what, tmp_path):
+    """Each gives the parameters of the model as it was saved, bit for bit."""
+    folder = save(float_model(), tmp_path / "model", "float")
+    expected = load_bitnet(folder)
+    header, data = raw(folder / "model.safetensors")
+    tensors = {
+        name: (e["dtype"], tuple(e["shape"]), data[slice(*e["data_offsets"])])
+        for name, e in header.items()
+        if name != "__metadata__"
+    }
+    retensor(folder, **OTHER_TENSORS[what](tensors))
+    assert_same(load_bitnet(folder), expected)
 
 
 @pytest.mark.parametrize("equal", [True, False])

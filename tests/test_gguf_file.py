@@ -682,6 +682,28 @@ def test_a_configuration_that_cannot_be_is_refused(entry, value, message, path):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"bitnet-b1.58.rope.scaling.type": "none", "bitnet-b1.58.rope.scaling.factor": 4.0},
+        {"bitnet-b1.58.rope.scaling.type": "linear", "bitnet-b1.58.rope.scaling.factor": 1.0},
+        {"bitnet-b1.58.rope.scale_linear": 0.0},
+        {"tokenizer.ggml.bos_token_id": 2**32 - 1},
+    ],
+    ids=str,
+)
+def test_what_changes_no_number_is_not_refused(entries, path):
+    """As llama.cpp has it: kind "none" has no factor, a factor of 0 is 1, token -1 is none."""
+    expected = load_gguf(path)
+    rewrite(path, entries=entries)
+    model = load_gguf(path)
+    if "tokenizer.ggml.bos_token_id" in entries:
+        assert model.config.bos is None
+        config = dataclasses.replace(model.config, bos=expected.config.bos)
+        model = dataclasses.replace(model, config=config)
+    assert_same(model, expected)
+
+
 # --- writing -----------------------------------------------------------------------------------
 
 

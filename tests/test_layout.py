@@ -40,7 +40,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "steps": 2_400,
     "tape": 980,
     "transformer": 1_800,
-    "checkpoint": 2_250,
+    "checkpoint": 2_280,
     "topk": 850,
     "nf4": 1_000,
     "lora": 1_300,

@@ -395,12 +395,12 @@ def config_of(folder, **changes):
         ({"peft_type": "IA3"}, "peft_type must be 'LORA', got 'IA3'"),
         ({"r": 3}, "has rank 2, but adapter_config.json says r = 3"),
         ({"r": True}, "r must be an integer"),
-        ({"r": None}, "r must be an integer"),
+        ({"r": None}, "has rank 2, but adapter_config.json says r = 8"),
         ({"lora_alpha": "much"}, "lora_alpha must (be a real number|lie in)"),
         ({"lora_alpha": -1}, "lora_alpha must (be a real number|lie in)"),
         ({"lora_dropout": 1.0}, "lora_dropout must lie in"),
         ({"use_rslora": "yes"}, "use_rslora must be False or True"),
-        ({"bias": "all"}, "bias must be 'none'"),
+        ({"bias": "some"}, "bias must be 'none', 'all' or 'lora_only', got 'some'"),
         ({"lora_alpha": float("inf")}, "Infinity"),
         ({"lora_alpha": 10**400}, "digits"),
         ({"use_dora": True}, "has lora_A and no magnitude"),
@@ -423,6 +423,39 @@ def test_a_configuration_that_is_not_plain_lora_is_refused_by_its_field(tmp_path
     save_adapters(tmp_path, {"up": {"A": drawn((2, 3)), "B": drawn((4, 2))}})
     config_of(tmp_path, **changes)
     with pytest.raises(CheckpointError, match=match):
+        load_adapters(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bias": "all"},
+        {"bias": "lora_only"},
+        {"fan_in_fan_out": True},
+        {"r": None, "lora_alpha": None},
+        dict.fromkeys(("bias", "use_rslora", "use_dora", "lora_dropout", "rank_pattern")),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_changes_no_number_is_not_refused(tmp_path, changes):
+    """Biases that no matrix has, how a layer stores weights, fields that are null or missing."""
+    save_adapters(tmp_path, {"up": {"A": drawn((8, 3)), "B": drawn((4, 8))}}, alpha=8)
+    expected, settings = load_adapters(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    left = json.loads(path.read_text()) | changes
+    for config in (left, {k: v for k, v in left.items() if v is not None}):
+        path.write_text(json.dumps(config))
+        adapters, read = load_adapters(tmp_path)
+        assert read == settings
+        np.testing.assert_array_equal(adapters["up"]["A"], expected["up"]["A"])
+
+
+def test_a_bias_that_was_trained_is_refused(tmp_path):
+    """Its tensor is no adapter's, whatever the configuration says of biases."""
+    pair = {KEY.format("A"): ("F32", drawn((2, 3))), KEY.format("B"): ("F32", drawn((4, 2)))}
+    raw(tmp_path, pair | {"base_model.model.model.up.bias": ("F32", drawn((4,)))})
+    config_of(tmp_path, bias="all")
+    with pytest.raises(CheckpointError, match=r"up\.bias.*expected base_model\.model"):
         load_adapters(tmp_path)
 
 

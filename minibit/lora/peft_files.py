@@ -59,8 +59,10 @@ KNOWN = (  # fields of peft: those that are honoured, and
     *("inference_mode", "target_modules", "exclude_modules", "layers_to_transform"),
     *("layers_pattern", "megatron_config", "megatron_core", "loftq_config", "eva_config"),
     *("corda_config", "lora_ga_config", "runtime_config", "qalora_group_size"),
-    "ensure_weight_tying",
+    *("ensure_weight_tying", "fan_in_fan_out"),
 )
+DEFAULTS = {"r": 8, "lora_alpha": 8}  # peft's
+BIASES = ("none", "all", "lora_only")  # which were trained: the file has them, where there are any
 STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "pissa")  # others change the base
 CHECKS: dict[str, Callable[[str, Any], float]] = {  # of one module's value, and of all others'
     "rank_pattern": partial(integer, least=1, most=2**31 - 1),
@@ -229,8 +231,9 @@ def load_adapters(
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Return a configuration of which every field is honoured or harmless."""
-    config = read_json(path)
+    """Return a configuration of which every field is honoured or harmless; null is left out."""
+    stored = {name: value for name, value in read_json(path).items() if value is not None}
+    config = DEFAULTS | stored
     with in_file(path):
         one_of("peft_type", config.get("peft_type"), ("LORA",))
         CHECKS["rank_pattern"]("r", config.get("r"))
@@ -238,7 +241,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         number("lora_dropout", config.get("lora_dropout", 0), "[0, 1)")
         for name in ("use_rslora", "use_dora"):
             one_of(name, config.get(name, False), (False, True))
-        one_of("bias", config.get("bias", "none"), ("none",))
+        one_of("bias", config.get("bias", "none"), BIASES)
         for name, check in CHECKS.items():
             patterns = config.get(name) or {}
             if not isinstance(patterns, dict) or not all(map(PATTERN.fullmatch, patterns)):

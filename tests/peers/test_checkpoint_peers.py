@@ -12,13 +12,14 @@ What can be equal to the bit, and what cannot:
 """
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from minibit.absmean import absmax_quantize, absmean_quantize
-from minibit.checkpoint import load_bitnet, random_checkpoint
+from minibit.checkpoint import CheckpointError, load_bitnet, random_checkpoint
 from minibit.checkpoint.hf.linear import published_linear, weight_scale_of
 from minibit.checkpoint.safetensors import SafetensorsFile
 from minibit.matmul import ternary_matmul
@@ -342,6 +343,91 @@ def test_what_transformers_saves_is_read(way, tmp_path):
             else:
                 np.testing.assert_array_equal(again.params[param], value)
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+
+
+def logits_of_both(folder):
+    """The logits of a few tokens, ours and those of transformers."""
+    with torch.no_grad():
+        expected = numpy(theirs(folder)(torch.from_numpy(TOKENS[:2])).logits)
+    return load_bitnet(folder).logits(TOKENS[:2]), expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling": {"rope_type": "default", "rope_theta": 100.0}},
+        {"rope_scaling": {}},
+        {"rope_scaling": {"type": "linear", "factor": 1.0}},
+        {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 1.0, "rope_theta": 5e5}},
+        {"partial_rotary_factor": 0.5},
+        {"eos_token_id": [3, -1], "bos_token_id": -1},
+        {"num_hidden_layers": 2},
+    ],
+    ids=str,
+)
+def test_what_a_configuration_may_say_is_what_transformers_computes(changes, tmp_path):
+    """Kinds of positions, tokens that are none, fewer layers than the file has: the same logits."""
+    folder = save(float_model(), tmp_path / "model", "float")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    logits, expected = logits_of_both(folder)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def test_scaled_positions_that_are_refused_would_give_other_logits(tmp_path):
+    """What is refused is not what would have been computed."""
+    folder = save(float_model(), tmp_path / "model", "float")
+    ours, _ = logits_of_both(folder)
+    path = folder / "config.json"
+    scaling = {"rope_scaling": {"type": "linear", "factor": 2.0}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | scaling))
+    with torch.no_grad():
+        expected = numpy(theirs(folder)(torch.from_numpy(TOKENS[:2])).logits)
+    assert np.abs(ours - expected).max() > 1e-2
+    with pytest.raises(CheckpointError, match="rope_scaling must be null"):
+        load_bitnet(folder)
+
+
+def test_a_head_that_a_list_of_modules_leaves_out_is_quantised_and_refused(tmp_path):
+    """modules_to_not_convert []: transformers quantises the head and its input, we have floats."""
+    folder = save(float_model(), tmp_path / "model", "online")
+    ours, expected = logits_of_both(folder)
+    np.testing.assert_allclose(ours, expected, atol=0.1)
+    path = folder / "config.json"
+    fields = json.loads(path.read_text())
+    fields["quantization_config"]["modules_to_not_convert"] = []
+    path.write_text(json.dumps(fields))
+    with torch.no_grad():
+        quantised = numpy(theirs(folder)(torch.from_numpy(TOKENS[:2])).logits)
+    assert np.median(np.abs(quantised - expected)) > 1e-2
+    with pytest.raises(CheckpointError, match="modules_to_not_convert must be null, or name"):
+        load_bitnet(folder)
+
+
+TENSORS = {
+    "doubles": lambda tensors: {name: t.double() for name, t in tensors.items()},
+    "angles": lambda tensors: tensors | {"model.rotary_emb.inv_freq": torch.ones(8)},
+    "the head alone": lambda tensors: {
+        "lm_head.weight" if name == "model.embed_tokens.weight" else name: t
+        for name, t in tensors.items()
+    },
+    "no class of a head": lambda tensors: {
+        name.removeprefix("model."): t for name, t in tensors.items()
+    },
+}
+
+
+@pytest.mark.parametrize("what", TENSORS)
+def test_tensors_that_transformers_takes_for_the_model_are_taken_so(what, tmp_path):
+    """Doubles, buffers that nothing reads, one of two tied matrices, names without their prefix."""
+    torch_files = pytest.importorskip("safetensors.torch")
+    folder = save(float_model(), tmp_path / "model", "float")
+    path = folder / "model.safetensors"
+    tensors = {name: t.clone() for name, t in torch_files.load_file(path).items()}
+    torch_files.save_file(TENSORS[what](tensors), path, {"format": "pt"})
+    logits, expected = logits_of_both(folder)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("linear_class", ["bitlinear", "autobitlinear"])

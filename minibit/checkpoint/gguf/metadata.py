@@ -64,12 +64,9 @@ def read_config(file: GGUFFile, *, squared_relu: bool = False) -> BitNetConfig:
     activation = file.metadata.get(f"{name}.hidden_activation", SQUARED_RELU)
     if activation != SQUARED_RELU:
         raise file.error(f"has the activation {shown(activation)}; squared ReLU is known here")
-    scaling = file.metadata.get(f"{name}.rope.scaling.type", "none")
-    if (
-        value("rope.scaling.factor", 1.0) != 1.0
-        or value("rope.scale_linear", 1.0) != 1.0
-        or scaling not in ("none", "linear")  # by the factor, which is 1
-    ):
+    factors = {value(f"rope.{key}", 1.0) for key in ("scaling.factor", "scale_linear")}
+    scaling = file.metadata.get(f"{name}.rope.scaling.type", "linear")
+    if scaling != "none" and (scaling != "linear" or factors - {0, 1}):  # 0 means 1
         raise file.error("has scaled rotary positions, which are not known here")
     layers = value("block_count")
     if layers > len(file.tensors):
@@ -101,12 +98,12 @@ def read_config(file: GGUFFile, *, squared_relu: bool = False) -> BitNetConfig:
 
 
 def _token(file: GGUFFile, name: str) -> int | None:
-    """Return a token that the metadata name, or None."""
+    """Return a token that the metadata name, or None: also for -1, signed or not."""
     key = f"tokenizer.ggml.{name}_token_id"
     token = file.metadata.get(key)
     if key in file.metadata and type(token) is not int:
         raise file.error(f"has {key} {shown(token)}, must be a token")
-    return token if isinstance(token, int) else None
+    return token if isinstance(token, int) and token not in (-1, 2**32 - 1) else None
 
 
 def _ends(file: GGUFFile, known: list[int]) -> tuple[int, ...]:

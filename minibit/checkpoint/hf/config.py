@@ -40,7 +40,11 @@ FIXED = {  # what the published block has, and a file may say
     "model_type": ("bitnet",),
     "hidden_act": ("relu2",),
     "attention_bias": (False, None),
-    "rope_scaling": (None,),
+}
+DEFAULTS = {  # what transformers takes for sizes that a file leaves out, and that no tensor shows
+    "num_attention_heads": 20,
+    "num_key_value_heads": 5,
+    "max_position_embeddings": 2048,
 }
 QUANTIZATION = {  # what a quantization_config may say
     "quant_method": ("bitnet",),
@@ -48,6 +52,8 @@ QUANTIZATION = {  # what a quantization_config may say
     "quantization_mode": ("offline", "online"),
     "use_rms_norm": (False, None),
 }
+SCALING = {"rope_type", "type", "rope_theta", "factor"}  # what may be said of scaled positions
+NOT_CONVERTED = ("lm_head", "embed_tokens", "model.embed_tokens", "norm", "model.norm")
 
 
 @dataclass(frozen=True)
@@ -71,14 +77,14 @@ def read_config(path: Path) -> tuple[BitNetConfig, Storage]:
     Raises `CheckpointError` if it is no such file, lacks a size, or says what the published block
     has not: another activation, biases, scaled positions, norms inside the linear layers.
 
-    ``rope_theta`` lies in ``rope_parameters`` (transformers 5) or beside the sizes (before, and
-    also where the former leave it out). ``num_key_value_heads`` null means one per query head.
+    What is left out is as transformers has it: 20 heads, 5 of keys and values, 2048 positions, no
+    tied head. ``num_key_value_heads`` null means one per query head. A token below 0 is none.
     """
-    fields = read_json(path)
+    fields = DEFAULTS | read_json(path)
     _refuse_others(fields, FIXED, path)
     if "model_type" not in fields:
         raise CheckpointError("no model_type; expected 'bitnet'", path)
-    if "num_key_value_heads" in fields and fields["num_key_value_heads"] is None:
+    if fields["num_key_value_heads"] is None:
         fields["num_key_value_heads"] = fields.get("num_attention_heads")
     with in_file(path):
         sizes: dict[str, Any] = {
@@ -140,25 +146,38 @@ def _refuse_others(fields: dict[str, Any], known: dict[str, tuple[Any, ...]], pa
 
 
 def _token(fields: dict[str, Any], name: str) -> Any:
-    """Return a token's number, a tuple of several, or None."""
+    """Return a token's number, a tuple of several, or None; a number below 0 is no token."""
     value = fields.get(name)
     listed = value if isinstance(value, list) else [] if value is None else [value]
-    tokens = tuple(integer(name, token, None) for token in listed)
+    tokens = tuple(token for token in listed if integer(name, token, None) >= 0)
     return tokens[0] if len(tokens) == 1 else tokens or None
 
 
 def _rope_theta(fields: dict[str, Any]) -> float:
-    """Return the base of the rotary positions, wherever it is written."""
-    rope = fields.get("rope_parameters")
+    """Return the base of the rotary positions, if these are the plain ones.
+
+    It lies in ``rope_scaling`` where that says anything, else in ``rope_parameters`` (transformers
+    5), or beside the sizes (before, and also where these objects leave it out).
+    """
+    name = "rope_scaling" if fields.get("rope_scaling") else "rope_parameters"
+    rope = fields.get(name)
     if rope is not None:
-        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else 0
-        if kind != "default":
-            raise ValueError(f"rope_parameters must be of rope_type 'default', got {shown(rope)}")
-        nested = next((name for name, value in rope.items() if isinstance(value, dict)), None)
+        if not isinstance(rope, dict) or not _plain(rope, "partial_rotary_factor" in fields):
+            expected = "null or of rope_type 'default', without a factor"
+            raise ValueError(f"{name} must be {expected}, got {shown(rope)}")
+        nested = next((key for key, value in rope.items() if isinstance(value, dict)), None)
         if nested is not None:  # positions of their own for some layers
-            raise ValueError(f"rope_parameters must not have an object {shown(nested)}")
+            raise ValueError(f"{name} must not have an object {shown(nested)}")
         fields = rope if "rope_theta" in rope else fields
     return number("rope_theta", fields.get("rope_theta", 500_000.0), "(0, inf)")
+
+
+def _plain(rope: dict[str, Any], partial: bool) -> bool:
+    """Whether transformers turns by plain angles, up to max_position_embeddings."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default" and (partial or rope.keys() - SCALING):
+        return False
+    return kind == "dynamic" or (kind in ("default", "linear") and rope.get("factor", 1) == 1)
 
 
 def _storage(fields: Any, path: Path) -> Storage:
@@ -169,9 +188,14 @@ def _storage(fields: Any, path: Path) -> Storage:
         message = f"quantization_config must name its quant_method, got {shown(fields)}"
         raise CheckpointError(message, path)
     _refuse_others(fields, QUANTIZATION, path)
-    skipped = fields.get("modules_to_not_convert") or []
-    if not isinstance(skipped, list) or any(name != "lm_head" for name in skipped):
-        message = f"modules_to_not_convert may name 'lm_head' only, got {shown(skipped)}"
+    skipped = fields.get("modules_to_not_convert")
+    if skipped is not None and not (
+        isinstance(skipped, list)
+        and "lm_head" in skipped
+        and all(s in NOT_CONVERTED for s in skipped)
+    ):  # transformers quantises a head that a list leaves out, and its input
+        expected = "null, or name 'lm_head' and no projection"
+        message = f"modules_to_not_convert must be {expected}, got {shown(skipped)}"
         raise CheckpointError(message, path)
     return Storage(
         fields.get("linear_class", "bitlinear"), fields.get("quantization_mode", "offline")

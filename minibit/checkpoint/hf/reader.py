@@ -1,13 +1,14 @@
 """Hugging Face's BitNet directories: from files to a model.
 
 A directory must hold the tensors that its configuration says, of the shapes that it says, and no
-others, which is checked before a weight is touched. Then, tensor by tensor:
+others but those that can be no part of the model, which is checked before a weight is touched.
+Then, tensor by tensor:
 
     projections   uint8, 2 bits a weight     -> a `TernaryMatrix`, never expanded; its pages let go
                   floats (master weights)    -> float32
     norms         any floats                 -> float32
     embeddings    bfloat16                   -> stay in the mapped file, as uint16 bits
-                  float16, float32           -> float32
+                  other floats               -> float32
 
 What real uploads got wrong is refused: projections that are all zeros (microsoft/BitNet#608),
 latent weights where ternary ones belong (unilm#1502), scales that are none.
@@ -16,6 +17,7 @@ latent weights where ternary ones belong (unilm#1502), scales that are none.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,15 +28,16 @@ from numpy.typing import NDArray
 from minibit.base import CheckpointError, first_not_finite, widen
 from minibit.checkpoint.hf.config import Storage, file_name, read_config, tensor_names
 from minibit.checkpoint.hf.linear import gamma_of
-from minibit.checkpoint.hf.shards import inside, open_tensors
+from minibit.checkpoint.hf.shards import Tensors, inside, open_tensors
 from minibit.checkpoint.safetensors import SafetensorsFile, Tensor
 from minibit.ternary import TernaryMatrix, to_hf
-from minibit.transformer import BitNetModel, float_linear, param_shapes
+from minibit.transformer import BitNetConfig, BitNetModel, float_linear, param_shapes
 
 __all__ = ["load_bitnet"]
 
-FLOATS = ("BF16", "F16", "F32")
+FLOATS = ("BF16", "F16", "F32", "F64")
 HEAD = "lm_head.weight"
+ANGLES = ".rotary_emb.inv_freq"
 TERNARY = (-1.0, 0.0, 1.0)
 ZEROS = "holds only zeros: an upload that lost its weights"
 
@@ -49,7 +52,7 @@ def load_bitnet(directory: str | os.PathLike[str]) -> BitNetModel:
     ----------
     directory : path-like
         Holds ``config.json`` and ``model.safetensors``, or shards and their index. Floats may be
-        bfloat16, float16 or float32.
+        bfloat16, float16, float32 or float64, which is rounded.
 
     Returns
     -------
@@ -81,9 +84,12 @@ def load_bitnet(directory: str | os.PathLike[str]) -> BitNetModel:
     if not folder.is_dir():
         raise CheckpointError("there is no such directory", folder)
     config, storage = read_config(inside(folder, "config.json"))
-    tensors = open_tensors(folder)
+    tensors = _of_model(open_tensors(folder), config)
+    embedding = file_name("embed_tokens")
     if config.tied and HEAD in tensors:
-        if _same(tensors[HEAD], tensors.get(file_name("embed_tokens"))):
+        if embedding not in tensors:  # either may hold what both are
+            tensors[embedding] = tensors.pop(HEAD)
+        elif _same(tensors[HEAD], tensors[embedding]):
             del tensors[HEAD]  # a whole state dict was saved
         else:  # as in transformers, a head that the file has is used
             config = replace(config, tied=False)
@@ -92,9 +98,9 @@ def load_bitnet(directory: str | os.PathLike[str]) -> BitNetModel:
     for name in names:
         if name not in tensors:
             raise CheckpointError("is missing", folder, name)
-    for name, (file, _) in tensors.items():
+    for name, (file, tensor) in tensors.items():
         if name not in names:
-            file.damage("is not expected by the configuration", name)
+            file.damage("is not expected by the configuration", tensor.name)
     for name, param in names.items():
         _check_tensor(*tensors[name], shapes[param], storage)
     params: dict[str, Any] = {}
@@ -106,13 +112,26 @@ def load_bitnet(directory: str | os.PathLike[str]) -> BitNetModel:
             params[param] = _ternary(file, tensor, shape, gamma)
         else:
             params[param] = _floats(file, tensor, mapped=param in ("embed_tokens", "lm_head"))
-        file.release(name)
+        file.release(tensor.name)
     return BitNetModel(config, params, None if storage.linear_class else float_linear)
 
 
-def _same(one: tuple[SafetensorsFile, Tensor], other: Any) -> bool:
+def _of_model(tensors: Tensors, config: BitNetConfig) -> Tensors:
+    """Return the tensors that transformers looks at, under the names of a whole model.
+
+    A file without a name in ``model.`` was saved without the head's class. Angles of positions,
+    which the configuration gives, and layers beyond those that it counts are left out.
+    """
+    if not any(name.startswith("model.") for name in tensors):
+        tensors = {n if n == HEAD else f"model.{n}": tensor for n, tensor in tensors.items()}
+    layer = re.compile(r"model\.layers\.([0-9]{1,9})\.")
+    beyond = {n for n in tensors if (m := layer.match(n)) and int(m[1]) >= config.layers}
+    return {n: t for n, t in tensors.items() if n not in beyond and not n.endswith(ANGLES)}
+
+
+def _same(one: tuple[SafetensorsFile, Tensor], other: tuple[SafetensorsFile, Tensor]) -> bool:
     """Whether two tensors have the same type, shape and bytes."""
-    if other is None or (one[1].dtype, one[1].shape) != (other[1].dtype, other[1].shape):
+    if (one[1].dtype, one[1].shape) != (other[1].dtype, other[1].shape):
         return False
     a, b = (file.array(tensor.name).view("u1") for file, tensor in (one, other))
     return bool(np.array_equal(a, b))
@@ -144,7 +163,8 @@ def _floats(file: SafetensorsFile, tensor: Tensor, *, mapped: bool = False) -> N
     """Return fresh float32, or bits of bfloat16 in place: finite, a matrix's not all zero."""
     stored = file.array(tensor.name)
     if tensor.dtype != "BF16":
-        floats = stored.astype(np.float32)
+        with np.errstate(over="ignore"):  # infinite is what it then is
+            floats = stored.astype(np.float32)
     elif not mapped:
         floats = widen(stored)
     else:
