@@ -2,21 +2,27 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minibit.noise_step import apply_update, digest, sparse_update
-from minibit.steps import StepLog
+from minibit.steps import Change, LogError, StepLog, changes
+from minibit.steps.snapshots import path_of, to_keep
 from test_steps import (
     PAPER,
     SMALL,
     a_log,
     few,
+    folded,
+    header_of,
     page_reader,
     plans,
     random_steps,
+    runs,
     same,
     same_steps,
     steps_of,
@@ -166,3 +172,209 @@ def test_a_fork_says_what_its_data_are():
         fork = log.fork(2, log.path.with_name("fork"), data={"name": "other"})
         assert fork.header["data"] == {"name": "other"}
         assert "data" not in log.header
+
+
+# --- Who did it
+
+
+def flips(values):
+    """What `changes` returns, in a plain loop."""
+    listed = [int(value) for value in values]
+    return [
+        Change(step, listed[step], listed[step + 1])
+        for step in range(len(listed) - 1)
+        if listed[step] != listed[step + 1]
+    ]
+
+
+@few
+@given(runs(), st.data())
+def test_blame_names_every_step_that_changed_a_weight(run, data):
+    """As a look at all weights of all steps finds it, in layers of any shape."""
+    plan, steps = run
+    layer = data.draw(st.integers(0, len(plan.names) - 1))
+    n_out, *inner = plan.shapes[layer] or (1,)
+    row = data.draw(st.integers(0, n_out - 1))
+    column = data.draw(st.integers(0, int(np.prod(inner)) - 1))
+    history = [params[plan.names[layer]].reshape(n_out, -1) for params in folded(plan, steps)]
+    with a_log(plan, steps) as log:
+        expected = flips(weights[row, column] for weights in history)
+        assert log.blame(layer, row, column) == expected
+        assert log.blame(plan.names[layer], np.int64(row), column) == expected
+
+
+def scores(params, x):
+    """Three classes out of weights of any shape: sums over thirds of them, scaled by samples."""
+    flat = np.concatenate([w.reshape(-1) for w in params.values()]).astype(np.int64)
+    sums = np.array([flat[part::3].sum() for part in range(3)])
+    return np.outer(x, sums)  # (batch, classes)
+
+
+@few
+@given(runs(), st.integers(0, 2))
+def test_answers_and_verdicts_are_those_of_a_replay(run, label):
+    """Every answer of every step; the last turn of right and wrong, or none."""
+    plan, steps = run
+    x = np.array([1, -2])
+    expected = [scores(params, x).argmax(1) for params in folded(plan, steps)]
+    with a_log(plan, steps) as log:
+        answers = log.answers(scores, x)
+        np.testing.assert_array_equal(answers, expected)
+        verdict = log.bisect(scores, x[1], label)
+    right = [bool(answer[1] == label) for answer in expected]
+    turns = [n for n in range(len(steps)) if right[n] != right[n + 1]]
+    assert verdict.right == right[-1]
+    assert verdict.step == (turns[-1] if turns else None)
+    assert verdict.changes == changes(answers[:, 1]) == flips(answers[:, 1])
+    if turns:
+        assert all(one == right[-1] for one in right[turns[-1] + 1 :])
+
+
+def test_questions_that_have_no_answer_are_refused():
+    """Layers, rows and columns that are not there; functions that return no logits; no label."""
+    with a_log(SMALL, random_steps(SMALL, 3)) as log:
+        for where, complaint in (
+            (("c", 0, 0), "layer must"),
+            ((2, 0, 0), "layer must"),
+            ((0, 6, 0), r"row must lie in \[0, 5\], got 6"),
+            ((0, 0, 10), r"column must lie in \[0, 9\], got 10"),
+            ((0, -1, 0), "row must"),
+        ):
+            with pytest.raises(ValueError, match=complaint):
+                log.blame(*where)
+        for bad in (lambda p, x: x, lambda p, x: np.ones((2, 3)), lambda p, x: np.ones((1, 0))):
+            with pytest.raises(ValueError, match=r"logits must return an array \(1, classes\)"):
+                log.answers(bad, np.ones(1))
+        with pytest.raises(ValueError, match="label"):
+            log.bisect(scores, 1, -1)
+
+
+# --- Snapshots
+
+
+@few
+@given(runs(most=90), st.integers(1, 70), st.data())
+def test_weights_by_snapshots_are_those_of_a_replay(run, every, data):
+    """Of every step asked for, and rows of them; the log's own file is not touched."""
+    plan, steps = run
+    history = folded(plan, steps)
+    with a_log(plan) as log:
+        for start in range(0, len(steps), 7):
+            log.append(steps[start : start + 7])
+        before = log.path.read_bytes()
+        path = log.snapshots(every)
+        assert path == path_of(log.path)
+        again = StepLog.open(log.path)
+        layer = data.draw(st.integers(0, len(plan.names) - 1))
+        for step in data.draw(st.sets(st.integers(0, len(steps)), max_size=6)) | {len(steps)}:
+            same(again.weights_at(step), history[step])
+            whole = history[step][plan.names[layer]]
+            np.testing.assert_array_equal(
+                again.slice(layer, slice(None), step), whole.reshape(-1, *whole.shape[1:])
+            )
+        assert log.path.read_bytes() == before
+
+
+@few
+@given(st.lists(st.integers(1, 32), max_size=20), st.integers(1, 100))
+def test_between_two_snapshots_lie_no_more_steps_than_asked_for(sizes, every):
+    """Or those of one record; and none is taken that could be left out."""
+    steps = random_steps(SMALL, 1)
+    with a_log(SMALL) as log:
+        for size in sizes:
+            log.append(steps * size)
+        kept = [record.end_step for record in to_keep(log.records, every)]
+        ends = [record.end_step for record in log.records]
+    points = [0, *kept, *ends[-1:]]
+    for a, b in pairwise(points):
+        assert b - a <= every or not any(a < end < b for end in ends)
+    for a, b in zip(points, points[2:], strict=False):
+        assert b - a > every
+
+
+def test_only_the_steps_after_a_snapshot_are_drawn_again(monkeypatch):
+    """Whole weights and rows alike: at most 32 steps of 200."""
+    from minibit.steps import history
+
+    steps = random_steps(SMALL, 200)
+    unpacked = []
+    with a_log(SMALL, steps) as log:
+        log.close()
+        log.snapshots()
+        again, unpack = StepLog.open(log.path), history.unpack_steps
+        monkeypatch.setattr(
+            history,
+            "unpack_steps",
+            lambda plan, payload, count: unpacked.append(count) or unpack(plan, payload, count),
+        )
+        for step, most in ((150, 32), (128, 0), (129, 32), (20, 32), (200, 8)):
+            for ask in (again.weights_at, lambda n: again.slice("a", [1], n)):
+                unpacked.clear()
+                ask(step)
+                assert sum(unpacked) <= most, step
+
+
+def test_a_log_that_is_written_on_keeps_its_snapshots():
+    """They are of its first steps, whatever follows; new ones take their place."""
+    steps = random_steps(SMALL, 120)
+    with a_log(SMALL, steps[:70]) as log:
+        old = log.snapshots().read_bytes()
+        log.append(steps[70:])
+        same(StepLog.open(log.path).weights_at(100), folded(SMALL, steps[:100])[-1])
+        new = log.snapshots().read_bytes()
+        assert new.startswith(old)
+        assert len(new) > len(old)
+
+
+def test_snapshots_of_other_steps_are_refused_and_never_used(tmp_path):
+    """Another log's, an older run's of the same name and length, another plan's: named errors."""
+    steps = random_steps(SMALL, 80)
+    with StepLog.create(tmp_path / "a", header_of(SMALL)) as log:
+        log.append(steps)
+    log.snapshots()
+    others = {
+        "seed": (replace(SMALL, seed=4), steps, 32),
+        "steps": (SMALL, random_steps(SMALL, 80, seed=1), 32),
+        "records": (SMALL, steps, 30),
+        "plan": (PAPER, random_steps(PAPER, 80), 32),
+        "size": (replace(SMALL, shapes=((6, 12), (4, 6))), steps, 32),
+    }
+    for name, (plan, own, at_once) in others.items():
+        with StepLog.create(tmp_path / name, header_of(plan)) as other:
+            for start in range(0, 80, at_once):
+                other.append(own[start : start + at_once])
+        path_of(other.path).write_bytes(path_of(log.path).read_bytes())
+        again = StepLog.open(other.path)
+        for ask in (again.weights_at, lambda n, log=again: log.slice("a", [0], n)):
+            with pytest.raises(LogError, match=r"snapshots: .*write the snapshots again"):
+                ask(70)
+        same(again.replay(70), folded(plan, own[:70])[-1])  # from scratch, as ever
+        again.snapshots()
+        same(again.weights_at(70), folded(plan, own[:70])[-1])
+
+
+def test_damaged_snapshots_are_refused():
+    """Any byte, any cut: an error that names the file, or the right weights."""
+    steps = random_steps(SMALL, 40)
+    expected = folded(SMALL, steps)[-1]
+    with a_log(SMALL, steps) as log:
+        log.close()
+        path = log.snapshots(8)
+        data, again = path.read_bytes(), StepLog.open(log.path)
+        bad = [data[:cut] for cut in range(len(data))]
+        bad += [data[:n] + bytes([data[n] ^ flip]) + data[n + 1 :] for n in range(len(data))
+                for flip in (1, 128)]  # fmt: skip
+        refused = 0
+        for changed in bad:
+            path.write_bytes(changed)
+            try:
+                same(again.weights_at(40), expected)
+            except LogError as error:
+                refused += str(path) in str(error)
+        assert refused > len(bad) - 10
+        path.write_text("notes")
+        with pytest.raises(FileExistsError, match="holds no snapshots"):
+            again.snapshots()
+        with pytest.raises(ValueError, match="every"):
+            again.snapshots(0)
+        assert path.read_text() == "notes"

@@ -1,5 +1,8 @@
 """A model is its steps: log, replay, history, edits."""
 
+from minibit.steps.asking import Change as Change
+from minibit.steps.asking import Verdict as Verdict
+from minibit.steps.asking import changes as changes
 from minibit.steps.bounds import MOST_WEIGHTS as MOST_WEIGHTS
 from minibit.steps.bounds import checked_plan as checked_plan
 from minibit.steps.bounds import draws as draws

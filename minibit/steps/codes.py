@@ -144,18 +144,35 @@ class BitReader:
         return value if value < short else 2 * value + int(self.take(1)) - short
 
     def subset(self, count: int, size: int) -> list[int]:
-        """Read `BitWriter.subset`."""
+        """Read `BitWriter.subset`: `unary` and `uniform`, written out, as replays wait for it."""
         positions: list[int] = []
-        start = 0
+        bits, at, end, start = self.bits, self.at, len(self.bits), 0
         for k in range(count, 0, -1):
             room = size - start - k + 1
             if room == 1:  # all that are left, without a bit
-                return [*positions, *range(start, size)]
+                positions += range(start, size)
+                break
             m = modulus(room, k)
-            quotient = self.unary((room - 1) // m)
-            start += quotient * m + self.uniform(min(m, room - quotient * m))
+            most = (room - 1) // m
+            one = bits.find("1", at, at + most)
+            quotient = most if one < 0 else one - at
+            at += most if one < 0 else quotient + 1
+            span = min(m, room - quotient * m)
+            width = (span - 1).bit_length()
+            value = 0
+            if width:
+                short, stop = (1 << width) - span, at + width - 1
+                value = int(bits[at:stop] or "0", 2)
+                if value >= short:
+                    value = 2 * value - short + (bits[stop : stop + 1] == "1")
+                    stop += 1
+                at = stop
+            if at > end:
+                raise ValueError("the codes go past the payload's end")
+            start += quotient * m + value
             positions.append(start)
             start += 1
+        self.at = at
         return positions
 
     def signs(self, count: int) -> NDArray[np.int8]:

@@ -106,6 +106,11 @@ class Record:
         """Offset of the first byte after the record."""
         return self.offset + FRAME + len(self.payload)
 
+    @property
+    def end_step(self) -> int:
+        """Number of steps up to the record's end."""
+        return self.first + self.steps
+
 
 @dataclass(frozen=True)
 class Contents:
@@ -120,7 +125,7 @@ class Contents:
     @property
     def steps(self) -> int:
         """Number of steps in all records."""
-        return self.records[-1].first + self.records[-1].steps if self.records else 0
+        return self.records[-1].end_step if self.records else 0
 
 
 def pack_header(header: dict[str, Any]) -> bytes:

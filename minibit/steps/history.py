@@ -6,17 +6,19 @@ were after any step, the difference between two steps, digests.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
+from math import prod
 from pathlib import Path
-from typing import SupportsIndex, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minibit.base import integer
 from minibit.noise_step import Params, Plan
+from minibit.steps.asking import Change, Verdict, changes, top_answers, verdict
 from minibit.steps.bounds import Step
 from minibit.steps.codes import unpack_steps
 from minibit.steps.edits import Segments, named
@@ -27,8 +29,10 @@ from minibit.steps.replaying import (
     advance,
     as_params,
     initial_flat,
+    rows_along,
     rows_at,
 )
+from minibit.steps.snapshots import nearest, to_keep, write_snapshots
 
 __all__ = ["History"]
 
@@ -67,8 +71,12 @@ class History:
         return as_params(self.plan, self._weights(self._step("until", until)))
 
     def weights_at(self, step: int) -> Params:
-        """Return the weights after `step` steps; those of any step cost a replay up to it."""
-        return as_params(self.plan, self._weights(self._step("step", step)))
+        """Return the weights after `step` steps; those of any step cost a replay up to it.
+
+        With `snapshots`, the replay begins at the last one before, whose digest is checked, too.
+        """
+        step = self._step("step", step)
+        return as_params(self.plan, self._weights(step, self._nearest(step)))
 
     def walk(self, at: Iterable[int]) -> Iterator[tuple[int, Params]]:
         """Yield ``(step, weights)`` for increasing step numbers, in one replay."""
@@ -82,23 +90,79 @@ class History:
         """Return some rows of one layer after `step` steps, without replaying the others.
 
         Only the noise blocks that meet the rows (sampled), or the layer's own draws (units), are
-        drawn again; so no digest, which is of all weights, is checked. The layer is named or
-        numbered; `rows` are a NumPy index of its first axis. One row, too, keeps that axis.
+        drawn again; so no digest, which is of all weights, is checked, but that of a snapshot (see
+        `snapshots`), which makes this as short as for `weights_at`. The layer is named or numbered;
+        `rows` are a NumPy index of its first axis. One row, too, keeps that axis.
         """
+        layer = self._layer(layer)
+        chosen = np.atleast_1d(np.arange([*self.plan.shapes[layer], 1][0])[rows])
+        step = self._step("step", step)
+        passed, start = self._nearest(step)
+        history = islice(self._history(passed), step - self._first(passed))
+        return rows_at(self.plan, layer, chosen.reshape(-1), history, start)
+
+    def blame(self, layer: int | str, row: int, column: int = 0) -> list[Change]:
+        """Return the steps that changed a weight, and how; see `Change`.
+
+        Only its row is replayed. The layer is named or numbered; `column` counts what one entry of
+        the layer's first axis holds. A layer, row or column that is not there is a ValueError.
+        """
+        layer = self._layer(layer)
+        n_out, *inner = self.plan.shapes[layer] or (1,)
+        row, column = (
+            integer("row", row, 0, n_out - 1),
+            integer("column", column, 0, prod(inner) - 1),
+        )
+        rows = rows_along(self.plan, layer, np.array([row]), self._history())
+        return changes(int(weights[0, column]) for weights in rows)
+
+    def answers(self, logits: Callable[[Params, Any], Any], x: Any) -> NDArray[np.int64]:
+        """Return what every step's weights name some samples: (steps + 1, batch), in one walk.
+
+        ``logits(params, x)`` is any function of weights and the samples `x`, (batch, ...), that
+        returns (batch, classes); the answer is the class of the largest, the first of several.
+        `changes` of a column are the steps that decided an answer.
+        """
+        walk = self.walk(range(len(self) + 1))
+        return np.stack([top_answers(logits(params, x), len(x)) for _, params in walk])
+
+    def bisect(self, logits: Callable[[Params, Any], Any], sample: Any, label: int) -> Verdict:
+        """Find the step after which a sample is named right, or wrong, for good; see `Verdict`.
+
+        Whether it is *right* or *wrong* is decided by the last weights: the answer is then the last
+        step that turned a wrong name into the right one, or the other way round. An answer goes
+        back and forth, so that a binary search, which wants one turn, finds any of its turns; this
+        one looks at all weights, in one walk (`answers`), and tells of every turn.
+        """
+        answers = self.answers(logits, np.asarray(sample)[None])[:, 0]  # (steps + 1,)
+        return verdict(answers, integer("label", label))
+
+    def _layer(self, layer: int | str) -> int:
+        """Return a layer's number."""
         if isinstance(layer, str):
             if layer not in self.plan.names:
                 raise ValueError(f"layer must be one of {self.plan.names}, got {layer!r}")
             layer = self.plan.names.index(layer)
         elif not 0 <= layer < len(self.plan.names):
             raise ValueError(f"layer must lie in [0, {len(self.plan.names)}), got {layer}")
-        chosen = np.atleast_1d(np.arange([*self.plan.shapes[layer], 1][0])[rows])
-        history = islice(self._history(), self._step("step", step))
-        return rows_at(self.plan, layer, chosen.reshape(-1), history)
+        return layer
 
     def steps(self) -> Iterator[Step]:
         """Yield every step as it was logged."""
-        for record in self._contents.records:
-            yield from self._unpack(record)
+        return chain.from_iterable(map(self._unpack, self._contents.records))
+
+    def snapshots(self, every: int = 32) -> Path:
+        """Write weights along the run beside the log, NAME.snapshots, and return that path.
+
+        They are `every` steps apart, or as records end, so the weights of any step, and `slice`,
+        replay no more steps than that. A log that is written on keeps them; for one that is written
+        anew, `weights_at` and `slice` refuse them with a LogError, as they refuse damaged ones.
+        A file of that name that holds no snapshots is a FileExistsError.
+        """
+        every = integer("every", every, 1)
+        records = to_keep(self._contents.records, every)
+        weights = self._flats([record.end_step for record in records]) if records else ()
+        return write_snapshots(self.path, records, weights)
 
     def drawn_by(self, step: int) -> tuple[int, int]:
         """Return the seed and the number that a step's noise is drawn by; also of one to come."""
@@ -123,34 +187,46 @@ class History:
         (flat,) = self._flats([len(self)])
         return sha256(flat.data).hexdigest()
 
-    def _weights(self, step: int) -> Flat:
+    def _nearest(self, step: int) -> tuple[int, Flat]:
+        """Return where to replay a step from: how many records are behind, and those weights."""
+        found = nearest(self.path, self._contents.records, self.plan.size, step)
+        return found or (0, initial_flat(self.plan))
+
+    def _weights(self, step: int, start: tuple[int, Flat] | None = None) -> Flat:
         """Replay to a step, in an array of its own; while writing, the last step's are at hand."""
         last = self._last
         if last is not None and last[0] == step:
             return last[1].copy()
-        (flat,) = self._flats([step])
+        (flat,) = self._flats([step], start)
         return flat
 
-    def _flats(self, wanted: Sequence[int]) -> Iterator[Flat]:
+    def _flats(
+        self, wanted: Sequence[int], start: tuple[int, Flat] | None = None
+    ) -> Iterator[Flat]:
         """Yield the weights after increasing numbers of steps, each in an array of its own."""
-        run, at = self._run(), -1
+        passed, flat = start or (0, initial_flat(self.plan))
+        run, at = self._run(passed, flat), self._first(passed) - 1
         for step in wanted:
             flat, at = next(islice(run, step - at - 1, None)), step
             if step < wanted[-1]:
                 yield flat.copy()
                 continue
-            spans = [(record.first, record.steps) for record in self._contents.records]
-            left = sum(first + steps - step for first, steps in spans if 0 < step - first < steps)
+            records = self._contents.records
+            left = sum(r.end_step - step for r in records if r.first < step < r.end_step)
             end = flat.copy() if left else flat
             for _ in islice(run, left):  # to the digest of the last record
                 pass
             yield end
 
-    def _run(self) -> Iterator[Flat]:
-        """Yield the weights after 0, 1, ... steps: one array, changed in place."""
-        flat, history = initial_flat(self.plan), self._history()
+    def _first(self, passed: int) -> int:
+        """Count the steps of the first `passed` records."""
+        return self._contents.records[passed - 1].end_step if passed else 0
+
+    def _run(self, passed: int, flat: Flat) -> Iterator[Flat]:
+        """Yield the weights after the first `passed` records, then after each step: one array."""
+        history = self._history(passed)
         yield flat
-        for number, record in enumerate(self._contents.records):
+        for number, record in enumerate(self._contents.records[passed:], start=passed):
             for done, (plan, name, step) in enumerate(islice(history, record.steps), start=1):
                 advance(flat, plan, name, step)
                 if done == record.steps:
@@ -169,10 +245,11 @@ class History:
                 self.path,
             )
 
-    def _history(self) -> Iterator[tuple[Plan, int, Step]]:
-        """Yield every step with the plan and the number by which its noise is drawn."""
-        names = named(self.plan, self._segments)
-        for (plan, number), step in zip(names, self.steps(), strict=False):
+    def _history(self, passed: int = 0) -> Iterator[tuple[Plan, int, Step]]:
+        """Yield the steps after some records, with the plan and number that name their noise."""
+        names = named(self.plan, self._segments, self._first(passed))
+        steps = chain.from_iterable(map(self._unpack, self._contents.records[passed:]))
+        for (plan, number), step in zip(names, steps, strict=False):
             yield plan, number, step
 
     def _unpack(self, record: Record) -> list[Step]:

@@ -6,7 +6,7 @@ not what the model weighs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from math import prod
 from typing import TypeAlias
@@ -26,7 +26,7 @@ from minibit.noise_step import (
 )
 from minibit.steps.bounds import Step, draws
 
-__all__ = ["advance", "as_params", "initial_flat", "rows_at"]
+__all__ = ["advance", "as_params", "initial_flat", "rows_along", "rows_at"]
 
 Flat: TypeAlias = NDArray[np.int8]  # (weights,)
 AT_ONCE = 1 << 20  # entries of a step's perturbations that are held in memory
@@ -78,24 +78,46 @@ def _advance_in_parts(flat: Flat, plan: Plan, number: int, step: SampledStep) ->
 
 
 def rows_at(
-    plan: Plan, layer: int, rows: NDArray[np.int64], history: Iterable[tuple[Plan, int, Step]]
+    plan: Plan,
+    layer: int,
+    rows: NDArray[np.int64],
+    history: Iterable[tuple[Plan, int, Step]],
+    start: Flat | None = None,
 ) -> NDArray[np.int8]:
     """Replay some rows of one layer, drawing no other layer's units and no block outside them.
 
-    Returns int8 (rows, n_in), or (rows, *shape[1:]), for rows in any order, doubled or not.
+    Returns int8 (rows, n_in), or (rows, *shape[1:]), for rows in any order, doubled or not. `start`
+    are all weights before the history, the seed's by default.
     """
+    kept, slot = np.unique(rows, return_inverse=True)
+    for weights in rows_along(plan, layer, kept, history, start):
+        last = weights
+    return last[slot].reshape(-1, *plan.shapes[layer][1:])
+
+
+def rows_along(
+    plan: Plan,
+    layer: int,
+    rows: NDArray[np.int64],
+    history: Iterable[tuple[Plan, int, Step]],
+    start: Flat | None = None,
+) -> Iterator[NDArray[np.int8]]:
+    """Yield increasing rows of one layer, (rows, n_in), after 0, 1, ... steps: one array."""
     shape = plan.shapes[layer] or (1,)  # a single weight is a row of its own
     n_out, n_in = shape[0], prod(shape[1:])
-    start = sum(prod(before) for before in plan.shapes[:layer])
-    kept, slot = np.unique(rows, return_inverse=True)
+    offset = sum(prod(before) for before in plan.shapes[:layer])
     index = np.full(n_out, -1)
-    index[kept] = np.arange(kept.size)  # row -> its number among those kept
-    first = noise.initial_codes(plan.seed, plan.shapes[layer], plan.zeros, layer=layer)
-    weights = first.reshape(n_out, n_in)[kept]  # (kept, n_in)
+    index[rows] = np.arange(rows.size)  # row -> its number among those kept
+    if start is None:
+        first = noise.initial_codes(plan.seed, plan.shapes[layer], plan.zeros, layer=layer)
+    else:
+        first = start[offset : offset + n_out * n_in]
+    weights = first.reshape(n_out, n_in)[rows]  # (rows, n_in)
     flat = weights.reshape(-1)
+    yield weights
     for seeded, number, step in history:
         if isinstance(step, SampledStep):
-            positions, moves = _moves_in(seeded, number, step, start + kept * n_in, n_in)
+            positions, moves = _moves_in(seeded, number, step, offset + rows * n_in, n_in)
         else:
             layers = range(len(step.positions))
             alone = UnitsStep(
@@ -103,7 +125,7 @@ def rows_at(
                 tuple(step.signs[i][: None if i == layer else 0] for i in layers),
             )
             positions, moves = sparse_update(seeded, number, alone)
-        row, column = np.divmod(positions - start, n_in)
+        row, column = np.divmod(positions - offset, n_in)
         inside = (row >= 0) & (row < n_out)
         inside[inside] = index[row[inside]] >= 0
         moved = index[row[inside]] * n_in + column[inside]
@@ -111,7 +133,7 @@ def rows_at(
         deltas = np.zeros(moved.size, np.int32)
         np.add.at(deltas, owner, moves[inside])
         flat[moved] = np.clip(flat[moved] + deltas, -1, 1)
-    return weights[slot].reshape(-1, *shape[1:])
+        yield weights
 
 
 def _moves_in(
