@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from minibit import __version__
-from minibit.cli import chapters, convert, language, logs, measure, train
+from minibit.cli import chapters, conform, convert, language, logs, measure, train
 from minibit.cli.common import ManyValues
 
 __all__ = ["app"]
@@ -51,5 +51,6 @@ app.command("generate")(language.generate)
 app.command("chat")(language.chat)
 app.command("convert")(convert.convert)
 app.command("chapters")(chapters.chapters)
+app.command("conform")(conform.conform)
 app.command("bench", cls=ManyValues)(measure.bench)
 app.command("experiment", cls=ManyValues)(measure.experiment)

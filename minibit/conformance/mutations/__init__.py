@@ -14,7 +14,7 @@ from minibit.conformance.mutations.absmean import ABSMEAN
 from minibit.conformance.mutations.noise import NOISE
 from minibit.conformance.running import Deviation, answer_of, judge
 
-__all__ = ["MUTATIONS", "caught"]
+__all__ = ["MUTATIONS", "answer_with", "caught"]
 
 MUTATIONS: dict[str, Callable[..., Any]] = {**ABSMEAN, **NOISE}
 
@@ -30,9 +30,14 @@ class _Mutated:
         return self.variant if name == self.name else getattr(self.offered, name)
 
 
-def caught(case: Case, mutation: str, offered: Any) -> Deviation | None:
-    """Run a case with a mutation in its function's place: how it deviates, None if it passes."""
+def answer_with(case: Case, mutation: str, offered: Any) -> dict[str, Any]:
+    """Run a case with a mutation in its function's place, and write down the answer."""
     name, variant = mutation.partition("/")[0], MUTATIONS[mutation]
     if name == case.call:
-        return judge(case, answer_of(case, offered, variant))
-    return judge(case, answer_of(case, _Mutated(offered, name, variant)))
+        return answer_of(case, offered, variant)
+    return answer_of(case, _Mutated(offered, name, variant))
+
+
+def caught(case: Case, mutation: str, offered: Any) -> Deviation | None:
+    """Run a case with a mutation in its function's place: how it deviates, None if it passes."""
+    return judge(case, answer_with(case, mutation, offered))

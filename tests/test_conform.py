@@ -1,0 +1,233 @@
+"""The conformance kit: what it reports of modules and ports, good, wrong and unruly ones."""
+
+import io
+import json
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+
+import minibit
+from commands import answer, call, refused
+from minibit.conformance import cases, conform, decode
+from minibit.conformance.conforming import LEVELS, all_cases, examine, level_of
+from minibit.conformance.flat import write_flat
+from minibit.conformance.mutations import MUTATIONS
+from minibit.conformance.ports import MOST_FAULTS_IN_A_ROW, Port
+from minibit.conformance.serving import main as serve
+
+ABSMEAN = cases("absmean")
+ECHO = """
+import json, sys
+for line in sys.stdin:
+    case = json.loads(line)
+    print(json.dumps({"id": case["id"], "skip": True}), flush=True)
+"""
+
+
+def port(tmp_path, code):
+    """Write a port in Python, and return its command."""
+    path = tmp_path / "port.py"
+    path.write_text(code)
+    return [sys.executable, str(path)]
+
+
+def test_minibit_conforms_to_itself():
+    """Every case, none of them skipped, on each level that has cases."""
+    report = conform(minibit)
+    assert report.passed
+    assert report.counts() == {"conforms": len(all_cases())}
+    assert sum(report.counts(level).total() for level in LEVELS) == len(all_cases())
+
+
+def test_what_is_not_offered_is_no_deviation_and_nothing_is_no_conformance():
+    """A port may offer one function; one that offers none has not passed."""
+    one = types.SimpleNamespace(absmean_quantize=minibit.absmean_quantize)
+    report = conform(one, ABSMEAN)
+    assert report.passed
+    assert report.counts()["conforms"] == sum(c.call == "absmean_quantize" for c in ABSMEAN)
+    assert not conform(types.SimpleNamespace(), ABSMEAN).passed
+
+
+def test_a_wrong_variant_is_named_by_its_flag():
+    """A port that rounds half away from zero is told so, with the smallest case that shows it."""
+    wrong = types.SimpleNamespace(absmean_quantize=MUTATIONS["absmean_quantize/half-away"])
+    report = conform(wrong, ABSMEAN)
+    (result,) = report.smallest()
+    assert result.answer_is_that_of == "absmean_quantize/half-away"
+    assert [flag for flag, _ in result.hints()] == ["half-away"]
+    assert result.detail.startswith("result 0 at [0, ")
+    wrong = [r.case for r in report.results if r.verdict == "deviates" and not r.case.refuse]
+    assert len(result.case.args["w"]["bits"]) == min(len(case.args["w"]["bits"]) for case in wrong)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("print('loading...', flush=True); input()", "no JSON but 'loading...'"),
+        ("import sys; sys.exit(3)", "ended, with status 3"),
+        ("raise OSError('no weights')", "its last words: 'OSError: no weights'"),
+        ("import time; time.sleep(60)", "no answer within 0.5 seconds"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ended, with status"),
+        (ECHO.replace('case["id"]', '"another"'), "an answer to 'another', which was not asked"),
+        (ECHO.replace('{"id": case["id"], "skip": True}', "[1, 2]"), "no object with an id"),
+        (ECHO.replace('"skip": True', '"out": [], "skip": True'), "neither out nor refused"),
+        (ECHO.replace('"skip": True', '"done": True'), "neither out nor refused"),
+        ("while True: print('x' * 4096, end='')", "a line without an end"),
+        ("while True: print('y')", "no JSON but 'y'"),
+        ("import sys; sys.stdout.buffer.write(b'\\xff\\xfe\\n'); input()", "no JSON but"),
+    ],
+)
+def test_an_unruly_port_is_reported_and_never_waited_for(tmp_path, monkeypatch, code, words):
+    """Nonsense, death, silence, another id: the fault is named, and the rest is not asked."""
+    monkeypatch.setattr("minibit.conformance.ports.STARTS_WITHIN", 0.5)
+    monkeypatch.setattr("minibit.conformance.ports.MOST_LINE", 1 << 16)
+    begin = time.monotonic()
+    with Port(port(tmp_path, code), seconds=0.5) as asked:
+        report = examine(asked.answer, ABSMEAN[:6])
+    assert time.monotonic() - begin < 30
+    assert words in report.results[0].detail
+    verdicts = [result.verdict for result in report.results]
+    asked_again = MOST_FAULTS_IN_A_ROW
+    assert verdicts == ["deviates"] * asked_again + ["not run"] * (6 - asked_again)
+    assert not report.passed
+
+
+def test_a_port_that_dies_of_one_case_is_begun_anew(tmp_path):
+    """Only that case deviates; those after it are answered."""
+    code = ECHO.replace(
+        "    print", "    if case['id'] == 'absmean/clip-not-round': 1 / 0\n    print"
+    )
+    with Port(port(tmp_path, code)) as asked:
+        report = examine(asked.answer, ABSMEAN[:6])
+    deviating = [result for result in report.results if result.verdict == "deviates"]
+    assert [result.case.id for result in deviating] == ["absmean/clip-not-round"]
+    assert "ZeroDivisionError" in deviating[0].detail
+    assert report.counts()["not offered"] == 5
+
+
+def test_a_port_that_does_not_read_is_ended(tmp_path):
+    """A request larger than a pipe does not block the kit."""
+    large = ABSMEAN[0].__class__(**{**vars(ABSMEAN[0]), "args": {"w": "0" * 10_000_000}})
+    with Port(port(tmp_path, "import time; time.sleep(60)"), seconds=0.5) as asked:
+        asked.seconds, asked.answers = 0.5, 1
+        asked._start()
+        assert "no answer within" in asked.answer(large)["fault"]
+
+
+def test_a_second_line_per_case_is_an_answer_to_another(tmp_path):
+    """Who answers twice is out of step, and told so."""
+    code = ECHO.replace(
+        "flush=True)", "flush=True)\n    print(json.dumps({'id': 'more'}), flush=True)"
+    )
+    with Port(port(tmp_path, code)) as asked:
+        report = examine(asked.answer, ABSMEAN[:2])
+    assert "an answer to 'more'" in report.results[1].detail
+
+
+def test_a_module_prints_without_disturbing_its_answers(tmp_path, capfd, monkeypatch):
+    """What a module writes to standard output is no answer."""
+    path = tmp_path / "port_module.py"
+    path.write_text("print('hello')\nfrom minibit import absmean_quantize\n")
+    report = answer("conform", path, "--only", "absmean_quantize")
+    assert report["passed"]
+    assert report["conforms"] == sum("absmean_quantize" in case.call for case in ABSMEAN)
+
+
+def test_the_server_of_a_module_writes_types_and_messages(monkeypatch, capfd):
+    """So that a Python port is judged by the exception that it raises, too."""
+    case = next(case for case in ABSMEAN if case.refuse)
+    line = json.dumps({"id": case.id, "call": case.call, "args": case.args})
+    monkeypatch.setattr("sys.stdin", io.StringIO(line + "\n"))
+    monkeypatch.setattr("minibit.conformance.serving.os.dup2", lambda *_: None)
+    assert serve(["minibit"]) == 0
+    written = json.loads(capfd.readouterr().out)
+    assert written["id"] == case.id
+    assert "ValueError" in written["types"]
+    assert case.names in written["refused"]
+
+
+def test_command_reports_a_table_and_hints(tmp_path):
+    """Exit status 1, the flag's hint, and the same as JSON."""
+    path = tmp_path / "port_module.py"
+    path.write_text(
+        "from minibit.conformance.mutations import MUTATIONS\n"
+        "absmean_quantize = MUTATIONS['absmean_quantize/half-away']\n"
+    )
+    done = call("conform", path)
+    assert done.exit_code == 1
+    assert "this is 'half-away': exact halves are rounded away" in done.stdout
+    assert "not offered: " in done.stdout
+    report = answer("conform", path, status=1)
+    assert report["deviates"] == len(report["deviations"]) > 0
+    assert report["calls"]["absmean_quantize"]["deviates"] == report["deviates"]
+    assert sum(report["levels"][level]["deviates"] for level in LEVELS) == report["deviates"]
+    assert report["deviations"][0]["hints"][0]["goes_wrong"]
+
+
+def test_command_refuses_what_makes_no_sense(tmp_path):
+    """No port, two of them, none that exists, no such case: exit status 2."""
+    assert "name one of MODULE" in refused("conform")
+    assert "name one of MODULE" in refused("conform", "minibit", "--list")
+    assert "no module 'no_such_port'" in refused("conform", "no_such_port")
+    assert "no module" in refused("conform", tmp_path / "none.py")
+    assert "no such program" in refused("conform", "--port", "no-such-program x")
+    assert "No closing quotation" in refused("conform", "--port", "node 'x")
+    assert "no case has it" in refused("conform", "minibit", "--only", "no such case")
+    assert "must be positive" in refused("conform", "minibit", "--seconds", "0")
+
+
+def test_list_names_every_case():
+    """Id, call, level and flags; all of it as JSON."""
+    listed = answer("conform", "--list")["cases"]
+    assert [case["id"] for case in listed] == [case.id for case in all_cases()]
+    assert {case["level"] for case in listed} <= set(LEVELS)
+    assert "absmean/half-to-even  absmax_quantize  [codes]" in call("conform", "--list").stdout
+
+
+def test_flat_files_hold_every_word(tmp_path):
+    """One file per module; the words of a case's arrays come back from its lines."""
+    done = answer("conform", "--write", tmp_path / "flat")
+    assert done["cases"] == len(all_cases())
+    text = (tmp_path / "flat" / "absmean.txt").read_text()
+    blocks = {block.split()[1]: block.splitlines() for block in text.split("\n\n") if block.strip()}
+    assert list(blocks) == [case.id for case in ABSMEAN]
+    for case in ABSMEAN:
+        if case.call != "absmean_quantize":
+            continue
+        name, dtype, axes, *words = blocks[case.id][2].removeprefix("arg ").split()
+        sides, bits = words[: int(axes)], words[int(axes) :]
+        back = decode({"dtype": dtype, "shape": list(map(int, sides)), "bits": " ".join(bits)})
+        np.testing.assert_array_equal(back, decode(case.args[name]))
+        assert blocks[case.id][-1] == ("exact" if case.exact else f"refuse ValueError {case.names}")
+
+
+def test_flat_lines_tell_nested_values(tmp_path):
+    """Lists and objects say how many parts follow; text is quoted; functions are JSON."""
+    case = ABSMEAN[0].__class__(
+        **{
+            **vars(ABSMEAN[0]),
+            "args": {
+                "params": {"w1": ABSMEAN[0].args["w"]},
+                "layout": "x 86",
+                "gain": None,
+                "l": [],
+            },
+        }
+    )
+    (path,) = write_flat([case], tmp_path)
+    lines = path.read_text().splitlines()
+    assert lines[2] == "arg params object 1"
+    assert lines[3].startswith("arg params.w1 float32 2 1 4 ")
+    assert lines[4:7] == ['arg layout text "x 86"', "arg gain null", "arg l list 0"]
+    slope = next(case for case in ABSMEAN if case.call == "jvp")
+    (path,) = write_flat([slope], tmp_path)
+    assert 'arg fn function {"function": "fake_quant' in path.read_text()
+
+
+def test_levels_follow_what_a_case_asks_for():
+    """Exact quantisers are codes; slopes are training."""
+    assert level_of(ABSMEAN[0]) == "codes"
+    assert level_of(next(case for case in ABSMEAN if case.call == "jvp")) == "training"
