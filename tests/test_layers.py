@@ -1,8 +1,6 @@
 """Layers as laws: what each leaves alone, what it takes away, and what a tangent does in it."""
 
-import json
 import math
-from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -10,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from minibit import layers
 from minibit.dual import jvp, jvp_batch
 from minibit.layers import (
     cross_entropy,
@@ -459,46 +456,3 @@ def test_tangents_stay_in_float32():
     out, tangent = jvp(loss, (params,), (moves,))
     assert out.dtype == tangent.dtype == np.float32
     assert tangent.shape == (6,)
-
-
-# --- vectors -----------------------------------------------------------------------------------
-
-
-def cases():
-    """The language-neutral cases that every port runs."""
-    text = files("minibit").joinpath("vectors", "layers.json").read_text(encoding="utf-8")
-    return [pytest.param(case, id=case["id"]) for case in json.loads(text)["cases"]]
-
-
-@pytest.mark.parametrize("case", cases())
-def test_vectors(case):
-    """Values, tangents and refusals that were worked by hand."""
-    function = getattr(layers, case["function"])
-    options = {
-        key: case[key] for key in ("scale", "eps", "reduction", "logit_scale") if key in case
-    }
-    if "gain" in case:
-        options["gain"] = np.array(case["gain"])
-    if "w" in case:
-        options["w"] = np.array(case["w"], np.int8)
-    if "labels" in case:
-        options["labels"] = np.array(case["labels"])
-    first = np.array(case["logits" if "logits" in case else "x"])
-    if "params" in case:
-        params = {name: np.array(w, np.int8) for name, w in case["params"].items()}
-
-        def run(x):
-            return function(params, x, **options)
-    else:
-
-        def run(x):
-            return function(x, **options)
-
-    if "error" in case:
-        with pytest.raises(ValueError, match="labels"):
-            run(first)
-        return
-    np.testing.assert_allclose(run(first), case["expected"], rtol=1e-14, atol=1e-15)
-    if "tangent" in case:
-        _, tangent = jvp(run, (first,), (np.array(case["tangent"]),))
-        np.testing.assert_allclose(tangent, case["expected_tangent"], rtol=1e-14, atol=1e-15)

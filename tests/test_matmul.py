@@ -1,13 +1,11 @@
 """The ternary product, stated as laws; every law under every kernel path that this CPU has."""
 
-import json
 import multiprocessing
 import os
 import subprocess
 import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from importlib import resources
 
 import numpy as np
 import pytest
@@ -551,20 +549,3 @@ def test_the_number_of_threads_comes_from_the_environment(monkeypatch):
         monkeypatch.setenv("MINIBIT_THREADS", bad)
         with pytest.raises(ValueError, match="whole number above 0"):
             pool.cpus()
-
-
-# --- vectors ------------------------------------------------------------------------------------
-
-VECTORS = json.loads((resources.files("minibit") / "vectors" / "matmul.json").read_text())
-
-
-@pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["id"])
-def test_vectors(path, case):
-    """The language-neutral cases that every port runs."""
-    matrix = TernaryMatrix.from_codes(np.array(case["codes"], np.int8), case.get("scale", 1.0))
-    if "x" in case:
-        z = ternary_matmul_int8(np.array(case["x"], np.int8), matrix)
-        np.testing.assert_array_equal(z, np.array(case["int32"], np.int32), strict=True)
-    else:
-        y = ternary_matmul(np.array(case["x_float"], np.float32), matrix)
-        np.testing.assert_array_equal(y, np.array(case["float32"], np.float32), strict=True)

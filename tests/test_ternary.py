@@ -3,9 +3,7 @@
 import copy
 import dataclasses
 import itertools
-import json
 import pickle
-from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from minibit import kernels, ternary
+from minibit import kernels
 from minibit.ternary import (
     TernaryMatrix,
     check_codes,
@@ -541,38 +539,3 @@ def test_a_matrix_has_two_axes():
     for shape in ((4,), (-2, -2), (1, 2, 2)):
         with pytest.raises(ValueError, match="shape must be"):
             TernaryMatrix.from_packed2(np.zeros(1, np.uint8), shape)
-
-
-# --- vectors -----------------------------------------------------------------------------------
-
-INVERSE = {
-    "pack2": lambda packed, codes, case: unpack2(packed, codes.size).reshape(codes.shape),
-    "pack_base3": lambda packed, codes, case: unpack_base3(packed, codes.size).reshape(codes.shape),
-    "pack_bitplanes": lambda packed, codes, case: unpack_bitplanes(packed, codes.size),
-    "to_hf": lambda packed, codes, case: from_hf(packed, codes.shape[0]),
-    "to_tq1_0": lambda packed, codes, case: from_tq1_0(packed)[0],
-    "to_tq2_0": lambda packed, codes, case: from_tq2_0(packed)[0],
-    "to_i2_s": lambda packed, codes, case: from_i2_s(packed, codes.shape, case["layout"])[0],
-}
-
-
-def cases():
-    """The language-neutral cases that every port runs."""
-    text = files("minibit").joinpath("vectors", "ternary.json").read_text(encoding="utf-8")
-    return [pytest.param(case, id=case["id"]) for case in json.loads(text)["cases"]]
-
-
-@pytest.mark.parametrize("case", cases())
-def test_vectors(case):
-    """Codes pack to the published bytes and come back; illegal bytes are refused."""
-    function = getattr(ternary, case["function"])
-    packed = np.array(case["packed"], np.uint8)
-    if "error" in case:
-        takes = {key: case[key] for key in ("count", "n_out") if key in case}
-        with pytest.raises(ValueError, match="packed"):
-            function(packed, **takes)
-        return
-    codes = np.array(case["codes"], np.int8)
-    options = {key: case[key] for key in ("scale", "layout") if key in case}
-    np.testing.assert_array_equal(function(codes, **options), packed)
-    np.testing.assert_array_equal(INVERSE[case["function"]](packed, codes, case), codes)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minibit.conformance.cases import cases, read_file, vector_files
-from minibit.conformance.exact import EXACT
+from minibit.conformance.exact import EXACT, PLAIN
 from minibit.conformance.running import answer_of, judge
 from minibit.conformance.writing import dump
 
@@ -27,7 +27,7 @@ def differences(module: str) -> Iterator[str]:
     """Yield each case of a file that the exact computation contradicts."""
     for case in cases(module):
         if case.call in EXACT and case.expect is not None and not case.within:
-            deviation = judge(case, answer_of(case, None, EXACT[case.call]))
+            deviation = judge(case, answer_of(case, PLAIN, EXACT[case.call]))
             if deviation is not None:
                 yield f"{case.id}: {deviation}"
 
@@ -39,7 +39,7 @@ def rewritten(module: str) -> str:
     for case, entry in zip(cases(module), content["cases"], strict=True):
         answer = {}
         if case.call in EXACT and case.expect is not None and not case.within:
-            answer = answer_of(case, None, EXACT[case.call])
+            answer = answer_of(case, PLAIN, EXACT[case.call])
         changed = "out" in answer and judge(case, answer) is not None
         entries.append({**entry, "expect": answer["out"]} if changed else entry)
     return dump({**content, "numberOfTests": len(entries), "cases": entries})

@@ -1,17 +1,49 @@
 """Expectations computed without the function under test: exact fractions and integers.
 
 `EXACT` names, for each public function, an independent one that takes the same arguments and
-returns a tuple. Nothing here imports a room of mathematics.
+returns a tuple. Nothing here imports a room of mathematics: of `PLAIN`, which stands for the
+package, a matrix is its codes and its scale.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from minibit.conformance.exact.absmean import ABSMEAN
+from minibit.conformance.exact.matmul import MATMUL
 from minibit.conformance.exact.noise import NOISE
+from minibit.conformance.exact.ternary import TERNARY
+from minibit.conformance.exact.topk import TOPK
 
-__all__ = ["EXACT"]
+__all__ = ["EXACT", "PLAIN"]
 
-EXACT: dict[str, Callable[..., tuple[Any, ...]]] = {**ABSMEAN, **NOISE}
+EXACT: dict[str, Callable[..., tuple[Any, ...]]] = {
+    **ABSMEAN,
+    **MATMUL,
+    **NOISE,
+    **TERNARY,
+    **TOPK,
+}
+
+
+class PlainMatrix:
+    """A ternary matrix that is not packed."""
+
+    def __init__(self, codes: Any, scale: float = 1.0) -> None:
+        self._codes, self.scale = np.asarray(codes), np.float32(scale)
+
+    @classmethod
+    def from_codes(cls, codes: Any, scale: float = 1.0) -> PlainMatrix:
+        """Keep codes as they are."""
+        return cls(codes, scale)
+
+    def codes(self) -> Any:
+        """Return the codes."""
+        return self._codes
+
+
+PLAIN = SimpleNamespace(TernaryMatrix=PlainMatrix)

@@ -11,12 +11,21 @@ from typing import Any
 
 from minibit.conformance.cases import Case
 from minibit.conformance.mutations.absmean import ABSMEAN
+from minibit.conformance.mutations.layers import LAYERS
 from minibit.conformance.mutations.noise import NOISE
+from minibit.conformance.mutations.ternary import TERNARY
+from minibit.conformance.mutations.topk import TOPK
 from minibit.conformance.running import Deviation, answer_of, judge
 
 __all__ = ["MUTATIONS", "answer_with", "caught"]
 
-MUTATIONS: dict[str, Callable[..., Any]] = {**ABSMEAN, **NOISE}
+MUTATIONS: dict[str, Callable[..., Any]] = {
+    **ABSMEAN,
+    **LAYERS,
+    **NOISE,
+    **TERNARY,
+    **TOPK,
+}
 
 
 class _Mutated:

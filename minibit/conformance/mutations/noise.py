@@ -228,6 +228,24 @@ class TableInDoubles(Noise):
         return tuple(table)
 
 
+class Table96(Noise):
+    """Binomials by their ratio, in fixed point with 96 fractional bits."""
+
+    def table(self, numerator: int, bits: int) -> tuple[int, ...]:
+        """Cut every term to 96 bits."""
+        block, q, total, table = 2**bits, 2**32 - numerator, 0, []
+        term = q << 64
+        for _ in range(bits):
+            term = term * term >> 96
+        for hits in range(block):
+            total += term
+            if total >> 32 >= 2**64 - 1:
+                break
+            table.append(total >> 32)
+            term = term * (block - hits) * numerator // ((hits + 1) * max(q, 1))
+        return tuple(table)
+
+
 class TableWithoutEnd(Noise):
     """A table that goes on after the probability is spent."""
 
@@ -471,6 +489,7 @@ WRONG: dict[str, tuple[type[Noise], str]] = {
     "block-too-large": (BlockTooLarge, "noise_constants"),
     "block-unbounded": (BlockUnbounded, "noise_constants"),
     "table-in-doubles": (TableInDoubles, "noise_constants"),
+    "table-of-96-bits": (Table96, "noise_constants"),
     "table-without-end": (TableWithoutEnd, "noise_constants"),
     "position-from-low-bits": (LowPositions, "sparse_noise"),
     "sign-from-high-bit": (HighSign, "sparse_noise initial_codes"),

@@ -1,0 +1,45 @@
+"""Ternary products in Python integers and fractions; matrices come as their codes and scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from minibit.conformance.exact.absmean import absmax_quantize
+from minibit.conformance.exact.numbers import float32, nearest
+
+__all__ = ["MATMUL"]
+
+
+def integer_product(x: Any, codes: Any) -> list[list[int]]:
+    """``z = x codes.T`` in Python integers, (tokens, n_out)."""
+    columns = codes.tolist()
+    return [
+        [sum(a * c for a, c in zip(token, row, strict=True)) for row in columns]
+        for token in x.tolist()
+    ]
+
+
+def ternary_matmul_int8(x: Any, matrix: Any) -> tuple[Any]:
+    """Return the integer product."""
+    out = integer_product(x.reshape(-1, x.shape[-1]), matrix.codes())
+    return (np.array(out, np.int32).reshape(*x.shape[:-1], -1),)
+
+
+def ternary_matmul(x: Any, matrix: Any) -> tuple[Any]:
+    """``z (gamma / scale)``, each operation rounded to float32."""
+    codes, scale = absmax_quantize(x)
+    gamma = Fraction(float(matrix.scale))
+    sums = integer_product(codes.reshape(-1, x.shape[-1]), matrix.codes())
+    factors = [float32(gamma / Fraction(float(s))) for s in scale.reshape(-1)]
+    out = [[nearest(z * f) for z in row] for row, f in zip(sums, factors, strict=True)]
+    return (np.array(out, np.float32).reshape(*x.shape[:-1], -1),)
+
+
+MATMUL: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "ternary_matmul_int8": ternary_matmul_int8,
+    "ternary_matmul": ternary_matmul,
+}

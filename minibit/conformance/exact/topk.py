@@ -1,0 +1,58 @@
+"""Top-K choices by Python's sort, and counts by exact fractions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from minibit.conformance.exact.absmean import absmax_quantize
+
+__all__ = ["TOPK"]
+
+
+def topk_mask(x: Any, k: int) -> tuple[Any]:
+    """Sort by magnitude, then by place."""
+    mask = np.zeros(x.shape, bool)
+    width = x.shape[-1]
+    for row, marks in zip(x.reshape(-1, width).tolist(), mask.reshape(-1, width), strict=True):
+        marks[sorted(range(width), key=lambda i: (-abs(row[i]), i))[:k]] = True
+    return (mask,)
+
+
+def block_topk_mask(x: Any, n: int, m: int) -> tuple[Any]:
+    """Choose in every m consecutive entries."""
+    return (topk_mask(x.reshape(-1, m), n)[0].reshape(x.shape),)
+
+
+def topk_sparsify(x: Any, k: int) -> tuple[Any]:
+    """Keep what the mask marks, +0 elsewhere."""
+    return (np.where(topk_mask(x, k)[0], x, x.dtype.type(0)),)
+
+
+def block_topk_sparsify(x: Any, n: int, m: int) -> tuple[Any]:
+    """Keep what the mask marks, +0 elsewhere."""
+    return (np.where(block_topk_mask(x, n, m)[0], x, x.dtype.type(0)),)
+
+
+def topk_quantize(x: Any, k: int) -> tuple[Any, Any]:
+    """Quantise what is kept."""
+    return absmax_quantize(topk_sparsify(x, k)[0])
+
+
+def topk_count(n: int, sparsity: float | str) -> tuple[int]:
+    """``floor((1 - sparsity) n)`` of the decimal number that a float prints as."""
+    share = Fraction(sparsity if isinstance(sparsity, str) else repr(sparsity))
+    return (int((1 - share) * n // 1),)
+
+
+TOPK: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "topk_mask": topk_mask,
+    "block_topk_mask": block_topk_mask,
+    "topk_sparsify": topk_sparsify,
+    "block_topk_sparsify": block_topk_sparsify,
+    "topk_quantize": topk_quantize,
+    "topk_count": topk_count,
+}

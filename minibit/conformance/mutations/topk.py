@@ -1,0 +1,151 @@
+"""Wrong variants of top-K choices and of the scaling law."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import exp
+from typing import Any
+
+import numpy as np
+
+from minibit.conformance.exact.topk import TOPK as RIGHT
+
+__all__ = ["TOPK"]
+
+
+def _by_rank(x: Any, k: int, key: Callable[[Any], Any], last: bool = False) -> Any:
+    """Mark the k largest keys; ties to the first, or the last."""
+    keys = key(np.asarray(x))
+    mask = np.zeros(keys.shape, bool)
+    for row, marks in zip(
+        keys.reshape(-1, keys.shape[-1]), mask.reshape(-1, keys.shape[-1]), strict=True
+    ):
+        order = sorted(range(len(row)), key=lambda i: (-row[i], -i if last else i))
+        marks[order[:k]] = True
+    return mask
+
+
+def _threshold(x: Any, k: int, strict: bool = False) -> Any:
+    """Compare with the k-th magnitude."""
+    size = np.abs(x)
+    kth = np.sort(size, axis=-1)[..., -k][..., None]
+    return size > kth if strict else size >= kth
+
+
+def _whole(x: Any, k: int) -> Any:
+    """Choose across all rows."""
+    return _by_rank(x.reshape(1, -1), k * (x.size // x.shape[-1]), np.abs).reshape(x.shape)
+
+
+def _flushed(x: Any) -> Any:
+    """Magnitudes without subnormal numbers."""
+    return np.where(np.abs(x) < 2.0**-126, 0, np.abs(x))
+
+
+def _half(x: Any) -> Any:
+    """Upper halves of the bits."""
+    return np.abs(x).astype(np.float32).view(np.uint32) >> 16
+
+
+def _quantised(x: Any, k: int, mask: Callable[..., Any], factor: float = 127) -> Any:
+    """Quantise, and keep what a mask says."""
+    absmax = np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(1e-5))
+    scale = np.float32(1) / absmax * np.float32(factor)
+    codes = np.rint(x * scale).astype(np.int8)
+    return codes * mask(x, codes, k), scale
+
+
+def _blocks(x: Any, n: int, m: int, mask: Callable[..., Any]) -> Any:
+    """Apply a choice to blocks."""
+    return mask(x.reshape(-1, m), n).reshape(x.shape)
+
+
+def _interleaved(x: Any, n: int, m: int) -> Any:
+    """Take every (width / m)-th entry for a block."""
+    width = x.shape[-1] // m
+    mask = RIGHT["topk_mask"](np.moveaxis(x.reshape(-1, m, width), 1, -1), n)[0]
+    return np.moveaxis(mask, -1, 1).reshape(x.shape)
+
+
+def _by_value(x: Any) -> Any:
+    """Values with their signs."""
+    return x
+
+
+def _kept(x: Any, mask: Any) -> Any:
+    """Multiply by a mask: -0 appears."""
+    return x * mask
+
+
+def _straight(x: Any, k: int) -> Any:
+    """Let the tangent pass in any case."""
+    value = getattr(x, "primal", x)
+    return x - value + RIGHT["topk_sparsify"](value, k)[0]
+
+
+def _law(N: Any, S: Any, power: Callable[..., float]) -> Any:
+    """Return the law with another dependence on sparsity."""
+    return 1.86 + power(S) / N**0.1
+
+
+def _loss_of_N_and_S(N: Any, S: Any) -> Any:
+    """Return a law whose N counts active weights."""
+    return _law(N * (1 - S), S, lambda s: 0.01 + 1.89 * exp(0.05 / (1 - s)))
+
+
+TOPK: dict[str, Callable[..., Any]] = {
+    "topk_mask/largest-values": lambda x, k: _by_rank(x, k, _by_value),
+    "topk_mask/highest-index": lambda x, k: _by_rank(x, k, np.abs, last=True),
+    "topk_mask/all-that-tie": lambda x, k: _threshold(x, k),
+    "topk_mask/none-that-tie": lambda x, k: _threshold(x, k, strict=True),
+    "topk_mask/across-rows": _whole,
+    "topk_mask/upper-half-of-bits": lambda x, k: _by_rank(x, k, _half),
+    "topk_mask/subnormals-flushed": lambda x, k: _by_rank(x, k, _flushed),
+    "topk_mask/zero-not-kept": lambda x, k: RIGHT["topk_mask"](x, k)[0] & (x != 0),
+    "topk_mask/sign-of-zero": lambda x, k: _by_rank(
+        x, k, lambda x: np.abs(x) - 0.5e-45 * np.signbit(x)
+    ),
+    "topk_mask/nan-is-largest": lambda x, k: _by_rank(np.nan_to_num(x, nan=np.inf), k, np.abs),
+    "block_topk_mask/across-blocks": lambda x, n, m: _by_rank(x, n * x.shape[-1] // m, np.abs),
+    "block_topk_mask/blocks-interleaved": _interleaved,
+    "block_topk_mask/highest-index": lambda x, n, m: _blocks(
+        x, n, m, lambda rows, k: _by_rank(rows, k, np.abs, last=True)
+    ),
+    "block_topk_mask/all-that-tie": lambda x, n, m: _blocks(x, n, m, _threshold),
+    "block_topk_mask/largest-values": lambda x, n, m: _blocks(
+        x, n, m, lambda rows, k: _by_rank(rows, k, _by_value)
+    ),
+    "block_topk_mask/rest-dropped": lambda x, n, m: RIGHT["block_topk_mask"](
+        x[..., : x.shape[-1] // m * m], n, m
+    )[0],
+    "topk_sparsify/sign-of-zero": lambda x, k: _kept(x, RIGHT["topk_mask"](x, k)[0]),
+    "topk_sparsify/mask-in-the-slope": lambda x, k: (
+        x * RIGHT["topk_mask"](getattr(x, "primal", x), k)[0]
+    ),
+    "topk_sparsify/straight-always": lambda x, k, straight: _straight(x, k),
+    "block_topk_sparsify/across-blocks": lambda x, n, m: RIGHT["topk_sparsify"](
+        x, n * x.shape[-1] // m
+    )[0],
+    "topk_sparsify/all-that-tie": lambda x, k: np.where(_threshold(x, k), x, np.float32(0)),
+    "topk_quantize/largest-127-left-out": lambda x, k: _quantised(
+        x, k, lambda x, codes, k: RIGHT["topk_mask"](x, k)[0], 1
+    ),
+    "topk_quantize/chosen-by-code": lambda x, k: _quantised(
+        x, k, lambda x, codes, k: _by_rank(codes.astype(float), k, np.abs)
+    ),
+    "topk_count/in-floats": lambda n, sparsity: int((1 - float(sparsity)) * n),
+    "topk_count/rounded": lambda n, sparsity: round((1 - float(sparsity)) * n),
+    "topk_count/rounded-up": lambda n, sparsity: -int(-(1 - float(sparsity)) * n // 1),
+    "topk_count/share-that-is-kept": lambda n, sparsity: int(float(sparsity) * n + 1e-9),
+    "scaling_law/exponent-of-beta-s": lambda N, S: _law(
+        N, S, lambda s: 0.01 + 1.89 * exp(0.05 * s)
+    ),
+    "scaling_law/sign-of-beta": lambda N, S: _law(
+        N, S, lambda s: 0.01 + 1.89 * exp(-0.05 / (1 - s))
+    ),
+    "scaling_law/active-weights": _loss_of_N_and_S,
+    "optimal_sparsity/rounded-as-published": lambda alpha, beta, B, C: 0.4558,
+    "optimal_sparsity/without-b": lambda alpha, beta, B, C: max(0.0, 1 - beta / alpha),
+    "optimal_sparsity/negative": lambda alpha, beta, B, C: 1 - beta / alpha,
+    "optimal_sparsity/c-alone": lambda alpha, beta, B, C: 1 - C * beta / alpha,
+}
