@@ -115,8 +115,8 @@ def _decode(panels, at, half, blocks, lines):
     """Write `blocks` blocks of 64 columns of half a panel as tiles B: two a block, line by line."""
     for block in range(blocks):
         for vector in range(16):
-            place = at + 1024 * block + 64 * vector
-            codes = tile_codes(panels, place, 2 * half, tile_zero(1, 2, 16))
+            offset = at + 1024 * block + 64 * vector
+            codes = tile_codes(panels, offset, 2 * half, tile_zero(1, 2, 16))
             tile_store(lines, 2048 * block + 128 * vector, 0, 1, 32, codes)
 
 

@@ -67,7 +67,7 @@ class _Files(NullCache):  # type: ignore[misc]
 
     def __init__(self, function: Callable[..., Any]) -> None:
         source = Path(function.__code__.co_filename)
-        self.place, self.stamp = source.parent, _stamp(source)
+        self.folder, self.stamp = source.parent, _stamp(source)
         self.name = f"{source.stem}.{function.__qualname__}.{sys.implementation.cache_tag}"
         self.constants = repr([cell.cell_contents for cell in function.__closure__ or ()])
 
@@ -76,7 +76,7 @@ class _Files(NullCache):  # type: ignore[misc]
         target_context.refresh()
         try:
             name, key = self._file(sig, target_context.codegen())
-            for folder in _folders(self.place):
+            for folder in _folders(self.folder):
                 with suppress(FileNotFoundError, NotADirectoryError):
                     data = (folder / name).read_bytes()
                     if hashlib.sha256(data[DIGEST:]).digest() != data[:DIGEST]:
@@ -96,7 +96,7 @@ class _Files(NullCache):  # type: ignore[misc]
         try:
             name, key = self._file(sig, data.codegen)
             body = dumps((key, data._reduce()))
-            for folder in _folders(self.place):
+            for folder in _folders(self.folder):
                 try:
                     self._write(folder, name, hashlib.sha256(body).digest() + body)
                     return
@@ -132,14 +132,14 @@ class _Files(NullCache):  # type: ignore[misc]
 
 def _folders(source: Path) -> Iterator[Path]:
     """Yield the folders in which the compiled code of a source's folder may lie."""
-    place = f"{source.name}_{hashlib.sha256(str(source).encode()).hexdigest()[:16]}"
+    subfolder = f"{source.name}_{hashlib.sha256(str(source).encode()).hexdigest()[:16]}"
     if config.CACHE_DIR:
-        yield Path(config.CACHE_DIR) / place
+        yield Path(config.CACHE_DIR) / subfolder
         return
     yield source / "__pycache__"
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     if os.path.isabs(home):
-        yield Path(home) / "minibit" / place
+        yield Path(home) / "minibit" / subfolder
 
 
 @cache

@@ -54,14 +54,14 @@ class Model(NamedTuple):
     gated: NDArray[np.float32]  # (layers, inner): the gated units
 
 
-class Place(NamedTuple):
-    """Where a token stands: its number, its rotation, and the keys and values before it."""
+class Context(NamedTuple):
+    """What a token meets: its number, its rotation, and the keys and values before it."""
 
     position: int
     cos: NDArray[np.float32]  # (head_dim / 2,)
     sin: NDArray[np.float32]
     caches: NDArray[np.uint64]  # (2, layers): addresses of keys and of values
-    kept: tuple[int, int, int]  # their shape: kv_heads, capacity, head_dim
+    cache_shape: tuple[int, int, int]  # kv_heads, capacity, head_dim
 
 
 class _Layer(NamedTuple):
@@ -88,10 +88,11 @@ class Own(NamedTuple):
     average: Any  # (head_dim,)
 
     @classmethod
-    def room(cls, model: Model, place: Place) -> Own:
+    def room(cls, model: Model, context: Context) -> Own:
         """Room for it. Made by NumPy: Numba would take a second to compile that."""
         arrays = (model.projected, model.mixed, model.gated, model.streams)
-        widest, (kv_heads, capacity, head_dim) = max(a.shape[1] for a in arrays), place.kept
+        kv_heads, capacity, head_dim = context.cache_shape
+        widest = max(a.shape[1] for a in arrays)
         group = model.mixed.shape[1] // head_dim // kv_heads
         return cls(
             np.empty(widest, np.float32),
@@ -105,20 +106,20 @@ class Own(NamedTuple):
         )
 
 
-def _rows(kind, own, n_in, held, sums, first, last):
+def _rows(kind, own, n_in, packed, sums, first, last):
     """Write the int32 products of groups first..last of 64 rows with one token's codes."""
 
 
 @overload(_rows)
-def _rows_of_kind(kind, own, n_in, held, sums, first, last):
+def _rows_of_kind(kind, own, n_in, packed, sums, first, last):
     """Pick the product of a path by the length of `kind`."""
 
-    def columns(kind, own, n_in, held, sums, first, last):
-        portable.product(own.codes[:n_in].reshape(1, n_in), held, sums, first, last, None)
+    def columns(kind, own, n_in, packed, sums, first, last):
+        portable.product(own.codes[:n_in].reshape(1, n_in), packed, sums, first, last, None)
 
-    def panels(kind, own, n_in, held, sums, first, last):
+    def panels(kind, own, n_in, packed, sums, first, last):
         token = Tokens(own.codes, n_in, 1, own.minus, None)
-        multiply(token, held, sums, 0, first, last, (((),), ((), (), (), ()), kind))
+        multiply(token, packed, sums, 0, first, last, (((),), ((), (), (), ()), kind))
 
     return columns if len(kind) == 1 else panels
 
@@ -161,25 +162,25 @@ def _quantise(own, x, gain, eps):
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _step(held, n_out):
+def _step(packed, n_out):
     """Return the groups of 64 rows in a chunk: about `CHUNK` bytes of weights."""
     groups = (n_out + CHUNK_ROWS - 1) // CHUNK_ROWS
-    return max(1, CHUNK // max(held.size // groups, 1))
+    return max(1, CHUNK // max(packed.size // groups, 1))
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _chunks(held, n_out):
+def _chunks(packed, n_out):
     """Chunks that the rows of a matrix are cut into."""
     groups = (n_out + CHUNK_ROWS - 1) // CHUNK_ROWS
-    return (groups + _step(held, n_out) - 1) // _step(held, n_out)
+    return (groups + _step(packed, n_out) - 1) // _step(packed, n_out)
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _sums(kind, own, n_in, held, n_out, chunk, sums):
+def _sums(kind, own, n_in, packed, n_out, chunk, sums):
     """Write the int32 sums of one chunk of rows; return its first row, and the next chunk's."""
-    step, groups = _step(held, n_out), (n_out + CHUNK_ROWS - 1) // CHUNK_ROWS
+    step, groups = _step(packed, n_out), (n_out + CHUNK_ROWS - 1) // CHUNK_ROWS
     first, last = chunk * step, min((chunk + 1) * step, groups)
-    _rows(kind, own, n_in, held, sums[:n_out].reshape(1, n_out), first, last)
+    _rows(kind, own, n_in, packed, sums[:n_out].reshape(1, n_out), first, last)
     return CHUNK_ROWS * first, min(CHUNK_ROWS * last, n_out)
 
 
@@ -205,10 +206,10 @@ def _scores(queries, keys, length, scores):
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _attend(projected, layer, place, own, head, mixed):
+def _attend(projected, layer, context, own, head, mixed):
     """Append one head's key and value, and let its group of queries attend to all so far."""
-    kv_heads, _, width = place.kept
-    position, cos, sin = place.position, place.cos, place.sin
+    kv_heads, _, width = context.cache_shape
+    position, cos, sin = context.position, context.cos, context.sin
     group = mixed.size // width // kv_heads
     keys, values = layer.keys[head], layer.values[head]  # (capacity, width)
     queries, scores, average = own.queries, own.scores, own.average
@@ -275,8 +276,8 @@ def _multiply(kind, layer, own, number, x, stream, out, work, phase):
     """
     n_kv = layer.keys.shape[0] * layer.keys.shape[2]
     n_out = out.size - 2 * n_kv if number == _Q else out.size
-    held = layer.weights[number]
-    chunks, finite = _chunks(held, n_out), True
+    packed = layer.weights[number]
+    chunks, finite = _chunks(packed, n_out), True
     in_q, in_k = chunks, _chunks(layer.weights[_Q + 1], n_kv)
     if number == _Q:
         chunks += in_k + _chunks(layer.weights[_Q + 2], n_kv)
@@ -291,8 +292,8 @@ def _multiply(kind, layer, own, number, x, stream, out, work, phase):
                 which, part, begin, rows = _Q + 2, chunk - in_q - in_k, n_out + n_kv, n_kv
             elif number == _Q and chunk >= in_q:
                 which, part, begin, rows = _Q + 1, chunk - in_q, n_out, n_kv
-            factor, held = np.float32(layer.gammas[which] / scale), layer.weights[which]
-            first, last = _sums(kind, own, x.size, held, rows, part, own.sums)
+            factor, packed = np.float32(layer.gammas[which] / scale), layer.weights[which]
+            first, last = _sums(kind, own, x.size, packed, rows, part, own.sums)
             if number == _Q:
                 for r in range(first, last):
                     out[begin + r] = np.float32(own.sums[r]) * factor
@@ -313,14 +314,14 @@ def _multiply(kind, layer, own, number, x, stream, out, work, phase):
 
 
 @njit(cache=True, nogil=True)
-def layers(model: Model, place: Place, own: Own, work: NDArray[np.int64]) -> bool:
+def layers(model: Model, context: Context, own: Own, work: NDArray[np.int64]) -> bool:
     """Take one token through all layers, together with all who call this with the same arguments.
 
     `own` alone is each thread's. False if an activation is not finite; the rest is then
     meaningless. The arrays of a layer are made of their addresses here: no thread asks for Python's
     lock before the token is done.
     """
-    kind, finite, heads, sizes = model.kind, True, place.kept[0], model.sizes
+    kind, finite, heads, sizes = model.kind, True, context.cache_shape[0], model.sizes
     for number in range(model.addresses.shape[0]):
         at, phase = model.addresses[number], PHASES * number
         layer = _Layer(
@@ -341,15 +342,15 @@ def layers(model: Model, place: Place, own: Own, work: NDArray[np.int64]) -> boo
             ),
             model.gammas[number],
             model.eps,
-            _floats(place.caches[0, number], place.kept),
-            _floats(place.caches[1, number], place.kept),
+            _floats(context.caches[0, number], context.cache_shape),
+            _floats(context.caches[1, number], context.cache_shape),
         )
         x, middle = model.streams[2 * number], model.streams[2 * number + 1]
         projected, mixed, gated = model.projected[number], model.mixed[number], model.gated[number]
         finite &= _multiply(kind, layer, own, _Q, x, x, projected, work, phase)
         head = take(work, phase + 1, heads)
         while head < heads:
-            _attend(projected, layer, place, own, head, mixed)
+            _attend(projected, layer, context, own, head, mixed)
             finish(work, phase + 1, head)
             head = take(work, phase + 1, heads)
         finite &= _multiply(kind, layer, own, _O, mixed, x, middle, work, phase + 2)

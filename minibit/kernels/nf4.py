@@ -62,11 +62,11 @@ def _multiply_add(builder: Any, left: Any, right: Any, acc: Any) -> Any:
     return builder.call(function, [left, right, acc])
 
 
-def _spread(builder: Any, pointer: Any, what: Any, count: int, lanes: int) -> Any:
+def _spread(builder: Any, pointer: Any, kind: Any, count: int, lanes: int) -> Any:
     """Load `count` values and repeat each in as many neighbouring lanes."""
     if count == 1:
-        return simd.repeat(builder, simd.read(builder, pointer, what), lanes)
-    few = simd.read(builder, pointer, ir.VectorType(what, count))
+        return simd.repeat(builder, simd.read(builder, pointer, kind), lanes)
+    few = simd.read(builder, pointer, ir.VectorType(kind, count))
     picks = [lane * count // lanes for lane in range(lanes)]
     return builder.shuffle_vector(few, few, ir.Constant(ir.VectorType(simd.I32, lanes), picks))
 

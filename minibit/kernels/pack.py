@@ -60,12 +60,12 @@ def _fill(source, n_out, first, rows):
 
 
 @njit(cache=True, nogil=True)
-def panels(source: Array, n_out: int, held: Array) -> bool:
+def panels(source: Array, n_out: int, packed: Array) -> bool:
     """Write panels: int8 ``(n_out, n_in)`` or uint8 ``(ceil(n_out / 4), n_in)`` to flat bytes."""
     width = (source.shape[1] + 63) // 64 * 64
     rows = np.ones((TOGETHER, width), np.uint8)
     words, quarter = rows.reshape(-1).view(np.uint32), TOGETHER * width // 16
-    out, wrong = held.view(np.uint32), np.uint8(0)
+    out, wrong = packed.view(np.uint32), np.uint8(0)
     for first in range(0, n_out, TOGETHER):
         wrong |= _fill(source, n_out, first, rows)
         for row in range(16):
@@ -78,7 +78,7 @@ def panels(source: Array, n_out: int, held: Array) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def columns(source: Array, n_out: int, held: Array) -> bool:
+def columns(source: Array, n_out: int, packed: Array) -> bool:
     """Write lines of 4 columns of what `panels` takes."""
     width = (source.shape[1] + 15) // 16 * 16
     rows, wrong = np.ones((TOGETHER, width), np.uint8), np.uint8(0)
@@ -86,7 +86,7 @@ def columns(source: Array, n_out: int, held: Array) -> bool:
         count = min(TOGETHER, n_out - first)
         wrong |= _fill(source, n_out, first, rows)
         for q in range(width // 4):
-            line = held[q * n_out + first : q * n_out + first + count]
+            line = packed[q * n_out + first : q * n_out + first + count]
             for r in range(count):
                 a, b, c, d = rows[r, 4 * q : 4 * q + 4]
                 line[r] = a | b << 2 | c << 4 | d << 6

@@ -70,11 +70,11 @@ class Tokens(NamedTuple):
 
 
 @njit(cache=True, nogil=True, forceinline=True, _nrt=False)
-def _add_columns(sums, shape, first, acts, at, step, stride, panels, place, columns):
+def _add_columns(sums, shape, first, acts, at, step, stride, panels, offset, columns):
     """Return the tile `sums` plus the products of some columns with groups `first` and on.
 
     Activations of 4 columns of a token begin at byte `at` of `acts`, those of the next 4 `step`
-    bytes on, those of the next token `stride` bytes on; weights begin at byte `place` of `panels`.
+    bytes on, those of the next token `stride` bytes on; weights begin at byte `offset` of `panels`.
     """
     tokens, lanes, packed = len(shape[0]), len(shape[2]), len(shape[0]) > FEW
     two = lanes == 16 and tokens <= 2
@@ -85,19 +85,19 @@ def _add_columns(sums, shape, first, acts, at, step, stride, panels, place, colu
         even = odd if lanes == 8 else sums
         for _ in range(part // 8):
             if ahead:
-                prefetch(panels, place + ahead)
-                prefetch(panels, place + ahead + 64)
+                prefetch(panels, offset + ahead)
+                prefetch(panels, offset + ahead + 64)
             if packed:
                 prefetch(acts, at + ACTS_AHEAD)
                 prefetch(acts, at + ACTS_AHEAD + 64)
-            even = tile_dot(even, tile_codes(panels, place, first, even), acts, at, stride)
-            codes = tile_codes(panels, place + 64, first, even)
+            even = tile_dot(even, tile_codes(panels, offset, first, even), acts, at, stride)
+            codes = tile_codes(panels, offset + 64, first, even)
             if two:
                 odd = tile_dot(odd, codes, acts, at + step, stride)
             else:
                 even = tile_dot(even, codes, acts, at + step, stride)
             at += 2 * step
-            place += 128
+            offset += 128
         sums = tile_add(sums, even) if lanes == 8 else tile_add(even, odd)
         columns -= part
     return sums

@@ -102,14 +102,14 @@ def constant(value: int, lanes: int) -> Any:
 
 def vectors_of(builder: Any, tile: Any) -> list[Any]:
     """Vectors of a tile, token after token."""
-    return [builder.extract_value(tile, place) for place in range(tile.type.count)]
+    return [builder.extract_value(tile, index) for index in range(tile.type.count)]
 
 
 def tile_of(builder: Any, vectors: list[Any]) -> Any:
     """Put vectors together as a tile."""
     tile = ir.Constant(ir.ArrayType(vectors[0].type, len(vectors)), ir.Undefined)
-    for place, vector in enumerate(vectors):
-        tile = builder.insert_value(tile, vector, place)
+    for index, vector in enumerate(vectors):
+        tile = builder.insert_value(tile, vector, index)
     return tile
 
 
@@ -193,8 +193,8 @@ def tile_codes(typingctx, panels, offset, first, sums):
         packed = [read(builder, beyond(builder, pointer, at), words)
                   for at in range(0, 64, 4 * tile.lanes)]  # fmt: skip
         for group in range(tile.vectors // len(packed)):
-            place = builder.add(builder.trunc(args[2], I32), ir.Constant(I32, group))
-            shift = builder.shl(place, ir.Constant(I32, 1))
+            number = builder.add(builder.trunc(args[2], I32), ir.Constant(I32, group))
+            shift = builder.shl(number, ir.Constant(I32, 1))
             if tile.lanes == 16:
                 bits = repeat(builder, builder.shl(ir.Constant(I32, ONE_CODE), shift), 16)
                 vectors += [builder.and_(vector, bits) for vector in packed]
@@ -222,8 +222,8 @@ def tile_dot(typingctx, tile, codes, array, offset, stride):
         for token in range(tile.tokens):
             four = repeat(builder, read(builder, pointer, I32), tile.lanes)
             for vector, unsigned in enumerate(each):
-                place = token * tile.vectors + vector
-                sums[place] = _DOTS[tile.lanes](builder, sums[place], unsigned, four)
+                index = token * tile.vectors + vector
+                sums[index] = _DOTS[tile.lanes](builder, sums[index], unsigned, four)
             pointer = beyond(builder, pointer, args[4])
         return tile_of(builder, sums)
 
@@ -259,8 +259,8 @@ def tile_finish(typingctx, tile, first, minus, scales, token):
         vectors, kinds = vectors_of(builder, args[0]), signature.args
         floats = ir.VectorType(FLOAT, tile.lanes)
         shift = builder.shl(builder.trunc(args[1], I32), ir.Constant(I32, 1))
-        for place, vector in enumerate(vectors):
-            number, group = place // tile.vectors, place % tile.vectors
+        for index, vector in enumerate(vectors):
+            number, group = index // tile.vectors, index % tile.vectors
             if tile.lanes == 16:
                 by = builder.add(shift, ir.Constant(I32, 2 * (group % 4)))
                 vector = builder.ashr(vector, repeat(builder, by, 16))
@@ -272,7 +272,7 @@ def tile_finish(typingctx, tile, first, minus, scales, token):
                 factors = repeat(builder, scale, tile.lanes)
                 product = builder.fmul(builder.sitofp(total, floats), factors)
                 total = builder.bitcast(product, total.type)
-            vectors[place] = total
+            vectors[index] = total
         return tile_of(builder, vectors)
 
     return tile(tile, types.intp, minus, scales, types.intp), codegen

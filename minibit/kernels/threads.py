@@ -158,10 +158,10 @@ class _Job:
 class _Worker:
     """What one thread of the team is offered, and what it has answered."""
 
-    __slots__ = ("answered", "asleep", "bell", "offer", "place", "thread", "turn")
+    __slots__ = ("answered", "asleep", "bell", "offer", "slot", "thread", "turn")
 
-    def __init__(self, place: int, turn: int) -> None:
-        self.place = place  # of its numbers in the arrays of the team
+    def __init__(self, slot: int, turn: int) -> None:
+        self.slot = slot  # of its numbers in the arrays of the team
         self.turn = turn  # of the newest offer; several callers may make one at the same time
         self.answered = turn  # the newest offer that it is done with
         self.offer: tuple[_Job, int] | None = None  # the job, and the task to begin with
@@ -211,7 +211,7 @@ class _Team:
             first += 1
             worker.offer = job, first
             worker.turn = turn = worker.turn + 1
-            self.asked[worker.place] = turn
+            self.asked[worker.slot] = turn
             if worker.asleep:
                 _keep_off(self.cpu(), worker.thread)
                 _ring(worker)
@@ -226,9 +226,9 @@ class _Team:
             while len(self.workers) < most:
                 if not threading.main_thread().is_alive():  # Python is leaving
                     return
-                taken = {worker.place for worker in self.workers}
-                place = min(set(range(0, len(self.asked), APART)) - taken)
-                worker = _Worker(place, int(self.asked[place]))
+                taken = {worker.slot for worker in self.workers}
+                slot = min(set(range(0, len(self.asked), APART)) - taken)
+                worker = _Worker(slot, int(self.asked[slot]))
                 before, self.workers = self.workers, [*self.workers, worker]
                 try:
                     start_new_thread(self.serve, (worker,))
@@ -238,25 +238,25 @@ class _Team:
 
     def serve(self, worker: _Worker) -> None:
         """Take offers, turn after turn, until the team is closed."""
-        seen, place = worker.turn, worker.place
+        seen, slot = worker.turn, worker.slot
         worker.thread = threading.get_native_id()
         try:
             while not self.closed:
-                turn = self.wait(self.asked, place, seen, LOOKS, GRACE)
+                turn = self.wait(self.asked, slot, seen, LOOKS, GRACE)
                 if turn == seen:
                     worker.asleep = True
-                    while self.asked[place] == seen and not self.closed:
+                    while self.asked[slot] == seen and not self.closed:
                         worker.bell.acquire()  # `asked` is looked at after `asleep` is seen
                     worker.asleep = False
-                    turn = self.asked[place]
+                    turn = self.asked[slot]
                 seen = int(turn)
                 offer, worker.offer = worker.offer, None
                 if offer is not None:
-                    self.inside[place] = offer[0].number  # before it takes a task
+                    self.inside[slot] = offer[0].number  # before it takes a task
                     try:
                         offer[0].work(offer[1])
                     finally:
-                        self.inside[place] = 0
+                        self.inside[slot] = 0
                     offer = None  # nor keep its arrays alive
                 worker.answered = seen
         finally:
@@ -268,7 +268,7 @@ class _Team:
         self.closed = True
         for worker in self.workers:
             worker.turn += 1
-            self.asked[worker.place] = worker.turn
+            self.asked[worker.slot] = worker.turn
             _ring(worker)
         limit = time.monotonic() + LEAVING
         while self.workers and time.monotonic() < limit:

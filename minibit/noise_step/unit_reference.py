@@ -174,16 +174,16 @@ def direction_sums_reference(
 
 
 def locate(params: Params, positions: NDArray[np.int64]) -> tuple[Any, ...]:
-    """Units touched per layer; every position's place among those, its layer and its input."""
+    """Return the units that positions touch per layer; each position's unit, layer and input."""
     units, unit_index, column = [], np.empty_like(positions), np.empty_like(positions)
     layer_index = np.empty_like(positions)
     start = drawn = 0
     for layer, w in enumerate(params.values()):
         inside = (positions >= start) & (positions < start + w.size)
         unit, column[inside] = np.divmod(positions[inside] - start, w.shape[1])
-        touched, place = np.unique(unit, return_inverse=True)
+        touched, number = np.unique(unit, return_inverse=True)
         units.append(touched)
-        unit_index[inside] = drawn + place
+        unit_index[inside] = drawn + number
         layer_index[inside] = layer
         start += w.size
         drawn += len(touched)

@@ -23,7 +23,7 @@ from minibit.transformer.model import BitNetModel
 from minibit.transformer.projections import packed_linear
 
 if TYPE_CHECKING:
-    from minibit.kernels.decode import Model, Own, Place
+    from minibit.kernels.decode import Context, Model, Own
 
 __all__ = ["Plan", "packed_step", "plan"]
 
@@ -112,7 +112,7 @@ def packed_step(
     int8. Any number of threads gives the same bits. A ValueError if an activation is not finite or
     the cache another model's; the cache is then as long as before.
     """
-    from minibit.kernels.decode import CHUNK_ROWS, HEAD_ROWS, PHASES, Own, Place
+    from minibit.kernels.decode import CHUNK_ROWS, HEAD_ROWS, PHASES, Context, Own
     from minibit.kernels.sharing import FLAGS
 
     config, number = plan.config, cache.length
@@ -120,7 +120,7 @@ def packed_step(
     cache.reserve(number + 1)
     at = positions(1, 1, config.head_dim, config.rope_theta, number)
     cos, sin = at.cos[0, 0, 0], at.sin[0, 0, 1]  # (head_dim / 2,)
-    place = Place(number, cos, sin, cache._addresses, cache._keys[0].shape[1:])
+    context = Context(number, cos, sin, cache._addresses, cache._keys[0].shape[1:])
     plan.model.streams[0] = widen(plan.embedding[token])
     logits = np.empty(len(plan.head) if head else 0, np.float32)
     rows = max(config.hidden_size + 2 * config.kv_heads * config.head_dim, config.intermediate_size)
@@ -130,21 +130,23 @@ def packed_step(
     if threads is None:
         threads = min(cpus(), MOST) if plan.nbytes > PAYS else 1
     rooms = plan.rooms
-    if len(rooms) < threads or rooms[0].scores.shape[1] != place.kept[1]:  # the cache grew
-        rooms[:] = [Own.room(plan.model, place) for _ in range(threads)]
-    shared = (plan, place, work, for_head, logits)
+    if len(rooms) < threads or rooms[0].scores.shape[1] != context.cache_shape[1]:  # the cache grew
+        rooms[:] = [Own.room(plan.model, context) for _ in range(threads)]
+    shared = (plan, context, work, for_head, logits)
     if not run([partial(_walk, own, *shared) for own in rooms[:threads]]):
         raise ValueError(f"the model computed NaN or infinity at position {number}")
     cache._length = number + 1
     return logits
 
 
-def _walk(own: Own, plan: Plan, place: Place, work: Array, for_head: Array, logits: Array) -> bool:
+def _walk(
+    own: Own, plan: Plan, context: Context, work: Array, for_head: Array, logits: Array
+) -> bool:
     """Do one thread's share of every phase of a token; return whether all was finite."""
     from minibit.kernels.decode import head, layers
 
     model, normed = plan.model, own.normed[: len(plan.norm)]
-    finite = layers(model, place, own, work)
+    finite = layers(model, context, own, work)
     if len(logits):
         head(model.streams[-1], plan.norm, model.eps, plan.head, normed, logits, for_head)
     return bool(finite)
