@@ -217,6 +217,26 @@ def test_a_run_goes_on_from_its_log_with_new_workers(tmp_path, data, run):
     assert ours.digest == result.digest
 
 
+def test_a_log_says_which_worker_measured_what_and_can_do_without_one(tmp_path, data, run):
+    """Ranges of every step, beside the log, also after a stop; a worker's own are then reverted."""
+    preset, _, _ = run
+    out, options = tmp_path / "a.steps", {**SHORT, "data": data, "workers": 2}
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        train_on(pool, preset, 3, out, **{**options, "steps": 5})
+        train_on(pool, preset, 3, out, data=data, workers=2, resume=True, steps=9)
+    log = StepLog.open(out)
+    cuts = [(first, stop) for first, stop in ranges(log.plan, 2)]
+    assert len(log.shares()) == 9
+    for own in log.shares():
+        assert [(share.first, share.stop) for share in own] == cuts
+    names = {share.name for own in log.shares() for share in own}
+    for number, name in enumerate(sorted(names)):
+        reverted = log.revert(name, tmp_path / str(number))
+        assert reverted.verify() != log.digest()
+    if len(names) == 1:  # one process was quick enough for both
+        assert reverted.digest() == log.digest(0)
+
+
 def test_a_worker_that_joins_late_needs_the_log_alone(data, run):
     """One that took part in nothing knows weights and samples after it retraced the records."""
     _, _, log = run

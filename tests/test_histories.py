@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minibit.noise_step import apply_update, digest, sparse_update
-from minibit.steps import Change, LogError, StepLog, changes
+from minibit.noise_step import SampledStep, UnitsStep, apply_update, digest, sparse_update
+from minibit.steps import Change, LogError, StepLog, changes, contributors
 from minibit.steps.snapshots import path_of, to_keep
 from test_steps import (
     PAPER,
@@ -378,3 +378,211 @@ def test_damaged_snapshots_are_refused():
         with pytest.raises(ValueError, match="every"):
             again.snapshots(0)
         assert path.read_text() == "notes"
+
+
+# --- Contributors
+
+
+@st.composite
+def shared_runs(draw):
+    """A plan that has something to share, its steps, and who measured which part of each."""
+    plan, steps = draw(runs(most=12).filter(lambda run: run[1] and items(run[0])))
+    shares = []
+    for _ in steps:
+        inner = draw(st.sets(st.integers(1, max(1, items(plan) - 1)), max_size=3))
+        cuts = [0, *sorted(cut for cut in inner if cut < items(plan)), items(plan)]
+        shares.append([(a, b, draw(st.sampled_from("abc"))) for a, b in pairwise(cuts)])
+    return plan, steps, shares
+
+
+def items(plan):
+    """How many perturbations, or drawn units, a step has."""
+    return plan.perturbations if plan.method == "sampled" else sum(plan.units)
+
+
+def kept_by(plan, step, shares, name):
+    """A step without a contributor's part, perturbation by perturbation or move by move."""
+    gone = {n for first, stop, owner in shares if owner == name for n in range(first, stop)}
+    if isinstance(step, SampledStep):
+        codes = [0 if n in gone else code for n, code in enumerate(step.codes.tolist())]
+        return SampledStep(step.numerator, np.array(codes, np.int8))
+    layers, before = [], 0
+    for units, inputs, q, sign in zip(
+        plan.units, plan.inputs, step.positions, step.signs, strict=True
+    ):
+        kept = [m for m in range(len(q)) if before + int(q[m]) // inputs not in gone]
+        layers.append((q[kept], sign[kept]))
+        before += units
+    return UnitsStep(tuple(q for q, _ in layers), tuple(sign for _, sign in layers))
+
+
+@few
+@given(shared_runs(), st.integers(1, 9), st.sampled_from("abc"))
+def test_a_reverted_log_is_one_without_the_contributors_moves(run, batch, name):
+    """Replayed from scratch without them; twice is once; original and shares stay."""
+    plan, steps, shares = run
+    with a_log(plan) as log:
+        for start in range(0, len(steps), batch):
+            part = slice(start, start + batch)
+            log.append(steps[part], shares=shares[part])
+        before = log.path.read_bytes()
+        out = log.path.with_name("out")
+        again = StepLog.open(log.path)
+        assert again.shares() == [tuple(own) for own in shares]
+        if not any(owner == name for own in shares for _, _, owner in own):
+            with pytest.raises(ValueError, match=r"must be a contributor of .*: a|b|c"):
+                again.revert(name, out)
+            return
+        reverted = again.revert(name, out)
+        kept = [kept_by(plan, *one, name) for one in zip(steps, shares, strict=True)]
+        same_steps([*reverted.steps()], kept)
+        assert StepLog.open(out).verify() == digest(folded(plan, kept)[-1])
+        edit = reverted.header["edits"][-1]
+        assert (edit["edit"], edit["contributor"]) == ("revert", name)
+        assert edit["source"] == log.digest()
+        assert reverted.shares() == again.shares()
+        twice = reverted.revert(name, log.path.with_name("twice"))
+        assert twice.digest() == reverted.digest()
+        assert log.path.read_bytes() == before
+
+
+def in_shares(steps, names="ab"):
+    """Halves of every step of SMALL, taken by two contributors in turn."""
+    return [[(0, 2, names[n % 2]), (2, 5, names[1 - n % 2])] for n in range(len(steps))]
+
+
+def test_copies_of_a_log_keep_its_contributors():
+    """Edits, forks, merges and joined logs name them for the same steps."""
+    steps = random_steps(SMALL, 8)
+    with a_log(SMALL) as log:
+        log.append(steps, shares=in_shares(steps))
+        expected = log.shares()
+        near = log.path.with_name
+        assert log.mask(3, near("masked")).shares() == expected
+        assert log.concat(log, near("joined")).shares() == expected * 2
+        fork = log.fork(5, near("fork"), 9)
+        fork.append(steps[5:7], shares=in_shares(steps[5:7], "cd"))
+        assert fork.shares()[:5] == expected[:5]
+        merged = log.merge(fork, near("merged"))
+        assert merged.shares() == [*expected, *fork.shares()[5:]]
+        assert merged.revert("c", near("reverted")).digest() != merged.digest()
+
+
+def test_steps_without_contributors_cannot_be_reverted_by_name():
+    """A run that went on alone: what is not named is not known, and the error says from where."""
+    steps = random_steps(SMALL, 6)
+    with a_log(SMALL) as log:
+        log.append(steps[:3], shares=in_shares(steps[:3]))
+        log.append(steps[3:])
+        assert [bool(own) for own in log.shares()] == [True] * 3 + [False] * 3
+        with pytest.raises(ValueError, match=r"3 steps of .* name no contributor, first step 3"):
+            log.revert("a", log.path.with_name("out"))
+    with a_log(SMALL, steps) as log:
+        assert not contributors.path_of(log.path).exists()
+        with pytest.raises(ValueError, match=r"must be a contributor of .*: nobody; got 'a'"):
+            log.revert("a", log.path.with_name("out"))
+
+
+def test_lines_of_steps_that_never_came_are_cut_when_the_log_goes_on():
+    """As after a writer that was killed between the two files, and within a line."""
+    steps = random_steps(SMALL, 8)
+    shares = in_shares(steps)
+    with a_log(SMALL) as log:
+        log.append(steps[:4], shares=shares[:4])
+        log.close()
+        whole, path = log.path.read_bytes(), contributors.path_of(log.path)
+        log.append(steps[4:], shares=shares[4:])
+        log.close()
+        for torn in (b"", b'{"crc":12'):
+            log.path.write_bytes(whole)
+            before = path.read_bytes()
+            path.write_bytes(before + torn)
+            assert len(StepLog.open(log.path).shares()) == 4
+            assert path.read_bytes() == before + torn  # reading never writes
+            with StepLog.recover(log.path) as again:
+                again.append(steps[4:5])
+                again.append(steps[5:], shares=in_shares(steps[5:], "cd"))
+                own = again.shares()
+            assert own[:4] == [tuple(one) for one in shares[:4]]
+            assert own[4] == ()
+            assert {share.name for share in own[5]} == {"c", "d"}
+            assert StepLog.open(log.path).shares() == own
+
+
+def test_an_append_that_fails_names_nobody(monkeypatch):
+    """The next one cuts what was written for it."""
+    steps = random_steps(SMALL, 4)
+    with a_log(SMALL) as log:
+        log.append(steps[:2], shares=in_shares(steps[:2]))
+        with monkeypatch.context() as patch:
+            patch.setattr("minibit.steps.file.Appender.append", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                log.append(steps[2:], shares=in_shares(steps[2:], "cd"))
+        log.append(steps[2:], shares=in_shares(steps[2:], "ef"))
+        names = [{share.name for share in own} for own in StepLog.open(log.path).shares()]
+        assert names == [{"a", "b"}, {"a", "b"}, {"e", "f"}, {"e", "f"}]
+
+
+def test_a_log_that_takes_anothers_place_has_its_own_contributors(tmp_path):
+    """The old ones stay until the new log's first record, and go then; notes are kept."""
+    steps = random_steps(SMALL, 4)
+    path, side = tmp_path / "a", tmp_path / "a.workers"
+    with StepLog.create(path, header_of(SMALL)) as log:
+        log.append(steps, shares=in_shares(steps))
+    for shares in (in_shares(steps, "cd"), None):
+        before = side.read_bytes()
+        with StepLog.create(path, header_of(SMALL), overwrite=True) as log:
+            assert side.read_bytes() == before
+            log.append(steps[:2], shares=shares and shares[:2])
+        assert StepLog.open(path).shares() == [tuple(own) for own in shares or [(), ()]][:2]
+    side.write_text("notes")
+    with StepLog.create(tmp_path / "b", header_of(SMALL)) as log:
+        log.append(steps[:1])
+        (tmp_path / "b.workers").write_text("notes")
+        with pytest.raises(FileExistsError, match="names no contributors"):
+            log.append(steps[1:], shares=in_shares(steps[1:]))
+        assert len(log) == 1
+    (tmp_path / "c.workers").write_text("notes")
+    with pytest.raises(FileExistsError, match="exists"):
+        StepLog.open(path).fork(0, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_damaged_contributors_are_named_by_their_line():
+    """Any byte of them changed, a line lost, doubled or moved; and those of another log."""
+    steps = random_steps(SMALL, 3)
+    with a_log(SMALL) as log, a_log(replace(SMALL, seed=4), steps) as other:
+        log.append(steps, shares=in_shares(steps))
+        path, again = contributors.path_of(log.path), StepLog.open(log.path)
+        data = path.read_bytes()
+        first, second, third = data.splitlines(keepends=True)
+        for n in range(len(data)):
+            if n == len(data) - 1:
+                continue  # the last line is then cut, not damaged
+            path.write_bytes(data[:n] + bytes([data[n] ^ 1]) + data[n + 1 :])
+            with pytest.raises(LogError, match=r"workers: line [123]: "):
+                again.shares()
+        for wrong, line in (((second, third), 1), ((first, third), 2), ((first, first), 2),
+                            ((first, third, second), 2)):  # fmt: skip
+            path.write_bytes(b"".join(wrong))
+            with pytest.raises(LogError, match=f"workers: line {line}: .*nothing was changed"):
+                again.revert("a", log.path.with_name("out"))
+        contributors.path_of(other.path).write_bytes(data)
+        with pytest.raises(LogError, match=r"line 1: its CRC-32 does not fit: .* another log"):
+            StepLog.open(other.path).shares()
+        assert not log.path.with_name("out").exists()
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [[(0, 6, "a")], [(2, 2, "a")], [(0, 2, "a"), (1, 3, "b")], [(0, 2, "")], [(0, 2)], [3],
+     [(0.0, 2, "a")], [(-1, 2, "a")], ["abc"]],
+)  # fmt: skip
+def test_shares_that_are_none_are_refused(shares):
+    """Beyond the step, empty, across each other, nameless: an error before anything is written."""
+    with a_log(SMALL) as log:
+        with pytest.raises(ValueError, match="shares must be"):
+            log.append(random_steps(SMALL, 1), shares=[shares])
+        with pytest.raises(ValueError, match="one list per step, 1, got 2"):
+            log.append(random_steps(SMALL, 1), shares=[[], []])
+        assert len(log) == 0

@@ -55,6 +55,7 @@ class Taken:
     record: SampledStep | UnitsStep
     loss: float
     accuracy: float
+    shares: list[tuple[int, int, str]]  # who measured which range
     update: None = None  # the log draws what it needs
 
 
@@ -166,8 +167,9 @@ class Remote:
         cuts = [(part.first, part.stop) for part in parts]
         bodies = [(*cut, answer.body) for cut, answer in zip(cuts, told, strict=True)]
         record = join(self.method, self.plan, self.steps, numerator, bodies, self.alone)
-        taken = Taken(self.steps, record, told[0].loss, told[0].accuracy)
-        self.shares.append([(*cut, a.worker.hex()) for cut, a in zip(cuts, told, strict=True)])
+        shares = [(*cut, a.worker.hex()) for cut, a in zip(cuts, told, strict=True)]
+        taken = Taken(self.steps, record, told[0].loss, told[0].accuracy, shares)
+        self.shares.append(shares)
         self._records.append(pack_steps(self.plan, [record]))
         self.traffic.working += max(answer.seconds for answer in told)
         self.traffic.waiting += decided - begin

@@ -123,6 +123,11 @@ class Contents:
     torn: str = ""  # why the bytes from `end` on are no record; empty if there are none
 
     @property
+    def start_crc(self) -> int:
+        """The running CRC-32 after the header."""
+        return crc32(START.pack(MAGIC, VERSION, len(self.header)) + self.header)
+
+    @property
     def steps(self) -> int:
         """Number of steps in all records."""
         return self.records[-1].end_step if self.records else 0

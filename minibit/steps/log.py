@@ -28,6 +28,7 @@ from minibit.base import integer, open_whole, whole_path
 from minibit.noise_step import SampledStep, UnitsStep, Update
 from minibit.steps.bounds import Step, checked_plan, checked_step
 from minibit.steps.codes import pack_steps
+from minibit.steps.contributors import Shares, Tags, checked_shares, lines, path_of, without
 from minibit.steps.edits import (
     EDITS,
     Segments,
@@ -106,6 +107,8 @@ class StepLog(History):
         self._under_way: tuple[Contents, Flat] | None = None  # what an append leads to
         self._last: tuple[int, Flat] | None = None  # the last step, and the weights after it
         self._lock = threading.Lock()  # held by who appends
+        self._tags = Tags(self._absolute, self.plan, contents.start_crc)
+        self._first_tags: list[Shares] = []  # of the record that a log waits for beside its place
         self._appender: Appender | None = None  # holds the file from the first append to `close`
         self._beside: Path | None = None  # where a log that replaces another waits for a record
         self._naming = ExitStack()  # gives it its name then
@@ -255,13 +258,18 @@ class StepLog(History):
     # --- Writing
 
     def append(
-        self, steps: Step | Iterable[Step], updates: Sequence[Update | None] | None = None
+        self,
+        steps: Step | Iterable[Step],
+        updates: Sequence[Update | None] | None = None,
+        shares: Sequence[Iterable[Sequence[Any]]] | None = None,
     ) -> None:
         """Add steps at the end: one write and one sync to disk, in records of at most 32 steps.
 
         Sampled steps of different density go to different records, in their order. The log moves
         its weights along, to store a digest of them after each record; `updates` are what each step
-        does to them (`StepResult.update`), where the caller knows.
+        does to them (`StepResult.update`), where the caller knows. `shares` name who measured which
+        part of each step, ``[(first, stop, name), ...]``: they are kept beside the log, for
+        `revert` (see `minibit.steps.contributors`).
 
         Whatever ends it, Ctrl-C, too, at whatever point: file and object then agree, and either all
         of the steps are logged or none, unless the disk fails at that, too: then the file is torn.
@@ -276,6 +284,9 @@ class StepLog(History):
         batch = [checked_step(self.plan, step) for step in several]
         if updates is not None and len(updates) != len(batch):
             raise ValueError(f"updates must be one per step, {len(batch)}, got {len(updates)}")
+        tags = [checked_shares(self.plan, own) for own in shares or [()] * len(batch)]
+        if len(tags) != len(batch):
+            raise ValueError(f"shares must be one list per step, {len(batch)}, got {len(tags)}")
         if not batch:
             return
         try:
@@ -289,7 +300,9 @@ class StepLog(History):
                 file = self._writer()
                 flat = self._weights(before.steps)
                 data, after = self._pack(before, flat, batch, updates)
-                self._under_way = after, flat
+                if self._beside is None:
+                    self._tags.write(before.steps, tags)
+                self._first_tags, self._under_way = tags, (after, flat)
                 file.append(data)
         finally:
             _ = self._contents  # settled now, or at the next question where this, too, is cut off
@@ -309,6 +322,8 @@ class StepLog(History):
         (after, flat), file = self._under_way, self._appender
         if file.size == after.end:
             self._naming.close()
+            if self._beside is not None:
+                self._tags.write(0, self._first_tags)
             file.path, self._beside = self._absolute, None
             self._known, self._last = after, (after.steps, flat)
         elif self._known.end < file.size < after.end:
@@ -394,7 +409,8 @@ class StepLog(History):
         segments = segments_of(both, len(mine) + len(more))
         span = [[len(mine), len(mine) + len(more)]] if more else []
         edit = {"edit": "concat", "steps": span, "source": self.digest()}
-        return self._copy(edit, mine + more, out, segments)
+        shares = self.shares() + other.shares()
+        return self._copy(edit, mine + more, out, segments, shares)
 
     def fork(
         self,
@@ -417,7 +433,8 @@ class StepLog(History):
         edit: dict[str, Any] = {"edit": "fork", "steps": [[0, step]], "source": self.digest(step)}
         if seed is not None:
             edit["seed"] = seed
-        return self._copy(edit, [*islice(self.steps(), step)], out, segments, data)
+        steps = [*islice(self.steps(), step)]
+        return self._copy(edit, steps, out, segments, self.shares()[:step], data)
 
     def merge(self, other: StepLog, out: str | os.PathLike[str]) -> Self:
         """Write a log of two forks of one parent: its steps, then this log's own, then the other's.
@@ -435,7 +452,37 @@ class StepLog(History):
         steps, segments, shared = merged(self.plan, *branches)
         span = [[len(self), len(steps)]] if len(steps) > len(self) else []
         edit = {"edit": "merge", "steps": span, "source": self.digest(), "parent": shared}
-        return self._copy(edit | {"other": other.verify()}, steps, out, segments)
+        shares = self.shares() + other.shares()[shared:]
+        return self._copy(edit | {"other": other.verify()}, steps, out, segments, shares)
+
+    def shares(self) -> list[Shares]:
+        """Return who measured which part of every step, in order; empty where nobody is named.
+
+        A LogError names the line that is damaged, or of another log.
+        """
+        return self._tags.read(len(self))
+
+    def revert(self, name: str, out: str | os.PathLike[str]) -> Self:
+        """Write a copy without what a contributor, a worker or a shard of the data, put in.
+
+        Its perturbations' codes are 0, and its moves are gone; all else stays as it was decided. A
+        ValueError says if no step names it, or some step names nobody.
+        """
+        shares, every = self.shares(), [*self.steps()]
+        names = sorted({share.name for own in shares for share in own})
+        if name not in names:
+            known = ", ".join(names[:10]) + ", ..." * (len(names) > 10) or "nobody"
+            raise ValueError(f"name must be a contributor of {self.path}: {known}; got {name!r}")
+        if untold := [number for number, own in enumerate(shares) if not own]:
+            raise ValueError(
+                f"{len(untold)} steps of {self.path} name no contributor, first step {untold[0]}: "
+                f"what {name!r} put in is not known"
+            )
+        touched = [n for n, own in enumerate(shares) if any(share.name == name for share in own)]
+        for number in touched:
+            every[number] = without(self.plan, every[number], shares[number], name)
+        edit = {"edit": "revert", "steps": intervals(touched), "source": self.digest()}
+        return self._copy(edit | {"contributor": name}, every, out, self._segments, shares)
 
     def _edit(self, kind: str, steps: Steps, out: str | os.PathLike[str]) -> Self:
         """Write a copy with some steps edited."""
@@ -444,7 +491,7 @@ class StepLog(History):
         for number in chosen:
             every[number] = EDITS[kind](every[number])
         edit = {"edit": kind, "steps": intervals(chosen), "source": self.digest()}
-        return self._copy(edit, every, out, self._segments)
+        return self._copy(edit, every, out, self._segments, self.shares())
 
     def _copy(
         self,
@@ -452,6 +499,7 @@ class StepLog(History):
         steps: list[Step],
         out: str | os.PathLike[str],
         segments: Segments,
+        shares: list[Shares],
         entry: Mapping[str, Any] | None = None,
     ) -> Self:
         """Write an edited log in one piece; its header says what was done, and to what."""
@@ -465,8 +513,12 @@ class StepLog(History):
         start = pack_header(header)
         log = type(self)(out, scan(start))
         data, contents = log._pack(log._known, initial_flat(log.plan), steps)
-        with open_whole(log.path) as file:
-            file.write(start + data)
+        text, _ = lines(0, shares, log._known.start_crc)
+        with ExitStack() as files:
+            log_file = files.enter_context(open_whole(log.path))
+            if text or path_of(log.path).exists():
+                files.enter_context(open_whole(path_of(log.path))).write(text)
+            log_file.write(start + data)
         log._known = contents
         return log
 

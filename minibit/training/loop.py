@@ -286,7 +286,8 @@ class _Run:
     def save(self, results: list[Taken]) -> None:
         """Log what the log has not got yet: an interrupt may follow a write."""
         new = [result for result in results if result.step >= len(self.log)]
-        self.log.append([result.record for result in new], [result.update for result in new])
+        shares = [getattr(result, "shares", ()) for result in new]  # of workers, if they took it
+        self.log.append([r.record for r in new], [r.update for r in new], shares)
 
     def go(
         self, total: int, workers: int | None, progress: Callable[[Progress], None] | None
