@@ -7,7 +7,7 @@
     out float32 2 1 1 3f800000
     exact
 
-A value is a dtype, the number of axes, the sides, and the words of the entries. Parts of nested
+A value is a dtype, the number of axes, the lengths, and the words of the entries. Parts of nested
 values have dotted names (``params.w1``). Other values are ``text``, ``true``, ``false``, ``null``,
 ``list n`` or ``object n`` (which n parts follow), and ``function`` with its JSON. A case ends with
 ``exact``, ``within atol rtol`` or ``refuse EXCEPTION WORDS``, and an empty line.
@@ -59,8 +59,8 @@ def flat_lines(case: Case) -> Iterator[str]:
 def _value_lines(name: str, value: Any) -> Iterator[str]:
     """Write a value, and its parts after it."""
     if is_array(value):
-        sides = [str(side) for side in value["shape"]]
-        yield " ".join([name, value["dtype"], str(len(sides)), *sides, *value["bits"].split()])
+        lengths = [str(length) for length in value["shape"]]
+        yield " ".join([name, value["dtype"], str(len(lengths)), *lengths, *value["bits"].split()])
     elif isinstance(value, Mapping) and value.keys() & {"function", "steps", "make"}:
         yield f"{name} function {json.dumps(value)}"
     elif isinstance(value, Mapping | list):

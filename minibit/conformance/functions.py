@@ -58,10 +58,10 @@ def builder(offered: Any) -> Callable[[Mapping[str, Any]], Any]:
             maker = MAKERS.get(value["make"])
             return (maker or _by_name)(getattr(offered, value["make"]), args)
         function = getattr(offered, value["function"])
-        given = {name: decode(item, build) for name, item in value.get("given", {}).items()}
+        fixed = {name: decode(item, build) for name, item in value.get("given", {}).items()}
         if "argument" in value:
-            return lambda x: function(**{value["argument"]: x}, **given)
-        return lambda *args: function(*args, **given)
+            return lambda x: function(**{value["argument"]: x}, **fixed)
+        return lambda *args: function(*args, **fixed)
 
     return build
 

@@ -189,8 +189,8 @@ class History:
 
     def _nearest(self, step: int) -> tuple[int, Flat]:
         """Return where to replay a step from: how many records are behind, and those weights."""
-        found = nearest(self.path, self._contents.records, self.plan.size, step)
-        return found or (0, initial_flat(self.plan))
+        snapshot = nearest(self.path, self._contents.records, self.plan.size, step)
+        return snapshot or (0, initial_flat(self.plan))
 
     def _weights(self, step: int, start: tuple[int, Flat] | None = None) -> Flat:
         """Replay to a step, in an array of its own; while writing, the last step's are at hand."""
