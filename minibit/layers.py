@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 ACTIVATIONS = ("float", "int8")
-"""What the layers of `mlp` may hand on."""
+"""The kinds of activations that the layers of `mlp` may hand on."""
 
 Array = NDArray[Any]  # or a Dual, which behaves like one
 

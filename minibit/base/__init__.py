@@ -1,4 +1,4 @@
-"""What all rooms share: checks of arguments, files that are whole, strict JSON, bfloat16."""
+"""The parts that all rooms share: checks of arguments, whole files, strict JSON, bfloat16."""
 
 from minibit.base.bfloat16 import from_bfloat16 as from_bfloat16
 from minibit.base.bfloat16 import to_bfloat16 as to_bfloat16

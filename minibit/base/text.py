@@ -13,8 +13,8 @@ def printable(text: object, keep: str = "") -> str:
     r"""Return text with every character that steers a terminal written as its escape.
 
     Control characters, ends of lines, changes of direction and halves of surrogates become
-    ``\x1b``, ``\u202e``, ... What any language writes stays, joiners and its spaces included; so
-    do the characters of `keep`, such as a line's end.
+    ``\x1b``, ``\u202e``, ... Characters that a language writes with stay, its joiners and spaces
+    too; so do the characters of `keep`, such as a line's end.
 
     Examples
     --------

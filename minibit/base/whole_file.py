@@ -7,7 +7,7 @@
             up to which the old file is as it was (and to whoever has it mapped, it stays)
     sync    the folder, so that the name is on disk, too
 
-Whatever happens on the way (a full disk, Ctrl-C), the folder goes away and the target is as it was.
+If the writer fails on the way (a full disk, Ctrl-C), the folder goes and the target is as it was.
 A killed process may leave the folder behind; its lock ended with it, so the next writer clears it.
 """
 

@@ -40,7 +40,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked of a benchmark."""
+    """The options of a benchmark."""
 
     threads: int | None = None  # default: one for costs, every CPU for training runs
     peers: bool = False  # measure other libraries too, where they are installed
@@ -71,7 +71,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Report:
-    """What a benchmark found: figures, sentences on how, and the numbers behind them."""
+    """The report of a benchmark: figures, sentences on how, and the numbers behind them."""
 
     figures: Sequence[Figure]
     notes: Sequence[str] = ()

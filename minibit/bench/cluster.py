@@ -1,7 +1,7 @@
 """``bench cluster``: a training step on two Dask workers beside the same step in one process.
 
 Both take every step in turn, ours and then theirs, on one thread each, and must decide the same
-codes. What travels is counted from the messages themselves, without the engine's own.
+codes. Bytes are those of the messages themselves, without the engine's own.
 """
 
 from __future__ import annotations

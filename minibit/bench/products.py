@@ -1,6 +1,6 @@
 """``bench gemv``, ``bench matmul`` and ``bench quantise``: products and quantisers beside NumPy.
 
-Everything is timed through the public functions. What is read "from memory" goes in turn through
+Everything is timed through the public functions. A product "from memory" goes in turn through
 copies that no cache holds, as decoding goes through a model's layers. Bars hold for one thread.
 """
 

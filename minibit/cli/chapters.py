@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from minibit.cli.common import BadUse, Output, command
 from minibit.results import chapters_folder
 
-# What a chapter runs in: its figures stay open, and are written when its last line is done.
+# A program that runs a chapter: figures stay open, and are written when its last line is done.
 _RUNNER = """
 import runpy, sys
 script, folder = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""What every command shares: where its words go, how it fails, how lists are given."""
+"""The parts that every command shares: output, failures, lists of numbers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _EXTRA = ("matplotlib", "tokenizers")
 
 
 class BadUse(Exception):
-    """What was asked for makes no sense: exit status 2."""
+    """A command was asked for something that makes no sense: exit status 2."""
 
 
 @contextmanager
@@ -48,7 +48,7 @@ class Output(logging.Handler):
     """Where a command's words go; what strangers wrote among them steers no terminal.
 
     People read standard output; with ``--json`` that holds the object alone, and the words go to
-    standard error. What the package logs are a command's warnings.
+    standard error. A command shows the package's log messages as warnings.
     """
 
     def __init__(self, as_json: bool) -> None:

@@ -5,7 +5,7 @@
     a GGUF file                            a Hugging Face directory, or a GGUF file
     a model of minibit's own (``.npz``)    a Hugging Face directory, or a GGUF file
 
-What was written is read back and compared with the source before it takes its name: codes, scales,
+The command compares the new file with the source before it takes its name: codes, scales,
 all other tensors, and the logits of a few tokens. Where a checkpoint is replaced, files of the
 directory that are no part of it (a model card, notes) stay.
 """

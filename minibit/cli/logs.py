@@ -1,4 +1,4 @@
-"""What can be done with a log: replay, evaluate, history, info, edit, salvage, export.
+"""Commands on a log: replay, evaluate, history, info, edit, salvage, export.
 
 None of them ever changes the log that it reads.
 """

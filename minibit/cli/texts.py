@@ -32,7 +32,7 @@ WINDOW = 64  # tokens that are looked at once more, if none of them ends in a wh
 
 
 class Tokens(Protocol):
-    """What turns text into tokens and back."""
+    """A tokenizer: text into tokens, and back."""
 
     def encode(self, text: str, *, typed: bool = False) -> list[int]:
         """Return the tokens of a text; with `typed`, no marker in it counts as one."""
@@ -107,7 +107,7 @@ def _try_in_a_process(text: str, where: str) -> None:
     """Let a process of its own read a tokenizer that is no plain byte-pair encoding.
 
     The crate behind ``tokenizers`` ends its process on some files, asking for memory that they
-    claim. What ends the other process is refused here.
+    claim. A tokenizer that ends the other process is refused here.
     """
     if not OTHER.search(text):
         return

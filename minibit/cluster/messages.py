@@ -1,4 +1,4 @@
-"""What travels between the client and its workers: tasks down, answers up, a few hundred bytes.
+"""Messages between the client and its workers: tasks down, answers up, a few hundred bytes.
 
 Neither weights nor data ever do. A task names a step, a range of its perturbations (or of its drawn
 units), and what the last steps kept; an answer holds the sums of that range. All numbers are
@@ -67,7 +67,7 @@ class Task(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a worker says: its sums, or why it has none."""
+    """The answer of a worker: its sums, or why it has none."""
 
     kind: int  # ANSWERED, BEHIND (it needs records from `step` on), UNKNOWN (brief) or REFUSED
     worker: bytes  # 8 bytes, drawn when its process began

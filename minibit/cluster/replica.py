@@ -1,4 +1,4 @@
-"""What a worker holds of a run, and how it answers a task: `answer` is what an executor calls.
+"""A worker's replica of a run, and its answer to a task: executors call `answer`.
 
 A *replica* has the run's weights and its course (which samples are drawn, and how hard each was).
 It begins at the seed, and the records of a task carry it on: each is a sparse update of the

@@ -1,4 +1,4 @@
-"""What a step takes on many machines and slow lines, computed from what was measured on one.
+"""The time of a step on many machines and slow lines, computed from measurements on one.
 
 The client hands W tasks to its own line, one after another; each crosses to its worker, which
 computes and answers; the answers queue at the client's line. A step ends with the last of them:
@@ -59,7 +59,7 @@ class Link(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """What one step costs, as measured."""
+    """The costs of one step, as measured."""
 
     alone: float  # seconds that every worker computes: batch, forward pass
     shared: float  # seconds of work that the workers share

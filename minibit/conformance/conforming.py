@@ -37,7 +37,7 @@ TRAINING = ("costs", "dual", "lora", "noise_step", "tape", "training")
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one case; `deviation` and `fault` say how it deviates, or why it was not run."""
+    """The verdict on a case; `deviation` and `fault` say how it deviates, or why it was not run."""
 
     case: Case
     verdict: str

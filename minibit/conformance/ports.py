@@ -41,7 +41,7 @@ class Port:
     Parameters
     ----------
     command : sequence of str
-        The program and its arguments. What cannot be started is an OSError at the first case.
+        The program and its arguments. A program that cannot start is an OSError at the first case.
     seconds : float
         Time limit per case; the first answer after a start has a minute, or `seconds` if that is
         more.

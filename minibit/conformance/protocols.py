@@ -1,4 +1,4 @@
-"""What a call means where it is not simply a function of its arguments: classes, and their state.
+"""The meaning of a call that is no plain function of its arguments: classes, and their state.
 
 Each takes the module that offers the name, and the arguments of the case.
 """

@@ -53,7 +53,7 @@ def answer_of(
 ) -> dict[str, Any]:
     """Call what a module offers under the case's name (or `function`), and write down the answer.
 
-    Any exception is a refusal. What is not offered is skipped.
+    Any exception is a refusal. A function that is not offered is skipped.
     """
     try:
         function = function or function_of(case.call, offered)

@@ -1,7 +1,7 @@
 """A Python module as a port: ``python -m minibit.conformance.serving MODULE``.
 
 So that a module is judged as any other port is: in a process of its own, which may hang or die.
-What the module itself prints goes to standard error; standard output has the answers alone.
+The module's own prints go to standard error; standard output has the answers alone.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def name_of(function: Any) -> str:
 
 
 class ArrayMethods(NDArrayOperatorsMixin):
-    """What a dual and a tangent have of an array, besides operators."""
+    """The methods of an array that a dual and a tangent share, besides operators."""
 
     __slots__ = ()
     shape: Any

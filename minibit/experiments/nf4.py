@@ -1,7 +1,7 @@
 """``minibit experiment nf4``: what four bits per weight cost, on normal weights and trained models.
 
 Float language models are trained, and their projections rounded to each codebook afterwards, in
-blocks of 64. What counts is the nats per character that rounding adds on the held-out text.
+blocks of 64. The measure is the nats per character that rounding adds on the held-out text.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 class Runs:
-    """What does the runs of an experiment, or finds them done in its folder.
+    """A runner: it does the runs of an experiment, or finds them done in its folder.
 
     `say` gets a line after every run. So many `processes` of one thread, one for each run, are
     there at a time; with 0 all runs are done here.

@@ -47,7 +47,7 @@ Params = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained: `size`, `weights` and `seed` are those of `minibit.language`."""
+    """A model to be trained: `size`, `weights` and `seed` are those of `minibit.language`."""
 
     kind: str  # `scratch`, `gradient` (short), `continue` or `finetune` (from a dense model)
     size: str

@@ -55,7 +55,7 @@ class Model(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What a token meets: its number, its rotation, and the keys and values before it."""
+    """A token's context: its number, its rotation, and the keys and values before it."""
 
     position: int
     cos: NDArray[np.float32]  # (head_dim / 2,)
@@ -76,7 +76,7 @@ class _Layer(NamedTuple):
 
 
 class Own(NamedTuple):
-    """What a thread keeps to itself: a token, normalised and quantised, and sums of rows."""
+    """A thread's own arrays: a token, normalised and quantised, and sums of rows."""
 
     normed: Any
     codes: Any  # with room to fill a token up to 8s with 0

@@ -1,4 +1,4 @@
-"""What the machine can do at best, measured: bytes read a second, and multiplications a second.
+"""The most that the machine can do, measured: bytes read and multiplications per second.
 
 Only chapter 3 and the benchmarks use it.
 """

@@ -55,8 +55,8 @@ def product(
 ) -> bool:
     """Multiply ``x (batch, n_in)`` by rows 64 first..64 last into ``out (batch, n_out)``.
 
-    With gamma None: int8 codes in, int32 out. Else float32 in, quantised a token, and float32 out;
-    False if an entry is not finite.
+    With gamma None: int8 codes in, int32 out. With a gamma: float32 in, quantised per token, and
+    float32 out; False if an entry is not finite.
     """
     n_out = out.shape[1]
     begin, end = ROWS * first, min(ROWS * last, n_out)

@@ -14,8 +14,8 @@ them in order::
 
 Outside, in this order, so that each level of cache holds what it can: blocks of 16 chunks and of
 4096 columns (786 KB of activations, in the second level), panels (66 KB of codes, read from memory
-once a block of tokens), chunks, parts of a panel. What is stored between blocks of columns still
-counts ``4**group`` times too much; ``64 * 2 * -128`` an input is -2**31 at the most inputs.
+once a block of tokens), chunks, parts of a panel. Sums stored between blocks of columns still
+count ``4**group`` times too much; ``64 * 2 * -128`` an input is -2**31 at the most inputs.
 
 AVX2 has no dot product into int32: ``vpmaddubsw`` adds pairs of products into 16 sums of int16,
 which stay so as long as they fit: 63 times a pair of at most ``2 * 2 * 128``. Arm's ``sdot``
@@ -181,8 +181,8 @@ def product(
 ) -> bool:
     """Multiply ``x (batch, n_in)`` by panels first..last into ``out (batch, n_out)``.
 
-    With gamma None: int8 codes in, int32 out. Else float32 in, quantised a token, and float32 out;
-    False if an entry is not finite. The number of tokens decides the tile.
+    With gamma None: int8 codes in, int32 out. With a gamma: float32 in, quantised per token, and
+    float32 out; False if an entry is not finite. The number of tokens decides the tile.
     """
     batch = x.shape[0]
     if lanes == 16:

@@ -156,7 +156,7 @@ class _Job:
 
 
 class _Worker:
-    """What one thread of the team is offered, and what it has answered."""
+    """One thread of the team: the offers made to it, and its answers."""
 
     __slots__ = ("answered", "asleep", "bell", "offer", "slot", "thread", "turn")
 

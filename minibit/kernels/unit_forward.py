@@ -46,7 +46,7 @@ class Network(NamedTuple):
 
 
 class Products(NamedTuple):
-    """What multiplies by the hidden layers, where bytes have dot products; else there are none."""
+    """The products with the hidden layers, where bytes have dot products; else there are none."""
 
     multiply: Callable[..., bool]  # see `minibit.kernels.product.product`
     panels: tuple[Any, ...]  # of each layer
@@ -72,7 +72,7 @@ class Block(NamedTuple):
 
 
 class Outcomes(NamedTuple):
-    """What is known of every sample."""
+    """Results of every sample."""
 
     loss: Any  # float32 (batch,)
     hardness: Any  # float32 (batch,): 1 - p_y
@@ -109,7 +109,7 @@ class Sample(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What the tangents of a sample, or of four, are computed in: see the kernels of tangents."""
+    """Arrays in which the tangents of a sample, or of four, are computed: see `unit_tangents`."""
 
     a: Any  # what layer norm subtracts from every tangent
     b: Any

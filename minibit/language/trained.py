@@ -47,7 +47,7 @@ class TrainedModel:
 
     @property
     def linear(self) -> Linear:
-        """What multiplied in training."""
+        """The linear function of training."""
         return LINEAR[self.recipe.weights]
 
     def model(self) -> BitNetModel:

@@ -1,4 +1,4 @@
-"""What a fine-tune weighs, and what running a model weighs, line by line.
+"""The memory of a fine-tune and of a running model, line by line.
 
 A full fine-tune takes 12 bytes per parameter, and activations; QLoRA takes 4.127 bits, and those 12
 bytes for the adapters alone. Each line says what it multiplies. GB means 10^9 bytes. Sources: QLoRA

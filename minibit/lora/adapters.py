@@ -123,7 +123,7 @@ class LoRALinear:
 
     @property
     def scaling(self) -> float:
-        """What B A is multiplied by."""
+        """The factor of B A."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
     @property

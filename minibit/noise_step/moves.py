@@ -1,4 +1,4 @@
-"""What a step chose, and the moves that its choice makes: the integers of a noise_step run.
+"""The choice of a step, and the moves that it makes: the integers of a noise_step run.
 
 A step's *choice* is a few integers: one tern per perturbation (method ``sampled``), or which of the
 drawn candidates move and in which direction (method ``units``). Perturbations and candidates come
@@ -130,7 +130,7 @@ class Candidates(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What a step adds to the weights, over the layers laid end to end, before the clamp."""
+    """The sum of a step's moves, over the layers laid end to end, before the clamp."""
 
     positions: NDArray[np.int64]  # (moved,), increasing
     deltas: NDArray[np.int32]  # (moved,)

@@ -1,7 +1,7 @@
 """The paper's network as a model: `minibit.layers.mlp` with its constants.
 
-Whoever evaluates weights needs these constants, too: `minibit.training` writes them into the header
-of every log.
+An evaluation of the weights needs these constants, too: `minibit.training` writes them into the
+header of every log.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A step proposes sparse ternary changes of the weights, measures along each of them how the loss
 would change (its *alignment* with the gradient, by one forward tangent), keeps the best, and
-forgets everything else: no latent weights, no gradient or momentum memory, no backward pass. What
-is kept is integers, so a model is its seed and its steps.
+forgets everything else: no latent weights, no gradient or momentum memory, no backward pass. A
+step keeps integers alone, so a model is its seed and its steps.
 
 The two methods, `Sampled` and `Units`, are in `minibit.noise_step.methods`; `NoiseStep` holds the
 weights and the number of the step, and touches no file.
@@ -40,7 +40,7 @@ METHODS: dict[str, type[Sampled | Units]] = {"sampled": Sampled, "units": Units}
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did. Only its choice, `record`, is needed to replay it."""
+    """The outcome of one step. Only its choice, `record`, is needed to replay it."""
 
     step: int
     record: SampledStep | UnitsStep  # the choice: what a record of the log has of the step

@@ -1,4 +1,4 @@
-"""Who did it: the steps that changed a weight or an answer, and the last of them."""
+"""Causes of a change: the steps that changed a weight or an answer, and the last of them."""
 
 from __future__ import annotations
 

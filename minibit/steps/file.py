@@ -114,7 +114,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Contents:
-    """What `scan` found good in a file."""
+    """The good part of a file, as `scan` reads it."""
 
     header: bytes
     records: tuple[Record, ...]

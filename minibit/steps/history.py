@@ -1,6 +1,6 @@
 """The weights of every step, replayed from a log's records on integers alone.
 
-What a `minibit.steps.StepLog` can be asked without writing: whole models and single rows, as they
+Questions to a `minibit.steps.StepLog`, which write nothing: whole models and single rows, as they
 were after any step, the difference between two steps, digests.
 """
 
@@ -43,7 +43,7 @@ class History:
     """The steps of a run, and through them the weights after each.
 
     "Step n" of weights means after n steps: 0 is the initial weights, ``len(history)`` the final
-    ones. Weights are dicts of int8 arrays, new at every call. Whatever replays whole weights checks
+    ones. Weights are dicts of int8 arrays, new at every call. A replay of whole weights checks
     the digest of every record on its way, up to the end of the last record that it needs.
     """
 

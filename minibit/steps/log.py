@@ -309,7 +309,7 @@ class StepLog(History):
 
     @property
     def _contents(self) -> Contents:
-        """What is good in the file; after an append, it looks there."""
+        """The good part of the file; after an append, the log looks there."""
         if self._under_way is not None:
             with self._lock:
                 self._settle()

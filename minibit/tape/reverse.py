@@ -4,7 +4,7 @@
     c_j <- c_j + A_kj^T c_k             k = last, ..., first
 
 The whole gradient of one number, for a few times the cost of the function and for the memory of
-every A. What `jvp` differentiates, `grad` does too, custom rules included.
+every A. `grad` differentiates all that `jvp` does, custom rules included.
 """
 
 from __future__ import annotations

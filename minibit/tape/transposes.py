@@ -26,7 +26,7 @@ from minibit.dual import Array
 Shape = tuple[int, ...]
 
 # Each takes the cotangent of the output, the shape of the input, whether it may overwrite the
-# cotangent, and what the operation was given. What it returns may be a view, and larger than the
+# cotangent, and the arguments of the operation. Its result may be a view, and larger than the
 # input along axes on which that was repeated: `fit` sums over these.
 
 

@@ -129,8 +129,8 @@ def pack2(codes: ArrayLike) -> Bytes:
 def unpack2(packed: ArrayLike, count: int) -> Codes:
     """Unpack `count` codes, int8 ``(count,)``, from two bits each: the inverse of `pack2`.
 
-    `packed` has the type and shape that packing gives, or a TypeError or a ValueError says so. What
-    follows the last code is ignored, but must be legal: a ValueError names the first byte that
+    `packed` has the type and shape that packing gives, or a TypeError or a ValueError says so. Bits
+    behind the last code are ignored, but must be legal: a ValueError names the first byte that
     holds the 2-bit code 3.
 
     Examples

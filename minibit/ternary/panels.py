@@ -109,7 +109,7 @@ def repack_hf(packed: Bytes, n_out: int, layout: str) -> Bytes:
     """Pack a matrix of Hugging Face's layout as ``PACK[layout]`` packs its codes.
 
     By way of int8 codes that takes four times the room of both; the kernels expand a few rows at a
-    time. What is refused is as for `from_hf`.
+    time. It refuses what `from_hf` refuses.
 
     Examples
     --------

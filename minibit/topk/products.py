@@ -136,8 +136,8 @@ def sparse_ternary_matmul(x: ArrayLike, matrix: TernaryColumns) -> NDArray[np.fl
     """Multiply float activations, usually of `topk_sparsify`, as `sparse_ternary_matmul_int8` does.
 
     ``y = float32(q codes^T) (gamma / s)`` with ``q, s`` of `absmax_quantize`, which takes finite
-    `x`: bit for bit what `minibit.matmul.ternary_matmul` returns of the same matrix. What rounds to
-    0 in int8 is not read, either.
+    `x`: bit for bit what `minibit.matmul.ternary_matmul` returns of the same matrix. A column
+    whose input rounds to 0 in int8 is not read, either.
 
     Examples
     --------

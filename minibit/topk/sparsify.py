@@ -35,8 +35,8 @@ TINY = 1e-12  # under the root of a norm: a row of zeros stays zeros
 def topk_sparsify(x: Array, k: int, *, straight: bool = True, rescale: bool = False) -> Array:
     """Keep the k entries of largest magnitude along the last axis, and set the rest to +0.
 
-    ``y = x * topk_mask(x, k)``, of the shape and dtype of x; with `rescale`, ``y / ||y||``. What is
-    refused is what `topk_mask` refuses.
+    ``y = x * topk_mask(x, k)``, of the shape and dtype of x; with `rescale`, ``y / ||y||``.
+    It refuses what `topk_mask` refuses.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a training run writes into its log's header, and what can be read back from it.
+"""The header of a training run's log: how a run writes it, and reads its model and recipe back.
 
 ``plan`` is what replay needs, ``recipe`` the `Preset`, ``data`` the data set and how its inputs are
 normalised: the constants of the model are among them.

@@ -46,7 +46,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run came to."""
+    """The outcome of a run."""
 
     preset: str
     seed: int

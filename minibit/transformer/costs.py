@@ -1,4 +1,4 @@
-"""What a language model costs on paper: memory, bytes read, energy, batch and throughput.
+"""The costs of a language model, on paper: memory, bytes read, energy, batch and throughput.
 
 The claims of BitNet b1.58 about LLaMA-shaped models follow from a handful of products. A model of L
 layers, hidden size d, GLU size f and vocabulary V has, where K/H of the heads keep keys and values,

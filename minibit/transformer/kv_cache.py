@@ -1,4 +1,4 @@
-"""What a model remembers of the tokens so far: one key and value for each key head of each layer.
+"""A model's memory of the tokens so far: one key and value for each key head of each layer.
 
 Keys and values are float32 (batch, kv_heads, capacity, head_dim), `length` of them in use.
 """

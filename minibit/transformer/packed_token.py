@@ -43,7 +43,7 @@ NORMS = (
 
 
 class Plan(NamedTuple):
-    """What the kernels take, and the arrays that they find by their addresses."""
+    """The arguments of the kernels, and the arrays that they find by their addresses."""
 
     config: BitNetConfig
     params: Params  # the model's own, by which a cache knows it

@@ -1,4 +1,4 @@
-"""What multiplies by a projection: float weights, fake-quantised ones, or packed ternary ones.
+"""Linear layers of projections: float weights, fake-quantised ones, or packed ternary ones.
 
     float_linear    y = x w^T                        a float model, and its training
     bit_linear      y = Q(x) Q_w(w)^T                training b1.58: derivatives straight through

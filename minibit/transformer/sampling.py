@@ -25,7 +25,7 @@ def sample(
 ) -> int:
     """Draw a token from its logits with one number in [0, 1): everything else is decided.
 
-    At temperature 0: the largest logit, of equal ones the first. Else, in this order and in
+    At temperature 0: the largest logit, of equal ones the first. Above, in this order and in
     float64:
 
     1. `top_k`: keep the k largest logits.

@@ -1,4 +1,4 @@
-"""What a linear layer of a Hugging Face checkpoint computes, rounding by rounding.
+"""The sums of a linear layer of a Hugging Face checkpoint, rounding by rounding.
 
 With z the exact product of integer codes, s = 127 / max|x| the scale of a token and w the
 ``weight_scale`` of the file:

@@ -10,7 +10,7 @@ Then, tensor by tensor:
     embeddings    bfloat16                   -> stay in the mapped file, as uint16 bits
                   other floats               -> float32
 
-What real uploads got wrong is refused: projections that are all zeros (microsoft/BitNet#608),
+The reader refuses faults of real uploads: projections that are all zeros (microsoft/BitNet#608),
 latent weights where ternary ones belong (unilm#1502), scales that are none.
 """
 
