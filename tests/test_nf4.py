@@ -596,6 +596,12 @@ def state(**entries):
         (f"{STATE}nf4", state(nested_offset="a"), ValueError, "nested_offset is missing or wrong"),
         (
             f"{STATE}nf4",
+            lambda a: np.frombuffer(a.tobytes().replace(b"nested_offset", b"nested_0ffset"), "u1"),
+            ValueError,
+            "weight.absmax holds codes of scales, but .*nf4 no nested_offset, got ",
+        ),
+        (
+            f"{STATE}nf4",
             state(nested_offset=np.nan),
             ValueError,
             "NaN is no JSON number",

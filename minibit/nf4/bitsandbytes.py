@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.base import JSONError, one_of, parse_object
+from minibit.base import JSONError, one_of, parse_object, shown
 from minibit.nf4.codebooks import NF4_CODE
 from minibit.nf4.double_quant import NESTED_BLOCK, dynamic_map
 from minibit.nf4.tensor import NF4Tensor
@@ -109,6 +109,9 @@ def from_bitsandbytes(arrays: Mapping[str, NDArray[Any]], name: str = "weight") 
     shape, block = tuple(state["shape"]), state["blocksize"]
     packed = np.ascontiguousarray(packed.reshape(-1)).view(np.uint8)  # whatever quant_storage is
     if "nested_offset" not in state:
+        if absmax.dtype == np.uint8:
+            wrong = f"{name}.absmax holds codes of scales, but {name}.{STATE}nf4 no nested_offset"
+            raise ValueError(f"{wrong}, got {shown(sorted(state))}")
         return NF4Tensor(shape, block, packed, absmax)
     _check_map(arrays, f"{name}.nested_quant_map", dynamic_map())
     one_of(f"{name}: nested_blocksize", state["nested_blocksize"], (NESTED_BLOCK,))
