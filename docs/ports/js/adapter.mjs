@@ -24,6 +24,8 @@ function decode(value) {
   if (value === null || typeof value !== "object") return value;
   if (!("dtype" in value)) {
     if ("function" in value || "steps" in value) throw new NotOffered();
+    if (value.make === "TernaryMatrix") return decode(value.args); // {codes, scale}
+    if ("make" in value) throw new NotOffered();
     return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, decode(item)]));
   }
   const [kind, Typed] = KINDS[value.dtype] ?? (() => { throw new NotOffered(); })();
@@ -53,6 +55,10 @@ const stream = ({ domain = 255, step = 0, lane = 0 }) => ({ domain: Number(domai
 const share = (value) => value; // a double is a share, a BigInt its numerator
 const floating = (x) => (x.dtype === "float64" ? "float64" : "float32");
 const sameShape = (x, y) => [encode(floating(x), y, x.shape)];
+const matrixOf = ({ codes, scale = 1 }) => {
+  if (typeof scale !== "number") throw new NotOffered(); // one scale per matrix, no groups
+  return [codes.data, ...codes.shape, scale];
+};
 const layersOf = (params) => Object.keys(params).sort().map((name) => {
   const { data: codes, shape: [nOut, nIn] } = params[name];
   return { codes, nOut, nIn };
@@ -95,6 +101,14 @@ const CALLS = {
     if (a.scale != null && typeof a.scale !== "number") throw new NotOffered();
     const y = port.ternaryLinear(a.x.data, a.w.data, ...a.w.shape).map((v) => v * (a.scale ?? 1));
     return [encode(floating(a.x), y, outer(a.x, a.w.shape[0]))];
+  },
+  ternary_matmul_int8: ({ x, matrix }) => {
+    const [w, nOut, nIn] = matrixOf(matrix);
+    return [encode("int32", port.ternaryMatmulInt8(x.data, w, nOut, nIn), outer(x, nOut))];
+  },
+  ternary_matmul: ({ x, matrix }) => {
+    const [w, nOut, nIn, gamma] = matrixOf(matrix);
+    return [encode("float32", port.ternaryMatmul(x.data, w, nOut, nIn, gamma), outer(x, nOut))];
   },
   layer_norm: (a) => sameShape(a.x, port.layerNorm(a.x.data, last(a.x), a.eps)),
   rms_norm: (a) => sameShape(a.x, port.rmsNorm(a.x.data, last(a.x), a.gain?.data, a.eps)),

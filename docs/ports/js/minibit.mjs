@@ -1,8 +1,8 @@
 /**
  * minibit in JavaScript: noise, packings, quantisers, and the replay of a training log.
  *
- * One ES module without a dependency: it runs in Node and in a browser. It was written from the
- * contracts alone (docstrings, docs/log_format.md) and is held by the package's vectors:
+ * One ES module without a dependency: it runs in Node and in a browser. It follows the contracts
+ * (docstrings, docs/log_format.md) and is held by the package's vectors:
  *
  *     minibit conform --port "node docs/ports/js/adapter.mjs"
  *
@@ -433,7 +433,8 @@ export function blockTopkMask(x, width, n, m) {
 const floats = (x, length) => new (x instanceof Float64Array ? Float64Array : Float32Array)(length);
 
 /** y = x W^T for rows x of nIn and ternary W (nOut, nIn), as additions alone. */
-export function ternaryLinear(x, w, nOut, nIn, y = floats(x, (x.length / nIn) * nOut)) {
+export function ternaryLinear(x, w, nOut, nIn, y = floats(x, Math.floor(x.length / nIn) * nOut)) {
+  if (x.length % nIn) refuse("x", `must have rows of ${nIn}, got ${x.length} entries`);
   for (let token = 0; token < y.length / nOut; token++)
     for (let unit = 0; unit < nOut; unit++) {
       let sum = 0; // a double: exact for integers, and rounded once
@@ -449,7 +450,7 @@ export function ternaryLinear(x, w, nOut, nIn, y = floats(x, (x.length / nIn) * 
 
 /** Rows of int8 codes times ternary codes: exact int32 sums. */
 export function ternaryMatmulInt8(x, w, nOut, nIn) {
-  return ternaryLinear(x, w, nOut, nIn, new Int32Array((x.length / nIn) * nOut));
+  return ternaryLinear(x, w, nOut, nIn, new Int32Array(Math.floor(x.length / nIn) * nOut));
 }
 
 /** Quantise tokens, multiply exactly, scale: y = z (gamma / scale), each step a float32. */

@@ -36,6 +36,8 @@ def decode(value):
         given = {name: decode(item) for name, item in value.get("given", {}).items()}
         function, name = call_of(value["function"]), value.get("argument")
         return lambda *x: function(**{name: x[0]}, **given) if name else function(*x, **given)
+    if value.get("make") == "TernaryMatrix":
+        return decode(value["args"])  # codes, scale
     if "steps" in value or "make" in value:
         raise NotOffered
     if "dtype" not in value:
@@ -83,7 +85,17 @@ def sparse_noise(blocks=None, **args):
     return port.sparse_noise(blocks=[chosen] if isinstance(chosen, int) else chosen, **args)
 
 
+def ternary_matmul(x, matrix):
+    """Take the matrix apart; the port has one scale per matrix, and no groups."""
+    scale = torch.as_tensor(matrix.get("scale", 1.0))
+    if scale.ndim:
+        raise NotOffered
+    return port.ternary_matmul(x, matrix["codes"], scale.item())
+
+
 CALLS = dict(
+    ternary_matmul=ternary_matmul,
+    ternary_matmul_int8=lambda x, matrix: port.ternary_matmul_int8(x, matrix["codes"]),
     philox4x32=lambda **args: encode(port.philox4x32(**args), "uint32"),
     words=lambda **args: encode(port.words(**args), "uint32"),
     uniform=shaped(port.uniform),

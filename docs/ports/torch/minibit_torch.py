@@ -1,7 +1,7 @@
 """minibit in PyTorch: noise, packings, quantisers, top-K, NF4, layers, and the replay of a log.
 
-One file that needs torch alone. It was written from the contracts (docstrings, docs/log_format.md)
-and is held by the package's vectors::
+One file that needs torch alone. It follows the contracts (docstrings, docs/log_format.md) and is
+held by the package's vectors::
 
     minibit conform --port "python docs/ports/torch/adapter.py"
 
@@ -398,6 +398,19 @@ def ternary_linear(x: Tensor, w: Tensor, scale: Any = None) -> Tensor:
         raise ValueError(f"x {tuple(x.shape)} must fit w {tuple(w.shape)}")
     y = x @ w.to(x.dtype).T
     return y if scale is None else scale * y
+
+
+def ternary_matmul_int8(x: Tensor, codes: Tensor) -> Tensor:
+    """Multiply int8 codes by ternary codes, exactly: no int16 holds the int32 sums."""
+    if x.shape[-1] != codes.shape[1]:
+        raise ValueError(f"x {tuple(x.shape)} must fit matrix {tuple(codes.shape)}")
+    return x.to(torch.int32) @ codes.to(torch.int32).T
+
+
+def ternary_matmul(x: Tensor, codes: Tensor, gamma: float = 1.0) -> Tensor:
+    """Quantise tokens, multiply exactly, scale: y = z (gamma / scale), each step in float32."""
+    q, scale = absmax_quantize(x)
+    return ternary_matmul_int8(q, codes).to(F32) * (torch.tensor(gamma, dtype=F32) / scale)
 
 
 def _normalised(x: Tensor, eps: float, centre: bool) -> Tensor:
