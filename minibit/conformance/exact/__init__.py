@@ -16,6 +16,7 @@ import numpy as np
 from minibit.conformance.exact.absmean import ABSMEAN
 from minibit.conformance.exact.matmul import MATMUL
 from minibit.conformance.exact.noise import NOISE
+from minibit.conformance.exact.steps import Log
 from minibit.conformance.exact.ternary import TERNARY
 from minibit.conformance.exact.topk import TOPK
 
@@ -25,6 +26,7 @@ EXACT: dict[str, Callable[..., tuple[Any, ...]]] = {
     **ABSMEAN,
     **MATMUL,
     **NOISE,
+    "StepLog": Log().replay,
     **TERNARY,
     **TOPK,
 }

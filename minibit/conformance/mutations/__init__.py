@@ -13,6 +13,7 @@ from minibit.conformance.cases import Case
 from minibit.conformance.mutations.absmean import ABSMEAN
 from minibit.conformance.mutations.layers import LAYERS
 from minibit.conformance.mutations.noise import NOISE
+from minibit.conformance.mutations.steps import STEPS
 from minibit.conformance.mutations.ternary import TERNARY
 from minibit.conformance.mutations.topk import TOPK
 from minibit.conformance.running import Deviation, answer_of, judge
@@ -23,6 +24,7 @@ MUTATIONS: dict[str, Callable[..., Any]] = {
     **ABSMEAN,
     **LAYERS,
     **NOISE,
+    **STEPS,
     **TERNARY,
     **TOPK,
 }

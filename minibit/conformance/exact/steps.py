@@ -1,0 +1,255 @@
+"""The log of a run, read and replayed in Python integers, as ``docs/log_format.md`` has it.
+
+Each step of the format is a method, which a wrong variant replaces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from itertools import islice
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from minibit.conformance.exact.noise import INPUTS, UNITS, Noise
+
+__all__ = ["Bits", "Damage", "Log"]
+
+MAGIC = b"\x89MBL\r\n\x1a\n"
+Moves = list[tuple[int, int]]
+
+
+class Damage(ValueError):
+    """A file that no reader may take."""
+
+
+class Bits:
+    """Codes of a payload, read from the highest bit of a byte to the lowest."""
+
+    def __init__(self, data: bytes) -> None:
+        self.bits, self.at = "".join(map(self.byte, data)), 0
+
+    def byte(self, value: int) -> str:
+        """Bits of a byte, in reading order."""
+        return f"{value:08b}"
+
+    def number(self, count: int) -> int:
+        """Read so many bits."""
+        self.at += count
+        if self.at > len(self.bits):
+            raise Damage("codes go past the payload's end")
+        return int("0" + self.bits[self.at - count : self.at], 2)
+
+    def gamma(self) -> int:
+        """Read n zeros, a one, and n bits."""
+        n = 0
+        while self.number(1) == 0:
+            n += 1
+        return (1 << n) + self.number(n)
+
+    def uniform(self, size: int) -> int:
+        """Read truncated binary: the first values take one bit less."""
+        bits = (size - 1).bit_length()
+        if bits == 0:
+            return 0
+        short = (1 << bits) - size
+        x = self.number(bits - 1)
+        return x if x < short else 2 * x + self.number(1) - short
+
+    def modulus(self, room: int, k: int) -> int:
+        """Golomb's parameter for a gap below room, with k moves to come."""
+        return room if k == 1 else max(1, (7 * room + 5 * k) // (10 * k))
+
+    def room(self, n: int, start: int, k: int) -> int:
+        """How many values a gap may take."""
+        return n - start - k + 1
+
+    def quotient(self, most: int) -> int:
+        """Zeros up to a one, which the greatest does without."""
+        q = 0
+        while q < most and self.number(1) == 0:
+            q += 1
+        return q
+
+    def rest(self, m: int, room: int, q: int) -> int:
+        """Read what is left of a gap, below m and below what is left of the room."""
+        return self.uniform(min(m, room - q * m))
+
+    def subset(self, count: int, n: int) -> list[int]:
+        """Read increasing positions."""
+        positions, start = [], 0
+        for k in range(count, 0, -1):
+            room = self.room(n, start, k)
+            m = self.modulus(room, k)
+            q = self.quotient((room - 1) // m)
+            positions.append(start + q * m + self.rest(m, room, q))
+            start = positions[-1] + 1
+        return positions
+
+
+class Log:
+    """A log: `replay` gives the weights after every step, and where it is torn, -1 if it is not."""
+
+    bits = Bits
+    noise = Noise()
+    lenient: frozenset[str] = frozenset()  # checks that a wrong variant leaves out
+
+    def check(self, name: str, good: bool) -> None:
+        """Refuse, unless this check is left out."""
+        if not good and name not in self.lenient:
+            raise Damage(name)
+
+    def header(self, data: bytes) -> tuple[dict[str, Any], int, int]:
+        """Header, running CRC-32, and where records begin."""
+        if len(data) < 14:
+            raise Damage("the file ends within the header")
+        magic, version, length = struct.unpack_from("<8sHI", data)
+        self.check("magic", magic == MAGIC)
+        self.check("version", version == 1)
+        self.check("header-length", length <= 2**20)
+        at = 14 + min(length, len(data))
+        crc = zlib.crc32(data[:at])
+        self.check("header-crc", crc.to_bytes(4, "little") == data[at : at + 4])
+        content = json.loads(data[14:at], object_pairs_hook=self.once)
+        self.check("method", content["plan"]["method"] in ("sampled", "units"))
+        return content, crc, at + 4
+
+    def once(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Refuse a key that comes twice."""
+        self.check("key-twice", len({key for key, _ in pairs}) == len(pairs))
+        return dict(pairs)
+
+    def crc(self, part: bytes, running: int) -> int:
+        """Go on with the CRC-32 of all that came before."""
+        return zlib.crc32(part, running)
+
+    def records(self, data: bytes, crc: int, at: int) -> Iterator[tuple[bytes, int, bytes, int]]:
+        """Payload, number of steps, digest and end of each record, up to a torn tail."""
+        while len(data) - at >= 7:
+            steps, length, check = struct.unpack_from("<BIH", data, at)
+            if not any(data[at : at + 7]):
+                return
+            right = self.crc(data[at : at + 5], crc) & 0xFFFF == check
+            self.check("head", right)
+            end = at + 7 + length + 8
+            if end + 4 > len(data):
+                return
+            crc = self.crc(data[at:end], crc)
+            if data[end : end + 4] != crc.to_bytes(4, "little"):
+                if end + 4 == len(data) and "record-crc" not in self.lenient:
+                    return
+                self.check("record-crc", False)
+            self.check("steps-of-a-record", 1 <= steps <= 32)
+            yield data[at + 7 : end - 8], steps, data[end - 8 : end], end + 4
+            at = end + 4
+
+    def numerator(self, payload: bytes) -> int:
+        """Read the density of a record's steps."""
+        return int.from_bytes(payload[:4], "little")
+
+    def candidates(self, plan: dict[str, Any], seed: int, step: int, layer: int) -> list[int]:
+        """Flat positions in a layer that a step may move."""
+        (n_out, n_in), units = plan["shapes"][layer], plan["units"][layer]
+        inputs = plan["inputs"][layer]
+        drawn: Any = range(n_out)
+        if units < n_out:
+            drawn = self.noise.subset(self.noise.stream(seed, UNITS, step, layer), n_out, units)
+        positions = []
+        for unit in drawn:
+            columns: Any = range(n_in)
+            if inputs < n_in:
+                stream = self.noise.stream(seed, INPUTS, step, self.noise.lane(layer, unit))
+                columns = self.noise.subset(stream, n_in, inputs)
+            positions += [unit * n_in + column for column in columns]
+        return positions
+
+    def offset(self, shapes: Any, layer: int) -> int:
+        """Where a layer begins among all weights."""
+        return sum(prod(shape) for shape in shapes[:layer])
+
+    def sign(self, bits: Bits) -> int:
+        """Read the sign of a move."""
+        return 1 - 2 * bits.number(1)
+
+    def code(self, bits: Bits) -> int:
+        """Read a ternary code of a perturbation."""
+        return bits.number(1) and 1 - 2 * bits.number(1)
+
+    def sampled(self, plan: Any, payload: bytes, names: Iterator[Any]) -> Iterator[Moves]:
+        """Yield the moves of each step, perturbation by perturbation: -code v."""
+        bits, size = self.bits(payload[4:]), self.offset(plan["shapes"], len(plan["shapes"]))
+        for seed, step in names:
+            moves: Moves = []
+            codes = [self.code(bits) for _ in range(plan["perturbations"])]
+            for i, code in enumerate(codes):
+                if code:
+                    drawn = self.noise.sparse_noise(seed, step, i, size, self.numerator(payload))
+                    moves += [(int(p), -code * int(s)) for p, s in zip(*drawn, strict=True)]
+            yield moves
+        self.check("trailing-payload", len(bits.bits) - bits.at < 8)
+
+    def units(self, plan: Any, payload: bytes, names: Iterator[Any]) -> Iterator[Moves]:
+        """Yield the moves of each step, layer by layer."""
+        bits, layers = self.bits(payload), range(len(plan["shapes"]))
+        ranges = [(bits.gamma() - 1, bits.gamma()) for _ in layers]
+        for seed, step in names:
+            moves: Moves = []
+            for layer, (least, span) in zip(layers, ranges, strict=True):
+                count = least + bits.uniform(span)
+                picked = bits.subset(count, plan["units"][layer] * plan["inputs"][layer])
+                signs = [self.sign(bits) for _ in picked]
+                places = self.candidates(plan, seed, step, layer)
+                first = self.offset(plan["shapes"], layer)
+                moves += [(first + places[q], s) for q, s in zip(picked, signs, strict=True)]
+            yield moves
+        self.check("trailing-payload", len(bits.bits) - bits.at < 8)
+
+    def names(self, header: Any, total: int) -> Iterator[tuple[int, int]]:
+        """Seed and number that each step is drawn with."""
+        drawn = [
+            (seed, first + i)
+            for seed, first, count in header.get("segments", [])
+            for i in range(min(count, total))
+        ]
+        yield from drawn
+        for number in range(len(drawn), total):
+            yield header["plan"]["seed"], number
+
+    def initial(self, plan: Any) -> list[int]:
+        """Weights before the first step."""
+        return [
+            int(code)
+            for layer, shape in enumerate(plan["shapes"])
+            for code in self.noise.initial_codes(plan["seed"], prod(shape), plan["zeros"], layer)
+        ]
+
+    def moved(self, weights: list[int], moves: Moves) -> list[int]:
+        """Sum all moves of a step, then clamp each weight once."""
+        total = list(weights)
+        for position, move in moves:
+            total[position] += move
+        return [max(-1, min(1, w)) for w in total]
+
+    def replay(self, file: Any) -> tuple[Any, int]:
+        """Return weights after each step, int8 (steps + 1, weights), and where the log is torn."""
+        data = bytes(np.asarray(file, np.uint8).tolist())
+        header, crc, end = self.header(data)
+        plan = header["plan"]
+        records = [*self.records(data, crc, end)]
+        names = self.names(header, sum(steps for _, steps, _, _ in records))
+        weights = self.initial(plan)
+        history = [weights]
+        for payload, steps, digest, stop in records:
+            method = self.units if plan["method"] == "units" else self.sampled
+            for moves in method(plan, payload, islice(names, steps)):
+                weights = self.moved(weights, moves)
+                history.append(weights)
+            own = hashlib.sha256(bytes(w & 255 for w in weights)).digest()[:8]
+            self.check("digest", own == digest)
+            end = stop
+        return np.array(history, np.int8), -1 if end == len(data) else end
