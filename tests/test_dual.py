@@ -208,6 +208,14 @@ def test_perturbations_are_not_confused():
     )
 
 
+def test_perturbations_are_not_confused_in_float16():
+    """What is computed in float32 beside keeps the outer tangents: d/dx d/dy x y^2 = 2 y."""
+    x, y, one = np.float16([3, 2, 1])
+    assert D(lambda x: x * D(lambda y: x + y)(one))(one) == 1.0
+    assert D(lambda x: D(lambda y: x * y * y)(y))(x) == 4.0
+    assert D(lambda x: jvp(lambda y: x * y, (y,), (one,))[0])(x) == 2.0
+
+
 def test_perturbations_are_not_confused_across_jacobians():
     """ForwardDiff's suite, issue 83: d/dx grad_y (y . A x) = A."""
     a = rng.standard_normal((10, 8))
