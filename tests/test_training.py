@@ -214,10 +214,12 @@ def test_a_run_takes_the_place_of_a_log_only_if_asked_to(tmp_path):
         ("data", "split", 7),
         ("data", "split", "none"),
         ("recipe", "preset", 7),
+        ("recipe", "logit_scale", 1e30),
+        ("data", "input_offset", -1e30),
     ],
 )
 def test_numbers_of_a_header_that_are_none_are_refused(tmp_path, part, name, value):
-    """Truth values, texts, what float32 does not hold: the field is named, no traceback."""
+    """Truth values, texts, 1e30 and what is larger: the field is named, no traceback."""
     run(tmp_path / "a.steps", steps=1)
     header = StepLog.open(tmp_path / "a.steps").header
     StepLog.create(tmp_path / "b", {**header, part: {**header[part], name: value}}).close()
