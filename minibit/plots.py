@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PALETTE",
     "Style",
+    "changes_figure",
     "figure",
     "history_figure",
     "label_axes",
@@ -164,6 +165,19 @@ def history_figure(
     """
     picture, (axes,) = figure()
     _draw_accuracies(axes, steps, accuracies, title)
+    return picture
+
+
+def changes_figure(
+    steps: int, first: int, changes: Sequence[tuple[int, int, int]], *, name: str
+) -> Figure:
+    """Draw a whole number along a run of so many `steps`: `first`, then (step, before, after)."""
+    picture, (axes,) = figure()
+    at = [0, *(step + 1 for step, _, _ in changes), steps]
+    values = [first, *(after for _, _, after in changes)]
+    axes.step(at, [*values, values[-1]], where="post", color=PALETTE[0])
+    axes.set_yticks(range(min(values), max(values) + 1))
+    label_axes(axes, "step", name)
     return picture
 
 

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from minibit import __version__
-from minibit.cli import chapters, conform, convert, language, logs, measure, train
+from minibit.cli import chapters, conform, convert, language, logs, measure, past, train
 from minibit.cli.common import ManyValues
 
 __all__ = ["app"]
 
+_OF_HISTORY = ("blame", "bisect", "edit", "fork", "merge", "revert", "snapshots")
+
+
+class _Commands(TyperGroup):
+    """Commands of which some may stand after ``history LOG``."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Read ``history LOG blame ...`` as ``blame LOG ...``."""
+        if args[:1] == ["history"] and args[2:3] and args[2] in _OF_HISTORY:
+            args = [args[2], args[1], *args[3:]]
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="minibit",
     help="Train a ternary network without backpropagation, and bring it back from its steps.",
     epilog="Exit status: 0 done, 1 the work failed, 2 asked for wrongly.",
@@ -45,6 +60,12 @@ app.command("evaluate")(logs.evaluate)
 app.command("history")(logs.history)
 app.command("info")(logs.info)
 app.command("edit", cls=ManyValues)(logs.edit)
+app.command("blame")(past.blame)
+app.command("bisect")(past.bisect)
+app.command("fork")(past.fork)
+app.command("merge")(past.merge)
+app.command("revert")(past.revert)
+app.command("snapshots")(past.snapshots)
 app.command("salvage")(logs.salvage)
 app.command("export")(logs.export)
 app.command("generate")(language.generate)

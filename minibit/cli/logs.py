@@ -30,7 +30,7 @@ Step = Annotated[
     int | None, typer.Option("--step", min=0, help="Weights after so many steps; default: all.")
 ]
 Samples = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # inputs and labels
-_SPLITS = ("test", "validation", "train")
+SPLITS = ("test", "validation", "train")
 MOST_EDITS = 20  # that `info` lists
 LONG_WEIGHTS, LONG_DRAWS = 1 << 23, 1 << 25  # what it does not replay
 
@@ -54,8 +54,8 @@ def replay(
         params = log.replay(step)
         compile_seconds = compiling()
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
-    dataset = _data(log, data)
-    accuracy = _accuracy(log, params, (dataset.test_x, dataset.test_y))
+    dataset = data_of(log, data)
+    accuracy = accuracy_of(log, params, (dataset.test_x, dataset.test_y))
     steps = len(log) if step is None else step
     times = {"seconds": seconds - compile_seconds, "compile_seconds": compile_seconds}
     digest = digest_of(params)
@@ -74,7 +74,7 @@ def replay(
     out.say("The digest of every record is that at which it was written.")
     if out_path is not None:
         out.say(f"The weights are in {out_path}.")
-    fields = {"test_accuracy": accuracy, "digest": digest, "steps": steps, **_sizes(log)}
+    fields = {"test_accuracy": accuracy, "digest": digest, "steps": steps, **sizes_of(log)}
     return {**fields, **times, "cpu_seconds": cpu_seconds}
 
 
@@ -87,10 +87,10 @@ def evaluate(
     data: Data = None,
 ) -> dict[str, Any]:
     """Measure the accuracy of a log's weights on the test, validation or training samples."""
-    common.check_choice("--split", split_name, _SPLITS)
+    common.check_choice("--split", split_name, SPLITS)
     log = open_log(out, log_path, step)
-    samples = _samples(log, _data(log, data), split_name)
-    accuracy = _accuracy(log, log.replay(step), samples)
+    samples = samples_of(log, data_of(log, data), split_name)
+    accuracy = accuracy_of(log, log.replay(step), samples)
     name, count = _split_names(log)[split_name], len(samples[1])
     steps = len(log) if step is None else step
     out.say(f"{percent(accuracy)} of {count} samples: {name}, after {steps} steps")
@@ -111,7 +111,7 @@ def history(
     """Measure the accuracy along the run, on the validation and on the test samples."""
     common.check_plot(plot)
     log = open_log(out, log_path)
-    points, accuracies = along_the_run(log, _data(log, data), ["validation", "test"], every)
+    points, accuracies = along_the_run(log, data_of(log, data), ["validation", "test"], every)
     names = _split_names(log)
     lines = {names[name]: line for name, line in accuracies.items()}
     columns = [map(str, points), *(map(percent, line) for line in lines.values())]
@@ -132,11 +132,11 @@ def along_the_run(
     """
     every = every or max(1, len(log) // 40)
     points = sorted({*range(0, len(log), every), len(log)})
-    samples = {name: _samples(log, dataset, name) for name in splits}
+    samples = {name: samples_of(log, dataset, name) for name in splits}
     accuracies: dict[str, list[float]] = {name: [] for name in splits}
     for _, params in log.walk(points):
         for name, line in accuracies.items():
-            line.append(_accuracy(log, params, samples[name]))
+            line.append(accuracy_of(log, params, samples[name]))
     return points, accuracies
 
 
@@ -146,7 +146,7 @@ def info(out: Output, log_path: Log) -> dict[str, Any]:
     log = open_log(out, log_path)
     header, plan = log.header, log.plan
     is_long = plan.size > LONG_WEIGHTS or sum(draws(plan, s) for s in log.steps()) > LONG_DRAWS
-    net, sizes = None if is_long else len(compact(log)), _sizes(log)
+    net, sizes = None if is_long else len(compact(log)), sizes_of(log)
     framing = log.nbytes - sum(len(record.payload) for record in log.records)
     recipe, source = (
         fields if isinstance(fields := header.get(part), dict) else {}
@@ -213,7 +213,7 @@ def edit(
     count = len(set(numbers))
     out.say(f"{count} of {len(log)} steps {'negated' if negate else 'masked'}: {out_path}")
     out.facts({"digest before": log.digest(), "digest after": edited.digest()})
-    return {"out": str(out_path), "edited": count, "digest": edited.digest(), **_sizes(edited)}
+    return {"out": str(out_path), "edited": count, "digest": edited.digest(), **sizes_of(edited)}
 
 
 @command
@@ -230,7 +230,7 @@ def salvage(
     rest, digest = log_path.stat().st_size - log.nbytes, log.digest()
     out.say(f"{len(log)} good steps: {out_path}")
     out.facts({"digest": digest, "left out": f"the last {rest} bytes of {log_path}"})
-    fields = {"steps": len(log), "digest": digest, "left_out": rest, **_sizes(log)}
+    fields = {"steps": len(log), "digest": digest, "left_out": rest, **sizes_of(log)}
     return {"out": str(out_path), **fields}
 
 
@@ -277,7 +277,7 @@ def open_log(out: Output, path: Path, step: int | None = None) -> StepLog:
     return log
 
 
-def _data(log: StepLog, path: Path | None) -> Dataset:
+def data_of(log: StepLog, path: Path | None) -> Dataset:
     """Load the data set that a log was trained on, and check that it is the one."""
     source = training.training_header(log)["data"]
     if path is None and source["name"] != "mnist":
@@ -291,7 +291,7 @@ def _data(log: StepLog, path: Path | None) -> Dataset:
     return dataset
 
 
-def _samples(log: StepLog, dataset: Dataset, split_name: str) -> Samples:
+def samples_of(log: StepLog, dataset: Dataset, split_name: str) -> Samples:
     """Return samples and labels of a split; "train" is what the log was trained on."""
     if split_name == "test":
         return dataset.test_x, dataset.test_y
@@ -307,7 +307,7 @@ def _split_names(log: StepLog) -> dict[str, str]:
     return {"test": "test", "validation": f"validation{seen}", "train": "train (trained on)"}
 
 
-def _accuracy(log: StepLog, params: Mapping[str, NDArray[Any]], samples: Samples) -> float:
+def accuracy_of(log: StepLog, params: Mapping[str, NDArray[Any]], samples: Samples) -> float:
     """Return the share of samples that the log's model, with these weights, labels right."""
     return training.evaluate(params, training.model_of(log.header), *samples)
 
@@ -326,6 +326,6 @@ def _short(value: Any) -> str:
     return value if isinstance(value, str) and len(value) <= 400 else shown(value)
 
 
-def _sizes(log: StepLog) -> dict[str, Any]:
+def sizes_of(log: StepLog) -> dict[str, Any]:
     """Return the sizes that every command reports; weights are packed at five trits a byte."""
     return {"log_bytes": log.nbytes, "packed_weight_bytes": -(-log.plan.size // 5)}

@@ -276,7 +276,7 @@ def _check_resumed(out: Output, path: Path, options: dict[str, Any]) -> None:
     header = training.training_header(log)
     settled = {
         "--preset": header["recipe"]["preset"],
-        "--seed": log.plan.seed,
+        "--seed": log.seed_ahead(),
         "--split": header["data"]["split"],
     }
     for option, value in settled.items():
