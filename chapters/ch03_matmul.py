@@ -242,27 +242,29 @@ if fastest in ("vnni", "amx"):
 
 # %%
 tokens_each = [1, 2, 4, 8, 12, 48, 192]
-held = TernaryMatrix.from_codes(codes)
+packed_matrix = TernaryMatrix.from_codes(codes)
 speeds = []
 for tokens in tokens_each:
     many = rng.integers(-127, 128, (tokens, n_in), dtype=np.int8)  # (tokens, n_in)
     np.testing.assert_array_equal(
-        ternary_matmul_int8(many, held, threads=1),
+        ternary_matmul_int8(many, packed_matrix, threads=1),
         many.astype(np.float64) @ codes.T.astype(np.float64),
     )
     times = []
     for _ in range(25):
         start = time.perf_counter()
-        ternary_matmul_int8(many, held, threads=1)
+        ternary_matmul_int8(many, packed_matrix, threads=1)
         times.append(time.perf_counter() - start)
     speeds.append(n_out * n_in * tokens / np.median(times) / 1e9)
 
 fig, axes = plt.subplots(figsize=(7.2, 4.2))
-intensity = np.array(tokens_each) * n_out * n_in / held.nbytes  # multiplications a byte of weights
+intensity = (
+    np.array(tokens_each) * n_out * n_in / packed_matrix.nbytes
+)  # multiplications a byte of weights
 if fastest in ("vnni", "amx"):
     from minibit.kernels import peaks
 
-    words = held._held.view(np.uint64)
+    words = packed_matrix._packed.view(np.uint64)
     scratch = np.zeros(24 * 16, np.int32)
     peaks.read(words), peaks.vnni(10, scratch)
     bandwidth, peak = [], []
@@ -315,9 +317,9 @@ if fastest in ("vnni", "amx") and kernels._cpu_features().get("avx512vbmi"):
     packed = base3.pack(codes)
     token, result = rng.integers(-127, 128, (1, n_in), dtype=np.int8), np.empty(n_out, np.int32)
     print(
-        f"{8 * held.nbytes / codes.size:.2f} and {8 * packed.nbytes / codes.size:.2f} bits a weight"
+        f"{8 * packed_matrix.nbytes / codes.size:.2f} and {8 * packed.nbytes / codes.size:.2f} bits a weight"
     )
-    for place, copies in (("from the cache", 1), ("from memory", 24)):
+    for source, copies in (("from the cache", 1), ("from memory", 24)):
         panels = [TernaryMatrix.from_codes(codes) for _ in range(copies)]
         thirds = [base3.pack(codes) for _ in range(copies)]
         times = {"panels": [], "base 3": []}
@@ -330,9 +332,9 @@ if fastest in ("vnni", "amx") and kernels._cpu_features().get("avx512vbmi"):
                     else:
                         base3.product(token[0], other, base3.TABLE, result)
                 times[name].append((time.perf_counter() - start) / copies)
-        np.testing.assert_array_equal(result, ternary_matmul_int8(token, held)[0])
+        np.testing.assert_array_equal(result, ternary_matmul_int8(token, packed_matrix)[0])
         both = (1e6 * np.median(taken) for taken in times.values())
-        print("{}: panels {:.0f} µs, base 3 {:.0f} µs".format(place, *both))
+        print("{}: panels {:.0f} µs, base 3 {:.0f} µs".format(source, *both))
 
 # %% [markdown]
 # ## Two threads
@@ -345,12 +347,13 @@ if fastest in ("vnni", "amx") and kernels._cpu_features().get("avx512vbmi"):
 token = rng.integers(-127, 128, (1, n_in), dtype=np.int8)  # (1, n_in)
 for threads in (1, 2):
     np.testing.assert_array_equal(
-        ternary_matmul_int8(token, held, threads=threads), ternary_matmul_int8(token, held)
+        ternary_matmul_int8(token, packed_matrix, threads=threads),
+        ternary_matmul_int8(token, packed_matrix),
     )
     times = []
     for _ in range(30):
         start = time.perf_counter()
-        ternary_matmul_int8(token, held, threads=threads)
+        ternary_matmul_int8(token, packed_matrix, threads=threads)
         times.append(time.perf_counter() - start)
     print(f"{threads} thread(s): {1e6 * np.median(times):.0f} µs a token")
 
@@ -371,7 +374,7 @@ error = np.linalg.norm(ternary_matmul(floats, scaled) - exact) / np.linalg.norm(
 print(f"what int8 activations cost: {error:.2%} of the output")
 assert error < 0.02
 print(
-    f"{held.nbytes:,} bytes held, {held.packed_nbytes:,} in a file; at most {MAX_INPUTS:,} inputs"
+    f"{packed_matrix.nbytes:,} bytes held, {packed_matrix.packed_nbytes:,} in a file; at most {MAX_INPUTS:,} inputs"
 )
 
 # %% [markdown]

@@ -108,11 +108,11 @@ for layer, name in enumerate(("w1", "w2", "w3")):
     assert 0.4 < np.mean(h == 0, axis=1).min() <= np.mean(h == 0, axis=1).max() < 0.6  # an image
     assert 0.48 < np.mean(h * h) < 0.52  # half of the variance 1 is left
     if layer != 1:
-        for axes, values, what in zip(
+        for axes, values, label in zip(
             panels[layer // 2], (z, normed, h), ("product", "layer norm", "relu"), strict=True
         ):
             axes.hist(values.ravel(), bins=60, color=plots.PALETTE[layer // 2], log=True)
-            axes.set_title(f"layer {layer + 1}: {what}", loc="left")
+            axes.set_title(f"layer {layer + 1}: {label}", loc="left")
             axes.set_yticks([])
             axes.set_yticks([], minor=True)
 panels[0, 0].set_ylabel("log count")

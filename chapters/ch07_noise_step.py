@@ -387,16 +387,16 @@ assert np.abs(proper - rule).max() < 2e-3 * largest < np.abs(unrounded - rule).m
 # What it comes to, by `minibit experiment activations`: three seeds a preset and kind, without the last 5,000 training images and judged on them; milliseconds of a forward pass and of a step of 1,024 images, on one thread.
 
 # %%
-found = load_results("activations")
-print(f"{found['command']}, on {found['environment']['cpu']}")
+results = load_results("activations")
+print(f"{results['command']}, on {results['environment']['cpu']}")
 print("preset    activations   validation       forward    step   CPU s")
-for row in found["rows"]:
+for row in results["rows"]:
     accuracy = f"{row['validation_accuracy']:.2%} ±{row['validation_accuracy_std']:.2%}"
     times = row["milliseconds"]
     print(
         f"{row['preset']:<9} {row['activations']:<11}   {accuracy}   {times['forward']:5.1f}  {times['step']:6.1f}  {row['cpu_seconds']:6.0f}"
     )
-for rough, fine in zip(found["rows"][1::2], found["rows"][::2], strict=True):
+for rough, fine in zip(results["rows"][1::2], results["rows"][::2], strict=True):
     assert (rough["activations"], fine["activations"]) == ("int8", "float")
     assert rough["validation_accuracy"] > fine["validation_accuracy"] - 0.002
     assert rough["milliseconds"]["forward"] < fine["milliseconds"]["forward"]
@@ -614,16 +614,16 @@ folder.cleanup()
 # `minibit experiment train` runs the four presets to their end with three seeds each, on all 60,000 training images; hyper-parameters were chosen before, on the last 5,000 of them. Log and weights (five trits a byte) are in thousands of bytes, times are of all threads together.
 
 # %%
-found = load_results("train")
-print(f"{found['command']}, on {found['environment']['cpu']}")
+results = load_results("train")
+print(f"{results['command']}, on {results['environment']['cpu']}")
 print("preset    method    steps   test accuracy    log  weights   CPU s")
-for row in found["rows"]:
+for row in results["rows"]:
     accuracy = f"{row['test_accuracy']:.2%} ±{row['test_accuracy_std']:.2%}"
     sizes = f"{row['log_bytes'] / 1000:6.1f} {row['packed_weight_bytes'] / 1000:8.1f}"
     print(
         f"{row['preset']:<9} {row['method']:<9} {row['steps']:>5}   {accuracy} {sizes} {row['cpu_seconds']:>7.0f}"
     )
-by_preset = {row["preset"]: row for row in found["rows"]}
+by_preset = {row["preset"]: row for row in results["rows"]}
 assert by_preset["paper"]["test_accuracy"] > 0.89
 assert by_preset["strict"]["test_accuracy"] > 0.94
 assert by_preset["small"]["test_accuracy"] > 0.963

@@ -120,10 +120,10 @@ for name, changed in {
     try:
         StepLog.open(folder / "damaged.steps")
     except LogError as error:
-        found = error
-    print(f"{name}: {found}")
-    assert found.offset == record.offset
-    del found
+        log_error = error
+    print(f"{name}: {log_error}")
+    assert log_error.offset == record.offset
+    del log_error
 
 # %% [markdown]
 # ## What the codes cost

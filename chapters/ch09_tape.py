@@ -172,35 +172,37 @@ def most_allocated(call):
 
 depths = (1, 2, 4, 8, 16)
 narrow = images[:, :256].copy()
-held = {"forward pass": [], "jvp": [], "grad": [], "bytes of the tape": []}
+measurements = {"forward pass": [], "jvp": [], "grad": [], "bytes of the tape": []}
 for depth in depths:
     deep = {f"w{k}": along["w2"] for k in range(1, depth + 1)} | {f"w{depth + 1}": along["w4"]}
 
     def deep_loss(params):
         return loss(params, narrow)
 
-    held["forward pass"].append(most_allocated(lambda p=deep: deep_loss(p)))
-    held["jvp"].append(most_allocated(lambda p=deep: jvp(deep_loss, (p,), (p,))))
-    held["grad"].append(most_allocated(lambda p=deep: grad(deep_loss)(p)))
-    held["bytes of the tape"].append(vjp(deep_loss, (deep,))[1].nbytes)
+    measurements["forward pass"].append(most_allocated(lambda p=deep: deep_loss(p)))
+    measurements["jvp"].append(most_allocated(lambda p=deep: jvp(deep_loss, (p,), (p,))))
+    measurements["grad"].append(most_allocated(lambda p=deep: grad(deep_loss)(p)))
+    measurements["bytes of the tape"].append(vjp(deep_loss, (deep,))[1].nbytes)
 
 fig, axes = plt.subplots()
-for name, counts in held.items():
+for name, counts in measurements.items():
     dashed = "--" if name == "bytes of the tape" else "-"
     axes.plot(depths, np.array(counts) / 1e6, dashed, marker="o", label=name)
 plots.label_axes(
     axes, "hidden layers of 256 units", "MB", "Memory beside weights and batch of 1024"
 )
-growth = {name: (counts[-1] - counts[-2]) / (8 * 1024 * 256 * 4) for name, counts in held.items()}
+growth = {
+    name: (counts[-1] - counts[-2]) / (8 * 1024 * 256 * 4) for name, counts in measurements.items()
+}
 for name, each in growth.items():
     print(
-        f"{name:18} {held[name][-1] / 1e6:5.1f} MB; each layer adds {each:4.1f} arrays of "
+        f"{name:18} {measurements[name][-1] / 1e6:5.1f} MB; each layer adds {each:4.1f} arrays of "
         "activations"
     )
 assert growth["forward pass"] < 0.05
 assert growth["jvp"] < 0.05
 assert growth["grad"] > 3
-assert held["jvp"][-1] < 0.4 * held["grad"][-1]
+assert measurements["jvp"][-1] < 0.4 * measurements["grad"][-1]
 
 # %% [markdown]
 # Forward mode's line is flat: depth is free. Reverse mode holds several arrays for every layer: the input of the product, the mask of the rectifier, and what layer norm multiplies by. (Hand-written backward passes hold less, and *checkpointing* computes again instead of holding. The line's slope changes; a line it stays.)
@@ -331,10 +333,10 @@ assert losses[-1] < 0.5 < losses[0]
 # Beside it runs noise_step's preset `small`; the crosses are the ends of all its presets (chapter 7).
 
 # %%
-found = load_results("mlp")
+results = load_results("mlp")
 presets = load_results("train")["rows"]
 fig, axes = plt.subplots(1, 2, figsize=(9.2, 3.6), sharey=True)
-for row in found["rows"]:
+for row in results["rows"]:
     if row["shifts"] == 1:
         continue
     colour = plots.PALETTE[1 if row["method"].startswith("noise_step") else 0]
@@ -344,13 +346,13 @@ for row in found["rows"]:
         name = f"{row['method'].removesuffix(', straight-through')}, {row['steps']:,} steps"
         panel.plot(along_x, 100 * (1 - shares), color=colour, alpha=shade, label=name)
 for row in presets:
-    for panel, place in zip(axes, (row["steps"], row["cpu_seconds"]), strict=True):
+    for panel, abscissa in zip(axes, (row["steps"], row["cpu_seconds"]), strict=True):
         panel.plot(
-            place, 100 * (1 - row["test_accuracy"]), "x", color=plots.PALETTE[1], markersize=7
+            abscissa, 100 * (1 - row["test_accuracy"]), "x", color=plots.PALETTE[1], markersize=7
         )
         panel.annotate(
             row["preset"],
-            (place, 100 * (1 - row["test_accuracy"])),
+            (abscissa, 100 * (1 - row["test_accuracy"])),
             xytext=(4, 4),
             textcoords="offset points",
         )
@@ -363,8 +365,8 @@ plots.label_axes(axes[1], "CPU seconds", "", "By the time it takes")
 axes[0].legend(loc="lower left", fontsize="small")
 axes[1].get_legend().remove()
 
-print(f"{found['command']}, on {found['environment']['cpu']}")
-for row in found["rows"]:
+print(f"{results['command']}, on {results['environment']['cpu']}")
+for row in results["rows"]:
     share = f"{row['test_accuracy']:.2%} ±{row['test_accuracy_std']:.2%}"
     shifted = "" if row["shifts"] > 1 else ", no shifts"
     print(
@@ -372,7 +374,7 @@ for row in found["rows"]:
     )
 adam_rows = {
     row["steps"]: row
-    for row in found["rows"]
+    for row in results["rows"]
     if row["method"].startswith("Adam") and row["shifts"] > 1
 }
 by_preset = {row["preset"]: row for row in presets}
@@ -380,7 +382,7 @@ assert adam_rows[800]["test_accuracy"] > 0.978
 assert adam_rows[2400]["test_accuracy"] > by_preset["accurate"]["test_accuracy"]
 assert adam_rows[800]["cpu_seconds"] < by_preset["small"]["cpu_seconds"]
 ours = np.array(adam_rows[2400]["runs"][0]["curve"])  # (marks, 3): steps, CPU seconds, accuracy
-theirs = np.array(found["rows"][-1]["runs"][0]["curve"])
+theirs = np.array(results["rows"][-1]["runs"][0]["curve"])
 for column in (0, 1):
     assert (np.interp(theirs[:, column], ours[:, column], ours[:, 2]) > theirs[:, 2]).all()
 

@@ -187,10 +187,10 @@ plots.label_axes(axes, "token", "share of draws", "One set of logits, three ways
 # The runs below are 18: three sizes, two kinds of weights, three seeds, by `minibit experiment language`. Here are the first 97 steps of the smallest b1.58 model, live, beside the file.
 
 # %%
-found = load_results("language")
-rows = {kind: [r for r in found["rows"] if r["kind"] == kind] for kind in ("run", "count")}
+results = load_results("language")
+rows = {kind: [r for r in results["rows"] if r["kind"] == kind] for kind in ("run", "count")}
 runs = {(r["size"], r["weights"], r["seed"]): r for r in rows["run"] if r["sub_norms"]}
-seeds = found["seeds"]
+seeds = results["seeds"]
 
 kept = runs["55k", "b1.58", 0]["curve"]
 stop = kept["steps"][1]
@@ -224,9 +224,9 @@ fig.suptitle("Validation (points) and training (thin), means of three seeds")
 # %%
 
 
-def spread(size, weights, what):
+def spread(size, weights, quantity):
     """Mean and standard deviation over the seeds."""
-    losses = [runs[size, weights, seed][what] for seed in seeds]
+    losses = [runs[size, weights, seed][quantity] for seed in seeds]
     return np.mean(losses), np.std(losses, ddof=1)
 
 
@@ -235,8 +235,8 @@ print("weights       float          b1.58     gap    on training text   late bat
 for size in SIZES:
     both = [spread(size, weights, "validation_loss") for weights in ("float", "b1.58")]
     gaps[size] = [
-        spread(size, "b1.58", what)[0] / spread(size, "float", what)[0] - 1
-        for what in ("validation_loss", "training_loss", "late_training_loss")
+        spread(size, "b1.58", loss_name)[0] / spread(size, "float", loss_name)[0] - 1
+        for loss_name in ("validation_loss", "training_loss", "late_training_loss")
     ]
     print(
         f"{size:>5}  "
@@ -255,10 +255,12 @@ count = {
 }
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4))
 sizes = [recipe(size, "float").projections for size in SIZES]
-for i, (what, color) in enumerate(
+for i, (loss_name, color) in enumerate(
     (("validation", RED), ("training text", GREEN), ("late batches", PINK))
 ):
-    left.semilogx(sizes, [100 * gaps[size][i] for size in SIZES], "o-", color=color, label=what)
+    left.semilogx(
+        sizes, [100 * gaps[size][i] for size in SIZES], "o-", color=color, label=loss_name
+    )
 left.set_ylim(0)
 plots.label_axes(left, "weights in projections", "gap (%)", "b1.58 over float")
 right.plot(range(1, 6), count["kneser_ney"], "o-", color=plots.PALETTE[6], label="Kneser-Ney")
@@ -303,7 +305,7 @@ for weights in ("float", "b1.58"):
 # What does the largest b1.58 model write? After a line break, at two temperatures:
 
 # %%
-samples = {r["temperature"]: r for r in found["rows"] if r["kind"] == "sample"}
+samples = {r["temperature"]: r for r in results["rows"] if r["kind"] == "sample"}
 for temperature in (0.5, 1.0):
     print(f"--- temperature {temperature}\n{samples[temperature]['text'][:480]}\n")
 for temperature, row in samples.items():
@@ -321,7 +323,7 @@ assert samples[1.0]["known_share"] < samples[0.8]["known_share"] < samples[0.5][
 # One token after another, on one thread: our models, and a single block of two of the paper's sizes, whose weights no cache holds. Packed weights are read at two bits; the float32 twin is multiplied by NumPy.
 
 # %%
-decode = [r for r in found["rows"] if r["kind"] == "decode"]
+decode = [r for r in results["rows"] if r["kind"] == "decode"]
 print("               packed                float32          less memory   faster")
 for r in decode:
     a, b = r["packed"], r["float32"]

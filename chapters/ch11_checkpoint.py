@@ -265,16 +265,16 @@ assert abs((1 - kept.mean()) - (3 - 2 * math.sqrt(2))) < 0.02  # the mean of 1 -
 embedding = model.params["embed_tokens"]
 values = (embedding[:1, :4].astype(np.uint32) << 16).view(np.float32)
 print(embedding[0, :4], "->", values[0])
-held = sum(value.nbytes for key, value in model.params.items() if key.endswith("_proj"))
+weight_bytes = sum(value.nbytes for key, value in model.params.items() if key.endswith("_proj"))
 in_file = sum(
     e["data_offsets"][1] - e["data_offsets"][0] for e in header.values() if e.get("dtype") == "U8"
 )
 print(
-    f"ternary weights: {in_file:,} bytes in the file, {held:,} in memory (padded to whole panels)"
+    f"ternary weights: {in_file:,} bytes in the file, {weight_bytes:,} in memory (padded to whole panels)"
 )
 assert embedding.dtype == np.uint16
 assert embedding.base is not None  # a view of the map
-assert in_file <= held < 1.2 * in_file
+assert in_file <= weight_bytes < 1.2 * in_file
 
 # %% [markdown]
 # ## There and back
@@ -306,19 +306,19 @@ assert "must be float" in refusal
 
 
 # %%
-def attempt(what, content, config_text=None):
+def attempt(damage, content, config_text=None):
     """Write a damaged checkpoint, and print what reading it says."""
-    place = folder / f"damaged-{what}".replace(" ", "-")
-    place.mkdir()
+    directory = folder / f"damaged-{damage}".replace(" ", "-")
+    directory.mkdir()
     text = (folder / "model" / "config.json").read_text() if config_text is None else config_text
-    (place / "config.json").write_text(text)
-    (place / "model.safetensors").write_bytes(content)
+    (directory / "config.json").write_text(text)
+    (directory / "model.safetensors").write_bytes(content)
     try:
-        load_bitnet(place)
+        load_bitnet(directory)
     except CheckpointError as error:
-        print(f"{what}:\n    {str(error).removeprefix(str(place))}")
+        print(f"{damage}:\n    {str(error).removeprefix(str(directory))}")
         return error
-    raise AssertionError(what)
+    raise AssertionError(damage)
 
 
 def reheaded(old, new):

@@ -72,7 +72,7 @@ def oracle_constants(numerator):
 
 def oracle_sparse_noise(seed, step, perturbation, size, share, blocks=None):
     bits, table = oracle_constants(oracle_numerator(share))
-    found = {}
+    noise = {}
     for block in range(-(-size // 2**bits)) if blocks is None else set(blocks):
         key = (seed % 2**32, seed // 2**32)
         stream = (
@@ -83,9 +83,9 @@ def oracle_sparse_noise(seed, step, perturbation, size, share, blocks=None):
         while len(taken) < hits:
             word = next(stream)
             taken.setdefault(word // 2 ** (32 - bits), -1 if word % 2 else 1)
-        found |= {block * 2**bits + at: sign for at, sign in taken.items()}
-    inside = sorted(position for position in found if position < size)
-    return inside, [found[position] for position in inside]
+        noise |= {block * 2**bits + at: sign for at, sign in taken.items()}
+    inside = sorted(position for position in noise if position < size)
+    return inside, [noise[position] for position in inside]
 
 
 def oracle_initial_codes(seed, size, share, layer):

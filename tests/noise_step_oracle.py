@@ -108,10 +108,10 @@ def sampled_step(weights, shapes, model, batch, seed, step, options):
         weights, shapes, model, batch, options["threshold"], directions
     )
     scores = t_scores(a, squares) if options["score"] == "t" else [abs(value) for value in a]
-    bar = median(scores)
-    clear([score - bar for score in scores if score != bar], 1e-4 * max(scores, default=0))
+    middle = median(scores)
+    clear([score - middle for score in scores if score != middle], 1e-4 * max(scores, default=0))
     codes = [
-        (0 if value == 0 or score < bar else 1 if value > 0 else -1)
+        (0 if value == 0 or score < middle else 1 if value > 0 else -1)
         for value, score in zip(a, scores, strict=True)
     ]
     after = list(weights)
@@ -130,7 +130,7 @@ def sampled_step(weights, shapes, model, batch, seed, step, options):
 def units_step(weights, shapes, model, batch, seed, step, options):
     """The best floor(rate N + u) legal moves of each layer, against their alignments."""
     after, layers, start = list(weights), [], 0
-    lots = oracle_uniforms(seed, 6, step, 0)
+    numbers = oracle_uniforms(seed, 6, step, 0)
     for layer, (n_out, n_in) in enumerate(shapes):
         count = min(options["inputs"][layer], n_in)
         units = oracle_subset(seed, 3, step, layer, n_out, options["units"][layer])
@@ -139,7 +139,7 @@ def units_step(weights, shapes, model, batch, seed, step, options):
         loss, hardness, a, squares = sums_of(
             weights, shapes, model, batch, options["threshold"], [{p: 1} for p in at]
         )
-        lot = next(lots)
+        lot = next(numbers)
         exact = options["rate"] * len(at) + lot
         clear(exact - round(exact), 1e-6)
         scores = t_scores(a, squares)
@@ -205,8 +205,8 @@ def draw_of(arguments):
     while len(accepted) < count:
         turn_size = max(1024, 2 * (count - len(accepted)))
         pairs = oracle_integers(seed, 2, step, 2 * turn, len(table) * shifts)
-        lots = oracle_uniforms(seed, 2, step, 2 * turn + 1)
-        for pair, lot in islice(zip(pairs, lots, strict=True), turn_size):
+        numbers = oracle_uniforms(seed, 2, step, 2 * turn + 1)
+        for pair, lot in islice(zip(pairs, numbers, strict=True), turn_size):
             sample, shift = divmod(pair, shifts)
             hard = table[sample][shift] > arguments["threshold"]
             if hard or lot < easy_share:

@@ -201,16 +201,16 @@ def of_two(key: Any, dtype: Any, step: int) -> Iterator[Point]:
     """Compare both slopes of a function of two numbers."""
     f, *slopes = TWO[key]
     x, y = pairs(key, dtype, step)
-    for place, slope in enumerate(slopes):
+    for position, slope in enumerate(slopes):
         with np.errstate(over="ignore", invalid="ignore"):
-            if place == 0:
+            if position == 0:
                 z, forward, reverse = both_modes(lambda x: f(x, y), x)
             else:
                 z, forward, reverse = both_modes(lambda y: f(x, y), y)
-        for a, b, value, *found in zip(x, y, z, forward, reverse, strict=True):
+        for a, b, value, *derivatives in zip(x, y, z, forward, reverse, strict=True):
             true = mpf(slope(mpf(float(a)), mpf(float(b))))
-            where = f"in number {place} at {a!r}, {b!r}"
-            yield from (compare(got, true, (a, b, value), where) for got in found)
+            where = f"in number {position} at {a!r}, {b!r}"
+            yield from (compare(got, true, (a, b, value), where) for got in derivatives)
 
 
 # All others: arrays of mpmath's numbers go through the same calls.
@@ -266,8 +266,8 @@ def of_arrays(case: Case, dtype: Any, step: int) -> Iterator[Point]:
     for turn, power in enumerate(range(info.minexp + 2, info.maxexp - 2, step)):
         args = tuple(np.ldexp(x, power).astype(dtype) for x in case.args)
         directions = tuple(np.zeros_like(x) for x in args)
-        place = turn % len(args)
-        directions[place].flat[turn // len(args) % args[place].size] = 1
+        position = turn % len(args)
+        directions[position].flat[turn // len(args) % args[position].size] = 1
         h = mpf(2) ** (power - DIGITS)
         ends = [
             [precise(x) + s * h * precise(d) for x, d in zip(args, directions, strict=True)]
@@ -276,17 +276,17 @@ def of_arrays(case: Case, dtype: Any, step: int) -> Iterator[Point]:
         ahead, behind = (_flat(case.call(Precise(), *end)) for end in ends)
         slopes, middle = (ahead - behind) / (2 * h), (ahead + behind) / 2
 
-        def call(x: Any, args: Any = args, place: int = place) -> Any:
-            return _flat(case.call(np, *args[:place], x, *args[place + 1 :]))
+        def call(x: Any, args: Any = args, position: int = position) -> Any:
+            return _flat(case.call(np, *args[:position], x, *args[position + 1 :]))
 
         with np.errstate(all="ignore"):
-            values, found = jvp(call, (args[place],), (directions[place],))
+            values, tangents = jvp(call, (args[position],), (directions[position],))
             scale, overflows = 0.0, False
-            if case.rule in DIFFERENCES or np.any(np.isnan(found)):
-                sizes = np.abs(jacfwd(call)(args[place])).astype(float)
+            if case.rule in DIFFERENCES or np.any(np.isnan(tangents)):
+                sizes = np.abs(jacfwd(call)(args[position])).astype(float)
                 overflows = not np.all(np.isfinite(sizes))
                 scale = float(np.max(sizes[np.isfinite(sizes)], initial=0))
-        for value, true_value, got, true in zip(values, middle, found, slopes, strict=True):
+        for value, true_value, got, true in zip(values, middle, tangents, slopes, strict=True):
             lost = not np.isfinite(value) or abs(value) < info.smallest_normal
             parts = [value] if lost and true_value else []
             parts += [dtype(INF)] if overflows else []  # 0 times an infinite slope is NaN

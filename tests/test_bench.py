@@ -23,12 +23,12 @@ values = st.floats(-1e9, 1e9)
 
 
 @given(values, values)
-def test_a_figure_passes_on_its_side_of_the_bar(value, bar):
+def test_a_figure_passes_on_its_side_of_the_bar(value, limit):
     """At least, or at most; a value on the bar passes."""
-    assert Figure("a", value, "x", bar).passed == (value >= bar)
-    assert Figure("a", value, "x", bar, at_least=False).passed == (value <= bar)
-    assert Figure("a", bar, "x", bar).passed
-    assert Figure("a", bar, "x", bar, at_least=False).passed
+    assert Figure("a", value, "x", limit).passed == (value >= limit)
+    assert Figure("a", value, "x", limit, at_least=False).passed == (value <= limit)
+    assert Figure("a", limit, "x", limit).passed
+    assert Figure("a", limit, "x", limit, at_least=False).passed
 
 
 def test_no_bar_passes_and_no_number_fails():
@@ -70,7 +70,7 @@ def test_candidates_take_turns():
         warmups=1,
     )
     assert calls == ["a", "b", "a", "b", "a", "b", "a", "b"]
-    assert [len(found) for found in times.values()] == [3, 3]
+    assert [len(samples) for samples in times.values()] == [3, 3]
     assert times["b"].min() >= 0.002 > np.median(times["a"])
 
 
@@ -114,20 +114,20 @@ def test_the_process_of_a_benchmark_lets_numpy_run_at_its_best(monkeypatch):
     monkeypatch.setenv("OPENBLAS_L2_SIZE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("MINIBIT_KERNELS", "portable")
-    found = bench.clean_environment(2)
-    assert {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"}.isdisjoint(found)
-    assert found["OMP_NUM_THREADS"] == found["OPENBLAS_NUM_THREADS"] == "2"
-    assert found["MINIBIT_KERNELS"] == "portable"
-    assert found["PATH"] == os.environ["PATH"]
+    environment = bench.clean_environment(2)
+    assert {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"}.isdisjoint(environment)
+    assert environment["OMP_NUM_THREADS"] == environment["OPENBLAS_NUM_THREADS"] == "2"
+    assert environment["MINIBIT_KERNELS"] == "portable"
+    assert environment["PATH"] == os.environ["PATH"]
 
 
 def test_the_environment_names_what_was_measured_on():
     """CPU, kernel path, threads and versions, as JSON."""
-    found = json.loads(json.dumps(bench.environment(3)))
-    assert found["threads"] == 3
-    assert found["cpu"]
-    assert found["versions"]["numpy"] == np.__version__
-    assert found["kernel_path"] in ("reference", "portable", "avx2", "vnni", "amx")
+    environment = json.loads(json.dumps(bench.environment(3)))
+    assert environment["threads"] == 3
+    assert environment["cpu"]
+    assert environment["versions"]["numpy"] == np.__version__
+    assert environment["kernel_path"] in ("reference", "portable", "avx2", "vnni", "amx")
 
 
 def test_importing_the_harness_imports_no_compiler():
@@ -187,9 +187,9 @@ def test_a_benchmark_may_have_its_own_process(tmp_path, monkeypatch, asked, expe
     )
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     monkeypatch.setenv("PYTHONPATH", path)
-    found = bench.run("made_up", Options(threads=asked, peers=True, seeds=(7,)))
-    assert found["figures"][0]["value"] == found["environment"]["threads"] == expected
-    assert found["details"] == {
+    report = bench.run("made_up", Options(threads=asked, peers=True, seeds=(7,)))
+    assert report["figures"][0]["value"] == report["environment"]["threads"] == expected
+    assert report["details"] == {
         "threads": expected,
         "peers": True,
         "preset": "",
@@ -302,12 +302,12 @@ def test_bench_train_is_a_mean_over_seeds(monkeypatch):
 
     monkeypatch.setattr(bench_training, "train_run", measured)
     report = bench_training.train(Options())
-    found = {figure.name: figure for figure in report.figures}
-    mean = found["test accuracy, mean"]
+    figures = {figure.name: figure for figure in report.figures}
+    mean = figures["test accuracy, mean"]
     assert mean.value == pytest.approx(0.964)
     assert (mean.bar, mean.passed) == (0.963, True)
-    assert found["test accuracy, standard deviation"].value == pytest.approx(0.002)
-    longest, largest = found["seconds, longest run"], found["log, largest"]
+    assert figures["test accuracy, standard deviation"].value == pytest.approx(0.002)
+    longest, largest = figures["seconds, longest run"], figures["log, largest"]
     assert (longest.value, longest.bar, longest.at_least) == (52.0, 60.0, False)
     assert (largest.value, largest.bar, largest.at_least) == (39_002.0, 40_000.0, False)
     assert report.passed

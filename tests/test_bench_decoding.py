@@ -27,12 +27,12 @@ def small(monkeypatch):
 def test_a_checkpoint_is_loaded_decoded_and_read_in_turn(tmp_path):
     """Seconds, bytes and rounds; the bytes are those of packed weights and bfloat16 head."""
     random_checkpoint(tmp_path / "model", CONFIG)
-    found = bench_decoding.measure(tmp_path / "model", 1, 0.0)
+    figures = bench_decoding.measure(tmp_path / "model", 1, 0.0)
     if kernels.layout(kernels.path()) == "panels":
-        assert found["bytes"] == BYTES
-    assert found["rounds"] == 16
-    assert min(found["load"], found["token"], found["read"]) > 0
-    assert found["memory"] is None or found["memory"] > 10_000_000
+        assert figures["bytes"] == BYTES
+    assert figures["rounds"] == 16
+    assert min(figures["load"], figures["token"], figures["read"]) > 0
+    assert figures["memory"] is None or figures["memory"] > 10_000_000
 
 
 def test_the_report_has_a_bar_for_loading_memory_and_speed(small):
@@ -76,9 +76,9 @@ def test_without_transformers_its_figures_are_left_out_and_that_is_said(small, m
 def test_transformers_decodes_the_same_files(tmp_path):
     """In bfloat16, token by token with its cache."""
     random_checkpoint(tmp_path / "model", CONFIG)
-    found = bench_decoding.measure_transformers(tmp_path / "model", 1, 0.0)
-    assert found["rounds"] == 2
-    assert found["token"] > 0
+    figures = bench_decoding.measure_transformers(tmp_path / "model", 1, 0.0)
+    assert figures["rounds"] == 2
+    assert figures["token"] > 0
 
 
 def test_a_process_that_fails_is_an_error(small, tmp_path):

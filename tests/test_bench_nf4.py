@@ -62,8 +62,8 @@ def test_the_experiment_measures_models_and_sizes(tmp_path, monkeypatch):
     brief = recipe("55k", "float", steps=20)
     trained = []
 
-    def quick(made, seed):
-        trained.append((made.hidden, seed))
+    def quick(job, seed):
+        trained.append((job.hidden, seed))
         return train_language(brief, seed)
 
     monkeypatch.setattr(runs, "train_language", quick)
@@ -83,8 +83,8 @@ def test_the_experiment_measures_models_and_sizes(tmp_path, monkeypatch):
         assert len(model["added_by_cut"][name]) == 1 + len(experiment.CUTS)
         assert model["added_by_cut"][name][0] == model["added"][name]
     params = TrainedModel.load(tmp_path / "55k_float_0.npz").params
-    held = experiment.rounded(params, np.zeros_like)
-    assert {name for name in params if not held[name].any()} == {
+    weights = experiment.rounded(params, np.zeros_like)
+    assert {name for name in params if not weights[name].any()} == {
         name for name in params if "proj" in name
     }
 
@@ -95,9 +95,9 @@ def test_another_cut_rounds_the_same_weights_in_other_blocks():
     way = experiment.CODEBOOKS["NF4"]
     flat = w.reshape(-1)
     for start in experiment.CUTS:
-        held = experiment.cut_at(start, way)(w).reshape(-1)
-        np.testing.assert_array_equal(held[start : start + 64], way(flat[start : start + 64]))
-        assert (held != way(flat)).any()
+        weights = experiment.cut_at(start, way)(w).reshape(-1)
+        np.testing.assert_array_equal(weights[start : start + 64], way(flat[start : start + 64]))
+        assert (weights != way(flat)).any()
 
 
 def test_the_peers_fp4_has_a_smallest_number_of_a_192th():

@@ -52,7 +52,7 @@ def test_one_copy_more_than_the_caches_hold_is_read_in_turn(monkeypatch):
     matrix = problem.matrix
     copies = products.copies(matrix, problem.codes)
     assert len(copies) * matrix.nbytes <= 10_000 < (len(copies) + 1) * matrix.nbytes
-    assert not any(np.shares_memory(one._held, matrix._held) for one in copies)
+    assert not any(np.shares_memory(one._packed, matrix._packed) for one in copies)
     np.testing.assert_array_equal(copies[0].codes(), matrix.codes())
 
 

@@ -133,7 +133,7 @@ def test_a_model_comes_back_bit_for_bit(way, tmp_path):
     assert_same(model, again)
     np.testing.assert_array_equal(model.logits(TOKENS), again.logits(TOKENS))
     for name in ("config.json", "model.safetensors"):
-        first, second = (tmp_path / place / name for place in ("first", "second"))
+        first, second = (tmp_path / prefix / name for prefix in ("first", "second"))
         assert first.read_bytes() == second.read_bytes()
 
 
@@ -449,10 +449,10 @@ BAD_CONFIGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", BAD_CONFIGS)
-def test_a_configuration_of_another_block_is_refused(what, folder):
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_a_configuration_of_another_block_is_refused(case, folder):
     """What the file says and this block has not is never ignored; the field is named."""
-    changes, message = BAD_CONFIGS[what]
+    changes, message = BAD_CONFIGS[case]
     reconfigure(folder, **changes)
     with pytest.raises(CheckpointError, match=message) as caught:
         load_bitnet(folder)
@@ -568,10 +568,10 @@ BYTES = {  # where in its tensor the damage begins, where that is not the first 
 }
 
 
-@pytest.mark.parametrize("what", LOST)
-def test_a_tensor_that_does_not_fit_is_refused(what, folder):
+@pytest.mark.parametrize("case", LOST)
+def test_a_tensor_that_does_not_fit_is_refused(case, folder):
     """The error names the file, the tensor, the byte, what came and what was expected."""
-    changes, name, message = LOST[what]
+    changes, name, message = LOST[case]
     retensor(folder, **changes)
     before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -586,7 +586,7 @@ def test_a_tensor_that_does_not_fit_is_refused(what, folder):
     if error.offset is not None:
         header, data = raw(folder / "model.safetensors")
         begin = len(before) - len(data) + header[name]["data_offsets"][0]
-        assert error.offset == begin + BYTES.get(what, 0)
+        assert error.offset == begin + BYTES.get(case, 0)
         assert f"(byte {error.offset})" in str(error)
     else:
         assert "missing" in message or "expected" in message
@@ -596,10 +596,10 @@ def test_a_tensor_that_does_not_fit_is_refused(what, folder):
 def test_every_2_bit_code_3_of_a_file_is_found(folder):
     """Any byte, any of its four places."""
     rng = np.random.default_rng(0)
-    for place in range(4):
+    for digit in range(4):
         packed = to_hf(rng.integers(-1, 2, (48, 32)).astype(np.int8))
         at = int(rng.integers(packed.size))
-        packed.reshape(-1)[at] |= 3 << 2 * place
+        packed.reshape(-1)[at] |= 3 << 2 * digit
         retensor(folder, **{UP: as_tensor(packed)})
         with pytest.raises(CheckpointError, match="2-bit code 3"):
             load_bitnet(folder)
@@ -693,10 +693,10 @@ HEADERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", HEADERS)
-def test_a_header_that_the_file_does_not_bear_out_is_refused(what, tmp_path):
+@pytest.mark.parametrize("case", HEADERS)
+def test_a_header_that_the_file_does_not_bear_out_is_refused(case, tmp_path):
     """Eight bytes of data, and a header that says something else of them."""
-    header, message = HEADERS[what]
+    header, message = HEADERS[case]
     path = tmp_path / "x.safetensors"
     put(path, header, bytes(8))
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -906,10 +906,10 @@ def test_path_tricks_of_an_index_are_refused(name, folder):
         load_bitnet(folder)
 
 
-def link(place, to):
+def link(path, to):
     """Make a link, or skip where there are none."""
     try:
-        place.symlink_to(to)
+        path.symlink_to(to)
     except OSError:
         pytest.skip("no symbolic links here")
 
@@ -931,8 +931,8 @@ def test_a_directory_of_the_hugging_face_cache_is_read(folder, tmp_path):
     """snapshots/REVISION holds links into blobs, and into nothing else."""
     cache = tmp_path / "models--a--b"
     snapshot, blobs = cache / "snapshots" / "0123", cache / "blobs"
-    for place in (snapshot, blobs):
-        place.mkdir(parents=True)
+    for directory in (snapshot, blobs):
+        directory.mkdir(parents=True)
     for name in ("config.json", "model.safetensors"):
         (folder / name).rename(blobs / f"hash-of-{name}")
         link(snapshot / name, f"../../blobs/hash-of-{name}")
@@ -980,19 +980,19 @@ def test_pipes_folders_and_links_in_place_of_a_file_are_refused_at_once(name, fo
     """A pipe without a writer would be waited for; a link may lead to nothing, or to itself."""
     if name in (INDEX, SHARD):
         shards(folder)
-    place = folder / name
-    place.unlink()
-    place.mkdir()
+    path = folder / name
+    path.unlink()
+    path.mkdir()
     with pytest.raises(CheckpointError, match=f"{name}: is no file"):
         load_bitnet(folder)
-    place.rmdir()
+    path.rmdir()
     for target, message in ((name, "link to itself|link to nothing"), ("no", "link to nothing")):
-        link(place, target)
+        link(path, target)
         with pytest.raises(CheckpointError, match=message):
             load_bitnet(folder)
-        place.unlink()
+        path.unlink()
     if hasattr(os, "mkfifo"):
-        os.mkfifo(place)
+        os.mkfifo(path)
         with pytest.raises(CheckpointError, match=f"{name}: is no file"):
             load_bitnet(folder)
 
@@ -1088,9 +1088,9 @@ def test_released_pages_leave_memory(tmp_path):
     file = SafetensorsFile(path)
     before = resident()
     assert file.array("a").sum() == size
-    held = resident() - before
+    growth = resident() - before
     file.release("a")
-    assert held > 0.9 * size
+    assert growth > 0.9 * size
     assert resident() - before < 0.2 * size
     assert file.array("a")[-1] == 1
 
@@ -1269,18 +1269,18 @@ HARMLESS = {  # what transformers computes the same logits with
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", HARMLESS)
-def test_what_changes_no_logit_is_not_refused(what, tmp_path):
+@pytest.mark.parametrize("case", HARMLESS)
+def test_what_changes_no_logit_is_not_refused(case, tmp_path):
     """The configuration is read, and the logits stay; see the peers' tests for transformers."""
     folder = save(float_model(), tmp_path / "model", "online")
     expected = load_bitnet(folder)
-    reconfigure(folder, **HARMLESS[what])
+    reconfigure(folder, **HARMLESS[case])
     model = load_bitnet(folder)
     np.testing.assert_array_equal(model.logits(TOKENS), expected.logits(TOKENS))
     ends = {"tokens below 0": (3,), "no end": ()}
-    assert model.config.ends == ends.get(what, (2,))
-    assert model.config.bos == (None if what == "tokens below 0" else 1)
-    assert model.config.max_positions == (2048 if what == "no number of positions" else 64)
+    assert model.config.ends == ends.get(case, (2,))
+    assert model.config.bos == (None if case == "tokens below 0" else 1)
+    assert model.config.max_positions == (2048 if case == "no number of positions" else 64)
 
 
 def test_the_theta_of_rope_scaling_comes_first(folder):
@@ -1304,8 +1304,8 @@ OTHER_TENSORS = {  # how a file may hold the same model
         for name, (_, shape, data) in tensors.items()
     },
     "angles of positions": lambda tensors: {
-        f"model.{place}rotary_emb.inv_freq": as_tensor(np.ones(4, np.float32))
-        for place in ("", "layers.0.self_attn.")
+        f"model.{prefix}rotary_emb.inv_freq": as_tensor(np.ones(4, np.float32))
+        for prefix in ("", "layers.0.self_attn.")
     },
     "a layer too many": lambda tensors: {
         name.replace("layers.1", "layers.2"): tensor for name, tensor in tensors.items()
@@ -1317,8 +1317,8 @@ OTHER_TENSORS = {  # how a file may hold the same model
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", OTHER_TENSORS)
-def test_other_ways_to_hold_a_model_are_read(what, tmp_path):
+@pytest.mark.parametrize("case", OTHER_TENSORS)
+def test_other_ways_to_hold_a_model_are_read(case, tmp_path):
     """Each gives the parameters of the model as it was saved, bit for bit."""
     folder = save(float_model(), tmp_path / "model", "float")
     expected = load_bitnet(folder)
@@ -1328,7 +1328,7 @@ def test_other_ways_to_hold_a_model_are_read(what, tmp_path):
         for name, e in header.items()
         if name != "__metadata__"
     }
-    retensor(folder, **OTHER_TENSORS[what](tensors))
+    retensor(folder, **OTHER_TENSORS[case](tensors))
     assert_same(load_bitnet(folder), expected)
 
 

@@ -210,10 +210,10 @@ def test_training_says_what_it_came_to(trained, data):
     assert said["log_bytes"] == path.stat().st_size == log.nbytes
     assert said["packed_weight_bytes"] == -(-(16 * 64 + 3 * 16) // 5)
     assert said["digest"] == log.digest()
-    held = load_npz(data)
+    dataset = load_npz(data)
     source = log.header["data"]
-    x = held.test_x * np.float32(source["input_scale"]) + np.float32(source["input_offset"])
-    right = mlp(log.replay(), x).argmax(axis=1) == held.test_y
+    x = dataset.test_x * np.float32(source["input_scale"]) + np.float32(source["input_offset"])
+    right = mlp(log.replay(), x).argmax(axis=1) == dataset.test_y
     assert said["test_accuracy"] == right.mean()
     assert min(said["seconds"], said["compile_seconds"], said["cpu_seconds"]) >= 0
     assert said["interrupted"] is False
@@ -489,9 +489,9 @@ def test_a_replay_to_a_step_writes_those_weights(trained, data, tmp_path):
     log = StepLog.open(trained[0])
     assert said["digest"] == log.digest(2)
     with np.load(out, allow_pickle=False) as weights:
-        found = dict(weights)
-    assert digest(found) == log.digest(2)
-    assert {w.dtype for w in found.values()} == {np.dtype(np.int8)}
+        arrays = dict(weights)
+    assert digest(arrays) == log.digest(2)
+    assert {w.dtype for w in arrays.values()} == {np.dtype(np.int8)}
     assert "exists" in refused("replay", trained[0], "--data", data, "--out", out)
 
 
@@ -507,13 +507,13 @@ def test_a_digest_that_does_not_fit_is_a_failure(trained, data, monkeypatch):
 
 def test_evaluate_measures_each_split(trained, data):
     """60 test samples, 20 = 240 / 12 for validation; what was trained on is named so."""
-    found = {
+    accuracies = {
         name: answer("evaluate", trained[0], "--data", data, "--split", name)
         for name in ("test", "validation", "train")
     }
-    assert [found[name]["samples"] for name in found] == [60, 20, 240]
-    assert found["test"]["accuracy"] == trained[1]["test_accuracy"]
-    assert [found[name]["seen_in_training"] for name in found] == [False, True, True]
+    assert [accuracies[name]["samples"] for name in accuracies] == [60, 20, 240]
+    assert accuracies["test"]["accuracy"] == trained[1]["test_accuracy"]
+    assert [accuracies[name]["seen_in_training"] for name in accuracies] == [False, True, True]
     assert "--split must be" in refused("evaluate", trained[0], "--split", "all")
 
 
@@ -640,11 +640,11 @@ def test_an_export_is_what_other_libraries_read(trained, tmp_path):
     answer("export", trained[0], out, "--step", 3)
     log = StepLog.open(trained[0])
     with safe_open(out, framework="np") as file:
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         about = file.metadata()
     for name, codes in log.replay(3).items():
-        assert found[name].dtype == np.int8
-        np.testing.assert_array_equal(found[name], codes)
+        assert arrays[name].dtype == np.int8
+        np.testing.assert_array_equal(arrays[name], codes)
     assert about["digest"] == log.digest(3)
     assert json.loads(about["plan"]) == log.header["plan"]
     assert "exists" in refused("export", trained[0], out)
@@ -843,19 +843,19 @@ def two_chapters(tmp_path, monkeypatch):
         "plt.subplots()\nprint('forty-two')\n"
     )
     (folder / "ch02_bad.py").write_text("# %% [markdown]\n# # A bad one\n\n# %%\nassert 1 == 2\n")
-    found = [
+    chapters = [
         chapters_command.Chapter(1, "good", "A good one", folder / "ch01_good.py"),
         chapters_command.Chapter(2, "bad", "A bad one", folder / "ch02_bad.py"),
     ]
-    monkeypatch.setattr(chapters_command, "find_chapters", lambda: found)
+    monkeypatch.setattr(chapters_command, "find_chapters", lambda: chapters)
     return folder
 
 
 def test_every_chapter_is_listed_under_its_title():
     """Numbers, names and first headings, from wherever minibit is installed."""
-    found = answer("chapters")["chapters"]
-    assert found
-    for chapter in found:
+    chapters = answer("chapters")["chapters"]
+    assert chapters
+    for chapter in chapters:
         text = Path(chapter["path"]).read_text(encoding="utf-8")
         assert f"# # {chapter['title']}\n" in text
         assert chapter["path"].endswith(f"ch{chapter['number']:02}_{chapter['name']}.py")
@@ -1000,10 +1000,10 @@ def test_the_progress_line_fits_its_terminal(width):
     from rich.progress import Progress
 
     console = Console(width=width, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
-    bar = Progress(*_columns(width), console=console)
+    progress = Progress(*_columns(width), console=console)
     fields = {"loss": "0.123", "accuracy": "99.9%", "left": "59:59", "log": "999.9 KB"}
-    bar.add_task("", total=600, completed=599, **fields)
-    lines = console.render_lines(bar.get_renderable(), console.options)
+    progress.add_task("", total=600, completed=599, **fields)
+    lines = console.render_lines(progress.get_renderable(), console.options)
     text = "".join(segment.text for segment in lines[0])
     console.file.close()
     assert len(lines) == 1

@@ -132,11 +132,11 @@ def test_a_model_of_our_own_becomes_a_directory_and_a_gguf_file(tmp_path):
     """Latent weights are packed, or kept as masters; characters become a tokenizer."""
     from minibit.language import TrainedModel, Vocabulary, recipe
 
-    made = recipe("55k", "b1.58")
+    model_recipe = recipe("55k", "b1.58")
     vocabulary = Vocabulary("\n abé€")
-    config = made.config(len(vocabulary))
+    config = model_recipe.config(len(vocabulary))
     params = init_params(config, seed=1)
-    trained = TrainedModel(made, 0, vocabulary, params, np.zeros(0, np.float32), 0.0)
+    trained = TrainedModel(model_recipe, 0, vocabulary, params, np.zeros(0, np.float32), 0.0)
     trained.save(tmp_path / "own.npz")
     report = answer(tmp_path / "own.npz", tmp_path / "hf")
     assert report["source_format"] == "minibit"

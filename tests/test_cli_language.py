@@ -51,17 +51,17 @@ PUBLISHED_TEMPLATES = {
 
 def make_tokenizer() -> str:
     """A small byte-level BPE with the markers of chats, as JSON."""
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=300,
         special_tokens=MARKERS,
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator(["the cat and the hat and the user: assistant: " * 3], trainer)
-    return made.to_str()
+    tokenizer.train_from_iterator(["the cat and the hat and the user: assistant: " * 3], trainer)
+    return tokenizer.to_str()
 
 
 TOKENIZER = make_tokenizer()
@@ -255,18 +255,18 @@ def test_a_generated_text_is_that_of_the_library(folder):
     """The first token before the prompt; then what `generate` yields, with the same seed."""
     options = {"temperature": 1.1, "top_k": 50, "top_p": 0.9, "seed": 5}
     words = ("--temperature", 1.1, "--top-k", 50, "--top-p", 0.9, "--seed", 5)
-    found = answer("generate", folder, "--prompt", "the cat", "--count", 30, *words)
+    reply = answer("generate", folder, "--prompt", "the cat", "--count", 30, *words)
     prompt = [0, *WORDS.encode("the cat")]
     expected = list(generate(load_bitnet(folder), prompt, 30, **options, stop=[1]))
-    assert found["tokens"] == expected
-    assert found["prompt_tokens"] == len(prompt)
-    assert found["new_tokens"] == len(expected)
-    assert found["text"] == WORDS.decode(expected) or "\ufffd" in found["text"]
-    assert found["stopped"] == ("count" if len(expected) == 30 else "end")
-    assert found["tokens_per_second"] > 0
-    assert found["seconds"] >= found["prompt_seconds"] > 0
+    assert reply["tokens"] == expected
+    assert reply["prompt_tokens"] == len(prompt)
+    assert reply["new_tokens"] == len(expected)
+    assert reply["text"] == WORDS.decode(expected) or "\ufffd" in reply["text"]
+    assert reply["stopped"] == ("count" if len(expected) == 30 else "end")
+    assert reply["tokens_per_second"] > 0
+    assert reply["seconds"] >= reply["prompt_seconds"] > 0
     other = answer("generate", folder, "--prompt", "the cat", "--count", 30, "--seed", 6)
-    assert other["tokens"] != found["tokens"]
+    assert other["tokens"] != reply["tokens"]
 
 
 def test_people_read_the_prompt_the_text_and_the_speed(folder):
@@ -298,18 +298,18 @@ def test_a_text_ends_where_generation_config_says(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [299, whole[4]]}))
-    found = answer("generate", copy, *words)
-    assert found["tokens"] == whole[: whole.index(whole[4])]
-    assert found["stopped"] == "end"
+    reply = answer("generate", copy, *words)
+    assert reply["tokens"] == whole[: whole.index(whole[4])]
+    assert reply["stopped"] == "end"
     (copy / "generation_config.json").write_text("nothing")
     assert "no JSON" in refused("generate", copy, *words, status=1)
 
 
 def test_a_text_ends_where_the_positions_end(bytes_folder):
     """And says so."""
-    found = answer("generate", bytes_folder, "--prompt", "the cat", "--count", 500)
-    assert found["stopped"] == "positions"
-    assert found["prompt_tokens"] + found["new_tokens"] == 120
+    reply = answer("generate", bytes_folder, "--prompt", "the cat", "--count", 500)
+    assert reply["stopped"] == "positions"
+    assert reply["prompt_tokens"] + reply["new_tokens"] == 120
 
 
 def test_ctrl_c_ends_a_text_where_it_stands(folder, monkeypatch):
@@ -323,16 +323,16 @@ def test_ctrl_c_ends_a_text_where_it_stands(folder, monkeypatch):
             yield token
 
     monkeypatch.setattr(Decoder, "generate", interrupted)
-    found = answer("generate", folder, "--prompt", "the cat", status=1)
-    assert found["new_tokens"] == 3
-    assert found["stopped"] == "interrupted"
+    reply = answer("generate", folder, "--prompt", "the cat", status=1)
+    assert reply["new_tokens"] == 3
+    assert reply["stopped"] == "interrupted"
 
 
 def test_with_ids_a_text_is_numbers(folder):
     """The tokens themselves, nothing added."""
-    found = answer("generate", folder, "--ids", "--prompt", "7 8,9", "--count", 4)
-    assert found["prompt_tokens"] == 3
-    assert [int(word) for word in found["text"].split()] == found["tokens"]
+    reply = answer("generate", folder, "--ids", "--prompt", "7 8,9", "--count", 4)
+    assert reply["prompt_tokens"] == 3
+    assert [int(word) for word in reply["text"].split()] == reply["tokens"]
     assert "got 'x'" in refused("generate", folder, "--ids", "--prompt", "x", status=1)
     assert "[0, 299], got 300" in refused("generate", folder, "--ids", "--prompt", "300", status=1)
 
@@ -346,8 +346,8 @@ def test_a_gguf_file_speaks_by_the_tokenizer_in_it(folder, tmp_path):
     save_gguf(model, without, **options)
     expected = answer("generate", folder, *words)["tokens"]
     assert answer("generate", with_it, *words)["tokens"] == expected
-    found = answer("generate", without, *words, "--tokenizer", folder / "tokenizer.json")
-    assert found["tokens"] == expected
+    reply = answer("generate", without, *words, "--tokenizer", folder / "tokenizer.json")
+    assert reply["tokens"] == expected
 
 
 def test_a_model_of_our_own_speaks_characters(tmp_path):
@@ -355,19 +355,19 @@ def test_a_model_of_our_own_speaks_characters(tmp_path):
     from minibit.language import TrainedModel, Vocabulary, recipe, write_text
 
     vocabulary = Vocabulary("\n abcdefgh")
-    made = recipe("55k", "b1.58")
+    model_recipe = recipe("55k", "b1.58")
     trained = TrainedModel(
-        made,
+        model_recipe,
         0,
         vocabulary,
-        init_params(made.config(len(vocabulary)), 0),
+        init_params(model_recipe.config(len(vocabulary)), 0),
         np.zeros(1, np.float32),
         0.0,
     )
     trained.save(tmp_path / "own.npz")
-    found = answer("generate", tmp_path / "own.npz", "--prompt", "a cab", "--count", 9)
-    assert len(found["text"]) == 9
-    assert set(found["text"]) <= set("\n abcdefgh")
+    reply = answer("generate", tmp_path / "own.npz", "--prompt", "a cab", "--count", 9)
+    assert len(reply["text"]) == 9
+    assert set(reply["text"]) <= set("\n abcdefgh")
     assert "'z'" in refused("generate", tmp_path / "own.npz", "--prompt", "zoo", status=1)
     turns = answer("chat", tmp_path / "own.npz", "--count", 50, typed="a bad cab\n")["turns"]
     assert "\n" not in turns[0]["text"]
@@ -386,10 +386,10 @@ def test_without_a_model_the_one_in_the_package_writes():
 
     model, vocabulary = shipped_model()
     words = ("generate", "--prompt", "CAT, n. ", "--count", 100)
-    found = answer(*words, "--seed", 3)
-    assert found["text"] == answer(*words, "--seed", 3)["text"]
-    assert found["text"] == write_text(model, vocabulary, "CAT, n. ", 100, temperature=0.8, seed=3)
-    assert found["text"] != answer(*words, "--seed", 4)["text"]
+    reply = answer(*words, "--seed", 3)
+    assert reply["text"] == answer(*words, "--seed", 3)["text"]
+    assert reply["text"] == write_text(model, vocabulary, "CAT, n. ", 100, temperature=0.8, seed=3)
+    assert reply["text"] != answer(*words, "--seed", 4)["text"]
     assert answer("generate", "--ids", "--prompt", "5 6", "--count", 3)["prompt_tokens"] == 2
     done = call("generate", "--count", 5)
     assert done.exit_code == 0
@@ -456,12 +456,12 @@ def test_without_the_tokenizers_package_a_sentence_names_it(folder, monkeypatch)
 def test_each_turn_goes_on_from_all_that_was_said(folder):
     """The answers are those of the whole conversation, read anew."""
     words = ("--count", 6, "--temperature", 0, "--system", "be brief")
-    found = answer("chat", folder, *words, typed="the cat?\n\nthe hat?\n/exit\nnever read\n")
-    assert found["template"] == "bitnet"
-    assert [turn["user"] for turn in found["turns"]] == ["the cat?", "the hat?"]
+    reply = answer("chat", folder, *words, typed="the cat?\n\nthe hat?\n/exit\nnever read\n")
+    assert reply["template"] == "bitnet"
+    assert [turn["user"] for turn in reply["turns"]] == ["the cat?", "the hat?"]
     turn, model = TEMPLATES["bitnet"], load_bitnet(folder)
     said = [0, *turn.message(WORDS, "system", "be brief")]
-    for part in found["turns"]:
+    for part in reply["turns"]:
         before = len(said)
         said += [*turn.message(WORDS, "user", part["user"]), *turn.opening(WORDS)]
         assert part["tokens"] == list(generate(model, said, 6, stop=[1, WORDS.token("<|eot_id|>")]))

@@ -37,13 +37,13 @@ SHORT = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """The blobs as a file, which every worker reads."""
-    path, made = tmp_path_factory.mktemp("data") / "blobs.npz", blobs()
+    path, dataset = tmp_path_factory.mktemp("data") / "blobs.npz", blobs()
     np.savez(
         path,
-        train_x=made.train_x.reshape(-1, 4, 4),
-        train_y=made.train_y,
-        test_x=made.test_x.reshape(-1, 4, 4),
-        test_y=made.test_y,
+        train_x=dataset.train_x.reshape(-1, 4, 4),
+        train_y=dataset.train_y,
+        test_x=dataset.test_x.reshape(-1, 4, 4),
+        test_y=dataset.test_y,
     )
     return path
 
@@ -414,10 +414,9 @@ def test_a_worker_with_other_data_is_refused_by_name(tmp_path, data, run):
     """Both digests are named; nothing is trained."""
     _, _, log = run
     other = tmp_path / "other.npz"
-    made = blobs(seed=9)
-    np.savez(
-        other, train_x=made.train_x, train_y=made.train_y, test_x=made.test_x, test_y=made.test_y
-    )
+    dataset = blobs(seed=9)
+    names = ("train_x", "train_y", "test_x", "test_y")
+    np.savez(other, **{name: getattr(dataset, name) for name in names})
     brief = brief_of(log.header, str(other), "other")
     remote = Remote(crew_of(Inline(), 2), log.plan, None, brief)
     with pytest.raises(RuntimeError, match=f"digest {log.header['data']['digest'][:16]}.*other"):

@@ -105,16 +105,16 @@ def test_a_damaged_file_costs_a_compilation_and_a_line(folder, caplog, damage):
     (path,) = set(files(folder)) - {foreign}
     data = path.read_bytes()
     places = {"torn": (1, 31, 32, 33, len(data) - 1), "flipped": (0, 40, len(data) // 2, -1)}
-    for place in places.get(damage, (0,)):
+    for offset in places.get(damage, (0,)):
         caplog.clear()
         importlib.import_module("minibit.kernels.compiling")._said.clear()
         changed = bytearray(data)
         if damage == "flipped":
-            changed[place] ^= 1
+            changed[offset] ^= 1
         path.write_bytes(
             {
                 "empty": b"",
-                "torn": data[:place],
+                "torn": data[:offset],
                 "zeros": bytes(len(data)),
                 "longer": data + b"\0",
                 "foreign": foreign.read_bytes(),  # whole, of another choice of types

@@ -198,8 +198,8 @@ def test_flat_files_hold_every_word(tmp_path):
         if case.call != "absmean_quantize":
             continue
         name, dtype, axes, *words = blocks[case.id][2].removeprefix("arg ").split()
-        sides, bits = words[: int(axes)], words[int(axes) :]
-        back = decode({"dtype": dtype, "shape": list(map(int, sides)), "bits": " ".join(bits)})
+        lengths, bits = words[: int(axes)], words[int(axes) :]
+        back = decode({"dtype": dtype, "shape": list(map(int, lengths)), "bits": " ".join(bits)})
         np.testing.assert_array_equal(back, decode(case.args[name]))
         assert blocks[case.id][-1] == ("exact" if case.exact else f"refuse ValueError {case.names}")
 

@@ -124,12 +124,12 @@ def test_no_published_latency_beats_the_bound(case):
 
 def test_at_70b_the_models_say_what_they_say():
     """6.84 times less memory (published 7.16), 7.8 times less to read (4.1 times faster)."""
-    found = {case["id"]: case for case in VECTORS}
+    cases = {case["id"]: case for case in VECTORS}
     shape = SHAPES["70B"]
     memory = memory_gb(shape, FP16) / memory_gb(shape, B158)
     times = step_seconds(shape, FP16) / step_seconds(shape, B158)
-    assert memory == pytest.approx(found["memory-70B"]["model"], abs=0.005)
-    assert times == pytest.approx(found["latency-70B"]["model"], abs=0.05)
+    assert memory == pytest.approx(cases["memory-70B"]["model"], abs=0.005)
+    assert times == pytest.approx(cases["latency-70B"]["model"], abs=0.05)
 
 
 @vectors("largest_batch")
@@ -216,10 +216,10 @@ def test_ternary_weights_never_cost_more(shape, tokens, batch):
 def test_the_largest_batch_fits_and_one_more_does_not(shape, tokens):
     """Weights and caches of that many sequences stay within the memory."""
     memory = 2e10
-    held = shape.matrix_weights / 4 + 4 * shape.head_weights
+    weight_bytes = shape.matrix_weights / 4 + 4 * shape.head_weights
     batch = largest_batch(shape, B158, memory=memory, tokens=tokens)
-    assert batch == 0 or held + batch * cache_bytes(shape, tokens) <= memory
-    assert held + (batch + 1) * cache_bytes(shape, tokens) > memory
+    assert batch == 0 or weight_bytes + batch * cache_bytes(shape, tokens) <= memory
+    assert weight_bytes + (batch + 1) * cache_bytes(shape, tokens) > memory
 
 
 @pytest.mark.parametrize(

@@ -25,22 +25,22 @@ def by_dictionaries(text, context, characters, kneser):
     for n in range(1, context + 2):
         grams = [text[i : i + n] for i in range(len(text) - n + 1)]
         longer = {text[i : i + n + 1] for i in range(len(text) - n)}
-        found = defaultdict(int)
+        occurrences = defaultdict(int)
         for gram in grams:
-            found[gram] += 1
+            occurrences[gram] += 1
         if kneser and n <= context and longer:
-            found = {gram: sum(other[1:] == gram for other in longer) for gram in found}
-        counts.append(dict(found))
+            occurrences = {gram: sum(other[1:] == gram for other in longer) for gram in occurrences}
+        counts.append(dict(occurrences))
 
     def taken(order, count):
         n1, n2, n3, n4 = (sum(c == k for c in counts[order].values()) for k in (1, 2, 3, 4))
-        found = [Fraction(1, 2), Fraction(1), Fraction(3, 2)]
+        discounts = [Fraction(1, 2), Fraction(1), Fraction(3, 2)]
         if n1 and n2 and n3 and n4:
             y = Fraction(n1, n1 + 2 * n2)
             ds = [1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
             if all(0 < d <= k for k, d in enumerate(ds, start=1)):
-                found = ds
-        return found[min(count, 3) - 1] if count else Fraction(0)
+                discounts = ds
+        return discounts[min(count, 3) - 1] if count else Fraction(0)
 
     def p(character, history):
         order = len(history)

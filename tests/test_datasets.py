@@ -113,10 +113,10 @@ def test_the_text_is_plain_ascii_and_whole():
 @given(idx_arrays())
 def test_idx_files_of_every_type_come_back(array):
     """read(write(a)) = a, bit for bit, in the machine's own byte order."""
-    found = read_idx(idx_bytes(array))
-    assert found.dtype == array.dtype
-    assert found.shape == array.shape
-    assert found.tobytes() == array.tobytes()
+    array_read = read_idx(idx_bytes(array))
+    assert array_read.dtype == array.dtype
+    assert array_read.shape == array.shape
+    assert array_read.tobytes() == array.tobytes()
 
 
 @given(idx_arrays(), st.data())
@@ -205,13 +205,13 @@ def saved(path: Path, contents: dict[str, object]) -> Path:
 def test_a_file_of_four_arrays_is_flattened_and_frozen(tmp_path):
     """Samples become rows; labels become bytes; both read-only."""
     contents = small()
-    found = load_npz(saved(tmp_path / "own.npz", contents | {"notes": np.arange(3)}))
-    assert isinstance(found, Dataset)
-    np.testing.assert_array_equal(found.train_x, contents["train_x"].reshape(12, 6))
-    np.testing.assert_array_equal(found.test_y, contents["test_y"])
-    assert (found.features, found.sample_shape) == (6, (2, 3))
-    assert not found.train_x.flags.writeable
-    assert not found.test_y.flags.writeable
+    dataset = load_npz(saved(tmp_path / "own.npz", contents | {"notes": np.arange(3)}))
+    assert isinstance(dataset, Dataset)
+    np.testing.assert_array_equal(dataset.train_x, contents["train_x"].reshape(12, 6))
+    np.testing.assert_array_equal(dataset.test_y, contents["test_y"])
+    assert (dataset.features, dataset.sample_shape) == (6, (2, 3))
+    assert not dataset.train_x.flags.writeable
+    assert not dataset.test_y.flags.writeable
 
 
 @pytest.mark.parametrize("kind", ["u1", "?", "i1", ">i2", "i8", "u8", "f2", "f4", ">f8", "g"])
@@ -287,10 +287,10 @@ def test_a_member_that_is_no_array_is_a_value_error(tmp_path, member):
 def test_a_file_of_x_and_y_is_cut_at_its_end_in_order(tmp_path, test, expected):
     """The last seventh of 15 rows is 2; or as many as asked for."""
     x, y = np.arange(30, dtype=np.uint8).reshape(15, 2), np.arange(15) % 3
-    found = load_npz(saved(tmp_path / "own.npz", {"x": x, "y": y}), test=test)
-    np.testing.assert_array_equal(found.train_x, x[: 15 - expected])
-    np.testing.assert_array_equal(found.test_x, x[15 - expected :])
-    np.testing.assert_array_equal(found.test_y, y[15 - expected :])
+    dataset = load_npz(saved(tmp_path / "own.npz", {"x": x, "y": y}), test=test)
+    np.testing.assert_array_equal(dataset.train_x, x[: 15 - expected])
+    np.testing.assert_array_equal(dataset.test_x, x[15 - expected :])
+    np.testing.assert_array_equal(dataset.test_y, y[15 - expected :])
 
 
 @pytest.mark.parametrize("key", ["train_x", "train_y", "test_x", "test_y"])
@@ -384,8 +384,8 @@ def test_what_is_no_npz_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"not a NumPy \.npz file"):
         load_npz(cut)
     whole = bytearray(buffer.getvalue())
-    place = whole.index(np.ascontiguousarray(small()["train_x"]).tobytes())
-    whole[place] ^= 1
+    offset = whole.index(np.ascontiguousarray(small()["train_x"]).tobytes())
+    whole[offset] ^= 1
     cut.write_bytes(whole)
     with pytest.raises(ValueError, match="train_x cannot be read"):
         load_npz(cut)
@@ -403,8 +403,8 @@ def test_every_damage_to_an_npz_file_is_a_value_error(tmp_path, packing):
     whole, refused = path.read_bytes(), 0
     for _ in range(300):
         damaged = bytearray(whole)
-        for place in rng.integers(0, len(whole), 3):
-            damaged[place] = rng.integers(0, 256)
+        for offset in rng.integers(0, len(whole), 3):
+            damaged[offset] = rng.integers(0, 256)
         path.write_bytes(damaged)
         try:
             load_npz(path)

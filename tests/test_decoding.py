@@ -70,9 +70,9 @@ def one_by_one(model: BitNetModel, tokens: list[int], **options) -> np.ndarray:
     return np.array(rows)
 
 
-def assert_near(found, expected):
+def assert_near(outputs, expected):
     """Equal but for float32 sums, except where a sum decided how an activation is rounded."""
-    worst = np.abs(found - expected).max(axis=-1) / np.abs(expected).max()  # (tokens,)
+    worst = np.abs(outputs - expected).max(axis=-1) / np.abs(expected).max()  # (tokens,)
     assert np.mean(worst < 1e-5) >= 0.9
     assert worst.max() < 0.1
 
@@ -94,8 +94,8 @@ def test_a_cache_returns_all_that_was_appended(data):
         for layer in range(2):
             new = rng.standard_normal((2, batch, 3, piece, 8)).astype(np.float32)
             so_far[layer] = np.concatenate([so_far[layer], new], axis=3)
-            found = cache.extend(layer, *new)
-            np.testing.assert_array_equal(found, so_far[layer])
+            context = cache.extend(layer, *new)
+            np.testing.assert_array_equal(context, so_far[layer])
     assert cache.length == sum(pieces) <= cache.capacity <= 40
 
 
@@ -182,8 +182,8 @@ def test_a_draw_is_that_of_the_definition(logits, u, temperature, top_k, top_p):
         assume(abs(running - u) > 1e-9)
         if expected is None and running > u:
             expected = i
-    found = sample(logits, u, temperature=temperature, top_k=top_k, top_p=top_p)
-    assert found == (max(ranked) if expected is None else expected)
+    token = sample(logits, u, temperature=temperature, top_k=top_k, top_p=top_p)
+    assert token == (max(ranked) if expected is None else expected)
 
 
 def test_draws_follow_the_softmax():
@@ -228,7 +228,7 @@ def test_the_largest_number_below_one_draws_the_last_kept():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "options", "what"),
+    ("arguments", "options", "name"),
     [
         (([], 0.5), {}, "logits"),
         (([[1.0]], 0.5), {}, "logits"),
@@ -245,9 +245,9 @@ def test_the_largest_number_below_one_draws_the_last_kept():
         (([1.0], 0.5), {"top_p": 1.01}, "top_p"),
     ],
 )
-def test_what_cannot_be_drawn_from_is_refused_by_name(arguments, options, what):
+def test_what_cannot_be_drawn_from_is_refused_by_name(arguments, options, name):
     """Empty or non-finite logits, numbers and settings out of range."""
-    with pytest.raises(ValueError, match=what):
+    with pytest.raises(ValueError, match=name):
         sample(*arguments, **options)
 
 
@@ -338,18 +338,18 @@ def test_many_texts_at_once_give_the_same_bits():
     """Decoders in threads of their own, each of which asks for three: none waits for another."""
     model, text = packed(SMALL), tokens_of(SMALL, 40)
     alone = one_by_one(model, text, threads=1)
-    found: list[np.ndarray] = []
+    texts: list[np.ndarray] = []
 
     def work() -> None:
-        found.append(one_by_one(model, text, threads=3))
+        texts.append(one_by_one(model, text, threads=3))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert len(found) == 4
-    for rows in found:
+    assert len(texts) == 4
+    for rows in texts:
         np.testing.assert_array_equal(rows, alone)
 
 
@@ -403,10 +403,10 @@ def test_the_kernels_norm_is_the_plain_one(width, seed, eps):
 
     rng = np.random.default_rng(seed)
     x, gain = rng.standard_normal((2, width)).astype(np.float32)
-    found = np.empty(width, np.float32)
-    norm_row(x, gain, np.float32(eps), found)
+    normed = np.empty(width, np.float32)
+    norm_row(x, gain, np.float32(eps), normed)
     expected = normalize(x[None].astype(np.float64), gain.astype(np.float64), eps=eps)[0]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(normed, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["embed_tokens", "layers.1.mlp.ffn_sub_norm"])
@@ -469,8 +469,8 @@ def test_the_number_of_a_token_is_that_of_its_place():
     whole = list(generate(model, prompt, 20, seed=9, **options))
     decoder = Decoder(model)
     decoder.append(prompt)
-    for place, token in enumerate(whole, start=6):
-        number = float(uniform(9, 1, domain=TOKENS, step=place)[0])
+    for position, token in enumerate(whole, start=6):
+        number = float(uniform(9, 1, domain=TOKENS, step=position)[0])
         assert token == sample(decoder.logits(), number, **options)
         decoder.append([token])
     again = Decoder(model)
@@ -522,7 +522,7 @@ def test_a_text_ends_where_the_positions_end():
 
 
 @pytest.mark.parametrize(
-    ("prompt", "count", "options", "what"),
+    ("prompt", "count", "options", "name"),
     [
         ([], 5, {}, "empty"),
         ([83], 5, {}, r"\[0, 82\], got 83"),
@@ -535,9 +535,9 @@ def test_a_text_ends_where_the_positions_end():
         ([1], 5, {"seed": 2**64}, "seed"),
     ],
 )
-def test_what_cannot_be_gone_on_with_is_refused_at_once(prompt, count, options, what):
+def test_what_cannot_be_gone_on_with_is_refused_at_once(prompt, count, options, name):
     """Before the first token is asked for."""
-    with pytest.raises(ValueError, match=what):
+    with pytest.raises(ValueError, match=name):
         generate(packed(SMALL), prompt, count, **options)
 
 

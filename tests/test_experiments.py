@@ -33,15 +33,15 @@ def test_the_file_holds_the_command_the_seeds_and_a_row_a_preset(tmp_path, monke
     monkeypatch.setattr(training, "train_run", quick)
     lines = []
     experiment("train", tmp_path / "new", seeds=(4, 5), say=lines.append)
-    found = json.loads((tmp_path / "new" / "train.json").read_text())
-    assert found["command"] == "minibit experiment train --seeds 4 5"
-    assert [row["preset"] for row in found["rows"]] == list(PRESETS)
-    for row in found["rows"]:
+    results = json.loads((tmp_path / "new" / "train.json").read_text())
+    assert results["command"] == "minibit experiment train --seeds 4 5"
+    assert [row["preset"] for row in results["rows"]] == list(PRESETS)
+    for row in results["rows"]:
         assert row["test_accuracy"] == pytest.approx(0.85)
         assert row["test_accuracy_std"] == pytest.approx(0.0707, abs=1e-4)
         assert [run["seed"] for run in row["runs"]] == [4, 5]
     assert len(lines) == 2 * len(PRESETS)
-    assert found["environment"]["versions"]["minibit"]
+    assert results["environment"]["versions"]["minibit"]
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["train.json"]
 
 

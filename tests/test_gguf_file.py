@@ -332,7 +332,7 @@ def test_vectors(case, tmp_path):
         return
     file = open_gguf(path)
     assert file.metadata == case["metadata"]
-    found = {
+    values = {
         name: {
             "type": BLOCKS[tensor.kind][0],
             "shape": list(tensor.shape),
@@ -341,7 +341,7 @@ def test_vectors(case, tmp_path):
         }
         for name, tensor in file.tensors.items()
     }
-    assert found == case["tensors"]
+    assert values == case["tensors"]
 
 
 def test_every_type_of_metadata_is_read(tmp_path):
@@ -434,8 +434,8 @@ def damaged_table(change):
     change(lines, entries)
     body = b"".join(text(key) + struct.pack("<II", 4, value) for key, value in entries)
     for line in lines:
-        sides = line["sides"]
-        body += text(line["name"]) + struct.pack(f"<I{len(sides)}Q", len(sides), *sides)
+        lengths = line["sides"]
+        body += text(line["name"]) + struct.pack(f"<I{len(lengths)}Q", len(lengths), *lengths)
         body += struct.pack("<IQ", line["kind"], line["at"])
     head = b"GGUF" + struct.pack("<IQQ", 3, len(lines), len(entries)) + body
     return head + bytes(-len(head) % 32) + bytes(64)

@@ -131,8 +131,8 @@ def test_the_loss_of_a_text_is_the_mean_over_its_rows():
     x, y = tokens[:40].reshape(5, 8), tokens[1:41].reshape(5, 8)
     expected = cross_entropy(forward(config, params, x, linear=bit_linear), y)
     for rows in (1, 2, 128):
-        found = evaluate_loss(config, params, tokens, linear=bit_linear, rows=rows)
-        assert found == pytest.approx(float(expected), rel=1e-5)
+        loss = evaluate_loss(config, params, tokens, linear=bit_linear, rows=rows)
+        assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 9])
@@ -159,10 +159,10 @@ def test_an_optimizer_on_several_threads_moves_the_same_way():
     gradient = {name: rng.standard_normal(w.shape).astype(np.float32) for name, w in params.items()}
     alone, shared = (Optimizer(params, threads=threads) for threads in (1, 3))
     for _ in range(3):
-        found = shared.step(gradient, 0.01, 0.1, clip=0.5)
-        assert list(found) == list(params)
+        norm = shared.step(gradient, 0.01, 0.1, clip=0.5)
+        assert list(norm) == list(params)
         for name, w in alone.step(gradient, 0.01, 0.1, clip=0.5).items():
-            np.testing.assert_allclose(found[name], w, rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(norm[name], w, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
@@ -177,30 +177,30 @@ def test_a_gradient_that_is_not_finite_is_named_and_moves_nothing(wrong, clip):
         each.step(gradient, 0.01, 0.1, clip)
     with pytest.raises(ValueError, match="gradient of 'norm' holds NaN or infinity at step 1; no"):
         optimizer.step(spoilt, 0.01, 0.1, clip)
-    found, expected = (each.step(gradient, 0.01, 0.1, clip) for each in (optimizer, other))
+    norm, expected = (each.step(gradient, 0.01, 0.1, clip) for each in (optimizer, other))
     for name in params:
-        np.testing.assert_array_equal(found[name], expected[name])
+        np.testing.assert_array_equal(norm[name], expected[name])
 
 
 def test_training_that_breaks_down_says_so_at_the_step():
     """A learning rate beyond all bounds: an error, and no model of NaN."""
-    made = dataclasses.replace(TINY, weights="float", peak=1e38, warmup=0)
+    plan = dataclasses.replace(TINY, weights="float", peak=1e38, warmup=0)
     with (
         np.errstate(all="ignore"),
         pytest.raises(ValueError, match=r"holds NaN or infinity at step [1-9]"),
     ):
-        train_language(made, text=load_text()[:2000])
+        train_language(plan, text=load_text()[:2000])
 
 
 def test_the_learning_rate_rises_falls_and_drops_at_half_way():
     """``peak (1 - step / steps)``, times 2/3 from the half on, after a linear warm-up."""
-    made = recipe("55k", "float", steps=1000)
-    peak = made.peak
-    assert learning_rate(made, 0) == pytest.approx(peak / 100)
-    assert learning_rate(made, 49) == pytest.approx(peak * 0.951 * 0.5)
-    assert learning_rate(made, 499) == pytest.approx(peak * 0.501)
-    assert learning_rate(made, 500) == pytest.approx(peak * 0.5 * 2 / 3)
-    assert learning_rate(made, 999) == pytest.approx(peak * 0.001 * 2 / 3)
+    plan = recipe("55k", "float", steps=1000)
+    peak = plan.peak
+    assert learning_rate(plan, 0) == pytest.approx(peak / 100)
+    assert learning_rate(plan, 49) == pytest.approx(peak * 0.951 * 0.5)
+    assert learning_rate(plan, 499) == pytest.approx(peak * 0.501)
+    assert learning_rate(plan, 500) == pytest.approx(peak * 0.5 * 2 / 3)
+    assert learning_rate(plan, 999) == pytest.approx(peak * 0.001 * 2 / 3)
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -209,8 +209,8 @@ def test_the_learning_rate_rises_falls_and_drops_at_half_way():
 @pytest.mark.parametrize("weights", list(LINEAR))
 def test_training_learns_a_text_that_repeats(weights):
     """Five characters in a circle: from log 5 to almost nothing."""
-    made = dataclasses.replace(TINY, weights=weights, steps=120)
-    trained = train_language(made, seed=1, text="abcde" * 40)
+    plan = dataclasses.replace(TINY, weights=weights, steps=120)
+    trained = train_language(plan, seed=1, text="abcde" * 40)
     assert trained.losses[0] == pytest.approx(np.log(5), abs=0.4)
     assert trained.losses[-10:].mean() < 0.2
     assert write_text(trained.model(), trained.vocabulary, "abc", 20, temperature=0) == (
@@ -234,24 +234,24 @@ def test_a_run_depends_on_its_seed_alone():
 
 def test_a_run_is_its_recipe_step_by_step():
     """Clipped gradients, Adam with betas 0.9 and 0.95, decay in the first half: written out."""
-    made = dataclasses.replace(
+    plan = dataclasses.replace(
         TINY, weights="float", steps=6, warmup=2, peak=0.01, weight_decay=2.0, clip=0.3
     )
     text = load_text()[:500]
-    trained = train_language(made, seed=7, text=text)
+    trained = train_language(plan, seed=7, text=text)
     vocabulary = Vocabulary.of(text)
-    tokens, config = vocabulary.encode(text), made.config(len(vocabulary))
+    tokens, config = vocabulary.encode(text), plan.config(len(vocabulary))
     params = {name: w.astype(np.float64) for name, w in init_params(config, 7).items()}
     mean = {name: np.zeros_like(w) for name, w in params.items()}
     square = {name: np.zeros_like(w) for name, w in params.items()}
     for step, rate in enumerate((0.5, 5 / 6, 4 / 6, 2 / 6, 2 / 9, 1 / 9)):
-        x, y = draw_batch(tokens, 7, step, made.batch, made.context)
+        x, y = draw_batch(tokens, 7, step, plan.batch, plan.context)
         loss, gradient = loss_and_gradient(config, params, x, y)
         assert trained.losses[step] == pytest.approx(loss, abs=1e-4)
         length = np.sqrt(sum(np.sum(g * g) for g in gradient.values()))
-        assert length > made.clip
+        assert length > plan.clip
         for name, w in params.items():
-            g = gradient[name] * made.clip / length
+            g = gradient[name] * plan.clip / length
             mean[name] = 0.9 * mean[name] + 0.1 * g
             square[name] = 0.95 * square[name] + 0.05 * g * g
             move = mean[name] / (1 - 0.9 ** (step + 1))
@@ -279,12 +279,12 @@ def test_the_sizes_are_named_by_their_ternary_weights():
     """55,296, 221,184 and 884,736 weights in projections; all see two million characters."""
     for size in SIZES:
         for weights in LINEAR:
-            made = recipe(size, weights)
-            shapes = init_params(made.config(83), 0)
+            plan = recipe(size, weights)
+            shapes = init_params(plan.config(83), 0)
             count = sum(w.size for name, w in shapes.items() if name.endswith("_proj"))
-            assert made.projections == count
+            assert plan.projections == count
             assert f"{count / 1000:.0f}k" == size
-            assert made.steps * made.batch * made.context == pytest.approx(2e6, rel=1e-3)
+            assert plan.steps * plan.batch * plan.context == pytest.approx(2e6, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -386,15 +386,15 @@ def test_writing_reads_the_last_half_anew_when_the_context_is_full():
     model, vocabulary = trained.model(), trained.vocabulary
     prompt = "".join(vocabulary.characters[i % len(vocabulary)] for i in range(11))
     text = vocabulary.encode(prompt).tolist()
-    held = 4
-    for place in range(11, 31):
-        if held == 8:
-            held = 4
+    length = 4
+    for position in range(11, 31):
+        if length == 8:
+            length = 4
         decoder = Decoder(model)
-        decoder.append(text[-held:])
-        number = float(uniform(9, 1, domain=TOKENS, step=place)[0])
+        decoder.append(text[-length:])
+        number = float(uniform(9, 1, domain=TOKENS, step=position)[0])
         text.append(sample(decoder.logits(), number, temperature=0.7, top_k=5))
-        held += 1
+        length += 1
     written = write_text(model, vocabulary, prompt, 20, temperature=0.7, top_k=5, seed=9)
     assert written == vocabulary.decode(text[11:])
     with pytest.raises(ValueError, match="one character at least"):

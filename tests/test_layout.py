@@ -158,10 +158,10 @@ def test_no_file_of_a_room_hides_a_function_of_its_name():
         assert not hidden, f"minibit.{room}: {hidden}"
 
 
-@pytest.mark.parametrize("what", ["import minibit", "from minibit import *"])
-def test_importing_minibit_imports_nothing_heavy(what):
+@pytest.mark.parametrize("import_line", ["import minibit", "from minibit import *"])
+def test_importing_minibit_imports_nothing_heavy(import_line):
     """Neither the package nor all its rooms cost more than NumPy: no compiler, plots, commands."""
-    code = f"{what}\nimport sys; print(sorted(set(sys.modules) & set({HEAVY!r})))"
+    code = f"{import_line}\nimport sys; print(sorted(set(sys.modules) & set({HEAVY!r})))"
     assert python(code) == "[]\n"
 
 
@@ -177,8 +177,8 @@ def test_a_file_imports_under_its_name_from_before_rooms_were_folders():
     with pytest.warns(DeprecationWarning, match="logfile is minibit"):
         old = importlib.import_module("minibit.logfile")
     assert old is importlib.import_module("minibit.steps.file")
-    for place in minibit._Moved.places.values():
-        assert place in FILES, place
+    for module in minibit._Moved.places.values():
+        assert module in FILES, module
     with pytest.raises(ModuleNotFoundError, match="nowhere"):
         importlib.import_module("minibit.nowhere")
 
@@ -253,8 +253,8 @@ def test_no_text_names_a_place_on_somebodys_machine():
     paths = [path for folder in folders for path in folder.rglob("*")]
     for path in [*paths, *ROOT.glob("*.md"), *ROOT.glob("*.toml")]:
         if path.suffix in (".py", ".md", ".toml", ".json", ".yml", ".css"):
-            place = private.search(path.read_text(encoding="utf-8"))
-            assert place is None, f"{path.relative_to(ROOT)}: {place[0]}"
+            match = private.search(path.read_text(encoding="utf-8"))
+            assert match is None, f"{path.relative_to(ROOT)}: {match[0]}"
 
 
 def test_every_folder_says_which_file_to_read_first():

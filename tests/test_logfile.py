@@ -112,23 +112,23 @@ def test_every_changed_byte_before_the_last_record_is_an_error():
 
     Save for the header's length: where it grows, the header seems to be cut by the file's end.
     """
-    for place in range(STARTS[-1]):
+    for offset in range(STARTS[-1]):
         for change in range(1, 256):
             damaged = bytearray(LOG)
-            damaged[place] ^= change
+            damaged[offset] ^= change
             with pytest.raises(LogError) as caught:
                 parse_header(scan(bytes(damaged)).header)
-            grown = place in range(10, 14) and caught.value.offset == len(LOG)
-            assert grown or caught.value.offset <= max(place, 14)
+            grown = offset in range(10, 14) and caught.value.offset == len(LOG)
+            assert grown or caught.value.offset <= max(offset, 14)
 
 
 def test_a_changed_byte_in_the_last_record_never_gives_a_false_one():
     """An error in its head; elsewhere a torn tail: the other records, never this one."""
-    for place in range(STARTS[-1], len(LOG)):
+    for offset in range(STARTS[-1], len(LOG)):
         for change in range(1, 256):
             damaged = bytearray(LOG)
-            damaged[place] ^= change
-            if place < STARTS[-1] + 7:
+            damaged[offset] ^= change
+            if offset < STARTS[-1] + 7:
                 with pytest.raises(LogError, match="head is damaged"):
                     scan(bytes(damaged))
             else:
@@ -144,9 +144,9 @@ def test_the_check_tells_every_change_of_one_byte_of_a_head():
     A CRC is linear: whether a change shows depends on the change alone, not on the bytes.
     """
     blank = crc32(bytes(5)) & 0xFFFF
-    for place, change in itertools.product(range(5), range(1, 256)):
+    for offset, change in itertools.product(range(5), range(1, 256)):
         changed = bytearray(5)
-        changed[place] = change
+        changed[offset] = change
         assert crc32(bytes(changed)) & 0xFFFF != blank
 
 
@@ -315,15 +315,15 @@ def test_a_damaged_file_gives_an_error_or_a_prefix(data):
     """Flips, cuts and insertions anywhere, several at once: never a record that was not written."""
     damaged = bytearray(LOG)
     for _ in range(data.draw(st.integers(1, 4))):
-        place = data.draw(st.integers(0, len(damaged)))
+        offset = data.draw(st.integers(0, len(damaged)))
         kind = data.draw(st.sampled_from(["flip", "cut", "insert"]))
-        if kind == "flip" and place < len(damaged):
-            damaged[place] ^= data.draw(st.integers(1, 255))
+        if kind == "flip" and offset < len(damaged):
+            damaged[offset] ^= data.draw(st.integers(1, 255))
         elif kind == "cut":
-            stop = data.draw(st.integers(place, len(damaged)))
-            del damaged[place:stop]
+            stop = data.draw(st.integers(offset, len(damaged)))
+            del damaged[offset:stop]
         else:
-            damaged[place:place] = data.draw(st.binary(max_size=8))
+            damaged[offset:offset] = data.draw(st.binary(max_size=8))
     try:
         contents = scan(bytes(damaged))
     except LogError:
@@ -452,18 +452,18 @@ def test_units_steps_come_back(moves):
 def test_bytes_that_are_no_codes_are_refused(payload, steps):
     """Any bytes: a ValueError, or steps that are in range and of the stated number."""
     try:
-        found = decode_units(payload, steps, (100, 7))
-        assert len(found) == steps
-        for step in found:
+        steps_read = decode_units(payload, steps, (100, 7))
+        assert len(steps_read) == steps
+        for step in steps_read:
             for size, positions in zip((100, 7), step.positions, strict=True):
                 assert (np.diff(positions) > 0).all()
                 assert positions.size == 0 or 0 <= positions[0] <= positions[-1] < size
     except ValueError:
         pass
     try:
-        found = decode_sampled(payload, steps, 5)
-        assert [step.codes.size for step in found] == [5] * steps
-        again = encode_sampled(found)
+        steps_read = decode_sampled(payload, steps, 5)
+        assert [step.codes.size for step in steps_read] == [5] * steps
+        again = encode_sampled(steps_read)
         assert again == payload
     except ValueError:
         pass

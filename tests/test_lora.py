@@ -231,15 +231,15 @@ def test_the_four_bit_base_has_the_gradients_of_its_floats():
 def test_the_tape_holds_packed_weights_and_no_floats_of_them():
     """Of floats, reverse mode keeps nothing of a frozen NF4 matrix; a float base is held whole."""
     w = drawn((256, 64))
-    x, held = drawn((2, 64)), {}
+    x, arrays = drawn((2, 64)), {}
     for base in (w, quantize_nf4(w)):
         _, pullback = vjp(lambda x, base=base: np.sum(frozen_linear(x, base)), (x,))
-        held[type(base)] = pullback.nbytes
+        arrays[type(base)] = pullback.nbytes
         np.testing.assert_allclose(
             pullback(np.float32(1))[0][0], np.asarray(Dequantized(quantize_nf4(w))).sum(1), atol=9
         )
-    assert held[np.ndarray] >= w.nbytes
-    assert held[NF4Tensor] == 0
+    assert arrays[np.ndarray] >= w.nbytes
+    assert arrays[NF4Tensor] == 0
 
 
 @pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4)])
@@ -369,15 +369,15 @@ def test_what_is_saved_is_loaded(tmp_path):
     adapters = moved(adapters)
     settings = {"alpha": 12.5, "rank_stabilized": True, "dropout": 0.25}
     save_adapters(tmp_path / "new", adapters, **settings)
-    found, read = load_adapters(tmp_path / "new")
+    saved, read = load_adapters(tmp_path / "new")
     assert read == settings
-    assert sorted(found) == sorted(adapters)
-    for name, pair in found.items():
+    assert sorted(saved) == sorted(adapters)
+    for name, pair in saved.items():
         assert list(pair) == ["A", "B"]
         for part in "AB":
             np.testing.assert_array_equal(pair[part], adapters[name][part])
             assert pair[part].flags.owndata or pair[part].base is None
-    assert with_adapters(params, found, **read)["layers.0.mlp.up_proj"].scaling == 12.5 / 2**0.5
+    assert with_adapters(params, saved, **read)["layers.0.mlp.up_proj"].scaling == 12.5 / 2**0.5
     with pytest.raises(FileExistsError, match="never written over"):
         save_adapters(tmp_path / "new", adapters)
 
@@ -704,9 +704,9 @@ def test_adapters_are_counted_as_they_are_made():
     from minibit.transformer.costs import Shape
 
     params = init_params(CONFIG, 0)
-    made = init_adapters(params, 3)
+    adapters = init_adapters(params, 3)
     shape = Shape(32, 64, 2, 2, 1, 19)
-    count = sum(x.size for pair in made.values() for x in pair.values())
+    count = sum(x.size for pair in adapters.values() for x in pair.values())
     assert adapter_weights(shape, 3) == count
     assert parameters(shape) == sum(w.size for w in params.values() if w.ndim == 2) + 19 * 32
     for double, bits in ((False, "NF4"), (True, "NF4, double quantisation")):
@@ -751,19 +751,19 @@ def test_every_way_of_fine_tuning_moves_what_it_says(method):
     job = experiments.Job(0, "upper", method, rank, 1e-2, steps=2)
     params = init_params(CONFIG, 0)
     tokens = np.random.default_rng(0).integers(0, 19, 400)
-    found, curve = experiments.fine_tune(job, CONFIG, params, tokens, tokens, checks=1)
+    tuned, curve = experiments.fine_tune(job, CONFIG, params, tokens, tokens, checks=1)
     assert [step for step, _ in curve] == [2]
     if method == "full":
-        assert all(not np.array_equal(found[name], w) for name, w in params.items())
+        assert all(not np.array_equal(tuned[name], w) for name, w in params.items())
         return
     fresh = init_adapters(params, 2, seed=0)
     for name, pair in fresh.items():
-        layer = found[name]
+        layer = tuned[name]
         assert isinstance(layer.base, NF4Tensor if method != "lora" else np.ndarray)
         assert layer.alpha == 4
         assert layer.B.any()
         assert np.array_equal(layer.A, pair["A"]) == (method in ("tape", "forward"))
-    assert found["embed_tokens"] is params["embed_tokens"]
+    assert tuned["embed_tokens"] is params["embed_tokens"]
 
 
 def test_the_experiment_keeps_its_runs_and_chooses_on_validation(tmp_path, monkeypatch):
@@ -811,8 +811,8 @@ def test_sizes_count_four_numbers_for_each_that_moves():
     params, adapters, _ = model(True)
     adapted = with_adapters(params, adapters)
     moving = sum(x.size for pair in adapters.values() for x in pair.values())
-    found = experiments.sizes(adapted, moving)
-    assert found["frozen_bytes"] == sum(w.nbytes for w in params.values())
-    assert found["bytes"] == found["frozen_bytes"] + 16 * moving
+    rows = experiments.sizes(adapted, moving)
+    assert rows["frozen_bytes"] == sum(w.nbytes for w in params.values())
+    assert rows["bytes"] == rows["frozen_bytes"] + 16 * moving
     count = sum(w.size for w in init_params(CONFIG, 0).values())
     assert experiments.sizes(init_params(CONFIG, 0), count)["bytes"] == 16 * count

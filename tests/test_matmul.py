@@ -36,7 +36,7 @@ def path(request, monkeypatch):
     return request.param
 
 
-def made(path, codes, scale=1.0):
+def packed_on(path, codes, scale=1.0):
     """A matrix laid out for `path`; Hypothesis and a monkeypatch fixture do not mix."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINIBIT_KERNELS", path)
@@ -76,7 +76,7 @@ def problems(draw):
 def test_the_integer_product_is_exact(path_name, problem):
     """z = x codes^T in int32, for any shape, batch 0 included, on every path."""
     x, codes = problem
-    z = ternary_matmul_int8(x, made(path_name, codes))
+    z = ternary_matmul_int8(x, packed_on(path_name, codes))
     assert z.dtype == np.int32
     np.testing.assert_array_equal(z, product(x, codes))
 
@@ -255,7 +255,7 @@ def test_the_float_product_equals_its_reference_bit_for_bit(path_name, problem, 
     x, codes = problem
     noise = np.random.default_rng(x.size).standard_normal(x.shape).astype(np.float32)
     floats = (x + noise) * np.float32(2.0**power)
-    matrix = made(path_name, codes, gamma)
+    matrix = packed_on(path_name, codes, gamma)
     y = ternary_matmul(floats, matrix)
     np.testing.assert_array_equal(y, ternary_matmul_reference(floats, matrix), strict=True)
 
@@ -266,7 +266,7 @@ def test_the_float_product_quantises_as_absmax_quantize_does(path_name, power, s
     """By one weight of 1, y = code (gamma / scale) to the bit; tokens below 1e-5 lose levels."""
     x = np.float32(2.0**power) * np.random.default_rng(seed).standard_normal((8, 5), np.float32)
     codes, scale = absmax_quantize_reference(x)
-    y = ternary_matmul(x, made(path_name, np.eye(5, dtype=np.int8), 0.3))
+    y = ternary_matmul(x, packed_on(path_name, np.eye(5, dtype=np.int8), 0.3))
     np.testing.assert_array_equal(y, codes * (np.float32(0.3) / scale))
 
 
@@ -326,16 +326,16 @@ def test_the_head_product_is_that_of_floats(path, shape, bits):
     """y = x w^T within float32's rounding of a sum, for one token and for many."""
     rng = np.random.default_rng(shape[1])
     w = rng.standard_normal(shape).astype(np.float32)
-    held = w
+    weights = w
     if bits == 16:
-        held = (w.view(np.uint32) >> 16).astype(np.uint16)
-        w = (held.astype(np.uint32) << 16).view(np.float32)
+        weights = (w.view(np.uint32) >> 16).astype(np.uint16)
+        w = (weights.astype(np.uint32) << 16).view(np.float32)
     x = rng.standard_normal((3, shape[1])).astype(np.float32)
     bound = shape[1] * 2.0**-24 * (np.abs(x) @ np.abs(w).T.astype(np.float64)) + 1e-30
     exact = x.astype(np.float64) @ w.T.astype(np.float64)
-    assert (np.abs(head_matmul(x, held) - exact) <= bound).all()
+    assert (np.abs(head_matmul(x, weights) - exact) <= bound).all()
     for i in range(3):
-        y = head_matmul(x[i], np.asfortranarray(held))
+        y = head_matmul(x[i], np.asfortranarray(weights))
         assert y.shape == (shape[0],)
         assert (np.abs(y - exact[i]) <= bound[i]).all()
 
@@ -434,10 +434,10 @@ def test_floats_and_integers_are_not_mixed_up(path):
 def test_codes_outside_the_trits_are_refused_by_place(path):
     """Packing checks: 2, -2 and the int8 extremes, in the body and in the tail of a row."""
     for bad in (2, -2, 3, 127, -128):
-        for place in ((0, 0), (18, 66), (3, 64)):
+        for index in ((0, 0), (18, 66), (3, 64)):
             codes = np.zeros((19, 67), np.int8)
-            codes[place] = bad
-            with pytest.raises(ValueError, match=rf"got {bad} at \({place[0]}, {place[1]}\)"):
+            codes[index] = bad
+            with pytest.raises(ValueError, match=rf"got {bad} at \({index[0]}, {index[1]}\)"):
                 TernaryMatrix.from_codes(codes)
 
 

@@ -130,7 +130,7 @@ def test_nan_has_the_last_code_and_what_lies_outside_an_end():
 
 
 @pytest.mark.parametrize(
-    ("book", "what"),
+    ("book", "message"),
     [
         (np.zeros((2, 2)), "2 to 256 entries in one axis"),
         (np.zeros(1), "2 to 256 entries"),
@@ -139,10 +139,10 @@ def test_nan_has_the_last_code_and_what_lies_outside_an_end():
         (np.float32([0, np.nan]), "ascending"),
     ],
 )
-def test_what_is_no_codebook_is_refused(book, what):
+def test_what_is_no_codebook_is_refused(book, message):
     """Searching it would give nonsense."""
     for function in (nearest_code, codebook_quantize):
-        with pytest.raises(ValueError, match=what):
+        with pytest.raises(ValueError, match=message):
             function(np.ones(3), book)
 
 
@@ -520,10 +520,10 @@ def test_a_tensor_survives_pickling_and_its_file_layout(path, double):
 def test_the_file_layout_has_the_peers_names_and_json():
     """Names, dtypes and shapes of bitsandbytes 0.50; the peers test reads them there."""
     arrays = to_bitsandbytes(quantize_nf4(normal(4, 64), double_quant=True))
-    found = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
+    layout = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
     state = arrays.pop(f"weight.{STATE}nf4")
-    size = found.pop(f"weight.{STATE}nf4")
-    assert found == {
+    size = layout.pop(f"weight.{STATE}nf4")
+    assert layout == {
         "weight": ("uint8", (128, 1)),
         "weight.absmax": ("uint8", (4,)),
         "weight.quant_map": ("float32", (16,)),
@@ -567,7 +567,7 @@ def state(**entries):
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "error", "what"),
+    ("name", "change", "error", "message"),
     [
         ("", lambda a: None, KeyError, "weight is missing"),
         ("", lambda a: a.reshape(-1), ValueError, r"weight must have shape \(bytes, 1\)"),
@@ -614,9 +614,9 @@ def state(**entries):
         ),
     ],
 )
-def test_a_damaged_file_is_refused_by_name(name, change, error, what):
+def test_a_damaged_file_is_refused_by_name(name, change, error, message):
     """Whatever is missing or does not fit is named; nothing is guessed."""
-    with pytest.raises(error, match=what):
+    with pytest.raises(error, match=message):
         from_bitsandbytes(changed(name, change))
 
 

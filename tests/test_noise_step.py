@@ -138,9 +138,9 @@ def clear(model, params, x, y, threshold=-1.0):
     return min(np.abs(hardness - threshold).min(), (first - second).min()) > 1e-4
 
 
-def agree(found, expected, bound):
+def agree(sums, expected, bound):
     """Every entry within `bound` of the largest."""
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(sums, expected, strict=True):
         assert a.shape == b.shape
         assert np.abs(a - b).max(initial=0) <= bound * max(np.abs(b).max(initial=0), 1e-3)
 
@@ -192,10 +192,10 @@ def test_the_kernels_equal_their_references(shape, seed, threshold, activations)
         (direction_sums, direction_sums_reference),
     ):
         drawn = units if fast is unit_sums else directions
-        found = fast(model, params, x, y, weight, drawn, threshold=threshold)
+        sums = fast(model, params, x, y, weight, drawn, threshold=threshold)
         expected = plain(model, params, x, y, weight, drawn, threshold=threshold)
-        agree(found.alignments, expected.alignments, 2e-5)
-        agree(found.squares, expected.squares, 2e-5)
+        agree(sums.alignments, expected.alignments, 2e-5)
+        agree(sums.squares, expected.squares, 2e-5)
     for a, b in zip(
         forward(model, params, x, y), forward_reference(model, params, x, y), strict=True
     ):
@@ -224,10 +224,10 @@ def test_a_sample_on_the_threshold_counts_as_learnt(sums, model):
     params, x, y, weight = problem((20, 12, 4), 6, batch=8)
     drawn = some_units(params, 6) if "unit" in sums.__name__ else some_directions(params, 6)
     hardness = sums(model, params, x, y, weight, drawn).hardness
-    bar = np.sort(hardness)[3]
-    hard = np.where(hardness > bar, weight, 0)
+    threshold = np.sort(hardness)[3]
+    hard = np.where(hardness > threshold, weight, 0)
     assert np.count_nonzero(hard) == 4
-    left = sums(model, params, x, y, weight, drawn, threshold=bar)
+    left = sums(model, params, x, y, weight, drawn, threshold=threshold)
     expected = sums(model, params, x, y, hard, drawn)
     agree(left.alignments, expected.alignments, 1e-6)
     agree(left.squares, expected.squares, 1e-6)
@@ -325,13 +325,13 @@ def test_what_holding_the_deviations_leaves_out_is_below_the_rounding():
         return model.logit_scale * linear(h, head)
 
     args = (params, x.astype(float), y, weight, some_units(params, 0))
-    held, full, exact = (
+    constant, full, exact = (
         unit_sums_by_jvp(f, *args, dtype=np.float64)
         for f in (model, whole, replace(model, activations="float"))
     )
-    agree(held.alignments, full.alignments, 0.01)
+    agree(constant.alignments, full.alignments, 0.01)
     for layer in (0, 1):  # above them nothing is left out
-        h, f, e = (sums.alignments[layer] for sums in (held, full, exact))
+        h, f, e = (sums.alignments[layer] for sums in (constant, full, exact))
         assert 0 < np.abs(h - f).max() < 0.2 * np.abs(f - e).max()
 
 
@@ -344,9 +344,9 @@ def test_int8_sums_are_the_same_on_every_path_of_the_products(path, monkeypatch)
     units = some_units(params, 0)
     expected = unit_sums(model, params, x, y, weight, units)
     monkeypatch.setenv("MINIBIT_KERNELS", path)
-    found = unit_sums(model, params, x, y, weight, units)
+    sums = unit_sums(model, params, x, y, weight, units)
     for a, b in zip(
-        (*found.alignments, *found.squares, found.loss),
+        (*sums.alignments, *sums.squares, sums.loss),
         (*expected.alignments, *expected.squares, expected.loss),
         strict=True,
     ):
@@ -616,8 +616,8 @@ def test_only_units_that_move_have_their_inputs_drawn(monkeypatch):
         return inputs_of_units(seed, step, layer, units, n_in, count)
 
     monkeypatch.setattr(moves, "inputs_of_units", watched)
-    found = sparse_update(plan, 7, choice)
-    np.testing.assert_array_equal(found, expected)
+    update = sparse_update(plan, 7, choice)
+    np.testing.assert_array_equal(update, expected)
     assert asked == draw_units(4, 7, 0, 9, 5)[[1, 4]].tolist()
 
 
@@ -683,8 +683,8 @@ def test_the_fast_path_decides_as_the_plain_model_does():
         lambda p, v: model(p, v.astype(np.float32)), params, 1, "sampled", density=0.005, score="t"
     )
     a, b = fast.step(x, y), plain.step(x, y)
-    bar = np.median(b.scores[0])
-    apart = np.abs(b.scores[0] - bar) > 1e-5 * b.scores[0].max()
+    median = np.median(b.scores[0])
+    apart = np.abs(b.scores[0] - median) > 1e-5 * b.scores[0].max()
     np.testing.assert_array_equal(a.record.codes[apart], b.record.codes[apart])
     assert apart.mean() > 0.9
     np.testing.assert_allclose(a.loss, b.loss, rtol=1e-5)
@@ -724,10 +724,10 @@ def test_weights_of_samples_count():
     params, x, y, _ = problem((20, 12, 4), 6, batch=8)
     model, units = model_for((20, 12, 4)), some_units(params, 6)
     weight = np.array([0, 2, 1, 1, 1, 1, 1, 1], np.float32)
-    found = unit_sums(model, params, x, y, weight, units)
+    sums = unit_sums(model, params, x, y, weight, units)
     twice = np.array([1, 1, 2, 3, 4, 5, 6, 7])
     expected = unit_sums(model, params, x[twice], y[twice], np.ones(8, np.float32), units)
-    agree(found.alignments, expected.alignments, 1e-5)
+    agree(sums.alignments, expected.alignments, 1e-5)
 
 
 @pytest.mark.parametrize("method", ["sampled", "units"])
@@ -751,8 +751,8 @@ def test_a_rate_of_less_than_a_move_moves_now_and_then():
     stepper = NoiseStep(model_for((30, 20, 6)), params, 3, "units", units=4, rate=1 / 200)
     quotas = []
     for step in range(12):
-        lots = uniform(3, (2,), domain=LEVELS, step=step)
-        quotas.append([int(n / 200 + u) for n, u in zip((4 * 30, 4 * 20), lots, strict=True)])
+        draws = uniform(3, (2,), domain=LEVELS, step=step)
+        quotas.append([int(n / 200 + u) for n, u in zip((4 * 30, 4 * 20), draws, strict=True)])
         choice = stepper.step(x, y).record
         assert [len(moved) for moved in choice.positions] == quotas[-1]
     assert {quota for layers in quotas for quota in layers} == {0, 1}
@@ -762,8 +762,8 @@ def test_a_schedule_is_a_function_of_the_step():
     """First and last value as given, geometric between, constant for `every` steps."""
     rate = geometric(0.08, 0.02, 5)
     np.testing.assert_allclose([rate(0), rate(2), rate(4), rate(9)], [0.08, 0.04, 0.02, 0.02])
-    held = geometric(1.0, 0.5, 100, every=32)
-    assert held(0) == held(31) != held(32) == held(63)
+    schedule = geometric(1.0, 0.5, 100, every=32)
+    assert schedule(0) == schedule(31) != schedule(32) == schedule(63)
 
 
 def test_a_perturbation_of_density_zero_changes_nothing():

@@ -57,8 +57,8 @@ def resident(adam):
     address = np.frombuffer(adam._map, np.uint8).__array_interface__["data"][0]
     inside = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
-        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
-            inside = int(found[1], 16) <= address < int(found[2], 16)
+        if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(match[1], 16) <= address < int(match[2], 16)
         elif inside and line.startswith("Rss:"):
             return int(line.split()[1]) * 1024
     raise AssertionError("the map is not listed")
@@ -81,9 +81,9 @@ def test_paged_adam_has_the_bits_of_adam(share):
             decay = 0.2 if step > 3 else None
             expected = plain.step(grads, lr=0.1 / (step + 1), weight_decay=decay)
             assert_same(adam.step(grads, lr=0.1 / (step + 1), weight_decay=decay), expected)
-        for place in range(len(plain._means)):
-            np.testing.assert_array_equal(adam._means[place], plain._means[place])
-            np.testing.assert_array_equal(adam._squares[place], plain._squares[place])
+        for index in range(len(plain._means)):
+            np.testing.assert_array_equal(adam._means[index], plain._means[index])
+            np.testing.assert_array_equal(adam._squares[index], plain._squares[index])
         assert adam.steps == plain.steps == 6
     assert_same(adam.params, plain.params)
 
@@ -115,10 +115,10 @@ def test_no_budget_and_no_size_changes_a_bit(budget, size, dtype):
     p, g = drawn(size, 1, dtype), drawn(size, 2, dtype)
     with PagedAdam(p, budget=budget) as adam:
         for _ in range(2):
-            found = adam.step(g)
+            params_after = adam.step(g)
     plain = Adam(p)
     plain.step(g)
-    assert_same(found, plain.step(g))
+    assert_same(params_after, plain.step(g))
 
 
 def test_the_plain_pass_has_the_same_bits(monkeypatch):

@@ -59,18 +59,18 @@ def test_drawing_touches_no_pyplot():
     """No window and no global list of figures: a figure can be drawn in any thread."""
     code = (
         "import io, sys; from minibit import plots;"
-        "made = plots.history_figure([0, 1], {'test': [.1, .9]}, title='t');"
-        "made.savefig(io.BytesIO(), format='svg'); sys.exit('matplotlib.pyplot' in sys.modules)"
+        "figure = plots.history_figure([0, 1], {'test': [.1, .9]}, title='t');"
+        "figure.savefig(io.BytesIO(), format='svg'); sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_training_figure_shows_loss_and_accuracies_with_named_axes():
     """Loss on the left at its own steps; accuracies in percent on the right, named."""
-    made = plots.training_figure(
+    figure = plots.training_figure(
         [1, 2, 9], [2.3, np.nan, 0.5], [0, 9], {"test": [0.1, 0.9]}, title="small, seed 0"
     )
-    left, right = made.axes
+    left, right = figure.axes
     assert left.get_xlabel() == right.get_xlabel() == "step"
     assert left.get_ylabel() == "loss of the batch (nats)"
     assert right.get_ylabel() == "accuracy (%)"
@@ -82,10 +82,10 @@ def test_a_training_figure_shows_loss_and_accuracies_with_named_axes():
 
 def test_a_history_figure_names_every_line():
     """One line for each set of data, in percent, named in the legend, told apart without colour."""
-    made = plots.history_figure(
+    figure = plots.history_figure(
         [0, 3], {"validation": [0.1, 0.5], "test": [0.2, 0.6]}, title="model.steps"
     )
-    (axes,) = made.axes
+    (axes,) = figure.axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["validation", "test"]
     np.testing.assert_allclose(axes.lines[1].get_ydata(), [20, 60])
     assert axes.lines[0].get_marker() != axes.lines[1].get_marker()
@@ -107,8 +107,8 @@ def test_a_roofline_bends_where_arithmetic_becomes_the_limit():
 @pytest.mark.parametrize("ending", ["svg", "png", "pdf"])
 def test_a_figure_is_saved_in_the_format_of_its_name(tmp_path, ending):
     """The file starts as its format does."""
-    made = plots.history_figure([0, 1], {"test": [0.1, 0.9]}, title="t")
-    path = plots.save(made, tmp_path / f"a.{ending}")
+    figure = plots.history_figure([0, 1], {"test": [0.1, 0.9]}, title="t")
+    path = plots.save(figure, tmp_path / f"a.{ending}")
     start = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}[ending]
     assert path.read_bytes().startswith(start)
 
@@ -116,8 +116,8 @@ def test_a_figure_is_saved_in_the_format_of_its_name(tmp_path, ending):
 def test_the_same_picture_is_the_same_svg(tmp_path):
     """No date, no random names: a rebuilt site changes nothing. And it is well-formed XML."""
     for name in ("a.svg", "b.svg"):
-        made = plots.history_figure([0, 1], {"test": [0.1, 0.9]}, title="t")
-        plots.save(made, tmp_path / name)
+        figure = plots.history_figure([0, 1], {"test": [0.1, 0.9]}, title="t")
+        plots.save(figure, tmp_path / name)
     first, second = ((tmp_path / name).read_bytes() for name in ("a.svg", "b.svg"))
     assert first == second
     assert ElementTree.fromstring(first).tag.endswith("svg")
@@ -125,8 +125,8 @@ def test_the_same_picture_is_the_same_svg(tmp_path):
 
 def test_an_unknown_format_is_refused_and_nothing_is_written(tmp_path):
     """The message lists the formats."""
-    made = plots.history_figure([0, 1], {"test": [0.1, 0.9]}, title="t")
+    figure = plots.history_figure([0, 1], {"test": [0.1, 0.9]}, title="t")
     for name in ("a.gif", "plain"):
         with pytest.raises(ValueError, match=r"\.svg, \.png or \.pdf"):
-            plots.save(made, tmp_path / name)
+            plots.save(figure, tmp_path / name)
     assert list(tmp_path.iterdir()) == []

@@ -195,9 +195,9 @@ def test_float32_stays_float32(case):
 def test_an_argument_held_constant_has_tangent_zero(case):
     """None in the place of a tangent is a tangent of zeros, in jvp and in jvp_batch."""
     v = directions_of(case, count=(2,))
-    for held in range(len(v)):
-        nothing = tuple(None if i == held else t for i, t in enumerate(v))
-        zeros = tuple(t * 0 if i == held else t for i, t in enumerate(v))
+    for constant in range(len(v)):
+        nothing = tuple(None if i == constant else t for i, t in enumerate(v))
+        zeros = tuple(t * 0 if i == constant else t for i, t in enumerate(v))
         without = jvp_batch(function_of(case), case.args, nothing)[1]
         with_zeros = jvp_batch(function_of(case), case.args, zeros)[1]
         np.testing.assert_allclose(flat(without), flat(with_zeros), rtol=1e-13, atol=1e-14)
@@ -253,9 +253,9 @@ class Probe(Tangent):
         assert min(self.ndim, primal.ndim) >= 2
         return Probe(self.array @ primal if left else primal @ self.array)
 
-    def _einsum(self, subscripts, operands, place):
+    def _einsum(self, subscripts, operands, position):
         assert "->" in subscripts
-        operands[place] = self.array
+        operands[position] = self.array
         return Probe(np.asarray(np.einsum(subscripts, *operands)))
 
     @classmethod
@@ -266,9 +266,9 @@ class Probe(Tangent):
 
     @classmethod
     def _where(cls, mask, first, second):
-        sides = [t.array if isinstance(t, cls) else t for t in (first, second)]
-        assert all(np.all(s == 0) for s, t in zip(sides, (first, second), strict=True) if s is t)
-        return cls(np.where(mask, *sides))
+        arrays = [t.array if isinstance(t, cls) else t for t in (first, second)]
+        assert all(np.all(s == 0) for s, t in zip(arrays, (first, second), strict=True) if s is t)
+        return cls(np.where(mask, *arrays))
 
     def __getitem__(self, index):
         """Pick entries."""
@@ -286,9 +286,9 @@ def test_a_rule_needs_only_the_linear_operations(case):
     pairs = zip(case.args, v, strict=True)
     out = case.call(np, *(make_dual(x, Probe(d), 1 << 40) for x, d in pairs))
     outs = out if isinstance(out, list | tuple) else [out]
-    found = [o.tangent.array if isinstance(o, Dual) else np.zeros(np.shape(o)) for o in outs]
+    tangents = [o.tangent.array if isinstance(o, Dual) else np.zeros(np.shape(o)) for o in outs]
     _, tangent = jvp(function_of(case), case.args, v)
-    np.testing.assert_allclose(flat(found), flat(tangent), rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(flat(tangents), flat(tangent), rtol=1e-12, atol=1e-13)
 
 
 def test_the_linear_operations_are_the_documented_ones():

@@ -315,15 +315,15 @@ def test_every_path_replays_to_the_same_weights(kernels, monkeypatch):
     terns = (np.arange(480) % 7 % 3 - 1).astype(np.int8).reshape(30, 16)
     units = Plan("units", 9, ("a",), ((40, 200),), 2**31, units=(5,), inputs=(30,))
     where = [np.arange(step % 4, 150, 1 + step % 11) for step in range(30)]
-    found = []
+    digests = []
     for plan, steps in (
         (sampled, [SampledStep(2**22, row) for row in terns]),
         (units, [UnitsStep((q,), ((q % 5 % 2 * 2 - 1).astype(np.int8),)) for q in where]),
     ):
         with a_log(plan, steps) as log:
-            found.append(log.verify()[:16])
+            digests.append(log.verify()[:16])
             page_reader()["replay"](log.path.read_bytes())
-    assert found == ["ca290d13502772d1", "4a3999e416c83057"]
+    assert digests == ["ca290d13502772d1", "4a3999e416c83057"]
 
 
 def test_threads_read_while_another_appends():
@@ -406,8 +406,8 @@ def test_a_damaged_compact_form_is_refused():
     """Every byte of it, every cut, and another plan."""
     with a_log(SMALL, random_steps(SMALL, 20)) as log:
         data = compact(log)
-    for place in range(len(data)):
-        for bad in (data[:place], data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]):
+    for offset in range(len(data)):
+        for bad in (data[:offset], data[:offset] + bytes([data[offset] ^ 4]) + data[offset + 1 :]):
             with pytest.raises(LogError, match="compact model"):
                 expand(SMALL, bad)
     other = Plan.from_dict({**SMALL.to_dict(), "seed": 4})

@@ -585,9 +585,9 @@ def test_the_program_is_let_go_with_its_pullback():
 
     @watched.defjvp
     def rule(primals, tangents):
-        held = primals[0] + 0
-        seen.append(weakref.ref(held))
-        return primals[0], tangents[0] * held
+        copy = primals[0] + 0
+        seen.append(weakref.ref(copy))
+        return primals[0], tangents[0] * copy
 
     def f(x):
         return np.sum(watched(watched(x)))
@@ -622,9 +622,9 @@ def test_a_gradient_lets_go_of_each_line_once_it_is_read(monkeypatch):
 
     @watched.defjvp
     def rule(primals, tangents):
-        held = primals[0] + 0
-        seen.append(weakref.ref(held))
-        return primals[0], tangents[0] * held
+        copy = primals[0] + 0
+        seen.append(weakref.ref(copy))
+        return primals[0], tangents[0] * copy
 
     monkeypatch.setattr(transposes, "scale", spy)
     grad(lambda x: np.sum(watched(watched(watched(x)))))(normal(0, 3))
@@ -667,10 +667,10 @@ def test_gradients_in_two_threads_are_those_of_one():
 
     def work(turn):
         for _ in range(10):
-            found = grad(loss)(params, *batches[turn])
+            gradient = grad(loss)(params, *batches[turn])
             again = shared(1.0)[0]
             for name in params:
-                if not np.array_equal(found[name], alone[turn][name]):
+                if not np.array_equal(gradient[name], alone[turn][name]):
                     wrong.append(name)
                 if not np.array_equal(again[name], alone[0][name]):
                     wrong.append("shared " + name)
@@ -784,9 +784,9 @@ def test_adam_gives_the_vectors(case, dtype):
     for g, lr, decay, expected in zip(
         *(numbers(case[key]) for key in ("grads", "lr", "weight_decay", "expected")), strict=True
     ):
-        found = adam.step(np.array([g], dtype), lr=lr, weight_decay=decay)
-        assert found.dtype == dtype
-        np.testing.assert_allclose(found, [expected], rtol=5 * np.finfo(dtype).eps)
+        params_after = adam.step(np.array([g], dtype), lr=lr, weight_decay=decay)
+        assert params_after.dtype == dtype
+        np.testing.assert_allclose(params_after, [expected], rtol=5 * np.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("case", [c for c in VECTORS if "at" in c], ids=lambda c: c["id"])
@@ -795,10 +795,10 @@ def test_schedules_give_the_vectors(case):
     for step, expected in zip(case["at"], numbers(case["expected"]), strict=True):
         if case["function"] == "two_stage":
             peaks = numbers(case["peak"]), numbers(case["second"])
-            found = two_stage(step, case["steps"], *peaks, case["warmup"])
+            schedule = two_stage(step, case["steps"], *peaks, case["warmup"])
         else:
-            found = two_stage_weight_decay(step, case["steps"], numbers(case["decay"]))
-        assert found == pytest.approx(expected, rel=1e-15)
+            schedule = two_stage_weight_decay(step, case["steps"], numbers(case["decay"]))
+        assert schedule == pytest.approx(expected, rel=1e-15)
 
 
 @pytest.mark.parametrize("case", [c for c in VECTORS if "limit" in c], ids=lambda c: c["id"])
@@ -806,8 +806,8 @@ def test_clipping_gives_the_vectors(case):
     """All arrays shrink by one factor, or none does."""
     grads = [np.array(g) for g in numbers(case["grads"])]
     clipped = clip_by_global_norm(grads, numbers(case["limit"]))
-    for found, expected in zip(clipped, numbers(case["expected"]), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-15)
+    for array, expected in zip(clipped, numbers(case["expected"]), strict=True):
+        np.testing.assert_allclose(array, expected, rtol=1e-15)
 
 
 @given(st.integers(0, 40), st.sampled_from([np.float32, np.float64]), st.integers(0, 9))
@@ -848,8 +848,8 @@ def test_adam_changes_neither_parameters_nor_gradients_that_others_hold():
     first = adam.step(grads)
     kept = first["a"].copy()
     adam.step(grads)
-    for held, before in zip((params["a"], grads["a"], grads["b"][1]), copies, strict=True):
-        np.testing.assert_array_equal(held, before)
+    for array, before in zip((params["a"], grads["a"], grads["b"][1]), copies, strict=True):
+        np.testing.assert_array_equal(array, before)
     np.testing.assert_array_equal(first["a"], kept)
     assert isinstance(first["b"], tuple)
     assert (first["a"].dtype, first["a"].shape) == (np.float32, (2, 3))

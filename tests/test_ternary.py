@@ -306,18 +306,18 @@ def test_tq1_bytes_that_no_encoder_writes_are_refused():
         {-(-256 * v // 243) for v in range(243)},
         {-(-256 * v // 243) for v in range(0, 243, 3)},
     )
-    for place, legal in ((54 + 13, written[0]), (54 + 50, written[1])):
+    for offset, legal in ((54 + 13, written[0]), (54 + 50, written[1])):
         refused = 0
         for byte in set(range(256)) - legal:
             damaged = packed.copy()
-            damaged[1, place] = byte
-            with pytest.raises(ValueError, match=rf"holds {byte} at \(1, {place}\)"):
+            damaged[1, offset] = byte
+            with pytest.raises(ValueError, match=rf"holds {byte} at \(1, {offset}\)"):
                 from_tq1_0(damaged)
             refused += 1
         assert refused == 256 - len(legal)
         for byte in legal:
             changed = packed.copy()
-            changed[1, place] = byte
+            changed[1, offset] = byte
             np.testing.assert_array_equal(to_tq1_0(*from_tq1_0(changed)), changed)
 
 
@@ -429,11 +429,11 @@ def test_a_matrix_gives_back_its_codes_shape_and_scale(codes, scale):
     """from_codes(t, s) holds t and s rounded to float32, in either of its forms."""
     matrix = TernaryMatrix.from_codes(codes, scale)
     again = TernaryMatrix.from_packed2(matrix.packed2(), matrix.shape, matrix.scale)
-    for held in (matrix, again):
-        np.testing.assert_array_equal(held.codes(), codes)
-        assert held.shape == codes.shape
-        assert held.scale == np.float32(scale)
-        assert isinstance(held.scale, np.float32)
+    for twin in (matrix, again):
+        np.testing.assert_array_equal(twin.codes(), codes)
+        assert twin.shape == codes.shape
+        assert twin.scale == np.float32(scale)
+        assert isinstance(twin.scale, np.float32)
     np.testing.assert_array_equal(matrix.packed2(), pack2(codes))
 
 
@@ -457,7 +457,7 @@ def test_a_matrix_cannot_change():
         matrix.packed2()[0] = 0
     with pytest.raises(ValueError, match="WRITEABLE"):
         matrix.packed2().flags.writeable = True
-    assert not matrix._held.flags.writeable
+    assert not matrix._packed.flags.writeable
     np.testing.assert_array_equal(matrix.codes(), before)
 
 
@@ -490,7 +490,7 @@ def test_a_matrix_of_an_hf_file_is_that_of_its_codes(shape, path, monkeypatch):
     matrix, expected = TernaryMatrix.from_hf(packed, shape[0], 0.3), TernaryMatrix.from_codes(codes)
     assert matrix.shape == shape
     assert matrix.scale == np.float32(0.3)
-    np.testing.assert_array_equal(matrix._held, expected._held)
+    np.testing.assert_array_equal(matrix._packed, expected._packed)
     np.testing.assert_array_equal(matrix.codes(), codes)
 
 

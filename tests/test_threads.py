@@ -134,9 +134,9 @@ def test_a_result_is_let_go_of():
     array = np.zeros(10)
     alive = weakref.ref(array)
     pool.run([lambda: True, partial(np.all, array == 0)])
-    held = partial(lambda x: True, array)
-    pool.run([lambda: True, held])
-    del array, held
+    task = partial(lambda x: True, array)
+    pool.run([lambda: True, task])
+    del array, task
     assert alive() is None
 
 

@@ -363,11 +363,11 @@ def test_the_sparse_product_is_the_dense_one_exactly(n_out, n_in, share, seed):
     x[rng.random(x.shape) < share] = 0
     columns = TernaryColumns.from_codes(codes, 0.5)
     np.testing.assert_array_equal(columns.codes(), codes)
-    found = sparse_ternary_matmul_int8(x, columns)
-    assert found.dtype == np.int32
-    np.testing.assert_array_equal(found, x.astype(np.int32) @ codes.T.astype(np.int32))
+    product = sparse_ternary_matmul_int8(x, columns)
+    assert product.dtype == np.int32
+    np.testing.assert_array_equal(product, x.astype(np.int32) @ codes.T.astype(np.int32))
     dense = TernaryMatrix.from_codes(codes, 0.5)
-    np.testing.assert_array_equal(found, ternary_matmul_int8(x, dense))
+    np.testing.assert_array_equal(product, ternary_matmul_int8(x, dense))
 
 
 @pytest.mark.skipif(not kernels.compiled(), reason="there are no kernels to compare")
@@ -515,15 +515,15 @@ def test_a_fit_finds_the_law_that_made_its_data():
     law = {"E": 1.2, "B": 0.3, "C": 8.0, "alpha": 0.25, "beta": 0.12}
     losses = scaling_law(N, S, **law)
     fit = fit_scaling_law(N, S, losses)
-    found = scaling_law(N, S, **fit.constants)
-    np.testing.assert_allclose(found, losses, rtol=1e-3)
+    fitted = scaling_law(N, S, **fit.constants)
+    np.testing.assert_allclose(fitted, losses, rtol=1e-3)
     assert abs(fit.optimal_sparsity - optimal_sparsity(0.25, 0.12, 0.3, 8.0)) < 0.03
     wild = losses.copy()
     wild[5] *= 1.3
     fit = fit_scaling_law(N, S, wild)
-    found = scaling_law(N, S, **fit.constants)
-    np.testing.assert_allclose(np.delete(found, 5), np.delete(losses, 5), rtol=5e-3)
-    error, delta = np.abs(np.log(found) - np.log(wild)), 1e-3
+    fitted = scaling_law(N, S, **fit.constants)
+    np.testing.assert_allclose(np.delete(fitted, 5), np.delete(losses, 5), rtol=5e-3)
+    error, delta = np.abs(np.log(fitted) - np.log(wild)), 1e-3
     huber = np.where(error <= delta, error**2 / 2, delta * (error - delta / 2))
     assert fit.objective == pytest.approx(huber.mean(), rel=1e-9)
 
@@ -575,15 +575,15 @@ def test_the_turn_is_where_the_curves_cross():
 
 def test_without_top_k_the_experiment_trains_as_the_recipe_does():
     """Bit for bit: dense and sparse runs differ in `sparsify` alone, which does change them."""
-    made = recipe("55k", "b1.58")
+    model_recipe = recipe("55k", "b1.58")
     vocabulary, train, _ = shipped_text()
-    start = init_params(made.config(len(vocabulary)), 3)
-    params, losses = train_params(made, start, train, 3, stop=3)
-    twin = train_language(made, 3, stop=3)
+    start = init_params(model_recipe.config(len(vocabulary)), 3)
+    params, losses = train_params(model_recipe, start, train, 3, stop=3)
+    twin = train_language(model_recipe, 3, stop=3)
     np.testing.assert_array_equal(losses, twin.losses)
     for name, w in twin.params.items():
         np.testing.assert_array_equal(params[name], w)
-    _, others = train_params(made, start, train, 3, stop=1, sparsify=sparsifier(0.5))
+    _, others = train_params(model_recipe, start, train, 3, stop=1, sparsify=sparsifier(0.5))
     assert others[0] != losses[0]
 
 
@@ -603,8 +603,8 @@ def test_the_loss_of_a_sparse_model_and_its_gradient_are_those_of_the_forward_pa
         np.testing.assert_allclose(gradient[name], g, rtol=1e-5, atol=1e-7)
     text = np.resize(tokens, 33)
     expected = float(loss_of(params, text[:32].reshape(2, 16), text[1:].reshape(2, 16)))
-    found = evaluate_loss(config, params, text, sparsify=sparsify)
-    assert found == pytest.approx(expected, rel=1e-6)
+    measured = evaluate_loss(config, params, text, sparsify=sparsify)
+    assert measured == pytest.approx(expected, rel=1e-6)
 
 
 def test_zeros_are_counted_by_the_weights_that_they_leave_out():
@@ -628,8 +628,8 @@ def test_no_run_is_wanted_twice_and_dense_models_come_first():
     runs = experiment.wanted((0, 1, 2))
     assert len(set(runs)) == len(runs)
     dense = {}
-    for place, run in enumerate(runs):
+    for number, run in enumerate(runs):
         model = (run.size, run.weights, run.seed)
         if run.kind == "scratch" and not run.sparsity:
-            dense[model] = place
-        assert run.kind not in ("continue", "finetune") or dense[model] + 2 < place
+            dense[model] = number
+        assert run.kind not in ("continue", "finetune") or dense[model] + 2 < number

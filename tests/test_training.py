@@ -377,9 +377,9 @@ def test_a_resumed_run_keeps_the_density_that_followed_the_loss(tmp_path):
     falling = {"density_by_loss": ((1.3, 0.004), (1.2, 0.002)), "density": (0.01, 0.01)}
     run(tmp_path / "a.steps", "sampled", steps=64, **falling)
     train(out=tmp_path / "a.steps", resume=True, dataset=blobs(), workers=1, steps=96)
-    found = [step.numerator for step in StepLog.open(tmp_path / "a.steps").steps()]
-    assert found == sorted(found, reverse=True)
-    assert found[0] > found[63] == found[-1]
+    numerators = [step.numerator for step in StepLog.open(tmp_path / "a.steps").steps()]
+    assert numerators == sorted(numerators, reverse=True)
+    assert numerators[0] > numerators[63] == numerators[-1]
 
 
 def test_the_density_that_follows_the_loss_never_rises(tmp_path):
@@ -583,9 +583,9 @@ def test_shifts_move_images_by_one_pixel_and_fill_with_zeros():
 
 def test_mnist_is_learnt_forwards_only(tmp_path):
     """A hundred steps of the default preset reach 85% on the test set; the log is a few KB."""
-    steps, bar = (100, 0.85) if compiled() else (8, 0.25)  # plain NumPy is a hundred times slower
+    steps, least = (100, 0.85) if compiled() else (8, 0.25)  # plain NumPy is a hundred times slower
     result = train(out=tmp_path / "m.steps", steps=steps, dataset=load_mnist(), workers=2)
-    assert result.test_accuracy > bar
+    assert result.test_accuracy > least
     assert result.log_bytes < 20_000
     assert result.split == "final"
     assert result.validation_accuracy is None
@@ -622,11 +622,11 @@ def test_a_killed_run_is_a_prefix_and_goes_on(tmp_path):
         time.sleep(rng.uniform(0, 0.4))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        found = StepLog.open(path)
-        whole_records = len(found)
+        log = StepLog.open(path)
+        whole_records = len(log)
         assert whole_records % 32 == 0
         common = min(whole_records, 640)
-        assert found.digest(common) == reference.digest(common)
+        assert log.digest(common) == reference.digest(common)
         again = train(out=path, resume=True, dataset=blobs(), workers=1, steps=whole_records + 5)
         assert again.steps == whole_records + 5
         assert StepLog.open(path).verify() == again.digest

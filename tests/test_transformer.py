@@ -81,15 +81,15 @@ class PlainCache:
     """The cache that `forward` asks for, in its simplest form."""
 
     def __init__(self, layers):
-        self.held = [None] * layers
+        self.pairs = [None] * layers
         self.length = 0
 
     def extend(self, layer, k, v):
         """Append to a layer; the last layer completes the tokens."""
-        if self.held[layer] is not None:
-            k, v = (np.concatenate(pair, 2) for pair in zip(self.held[layer], (k, v), strict=True))
-        self.held[layer] = k, v
-        if layer == len(self.held) - 1:
+        if self.pairs[layer] is not None:
+            k, v = (np.concatenate(pair, 2) for pair in zip(self.pairs[layer], (k, v), strict=True))
+        self.pairs[layer] = k, v
+        if layer == len(self.pairs) - 1:
             self.length = k.shape[2]
         return k, v
 
@@ -166,15 +166,15 @@ def test_float32_in_float32_out():
 
 
 @given(texts, st.integers(1, 9), st.integers(1, VOCAB - 1), st.sampled_from(["float", "bit"]))
-def test_no_later_token_changes_an_earlier_logit(text, place, change, kind):
+def test_no_later_token_changes_an_earlier_logit(text, position, change, kind):
     """The causal law, to the bit: also with a scale for each token's activations."""
-    place = min(place, len(text) - 1)
+    position = min(position, len(text) - 1)
     params, linear = draw_params(CONFIG, np.float32), {"float": float_linear, "bit": bit_linear}
     before = forward(CONFIG, params, [text], linear=linear[kind])
-    changed = [*text[:place], (text[place] + change) % VOCAB, *text[place + 1 :]]
+    changed = [*text[:position], (text[position] + change) % VOCAB, *text[position + 1 :]]
     after = forward(CONFIG, params, [changed], linear=linear[kind])
-    np.testing.assert_array_equal(before[0, :place], after[0, :place])
-    assert not np.array_equal(before[0, place], after[0, place])
+    np.testing.assert_array_equal(before[0, :position], after[0, :position])
+    assert not np.array_equal(before[0, position], after[0, position])
 
 
 def test_the_rows_of_a_batch_do_not_see_each_other():
@@ -231,9 +231,9 @@ def test_an_embedding_of_bfloat16_bits_is_its_float32():
     widened = widen(bits)
     np.testing.assert_array_equal(widened.view(np.uint32) & 0xFFFF, 0)
     np.testing.assert_allclose(widened, params["embed_tokens"], rtol=2**-7)
-    held = forward(CONFIG, params | {"embed_tokens": bits}, tokens)
+    logits = forward(CONFIG, params | {"embed_tokens": bits}, tokens)
     expected = forward(CONFIG, params | {"embed_tokens": widened}, tokens)
-    np.testing.assert_allclose(held, expected, atol=1e-5)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
 # --- what multiplies, and what makes sparse ----------------------------------------------------
@@ -264,8 +264,9 @@ def test_projections_of_bfloat16_bits_are_the_numbers_that_they_stand_for():
         bits[name] = (params[name].view(np.uint32) >> 16).astype(np.uint16)
         numbers[name] = (params[name].view(np.uint32) & 0xFFFF0000).view(np.float32)
     tokens = draw_tokens(2, 5)
-    found, expected = (BitNetModel(CONFIG, p, float_linear).logits(tokens) for p in (bits, numbers))
-    np.testing.assert_array_equal(found, expected)
+    models = (BitNetModel(CONFIG, p, float_linear) for p in (bits, numbers))
+    logits, expected = (model.logits(tokens) for model in models)
+    np.testing.assert_array_equal(logits, expected)
     with pytest.raises(TypeError, match="got uint16"):
         BitNetModel(CONFIG, bits).logits(tokens)
 
@@ -521,8 +522,8 @@ def test_kernels_of_norm_and_gate_equal_their_references(rows, width, seed):
     x, c, gain = (a.astype(np.float32) for a in floats(3, rows, width, seed=seed))
     gain = gain[0]
     near = {"rtol": width * 2.0**-23, "atol": 1e-5}
-    found, expected = blocks._normalize_kernel(x, gain, 1e-5), normalize_reference(x, gain, 1e-5)
-    for ours, plain in zip(found, expected, strict=True):
+    normed, expected = blocks._normalize_kernel(x, gain, 1e-5), normalize_reference(x, gain, 1e-5)
+    for ours, plain in zip(normed, expected, strict=True):
         assert ours.dtype == plain.dtype == np.float32
         np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-6)
     _, unit, r = expected
@@ -532,8 +533,8 @@ def test_kernels_of_norm_and_gate_equal_their_references(rows, width, seed):
     np.testing.assert_allclose(back / scale, plain / scale, **near)
     scale = 1 + np.abs(c * unit).sum(axis=0).max()
     plain = gain_back_reference(c, unit)
-    found = blocks._gain_back(c, gain.shape, False, unit)
-    np.testing.assert_allclose(found / scale, plain / scale, **near)
+    normed = blocks._gain_back(c, gain.shape, False, unit)
+    np.testing.assert_allclose(normed / scale, plain / scale, **near)
     for ours, plain in zip(
         blocks._gated_unit_kernel(x, c), gated_unit_reference(x, c), strict=True
     ):
@@ -555,10 +556,10 @@ def test_the_kernel_of_rotation_equals_its_reference(back):
 def test_kernels_and_plain_numpy_come_to_the_same_gradient(monkeypatch):
     """The whole model in float32 by either path; NaN passes through both gates."""
     params, tokens = draw_params(CONFIG, np.float32), draw_tokens(4, 9)
-    found = grad(loss_of(CONFIG, tokens))(params)
+    gradient = grad(loss_of(CONFIG, tokens))(params)
     monkeypatch.setenv("MINIBIT_KERNELS", "reference")
     for name, plain in grad(loss_of(CONFIG, tokens))(params).items():
-        np.testing.assert_allclose(found[name], plain, atol=2e-6 * (1 + np.abs(plain).max()))
+        np.testing.assert_allclose(gradient[name], plain, atol=2e-6 * (1 + np.abs(plain).max()))
     monkeypatch.undo()
     gates = np.float32([[np.nan, -1, 0, 2]])
     for function in (gated_unit_reference, blocks._gated_unit_kernel):

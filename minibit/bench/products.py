@@ -214,7 +214,7 @@ def copies(matrix: TernaryMatrix, codes: NDArray[np.int8]) -> list[TernaryMatrix
 
 def _words(matrix: TernaryMatrix) -> NDArray[np.uint64]:
     """View the bytes that a product reads."""
-    return matrix._held[: matrix.nbytes // 8 * 8].view(np.uint64)
+    return matrix._packed[: matrix.nbytes // 8 * 8].view(np.uint64)
 
 
 def _peak_rounds() -> object:

@@ -121,7 +121,7 @@ def ternary_matmul_int8(
         and x.flags.carray
     ):  # the shortest way in: 256 by 256 takes less time than asking twice what it is
         out = _empty(matrix._one_result, _INT32)
-        _one(matrix._path)(x, matrix._held, out, 0, matrix._groups, None)
+        _one(matrix._path)(x, matrix._packed, out, 0, matrix._groups, None)
         return out
     rows = _rows(x, matrix, _INT8)
     out = np.empty((rows.shape[0], matrix.shape[0]), _INT32)
@@ -173,7 +173,7 @@ def ternary_matmul(
         and x.flags.carray
     ):
         out = _empty(matrix._one_result, _FLOAT32)
-        if _one(matrix._path)(x, matrix._held, out, 0, matrix._groups, matrix.scale):
+        if _one(matrix._path)(x, matrix._packed, out, 0, matrix._groups, matrix.scale):
             return out
     rows = _rows(x, matrix, _FLOAT32)
     out = np.empty((rows.shape[0], matrix.shape[0]), _FLOAT32)
@@ -292,7 +292,7 @@ def _multiply(
         return True
     kernel = (kernel_of_many if batch > 1 else _one)(matrix._path)
     if threads == 1 or out.size * n_in < _PAYS:
-        return kernel(x, matrix._held, out, 0, groups, gamma)
+        return kernel(x, matrix._packed, out, 0, groups, gamma)
     from minibit.kernels.threads import cpus, run
 
     threads = threads or cpus()
@@ -304,7 +304,7 @@ def _multiply(
         cuts = [(slice(batch), a, min(a + step, groups)) for a in range(0, groups, step)]
     return run(
         [
-            partial(kernel, x[tokens], matrix._held, out[tokens], first, last, gamma)
+            partial(kernel, x[tokens], matrix._packed, out[tokens], first, last, gamma)
             for tokens, first, last in cuts
         ]
     )

@@ -42,7 +42,7 @@ class TernaryMatrix:
            [ 0,  0,  1]], dtype=int8)
     """
 
-    _held: NDArray[np.uint8]  # read-only: panels, columns, or for the reference path `packed2`
+    _packed: NDArray[np.uint8]  # read-only: panels, columns, or for the reference path `packed2`
     _path: str  # the kernel path that multiplies by it, see `minibit.kernels.path`
     shape: tuple[int, int]
     scale: np.float32
@@ -69,7 +69,7 @@ class TernaryMatrix:
             codes = check_codes(codes, ndim=2)
             packed = pack(codes)
         n_out, n_in = codes.shape
-        return cls._made(packed, path, (n_out, n_in), scale)
+        return cls._of(packed, path, (n_out, n_in), scale)
 
     @classmethod
     def from_packed2(
@@ -94,10 +94,10 @@ class TernaryMatrix:
         packed, n_out = np.asarray(packed), integer("n_out", n_out)
         path = kernels.path()
         repacked = repack_hf(packed, n_out, kernels.layout(path))
-        return cls._made(repacked, path, (n_out, packed.shape[1]), scale)
+        return cls._of(repacked, path, (n_out, packed.shape[1]), scale)
 
     @classmethod
-    def _made(
+    def _of(
         cls, packed: NDArray[np.uint8], path: str, shape: tuple[int, int], scale: float | np.float32
     ) -> TernaryMatrix:
         """Wrap bytes that lie as the path wants them."""
@@ -111,15 +111,15 @@ class TernaryMatrix:
         """Codes as a fresh int8 array, shape (n_out, n_in)."""
         match kernels.layout(self._path):
             case "panels":
-                return unpack_panels(self._held, self.shape)
+                return unpack_panels(self._packed, self.shape)
             case "columns":
-                return unpack_columns(self._held, self.shape)
-        return unpack2(self._held, self.shape[0] * self.shape[1]).reshape(self.shape)
+                return unpack_columns(self._packed, self.shape)
+        return unpack2(self._packed, self.shape[0] * self.shape[1]).reshape(self.shape)
 
     def packed2(self) -> NDArray[np.uint8]:
         """Canonical 2-bit form for files, `pack2` of the codes: uint8, read-only."""
         if self._path == "reference":
-            return self._held.view()
+            return self._packed.view()
         packed = pack2(self.codes())
         packed.flags.writeable = False
         return packed.view()
@@ -127,7 +127,7 @@ class TernaryMatrix:
     @property
     def nbytes(self) -> int:
         """Bytes that the weights take in memory as held here, padding included (no scale)."""
-        return self._held.nbytes
+        return self._packed.nbytes
 
     @property
     def packed_nbytes(self) -> int:

@@ -86,7 +86,7 @@ def plan(model: BitNetModel) -> Plan | None:
         return np.ascontiguousarray(widen(params[name]), np.float32)
 
     gains = [tuple(gain(name + norm) for norm in NORMS) for name in layers]
-    weights = [tuple(matrix._held for matrix in row) for row in matrices]
+    weights = [tuple(matrix._packed for matrix in row) for row in matrices]
     arrays = [(*row, *more) for row, more in zip(weights, gains, strict=True)]
     between = (hidden + 2 * kept, hidden, inner)  # q, k and v; mixed heads; gated units
     packed = Model(

@@ -177,9 +177,9 @@ def test_the_first_nan_or_infinity_is_found_in_floats_and_in_their_bits(array):
             continue
         with pytest.raises(ValueError, match=r"x must be finite, got (the bits 0x|nan|-?inf)"):
             finite("x", same)
-        place = tuple(map(int, np.unravel_index(first, array.shape)))
+        index = tuple(map(int, np.unravel_index(first, array.shape)))
         assert str(not_finite("x", same)).endswith(
-            "" if not place else f" at {place[0] if len(place) == 1 else place}"
+            "" if not index else f" at {index[0] if len(index) == 1 else index}"
         )
 
 
@@ -213,10 +213,10 @@ def test_a_plain_array_is_of_c_order_writable_aligned_and_native(kind, order):
     frozen.flags.writeable = False
     shifted = np.ndarray(array.shape, kind, b"\0" + array.tobytes(), 1)
     for given_array in (array, frozen, shifted, array[:, ::-1]):
-        made = plain(given_array)
-        assert made.flags.carray
-        assert made.dtype.isnative
-        assert np.array_equal(made, given_array)
+        result = plain(given_array)
+        assert result.flags.carray
+        assert result.dtype.isnative
+        assert np.array_equal(result, given_array)
     if order == "C" and array.dtype.isnative:
         assert plain(array) is array
     assert plain(array, np.float64).dtype == np.float64

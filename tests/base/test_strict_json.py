@@ -61,11 +61,11 @@ CASES = {
 @pytest.mark.parametrize("text", CASES)
 def test_what_is_refused_is_named_with_its_byte(text):
     """Keys are compared as they read, not as they are spelt; strings may hold anything."""
-    reason, place = CASES[text]
+    reason, offset = CASES[text]
     with pytest.raises(JSONError, match=f"^{reason} \\(byte") as caught:
         parse_object(text)
-    at = text.index(place) if place else len(text)
-    assert caught.value.offset in (at, at - (reason.startswith("no JSON") and place == b"}"))
+    at = text.index(offset) if offset else len(text)
+    assert caught.value.offset in (at, at - (reason.startswith("no JSON") and offset == b"}"))
 
 
 @pytest.mark.parametrize("bracket", ["[]", '{"a":}'])

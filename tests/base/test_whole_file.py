@@ -88,13 +88,13 @@ def test_whatever_call_fails_the_old_or_the_new_is_there_whole(
                 write(folder)
             except (Fault, OSError) as caught:
                 raised = caught
-        found = contents(folder)
-        assert found in (old, new)
-        assert found == new or raised is not None
+        files = contents(folder)
+        assert files in (old, new)
+        assert files == new or raised is not None
         assert not [path for path in folder.rglob("*") if "minibit" in path.name]
         if count[0] < number:
             break
-    assert found == new
+    assert files == new
 
 
 DYING = """

@@ -418,14 +418,14 @@ TENSORS = {
 }
 
 
-@pytest.mark.parametrize("what", TENSORS)
-def test_tensors_that_transformers_takes_for_the_model_are_taken_so(what, tmp_path):
+@pytest.mark.parametrize("case", TENSORS)
+def test_tensors_that_transformers_takes_for_the_model_are_taken_so(case, tmp_path):
     """Doubles, buffers that nothing reads, one of two tied matrices, names without their prefix."""
     torch_files = pytest.importorskip("safetensors.torch")
     folder = save(float_model(), tmp_path / "model", "float")
     path = folder / "model.safetensors"
     tensors = {name: t.clone() for name, t in torch_files.load_file(path).items()}
-    torch_files.save_file(TENSORS[what](tensors), path, {"format": "pt"})
+    torch_files.save_file(TENSORS[case](tensors), path, {"format": "pt"})
     logits, expected = logits_of_both(folder)
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 

@@ -36,15 +36,15 @@ def model_of(seed=0):
 
 def values_of(model, kind=None):
     """The model's tensors as float32 under their GGUF names; scales through float16 for a kind."""
-    found = {}
+    values = {}
     for name, value in model.params.items():
         if isinstance(value, TernaryMatrix):
             scale = value.scale if kind is None else np.float32(np.float16(value.scale))
             value = scale * value.codes().astype(np.float32)
         elif value.dtype == np.uint16:
             value = (value.astype(np.uint32) << 16).view(np.float32)
-        found[gguf_name(name)] = value
-    return found
+        values[gguf_name(name)] = value
+    return values
 
 
 def test_our_table_of_types_is_theirs(gguf):

@@ -82,8 +82,8 @@ def their_base(folder):
 def theirs(folder, **settings):
     """The base with fresh adapters of peft."""
     torch.manual_seed(0)  # of A
-    made = peft.LoraConfig(target_modules=TARGETS, task_type="CAUSAL_LM", **settings)
-    return peft.get_peft_model(their_base(folder), made).eval()
+    config = peft.LoraConfig(target_modules=TARGETS, task_type="CAUSAL_LM", **settings)
+    return peft.get_peft_model(their_base(folder), config).eval()
 
 
 def randomise(model, seed=0):
@@ -197,10 +197,10 @@ def test_every_adapted_layer_gives_pefts_outputs_on_its_inputs(params, folder, t
         model(torch.from_numpy(TOKENS))
     assert seen.keys() == adapters.keys()
     for name, (x, y) in seen.items():
-        found = adapted[name](x.numpy())
-        assert found.dtype == np.float32
+        output = adapted[name](x.numpy())
+        assert output.dtype == np.float32
         limit = 1e-6 * max(1, y.abs().max().item())
-        np.testing.assert_allclose(found, y.numpy(), rtol=0, atol=limit, err_msg=name)
+        np.testing.assert_allclose(output, y.numpy(), rtol=0, atol=limit, err_msg=name)
 
 
 @pytest.mark.parametrize("stabilised", [False, True])

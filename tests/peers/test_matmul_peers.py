@@ -33,9 +33,9 @@ def test_activation_codes_equal_the_published_ones_bit_for_bit(shape):
     tokens = torch.from_numpy(x)
     scale = 127 / tokens.abs().max(dim=-1, keepdim=True).values.clamp_(min=1e-5)
     expected = (tokens * scale).round().clamp_(-128, 127).to(torch.int8)
-    codes, found = absmax_quantize(x)
+    codes, scales = absmax_quantize(x)
     np.testing.assert_array_equal(codes, expected.numpy())
-    np.testing.assert_array_equal(found, scale.numpy())
+    np.testing.assert_array_equal(scales, scale.numpy())
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 100), (256, 784)])

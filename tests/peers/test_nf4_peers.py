@@ -278,12 +278,12 @@ def test_peer_limit_absmaxes_whose_mean_overflows_make_its_offset_infinite():
 def test_peer_limit_above_32768_blocks_its_offset_depends_on_the_threads():
     """So it is read from the file, never computed anew; ours is that of one thread."""
     rng = np.random.default_rng(8)
-    found = set()
+    differences = set()
     for _ in range(8):
         values = torch.from_numpy(np.abs(rng.standard_normal(200_000)).astype(np.float32))
         torch.set_num_threads(1)
         one = values.mean().item()
         assert mean_of_torch(values.numpy()) == np.float32(one)
         torch.set_num_threads(2)
-        found.add(values.mean().item() == one)
-    assert False in found
+        differences.add(values.mean().item() == one)
+    assert False in differences

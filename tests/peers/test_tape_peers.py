@@ -41,15 +41,15 @@ def test_the_gradient_of_the_mlp_is_torchs(dtype, rtol):
             x = torch.relu(functional.layer_norm(x @ p[name].T, (24,)))
         return functional.cross_entropy(0.12 * x @ p["w4"].T, labels)
 
-    value, found = value_and_grad(lambda p: cross_entropy(mlp(p, x, logit_scale=0.12), labels))(
+    value, gradient = value_and_grad(lambda p: cross_entropy(mlp(p, x, logit_scale=0.12), labels))(
         params
     )
     expected_value, expected = gradients_of_torch(theirs, params, x, labels)
     assert value == pytest.approx(expected_value, rel=rtol)
     for name in params:
-        assert found[name].dtype == dtype
+        assert gradient[name].dtype == dtype
         size = np.abs(expected[name]).max()
-        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=rtol * size)
+        np.testing.assert_allclose(gradient[name], expected[name], rtol=0, atol=rtol * size)
 
 
 def test_the_gradient_of_attention_with_an_embedding_is_torchs():
@@ -75,11 +75,11 @@ def test_the_gradient_of_attention_with_an_embedding_is_torchs():
         logits = (mixed + h) @ p["table"].T
         return torch.nn.functional.cross_entropy(logits.reshape(21, 11), tokens.reshape(21))
 
-    value, found = value_and_grad(ours)(params)
+    value, gradient = value_and_grad(ours)(params)
     expected_value, expected = gradients_of_torch(theirs, params, tokens)
     assert value == pytest.approx(expected_value, rel=1e-12)
     for name in params:
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(gradient[name], expected[name], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(np.float64, 1e-12), (np.float32, 2e-5)])

@@ -36,10 +36,10 @@ def problem(config, dtype, seed=0):
 
 def autograd(config, params, x, y, weights):
     """Loss and gradient by torch."""
-    held = {name: torch.tensor(w, requires_grad=True) for name, w in params.items()}
-    loss = torch_loss(config, held, torch.tensor(x), torch.tensor(y), weights)
+    tensors = {name: torch.tensor(w, requires_grad=True) for name, w in params.items()}
+    loss = torch_loss(config, tensors, torch.tensor(x), torch.tensor(y), weights)
     loss.backward()
-    return loss.item(), {name: w.grad.numpy() for name, w in held.items()}
+    return loss.item(), {name: w.grad.numpy() for name, w in tensors.items()}
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -79,9 +79,9 @@ def test_float_gradients_agree_to_float64():
     """In float64 the two programs differ by rounding and by the float32 angles alone."""
     params, x, y = problem(SMALL, np.float64)
     _, gradient = loss_and_gradient(SMALL, params, x, y, linear=float_linear)
-    held = {name: torch.tensor(w, requires_grad=True) for name, w in params.items()}
-    torch_loss(SMALL, held, torch.tensor(x), torch.tensor(y), "float").backward()
-    for name, w in held.items():
+    tensors = {name: torch.tensor(w, requires_grad=True) for name, w in params.items()}
+    torch_loss(SMALL, tensors, torch.tensor(x), torch.tensor(y), "float").backward()
+    for name, w in tensors.items():
         slope = w.grad.numpy()
         np.testing.assert_allclose(gradient[name], slope, atol=5e-6 * np.abs(slope).max())
 
@@ -104,9 +104,9 @@ def test_rotations_are_those_of_transformers():
         hidden_size=64, num_attention_heads=4, max_position_embeddings=64, rope_theta=500000.0
     )
     x = np.random.default_rng(0).standard_normal((2, 50, 4, 16)).astype(np.float32)
-    held = torch.from_numpy(x).transpose(1, 2)  # (batch, heads, length, head_dim)
-    cos, sin = llama.LlamaRotaryEmbedding(config)(held, torch.arange(50)[None])
-    theirs, _ = llama.apply_rotary_pos_emb(held, held, cos, sin)
+    tensor = torch.from_numpy(x).transpose(1, 2)  # (batch, heads, length, head_dim)
+    cos, sin = llama.LlamaRotaryEmbedding(config)(tensor, torch.arange(50)[None])
+    theirs, _ = llama.apply_rotary_pos_emb(tensor, tensor, cos, sin)
     theta = getattr(config, "rope_theta", None) or config.rope_parameters["rope_theta"]
     ours = rotate(x, positions(2, 50, 16, theta=theta))
     np.testing.assert_allclose(ours, theirs.transpose(1, 2).numpy(), atol=1e-5)
