@@ -81,6 +81,11 @@ const CALLS = {
   initial_codes: (a) => [encode("int8", port.initialCodes(a.seed, count(a.shape), a.zeros, Number(a.layer ?? 0)), sides(a.shape))],
   draw_units: (a) => [encode("int64", port.drawUnits(a.seed, Number(a.step), Number(a.layer), Number(a.n_out), Number(a.count)))],
   draw_inputs: (a) => [encode("int64", port.drawInputs(a.seed, Number(a.step), Number(a.layer), Number(a.unit), Number(a.n_in), Number(a.count)))],
+  StepLog: ({ file }) => {
+    const { history, tornAt } = port.replay(file.data, { keep: true });
+    const shape = [history.length, history[0].length];
+    return [encode("int8", history.flatMap((w) => Array.from(w)), shape), scalar("int64", tornAt ?? -1)];
+  },
   pack2: (a) => [encode("uint8", port.pack2(a.codes.data))],
   unpack2: (a) => [encode("int8", port.unpack2(a.packed.data, Number(a.count)))],
   pack_base3: (a) => [encode("uint8", port.packBase3(a.codes.data))],

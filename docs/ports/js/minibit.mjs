@@ -825,7 +825,11 @@ export function movesOf(plan, seed, number, step) {
 
 export const digestOf = (weights) => sha256(new Uint8Array(weights.buffer, weights.byteOffset, weights.length));
 
-/** {header, weights, history, steps, tornAt}: the weights after the last record, all digests checked. */
+/**
+ * {header, weights, history, steps, tornAt}: the weights after the last record, all digests checked.
+ *
+ * With `keep`, `history` has them before the first step and after each.
+ */
 export function replay(data, { keep = false } = {}) {
   const { header, records, tornAt } = readLog(data), { plan } = header;
   const weights = initialWeights(plan), history = keep ? [weights.slice()] : [];
@@ -849,10 +853,10 @@ export function replay(data, { keep = false } = {}) {
       for (const [position, move] of movesOf(plan, seed, drawnAs, step))
         weights[position] = Math.max(-1, Math.min(1, weights[position] + move)); // once, at the end
       number++;
+      if (keep) history.push(weights.slice());
     }
     if (hex(digestOf(weights).subarray(0, 8)) !== hex(digest))
       throw new LogError("the weights after a record have another digest", offset);
-    if (keep) history.push(weights.slice());
   }
   return { header, weights, history, steps: number, tornAt };
 }

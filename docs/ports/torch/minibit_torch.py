@@ -848,7 +848,7 @@ def digest(weights: Tensor) -> str:
 
 
 def replay(data: bytes) -> tuple[dict[str, Any], list[Tensor], int | None]:
-    """Return the header, the weights after every record, and where the file is torn."""
+    """Return the header, the weights before the first step and after each, and where it is torn."""
     header, records, torn = read_log(data)
     plan = header["plan"]
     weights = initial_weights(plan)
@@ -867,7 +867,7 @@ def replay(data: bytes) -> tuple[dict[str, Any], list[Tensor], int | None]:
                 sums.index_add_(0, positions, moves)
             weights = (weights + sums).clamp(-1, 1).to(I8)  # once, when all moves are summed
             number += 1
+            history.append(weights.clone())
         if bytes.fromhex(digest(weights))[:8] != stored:
             raise LogError("the weights after a record have another digest", offset)
-        history.append(weights.clone())
     return header, history, torn
