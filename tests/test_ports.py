@@ -27,10 +27,11 @@ FILES = {"js": "minibit.mjs", "torch": "minibit_torch.py"}
 RUN = {"js": [str(NODE), str(PORTS / "js/adapter.mjs")]}
 RUN["torch"] = [sys.executable, str(PORTS / "torch/adapter.py")]
 OFFERED = {
-    "js": "sparse_noise noise_constants draw_inputs initial_codes pack2 unpack_base3 from_hf "
-    "absmean_quantize absmax_quantize topk_mask block_topk_mask ternary_matmul layer_norm mlp",
-    "torch": "sparse_noise noise_constants draw_inputs unpack_bitplanes absmean_quantize jvp "
-    "topk_sparsify topk_quantize ternary_matmul cross_entropy mlp",
+    "js": "StepLog sparse_noise noise_constants draw_inputs initial_codes pack2 unpack_base3 "
+    "from_hf absmean_quantize absmax_quantize topk_mask block_topk_mask ternary_matmul "
+    "layer_norm mlp",
+    "torch": "StepLog sparse_noise noise_constants draw_inputs unpack_bitplanes absmean_quantize "
+    "jvp topk_sparsify topk_quantize ternary_matmul cross_entropy mlp",
 }
 BROKEN = {  # what is changed in a port, and the flag of that bug
     "js": {
@@ -65,8 +66,34 @@ BROKEN = {  # what is changed in a port, and the flag of that bug
         "last-hidden-rounded": ("layer < layers.length - 2", "layer < layers.length - 1"),
         "sums-in-int16": ("new Int32Array(Math", "new Int16Array(Math"),
         "gamma-inverted": ("f32(f32(gamma) / scale[row])", "f32(1 / f32(gamma * scale[row]))"),
+        "seed-of-plan": ("[seed, first + number]", "[plan.seed, first + number]"),
+        "offset-zero": ("    start += sizes[layer];\n", ""),
+        "inputs-a-layer": ("layer, unit, nIn, wanted)", "layer, units[0], nIn, wanted)"),
+        "unsorted": ("return [...taken].sort((a, b) => a - b);", "return [...taken];"),
+        "ratio-in-doubles": (
+            "Math.floor((7 * room + 5 * k) / (10 * k))",
+            "Math.round((0.7 * room) / k)",
+        ),
+        "torn-log-lost": (
+            "if (stop + 4 > data.length) return { header, records, tornAt: at };",
+            "if (stop + 4 > data.length) throw new LogError('cut', at);",
+        ),
+        "record-crc-not-compared": ("after !== view.getUint32(stop, true)", "false"),
+        "digest-not-compared": ("!== hex(digest))", "!== hex(digest) && false)"),
+        "key-twice": ("if (keys.has(name))", "if (false)"),
+        "trailing-payload": ("left > 7 || this.number(left)", "false"),
+        "steps-not-bounded": ("steps < 1 || steps > 32", "false"),
+        "unknown-method": ('method === "sampled" || method === "units"', "true"),
+        "version-not-compared": ("view.getUint16(8, true) !== 1", "false"),
     },
     "torch": {
+        "sign-of-update": ("yield positions, -code *", "yield positions, code *"),
+        "each-move-clamped": (
+            "sums.index_add_(0, positions, moves)",
+            "weights = weights.index_add(0, positions, moves.to(I8)).clamp(-1, 1)",
+        ),
+        "big-endian": ('"<I", payload.ljust', '">I", payload.ljust'),
+        "digest-not-compared": ("[:8] != stored:", "[:8] != stored and False:"),
         "duplicates-count": (" & (taken != position[:, None]).all(1)", ""),
         "low-word-first": ("((a << 32 | b) * high)", "((b << 32 | a) * high)"),
         "signs-exchanged": ("1 - 2 * (word[row] & 1)", "2 * (word[row] & 1) - 1"),

@@ -634,7 +634,7 @@ function checkPlan(plan) {
     "a shape's sides are at least 1": () => shapes.every((s) => s.every((n) => within(n, 1, WORD))),
     "there are at most 2^28 weights": () => shapes.map(product).reduce((a, b) => a + b) <= 2 ** 28,
     "zeros lie in [0, 2^32]": () => within(zeros, 0, WORD),
-    "a step has codes": () => method === "units" || within(perturbations, 1, WORD - 1),
+    "a step has codes": () => method !== "sampled" || within(perturbations, 1, WORD - 1),
     "units and inputs lie within the shapes": () => method === "sampled"
       || (units.length === names.length && inputs.length === names.length
         && shapes.every(([nOut, nIn, ...rest], l) => within(nOut, 1, 2 ** 20) && !rest.length
