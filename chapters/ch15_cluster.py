@@ -16,6 +16,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import tempfile
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
 from math import ceil, log2
 from pathlib import Path
 
@@ -23,14 +24,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minibit import plots
+from minibit.bench import expect_time, medians
 from minibit.cluster import Remote, train_on
 from minibit.cluster.crews import Lane
 from minibit.cluster.messages import UNKNOWN, Answer, Task
 from minibit.cluster.replica import Replica, brief_of
+from minibit.cluster.simulation import Costs, Link, all_reduce_seconds, step_seconds
 from minibit.cluster.sums import draw_range, ranges
 from minibit.datasets import load_mnist
-from minibit.noise_step import Objective, keep_terns
+from minibit.layers import cross_entropy, mlp
+from minibit.noise_step import Objective, SampledStep, apply_update, keep_terns, sparse_update
 from minibit.steps import StepLog
+from minibit.tape import value_and_grad
 from minibit.training import Course, train
 
 plots.style()
@@ -187,9 +192,9 @@ for (name, each), marker in zip(bytes_of.items(), "osD^v", strict=True):
     axis.loglog(crews, each, marker=marker, label=name)
 axis.set_xscale("log", base=2)
 axis.xaxis.set_major_formatter("{x:g}")
-axis.set_ylim(10, 1e8)
+axis.set_ylim(4, 1e8)
 plots.label_axes(axis, "workers", "bytes per worker and step, up and down")
-axis.legend(ncols=2, loc="upper right")
+axis.legend(ncols=2, loc="center", bbox_to_anchor=(0.5, 0.6))
 for name, each in bytes_of.items():
     print(f"{name:33}{each[0]:>12,.0f} bytes with 2 workers, {each[-1]:>11,.0f} with 128")
 assert abs(bytes_of["here: sums up"][0] - steady.sum()) < 8  # the records differ by some bytes
@@ -344,6 +349,143 @@ temporary.cleanup()
 # %% [markdown]
 # If a worker dies, Dask runs its task elsewhere; if the scheduler dies, the run ends with an error, and `resume=True` goes on from the log. Both end with the digest of a run that nobody disturbed. The bytes above are those of task and answer, without what Dask wraps around them.
 # `minibit bench cluster` times the steps of two workers beside those of one process.
+
+# %% [markdown]
+# ## A thousand workers on slow lines
+#
+# `minibit.cluster.simulation` computes what a step takes from what one machine measures: seconds that every worker repeats (the batch and its forward pass), seconds that are shared (the tangents), and the bytes above. Tasks leave through the client's own line one after another, each line has its delay, a lost packet is sent again after a timeout, and a step ends with its slowest worker.
+# First the seconds, here, on one thread, with batches of 4,096 and the density of the middle of a run. The time of a range is a constant and a part that grows with the range. All workers move their weights by all codes, so that part grows with the crew if each brings perturbations of its own; it is the same for MeZO, whose perturbations are dense.
+
+# %%
+recipe = {**log.header["recipe"], "batch": [4096, 4096]}
+large = Course({**log.header, "recipe": recipe}, data, plan.seed)
+middle = round(1.5e-5 * 2**32)
+floats = {name: w.astype(np.float32) for name, w in first_weights.items()}
+rng = np.random.default_rng(0)
+
+
+def range_of(count):
+    """A worker's step: batch, forward pass, and so many perturbations."""
+    batch = large.batch(0)
+    return method.measure(objective, first_weights, batch, draw_range(plan, 0, middle, 0, count))
+
+
+many = replace(plan, perturbations=16 * K)
+kept = SampledStep(middle, rng.choice(np.array([-1, 0, 0, 1], np.int8), 16 * K))
+
+
+def move():
+    """What every worker does with the codes of 16 workers."""
+    return apply_update(first_weights, *sparse_update(many, 0, kept))
+
+
+x, y, _ = large.batch(0)
+pixels = (x * np.float32(objective.model.input_scale)) + np.float32(objective.model.input_offset)
+
+
+def loss(params):
+    return cross_entropy(mlp(params, pixels, logit_scale=0.12), y)
+
+
+work = {
+    "16 perturbations": lambda: range_of(16),
+    "128 perturbations": lambda: range_of(128),
+    "forward pass": lambda: loss(floats),
+    "gradient": lambda: value_and_grad(lambda p: np.mean(loss(p)))(floats),
+    "a normal number for each weight": lambda: rng.standard_normal(n, np.float32),
+    "moving by 16 times 128 codes": move,
+}
+seconds = medians(work, seconds=0, least_rounds=5, warmups=1)
+for name, each in seconds.items():
+    print(f"{name:32}{1000 * each:7.1f} ms")
+shared = (seconds["128 perturbations"] - seconds["16 perturbations"]) * 128 / 112
+moving = seconds["moving by 16 times 128 codes"] / 16
+repeated = max(seconds["128 perturbations"] - shared, 0) + moving
+print(f"every worker repeats {1000 * repeated:.0f} ms, shared are {1000 * shared:.0f} ms")
+expect_time(shared > repeated, "most of a step is shared")
+
+# %% [markdown]
+# Speed-up is the time on one machine over the time on many, each method beside itself. Three things are assumed: a worker's time varies by a tenth; the client spends 1 ms for a task and its answer (Dask's documentation speaks of 0.2 to 1 ms); and the client's line is ten or a hundred times as wide as a worker's. Gradients and MeZO cut the batch, which they can: nobody asks them for equal bits.
+
+# %%
+workers = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000])
+lines = {
+    "1 Mbit/s, 50 ms, 1% lost": (Link(0.05, 1e6, 0.01), 1e8),
+    "100 Mbit/s, 10 ms, 0.1% lost": (Link(0.01, 1e8, 0.001), 1e9),
+}
+base = {"handling": 1e-3, "spread": 0.1}
+gradient = Costs(0, seconds["gradient"], up=4 * n, down=0, **base)
+draw, passes = seconds["a normal number for each weight"], 2 * seconds["forward pass"]
+mezo = Costs(draw, passes, up=33 + 4, down=31 + 4, **base)  # drawn once, for the weights' move
+
+
+def fixed(crew, link, own):
+    """128 perturbations, shared by all: there are no more ranges than perturbations."""
+    crew = min(crew, K)
+    costs = Costs(repeated, shared, up=33 + 8 * K / crew, down=35 + record, **base)
+    return step_seconds(crew, costs, link, own=own).mean()
+
+
+def growing(crew, link, own):
+    """128 perturbations for each worker; a task carries the codes of all."""
+    every = repeated + (crew - 1) * moving
+    costs = Costs(every, crew * shared, up=33 + 8 * K, down=35 + 1.5 * K * crew / 8, **base)
+    return step_seconds(crew, costs, link, own=own).mean() / crew
+
+
+def gradients(crew, link, own):
+    return all_reduce_seconds(crew, gradient, link).mean()
+
+
+def scalars(crew, link, own):
+    """One perturbation for each worker, and all of them for the weights of each."""
+    costs = mezo._replace(alone=crew * draw, shared=crew * passes, down=31 + 4 * crew)
+    return step_seconds(crew, costs, link, own=own).mean() / crew
+
+
+def split_batch(crew, link, own):
+    """One perturbation, and a part of the batch for each worker."""
+    return step_seconds(crew, mezo, link, own=own).mean()
+
+
+one = repeated + shared
+methods = {
+    "here, 128 perturbations for each worker": (growing, one),
+    "here, 128 perturbations in all": (fixed, one),
+    "MeZO, a perturbation for each worker": (scalars, draw + passes),
+    "MeZO, the batch shared": (split_batch, draw + passes),
+    "gradients, all-reduced": (gradients, gradient.shared),
+}
+fig, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True)
+gain = {}
+for axis, (title, line) in zip(axes, lines.items(), strict=True):
+    for (name, (method_seconds, alone_seconds)), marker in zip(
+        methods.items(), "os^vD", strict=True
+    ):
+        speedup = [1, *(alone_seconds / method_seconds(int(w), *line) for w in workers[1:])]
+        gain[title, name] = np.array(speedup)
+        axis.loglog(workers, speedup, marker=marker, label=name)
+    axis.axhline(1, color="#888888", linewidth=0.8)
+    plots.label_axes(axis, "workers", "speed-up over one machine", title)
+    axis.get_legend().remove()
+axes[1].set_ylabel("")
+fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+for (title, name), each in gain.items():
+    print(f"{title:29} {name:40} {each[3]:8.3g} with 8, {each[-1]:8.3g} with 1000")
+slow, fast = lines
+everywhere = gain[slow, "gradients, all-reduced"][1:]
+ours, mezos = (gain[slow, name][-1] for name in [*methods][0:3:2])
+print(f"gradients on slow lines: at most {everywhere.max():.3f} of one machine's speed")
+assert everywhere.max() < 0.2
+assert ours > 5
+assert ours > 2 * mezos
+assert gain[fast, "here, 128 perturbations in all"].max() < one / repeated * 1.05
+
+# %% [markdown]
+# A step of this small network that is cut into more and more ranges gains little: the forward pass stays, and the way there and back comes on top. What can grow is what a step measures. With 128 perturbations for each worker, every worker is as busy as one machine alone, and the line is waited for once.
+# That curve bends where the client has to tell each worker the codes of all, and each worker has to move by them. MeZO bends earlier: its perturbations are dense, and a worker has to draw those of all others. Gradients on such lines are slower than one machine alone.
+#
+# More perturbations per step are worth less and less (chapter 7): a speed-up in perturbations is not one in accuracy.
 #
 # ## Secure use
 #
