@@ -129,7 +129,7 @@ def _normalisable(x: Array, eps: float) -> Array:
 
 
 def relu(x: Array) -> Array:
-    """Set what is negative to zero: ``max(x, 0)``, with derivative 0 at 0.
+    """Set negative entries to zero: ``max(x, 0)``, with derivative 0 at 0.
 
     Takes and returns an array of any shape. NaN stays NaN.
 
@@ -246,7 +246,7 @@ def mlp(
     ------
     ValueError
         If `params` is empty or not named w1, w2, ...; if shapes do not fit; if `activations` is
-        unknown; if what is to be rounded is not finite.
+        unknown; if an activation to be rounded is not finite.
 
     Notes
     -----

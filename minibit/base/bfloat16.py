@@ -17,7 +17,7 @@ HALF = np.uint32(16)
 def to_bfloat16(floats: NDArray[Any]) -> NDArray[np.uint16]:
     """Round floats, by way of float32, to the bits of bfloat16: to the nearest, half to even.
 
-    What is beyond the largest bfloat16 becomes infinite; a NaN stays one, of its sign.
+    A value beyond the largest bfloat16 becomes infinite; a NaN stays one, of its sign.
 
     Examples
     --------

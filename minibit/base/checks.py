@@ -129,7 +129,7 @@ def floats(name: str, values: ArrayLike) -> NDArray[Any]:
 
 
 def float32(name: str, values: ArrayLike) -> NDArray[np.float32]:
-    """Return an array of floats as float32; what is beyond it becomes infinite."""
+    """Return an array of floats as float32; entries beyond it become infinite."""
     with np.errstate(over="ignore"):
         return floats(name, values).astype(np.float32, copy=False)
 

@@ -1,4 +1,4 @@
-"""``bench topk``: choosing the K largest, and the ternary product that reads what was chosen.
+"""``bench topk``: choosing the K largest, and the ternary product that reads the chosen.
 
 The choice is made for 64 tokens, one after the other and all at once. The sparse product is timed
 beside the dense one on the same activations; where it becomes the faster one is interpolated.

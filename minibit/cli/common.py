@@ -237,7 +237,7 @@ def is_log(path: Path) -> bool:
 
 
 def starts(path: Path, magic: bytes) -> bool:
-    """Whether a file begins with these bytes; what is no file, like a pipe, is an error."""
+    """Whether a file begins with these bytes; a pipe, which is no file, is an error."""
     check_file(path)
     with path.open("rb") as file:
         return file.read(len(magic)) == magic

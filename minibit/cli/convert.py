@@ -273,7 +273,7 @@ def compare(ours: BitNetModel, theirs: BitNetModel, leeway: float = 0.0) -> dict
 
 
 def _say(out: Output, fields: dict[str, Any]) -> None:
-    """Tell what was written, and how it compares with its source."""
+    """Tell of the new file, and how it compares with its source."""
     change, difference = fields["largest_scale_change"], fields["largest_logit_difference"]
     rounded = f"rounded by the format: by {change:.2g} of themselves at most" if change else "equal"
     out.say(f"{fields['out']} is the model of {fields['source']}.", style="bold")

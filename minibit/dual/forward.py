@@ -33,7 +33,7 @@ def jvp(fn: Callable[..., Tree], primals: Any, tangents: Any) -> tuple[Tree, Tre
     fn : callable
         Takes the primals as its arguments.
     primals : tuple of floating arrays, or of trees of them
-        What has no tangent may be anything.
+        A primal without a tangent may be anything.
     tangents : tuple of the same structure
         An array of each primal's shape, converted to its floating type. None in the place of an
         array or a subtree holds it constant, and costs nothing.

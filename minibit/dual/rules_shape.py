@@ -1,4 +1,4 @@
-"""The rule table, second part: functions that move entries about, and what is composed of them.
+"""The rule table, second part: functions that move entries about, and compositions of them.
 
 Most are composed of four rules: an index, which picks entries, `reshape`, `transpose` and
 `concatenate`. Where an entry comes from, NumPy says: its own function, of the numbers of entries.

@@ -214,7 +214,7 @@ def one_run(folder: Path, **fields: Any) -> Row:
 
 
 def _rounded(layers: Mapping[str, LoRALinear], merged: Mapping[str, Any]) -> dict[str, float]:
-    """Measure what is left of the adapters' changes when they are merged into four bits."""
+    """Measure the share of the adapters' changes that stays when they are merged into four bits."""
     same = total = 0
     lost = size = 0.0
     for name, w in layers.items():

@@ -69,7 +69,7 @@ def normal_errors(seed: int) -> dict[str, float]:
 
 
 def nf4(seeds: Sequence[int], runs: Runs) -> list[Row]:
-    """Train float models of every size, round them, and measure what it adds to the loss.
+    """Train float models of every size, round them, and measure what rounding adds to the loss.
 
     Rows are of kind ``normal`` per seed, ``model`` per model, and ``size`` per size: means and
     standard deviations over the seeds, and over seeds and cuts.

@@ -72,7 +72,7 @@ class _Files(NullCache):  # type: ignore[misc]
         self.constants = repr([cell.cell_contents for cell in function.__closure__ or ()])
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return what was compiled for some types; None if it is not there, or is damaged."""
+        """Return the code compiled for some types; None if it is not there, or is damaged."""
         target_context.refresh()
         try:
             name, key = self._file(sig, target_context.codegen())
@@ -89,7 +89,7 @@ class _Files(NullCache):  # type: ignore[misc]
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Write what was compiled for some types, in the first folder that takes it."""
+        """Write the code compiled for some types, in the first folder that takes it."""
         if data.lifted or data.library.has_dynamic_globals:
             return
         problems = []

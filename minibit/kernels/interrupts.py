@@ -43,7 +43,7 @@ class _End:
         _acquire(self.deaf, 0)
 
     def come(self) -> None:
-        """Let whoever waits go on."""
+        """Let the waiting thread go on."""
         self.heard.release()
         _python.PyThread_release_lock(self.deaf)
 

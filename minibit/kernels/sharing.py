@@ -1,4 +1,4 @@
-"""Work that threads share inside a kernel: phases, cut into chunks that whoever is free takes.
+"""Work that threads share inside a kernel: phases, cut into chunks that any free thread takes.
 
 One token passes some hundred small products, each of which needs the one before; a pool of threads
 would cost more than a product. So the threads walk through all phases together and claim chunks by

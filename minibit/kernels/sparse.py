@@ -77,7 +77,7 @@ def _add_columns(typingctx, tile, bands, a, b, c, d, x, offset):
 
 @njit(cache=True, nogil=True)
 def compact(x: Array, at: Array, values: Array) -> int:
-    """List the places (as bytes of a band) and values of what is not 0; return how many.
+    """List the places (as bytes of a band) and values of all that are not 0; return how many.
 
     The list is filled up to a multiple of 4 with zeros, which add nothing: `at` and `values` have
     room for 4 more than x.

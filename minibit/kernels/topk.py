@@ -130,7 +130,7 @@ def _edge(bits, k, high, low):
 
 @njit(cache=True, nogil=True)
 def _scratch(n):
-    """Room for the halves of a row, filled up with what is never counted."""
+    """Room for the halves of a row, filled up with numbers that are never counted."""
     size = (n + STRIDE - 1) // STRIDE * STRIDE
     room = np.empty(2 * size, np.int16)
     high, low = room[:size], room[size:]

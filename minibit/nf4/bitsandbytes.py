@@ -138,7 +138,7 @@ def _check_map(arrays: Mapping[str, NDArray[Any]], key: str, code: NDArray[np.fl
 
 
 def _state(array: NDArray[Any], key: str) -> dict[str, Any]:
-    """Read the JSON, and see that it has what is needed, of the right kind."""
+    """Read the JSON, and see that it has the fields that are needed, of the right kind."""
     if array.dtype != np.uint8 or array.ndim != 1:
         raise ValueError(f"{key} must be uint8 in one axis, got {array.dtype} {array.shape}")
     try:

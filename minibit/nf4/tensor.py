@@ -101,7 +101,7 @@ class NF4Tensor:
         object.__setattr__(self, name, view)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel by what is stored."""
+        """Travel by the stored fields."""
         parts = (self.offset, self.nested_codes, self.nested_absmax)
         return NF4Tensor, (self.shape, self.block, self.packed, self._absmax, *parts)
 

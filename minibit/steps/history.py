@@ -54,7 +54,7 @@ class History:
 
     @property
     def _contents(self) -> Contents:
-        """Return what is known to be good in the file."""
+        """Return the part of the file that is known to be good."""
         raise NotImplementedError
 
     def __len__(self) -> int:

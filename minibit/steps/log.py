@@ -524,7 +524,7 @@ class StepLog(History):
 
 
 def _read(path: Path) -> bytes:
-    """Read a log's file; what is no file, like a pipe, is an error."""
+    """Read a log's file; a pipe, or anything else that is no file, is an error."""
     if path.exists() and not path.is_file():
         raise LogError("is no file", path=path)
     with path.open("rb") as file:

@@ -197,7 +197,7 @@ def global_norm(tree: Tree) -> float:
 
 
 def _flat(x: Any) -> FloatArray:
-    """Lay an array out in a row; what is neither float32 nor float64 in float64."""
+    """Lay an array out in a row; one that is neither float32 nor float64 becomes float64."""
     x = np.asarray(x)
     real_numbers("a gradient", x, x.shape)
     flat: FloatArray = np.ravel(x, order="K")

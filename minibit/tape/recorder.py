@@ -40,7 +40,7 @@ class Tape:
 
 
 class Recorder(Tangent):
-    """A tangent that has no values: what is done to it becomes a line of the program."""
+    """A tangent that has no values: each operation on it becomes a line of the program."""
 
     __slots__ = ("dtype", "number", "shape", "tape")
 

@@ -147,7 +147,7 @@ _SMALL = 2048  # inputs and outputs of a matrix for which the way into a product
 
 
 def _one_scale(scale: float | np.float32) -> np.float32:
-    """Round a scale to float32, refusing what is not one finite number."""
+    """Round a scale to float32; anything but one finite number is refused."""
     array = check_scale(scale)
     if array.size != 1:
         raise ValueError(f"scale must be one number, got shape {array.shape}")

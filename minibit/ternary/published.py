@@ -101,7 +101,7 @@ def to_i2_s(codes: ArrayLike, scale: float = 1.0, layout: I2Layout = "x86") -> B
     ----------
     codes : integer array, shape (n_out, n_in)
         As `check_codes` has it; n_in a multiple of 128 (x86) or 64 (arm), or n_out of 4 (rows):
-        bitnet.cpp drops what is left over without a word.
+        bitnet.cpp drops the rest without a word.
     scale : float
         Finite, not negative, and no number that float32 would round to 0.
     layout : {"x86", "arm", "rows"}

@@ -20,7 +20,7 @@ _FLOAT32, _BOOL = np.dtype(np.float32), np.dtype(bool)
 
 
 def topk_count(n: int, sparsity: float | str | Fraction) -> int:
-    """Count what is kept of n entries at a share of zeros: ``k = floor((1 - sparsity) n)``.
+    """Count the entries that are kept of n at a share of zeros: ``k = floor((1 - sparsity) n)``.
 
     Exact: `sparsity`, from 0 to below 1, is a str, a Fraction, or a float that stands for the
     shortest decimal number that prints it, so that 0.9 is nine tenths. The authors' code
@@ -173,7 +173,7 @@ def _by_kernel(name: str, x: Any, k: int, dtype: np.dtype[Any]) -> NDArray[Any] 
 
 
 def checked(x: ArrayLike, k: int) -> tuple[NDArray[Any], int]:
-    """Return x as an array of floats with a last axis, and k as an int, or say what is wrong."""
+    """Return x as an array of floats with a last axis, and k as an int, or name the fault."""
     array = floats("x", x)
     if not array.ndim:
         raise ValueError("x must have at least one axis, got a single number")

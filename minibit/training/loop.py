@@ -351,7 +351,7 @@ class _Run:
     def _result(
         self, first: int, loss: float, seconds: list[float], times: dict[str, float], stop: Stop
     ) -> TrainResult:
-        """Measure what the log has come to, with what is known of the steps from `first` on."""
+        """Measure the result of the log, with the losses and times of the steps from `first` on."""
         log, data, header = self.log, self.data, self.log.header
         accuracy = partial(evaluate, log.replay(), self.course.model)
         split_name, validation = header["data"]["split"], None

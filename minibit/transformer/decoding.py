@@ -95,7 +95,7 @@ class Decoder:
         self._last = None
 
     def logits(self) -> Floats:
-        """Read what is not yet read, and return the logits of the next token, (vocab,).
+        """Read the tokens that are not yet read, and return the logits of the next token, (vocab,).
 
         The array is read-only, as it is handed out until the text goes on: change a copy.
         Raises ValueError if the text is empty, or the model computes NaN or infinity.

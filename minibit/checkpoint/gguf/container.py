@@ -150,7 +150,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 
 
 class _Reader:
-    """A place in the mapped bytes, at first after the counts; each step checks what is left."""
+    """An offset in the mapped bytes, at first after the counts; each read checks the bytes left."""
 
     def __init__(self, path: Path, mapped: mmap.mmap) -> None:
         self.path, self.mapped, self.size, self.at = path, mapped, len(mapped), 24

@@ -232,7 +232,7 @@ def save_gguf(
 
 
 def _new(name: str, value: Any, kind: str, layout: I2Layout) -> NewTensor:
-    """Prepare a tensor; what it cannot hold is refused now, before anything is written."""
+    """Prepare a tensor; values that it cannot hold are refused now, before anything is written."""
     if not isinstance(value, TernaryMatrix):
         floats = as_written(name, value)
         code, stored_as = (BF16, "<u2") if floats.dtype == np.uint16 else (F32, "<f4")

@@ -229,7 +229,7 @@ def encoded(
 
 
 def check_encodable(matrix: TernaryMatrix, kind: int, layout: I2Layout) -> None:
-    """Raise ValueError for a projection that a type cannot hold, whatever its codes are.
+    """Raise ValueError for a projection that a type cannot hold with any codes.
 
     That is: for a shape of no whole blocks, a scale that is not above 0, or one that float16 holds
     as a subnormal only, so less exactly than 2**-11.

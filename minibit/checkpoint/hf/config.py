@@ -77,7 +77,7 @@ def read_config(path: Path) -> tuple[BitNetConfig, Storage]:
     Raises `CheckpointError` if it is no such file, lacks a size, or says what the published block
     has not: another activation, biases, scaled positions, norms inside the linear layers.
 
-    What is left out is as transformers has it: 20 heads, 5 of keys and values, 2048 positions, no
+    A field left out is as transformers has it: 20 heads, 5 of keys and values, 2048 positions, no
     tied head. ``num_key_value_heads`` null means one per query head. A token below 0 is none.
     """
     fields = DEFAULTS | read_json(path)
