@@ -6,7 +6,7 @@
 
 The last line is BitNet b1, with binary weights.
 
-Weights have one gamma a matrix, activations one scale a token (the last axis). Both are computed in
+Weights have a gamma per matrix, activations a scale per token (the last axis). Both are computed in
 float32 in the order of the published code (huggingface/transformers, ``integrations/bitnet.py``):
 the reciprocal first, then the product; ``127 / m`` would often differ in the last bit. The paper
 (arXiv 2402.17764, eq. 1-3) adds a small epsilon to gamma where the code takes a maximum; we follow
@@ -122,7 +122,7 @@ def absmax_quantize_reference(x: ArrayLike) -> tuple[NDArray[np.int8], NDArray[n
 
 
 def absmax_quantize(x: ArrayLike) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Quantise activations to int8 codes and one scale a token.
+    """Quantise activations to int8 codes and one scale per token.
 
     ``scale = (1 / max(max|x|, 1e-5)) * 127`` over the last axis, ``codes = rint(x scale)``.
 

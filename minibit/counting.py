@@ -53,7 +53,7 @@ class CountModel:
     _orders: tuple[_Order, ...] = field(repr=False)
 
     def loss(self, text: str) -> float:
-        """Mean negative log probability of the characters of a text, in nats a character.
+        """Mean negative log probability of the characters of a text, in nats per character.
 
         The first ``context`` characters see what there is of a history: the first sees none. A
         ValueError says that `text` is empty, or names its first character that may not occur.

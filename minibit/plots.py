@@ -190,8 +190,8 @@ def roofline_figure(
 ) -> Figure:
     """Draw products on a roofline: no faster than memory brings weights, nor than the arithmetic.
 
-    `points` maps a name to (multiplications a byte of weights, multiplications a second). The slope
-    is `bandwidth`, the bytes a second of a plain read; the roof `peak`, multiplications a second.
+    `points` maps a name to (multiplications per byte of weights, multiplications per second). The
+    slope is `bandwidth`, bytes per second of a plain read; the roof `peak`, products per second.
     """
     picture, (axes,) = figure(height=4.2)
     intensities = [intensity for intensity, _ in points.values()] or [1.0]
@@ -208,7 +208,7 @@ def roofline_figure(
         axes.loglog(intensity, speed / 1e9, ls="", label=name, **_look(number))
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    label_axes(axes, "multiplications a byte of weights", "multiplications a ns", title)
+    label_axes(axes, "multiplications per byte of weights", "multiplications per ns", title)
     return picture
 
 

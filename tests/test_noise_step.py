@@ -1024,7 +1024,7 @@ def test_raw_pixels_share_a_tangent_without_wrapping_around():
 
 
 def test_a_model_that_shares_wrongly_is_told_what_linear_needs():
-    """Each parameter once, one row a sample; a parameter left out is named."""
+    """Each parameter once, one row per sample; a parameter left out is named."""
     params = {"a": np.ones((2, 3), np.int8), "b": np.ones((2, 2), np.int8)}
     args = (params, np.ones((4, 4, 3)), np.zeros(4, int), np.ones(4), [np.array([0])] * 2)
 
@@ -1034,7 +1034,7 @@ def test_a_model_that_shares_wrongly_is_told_what_linear_needs():
     def forgetful(params, x, linear=ternary_linear):
         return linear(x[:, 0], params["a"])
 
-    with pytest.raises(ValueError, match="one row a sample with 'a'"):
+    with pytest.raises(ValueError, match="one row per sample with 'a'"):
         unit_sums_by_jvp(positions, *args)
     with pytest.raises(ValueError, match=r"never got \['b'\]"):
         unit_sums_by_jvp(forgetful, *args)
@@ -1053,9 +1053,9 @@ def test_a_model_that_gives_nan_is_an_error(method):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"weight": np.ones(3, np.float32)}, "weight must be one number a sample"),
+        ({"weight": np.ones(3, np.float32)}, "weight must be one number per sample"),
         ({"units": [np.array([0]), np.array([99])]}, "units of 'w2' must lie in"),
-        ({"units": [np.array([0])]}, "units must be one array a layer"),
+        ({"units": [np.array([0])]}, "units must be one array per layer"),
         ({"params": {"w1": np.ones((5, 6)), "w2": np.ones((3, 5), np.int8)}}, "w1.*int8 codes"),
     ],
     ids=str,

@@ -125,7 +125,7 @@ def _multiply(rows, count, lines, blocks, k, sums):
     """Add the products of columns from k on, decoded in `lines`, to ``sums (tokens, 32)``."""
     width = rows.shape[1]
     for token in range(0, count, 32):
-        at = 128 * token  # 32 int32 sums a token
+        at = 128 * token  # 32 int32 sums per token
         if k == 0:
             amx_zero(0)
             amx_zero(1)

@@ -1,6 +1,6 @@
 """Matrix times one vector on base-3 weights: five codes a byte. Only chapter 3 uses it, as a rung.
 
-A fifth fewer bytes than 2 bits a weight, for more arithmetic: it wins where many cores share one
+A fifth fewer bytes than 2 bits per weight, for more arithmetic: it wins where many cores share one
 memory, and loses where the weights lie in a cache. The layout is that of panels, with 80 rows::
 
     [n_out / 80][n_in / 4][16][4]       byte: d0 + 3 d1 + 9 d2 + 27 d3 + 81 d4

@@ -1,4 +1,4 @@
-"""The packers of `minibit.ternary.panels`: 2 bits a weight, in the order that a product reads.
+"""The packers of `minibit.ternary.panels`: 2 bits per weight, in the order that a product reads.
 
 They take int8 codes, or the bytes of Hugging Face's files (`minibit.ternary.to_hf`), and return
 False if a code is not -1, 0 or 1. 64 rows at a time are written side by side as digits (the code

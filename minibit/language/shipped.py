@@ -1,7 +1,7 @@
 """The language model in the package: 221,184 ternary weights, trained on the book beside it.
 
     recipe            221k, b1.58, seed 0: two million characters, one thread
-    held-out text     1.733 nats a character
+    held-out text     1.733 nats per character
     file              96 KB, 32 KB of it the float32 embedding of 83 characters
 
 It is the run of seed 0 of ``minibit experiment language`` (``chapters/results/language.json``), by

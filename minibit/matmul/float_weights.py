@@ -2,7 +2,7 @@
 
     y = x w^T        w in float32, or in bfloat16: the upper half of a float32's bits
 
-One token reads all of w, as it reads all of a ternary matrix: 16 or 32 bits a weight instead of 2.
+One token reads all of w, as it reads all of a ternary matrix: 16 or 32 bits per weight, not 2.
 With the vocabularies of today the head is a large part of what a token reads.
 """
 

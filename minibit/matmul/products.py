@@ -60,7 +60,7 @@ def ternary_matmul_int8_reference(x: Array, matrix: TernaryMatrix) -> NDArray[np
 
 
 def ternary_matmul_reference(x: Array, matrix: TernaryMatrix) -> NDArray[np.float32]:
-    """Quantise activations a token, multiply exactly, scale: three lines of NumPy.
+    """Quantise activations per token, multiply exactly, scale: three lines of NumPy.
 
     The specification of `ternary_matmul`, with its `x` and `matrix`: all in float32, in this order.
 
@@ -183,7 +183,7 @@ def ternary_matmul(
 
 
 def _rows(x: Array, matrix: TernaryMatrix, dtype: np.dtype[Any]) -> Array:
-    """Return x as a plain matrix, one token a row; checked and copied unless it is one already."""
+    """Return x as a plain matrix, one token per row; checked, and copied unless it is one."""
     if (
         type(x) is np.ndarray
         and type(matrix) is TernaryMatrix

@@ -214,8 +214,8 @@ def _shared(
             plain = getattr(h, "primal", h)
             if plain.shape != (len(y), w.shape[1]):
                 raise ValueError(
-                    f"linear must get one row a sample with {name!r}, {(len(y), w.shape[1])}; got "
-                    f"shape {plain.shape}: a weight used at several positions shares no tangent"
+                    f"linear must get one row per sample with {name!r}, {(len(y), w.shape[1])}; "
+                    f"got shape {plain.shape}: a weight used at several positions shares no tangent"
                 )
             inputs[name] = plain.astype(w.dtype)
             return ternary_linear(h, w) + bumps[name]
@@ -252,7 +252,7 @@ def _shared(
 def _check_losses(losses: NDArray[Any], slopes: NDArray[Any], weight: NDArray[Any]) -> None:
     if losses.shape != np.shape(weight):
         raise ValueError(
-            f"loss must give one number a sample, {np.shape(weight)}, got shape {losses.shape}"
+            f"loss must give one number per sample, {np.shape(weight)}, got shape {losses.shape}"
         )
     if not (np.isfinite(losses).all() and np.isfinite(slopes).all()):
         raise ValueError("model must give finite losses and tangents, got NaN or infinity")

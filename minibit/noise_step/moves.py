@@ -59,7 +59,7 @@ class UnitsStep:
     candidate ``q`` is input ``q % inputs`` of drawn unit ``q // inputs``.
     """
 
-    positions: tuple[NDArray[np.int64], ...]  # one sorted array a layer
+    positions: tuple[NDArray[np.int64], ...]  # one sorted array per layer
     signs: tuple[NDArray[np.int8], ...]  # -1 or +1
 
 
@@ -72,7 +72,7 @@ class Plan:
     names: tuple[str, ...]  # parameter names, in order
     shapes: tuple[tuple[int, ...], ...]  # of each; (n_out, n_in) for units
     zeros: int  # share of zeros in the initial weights = zeros / 2**32
-    perturbations: int = 0  # sampled: codes a step
+    perturbations: int = 0  # sampled: codes per step
     units: tuple[int, ...] = ()  # units: how many are drawn, per layer
     inputs: tuple[int, ...] = ()  # units: how many inputs of each are candidates, per layer
 

@@ -199,14 +199,14 @@ def _checked(
     if x.dtype.kind == "f":
         finite("x", x)
     if y.shape != x.shape[:1]:
-        raise ValueError(f"y must be one label a sample, ({len(x)},), got shape {y.shape}")
+        raise ValueError(f"y must be one label per sample, ({len(x)},), got shape {y.shape}")
     y = integer_array("y", y, 0, classes - 1)
     for name, w in params.items():
         if w.dtype != np.int8 or (w.size and not -1 <= w.min() <= w.max() <= 1):
             raise ValueError(f"params[{name!r}] must be int8 codes -1, 0 and 1, got {w.dtype}")
     weight = np.ones(len(x)) if weight is None else np.asarray(weight)
     if weight.shape != y.shape:
-        raise ValueError(f"weight must be one number a sample, ({len(x)},), got {weight.shape}")
+        raise ValueError(f"weight must be one number per sample, ({len(x)},), got {weight.shape}")
     weight = np.ascontiguousarray(weight, np.float32)
     x, y = (np.ascontiguousarray(v)[:] for v in (x if x.dtype == np.uint8 else x.astype("f4"), y))
     x.flags.writeable = y.flags.writeable = False
@@ -240,12 +240,12 @@ def unit_sums(
     """Sum the alignments of all weights into the drawn units over samples.
 
     `x` is uint8 or float (batch, n_in), `y` its labels, `weight` (batch,) that of every sample in
-    the sums, `units` one int64 array a layer. Samples with ``1 - p_y <= threshold`` count as
+    the sums, `units` one int64 array per layer. Samples with ``1 - p_y <= threshold`` count as
     learnt: their tangents are skipped.
     """
     codes, batch = _checked(model, params, x, y, weight)
     if len(units) != len(codes):
-        raise ValueError(f"units must be one array a layer, {len(codes)}, got {len(units)}")
+        raise ValueError(f"units must be one array per layer, {len(codes)}, got {len(units)}")
     for drawn, (name, w) in zip(units, codes.items(), strict=True):
         if drawn.size and not 0 <= drawn.min() <= drawn.max() < w.shape[0]:
             raise ValueError(f"units of {name!r} must lie in [0, {w.shape[0]}), got {drawn}")

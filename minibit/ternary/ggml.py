@@ -1,6 +1,6 @@
 """Ternary weights in ggml's blocks: TQ1_0 and TQ2_0, as GGUF files hold them.
 
-    type     256 weights of a row in   a byte holds                        bits a weight
+    type     256 weights of a row in   a byte holds                        bits per weight
     TQ1_0    54 bytes                  five trits, as a binary fraction    1.6875
     TQ2_0    66 bytes                  four codes, 32 columns apart        2.0625
 

@@ -5,7 +5,7 @@ layers, hidden size d, GLU size f and vocabulary V has, where K/H of the heads k
 
     matrices    L (2 d d (1 + K/H) + 3 d f)         2 bytes each in FP16, 1/4 in b1.58 (2-bit codes)
     embedding and head    2 V d                     2 bytes each in both
-    cache       2 L d K/H values a token            2 bytes each, or 1
+    cache       2 L d K/H values per token          2 bytes each, or 1
 
 Every constant names its source; only the two factors of the memory are fitted (`memory_gb`). In
 every function the arguments are
@@ -48,8 +48,8 @@ __all__ = [
 ]
 
 MATRIX_FACTOR, EMBEDDING_FACTOR = 1.018, 3.285  # fitted; see memory_gb
-BANDWIDTH = 2.039e12  # A100: bytes a second
-PEAK = 312e12  # A100: FP16 operations a second, dense; a multiply-add is two
+BANDWIDTH = 2.039e12  # A100: bytes per second
+PEAK = 312e12  # A100: FP16 operations per second, dense; a multiply-add is two
 DRAM_PJ_PER_BYTE = 8 * 3.97  # O'Connor: HBM2, the device alone
 ENERGY_PJ = {  # one operation, in picojoules: at 45 nm by Horowitz, at 7 nm by Jouppi
     "45 nm": {"int8 add": 0.03, "int32 add": 0.1, "fp16 add": 0.4, "fp16 multiply": 1.1},

@@ -104,7 +104,7 @@ def run_layers(
     sparsify: Sparsify | None = None,
     cache: Cache | None = None,
 ) -> Array:
-    """Run all layers over the residual stream, x (rows, hidden), one row a token."""
+    """Run all layers over the residual stream, x (rows, hidden), one row per token."""
     head_dim, heads_first = config.head_dim, (0, 2, 1, 3)
 
     def inputs(x: Array, norm: str, site: str) -> Array:

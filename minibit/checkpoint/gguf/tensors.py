@@ -164,7 +164,7 @@ def _decoded(
     raw = file.bytes_of(tensor)
     n_out, n_in = tensor.shape
     size = n_out * n_in // 4 if tensor.kind == I2_S else tensor.nbytes
-    width, count = size // n_out, rows.stop - rows.start  # bytes a row, rows
+    width, count = size // n_out, rows.stop - rows.start  # bytes per row, rows
     part = raw[rows.start * width : rows.stop * width]
     try:
         if tensor.kind == I2_S:

@@ -4,7 +4,7 @@ A directory must hold the tensors that its configuration says, of the shapes tha
 others but those that can be no part of the model, which is checked before a weight is touched.
 Then, tensor by tensor:
 
-    projections   uint8, 2 bits a weight     -> a `TernaryMatrix`, never expanded; its pages let go
+    projections   uint8, 2 bits per weight   -> a `TernaryMatrix`, never expanded; its pages let go
                   floats (master weights)    -> float32
     norms         any floats                 -> float32
     embeddings    bfloat16                   -> stay in the mapped file, as uint16 bits
