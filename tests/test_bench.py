@@ -267,7 +267,7 @@ def test_the_cost_of_a_step_is_the_mean_of_its_ratios(tiny, preset):
 def test_bench_step_judges_both_presets_by_their_bars(monkeypatch):
     """20 forward passes for strict, 3 for accurate; one preset alone on request."""
 
-    def measured(preset, *, workers):
+    def measured(preset, *, threads):
         passes = {"strict": 20.0, "accurate": 3.1}[preset]
         return {
             "forward_passes": passes,
@@ -290,7 +290,7 @@ def test_bench_step_judges_both_presets_by_their_bars(monkeypatch):
 def test_bench_train_is_a_mean_over_seeds(monkeypatch):
     """Mean accuracy, longest run and largest log against the bars of the preset."""
 
-    def measured(preset, seed, *, workers):
+    def measured(preset, seed, *, threads):
         return {
             "seed": seed,
             "test_accuracy": (0.962, 0.964, 0.966)[seed],
@@ -316,7 +316,7 @@ def test_bench_train_is_a_mean_over_seeds(monkeypatch):
 
 def test_training_runs_are_reported_as_they_end(tiny):
     """One entry for each seed, JSON types, different seeds giving different weights."""
-    runs = [bench_training.train_run("small", seed, steps=2, workers=1) for seed in (3, 4)]
+    runs = [bench_training.train_run("small", seed, steps=2, threads=1) for seed in (3, 4)]
     assert json.loads(json.dumps(runs)) == runs
     assert [run["seed"] for run in runs] == [3, 4]
     assert runs[0]["digest"] != runs[1]["digest"]

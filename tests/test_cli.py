@@ -63,7 +63,7 @@ def trained(tmp_path_factory, data):
     """A log of a few steps, and what `train` said of it. Tests leave it as it is."""
     path = tmp_path_factory.mktemp("run") / "run.steps"
     words = ("train", "--data", data, "--widths", "16", "--steps", STEPS, "--out", path)
-    return path, answer(*words, "--workers", 1)
+    return path, answer(*words, "--threads", 1)
 
 
 # --- Starting
@@ -176,7 +176,7 @@ def test_a_command_whose_library_is_missing_names_the_extra(
         ("train", "--steps", "0"),
         ("train", "--steps", "many"),
         ("train", "--seed", "-1"),
-        ("train", "--workers", "0"),
+        ("train", "--threads", "0"),
         ("train", "now"),
         ("replay",),
         ("history", "a.steps", "--every", "0"),
@@ -296,7 +296,7 @@ def test_a_forced_run_that_is_stopped_early_costs_nothing(
         monkeypatch.setattr(training.loop._Run, "warm_up", stops)
     else:
         monkeypatch.setattr(training.loop._Run, "one_step", stops)
-    words = ("train", "--data", data, "--widths", 4, "--steps", 40, "--out", path, "--workers", 1)
+    words = ("train", "--data", data, "--widths", 4, "--steps", 40, "--out", path, "--threads", 1)
     said = refused(*words, "--force", status=1).replace("\n", " ")
     assert ("No space left" if stop == "full disk" else "stopped") in said
     assert f"{path} is as it was" in said
@@ -314,7 +314,7 @@ def test_a_forced_run_that_is_stopped_later_keeps_both_logs(trained, data, tmp_p
         return step(run)
 
     monkeypatch.setattr(training.loop._Run, "one_step", stops)
-    words = ("train", "--data", data, "--widths", 4, "--steps", 40, "--out", path, "--workers", 1)
+    words = ("train", "--data", data, "--widths", 4, "--steps", 40, "--out", path, "--threads", 1)
     done = call(*words, "--force")
     assert done.exit_code == 1
     assert len(StepLog.open(path)) == 33
@@ -333,7 +333,7 @@ def test_a_full_disk_says_what_was_kept_and_how_to_go_on(data, tmp_path, monkeyp
         write(file, framed)
 
     monkeypatch.setattr(Appender, "append", fills)
-    words = ("train", "--data", data, "--widths", 4, "--steps", 40, "--out", path, "--workers", 1)
+    words = ("train", "--data", data, "--widths", 4, "--steps", 40, "--out", path, "--threads", 1)
     said = refused(*words, status=1)
     assert "No space left on device" in said
     assert "has 32 good steps, --resume goes on" in said.replace("\n", " ")
@@ -424,7 +424,7 @@ def test_ctrl_c_keeps_every_step_and_says_how_to_go_on(tmp_path):
     source, path = tmp_path / "wide.npz", tmp_path / "run.steps"
     x, y = rng.integers(0, 256, (600, 400), dtype=np.uint8), rng.integers(0, 10, 600)
     np.savez(source, x=x, y=y)
-    words = ("train", "--data", source, "--widths", "64", "--workers", 1, "--out", path)
+    words = ("train", "--data", source, "--widths", "64", "--threads", 1, "--out", path)
     process = spawn(*words, "--json")
     end = time.monotonic() + 240
     while not (path.exists() and len(StepLog.open(path))) and time.monotonic() < end:
@@ -581,7 +581,7 @@ def test_one_training_sample_is_enough_for_all_but_a_validation_split(tmp_path):
     x = np.arange(12, dtype=np.uint8).reshape(3, 4)
     data, log = tmp_path / "one.npz", tmp_path / "one.steps"
     np.savez(data, train_x=x[:1], train_y=[0], test_x=x, test_y=[0, 1, 0])
-    answer("train", "--data", data, "--widths", 4, "--steps", 1, "--out", log, "--workers", 1)
+    answer("train", "--data", data, "--widths", 4, "--steps", 1, "--out", log, "--threads", 1)
     for split in ("test", "train"):
         answer("evaluate", log, "--data", data, "--split", split)
     said = refused("evaluate", log, "--data", data, "--split", "validation", status=1)

@@ -50,7 +50,7 @@ def data(tmp_path_factory):
 
 def serial(path, data, preset, **fields):
     """A run in this process."""
-    return train(preset, 3, path, dataset=load_npz(data), workers=1, **{**SHORT, **fields})
+    return train(preset, 3, path, dataset=load_npz(data), threads=1, **{**SHORT, **fields})
 
 
 @pytest.fixture(scope="module", params=["strict", "small"])

@@ -458,7 +458,7 @@ def test_numpy_alone_gives_the_same_results_without_a_word(tmp_path):
     from minibit.training import train
 
     log = str(tmp_path / "two.steps")
-    train(out=log, steps=2, batch=(20, 20), widths=(32,), workers=1, dataset=little())
+    train(out=log, steps=2, batch=(20, 20), widths=(32,), threads=1, dataset=little())
     code = MATHS.replace("LOG", repr(log))
     assert json.loads(python(BLOCK + code)) == json.loads(python(code))
 

@@ -48,7 +48,7 @@ def run(out, method="units", seed=3, **fields):
         **{
             "dataset": blobs(),
             "widths": (24, 24),
-            "workers": 1,
+            "threads": 1,
             "steps": 96,
             "batch": (64, 128),
             "rate": (0.05, 0.01),
@@ -83,9 +83,9 @@ def test_a_log_says_which_activations_its_model_has(tmp_path, method):
     result = run(tmp_path / "a.steps", method, activations="int8", steps=64)
     header = StepLog.open(tmp_path / "a.steps").header
     assert header["recipe"]["activations"] == model_of(header).activations == "int8"
-    again = train(out=tmp_path / "a.steps", resume=True, dataset=blobs(), workers=1, steps=96)
+    again = train(out=tmp_path / "a.steps", resume=True, dataset=blobs(), threads=1, steps=96)
     log, data = StepLog.open(tmp_path / "a.steps"), blobs()
-    whole = run(tmp_path / "b.steps", method, activations="int8", workers=2)
+    whole = run(tmp_path / "b.steps", method, activations="int8", threads=2)
     assert again.digest == log.verify()
     assert log.digest(64) == result.digest == StepLog.open(tmp_path / "b.steps").digest(64)
     assert whole.test_accuracy > 0.65
@@ -122,8 +122,8 @@ def test_a_preset_that_no_run_can_have_is_refused():
 def test_a_seed_names_a_run_and_threads_do_not_matter(tmp_path):
     """The same file from one thread and from two; another from another seed."""
     logs = []
-    for k, (seed, workers) in enumerate([(3, 1), (3, 2), (4, 1)]):
-        run(tmp_path / f"{k}.steps", seed=seed, workers=workers, steps=40)
+    for k, (seed, threads) in enumerate([(3, 1), (3, 2), (4, 1)]):
+        run(tmp_path / f"{k}.steps", seed=seed, threads=threads, steps=40)
         logs.append((tmp_path / f"{k}.steps").read_bytes())
     assert logs[0] == logs[1]
     assert logs[0] != logs[2]
@@ -330,7 +330,7 @@ def test_an_interrupt_at_any_time_of_a_run_gives_its_result(tmp_path, again):
         for trial in range(12):
             path = tmp_path / f"{trial}.steps"
             signal.setitimer(signal.ITIMER_REAL, 0.01 + trial * 0.01, again)
-            result = run(path, workers=2)
+            result = run(path, threads=2)
             signal.setitimer(signal.ITIMER_REAL, 0)
             log = StepLog.open(path)
             assert result.interrupted or result.steps == 96
@@ -349,7 +349,7 @@ def test_ctrl_c_keeps_everything_and_resume_goes_on(tmp_path, monkeypatch):
     first = run(tmp_path / "a.steps", progress=Interrupt(after=41))
     assert first.interrupted
     assert first.steps == 41
-    again = train(out=tmp_path / "a.steps", resume=True, dataset=blobs(), workers=1, steps=96)
+    again = train(out=tmp_path / "a.steps", resume=True, dataset=blobs(), threads=1, steps=96)
     assert not again.interrupted
     assert again.steps == 96
     assert StepLog.open(tmp_path / "a.steps").verify() == again.digest
@@ -376,7 +376,7 @@ def test_a_resumed_run_keeps_the_density_that_followed_the_loss(tmp_path):
     """Where the density falls with the loss, it does not rise again at a resume."""
     falling = {"density_by_loss": ((1.3, 0.004), (1.2, 0.002)), "density": (0.01, 0.01)}
     run(tmp_path / "a.steps", "sampled", steps=64, **falling)
-    train(out=tmp_path / "a.steps", resume=True, dataset=blobs(), workers=1, steps=96)
+    train(out=tmp_path / "a.steps", resume=True, dataset=blobs(), threads=1, steps=96)
     numerators = [step.numerator for step in StepLog.open(tmp_path / "a.steps").steps()]
     assert numerators == sorted(numerators, reverse=True)
     assert numerators[0] > numerators[63] == numerators[-1]
@@ -438,7 +438,7 @@ def test_the_validation_split_is_not_trained_on(tmp_path):
         (dict(seed=-1), "seed"),
         (dict(seed=2**64), "seed"),
         (dict(steps=-1), "steps"),
-        (dict(workers=0), "workers"),
+        (dict(threads=0), "threads"),
         (dict(split_name="test"), "split_name"),
         (dict(widths=(0,)), "widths"),
         (dict(batch=(0, 3)), "batch"),
@@ -525,7 +525,7 @@ def test_a_resumed_run_ends_as_one_that_was_never_stopped(tmp_path, method):
     for stop in (1, 7, 39):
         path = tmp_path / f"{stop}.steps"
         run(path, method, steps=stop, **fields)
-        again = train(out=path, resume=True, dataset=blobs(), workers=1, steps=40)
+        again = train(out=path, resume=True, dataset=blobs(), threads=1, steps=40)
         assert again.digest == whole.digest, stop
 
 
@@ -546,7 +546,7 @@ def test_run_vectors(tmp_path, monkeypatch, case):
         log.append([units_step(record) for record in a["records"]])
     draws = watched_draws(monkeypatch)
     first = len(a["records"])
-    train(out=path, resume=True, dataset=data, workers=1, steps=first + a["steps"])
+    train(out=path, resume=True, dataset=data, threads=1, steps=first + a["steps"])
     draws = draws[first:]  # those before are of the steps that were logged
     np.testing.assert_allclose(draws[0][1], expected["table"], rtol=1e-5)
     batches = [
@@ -584,7 +584,7 @@ def test_shifts_move_images_by_one_pixel_and_fill_with_zeros():
 def test_mnist_is_learnt_forwards_only(tmp_path):
     """A hundred steps of the default preset reach 85% on the test set; the log is a few KB."""
     steps, least = (100, 0.85) if compiled() else (8, 0.25)  # plain NumPy is a hundred times slower
-    result = train(out=tmp_path / "m.steps", steps=steps, dataset=load_mnist(), workers=2)
+    result = train(out=tmp_path / "m.steps", steps=steps, dataset=load_mnist(), threads=2)
     assert result.test_accuracy > least
     assert result.log_bytes < 20_000
     assert result.split == "final"
@@ -596,7 +596,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from test_training import blobs
 from minibit.training import train
-train("small", 3, sys.argv[1], dataset=blobs(), widths=(24, 24), workers=1, steps=3000,
+train("small", 3, sys.argv[1], dataset=blobs(), widths=(24, 24), threads=1, steps=3000,
       batch=(64, 64), rate=(0.05, 0.01), resume=len(sys.argv) > 2)
 """
 
@@ -607,7 +607,7 @@ def test_a_killed_run_is_a_prefix_and_goes_on(tmp_path):
     script = SCRIPT.format(tests=str(Path(__file__).parent))
     whole = tmp_path / "whole.steps"
     train(
-        "small", 3, whole, dataset=blobs(), widths=(24, 24), workers=1, steps=640,
+        "small", 3, whole, dataset=blobs(), widths=(24, 24), threads=1, steps=640,
         total_steps=3000, batch=(64, 64), rate=(0.05, 0.01),
     )  # fmt: skip
     reference = StepLog.open(whole)
@@ -627,7 +627,7 @@ def test_a_killed_run_is_a_prefix_and_goes_on(tmp_path):
         assert whole_records % 32 == 0
         common = min(whole_records, 640)
         assert log.digest(common) == reference.digest(common)
-        again = train(out=path, resume=True, dataset=blobs(), workers=1, steps=whole_records + 5)
+        again = train(out=path, resume=True, dataset=blobs(), threads=1, steps=whole_records + 5)
         assert again.steps == whole_records + 5
         assert StepLog.open(path).verify() == again.digest
 
@@ -670,7 +670,7 @@ def test_a_fork_goes_on_by_its_own_seed_and_data_however_often_it_is_stopped(
 
 def go_on(path, data=None, steps=96):
     """Resume a run on blobs, or on other data."""
-    return train(out=path, resume=True, dataset=data or blobs(), workers=1, steps=steps)
+    return train(out=path, resume=True, dataset=data or blobs(), threads=1, steps=steps)
 
 
 def test_a_forks_density_does_not_rise_again_on_other_data(tmp_path):

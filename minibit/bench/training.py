@@ -46,7 +46,7 @@ def train(options: Options) -> Report:
     Seconds are the wall time of a whole run to its closed log, without ``compile_seconds``.
     """
     preset = options.preset or "small"
-    runs = [train_run(preset, seed, workers=options.threads) for seed in options.seeds]
+    runs = [train_run(preset, seed, threads=options.threads) for seed in options.seeds]
     columns = {name: [run[name] for run in runs] for name in runs[0]}
     accuracy, seconds = columns["test_accuracy"], columns["wall_seconds"]
     least_accuracy, most_seconds, most_bytes = BARS[preset]
@@ -91,7 +91,7 @@ def step(options: Options) -> Report:
     figures: list[Figure] = []
     details: dict[str, Any] = {}
     for preset in [options.preset] if options.preset else STEP_BARS:
-        cost = details[preset] = step_cost(preset, workers=options.threads or 1)
+        cost = details[preset] = step_cost(preset, threads=options.threads or 1)
         title = f"{preset}: a step, mean of {len(cost['step_seconds'])}"
         passes, unit = cost["forward_passes"], "forward passes"
         figures.append(Figure(title, passes, unit, STEP_BARS[preset], at_least=False))
@@ -109,7 +109,7 @@ def step(options: Options) -> Report:
     return Report(figures, [note], details)
 
 
-def step_cost(preset: str, *, steps: int | None = None, workers: int = 1) -> dict[str, Any]:
+def step_cost(preset: str, *, steps: int | None = None, threads: int = 1) -> dict[str, Any]:
     """Run a preset, or its first steps, timing them against forward passes of the same batch.
 
     Returned are ``forward_passes``: mean over all steps; ``step_seconds``: of each step; ``at``,
@@ -134,7 +134,7 @@ def step_cost(preset: str, *, steps: int | None = None, workers: int = 1) -> dic
         x = batch.astype(np.float32) / np.float32(255)  # (batch, n_in)
         candidates = {
             "forward": lambda: numpy_forward(weights, x),
-            "own": lambda: unit_tangents.forward(model, codes, batch, labels[: len(x)], workers),
+            "own": lambda: unit_tangents.forward(model, codes, batch, labels[: len(x)], threads),
         }
         at.append(progress.step)
         for name, seconds in medians(candidates, seconds=0, least_rounds=3, warmups=1).items():
@@ -144,12 +144,12 @@ def step_cost(preset: str, *, steps: int | None = None, workers: int = 1) -> dic
             naive_jvp(weights, x)
             times["naive"].append((time.perf_counter() - start) / times["forward"][-1])
 
-    result = scratch_run(preset, 0, steps=steps, workers=workers, progress=pause)
+    result = scratch_run(preset, 0, steps=steps, threads=threads, progress=pause)
     seconds, naive = result.step_seconds, times.pop("naive")
     count = recipe.perturbations if recipe.method == "sampled" else 0
     return {
         "preset": preset,
-        "workers": workers,
+        "threads": threads,
         "forward_passes": float(in_forward_passes(seconds, at, times["forward"]).mean()),
         "step_seconds": [round(float(s), 7) for s in seconds],
         "at": at,

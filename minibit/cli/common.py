@@ -28,7 +28,7 @@ Json = Annotated[bool, "--json", "Print one JSON object as the last line of stan
 Force = Annotated[bool, "Overwrite what is there."]
 Plot = Annotated[Path | None, "Draw it into this .svg, .png or .pdf file."]
 
-_EXTRA = ("matplotlib", "tokenizers")
+_EXTRAS = {"matplotlib": "app", "tokenizers": "app", "dask": "cluster", "distributed": "cluster"}
 
 
 class BadUse(Exception):
@@ -73,6 +73,10 @@ class Output(logging.Handler):
         """Print a warning to standard error."""
         self._errors.print(f"warning: {printable(text)}", style="yellow")
 
+    def note(self, text: str) -> None:
+        """Print a line to standard error, beside the result."""
+        self._errors.print(printable(text))
+
     def emit(self, record: logging.LogRecord) -> None:
         """Print what the package logged as a warning."""
         self.warn(record.getMessage())
@@ -110,9 +114,10 @@ class Output(logging.Handler):
         except BadUse as error:
             raise self._failed(str(error), 2) from error
         except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in _EXTRA:
+            extra = _EXTRAS.get((error.name or "").partition(".")[0])
+            if extra is None:
                 raise
-            message = f"this needs {error.name}: pip install 'minibit[app]'"
+            message = f"this needs {error.name}: pip install 'minibit[{extra}]'"
             raise self._failed(message, 2) from error
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             raise self._failed(str(error) or type(error).__name__, 1) from error

@@ -24,7 +24,9 @@ from rich.table import Column
 from minibit import plots, training
 from minibit.cli import common
 from minibit.cli.common import BadUse, Force, Output, Plot, command, kilobytes, percent
+from minibit.cli.crew import check_crew, crew
 from minibit.cli.logs import along_the_run, open_log
+from minibit.cluster import ClusterProgress, ClusterResult, train_on
 from minibit.datasets import Dataset, load_mnist
 from minibit.steps import StepLog
 
@@ -47,8 +49,20 @@ def train(
     ] = None,
     resume: Annotated[bool, "Go on with a log that was interrupted."] = False,
     force: Force = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of this process; default: one for each CPU.")
+    ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads; default: one for each CPU.")
+        int | None,
+        typer.Option(min=1, help="Take the steps on so many processes, a local Dask cluster."),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Take the steps on a running Dask cluster's workers."),
+    ] = None,
+    check: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of the ranges that two workers measure."),
     ] = None,
     plot: Plot = None,
     data: Annotated[
@@ -75,6 +89,7 @@ def train(
     if resume:
         options = {"--preset": preset, "--seed": seed, "--split": split, "--widths": widths}
         _check_resumed(out, path, options)
+    on_workers = check_crew(workers, scheduler, threads, check)
     common.check_plot(plot)
     if plot is not None and plot.absolute() == path.absolute():
         raise BadUse(f"--plot and --out are both {path}")
@@ -82,20 +97,15 @@ def train(
     numbers = tuple(common.whole_numbers(widths, "--widths")) if widths else None
     if numbers and min(numbers) < 1:
         raise BadUse("--widths must be at least 1 each")
-    with _Run() as run, _second_name(path, force) as old:
-        result = training.train(
-            preset or "small",
-            seed or 0,
-            path,
-            steps=steps,
-            resume=resume,
-            workers=workers,
-            dataset=dataset,
-            widths=numbers,
-            split_name=split_name,
-            overwrite=force,
-            progress=run.show,
-        )
+    options = {"steps": steps, "resume": resume, "widths": numbers, "split_name": split_name}
+    with _Run(on_workers) as run, _second_name(path, force) as old:
+        options |= {"overwrite": force, "progress": run.show}
+        begin = preset or "small", seed or 0, path
+        if on_workers:
+            with crew(out.note, workers, scheduler) as client:
+                result = train_on(client, *begin, data=data, check=check or 0.0, **options)
+        else:
+            result = training.train(*begin, threads=threads, dataset=dataset, **options)
         if result.interrupted and _is_same(path, old):
             raise KeyboardInterrupt
         if not result.interrupted:
@@ -107,6 +117,8 @@ def train(
         out.say(f"The log that was there before is {old}.")
     out.status = int(result.interrupted)
     fields = {name: value for name, value in vars(result).items() if not hasattr(value, "shape")}
+    if isinstance(result, ClusterResult):
+        fields["bytes_up"], fields["bytes_down"] = fields.pop("traffic").per_step
     loss = result.loss if math.isfinite(result.loss) else None
     return {"log": str(path), **fields, "loss": loss}
 
@@ -124,7 +136,7 @@ def _second_name(path: Path, force: bool) -> Iterator[Path]:
             with suppress(OSError):  # a file system without links
                 os.link(path, old)
         yield old
-    except (KeyboardInterrupt, OSError) as error:
+    except (KeyboardInterrupt, OSError, RuntimeError) as error:
         if isinstance(error, FileExistsError) or (str(error) and not path.exists()):
             raise
         left = "no log yet"
@@ -154,14 +166,19 @@ class _Run:
     place.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_workers: bool = False) -> None:
         self.points: list[training.Progress] = []
         self._console = Console(stderr=True, highlight=False)
         self._live = self._console.is_terminal
         self._bar = Progress(
-            *_columns(self._console.width), console=self._console, transient=True, expand=False
+            *_columns(self._console.width, on_workers),
+            console=self._console,
+            transient=True,
+            expand=False,
         )
-        self._status = self._console.status("reading data, compiling what is not compiled yet")
+        begin = "starting workers, " if on_workers else ""
+        begin += "reading data, compiling what is not compiled yet"
+        self._status = self._console.status(begin)
         self._task: TaskID | None = None
         self._said = time.monotonic()
         self._stop = False
@@ -191,6 +208,7 @@ class _Run:
                 "accuracy": f"{100 * progress.accuracy:.1f}%",
                 "left": clock(progress.remaining),
                 "log": kilobytes(progress.log_bytes),
+                "traffic": _traffic(progress),
             }
             if self._task is None:
                 self._status.stop()
@@ -202,7 +220,8 @@ class _Run:
             self._console.print(
                 f"step {progress.step} of {progress.steps}, loss {progress.loss:.3f}, "
                 f"batch accuracy {percent(progress.accuracy)}, {clock(progress.remaining)} left, "
-                f"log {kilobytes(progress.log_bytes)}",
+                f"log {kilobytes(progress.log_bytes)}"
+                + (f", {traffic}" if (traffic := _traffic(progress)) else ""),
                 soft_wrap=True,
             )
 
@@ -220,7 +239,15 @@ class _Run:
         self._stop = True
 
 
-def _columns(width: int) -> list[ProgressColumn]:
+def _traffic(progress: training.Progress) -> str:
+    """Say how many workers took the last step, and what a step sends."""
+    if not isinstance(progress, ClusterProgress):
+        return ""
+    up, down = (kilobytes(round(count)) for count in progress.traffic.per_step)
+    return f"{progress.workers} workers, {up} up, {down} down"
+
+
+def _columns(width: int, on_workers: bool = False) -> list[ProgressColumn]:
     """Choose what fits on one line of the terminal: the bar is the first to go."""
     texts = (  # the width from which on a column is there, and its template
         (0, "{task.completed}/{task.total}"),
@@ -228,6 +255,7 @@ def _columns(width: int) -> list[ProgressColumn]:
         (60, "batch accuracy {task.fields[accuracy]}"),
         (36, "{task.fields[left]} left"),
         (74, "log {task.fields[log]}"),
+        *([(120, "{task.fields[traffic]}")] if on_workers else []),
     )
     columns: list[ProgressColumn] = [
         TextColumn(template, table_column=Column(no_wrap=True))
@@ -235,7 +263,8 @@ def _columns(width: int) -> list[ProgressColumn]:
         if width >= least
     ]
     if width >= 84:
-        columns.insert(1, BarColumn(bar_width=min(width - 74, 40)))
+        taken = 118 if on_workers and width >= 120 else 74
+        columns.insert(1, BarColumn(bar_width=min(max(width - taken, 4), 40)))
     return columns
 
 
@@ -294,6 +323,8 @@ def _summary(
 ) -> None:
     """Print what the run came to, and how to go on from here."""
     options = shlex.quote(str(path)) + (f" --data {shlex.quote(str(data))}" if data else "")
+    for name, why in getattr(result, "left_out", {}).items():
+        out.warn(f"worker {name} got no more tasks: it {why}")
     if result.interrupted:
         out.say(f"Stopped after {result.steps} steps; all of them are in {path}.", style="bold")
     share = result.log_bytes / result.packed_weight_bytes
@@ -304,6 +335,7 @@ def _summary(
         "log": f"{kilobytes(result.log_bytes)}, {result.steps} steps",
         "packed weights": f"{kilobytes(result.packed_weight_bytes)} at five trits a byte; "
         f"the log is {share:.2f} times that",
+        **_shared(result),
         "time": f"{result.seconds:.1f} s, and {result.compile_seconds:.1f} s to compile",
         "digest": result.digest,
     }
@@ -313,6 +345,14 @@ def _summary(
     if result.interrupted:
         out.say(f"Go on with:  {_command()} train --resume --out {options}")
     out.say(f"Replay with: {_command()} replay {options}")
+
+
+def _shared(result: training.TrainResult) -> dict[str, str]:
+    """Say what a run on workers sent, and who was left out."""
+    if not isinstance(result, ClusterResult):
+        return {}
+    up, down = (kilobytes(round(count)) for count in result.traffic.per_step)
+    return {"workers": f"{result.workers}; per step {up} up and {down} down, all of them together"}
 
 
 def _command() -> str:

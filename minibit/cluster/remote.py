@@ -45,6 +45,13 @@ class Traffic:
     working: float = 0.0  # seconds of the slowest worker of each step, summed
     waiting: float = 0.0  # seconds from a step's first task to its last answer, summed
     joining: float = 0.0  # seconds in which the client decided, summed
+    steps: int = 0
+
+    @property
+    def per_step(self) -> tuple[float, float]:
+        """Bytes that a step sends up and down, all workers together, on the mean."""
+        steps = max(1, self.steps)
+        return self.up / steps, self.down / steps
 
 
 @dataclass(frozen=True)
@@ -174,6 +181,7 @@ class Remote:
         self.traffic.working += max(answer.seconds for answer in told)
         self.traffic.waiting += decided - begin
         self.traffic.joining += time.perf_counter() - decided
+        self.traffic.steps += 1
         return taken
 
     def _ask(self, parts: list[_Part], numerator: int) -> list[Answer]:

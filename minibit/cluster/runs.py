@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,17 @@ from minibit.cluster.remote import PATIENCE, Remote, Traffic
 from minibit.cluster.replica import brief_of
 from minibit.datasets import load_mnist, load_npz
 from minibit.steps import StepLog
-from minibit.training import Course, TrainResult, train
+from minibit.training import Course, Progress, TrainResult, train
 
-__all__ = ["ClusterResult", "train_on"]
+__all__ = ["ClusterProgress", "ClusterResult", "train_on"]
+
+
+@dataclass(frozen=True)
+class ClusterProgress(Progress):
+    """Where a run on workers stands."""
+
+    workers: int  # that took the last step
+    traffic: Traffic  # since the run began, or was resumed
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,7 @@ class ClusterResult(TrainResult):
 
     traffic: Traffic = field(default_factory=Traffic)
     left_out: dict[str, str] = field(default_factory=dict)  # workers that got no more tasks: why
+    workers: int = 0  # that took the last step
 
 
 def train_on(
@@ -36,6 +46,7 @@ def train_on(
     alone: bool = False,
     check: float = 0.0,
     patience: float = PATIENCE,
+    progress: Callable[[ClusterProgress], None] | None = None,
     **options: Any,
 ) -> ClusterResult:
     """Train an MLP by noise_step on many machines; only codes travel.
@@ -65,9 +76,11 @@ def train_on(
         ``left_out`` and gets no more tasks.
     patience : float
         Seconds after which an unanswered task is sent to another worker, too.
+    progress : callable, optional
+        Gets a `ClusterProgress` about twice a second; as for `train`.
     **options
         Of `train`: ``steps``, ``resume``, ``overwrite``, ``widths``, ``split_name``,
-        ``total_steps``, ``progress``, and fields of `Preset`.
+        ``total_steps``, ``threads`` (of the client's own forward passes), and fields of `Preset`.
 
     Raises
     ------
@@ -101,6 +114,15 @@ def train_on(
         )  # fmt: skip
         return remotes[0]
 
-    result = train(preset, seed, out, dataset=dataset, engine=begin, **options)
-    values = {each.name: getattr(result, each.name) for each in fields(result)}
-    return ClusterResult(**values, traffic=remotes[0].traffic, left_out=remotes[0].left_out)
+    def report(point: Progress) -> None:
+        if progress:
+            progress(ClusterProgress(**vars(point), **_now(remotes[0])))
+
+    result = train(preset, seed, out, dataset=dataset, engine=begin, progress=report, **options)
+    return ClusterResult(**vars(result), **_now(remotes[0]), left_out=remotes[0].left_out)
+
+
+def _now(remote: Remote) -> dict[str, Any]:
+    """Return how many workers took the last step, and what travelled so far."""
+    workers = len({name for *_, name in remote.shares[-1]}) if remote.shares else 0
+    return {"workers": workers, "traffic": remote.traffic}

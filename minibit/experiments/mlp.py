@@ -108,7 +108,7 @@ def _codes(latent: dict[str, NDArray[Any]]) -> Codes:
 def accuracy(codes: Codes, model: MLP = MODEL) -> float:
     """Share of the test images that ternary weights name rightly."""
     data = load_mnist()
-    return evaluate(codes, model, data.test_x, data.test_y.astype(np.int64), workers=1)
+    return evaluate(codes, model, data.test_x, data.test_y.astype(np.int64), threads=1)
 
 
 def mlp(seeds: Sequence[int], runs: Runs) -> list[Row]:
@@ -138,7 +138,7 @@ def noise_step_run(folder: Path, seed: int) -> Row:
     """Train a preset, then replay its log to see the way."""
     with TemporaryDirectory() as scratch:
         path = Path(scratch) / "run.steps"
-        result = train(PRESET, seed, path, workers=1)
+        result = train(PRESET, seed, path, threads=1)
         log = StepLog.open(path)
         share = np.cumsum(result.step_seconds) / np.sum(result.step_seconds)
         marks = [n for n in range(1, result.steps) if n & (n - 1) == 0]

@@ -67,7 +67,7 @@ def activations(seeds: Sequence[int], runs: Runs, presets: Sequence[str] = MEASU
 
 def activations_run(folder: Path, preset: str, seed: int, kind: str) -> Row:
     """Train a preset with one kind of activations, on one thread."""
-    result = scratch_run(preset, seed, workers=1, split_name="validation", activations=kind)
+    result = scratch_run(preset, seed, threads=1, split_name="validation", activations=kind)
     names = ("validation_accuracy", "log_bytes", "cpu_seconds")
     return {"seed": seed, **{name: getattr(result, name) for name in names}}
 
@@ -83,7 +83,7 @@ def step_times(preset: str, rounds: int = 15) -> dict[str, dict[str, float]]:
     with TemporaryDirectory() as folder:
         for kind in ACTIVATIONS:
             path = Path(folder) / kind
-            training.train(preset, 0, path, steps=0, workers=1, activations=kind)
+            training.train(preset, 0, path, steps=0, threads=1, activations=kind)
             log = StepLog.open(path)
             model, start = model_of(log.header), initial_params(log.plan)
             work[f"{kind} forward"] = partial(forward, model, start, x, y, 1)

@@ -118,7 +118,7 @@ class Course:
         recipe = self.recipe
         return self._density if recipe.density_by_loss and recipe.method == "sampled" else None
 
-    def retrace(self, log: StepLog, workers: int | None = None) -> None:
+    def retrace(self, log: StepLog, threads: int | None = None) -> None:
         """Make the forward passes of a log's steps on these data: the course of its run."""
         steps = len(log)
         remembers = self.recipe.easy_share < 1  # else only the density of the last step counts
@@ -131,7 +131,7 @@ class Course:
             x, y, weight = self.batch(step)
             if isinstance(choice, SampledStep):
                 self._density = choice.numerator / 2**32
-            _, losses, hardness, _ = forward(self.model, params, x, y, workers)
+            _, losses, hardness, _ = forward(self.model, params, x, y, threads)
             self.saw(hardness, float(np.average(losses, weights=weight if weight.any() else None)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -111,7 +112,7 @@ def train(
     *,
     steps: int | None = None,
     resume: bool = False,
-    workers: int | None = None,
+    threads: int | None = None,
     dataset: Dataset | None = None,
     split_name: Literal["final", "validation"] = "final",
     overwrite: bool = False,
@@ -134,8 +135,8 @@ def train(
         Stop after as many in all. Schedules run over `total_steps`: this is a prefix of that run.
     resume : bool
         Go on from the last good record of `out`; its header says preset, seed, widths and split.
-    workers : int, optional
-        Threads; as many as there are cores by default.
+    threads : int, optional
+        As many as there are cores by default. ``workers``, its name before, is deprecated.
     dataset : Dataset, optional
         MNIST by default.
     split_name : "final" or "validation"
@@ -157,7 +158,10 @@ def train(
     widths, total = overrides.pop("widths", None), overrides.pop("total_steps", None)
     if total is not None:
         integer("total_steps", total, max(1, steps or 0))
-    workers = thread_count(workers, "workers")
+    if "workers" in overrides:
+        warnings.warn("workers is now called threads", DeprecationWarning, stacklevel=2)
+        threads = overrides.pop("workers")
+    threads = thread_count(threads)
     data = dataset or load_mnist()
     if resume:
         run = _Run.resumed(Path(out), data, overrides)
@@ -173,7 +177,7 @@ def train(
         if engine and run.log.seed_ahead() != run.log.plan.seed:
             raise ValueError(f"workers take no steps of a fork with a seed of its own, like {out}")
         run.remote = engine(run.log, run.log.header, run.course) if engine else None
-        return run.go(most if steps is None else steps, workers, progress)
+        return run.go(most if steps is None else steps, threads, progress)
 
 
 def evaluate(
@@ -181,7 +185,7 @@ def evaluate(
     model: MLP,
     x: NDArray[Any],
     y: NDArray[Any],
-    workers: int | None = None,
+    threads: int | None = None,
 ) -> float:
     """Return the share of the samples whose label is the largest logit.
 
@@ -189,7 +193,7 @@ def evaluate(
     """
     if not len(y):
         raise ValueError("y must hold at least one sample")
-    correct = forward(model, params, x, y, workers)[3]
+    correct = forward(model, params, x, y, threads)[3]
     return float(correct.mean())
 
 
@@ -290,10 +294,10 @@ class _Run:
         self.log.append([r.record for r in new], [r.update for r in new], shares)
 
     def go(
-        self, total: int, workers: int | None, progress: Callable[[Progress], None] | None
+        self, total: int, threads: int | None, progress: Callable[[Progress], None] | None
     ) -> TrainResult:
         """Take steps up to `total`; an interrupt at any time ends with the result so far."""
-        self.stepper.objective = self.stepper.objective._replace(workers=workers)
+        self.stepper.objective = self.stepper.objective._replace(workers=threads)
         stop, start = Stop(), time.perf_counter()
         begin, cpu = start, time.process_time()
         first, recipe = self.steps, self.course.recipe
@@ -311,7 +315,7 @@ class _Run:
             begin, cpu = time.perf_counter(), time.process_time()
             last_report = begin
             if self.steps and (recipe.density_by_loss or not self.remote):
-                self.course.retrace(self.log, workers)
+                self.course.retrace(self.log, threads)
             while self.steps < total:
                 step_begin = time.perf_counter()
                 result = self.one_step()
