@@ -2,8 +2,8 @@
 
 A *crew* lists its present workers as *lanes*; a lane takes a task and gives a future. An executor's
 lanes all lead to the same pool, which hands a task to whichever process is free. Dask's lead to one
-worker each, so that a worker gets only the records that it has not seen; if it is lost, the
-scheduler runs the task elsewhere.
+worker each, so that a worker gets only the records that it has not seen, and no other takes its
+tasks; those of a worker that has left are sent elsewhere.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Protocol
 
 from minibit.base import integer
@@ -19,6 +20,7 @@ from minibit.cluster.replica import answer
 
 __all__ = ["Crew", "Lane", "crew_of"]
 
+REPLICA = answer.__module__
 REFRESH = 1.0  # seconds for which a list of Dask's workers is good
 
 
@@ -73,10 +75,13 @@ class DaskCrew:
         return list(self._lanes.values())
 
     def _lane(self, address: str) -> Lane:
-        executor = self._client.get_executor(
-            workers=[address], allow_other_workers=True, pure=False, retries=2
-        )
-        return Lane(address, lambda task: executor.submit(answer, task))
+        executor = self._client.get_executor(workers=[address], pure=False)
+
+        def submit(message: bytes) -> Future[Any]:
+            # By value: a worker without minibit could not read `answer`, and would end.
+            return executor.submit(lambda task: import_module(REPLICA).answer(task), message)
+
+        return Lane(address, submit)
 
 
 def crew_of(engine: Any, workers: int | None = None) -> Crew:

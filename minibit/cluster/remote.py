@@ -14,8 +14,10 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
+import minibit
 from minibit.base import number
 from minibit.cluster.crews import Crew, Lane
 from minibit.cluster.messages import ANSWERED, BEHIND, REFUSED, UNKNOWN, Answer, Task, run_name
@@ -146,7 +148,7 @@ class Remote:
         self._records = [pack_steps(plan, [record]) for record in records]
         self._workers: dict[str, str] = {}  # who answered last on a lane,
         self._knows: dict[str, int] = {}  # and at which step
-        self._lost = "none has come"
+        self._lost = ""
 
     @property
     def steps(self) -> int:
@@ -209,8 +211,8 @@ class Remote:
         slow = max(self.patience, 10 * self.traffic.waiting / max(1, len(self.shares)))
         while unsettled := self._unsettled(parts, numerator):
             for future in wait(tasks, LOOK, FIRST_COMPLETED).done:
-                part, lane, _ = tasks.pop(future)
-                part.waiting -= 1
+                part, lane, since = tasks.pop(future)
+                part.waiting -= since < inf
                 told = self._read(future, lane)
                 if told is None:
                     continue
@@ -221,9 +223,15 @@ class Remote:
                 else:
                     self._knows[lane.name] = self.steps
                     self._weigh(part, told)
+            there = {lane.name for lane in self._crew.lanes()}
             for future, (part, lane, since) in list(tasks.items()):
-                if time.monotonic() - since > slow:  # it may still answer, but is not waited for
-                    tasks[future] = part, lane, float("inf")
+                if lane.name not in there:
+                    del tasks[future]
+                    future.cancel()
+                    part.waiting -= since < inf
+                    self._lost = f"{lane.name} has left"
+                elif time.monotonic() - since > slow:  # it may still answer, but is not waited for
+                    tasks[future] = part, lane, inf
                     part.waiting -= 1
             for part in unsettled:
                 if part.verdict is not None or part.waiting > 0:
@@ -255,6 +263,9 @@ class Remote:
         except (Exception, CancelledError) as error:
             self._knows.pop(lane.name, None)
             self._lost = f"{lane.name} was lost: {type(error).__name__}: {error}"
+            if isinstance(error, ImportError):
+                self._workers[lane.name] = lane.name
+                self.left_out[lane.name] = f"has no minibit {minibit.__version__}: {error}"
             return None
         try:
             told = Answer.unpack(message)
@@ -309,11 +320,12 @@ class Remote:
         """Return the lanes that may get tasks; wait for one if there is none."""
         begin = time.monotonic()
         while True:
-            lanes = self._crew.lanes()
-            lanes = [lane for lane in lanes if self._workers.get(lane.name) not in self.left_out]
+            present = self._crew.lanes()
+            lanes = [lane for lane in present if self._workers.get(lane.name) not in self.left_out]
             if lanes:
                 return lanes
-            if self.left_out or time.monotonic() - begin > self.patience:
+            refused = present and not self.shares  # by all, from the start: no other will come
+            if refused or time.monotonic() - begin > self.patience:
                 raise RuntimeError(f"no worker is there to take a step; {self._fates()}")
             time.sleep(LOOK)
 
@@ -325,7 +337,12 @@ class Remote:
 
     def _fates(self) -> str:
         """Say what became of workers, for an error."""
-        return "; ".join(f"{name} {why}" for name, why in self.left_out.items()) or self._lost
+        fates = [f"{name} {why}" for name, why in self.left_out.items()]
+        if self._lost and not any(self._lost.startswith(name) for name in self.left_out):
+            fates.append(self._lost)
+        elif not fates:
+            fates = ["those that took steps are gone" if self.shares else "none has come"]
+        return "; ".join(fates)
 
 
 def _submitted(lane: Lane, message: bytes) -> Future[Any]:
