@@ -129,6 +129,13 @@ def test_a_seed_names_a_run_and_threads_do_not_matter(tmp_path):
     assert logs[0] != logs[2]
 
 
+def test_threads_may_still_be_called_workers(tmp_path):
+    """The name that they had goes on, with a warning."""
+    with pytest.warns(DeprecationWarning, match="workers is now called threads"):
+        result = train(out=tmp_path / "a.steps", dataset=blobs(), widths=(4,), workers=1, steps=1)
+    assert result.steps == 1
+
+
 def test_a_shorter_run_is_a_prefix(tmp_path):
     """`steps` stops early and changes no schedule: the weights of both runs agree at its end."""
     run(tmp_path / "whole.steps")

@@ -7,10 +7,10 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.request import ProxyHandler, build_opener
 
 from minibit.base import parse_object
 from minibit.cli.common import BadUse
@@ -64,8 +64,7 @@ def crew(say: Callable[[str], None], workers: int | None, scheduler: str | None)
     try:
         if scheduler is not None:
             with _connected(scheduler) as client:
-                if client.scheduler_info(n_workers=0)["services"].get("dashboard"):
-                    say(f"dashboard: {client.dashboard_link}")
+                _announce(say, client)
                 yield client
             return
         options = {
@@ -87,8 +86,7 @@ def crew(say: Callable[[str], None], workers: int | None, scheduler: str | None)
                 raise RuntimeError(
                     f"of {workers} workers only {there} were there after {START:.0f} s"
                 ) from None
-            if find_spec("bokeh"):  # without it there are no pages
-                say(f"dashboard: {client.dashboard_link}")
+            _announce(say, client)
             yield client
     finally:
         logger.setLevel(level)
@@ -145,3 +143,11 @@ async def _identity(address: str) -> dict[str, Any]:
     async with rpc(address, timeout=CONNECT, connection_args=certificates) as peer:
         identity: dict[str, Any] = await asyncio.wait_for(peer.identity(), CONNECT)
         return identity
+
+
+def _announce(say: Callable[[str], None], client: Any) -> None:
+    """Tell the link of the dashboard, if there is one: a scheduler without bokeh has no pages."""
+    direct = build_opener(ProxyHandler({}))
+    with suppress(OSError, ValueError), direct.open(client.dashboard_link, timeout=2) as page:
+        if b"Dask needs bokeh" not in page.read(100):
+            say(f"dashboard: {client.dashboard_link}")

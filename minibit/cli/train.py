@@ -244,7 +244,8 @@ def _traffic(progress: training.Progress) -> str:
     if not isinstance(progress, ClusterProgress):
         return ""
     up, down = (kilobytes(round(count)) for count in progress.traffic.per_step)
-    return f"{progress.workers} workers, {up} up, {down} down"
+    some = "1 worker" if progress.workers == 1 else f"{progress.workers} workers"
+    return f"{some}, {up} up, {down} down"
 
 
 def _columns(width: int, on_workers: bool = False) -> list[ProgressColumn]:

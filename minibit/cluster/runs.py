@@ -22,7 +22,7 @@ __all__ = ["ClusterProgress", "ClusterResult", "train_on"]
 class ClusterProgress(Progress):
     """Where a run on workers stands."""
 
-    workers: int  # that took the last step
+    workers: int  # that share a step now
     traffic: Traffic  # since the run began, or was resumed
 
 
@@ -32,7 +32,7 @@ class ClusterResult(TrainResult):
 
     traffic: Traffic = field(default_factory=Traffic)
     left_out: dict[str, str] = field(default_factory=dict)  # workers that got no more tasks: why
-    workers: int = 0  # that took the last step
+    workers: int = 0  # that shared the last step
 
 
 def train_on(
@@ -123,6 +123,6 @@ def train_on(
 
 
 def _now(remote: Remote) -> dict[str, Any]:
-    """Return how many workers took the last step, and what travelled so far."""
-    workers = len({name for *_, name in remote.shares[-1]}) if remote.shares else 0
+    """Return how many workers shared the last step, and what travelled so far."""
+    workers = len(remote.shares[-1]) if remote.shares else 0
     return {"workers": workers, "traffic": remote.traffic}
