@@ -222,6 +222,7 @@ def test_a_worker_that_cannot_work_is_named(tmp_path, words, serial, running):
     assert "the client has minibit 0.1.0, this worker 9.9" in said
     assert f"{out} is as it was" in said
     running.start(*WORKER)
+    running.wait(2)
     done = call(*command, "--force")
     assert done.exit_code == 0, done.output
     assert StepLog.open(out).verify() == serial["digest"]

@@ -44,7 +44,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "topk": 850,
     "nf4": 1_000,
     "lora": 1_300,
-    "cluster": 1_230,
+    "cluster": 1_290,
     "datasets": 400,
     "training": 820,
     "language": 750,
@@ -57,7 +57,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "conformance": 4_500,
     "": 200,  # the face of the package
 }
-ALL_LINES = 35_940  # and each idea that is added brings its own
+ALL_LINES = 36_000  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:

@@ -87,8 +87,8 @@ def train(
     if seed is not None and seed >= 2**64:
         raise BadUse(f"--seed must be below 2**64, got {seed}")
     if resume:
-        options = {"--preset": preset, "--seed": seed, "--split": split, "--widths": widths}
-        _check_resumed(out, path, options)
+        asked = {"--preset": preset, "--seed": seed, "--split": split, "--widths": widths}
+        _check_resumed(out, path, asked)
     on_workers = check_crew(workers, scheduler, threads, check)
     common.check_plot(plot)
     if plot is not None and plot.absolute() == path.absolute():
@@ -97,10 +97,12 @@ def train(
     numbers = tuple(common.whole_numbers(widths, "--widths")) if widths else None
     if numbers and min(numbers) < 1:
         raise BadUse("--widths must be at least 1 each")
-    options = {"steps": steps, "resume": resume, "widths": numbers, "split_name": split_name}
+    begin = preset or "small", seed or 0, path
+    options: dict[str, Any] = {"steps": steps, "resume": resume, "overwrite": force}
+    options |= {"widths": numbers, "split_name": split_name}
+    result: training.TrainResult
     with _Run(on_workers) as run, _second_name(path, force) as old:
-        options |= {"overwrite": force, "progress": run.show}
-        begin = preset or "small", seed or 0, path
+        options["progress"] = run.show
         if on_workers:
             with crew(out.note, workers, scheduler) as client:
                 result = train_on(client, *begin, data=data, check=check or 0.0, **options)

@@ -79,7 +79,10 @@ class DaskCrew:
 
         def submit(message: bytes) -> Future[Any]:
             # By value: a worker without minibit could not read `answer`, and would end.
-            return executor.submit(lambda task: import_module(REPLICA).answer(task), message)
+            future: Future[Any] = executor.submit(
+                lambda task: import_module(REPLICA).answer(task), message
+            )
+            return future
 
         return Lane(address, submit)
 
