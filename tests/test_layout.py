@@ -53,11 +53,11 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "results": 100,
     "experiments": 1_250,
     "bench": 1_580,
-    "cli": 2_840,
+    "cli": 2_960,
     "conformance": 4_500,
     "": 200,  # the face of the package
 }
-ALL_LINES = 36_000  # and each idea that is added brings its own
+ALL_LINES = 36_150  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:
