@@ -29,7 +29,7 @@ from commands import answer, call, refused  # noqa: E402
 from minibit import bench, plots, results, training  # noqa: E402
 from minibit.cli import chapters as chapters_command  # noqa: E402
 from minibit.cli.common import BadUse, kilobytes, whole_numbers  # noqa: E402
-from minibit.cli.train import _columns, _Run, clock  # noqa: E402
+from minibit.cli.train import _columns, _TrainingProgress, clock  # noqa: E402
 
 STEPS = 6
 
@@ -448,7 +448,7 @@ def test_a_first_ctrl_c_waits_for_the_step_to_end():
     """Before any step it stops at once; then it is kept until the step is done; a second isn't."""
     point = training.Progress(1, 9, 2.3, 0.1, 0.5, 4.0, 700)
     before = signal.getsignal(signal.SIGINT)
-    with _Run() as run:
+    with _TrainingProgress() as run:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         run.show(point)

@@ -101,7 +101,7 @@ def train(
     options: dict[str, Any] = {"steps": steps, "resume": resume, "overwrite": force}
     options |= {"widths": numbers, "split_name": split_name}
     result: training.TrainResult
-    with _Run(on_workers) as run, _second_name(path, force) as old:
+    with _TrainingProgress(on_workers) as run, _second_name(path, force) as old:
         options["progress"] = run.show
         if on_workers:
             with crew(out.note, workers, scheduler) as client:
@@ -158,7 +158,7 @@ def _is_same(path: Path, old: Path) -> bool:
     return old.exists() and path.exists() and old.samefile(path)
 
 
-class _Run:
+class _TrainingProgress:
     """The progress of a training run: shown, remembered for the plot, and stopped by Ctrl-C.
 
     After the first report, a first Ctrl-C stops the run at the next one, half a second later or
@@ -186,7 +186,7 @@ class _Run:
         self._stop = False
         self._before: Any = None
 
-    def __enter__(self) -> _Run:
+    def __enter__(self) -> _TrainingProgress:
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._interrupt)
         if self._live:
