@@ -2,9 +2,13 @@
 
 import io
 import json
+import os
+import re
+import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -231,3 +235,29 @@ def test_levels_follow_what_a_case_asks_for():
     """Exact quantisers are codes; slopes are training."""
     assert level_of(ABSMEAN[0]) == "codes"
     assert level_of(next(case for case in ABSMEAN if case.call == "jvp")) == "training"
+
+
+def test_pytest_runs_each_case_as_a_test(tmp_path):
+    """With the option, cases follow the tests: passed, skipped, or failed with the bug's name."""
+    (tmp_path / "my_port.py").write_text(
+        "from minibit import absmax_quantize\n"
+        "from minibit.conformance.mutations import MUTATIONS\n"
+        "absmean_quantize = MUTATIONS['absmean_quantize/half-away']\n"
+    )
+    plugin = ["-p", "minibit.conformance.pytest_plugin", "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *plugin, "--minibit-port"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(minibit.__file__).parents[1])}
+
+    def run(name):
+        """Run pytest in the folder of the port."""
+        return subprocess.run(
+            [*command, name], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    done = run("my_port.py")
+    assert done.returncode == 1, done.stdout
+    assert "half-away: exact halves are rounded away" in done.stdout
+    offered = [case for case in all_cases() if case.call == "absmax_quantize"]
+    passed = int(re.search(r"(\d+) passed", done.stdout)[1])
+    assert passed > len(offered)
+    assert run("no_such_port").returncode == 4

@@ -100,6 +100,13 @@ const CALLS = {
     const { codes, scale } = port.absmaxQuantize(a.x.data, last(a.x));
     return [encode("int8", codes, a.x.shape), encode("float32", scale, outer(a.x, 1))];
   },
+  quantize_nf4: ({ w, block = 64, double_quant = false }) => {
+    if (double_quant) throw new NotOffered();
+    const tensor = port.quantizeNF4(w.data, Number(block));
+    const values = port.dequantizeNF4(tensor, w.data.length, Number(block));
+    const { packed, absmax } = tensor;
+    return [encode("uint8", packed), encode("float32", absmax), encode("float32", values, w.shape)];
+  },
   topk_mask: (a) => [encode("bool", port.topkMask(a.x.data, last(a.x), Number(a.k)), a.x.shape)],
   block_topk_mask: (a) => [encode("bool", port.blockTopkMask(a.x.data, last(a.x), Number(a.n), Number(a.m)), a.x.shape)],
   ternary_linear: (a) => {

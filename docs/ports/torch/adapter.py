@@ -36,6 +36,8 @@ def decode(value):
         given = {name: decode(item) for name, item in value.get("given", {}).items()}
         function, name = call_of(value["function"]), value.get("argument")
         return lambda *x: function(**{name: x[0]}, **given) if name else function(*x, **given)
+    if value.get("make") == "NF4Tensor":
+        return port.quantize_nf4(**decode(value["args"]))
     if value.get("make") == "TernaryMatrix":
         return decode(value["args"])  # codes, scale
     if "steps" in value or "make" in value:
@@ -99,7 +101,17 @@ def step_log(file):
     return torch.stack(history), encode(-1 if torn is None else torn, "int64")
 
 
+def quantize_nf4(**args):
+    """Write what a file holds of the tensor, and its weights."""
+    tensor = port.quantize_nf4(**args)
+    names = ("nested_codes", "nested_absmax", "offset")
+    nested = tuple(tensor[name] for name in names if name in tensor)
+    return (tensor["packed"], tensor["absmax"], port.dequantize_nf4(tensor), *nested)
+
+
 CALLS = dict(
+    quantize_nf4=quantize_nf4,
+    nf4_matmul=lambda x, tensor: x.float() @ port.dequantize_nf4(tensor).T,
     StepLog=step_log,
     ternary_matmul=ternary_matmul,
     ternary_matmul_int8=lambda x, matrix: port.ternary_matmul_int8(x, matrix["codes"]),
