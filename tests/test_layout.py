@@ -54,10 +54,10 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "experiments": 1_250,
     "bench": 1_580,
     "cli": 2_960,
-    "conformance": 4_500,
+    "conformance": 6_000,
     "": 200,  # the face of the package
 }
-ALL_LINES = 36_150  # and each idea that is added brings its own
+ALL_LINES = 37_650  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-from importlib import resources
 
 import numpy as np
 import pytest
@@ -638,31 +637,6 @@ def test_parts_that_do_not_fit_make_no_tensor():
         NF4Tensor((4, 0), 64, packed, absmax)
     with pytest.raises(TypeError, match="absmax must be an array of float32, got float64"):
         NF4Tensor((4,), 64, packed, absmax.astype(float))
-
-
-# --- vectors ------------------------------------------------------------------------------------
-
-VECTORS = json.loads((resources.files("minibit") / "vectors" / "nf4.json").read_text())
-
-
-@pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["id"])
-def test_vectors(path, case):
-    """The language-neutral cases that every port runs."""
-    if case.get("function") == "quantize_absmax":
-        parts = quantize_absmax(np.array(case["absmax"], np.float32))
-        back = dequantize_absmax(*parts)
-    else:
-        tensor = quantize_nf4(np.array(case["w"], np.float32), case["block"], case["double_quant"])
-        np.testing.assert_array_equal(tensor.packed, case["packed"])
-        np.testing.assert_array_equal(tensor.absmax, np.array(case["absmax"], np.float32))
-        parts = (tensor.nested_codes, tensor.nested_absmax, tensor.offset)
-        back = tensor.dequantize()
-    if "offset" in case:
-        codes, nested, offset = parts
-        assert offset == np.float32(case["offset"])
-        np.testing.assert_array_equal(nested, np.array(case["nested_absmax"], np.float32))
-        np.testing.assert_array_equal(codes, case["nested_codes"])
-    np.testing.assert_array_equal(back, np.array(case["dequantized"], np.float32))
 
 
 @pytest.mark.parametrize("storage", [np.float32, np.float16, np.int8, np.uint16])

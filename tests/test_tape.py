@@ -1,11 +1,8 @@
 """Reverse mode as laws: the transpose of what forward mode does, on every rule; then Adam."""
 
 import gc
-import json
 import threading
 import weakref
-from fractions import Fraction
-from importlib.resources import files
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import minibit
 from minibit.absmean import absmean_quantize, fake_quant_activation, fake_quant_weight
+from minibit.conformance import cases, decode
+from minibit.conformance.running import arguments
 from minibit.dual import (
     NoRuleError,
     custom_jvp,
@@ -41,7 +41,7 @@ from minibit.tape import adam as optimizers
 from minibit.tape.adam import adam_step_reference
 from rule_cases import CASES
 
-VECTORS = json.loads((files("minibit") / "vectors" / "tape.json").read_text())["cases"]
+ADAM = [case for case in cases("tape") if case.call == "Adam"]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -763,51 +763,17 @@ def test_an_integer_cotangent_is_a_real_one():
 # --- Adam ----------------------------------------------------------------------------------------
 
 
-def numbers(written):
-    """Read fractions, in lists of lists."""
-    if isinstance(written, list):
-        return [numbers(item) for item in written]
-    return float(Fraction(written))
-
-
-@pytest.mark.parametrize(
-    "case", [c for c in VECTORS if c["function"] == "Adam"], ids=lambda c: c["id"]
-)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_adam_gives_the_vectors(case, dtype):
-    """Steps worked in exact fractions."""
-    adam = Adam(
-        np.array([numbers(case["param"])], dtype),
-        betas=numbers(case["betas"]),
-        eps=numbers(case["eps"]),
-    )
+@pytest.mark.parametrize("case", ADAM, ids=lambda case: case.id)
+def test_adam_gives_the_vectors_in_float32(case):
+    """Steps worked in exact fractions, as far as float32 holds them."""
+    args = arguments(case, minibit)
+    adam = Adam(np.float32(args["param"]), betas=tuple(args["betas"]), eps=args["eps"])
     for g, lr, decay, expected in zip(
-        *(numbers(case[key]) for key in ("grads", "lr", "weight_decay", "expected")), strict=True
+        args["grads"], args["lr"], args["weight_decay"], decode(case.expect[0]), strict=True
     ):
-        params_after = adam.step(np.array([g], dtype), lr=lr, weight_decay=decay)
-        assert params_after.dtype == dtype
-        np.testing.assert_allclose(params_after, [expected], rtol=5 * np.finfo(dtype).eps)
-
-
-@pytest.mark.parametrize("case", [c for c in VECTORS if "at" in c], ids=lambda c: c["id"])
-def test_schedules_give_the_vectors(case):
-    """Fractions of the recipe's lines, and the step at half-way."""
-    for step, expected in zip(case["at"], numbers(case["expected"]), strict=True):
-        if case["function"] == "two_stage":
-            peaks = numbers(case["peak"]), numbers(case["second"])
-            schedule = two_stage(step, case["steps"], *peaks, case["warmup"])
-        else:
-            schedule = two_stage_weight_decay(step, case["steps"], numbers(case["decay"]))
-        assert schedule == pytest.approx(expected, rel=1e-15)
-
-
-@pytest.mark.parametrize("case", [c for c in VECTORS if "limit" in c], ids=lambda c: c["id"])
-def test_clipping_gives_the_vectors(case):
-    """All arrays shrink by one factor, or none does."""
-    grads = [np.array(g) for g in numbers(case["grads"])]
-    clipped = clip_by_global_norm(grads, numbers(case["limit"]))
-    for array, expected in zip(clipped, numbers(case["expected"]), strict=True):
-        np.testing.assert_allclose(array, expected, rtol=1e-15)
+        step = adam.step(np.float32([g]), lr=float(lr), weight_decay=float(decay))
+        assert step.dtype == np.float32
+        np.testing.assert_allclose(step, expected, rtol=5 * np.finfo(np.float32).eps)
 
 
 @given(st.integers(0, 40), st.sampled_from([np.float32, np.float64]), st.integers(0, 9))

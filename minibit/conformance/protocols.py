@@ -5,6 +5,7 @@ Each takes the module that offers the name, and the arguments of the case.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,64 @@ def step_log(offered: Any, file: Any) -> Any:
     return np.stack(flat), -1 if log.torn_at is None else log.torn_at
 
 
+def quantize_nf4(offered: Any, **args: Any) -> Any:
+    """Packed codes, absmax and dequantised weights; nested codes, their absmax and offset."""
+    tensor = offered.quantize_nf4(**args)
+    parts = (tensor.packed, tensor.absmax, tensor.dequantize())
+    if tensor.offset is None:
+        return parts
+    return (*parts, tensor.nested_codes, tensor.nested_absmax, tensor.offset)
+
+
+def adam(
+    offered: Any, param: Any, grads: Any, lr: Any, weight_decay: Any, betas: Any, eps: float
+) -> Any:
+    """Return the parameter (n,) after each of the steps: (steps, n)."""
+    optimizer = offered.Adam(param, betas=tuple(betas), eps=eps)
+    return np.stack(
+        [
+            np.array(optimizer.step(np.full_like(param, g), lr=rate, weight_decay=decay))
+            for g, rate, decay in zip(
+                *map(np.ndarray.tolist, (grads, lr, weight_decay)), strict=True
+            )
+        ]
+    )
+
+
+def clip_by_global_norm(offered: Any, grads: Any, limit: float) -> Any:
+    """Return a list of arrays."""
+    return ([*offered.clip_by_global_norm([*grads], limit)],)
+
+
+def lora_linear(offered: Any, x: Any, **args: Any) -> Any:
+    """Return what a layer makes of x, and its merged weights as floats."""
+    layer = offered.LoRALinear(**args)
+    merged = offered.merge(layer)
+    return layer(x), getattr(merged, "dequantize", lambda: merged)()
+
+
+def save_adapters(offered: Any, name: str, root: str) -> Any:
+    """Return the keys of the tensors in the file that one adapter is saved to, sorted."""
+    pair = {"A": np.zeros((2, 3), np.float32), "B": np.zeros((4, 2), np.float32)}
+    with TemporaryDirectory() as folder:
+        offered.save_adapters(Path(folder) / "adapter", {name: pair}, root=root)
+        data = (Path(folder) / "adapter" / "adapter_model.safetensors").read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return (sorted(key for key in header if key != "__metadata__"),)
+
+
+def geometric(offered: Any, at: Any, **args: Any) -> Any:
+    """Return the schedule's values at some steps."""
+    schedule = offered.geometric(**args)
+    return np.array([schedule(step) for step in at.tolist()])
+
+
 PROTOCOLS: dict[str, Callable[..., Any]] = {
+    "Adam": adam,
+    "LoRALinear": lora_linear,
     "StepLog": step_log,
+    "clip_by_global_norm": clip_by_global_norm,
+    "geometric": geometric,
+    "quantize_nf4": quantize_nf4,
+    "save_adapters": save_adapters,
 }

@@ -11,22 +11,30 @@ from typing import Any
 
 from minibit.conformance.cases import Case
 from minibit.conformance.mutations.absmean import ABSMEAN
+from minibit.conformance.mutations.choices import CHOICES
+from minibit.conformance.mutations.dual import DUAL
 from minibit.conformance.mutations.layers import LAYERS
+from minibit.conformance.mutations.nf4 import NF4
 from minibit.conformance.mutations.noise import NOISE
 from minibit.conformance.mutations.steps import STEPS
 from minibit.conformance.mutations.ternary import TERNARY
 from minibit.conformance.mutations.topk import TOPK
+from minibit.conformance.mutations.training import TRAINING
 from minibit.conformance.running import Deviation, answer_of, judge
 
 __all__ = ["MUTATIONS", "answer_with", "caught"]
 
 MUTATIONS: dict[str, Callable[..., Any]] = {
     **ABSMEAN,
+    **CHOICES,
+    **DUAL,
     **LAYERS,
+    **NF4,
     **NOISE,
     **STEPS,
     **TERNARY,
     **TOPK,
+    **TRAINING,
 }
 
 
