@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from minibit.conformance.exact.transformer import FLAGS, forward
 from minibit.conformance.mutations.absmean import half_away
 
 __all__ = ["LAYERS"]
@@ -241,5 +243,6 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "mlp/relu-before-rounding": lambda **args: _mlp(order="relu before rounding", **args),
     "mlp/scale-of-the-batch": lambda **args: _mlp(whole=True, **args),
     "mlp/128-levels": lambda **args: _mlp(levels=128, **args),
+    **{f"forward/{flag}": partial(forward, wrong=flag) for flag in FLAGS},
     "mlp/unknown-activations": lambda **args: _mlp(**args),
 }
