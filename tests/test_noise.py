@@ -351,6 +351,7 @@ def test_nothing_is_drawn_from_nothing():
     assert (positions.dtype, signs.dtype) == (np.int64, np.int8)
     assert on_every_path(sparse_noise, 0, 0, 0, 0, 0.5)[0].size == 0
     assert on_every_path(sparse_noise, 0, 0, 0, 10**9, 0)[0].size == 0
+    assert uniform(0, (0, 2**34)).shape == (0, 2**34)  # an axis as long as a stream
     assert uniform(0, (3, 0)).shape == initial_codes(0, (3, 0), 0.5).shape == (3, 0)
     assert draw_units(0, 0, 0, 0, 0).size == integers(0, 5, 0, domain=BATCH).size == 0
 
@@ -566,6 +567,7 @@ def test_one_bit_of_counter_or_key_flips_half_of_the_output():
         (lambda: integers(0, 0, 1, domain=2), ValueError, r"high must lie in \[1, 2\*\*63\]"),
         (lambda: integers(0, 2**63 + 1, 1, domain=2), ValueError, "high must lie in"),
         (lambda: uniform(0, (2, -1)), ValueError, "shape must lie in"),
+        (lambda: uniform(0, (0, 2**34 + 1)), ValueError, "shape must lie in"),
         (lambda: uniform(0, 2.5), TypeError, "shape must be an integer, got 2.5"),
         (lambda: noise_constants(-1e-9), ValueError, r"density must lie in \[0, 1\]"),
         (lambda: noise_constants(1.5), ValueError, r"density must lie in \[0, 1\], got 1.5"),

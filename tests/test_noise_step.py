@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 import noise_step_oracle
 from minibit.absmean import absmax_quantize, fake_quant_activation
 from minibit.kernels import compiled, supported
+from minibit.kernels import threads as kernel_threads
+from minibit.kernels.threads import cpus
 from minibit.layers import (
     ACTIVATIONS,
     cross_entropy,
@@ -264,6 +266,19 @@ def test_sums_do_not_depend_on_the_number_of_threads(activations, monkeypatch):
             one.alignments + one.squares, other.alignments + other.squares, strict=True
         ):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.skipif(not compiled(), reason="there are no threads without kernels")
+@pytest.mark.parametrize(("workers", "threads"), [(1, 1), (3, 3), (None, cpus())])
+def test_so_many_threads_share_a_batch_as_there_are_workers(workers, threads, monkeypatch):
+    """As many as asked for, and the processors of this process where nobody asks."""
+    params, x, y, _ = problem((20, 12, 4), 40)
+    asked, run = [], kernel_threads.run
+    monkeypatch.setattr(
+        kernel_threads, "run", lambda tasks, most: (asked.append(most), run(tasks, most))[1]
+    )
+    forward(MLP(), params, x, y, workers)
+    assert asked == [threads]
 
 
 @pytest.mark.parametrize("activations", ACTIVATIONS)
@@ -944,6 +959,19 @@ def test_parameters_that_are_no_ternary_network_are_refused(params, kind, match)
     """int8 codes in {-1, 0, 1}, layers that fit, in order."""
     with pytest.raises(kind, match=match):
         NoiseStep(MLP(), params, 0)
+
+
+def test_a_hidden_layer_is_as_wide_as_int16_counts():
+    """32767 units pass, one more is refused; the last layer may be wider."""
+    one = np.int8(1)
+
+    def check(hidden):
+        shapes = {"w1": (hidden, 3), "w2": (2**15, hidden)}
+        MLP().check({name: np.broadcast_to(one, shape) for name, shape in shapes.items()})
+
+    check(2**15 - 1)
+    with pytest.raises(ValueError, match=r"hidden layers of 32767, got \[\(32768, 3\)"):
+        check(2**15)
 
 
 @pytest.mark.parametrize(
