@@ -14,11 +14,13 @@ pytest.importorskip("typer")
 from typer.testing import CliRunner
 
 from minibit.cli.app import app
-from minibit.experiments import EXPERIMENTS, experiment, language, mlp, training
+from minibit.cluster import Remote
+from minibit.cluster.replica import brief_of
+from minibit.experiments import EXPERIMENTS, cluster, experiment, language, mlp, training
 from minibit.experiments.runs import Runs
-from minibit.noise_step import digest
+from minibit.noise_step import NoiseStep, digest
 from minibit.results import load_results
-from minibit.training import PRESETS
+from minibit.training import PRESETS, train
 
 
 def test_the_file_holds_the_command_the_seeds_and_a_row_a_preset(tmp_path, monkeypatch):
@@ -106,6 +108,66 @@ def test_a_preset_rounds_if_its_measurement_says_so():
             holds = rough["validation_accuracy"] > exact["validation_accuracy"] - 0.002
             pays = holds and rough["milliseconds"]["step"] < 0.9 * exact["milliseconds"]["step"]
         assert (PRESETS[preset].activations == "int8") == pays
+
+
+def test_a_median_of_one_worker_is_that_of_a_serial_run(tmp_path, monkeypatch):
+    """And a liar who is found at once, as every range is checked, changes nothing."""
+    monkeypatch.setattr(cluster, "STEPS", 3)
+    fields = {"steps": 3, "total_steps": 3, "split_name": "validation"}
+    expected = train("strict", 5, tmp_path / "a.steps", **fields).validation_accuracy
+    row = cluster.alone_run(tmp_path, 1, 5)
+    assert row == {"seed": 5, "validation_accuracy": expected}
+    assert cluster.liar_run(tmp_path, 1.0, 5) == {**row, "left_out_at": 0}
+    assert cluster.liar_run(tmp_path, 0.0, 5)["left_out_at"] is None
+
+
+def test_a_liar_whom_nobody_checks_makes_the_codes_that_are_computed_here(monkeypatch):
+    """`Lied` is what workers and client make of a run with a liar, step by step."""
+    monkeypatch.setattr(cluster, "STEPS", 3)
+    plan, header, method = start = cluster._Start.of(6)
+    remote = Remote(cluster._Crew(), plan, method, brief_of(header, None, "lied"))
+    course, recipe = start.course(), PRESETS["strict"]
+    lied = cluster.Lied(method.perturbations, method.density, method.score)
+    rules = {"zeros": recipe.zeros, "threshold": recipe.threshold}
+    run = NoiseStep.start(course.model, recipe.shapes, 6, lied, **rules)
+    for step in range(3):
+        x, y, weight = course.batch(step)
+        result = run.step(x, y, weight=weight)
+        course.saw(result.hardness, result.loss)
+        np.testing.assert_array_equal(remote.step().record.codes, result.record.codes)
+
+
+def test_data_of_workers_are_all_data_once(tmp_path, monkeypatch):
+    """Split by label, a worker has two digits or three; at random, all ten."""
+    labels = np.arange(4000) % 10
+    for kind, digits in (("label", {2, 3}), ("random", {10})):
+        parts = cluster.shards(labels, kind, seed=2)
+        assert sorted(np.concatenate(parts).tolist()) == list(range(4000))
+        assert {len(set(labels[part].tolist())) for part in parts} <= digits
+    monkeypatch.setattr(cluster, "STEPS", 2)
+    accuracy = [
+        cluster.federated_run(tmp_path, kind, 1)["validation_accuracy"] for kind in cluster.KINDS
+    ]
+    assert accuracy[0] != accuracy[1]
+
+
+def test_the_cluster_experiment_has_a_row_a_setting(tmp_path, monkeypatch):
+    """Each with the runs of all seeds."""
+
+    def quick(folder, seed, **field):
+        """Stand in for minutes of training."""
+        return {"seed": seed, "validation_accuracy": 0.9 + seed / 100, "left_out_at": None}
+
+    for name in ("alone_run", "liar_run", "federated_run"):
+        quick.__name__ = name
+        monkeypatch.setattr(cluster, name, quick)
+    rows = cluster.cluster((0, 2), Runs(tmp_path, "cluster", lambda line: None, processes=0))
+    assert [row["workers"] for row in rows if row["experiment"] == "alone"] == [1, 2, 8, 32]
+    assert [row["check"] for row in rows if row["experiment"] == "liar"] == [0.0, 0.1, 0.02]
+    assert [row["kind"] for row in rows if row["experiment"] == "federated"] == ["label", "random"]
+    for row in rows:
+        assert row["validation_accuracy"] == pytest.approx(0.91)
+        assert [run["seed"] for run in row["runs"]] == [0, 2]
 
 
 @pytest.mark.parametrize(("name", "seeds", "match"), [("x", (0,), "name"), ("train", (), "seeds")])

@@ -37,6 +37,7 @@ _SUMMARIES = {  # file and function to a line for the list
     "topk:topk": "language models with sparse inputs: how much, how trained, from what start",
     "nf4:nf4": "what NF4, FP4 and Int4 add to the loss of float language models, once a seed",
     "lora:lora": "fine-tunes of a language model: in full, by LoRA and by QLoRA, once a seed",
+    "cluster:cluster": "many machines: a median each, data that lie apart, a worker that lies",
     "mlp:mlp": "Adam with straight-through on noise_step's network, beside noise_step",
 }
 EXPERIMENTS: dict[str, Experiment] = {
