@@ -7,11 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from minibit.cluster import train_on
+from minibit.datasets import load_npz
 from minibit.steps import StepLog
+from minibit.training import train
 from test_cluster import SHORT, data, serial, steps_equal  # noqa: F401
 
 pytest.importorskip("distributed")
@@ -21,6 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Port .* is already in use"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+KILLS = int(os.environ.get("MINIBIT_KILLS", "3"))  # of workers; 10 and more on demand
 LONG = {**SHORT, "steps": 160, "total_steps": 160}
 
 
@@ -58,11 +62,12 @@ def test_dask_takes_the_steps_of_a_serial_run(tmp_path, data, client, preset):  
 
 def test_killed_workers_cost_no_step(tmp_path, data, client):  # noqa: F811
     """Workers die at random moments; the nanny starts others, which retrace the log and join."""
-    result = serial(tmp_path / "a.steps", data, "small", **LONG)
+    longer = {**LONG, "steps": 54 * KILLS, "total_steps": 54 * KILLS}
+    result = serial(tmp_path / "a.steps", data, "small", **longer)
     rng, done = random.Random(7), threading.Event()
 
     def kill():
-        for _ in range(3):
+        for _ in range(KILLS):
             if done.wait(rng.uniform(0.2, 0.8)):
                 return
             workers = client.scheduler_info(n_workers=-1)["workers"].values()
@@ -74,7 +79,7 @@ def test_killed_workers_cost_no_step(tmp_path, data, client):  # noqa: F811
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        ours = train_on(client, "small", 3, tmp_path / "b.steps", data=data, patience=20, **LONG)
+        ours = train_on(client, "small", 3, tmp_path / "b.steps", data=data, patience=20, **longer)
     finally:
         done.set()
         killer.join()
@@ -142,3 +147,41 @@ def test_a_run_whose_scheduler_dies_ends_and_goes_on_from_its_log(tmp_path, data
         for process in processes:
             process.kill()
             process.wait()
+
+
+def in_session(leader):
+    """Processes of a session that have not ended."""
+    alive = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session, *_ = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        if int(session) == leader and state != "Z":
+            alive.append(path)
+    return alive
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs the list of processes")
+def test_a_killed_client_takes_its_workers_along_and_goes_on_from_its_log(tmp_path, data):  # noqa: F811
+    """SIGKILL after the first record: no process stays, and --resume ends with the same digest."""
+    pytest.importorskip("typer")
+    fields = {"widths": (8,), "steps": 40}
+    result = train("small", 0, tmp_path / "a.steps", dataset=load_npz(data), threads=1, **fields)
+    out = tmp_path / "b.steps"
+    command = [sys.executable, "-m", "minibit", "train", "--workers", "2", "--out", str(out)]
+    command += ["--data", str(data), "--steps", "40"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    first = subprocess.Popen([*command, "--widths", "8"], **quiet, start_new_session=True)
+    while not (out.exists() and len(StepLog.open(out))):
+        assert first.poll() is None
+        time.sleep(0.02)
+    first.kill()
+    first.wait()
+    assert len(StepLog.open(out)) in (32, 40)
+    end = time.monotonic() + 30
+    while in_session(first.pid) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not in_session(first.pid)
+    subprocess.run([*command, "--resume"], **quiet, check=True, timeout=120)
+    assert StepLog.open(out).verify() == result.digest
