@@ -80,12 +80,24 @@ def geometric(offered: Any, at: Any, **args: Any) -> Any:
     return np.array([schedule(step) for step in at.tolist()])
 
 
+def grad(offered: Any, fn: Any, x: Any) -> Any:
+    """Return the gradient of a function at x."""
+    return offered.grad(fn)(x)
+
+
+def value_and_grad(offered: Any, fn: Any, x: Any) -> Any:
+    """Return the value of a function at x, and its gradient."""
+    return offered.value_and_grad(fn)(x)
+
+
 PROTOCOLS: dict[str, Callable[..., Any]] = {
     "Adam": adam,
     "LoRALinear": lora_linear,
     "StepLog": step_log,
     "clip_by_global_norm": clip_by_global_norm,
     "geometric": geometric,
+    "grad": grad,
     "quantize_nf4": quantize_nf4,
     "save_adapters": save_adapters,
+    "value_and_grad": value_and_grad,
 }

@@ -165,6 +165,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "rint": lambda w, x, dx: (np.rint(x), dx if w == "slope-through-rounding" else 0 * dx),
     "clip": _clip,
     "sort": _sort,
+    "sum": lambda w, x, dx: (x.sum(), dx.sum()),
     "mean": lambda w, x, dx: (x.mean(), 0 * dx.mean() if w == "mean-is-constant" else dx.mean()),
     "var": _var,
     "prod": _prod,
@@ -227,8 +228,43 @@ FLAGS = (
     *("zero-times-infinity", "product-by-division", "slope-at-bounds", "tangents-not-sorted"),
     "slope-through-rounding",
 )
+
+
+def _summed(fn: Any, primals: Any, tangents: Any) -> Any:
+    """Sum over directions, where each has a tangent of its own."""
+    out, dot = _batch(fn, primals, tangents)
+    return out, dot.sum(axis=0)
+
+
+def _batch(fn: Any, primals: Any, tangents: Any) -> Any:
+    """Push one direction after the other."""
+    runs = [_jvp("")(fn, primals, direction) for direction in zip(*tangents, strict=True)]
+    return runs[0][0], np.stack([dot for _, dot in runs])
+
+
+def _last_axis(fn: Any, primals: Any, tangents: Any) -> Any:
+    """Put directions along the last axis."""
+    out, dot = _batch(fn, primals, tangents)
+    return out, np.moveaxis(dot, 0, -1)
+
+
+def _gradient(fn: Any, x: Any) -> Any:
+    """Gradient, one entry after the other."""
+    basis = np.eye(x.size).reshape(x.size, *x.shape)
+    return np.array([_jvp("")(fn, (x,), (e,))[1] for e in basis]).reshape(x.shape)
+
+
 DUAL: dict[str, Callable[..., Any]] = {
     **{f"jvp/{flag}": _jvp(flag) for flag in FLAGS},
+    "jvp_batch/directions-summed": _summed,
+    "jvp_batch/directions-last": _last_axis,
+    "grad/one-direction": lambda fn, x: np.full(x.shape, _gradient(fn, x).sum()),
+    "grad/downhill": lambda fn, x: -_gradient(fn, x),
+    "value_and_grad/exchanged": lambda fn, x: (_gradient(fn, x), _jvp("")(fn, (x,), (x,))[0]),
+    "value_and_grad/tangent-for-value": lambda fn, x: (
+        _jvp("")(fn, (x,), (x,))[1],
+        _gradient(fn, x),
+    ),
     "derivative/one-epsilon": _derivative("one-epsilon"),
     "derivative/nested-tangent-lost": _derivative("nested-tangent-lost"),
 }
