@@ -174,9 +174,12 @@ def train(
         most = run.course.recipe.steps
         if steps is not None and steps > most:
             raise ValueError(f"steps must be at most the log's {most}, got {steps}")
-        if engine and run.log.seed_ahead() != run.log.plan.seed:
-            raise ValueError(f"workers take no steps of a fork with a seed of its own, like {out}")
-        run.remote = engine(run.log, run.log.header, run.course) if engine else None
+        header = run.log.header
+        if engine and (header.get("segments") or header["data"].get("since")):
+            raise ValueError(
+                f"workers take no steps of a fork with its own seed or data, like {out}"
+            )
+        run.remote = engine(run.log, header, run.course) if engine else None
         return run.go(most if steps is None else steps, threads, progress)
 
 
