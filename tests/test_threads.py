@@ -467,6 +467,46 @@ def test_where_affinity_is_refused_workers_go_on(team, monkeypatch):
 @ON_LINUX
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork with threads: the point here
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what JAX says of it, where it is loaded
+def test_a_fork_while_a_call_waits_for_a_lock_leaves_both_processes_right(team):
+    """The thread that holds the lock does not exist in the child, which must not wait for it."""
+    team.end()
+    team.closed = False
+    children, taken = [], threading.Event()
+
+    def hold():
+        with team.lock:
+            taken.set()
+            time.sleep(0.5)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    taken.wait()
+    before = signal.signal(signal.SIGALRM, lambda *_: children.append(os.fork()))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        right = squares(4) == [0, 1, 4, 9]
+        if children == [0]:
+            os._exit(0 if right else 1)
+    except BaseException:
+        if children == [0]:
+            os._exit(2)
+        raise
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    holder.join()
+    assert right
+    limit = time.monotonic() + 30
+    while not (ended := os.waitpid(children[0], os.WNOHANG))[0]:
+        if time.monotonic() > limit:
+            os.kill(children[0], signal.SIGKILL)
+        time.sleep(0.01)
+    assert ended[1] == 0
+
+
+@needs_jit
+@ON_LINUX
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork with threads: the point here
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what JAX says of it, where it is loaded
 def test_a_fork_in_the_middle_of_a_call_leaves_both_processes_right(team):
     """The child does not wait for the parent's workers; a task that they had begun is no result."""
     children = []

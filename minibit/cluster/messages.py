@@ -2,7 +2,7 @@
 
 Neither weights nor data ever do. A task names a step, a range of its perturbations (or of its drawn
 units), and what the last steps kept; an answer holds the sums of that range. All numbers are
-little-endian; `docs/cluster.md` has the layout.
+little-endian.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ import threading
 import time
 from _thread import start_new_thread
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path, PurePosixPath
 
@@ -221,7 +222,7 @@ class _Team:
 
     def grow(self, wanted: int) -> None:
         """Start workers up to `wanted`, and one less than there are CPUs; as many as can start."""
-        with self.lock:
+        with suppress(RuntimeError), self.lock:  # which a child that is forked here lets go
             most = min(wanted, available() - 1, len(self.asked) // APART)
             while len(self.workers) < most:
                 if not threading.main_thread().is_alive():  # Python is leaving
@@ -319,6 +320,8 @@ def _forget() -> None:
     """Drop all threads in a forked child, where they do not exist, and wait for none of them."""
     global _lock, _team
     if _team is not None:
+        with suppress(RuntimeError):  # a thread that is gone may hold it, and what forked wait
+            _team.lock.release()
         _team.inside[:] = 0  # of a call that forked
         _team.closed = True
         atexit.unregister(_team.end)
