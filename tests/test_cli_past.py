@@ -15,7 +15,7 @@ from minibit.training import evaluate, model_of
 from test_cli import make_data
 
 STEPS = 12
-TRAIN = ("--widths", 16, "--workers", 1)
+TRAIN = ("--widths", 16, "--threads", 1)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_a_fork_is_trained_on_with_another_seed(trained, data, tmp_path):
         said = answer("history", trained, "fork", "--at", 5, "--out", path, *seed)
         assert (said["steps"], said["seed"]) == (5, 7 if seed else 0)
         assert said["digest"] == StepLog.open(trained).digest(5)
-        words = ("train", "--resume", "--out", path, "--data", data, "--workers", 1)
+        words = ("train", "--resume", "--out", path, "--data", data, "--threads", 1)
         done = answer(*words, "--steps", STEPS, *seed)
         same = done["digest"] == StepLog.open(trained).digest()
         assert same == (not seed)
@@ -106,7 +106,7 @@ def test_a_fork_goes_on_with_other_data(trained, data, other, tmp_path):
     path = tmp_path / "fork.steps"
     said = call("fork", trained, "--at", 5, "--out", path, "--data", other).stdout
     assert f"train --resume --out {path} --data {other}" in said.replace("\n", "")
-    words = ("train", "--resume", "--out", path, "--workers", 1, "--steps", STEPS)
+    words = ("train", "--resume", "--out", path, "--threads", 1, "--steps", STEPS)
     assert "dataset must be the one" in refused(*words, "--data", data, status=1)
     answer(*words, "--data", other)
     assert len(StepLog.open(path)) == STEPS
@@ -118,7 +118,7 @@ def test_a_merge_is_measured_beside_both_forks(trained, data, tmp_path):
     forks = [tmp_path / name for name in "ab"]
     for seed, path in enumerate(forks, start=7):
         answer("fork", trained, "--at", 5, "--out", path, "--seed", seed)
-        words = ("--resume", "--out", path, "--data", data, "--workers", 1)
+        words = ("--resume", "--out", path, "--data", data, "--threads", 1)
         answer("train", *words, "--steps", STEPS - 2)
     out = tmp_path / "merged.steps"
     said = answer("history", forks[0], "merge", forks[1], "--out", out, "--data", data)

@@ -82,7 +82,7 @@ def replay(folder: Path) -> None:
     logs = pytest.importorskip("minibit.cli.logs")
     data = SimpleNamespace(test_x=None, test_y=None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logs, "_data", lambda log, path: data)
+        patch.setattr(logs, "data_of", lambda log, path: data)
         patch.setattr(logs, "_accuracy", lambda *_: 0.5)
         command("replay @run.steps --out @a --force", folder)
 
