@@ -83,7 +83,7 @@ def replay(folder: Path) -> None:
     data = SimpleNamespace(test_x=None, test_y=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logs, "data_of", lambda log, path: data)
-        patch.setattr(logs, "_accuracy", lambda *_: 0.5)
+        patch.setattr(logs, "accuracy_of", lambda *_: 0.5)
         command("replay @run.steps --out @a --force", folder)
 
 
