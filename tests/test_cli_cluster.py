@@ -16,10 +16,12 @@ pytest.importorskip("distributed")
 
 from commands import answer, call, refused
 from minibit.cli.train import _columns
+from minibit.kernels import compiled
 from minibit.steps import StepLog
 from test_cli import make_data
 
 pytestmark = [
+    pytest.mark.skipif(not compiled(), reason="once, with kernels, is enough of processes"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

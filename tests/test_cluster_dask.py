@@ -13,12 +13,14 @@ import pytest
 
 from minibit.cluster import train_on
 from minibit.datasets import load_npz
+from minibit.kernels import compiled
 from minibit.steps import StepLog
 from minibit.training import train
 from test_cluster import SHORT, data, serial, steps_equal  # noqa: F401
 
 pytest.importorskip("distributed")
 pytestmark = [
+    pytest.mark.skipif(not compiled(), reason="once, with kernels, is enough of processes"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Port .* is already in use"),

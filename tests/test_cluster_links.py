@@ -18,10 +18,12 @@ import pytest
 
 from minibit.cluster.simulation import Costs, Link, step_seconds
 from minibit.datasets import load_npz
+from minibit.kernels import compiled
 from minibit.training import train
 from test_cluster import SHORT, data  # noqa: F401
 
 pytest.importorskip("distributed")
+pytestmark = pytest.mark.skipif(not compiled(), reason="once, with kernels, is enough of processes")
 DELAY, LOSS = 0.05, 0.01
 FEW = {**SHORT, "steps": 24, "total_steps": 24}
 FIRST = 6  # steps in which workers compile, and connections are made
