@@ -121,8 +121,8 @@ class Remote:
     traffic : Traffic
     left_out : dict
         Workers that get no more tasks, by their name in hexadecimal, and why.
-    shares : list
-        Of each step, which worker measured which range: ``[(first, stop, name), ...]``.
+    workers : int
+        How many ranges the last step was cut into; 0 before the first.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Remote:
         self.check, self.patience = number("check", check, "[0, 1]"), patience
         self.traffic = Traffic()
         self.left_out: dict[str, str] = {}
-        self.shares: list[list[tuple[int, int, str]]] = []
+        self.workers = 0
         self._crew, self._brief, self._run = crew, brief, run_name(brief)
         self._records = [pack_steps(plan, [record]) for record in records]
         self._workers: dict[str, str] = {}  # who answered last on a lane,
@@ -178,7 +178,7 @@ class Remote:
         record = join(self.method, self.plan, self.steps, numerator, bodies, self.alone)
         shares = [(*cut, a.worker.hex()) for cut, a in zip(cuts, told, strict=True)]
         taken = Taken(self.steps, record, told[0].loss, told[0].accuracy, shares)
-        self.shares.append(shares)
+        self.workers = len(shares)
         self._records.append(pack_steps(self.plan, [record]))
         self.traffic.working += max(answer.seconds for answer in told)
         self.traffic.waiting += decided - begin
@@ -208,7 +208,7 @@ class Remote:
         for turn, part in enumerate(parts):
             for _ in range(part.needed):
                 send_on(part, turn)
-        slow = max(self.patience, 10 * self.traffic.waiting / max(1, len(self.shares)))
+        slow = max(self.patience, 10 * self.traffic.waiting / max(1, self.traffic.steps))
         while unsettled := self._unsettled(parts, numerator):
             for future in wait(tasks, LOOK, FIRST_COMPLETED).done:
                 part, lane, since = tasks.pop(future)
@@ -324,7 +324,7 @@ class Remote:
             lanes = [lane for lane in present if self._workers.get(lane.name) not in self.left_out]
             if lanes:
                 return lanes
-            refused = present and not self.shares  # by all, from the start: no other will come
+            refused = present and not self.traffic.steps  # by all, from the start
             if refused or time.monotonic() - begin > self.patience:
                 raise RuntimeError(f"no worker is there to take a step; {self._fates()}")
             time.sleep(LOOK)
@@ -341,7 +341,7 @@ class Remote:
         if self._lost and not any(self._lost.startswith(name) for name in self.left_out):
             fates.append(self._lost)
         elif not fates:
-            fates = ["those that took steps are gone" if self.shares else "none has come"]
+            fates = ["those that took steps are gone" if self.traffic.steps else "none has come"]
         return "; ".join(fates)
 
 

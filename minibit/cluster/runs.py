@@ -124,5 +124,4 @@ def train_on(
 
 def _now(remote: Remote) -> dict[str, Any]:
     """Return how many workers shared the last step, and what travelled so far."""
-    workers = len(remote.shares[-1]) if remote.shares else 0
-    return {"workers": workers, "traffic": remote.traffic}
+    return {"workers": remote.workers, "traffic": remote.traffic}
