@@ -1,5 +1,6 @@
 """The language-neutral vectors: one schema, every case holds, and every case catches its bugs."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from minibit.conformance.cases import functions_named, notes, read_file, vector_
 from minibit.conformance.exact import EXACT
 from minibit.conformance.generate import differences, main
 from minibit.conformance.mutations import MUTATIONS, caught
-from minibit.conformance.running import answer_of
+from minibit.conformance.running import answer_of, offered_as
 from minibit.conformance.schema import KEYWORDS, faults
 from minibit.conformance.writing import dump
 
@@ -73,9 +74,14 @@ def test_every_mutation_has_a_case():
 
 
 def test_cases_call_public_names():
-    """The call, and functions and objects among its arguments."""
+    """The call, and functions and objects among its arguments; of a room and a class, too."""
     for case in CASES:
-        assert functions_named(case) <= set(minibit.__all__), case.id
+        for name in functions_named(case):
+            room, _, inner = name.rpartition(".")
+            owner = offered_as(room, minibit) if room else minibit
+            public = owner.__all__ if inspect.ismodule(owner) else vars(owner)
+            assert inner in public, f"{case.id}: {name}"
+            assert not inner.startswith("_"), f"{case.id}: {name}"
 
 
 @pytest.mark.parametrize("name", FILES)

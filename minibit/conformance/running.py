@@ -19,7 +19,7 @@ from minibit.conformance.functions import builder
 from minibit.conformance.protocols import PROTOCOLS
 from minibit.conformance.values import array_of, decode, encode, is_array
 
-__all__ = ["Deviation", "answer_of", "arguments", "function_of", "judge"]
+__all__ = ["Deviation", "answer_of", "arguments", "function_of", "judge", "offered_as"]
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,17 @@ def arguments(case: Case, offered: Any) -> dict[str, Any]:
     return {name: decode(value, builder(offered)) for name, value in case.args.items()}
 
 
+def offered_as(call: str, offered: Any) -> Any:
+    """Return what a module offers under a name, which may have dots; None if it does not."""
+    value = offered
+    for part in call.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
 def function_of(call: str, offered: Any) -> Callable[..., Any] | None:
     """Return what a case's `call` means: a function of that name, or its protocol; else None."""
-    function = getattr(offered, call, None)
+    function: Callable[..., Any] | None = offered_as(call, offered)
     if function is None or call not in PROTOCOLS:
         return function
     return lambda **args: PROTOCOLS[call](offered, **args)
