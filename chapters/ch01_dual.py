@@ -18,7 +18,7 @@ import minibit as mb
 from minibit import plots
 from minibit.dual.rules import CONSTANT, RULES
 
-plots.style()
+plots.style(show=True)
 rng = np.random.default_rng(0)
 
 # %% [markdown]

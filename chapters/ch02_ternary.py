@@ -16,7 +16,7 @@ import numpy as np
 from minibit import plots, ternary
 from minibit.ternary import TernaryMatrix, pack2, pack_base3, pack_bitplanes
 
-plots.style()
+plots.style(show=True)
 rng = np.random.default_rng(0)
 
 

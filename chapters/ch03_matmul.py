@@ -24,7 +24,7 @@ from minibit.matmul import MAX_INPUTS, ternary_matmul, ternary_matmul_int8, tern
 from minibit.ternary import TernaryMatrix, pack2
 from minibit.ternary.panels import pack_columns, pack_panels
 
-plots.style()
+plots.style(show=True)
 rng = np.random.default_rng(3)
 n_out, n_in = 2048, 4096
 codes = rng.integers(-1, 2, (n_out, n_in), dtype=np.int8)  # (n_out, n_in)

@@ -27,7 +27,7 @@ from minibit.datasets import load_mnist
 from minibit.dual import derivative, jvp
 from minibit.layers import cross_entropy, ternary_linear
 
-plots.style()
+plots.style(show=True)
 rng = np.random.default_rng(0)
 ONE = np.float32(1)
 

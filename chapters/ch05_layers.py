@@ -26,7 +26,7 @@ from minibit.layers import (
     ternary_linear,
 )
 
-plots.style()
+plots.style(show=True)
 mnist = load_mnist()
 pixels = mnist.train_x[:1024] / np.float32(255)  # (batch, 784), 0 to 1
 x = (pixels - np.float32(0.1307)) / np.float32(0.3081)  # mean and spread of all training pixels

@@ -17,7 +17,7 @@ import numpy as np
 
 from minibit import noise, plots
 
-plots.style()
+plots.style(show=True)
 
 # %% [markdown]
 # ## Why not floats

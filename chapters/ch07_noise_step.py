@@ -52,7 +52,7 @@ from minibit.results import load_results
 from minibit.steps import StepLog
 from minibit.training.log_header import MNIST_MEAN, MNIST_STD, model_of
 
-plots.style()
+plots.style(show=True)
 parts = split(load_mnist())  # 55,000 images to train on, 5,000 to look at (validation)
 train_x, train_y = parts.train_x, parts.train_y.astype(np.int64)
 valid_x, valid_y = parts.validation_x, parts.validation_y.astype(np.int64)

@@ -41,7 +41,7 @@ from minibit.steps.replaying import advance, initial_flat
 from minibit.training import PRESETS, evaluate, train
 from minibit.training.log_header import model_of
 
-plots.style()
+plots.style(show=True)
 folder = Path(tempfile.mkdtemp())
 parts = split(load_mnist())  # 55,000 training images; the last 5,000 are for looking
 

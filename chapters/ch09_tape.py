@@ -29,7 +29,7 @@ from minibit.tape import Adam, grad, value_and_grad, vjp
 from minibit.tape.recorder import Tape
 from minibit.tape.transposes import fit
 
-plots.style()
+plots.style(show=True)
 rng = np.random.default_rng(0)
 
 # %% [markdown]

@@ -36,7 +36,7 @@ from minibit.transformer.attend import causal_attention, positions, rotate
 from minibit.transformer.blocks import gated_unit
 from minibit.transformer.costs import B158, FP16, SHAPES
 
-plots.style()
+plots.style(show=True)
 BLUE, RED, GREEN, PINK, *_ = plots.PALETTE
 config = BitNetConfig(
     vocab_size=83,

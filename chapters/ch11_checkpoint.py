@@ -41,7 +41,7 @@ from minibit.transformer import (
     param_shapes,
 )
 
-plots.style()
+plots.style(show=True)
 rng = np.random.default_rng(0)
 folder = Path(tempfile.mkdtemp())
 config = BitNetConfig(

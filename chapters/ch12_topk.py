@@ -40,7 +40,7 @@ from minibit.topk import (
 )
 from minibit.transformer import init_params
 
-plots.style()
+plots.style(show=True)
 BLUE, RED, GREEN, PINK, ORANGE, *_ = plots.PALETTE
 rng = np.random.default_rng(0)
 results = load_results("topk")

@@ -35,7 +35,7 @@ from minibit.nf4 import (
 from minibit.nf4.codebooks import midpoints
 from minibit.results import load_results
 
-plots.style()
+plots.style(show=True)
 rng = np.random.default_rng(0)
 w = rng.standard_normal((1024, 1024)).astype(np.float32)  # (n_out, n_in)
 

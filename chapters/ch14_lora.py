@@ -47,7 +47,7 @@ from minibit.transformer import forward
 from minibit.transformer.blocks import token_loss
 from minibit.transformer.costs import SHAPES
 
-plots.style()
+plots.style(show=True)
 BLUE, RED, GREEN, PINK, *_ = plots.PALETTE
 rng = np.random.default_rng(0)
 

@@ -39,7 +39,7 @@ from minibit.steps import StepLog
 from minibit.tape import value_and_grad
 from minibit.training import Course, train
 
-plots.style()
+plots.style(show=True)
 temporary = tempfile.TemporaryDirectory()
 folder, data = Path(temporary.name), load_mnist()
 STEPS = 40

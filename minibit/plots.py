@@ -6,8 +6,11 @@ without pyplot: they need no display, open no window and are safe in any thread.
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -91,10 +94,13 @@ class Style:
         mpl.rcParams.update(self._before)
 
 
-def style() -> Style:
+def style(*, show: bool = False) -> Style:
     """Set minibit's look for matplotlib: ``style()`` from now on, ``with style():`` for a block.
 
-    Without matplotlib, a ModuleNotFoundError names the extra that brings it.
+    With `show`, a script that ends shows the figures of pyplot that are open: in windows where
+    there is a screen, else as SVG files in the current folder, whose names it prints
+    (``ch04_absmean_1.svg``). A notebook shows its figures itself. Without matplotlib, a
+    ModuleNotFoundError names the extra that brings it.
 
     Examples
     --------
@@ -104,7 +110,23 @@ def style() -> Style:
     True
     """
     require()
+    script = Path(getattr(sys.modules["__main__"], "__file__", ""))  # a notebook has none
+    if show and script.is_file():
+        import_module("matplotlib.pyplot")  # first, so that it closes all figures after our turn
+        atexit.unregister(_show_figures)
+        atexit.register(_show_figures, script.stem)
     return Style()
+
+
+def _show_figures(stem: str) -> None:
+    """Show the figures that a script left open, or save them under its name."""
+    from matplotlib import pyplot
+
+    for number in pyplot.get_fignums():
+        if pyplot.figure(number).canvas.required_interactive_framework:
+            pyplot.show()
+            return
+        print(save(pyplot.figure(number), f"{stem}_{number}.svg"))
 
 
 def figure(rows: int = 1, columns: int = 1, *, height: float = 3.4) -> tuple[Figure, list[Axes]]:

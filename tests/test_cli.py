@@ -839,8 +839,8 @@ def two_chapters(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "ch01_good.py").write_text(
         "# %% [markdown]\n# # A good one\n\n# %%\nimport matplotlib.pyplot as plt\n"
-        "from pathlib import Path\nPath('scratch.txt').write_text('x')\n"
-        "plt.subplots()\nprint('forty-two')\n"
+        "from pathlib import Path\nfrom minibit import plots\nplots.style(show=True)\n"
+        "Path('scratch.txt').write_text('x')\nplt.subplots()\nprint('forty-two')\n"
     )
     (folder / "ch02_bad.py").write_text("# %% [markdown]\n# # A bad one\n\n# %%\nassert 1 == 2\n")
     chapters = [
@@ -894,6 +894,26 @@ def test_a_chapter_is_run_and_its_figures_kept(two_chapters, tmp_path, monkeypat
     assert sorted(path.name for path in out.iterdir()) == ["ch01_good.py", "ch01_good_1.svg"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chapters", "kept"]
     assert "exists; nothing was changed" in refused("chapters", "good", "--out", out)
+    assert answer("chapters", "good", "--run")["passed"] is True
+    assert Path("ch01_good_1.svg").read_bytes() == (out / "ch01_good_1.svg").read_bytes()
+
+
+def test_a_chapter_is_written_as_a_notebook_of_its_cells(two_chapters, tmp_path):
+    """Format 4.5, text and code in order, nothing run; a file that is there stays as it is."""
+    book = tmp_path / "good.ipynb"
+    assert answer("chapters", "1", "--notebook", book)["notebook"] == str(book)
+    written = json.loads(book.read_text(encoding="utf-8"))
+    assert (written["nbformat"], written["nbformat_minor"]) == (4, 5)
+    text, code = written["cells"]
+    assert (text["cell_type"], text["source"]) == ("markdown", ["# A good one"])
+    assert (code["cell_type"], code["outputs"], code["execution_count"]) == ("code", [], None)
+    assert code["source"][0] == "import matplotlib.pyplot as plt\n"
+    assert code["source"][-1] == "print('forty-two')"
+    assert text["id"] != code["id"]
+    refused("chapters", "2", "--notebook", book, status=1)
+    assert json.loads(book.read_text(encoding="utf-8")) == written
+    assert "ends in .ipynb" in refused("chapters", "2", "--notebook", tmp_path / "bad.txt")
+    assert "takes one chapter" in refused("chapters", "--notebook", tmp_path / "all.ipynb")
 
 
 def test_a_chapter_that_fails_fails_the_run(two_chapters):

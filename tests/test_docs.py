@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from minibit.cli.notebook import split_cells
+
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = {  # every module and folder of the package that shows an example: how many lines of it
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): lines
@@ -54,10 +56,28 @@ def test_the_readme_begins_with_the_main_job_and_then_the_tests():
     assert second.endswith("\n.venv/bin/pytest\n")
 
 
+def test_a_finished_chapter_is_not_run_again_until_something_changes(tmp_path):
+    """The second build reads what the first kept, figures too; an edit runs and keeps anew."""
+    chapter, cache, runs = tmp_path / "ch99_little.py", tmp_path / "kept", tmp_path / "runs"
+    text = "# %%\nimport matplotlib.pyplot as plt\nplt.figure()\n"
+    text += f"with open({str(runs)!r}, 'a') as file:\n    file.write('x')\nprint(1)\n"
+    for script, expected in ((text, "x"), (text, "x"), (text + "print(2)\n", "xx")):
+        chapter.write_text(script, encoding="utf-8")
+        cells, figures = HOOK["finished_chapter"](chapter, cache)
+        assert runs.read_text() == expected
+        assert cells[0]["output"].splitlines()[0] == "1"
+        assert figures["figure1.svg"].startswith(b"<?xml")
+        assert len(list(cache.iterdir())) == 1
+    chapter.write_text(text + "assert False\n", encoding="utf-8")
+    with pytest.raises(RuntimeError, match="failed"):
+        HOOK["finished_chapter"](chapter, cache)
+    assert len(list(cache.iterdir())) == 1  # a failure takes nothing that was kept
+
+
 def test_a_script_is_cut_into_text_and_code_with_its_line_numbers():
     """Markdown cells lose their comment signs; cells without text vanish; lines count from 1."""
     script = "# %% [markdown]\n# # Title\n#\n# Text.\n\n# %%\n\nx = 1\n# a comment\n\n# %%\n\n"
-    assert HOOK["split_cells"](script) == [
+    assert split_cells(script) == [
         ("markdown", 2, "# Title\n\nText."),
         ("code", 8, "x = 1\n# a comment"),
     ]

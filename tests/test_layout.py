@@ -49,15 +49,15 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "training": 820,
     "language": 750,
     "counting": 300,
-    "plots": 260,
+    "plots": 276,
     "results": 100,
     "experiments": 1_480,
     "bench": 1_580,
-    "cli": 2_960,
+    "cli": 3_010,
     "conformance": 6_000,
     "": 200,  # the face of the package
 }
-ALL_LINES = 37_650  # and each idea that is added brings its own
+ALL_LINES = 37_720  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:

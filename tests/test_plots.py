@@ -1,5 +1,6 @@
 """Pictures: one look, readable, the same bytes every time."""
 
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -130,3 +131,20 @@ def test_an_unknown_format_is_refused_and_nothing_is_written(tmp_path):
         with pytest.raises(ValueError, match=r"\.svg, \.png or \.pdf"):
             plots.save(figure, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("settings", "saved"), [("show=True", 2), ("", 0)])
+def test_a_script_that_asks_for_it_saves_its_open_figures(tmp_path, settings, saved):
+    """Without a screen, in the current folder, under the script's name, which is printed."""
+    (tmp_path / "drawn.py").write_text(
+        "import matplotlib.pyplot as plt\nfrom minibit import plots\n"
+        f"plots.style({settings})\nplt.figure()\nplt.figure()\n"
+    )
+    run = {"cwd": tmp_path, "env": os.environ | {"MPLBACKEND": "agg"}, "text": True, "check": True}
+    done = subprocess.run([sys.executable, "drawn.py"], stdout=subprocess.PIPE, **run)
+    names = ["drawn_1.svg", "drawn_2.svg"][:saved]
+    assert done.stdout.split() == names
+    assert sorted(path.name for path in tmp_path.glob("*.svg")) == names
+    typed = (tmp_path / "drawn.py").read_text()
+    subprocess.run([sys.executable], input=typed, **run)  # no script: nothing more is saved
+    assert len(list(tmp_path.iterdir())) == 1 + saved

@@ -3,7 +3,9 @@
 A chapter is a plain script cut into cells by ``# %%`` (code) and ``# %% [markdown]`` (text). For
 the site, each one runs from top to bottom in a process of its own. After every cell, what it
 printed and the figures that it left open are kept; a cell that raises (a failing ``assert``, say)
-fails the build. The navigation is made from the chapters and reference pages that exist.
+fails the build. What a chapter came to is kept in ``.cache/book`` under a hash of all that it was
+made from, so that the next build runs only what has changed or failed. The navigation is made from
+the chapters and reference pages that exist.
 
 MkDocs calls the ``on_*`` functions. The rest needs only the standard library, and matplotlib for
 the chapters that draw.
@@ -12,11 +14,14 @@ the chapters that draw.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
 import os
+import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,30 +30,16 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import minibit
+from minibit.base import whole_path
+from minibit.cli.notebook import notebook, split_cells
 
 log = logging.getLogger("mkdocs.hooks.chapters")
 ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / ".cache" / "book"
 SECONDS = 300  # the longest that a chapter may run
-
-
-def split_cells(text: str) -> list[tuple[str, int, str]]:
-    """Cut a script into cells: ``("markdown" | "code", number of its first line, text)``."""
-    cells: list[tuple[str, int, list[str]]] = [("code", 1, [])]
-    for number, line in enumerate(text.splitlines(), start=1):
-        if marker := re.fullmatch(r"# ?%%\s*(\[markdown\])?\s*", line):
-            cells.append(("markdown" if marker[1] else "code", number + 1, []))
-        else:
-            cells[-1][2].append(line)
-    out = []
-    for kind, first, lines in cells:
-        if kind == "markdown":
-            lines = [re.sub(r"^# ?", "", line) for line in lines]
-        if any(line.strip() for line in lines):
-            while not lines[0].strip():
-                lines, first = lines[1:], first + 1
-            out.append((kind, first, "\n".join(lines).rstrip()))
-    return out
 
 
 def take_figures(folder: Path, start: int) -> list[tuple[str, str]]:
@@ -95,6 +86,42 @@ def run_cells(path: Path, folder: Path) -> list[dict[str, Any]]:
     return results
 
 
+def fingerprint(path: Path) -> str:
+    """Hash what a chapter's page is made from: script, package, recorded results, this file."""
+    package = (file for file in (ROOT / "minibit").rglob("*") if "__pycache__" not in file.parts)
+    results = (ROOT / "chapters" / "results").glob("*.json")
+    whole = hashlib.sha256(f"{platform.python_version()} {np.__version__}".encode())
+    for file in [path, Path(__file__), *sorted(results), *sorted(package)]:
+        if file.is_file():
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            whole.update(f"{file.name} {digest}\n".encode())
+    return whole.hexdigest()[:32]
+
+
+def finished_chapter(path: Path, cache: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """Return what `run_chapter` does, from the cache if nothing has changed since it was kept."""
+    kept = cache / f"{path.stem}-{fingerprint(path)}"
+    if not kept.exists():
+        start = time.perf_counter()
+        cells, figures = run_chapter(path)
+        log.info("%s ran in %.1f s", path.name, time.perf_counter() - start)
+        for old in cache.glob(f"{path.stem}-*"):
+            shutil.rmtree(old)
+        cache.mkdir(parents=True, exist_ok=True)
+        with whole_path(kept) as folder:
+            (folder / "figures").mkdir(parents=True)
+            (folder / "cells.json").write_text(json.dumps(cells), encoding="utf-8")
+            for name, svg in figures.items():
+                (folder / "figures" / name).write_bytes(svg)
+    return read_results(kept)
+
+
+def read_results(folder: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """Read the cells and figures of a chapter that has run."""
+    cells = json.loads((folder / "cells.json").read_text(encoding="utf-8"))
+    return cells, {file.name: file.read_bytes() for file in sorted((folder / "figures").iterdir())}
+
+
 def run_chapter(path: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     """Run a chapter in a process of its own: its cells, and the figures by file name."""
     with tempfile.TemporaryDirectory() as work:
@@ -113,9 +140,7 @@ def run_chapter(path: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
         )
         if done.returncode:
             raise RuntimeError(f"{path.name} failed:\n{done.stdout}")
-        cells = json.loads((folder / "cells.json").read_text(encoding="utf-8"))
-        figures = {file.name: file.read_bytes() for file in (folder / "figures").iterdir()}
-    return cells, figures
+        return read_results(folder)
 
 
 def fenced(text: str, *classes: str) -> str:
@@ -129,7 +154,8 @@ def page(name: str, cells: list[dict[str, Any]]) -> str:
     number, room = re.fullmatch(r"ch(\d+)_(\w+)", name).groups()
     under_title = (
         f'<p class="chapter-line" markdown>Chapter {int(number)}, module '
-        f"[`minibit.{room}`](../reference/{room}.md), script [`{name}.py`]({name}.py)</p>"
+        f"[`minibit.{room}`](../reference/{room}.md); to run it yourself: "
+        f"[script]({name}.py), [notebook]({name}.ipynb)</p>"
     )
     parts = []
     for cell in cells:
@@ -198,14 +224,13 @@ def on_files(files: Any, config: Any) -> Any:
         files.append(File.generated(config, uri, content=content))
 
     for path in chapter_files():  # one at a time: chapters measure
-        start = time.perf_counter()
         try:
-            cells, figures = run_chapter(path)
+            cells, figures = finished_chapter(path, CACHE)
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             raise PluginError(f"a chapter failed, so there is no site: {error}") from error
-        log.info("%s ran in %.1f s", path.name, time.perf_counter() - start)
         add(f"chapters/{path.stem}.md", page(path.stem, cells))
         add(f"chapters/{path.name}", path.read_bytes())
+        add(f"chapters/{path.stem}.ipynb", notebook(path.read_text(encoding="utf-8")))
         for name, svg in figures.items():
             add(f"chapters/{path.stem}/{name}", svg)
     for name in ("CONTRIBUTING", "CHANGELOG"):

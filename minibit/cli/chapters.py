@@ -1,4 +1,4 @@
-"""``minibit chapters``: the chapters that the package carries, listed, shown or run."""
+"""``minibit chapters``: the package's chapters, listed, shown, copied, as notebooks, or run."""
 
 from __future__ import annotations
 
@@ -13,23 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from minibit.base import open_whole
 from minibit.cli.common import BadUse, Output, command
+from minibit.cli.notebook import notebook
 from minibit.results import chapters_folder
-
-# A program that runs a chapter: figures stay open, and are written when its last line is done.
-_RUNNER = """
-import runpy, sys
-script, folder = sys.argv[1:]
-sys.path[0] = str(__import__("pathlib").Path(script).parent)
-sys.argv = [script]
-runpy.run_path(script, run_name="__main__")
-if folder and "matplotlib.pyplot" in sys.modules:
-    from matplotlib import pyplot
-    from minibit import plots
-    for number in pyplot.get_fignums():
-        name = f"{__import__('pathlib').Path(script).stem}_{number}.svg"
-        plots.save(pyplot.figure(number), f"{folder}/{name}")
-"""
 
 
 @dataclass(frozen=True)
@@ -47,11 +34,21 @@ def chapters(
     out: Output,
     which: Annotated[str, "[N|NAME]", "Its number or name."] = "",
     run: Annotated[bool, "Run it (without a name: all)."] = False,
-    folder: Annotated[Path | None, "--out", "Folder for a copy, and for figures of a run."] = None,
+    folder: Annotated[Path | None, "--out", "Folder for a copy, and for figures."] = None,
+    book: Annotated[Path | None, "--notebook", "Write a Jupyter notebook, FILE.ipynb."] = None,
 ) -> dict[str, Any]:
     """List the chapters; print one to read; copy one to work on; run one or all."""
     known = find_chapters()
     chosen = [_choose(known, which)] if which else known
+    if book is not None:
+        if not which or run or folder is not None:
+            raise BadUse("--notebook FILE.ipynb takes one chapter, and neither --run nor --out")
+        if book.suffix != ".ipynb":
+            raise BadUse(f"--notebook takes a name that ends in .ipynb, got {book}")
+        with open_whole(book, overwrite=False) as file:
+            file.write(notebook(chosen[0].path.read_text(encoding="utf-8")).encode())
+        out.say(str(book))
+        return {"chapters": [vars(chosen[0])], "notebook": str(book)}
     if folder is not None:
         if folder.exists() and not folder.is_dir():
             raise BadUse(f"--out {folder} is a file; it takes a folder")
@@ -107,17 +104,18 @@ def _run(out: Output, chosen: list[Chapter], folder: Path | None) -> dict[str, A
         sys.stdout.flush()
         begin = time.perf_counter()
         with tempfile.TemporaryDirectory() as scratch:
-            if folder is not None:
-                _copy(chapter, folder)
-            figures = str(folder.absolute()) if folder is not None else ""
             done = subprocess.run(
-                [sys.executable, "-c", _RUNNER, str(chapter.path.absolute()), figures],
+                [sys.executable, str(chapter.path.absolute())],
                 cwd=scratch,  # what a chapter writes is gone with it
-                env={**os.environ, "MPLBACKEND": "agg"},
+                env={**os.environ, "MPLBACKEND": "agg"},  # figures are written, no window opens
                 stdin=subprocess.DEVNULL,
                 stdout=2 if out.as_json else None,  # standard error
                 check=False,
             )
+            if folder is not None:
+                _copy(chapter, folder)
+            for figure in Path(scratch).glob(f"{chapter.path.stem}_*.svg"):
+                shutil.copy(figure, folder or Path())
         seconds, passed = time.perf_counter() - begin, done.returncode == 0
         out.say(f"{'done' if passed else 'FAILED'} in {seconds:.1f} s\n", style="dim")
         results.append({"name": chapter.name, "passed": passed, "seconds": round(seconds, 2)})

@@ -1,0 +1,104 @@
+"""Chapters run anywhere: in an empty folder, from an installation, as scripts and as notebooks.
+
+The whole book takes minutes, so plain ``pytest`` runs the quickest chapters; ``pytest -m book``
+runs all.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minibit.cli.notebook import notebook
+
+pytest.importorskip("matplotlib")
+
+ROOT = Path(__file__).resolve().parents[1]
+CHAPTERS = sorted((ROOT / "chapters").glob("ch*.py"))
+QUICK = ("ch02_ternary", "ch06_noise")
+# What a kernel does: all code cells, in one namespace that has no file.
+RUN_NOTEBOOK = """
+import json, sys
+with open(sys.argv[1], encoding="utf-8") as file:
+    cells = json.load(file)["cells"]
+namespace = {"__name__": "__main__"}
+for cell in cells:
+    if cell["cell_type"] == "code":
+        exec(compile("".join(cell["source"]), cell["id"], "exec", dont_inherit=True), namespace)
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder laid out as the wheel lays out an installation: the package, chapters inside."""
+    folder = tmp_path_factory.mktemp("installed")
+    (folder / "minibit").mkdir()
+    for path in (ROOT / "minibit").iterdir():
+        (folder / "minibit" / path.name).symlink_to(path)
+    (folder / "minibit" / "_chapters").symlink_to(ROOT / "chapters")
+    return folder
+
+
+def run(command, installed, folder):
+    """What a chapter prints that runs in `folder` and can import the installation alone."""
+    settings = {"PYTHONPATH": str(installed), "MPLBACKEND": "agg"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *command],
+        cwd=folder,
+        env=os.environ | settings,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+WHICH = [
+    pytest.param(path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.book)
+    for path in CHAPTERS
+]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the installation is made of symbolic links")
+@pytest.mark.parametrize("path", WHICH)
+def test_a_chapter_runs_as_a_copied_script(path, installed, tmp_path):
+    """In an otherwise empty folder; each figure that it draws lies beside it and is named."""
+    copy = tmp_path / path.name
+    copy.write_bytes(path.read_bytes())
+    said = run([copy.name], installed, tmp_path).split()
+    drawn = sorted(file.name for file in tmp_path.glob("*.svg"))
+    assert drawn or path.stem == "ch08_steps"
+    assert set(drawn) <= set(said)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([copy.name, *drawn])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the installation is made of symbolic links")
+@pytest.mark.parametrize("path", WHICH)
+def test_a_chapter_runs_as_a_notebook(path, installed, tmp_path):
+    """Cell by cell, with no ``__file__``; it leaves nothing behind."""
+    book = tmp_path / f"{path.stem}.ipynb"
+    book.write_text(notebook(path.read_text(encoding="utf-8")), encoding="utf-8")
+    (tmp_path / "empty").mkdir()
+    run(["-c", RUN_NOTEBOOK, str(book)], installed, tmp_path / "empty")
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_notebook_holds_all_lines_of_its_script():
+    """In order; text without its comment signs, code as it is, empty lines aside."""
+    for path in CHAPTERS:
+        script = path.read_text(encoding="utf-8")
+        lines = [
+            f"# {line}" if cell["cell_type"] == "markdown" else line
+            for cell in json.loads(notebook(script))["cells"]
+            for line in "".join(cell["source"]).splitlines()
+        ]
+        wanted = [line for line in script.splitlines() if not line.startswith("# %%")]
+        empty = ("", "#")
+        assert [line for line in map(str.rstrip, lines) if line not in empty] == [
+            line for line in map(str.rstrip, wanted) if line not in empty
+        ]
