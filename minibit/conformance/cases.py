@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -87,14 +88,15 @@ def notes(module: str) -> Mapping[str, Mapping[str, str]]:
 
 
 def functions_named(case: Case) -> set[str]:
-    """Return the public names that a case calls, those among its arguments too.
+    """Return the public names that a case calls, those among its arguments and refusals too.
 
     Examples
     --------
     >>> functions_named(cases("absmean")[0])
     {'absmean_quantize'}
     """
-    return {case.call, *_named_in(case.args)}
+    own = {case.refuse} if case.refuse and not hasattr(builtins, case.refuse) else set()
+    return {case.call, *_named_in(case.args), *own}
 
 
 def _named_in(value: Any) -> Iterator[str]:

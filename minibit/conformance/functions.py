@@ -66,9 +66,18 @@ def builder(offered: Any) -> Callable[[Mapping[str, Any]], Any]:
     return build
 
 
+def _with_rule(offered: Any, args: dict[str, Any]) -> Any:
+    """Return a function that has the tangent ``rule(*primals, *tangents)``, if there is a rule."""
+    function = offered.custom_jvp(args["fn"])
+    if "rule" in args:
+        function.defjvp(lambda x, x_dot: (function(*x), args["rule"](*x, *x_dot)))
+    return function
+
+
 MAKERS: dict[str, Callable[..., Any]] = {
     "NF4Tensor": lambda offered, args: offered.quantize_nf4(**args),
     "TernaryMatrix": lambda offered, args: offered.TernaryMatrix.from_codes(**args),
+    "custom_jvp": _with_rule,
 }
 
 

@@ -90,6 +90,17 @@ def value_and_grad(offered: Any, fn: Any, x: Any) -> Any:
     return offered.value_and_grad(fn)(x)
 
 
+def jacfwd(offered: Any, fn: Any, x: Any) -> Any:
+    """Return the Jacobian of a function at x."""
+    return offered.jacfwd(fn)(x)
+
+
+def vjp(offered: Any, fn: Any, primals: Any, cotangent: Any) -> Any:
+    """Return the value of a function, and what its pullback makes of a cotangent."""
+    out, pullback = offered.vjp(fn, primals)
+    return (out, *pullback(cotangent))
+
+
 PROTOCOLS: dict[str, Callable[..., Any]] = {
     "Adam": adam,
     "LoRALinear": lora_linear,
@@ -97,7 +108,9 @@ PROTOCOLS: dict[str, Callable[..., Any]] = {
     "clip_by_global_norm": clip_by_global_norm,
     "geometric": geometric,
     "grad": grad,
+    "jacfwd": jacfwd,
     "quantize_nf4": quantize_nf4,
     "save_adapters": save_adapters,
     "value_and_grad": value_and_grad,
+    "vjp": vjp,
 }

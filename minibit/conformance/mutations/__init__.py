@@ -12,6 +12,7 @@ from typing import Any
 from minibit.conformance.cases import Case
 from minibit.conformance.mutations.absmean import ABSMEAN
 from minibit.conformance.mutations.choices import CHOICES
+from minibit.conformance.mutations.derivatives import DERIVATIVES
 from minibit.conformance.mutations.dual import DUAL
 from minibit.conformance.mutations.layers import LAYERS
 from minibit.conformance.mutations.nf4 import NF4
@@ -27,6 +28,7 @@ __all__ = ["MUTATIONS", "answer_with", "caught"]
 MUTATIONS: dict[str, Callable[..., Any]] = {
     **ABSMEAN,
     **CHOICES,
+    **DERIVATIVES,
     **DUAL,
     **LAYERS,
     **NF4,

@@ -87,16 +87,18 @@ def _matmul(w: str, x: Any, y: Any, dx: Any, dy: Any) -> Any:
 def _sum(w: str, x: Any, y: Any, dx: Any, dy: Any, sign: int = 1) -> Any:
     """``dx + dy``, which both have the shape of the sum."""
     value = x + sign * y
-    return value, dx if w == "shape-of-the-smaller" else dx + sign * dy
+    change = dy if w == "subtrahend-added" else sign * dy
+    return value, dx if w == "shape-of-the-smaller" else dx + change
 
 
 def _power(w: str, x: Any, n: Any, dx: Any, dn: Any) -> Any:
-    """``n x^(n - 1) dx``, 0 where n is 0."""
+    """``n x^(n - 1) dx + log(x) x^n dn``, 0 where n is 0."""
     with np.errstate(all="ignore"):
         slope = n * x ** (n - 1.0)
+        moved = np.log(x) * x**n * dn if np.any(dn) and w != "exponent-is-constant" else 0.0
     if w != "zero-times-infinity":
         slope = np.where(n == 0, 0.0, slope)
-    return x**n, slope * dx
+    return x**n, slope * dx + moved
 
 
 def _maximum(w: str, x: Any, y: Any, dx: Any, dy: Any) -> Any:
@@ -107,6 +109,26 @@ def _maximum(w: str, x: Any, y: Any, dx: Any, dy: Any) -> Any:
     if w == "slope-at-zero":
         tie = dx
     return np.maximum(x, y), np.where(x > y, dx, np.where(x < y, dy, tie))
+
+
+def _minimum(w: str, x: Any, y: Any, dx: Any, dy: Any) -> Any:
+    """Take the smaller one's tangent; half of both at a tie."""
+    if w == "tangent-of-the-larger":
+        dx, dy = dy, dx
+    return np.minimum(x, y), np.where(x < y, dx, np.where(x > y, dy, (dx + dy) / 2))
+
+
+def _slopes(name: str) -> Callable[..., Any]:
+    """Return the rule of a function of entries."""
+    f, slope, flag, other = ENTRIES[name]
+    return lambda w, x, dx: (f(x), (other if w == flag else slope)(x) * dx)
+
+
+ENTRIES: dict[str, tuple[Any, ...]] = {
+    "exp": (np.exp, np.exp, "powers-rule-for-exp", lambda x: x * np.exp(x - 1)),
+    "log": (np.log, lambda x: 1 / x, "slope-of-log", np.log),
+    "sin": (np.sin, np.cos, "sign-of-the-cosine", lambda x: -np.cos(x)),
+}
 
 
 def _max(w: str, x: Any, dx: Any) -> Any:
@@ -128,7 +150,10 @@ def _prod(w: str, x: Any, dx: Any) -> Any:
     if w == "product-by-division":
         with np.errstate(all="ignore"):
             return x.prod(), np.nansum(x.prod() / x * dx)
-    return x.prod(), sum(np.delete(x, i).prod() * dx[i] for i in range(x.size))
+    others = [np.delete(x, i) for i in range(x.size)]
+    if w == "zeros-left-out":
+        others = [rest[rest != 0] for rest in others]
+    return x.prod(), sum(rest.prod() * dot for rest, dot in zip(others, dx, strict=True))
 
 
 def _clip(w: str, x: Any, low: Any, high: Any, dx: Any, *_: Any) -> Any:
@@ -161,6 +186,8 @@ RULES: dict[str, Callable[..., Any]] = {
     "power": _power,
     "matmul": _matmul,
     "maximum": _maximum,
+    "minimum": _minimum,
+    **{name: _slopes(name) for name in ENTRIES},
     "absolute": _abs,
     "rint": lambda w, x, dx: (np.rint(x), dx if w == "slope-through-rounding" else 0 * dx),
     "clip": _clip,
@@ -226,7 +253,8 @@ FLAGS = (
     *("second-order-term", "shape-of-the-smaller", "factor-of-the-variance", "mean-is-constant"),
     *("slope-at-zero", "tie-to-one-side", "ties-in-full", "norm-at-zero", "norm-not-divided"),
     *("zero-times-infinity", "product-by-division", "slope-at-bounds", "tangents-not-sorted"),
-    "slope-through-rounding",
+    *("slope-through-rounding", "powers-rule-for-exp", "slope-of-log", "sign-of-the-cosine"),
+    *("exponent-is-constant", "tangent-of-the-larger", "subtrahend-added", "zeros-left-out"),
 )
 
 
@@ -258,6 +286,13 @@ DUAL: dict[str, Callable[..., Any]] = {
     **{f"jvp/{flag}": _jvp(flag) for flag in FLAGS},
     "jvp_batch/directions-summed": _summed,
     "jvp_batch/directions-last": _last_axis,
+    "jvp_batch/no-axis-where-nothing-moves": lambda fn, primals, tangents: (
+        fn(*primals),
+        np.zeros_like(fn(*primals)),
+    ),
+    "jvp_batch/fewest-directions": lambda fn, primals, tangents: _batch(
+        fn, primals, [t[: min(map(len, tangents))] for t in tangents]
+    ),
     "grad/one-direction": lambda fn, x: np.full(x.shape, _gradient(fn, x).sum()),
     "grad/downhill": lambda fn, x: -_gradient(fn, x),
     "value_and_grad/exchanged": lambda fn, x: (_gradient(fn, x), _jvp("")(fn, (x,), (x,))[0]),
