@@ -351,11 +351,12 @@ assert large["float32"]["bytes"] / large["packed"]["bytes"] > 11
 # **Memory.** Matrices take 2 bytes a weight, or a quarter in 2-bit codes; embedding and head stay in FP16. Counting just these misses the published gigabytes, since a runtime holds more than weights. Two factors repair that, and they are *fitted*, here, to seven points:
 
 # %%
-VECTORS = json.loads((resources.files("minibit") / "vectors" / "costs.json").read_text())["cases"]
-PUBLISHED = {case["id"]: case for case in VECTORS}
+PAPER = resources.files("minibit") / "transformer" / "published.json"
+FIGURES = json.loads(PAPER.read_text())["cases"]
+PUBLISHED = {case["id"]: case for case in FIGURES}
 WEIGHTS = {"fp16": FP16, "b1.58": B158}
 
-table = [case for case in VECTORS if case["function"] == "memory_gb"]  # the paper's Table 1
+table = [case for case in FIGURES if case["function"] == "memory_gb"]  # the paper's Table 1
 parts, gb = [], np.array([case["published"] for case in table])
 for case in table:
     shape, weights = SHAPES[case["shape"]], WEIGHTS[case["weights"]]
@@ -443,7 +444,7 @@ assert np.isinf(turns[2])  # Llama 2's 70B shares keys and values among eight he
 
 # %%
 for kind, low, high in (("fp16", 1.2, 1.7), ("b1.58", 3.3, 7.6)):
-    measured = [c for c in VECTORS if c["function"] == "step_seconds" and c["weights"] == kind]
+    measured = [c for c in FIGURES if c["function"] == "step_seconds" and c["weights"] == kind]
     over = [
         c["published"] / 1000 / costs.step_seconds(SHAPES[c["shape"]], WEIGHTS[kind])
         for c in measured

@@ -3,11 +3,9 @@
 import dataclasses
 import hashlib
 import itertools
-import json
 import struct
 import sys
 import tracemalloc
-from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -34,7 +32,6 @@ SMALL = BitNetConfig(
 )
 KINDS = ("tq2_0", "tq1_0", "i2_s")
 every_kind = pytest.mark.parametrize("kind", KINDS)
-VECTORS = json.loads((files("minibit") / "vectors" / "gguf_file.json").read_text())["cases"]
 TOKENS = np.arange(40).reshape(2, 20) % 7
 Q = "blk.0.attn_q.weight"
 
@@ -319,29 +316,6 @@ def test_an_embedding_that_only_gguf_decodes_says_what_to_install(path, monkeypa
 
 
 # --- the container -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("case", VECTORS, ids=lambda case: case["id"])
-def test_vectors(case, tmp_path):
-    """The language-neutral headers that every port reads, and refuses."""
-    path = tmp_path / "case.gguf"
-    path.write_bytes(bytes.fromhex(case["hex"]))
-    if "error" in case:
-        with pytest.raises(CheckpointError, match=case["error"]):
-            open_gguf(path)
-        return
-    file = open_gguf(path)
-    assert file.metadata == case["metadata"]
-    values = {
-        name: {
-            "type": BLOCKS[tensor.kind][0],
-            "shape": list(tensor.shape),
-            "byte": tensor.offset,
-            "bytes": file.bytes_of(tensor).tobytes().hex(),
-        }
-        for name, tensor in file.tensors.items()
-    }
-    assert values == case["tensors"]
 
 
 def test_every_type_of_metadata_is_read(tmp_path):

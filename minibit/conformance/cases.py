@@ -46,8 +46,7 @@ class Case:
 def vector_files() -> list[str]:
     """Names of the files in the one schema, sorted.
 
-    ``costs``, ``gguf_file`` and ``noise_step`` call no public function alone: of published figures,
-    of a container, and of a whole run. The Python tests read them.
+    ``noise_step`` calls no public function alone, but takes whole steps: the Python tests read it.
     """
     folder = resources.files("minibit") / "vectors"
     files = (path.name for path in folder.iterdir() if path.name.endswith(".json"))

@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from minibit.conformance.file_protocols import FILES
+from minibit.conformance.run_protocols import RUNS
+
 __all__ = ["PROTOCOLS"]
 
 
@@ -102,6 +105,8 @@ def vjp(offered: Any, fn: Any, primals: Any, cotangent: Any) -> Any:
 
 
 PROTOCOLS: dict[str, Callable[..., Any]] = {
+    **FILES,
+    **RUNS,
     "Adam": adam,
     "LoRALinear": lora_linear,
     "StepLog": step_log,

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from minibit.conformance.exact.absmean import ABSMEAN
+from minibit.conformance.exact.costs import COSTS
+from minibit.conformance.exact.gguf import Reader
 from minibit.conformance.exact.matmul import MATMUL
 from minibit.conformance.exact.noise import NOISE
 from minibit.conformance.exact.steps import Log
@@ -24,9 +26,11 @@ __all__ = ["EXACT", "PLAIN"]
 
 EXACT: dict[str, Callable[..., tuple[Any, ...]]] = {
     **ABSMEAN,
+    **COSTS,
     **MATMUL,
     **NOISE,
     "StepLog": Log().replay,
+    "checkpoint.open_gguf": lambda file: Reader().read(file),
     **TERNARY,
     **TOPK,
 }

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from minibit.conformance.cases import Case
+from minibit.conformance.exact.costs import WRONG as COSTS
 from minibit.conformance.mutations.absmean import ABSMEAN
 from minibit.conformance.mutations.choices import CHOICES
 from minibit.conformance.mutations.derivatives import DERIVATIVES
 from minibit.conformance.mutations.dual import DUAL
+from minibit.conformance.mutations.gguf import GGUF
 from minibit.conformance.mutations.layers import LAYERS
 from minibit.conformance.mutations.nf4 import NF4
 from minibit.conformance.mutations.noise import NOISE
@@ -28,8 +30,10 @@ __all__ = ["MUTATIONS", "answer_with", "caught"]
 MUTATIONS: dict[str, Callable[..., Any]] = {
     **ABSMEAN,
     **CHOICES,
+    **COSTS,
     **DERIVATIVES,
     **DUAL,
+    **GGUF,
     **LAYERS,
     **NF4,
     **NOISE,

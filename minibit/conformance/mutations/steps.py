@@ -325,7 +325,8 @@ class DamageIsATear(Log):
 
 def _lenient(name: str) -> type[Log]:
     """Return a reader that leaves a check out, and what follows from it."""
-    follows = {"record-crc": {"digest"}, "head": {"record-crc", "digest"}, "header-crc": set()}
+    follows = {"record-crc": {"digest"}, "head": {"record-crc", "digest"}}
+    follows["header-length"] = {"header-crc"}
     checks = frozenset({name, *follows.get(name, set())})
     return type("_", (Log,), {"lenient": checks})
 
