@@ -174,7 +174,7 @@ def absmax_quantize(x: ArrayLike) -> tuple[NDArray[np.int8], NDArray[np.float32]
 
 
 def binary_quantize(w: ArrayLike) -> tuple[NDArray[np.int8], np.float32]:
-    """Quantise weights to signs and one scale: BitNet b1, with one bit a weight.
+    """Quantise weights to signs and one scale: BitNet b1, with one bit per weight.
 
     ``codes = sign(w - mean w)``, ``beta = mean|w|``, for what `absmean_quantize` takes.
 

@@ -169,7 +169,7 @@ def cross_entropy(
     labels : integer array, shape (...)
         0 to classes - 1.
     reduction : {"mean", "none"}
-        Mean over all labels (a scalar), or one loss a label.
+        Mean over all labels (a scalar), or one loss per label.
 
     Returns
     -------

@@ -266,7 +266,7 @@ def test_models_that_are_not_packed_decode_too(linear):
     """Float weights, quantised at each use or not."""
     model = BitNetModel(SMALL, init_params(SMALL, 1), linear)
     text = tokens_of(SMALL, 20)
-    assert Decoder(model)._plan is None
+    assert Decoder(model)._packed is None
     assert_near(one_by_one(model, text), model.logits([text])[0])
 
 
@@ -377,9 +377,9 @@ def test_a_large_matrix_is_cut_into_chunks():
     """The configuration that stands for large ones has several chunks of q, of gate and of down."""
     from minibit.kernels.decode import _chunks
 
-    plan = packed_step.plan(packed(CONFIGS["several chunks"]))
+    arrays = packed_step.packed_arrays(packed(CONFIGS["several chunks"]))
     sizes = (768, 384, 384, 768, 1600, 1600, 768)
-    counts = [_chunks(w, n_out) for w, n_out in zip(plan.weights[0], sizes, strict=True)]
+    counts = [_chunks(w, n_out) for w, n_out in zip(arrays.weights[0], sizes, strict=True)]
     assert min(counts[0], counts[4], counts[6]) >= 3
 
 
@@ -430,7 +430,7 @@ def test_an_interrupted_reading_is_taken_up_again(monkeypatch):
         decoder.append(text[4:])
         with monkeypatch.context() as patch:
             patch.setattr(decoding, name, fail)
-            if name == "packed_step" and decoder._plan is None:
+            if name == "packed_step" and decoder._packed is None:
                 continue
             with pytest.raises(KeyboardInterrupt):
                 decoder.logits()
@@ -579,7 +579,7 @@ def test_a_cache_for_other_layers_is_refused_before_it_changes():
 
 def way_of_packed_steps(model, token, cache):
     """One token through the kernels of packed models."""
-    return packed_step.packed_step(packed_step.plan(model), token, cache)
+    return packed_step.packed_step(packed_step.packed_arrays(model), token, cache)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ OFFERED = (*ORDER, "datasets", "training")  # the rooms whose names `minibit` of
 LINES = {  # of Python that a room may have, docstrings too: a new idea brings its budget along
     "base": 900,
     "kernels": 4_200,
-    "dual": 2_052,
+    "dual": 2_060,
     "ternary": 1_000,
     "matmul": 430,
     "absmean": 300,
@@ -57,7 +57,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "conformance": 7_600,
     "": 200,  # the face of the package
 }
-ALL_LINES = 39_300  # and each idea that is added brings its own
+ALL_LINES = 39_310  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:

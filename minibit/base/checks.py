@@ -54,7 +54,7 @@ def integers_up_to(*ranges: tuple[str, Any, Any]) -> list[int]:
 
 
 def bounds(least: int | None, most: int | None) -> str:
-    """Write what an integer must: ``be at least 1``, ``lie in [0, 5]``, ``lie in [0, 2**64)``."""
+    """Write an integer's rule: ``be at least 1``, ``lie in [0, 5]``, ``lie in [0, 2**64)``."""
     if most is None:
         return f"be at least {least}"
     for limit, end in ((most, "]"), (most + 1, ")")):

@@ -108,7 +108,7 @@ NUMBERS: dict[str, Any] = {"parse_constant": _refuse, "parse_int": _integer, "pa
 
 
 def _find(text: str, reason: str) -> int:
-    """Return where in a text of good syntax the first token stands that is refused so."""
+    """Return the position of the first token that is refused for `reason`; the syntax is good."""
     keys: list[set[str]] = []  # of the objects and arrays that are open
     for (token, start, _), (after, _, _) in pairwise(chain(_tokens(text), [("", 0, 0)])):
         try:

@@ -68,8 +68,8 @@ def whole_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
         path = Path(os.path.realpath(path))
     if not overwrite and os.path.lexists(path):
         raise _exists(path)
-    with _room(path) as room:
-        part = room / path.name
+    with _locked_folder(path) as workspace:
+        part = workspace / path.name
         yield part
         if overwrite and os.path.lexists(path):
             _replace(part, path)
@@ -93,14 +93,15 @@ def whole_files(folder: str | os.PathLike[str], last: str) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     named: list[Path] = []
     try:
-        with _room(folder / last) as room:
-            yield room
-            for part in sorted(room.iterdir(), key=lambda part: (part.name == last, part.name)):
-                named.append(folder / part.name)  # before: an interrupt may come after the link
+        with _locked_folder(folder / last) as workspace:
+            yield workspace
+            parts = sorted(workspace.iterdir(), key=lambda part: (part.name == last, part.name))
+            for part in parts:
+                named.append(folder / part.name)  # noted first: an interrupt may follow the link
                 try:
                     _name_file(part, named[-1])
                 except FileExistsError:
-                    named.pop()  # another's
+                    named.pop()  # the name is another writer's
                     raise
             _sync(folder)
     except BaseException:
@@ -116,31 +117,31 @@ def whole_files(folder: str | os.PathLike[str], last: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _room(path: Path) -> Iterator[Path]:
+def _locked_folder(path: Path) -> Iterator[Path]:
     """Make the folder that locks a path, and remove it at the end with all that is in it."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    room = path.with_name(f".{path.name}.{PART}")
-    lock = _lock(room, path)
+    workspace = path.with_name(f".{path.name}.{PART}")
+    lock = _lock(workspace, path)
     try:
-        for rest in room.iterdir():  # of a writer that was killed
+        for rest in workspace.iterdir():  # what a killed writer left behind
             _clear(rest)
-        yield room
+        yield workspace
     finally:
-        _clear(room)
+        _clear(workspace)
         if lock is not None:
             os.close(lock)
 
 
-def _lock(room: Path, path: Path) -> int | None:
+def _lock(workspace: Path, path: Path) -> int | None:
     """Make a folder and lock it: its descriptor; None where the system has no such locks."""
     while True:
         new = False
         with suppress(FileExistsError):
-            room.mkdir(0o700)
+            workspace.mkdir(0o700)
             new = True
         try:
-            lock = _flock(room)
+            lock = _flock(workspace)
         except BlockingIOError:
             raise BlockingIOError(f"another writer is at {path}; nothing was changed") from None
         except FileNotFoundError:  # whoever had the folder has just removed it
@@ -148,22 +149,22 @@ def _lock(room: Path, path: Path) -> int | None:
         except OSError:
             if new:
                 return None
-            rule = f"another writer is at {path}, or was killed there: then remove {room}"
+            rule = f"another writer is at {path}, or was killed there: then remove {workspace}"
             raise BlockingIOError(rule) from None
         except BaseException:  # Ctrl-C
             if new:
-                room.rmdir()
+                workspace.rmdir()
             raise
-        if room.exists() and os.path.samestat(room.stat(), os.fstat(lock)):
+        if workspace.exists() and os.path.samestat(workspace.stat(), os.fstat(lock)):
             return lock
         os.close(lock)  # of a folder that was removed meanwhile
 
 
-def _flock(room: Path) -> int:
+def _flock(workspace: Path) -> int:
     """Open a folder and lock it: the system's lock, which ends with the process."""
     if not LOCKS:
         raise OSError("this system has no such locks")
-    lock = os.open(room, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+    lock = os.open(workspace, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:

@@ -108,9 +108,9 @@ def measure(folder: str | Path, threads: int, seconds: float) -> dict[str, Any]:
     decoder.append([model.config.vocab_size // 2])
     list(decoder.generate(TOKENS))
     memory = resident_bytes()
-    if decoder._plan is None:
+    if decoder._packed is None:
         raise ValueError(f"{folder} is no packed model")
-    size = decoder._plan.nbytes
+    size = decoder._packed.nbytes
     words = np.ones(size // 8, np.uint64)
     cuts = np.linspace(0, words.size, threads + 1).astype(int)
     parts = [words[a:b] for a, b in pairwise(cuts)]

@@ -58,7 +58,7 @@ def call(function: str, arguments: Sequence[Any]) -> Any:
 
 
 def environment(threads: int) -> dict[str, Any]:
-    """Say on what is measured, JSON types: CPU, kernel path, threads in force, versions."""
+    """Return what a measurement runs on, as JSON types: CPU, kernel path, threads, versions."""
     from minibit import __version__, kernels
     from minibit.kernels.threads import available
 

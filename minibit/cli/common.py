@@ -109,7 +109,7 @@ class Output(logging.Handler):
             with bad_use():
                 requested()
             yield
-        except (typer.Exit, BrokenPipeError):  # who reads has had enough
+        except (typer.Exit, BrokenPipeError):  # the reader closed the pipe
             raise
         except BadUse as error:
             raise self._failed(str(error), 2) from error
@@ -127,7 +127,7 @@ class Output(logging.Handler):
     def _failed(self, message: str, status: int) -> typer.Exit:
         """Say what went wrong, and return the exit to raise."""
         self._errors.print(printable(f"error: {message}", keep="\n"), style="red")
-        with suppress(OSError):  # which may be what is wrong
+        with suppress(OSError):  # standard output may be the fault
             self.result({"error": message, "exit_status": status})
         return typer.Exit(status)
 

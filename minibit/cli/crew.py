@@ -60,7 +60,7 @@ def crew(say: Callable[[str], None], workers: int | None, scheduler: str | None)
 
     logger = logging.getLogger("distributed")
     level = logger.level
-    logger.setLevel(logging.CRITICAL)  # what is lost on the way, the run tells itself
+    logger.setLevel(logging.CRITICAL)  # the run itself reports a lost worker
     try:
         if scheduler is not None:
             with _connected(scheduler) as client:
@@ -124,7 +124,7 @@ def _connected(scheduler: str) -> Any:
             f"--scheduler {address}: Dask has no certificates; its configuration names them in "
             "distributed.comm.tls: ca-file, client.cert and client.key"
         ) from error
-    except Exception as error:  # what answers may be no scheduler, and then anything may follow
+    except Exception as error:  # a process that is no scheduler may answer anything
         why = str(error.__cause__ or error) or "no answer"
         raise RuntimeError(
             f"the scheduler {address} cannot be reached within {CONNECT:.0f} s: {why}"
@@ -135,7 +135,7 @@ def _connected(scheduler: str) -> Any:
 
 
 async def _identity(address: str) -> dict[str, Any]:
-    """Ask what listens at an address who it is."""
+    """Ask the process that listens at an address for its type and version."""
     from distributed import rpc
     from distributed.security import Security
 

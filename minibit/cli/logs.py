@@ -327,5 +327,5 @@ def _short(value: Any) -> str:
 
 
 def sizes_of(log: StepLog) -> dict[str, Any]:
-    """Return the sizes that every command reports; weights are packed at five trits a byte."""
+    """Return the sizes that every command reports; weights are packed at five trits per byte."""
     return {"log_bytes": log.nbytes, "packed_weight_bytes": -(-log.plan.size // 5)}

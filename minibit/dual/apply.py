@@ -113,7 +113,7 @@ def _apply_in_float32(call: Callable[..., Any], tag: int) -> Any:
 def _call(
     function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[..., Any]
 ) -> Any:
-    """Call what a key of the table stands for, with all duals changed."""
+    """Call the function that a key of the table names; `change` replaces duals in its arguments."""
     args = tuple(_map_duals(change, arg) for arg in args)
     kwargs = {name: _map_duals(change, arg) for name, arg in kwargs.items()}
     if tag_of((*args, *kwargs.values())) >= 0:
@@ -122,13 +122,14 @@ def _call(
 
 
 def _map_duals(change: Callable[[DualNumber], Any], arg: Any) -> Any:
+    """Apply `change` to an argument that is a dual, or to the duals in a list of them."""
     if isinstance(arg, list | tuple) and tag_of(arg) >= 0:
         return [_map_duals(change, item) for item in arg]
     return change(arg) if isinstance(arg, DualNumber) else arg
 
 
 def _link(out: DualNumber, parent: DualNumber, call: Callable[..., Any], composed: bool) -> None:
-    """Let a view know what it shows; a copy, here or to NumPy, stands alone."""
+    """Record in a view which dual it shows; a copy, made here or by NumPy, records nothing."""
     value = value_of(parent)
 
     def view(a: Array) -> Array:

@@ -44,8 +44,9 @@ class Dual(DualNumber, ArrayMethods):
 
     Notes
     -----
-    What would lose the tangent is a TypeError: a plain array as ``out=``, conversion to an array or
-    a Python number, assignment to a plain array; a function without a rule, a `NoRuleError`.
+    An operation that would lose the tangent raises a TypeError: a plain array as ``out=``,
+    conversion to an array or a Python number, assignment to a plain array. A function without a
+    rule raises a `NoRuleError`.
 
     Examples
     --------
@@ -153,7 +154,7 @@ class Dual(DualNumber, ArrayMethods):
     __float__ = __int__ = __complex__ = __array__
 
     def __getattr__(self, name: str) -> Any:
-        """Name what arrays have and duals have not."""
+        """Refuse, and say whether it is an attribute that arrays have and duals lack."""
         if name.startswith("__") or not hasattr(np.ndarray, name):
             raise AttributeError(f"a Dual has no attribute {name!r}")
         raise _NoAttributeError(f"no rule for the array attribute .{name}")

@@ -2,8 +2,9 @@
 
 Nothing is changed in memory, because other duals and the programs of reverse mode may hold it. An
 assignment gives the dual a new primal and a new tangent: a gather from its old entries and those of
-the value, by functions that have rules. A view knows what it shows, and how (`Dual.origin`): an
-assignment to it goes there, and the view is taken again once what it shows has changed.
+the value, by functions that have rules. A view records the dual that it shows, and how it was taken
+(`Dual.origin`): an assignment to the view writes to that dual, and once the dual has changed, the
+view is taken again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 from minibit.dual.tangents import Array, as_array
 from minibit.dual.trees import rebuild
 
-View = tuple[Any, Array, Array, Callable[[Array], Array]]  # of whom, its parts then, how
+# The dual that a view shows, the primal and tangent that it had then, and what takes the view.
+View = tuple[Any, Array, Array, Callable[[Array], Array]]
 
 VIEWS: Final = frozenset(  # functions that return a view of their first argument, if they can
     {
@@ -29,7 +31,7 @@ VIEWS: Final = frozenset(  # functions that return a view of their first argumen
 
 
 def refresh(dual: Any) -> None:
-    """Take a view again if what it shows has changed."""
+    """Take a view again if the dual that it shows has changed."""
     if dual.origin is None:
         return
     parent, primal, tangent, view = dual.origin

@@ -78,11 +78,12 @@ def jvp_batch(fn: Callable[..., Tree], primals: Any, tangents: Any) -> tuple[Tre
 
 
 def _push(fn: Callable[..., Tree], primals: Any, tangents: Any, batch: bool) -> tuple[Tree, Tree]:
+    """Call `fn` on duals of a new tag, and part its output: `jvp`, or with `batch` `jvp_batch`."""
     if not (isinstance(primals, list | tuple) and isinstance(tangents, list | tuple)):
         got = f"{type(primals).__name__} and {type(tangents).__name__}"
         raise TypeError(f"primals and tangents must be tuples, one entry an argument: got {got}")
     tag = next(_tags)
-    counts: dict[int, str] = {}  # how many directions, of which primal first
+    counts: dict[int, str] = {}  # number of directions: the first primal that has it
 
     def seed(value: Any, tangent: Any, name: str) -> Any:
         primal = floating(value, name)
@@ -103,7 +104,7 @@ def _push(fn: Callable[..., Tree], primals: Any, tangents: Any, batch: bool) -> 
     def tangent_of(leaf: Any) -> Any:
         if isinstance(leaf, Dual) and leaf.tag == tag:
             dot = leaf.tangent
-            if isinstance(dot, Tangent):  # without lead: of a derivative that calls fn from a rule
+            if isinstance(dot, Tangent):  # a rule may call jvp on tangents of its own
                 return dot.stack if lead and isinstance(dot, Directions) else dot
             if lead:  # the same along every direction
                 dot = np.broadcast_to(dot, (*lead, *leaf.shape))
@@ -252,7 +253,7 @@ class custom_jvp:
     `minibit.dual.tangents` lists, applied to them directly (no ``np.asarray``, no in-place change):
     then it also holds for many directions, nested derivatives and reverse mode. The tangent of a
     constant is zeros; of an argument that is not floating, None. A rule may return None, too: the
-    tangent of what does not move. Keyword arguments are constants and are passed to both; a dual
+    tangent of an output that does not move. Keyword arguments are constants, passed to both; a dual
     among them, or before `defjvp` was called, is a `NoRuleError`. A rule that returns no pair, or a
     tangent that is not real, is a TypeError; another shape than its output's, a ValueError.
 

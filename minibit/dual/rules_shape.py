@@ -1,7 +1,7 @@
 """The rule table, second part: functions that move entries about, and compositions of them.
 
 Most are composed of four rules: an index, which picks entries, `reshape`, `transpose` and
-`concatenate`. Where an entry comes from, NumPy says: its own function, of the numbers of entries.
+`concatenate`. NumPy tells where an entry comes from: its function moves the entries' numbers.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _picked(a: Array, positions: Any) -> Array:
 
 
 def _tiled(a: Array, repeats: Any) -> Array:
-    """Repeat an array; once is a copy in the array's own order in memory, as in NumPy."""
+    """Repeat an array; a single repeat is a copy in the array's own order in memory."""
     if np.size(repeats) <= a.ndim and np.all(repeats == 1):
         return np.copy(a)
     return _picked(a, np.tile(numbered(a), repeats))

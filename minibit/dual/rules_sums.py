@@ -95,12 +95,13 @@ def _norm(
 
 
 def _share(f: Callable[..., Array], a: Array, axis: Any) -> Array:
-    """Slope of an extreme: which entries are it, alike if several are."""
+    """Slope of an extreme: 1 for the entry that is the extreme, shared evenly if several are."""
     hit = (a == f(a, axis=axis, keepdims=True)) | np.isnan(a)
     return hit / np.sum(hit, axis=axis, keepdims=True, dtype=a.dtype)
 
 
 def _extremum(f: Any, a: Array, axis: Any = None, *, keepdims: bool = False, a_dot: Array) -> Pair:
+    """Rule of the reductions `np.max` and `np.min`."""
     out = f(a, axis=axis, keepdims=keepdims)
     return out, np.sum(a_dot * _share(f, a, axis), axis=axis, keepdims=keepdims)
 
@@ -201,7 +202,7 @@ def _einsum(
 
 
 def _with_arrow(subscripts: str) -> str:
-    """Write out the result that einsum means when it is not told: letters that stand once."""
+    """Write out einsum's implicit result: the letters that occur once, in alphabetical order."""
     subscripts = subscripts.replace(" ", "")
     if "->" in subscripts:
         return subscripts
@@ -282,7 +283,7 @@ def _kron(a: Array, b: Array) -> Array:
 
 
 def _reduce(f: Any, array: Array, axis: Any = 0, *, keepdims: bool = False) -> Array:
-    """Reduce as ufuncs do: over the first axis, if they are told no other."""
+    """Reduce as ufuncs do: by default over the first axis."""
     return f(array, axis=axis, keepdims=keepdims)
 
 

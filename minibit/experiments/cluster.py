@@ -52,7 +52,7 @@ STEPS = 400
 WORKERS = (1, 2, 8, 32)  # of 1 worker the median is that of all perturbations
 KINDS = ("label", "random")
 SHARDS = 8
-CREW = 4  # of whom the last lies
+CREW = 4  # workers, the last of which lies
 CHECKS = (0.0, 0.1, 0.02)
 
 
@@ -153,7 +153,7 @@ def federated_run(folder: Path, kind: str, seed: int) -> Row:
 
 
 class _Crew:
-    """Workers of one process, of whom the last lies."""
+    """Workers of one process, the last of which lies."""
 
     def lanes(self) -> list[Lane]:
         """Return a lane per worker."""

@@ -249,7 +249,7 @@ def small_run(seed: int = 0) -> Row:
 def lora(seeds: Sequence[int], runs: Runs) -> list[Row]:
     """Pre-train once per seed, choose learning rates with the first, fine-tune in every way.
 
-    Rows are of kind ``chosen``, ``run`` (with ``"choice"``: whether it is for that) and ``small``.
+    Rows are of kind ``chosen``, ``run`` (``"choice"``: whether it only compares rates), ``small``.
     """
     line = (
         "{task} {method}, rank {rank}, rate {rate:g}, seed {seed}: test {before[test]:.4f} -> "

@@ -151,13 +151,13 @@ def noise_step_run(folder: Path, seed: int) -> Row:
 
 
 def _run(seed: int, codes: Codes, curve: list[tuple[int, float, float]]) -> Row:
-    """Sum a run up: its end is that of its curve."""
+    """Return the row of a run, whose last values are those of the end of its curve."""
     _, seconds, reached = curve[-1]
     summary = {"seed": seed, "test_accuracy": reached, "cpu_seconds": seconds}
     return {**summary, "digest": digest(codes), "curve": curve}
 
 
 def _row(method: str, steps: int, shifts: int, done: list[Row]) -> Row:
-    """Sum the runs of a method up."""
+    """Return the row of a method: means over its runs."""
     about = {"method": method, "steps": steps, "shifts": shifts}
     return about | over_seeds(done, "test_accuracy", "cpu_seconds")

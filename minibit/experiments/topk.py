@@ -69,7 +69,7 @@ class Run:
 
 
 def wanted(seeds: Sequence[int]) -> list[Run]:
-    """List the runs: the first seed does where one has to."""
+    """List the runs: all seeds, or the first one alone where one run is enough."""
     both, first = list(LINEAR), seeds[0]
     runs = [
         Run("scratch", size, weights, seed, sparsity)

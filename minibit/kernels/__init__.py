@@ -140,7 +140,7 @@ def takes(*arrays: Any) -> bool:
     return plain and compiled()
 
 
-if not TYPE_CHECKING:  # to which every name would then be known
+if not TYPE_CHECKING:  # a type checker would take every name for known
 
     def __getattr__(name: str) -> Any:
         """Import a file of kernels, whatever signals come: ``from minibit.kernels import nf4``."""

@@ -71,7 +71,7 @@ def amx_configure(typingctx, config, offset):
 
 @intrinsic(prefer_literal=True)
 def amx_release(typingctx):
-    """``amx_release()``: give the tiles back, so that switching threads saves less."""
+    """``amx_release()``: give the tiles back, so that a switch of threads has less to save."""
     return _instruction("tilerelease", types.void())
 
 
@@ -105,7 +105,7 @@ def _configuration():
     config = np.zeros(64, np.uint8)
     config[0] = 1
     for tile in range(8):
-        config[16 + 2 * tile] = 64  # bytes a line, 16 bits each
+        config[16 + 2 * tile] = 64  # bytes per line, as 16 bits
         config[48 + tile] = 16  # lines
     return config
 

@@ -1,4 +1,4 @@
-"""Matrix times one vector on base-3 weights: five codes a byte. Only chapter 3 uses it, as a rung.
+"""Matrix times one vector on base-3 weights, five codes per byte; a rung of chapter 3 alone.
 
 A fifth fewer bytes than 2 bits per weight, for more arithmetic: it wins where many cores share one
 memory, and loses where the weights lie in a cache. The layout is that of panels, with 80 rows::

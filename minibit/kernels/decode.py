@@ -315,7 +315,7 @@ def _multiply(kind, layer, own, number, x, stream, out, work, phase):
 
 @njit(cache=True, nogil=True)
 def layers(model: Model, context: Context, own: Own, work: NDArray[np.int64]) -> bool:
-    """Take one token through all layers, together with all who call this with the same arguments.
+    """Take one token through all layers, with all threads that call this for the same token.
 
     `own` alone is each thread's. False if an activation is not finite; the rest is then
     meaningless. The arrays of a layer are made of their addresses here: no thread asks for Python's

@@ -20,12 +20,12 @@ TOGETHER = 64  # rows of a panel, and rows whose bytes lie side by side in a cac
 
 
 def _digits(source, row, out):
-    """Write a row's digits; return 0 if all of them are some."""
+    """Write a row's digits; return 0 if every entry is a code."""
 
 
 @overload(_digits)
 def _digits_of(source, row, out):
-    """Pick by type: int8 codes, or the bytes of a file."""
+    """Choose how `_digits` reads a row: as int8 codes, or as the bytes of a file."""
 
     def of_codes(source, row, out):
         wrong = np.uint8(0)

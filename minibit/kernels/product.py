@@ -53,9 +53,9 @@ ROWS = 64  # in a panel
 COLUMNS = 4096  # in a block
 CHUNKS = 16  # of tokens, in a block
 FLUSH = 240  # columns that int16 sums can take: 60 times 512
-AHEAD = 10240  # bytes between a prefetch and the load it is for: the first level spares no more
-NEARER, ACTS_AHEAD = 4096, 1536  # the same where the loop computes more
-FEW = 6  # tokens of a tile that are read as they lie
+AHEAD = 10240  # bytes between a prefetch and its load: more would not stay in the first-level cache
+NEARER, ACTS_AHEAD = 4096, 1536  # the same, for loops that compute more per byte
+FEW = 6  # tiles of so many tokens read them unpacked
 ONE, SQUARE = ((),), ((),) * 16
 
 
@@ -66,7 +66,7 @@ class Tokens(NamedTuple):
     n_in: int
     batch: int
     minus: NDArray[np.int32]  # a token: minus the sum of its codes
-    scales: NDArray[np.float32] | None  # a token's factor; None: the sums are wanted
+    scales: NDArray[np.float32] | None  # per token; None: the caller wants the sums alone
 
 
 @njit(cache=True, nogil=True, forceinline=True, _nrt=False)

@@ -56,5 +56,5 @@ def take(work: Array, phase: int, chunks: int) -> int:
 
 @njit(cache=True, nogil=True)
 def finish(work: Array, phase: int, chunk: int) -> None:
-    """Say that a chunk is done; who finds that out sees all that was written."""
+    """Say that a chunk is done; a thread that sees the flag sees all that the chunk wrote."""
     _add_one(work, phase * work.shape[1] + FLAGS + chunk)

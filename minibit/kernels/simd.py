@@ -4,7 +4,7 @@ LLVM's loop vectoriser does not find the byte dot products of today's CPUs (``vp
 ``vpmaddubsw``, ``sdot``) in a plain loop, so the kernels name them. A `Tile` is what a product
 keeps in registers: for each of some tokens, some vectors of ``lanes`` int32 lanes. 16 lanes fill an
 AVX-512 register, 8 an AVX2 register, 4 a NEON register; the dot products read the same bits as four
-bytes a lane. All functions on tiles are unrolled when compiled.
+bytes per lane. All functions on tiles are unrolled when compiled.
 
 Weights come in panels (`minibit.ternary.panels`): 64 bytes hold 4 columns of four groups of 16
 rows, in two bits of each byte, so a group is ``16 / lanes`` vectors of a tile. With 16 lanes codes

@@ -162,7 +162,7 @@ class _Worker:
     __slots__ = ("answered", "asleep", "bell", "offer", "slot", "thread", "turn")
 
     def __init__(self, slot: int, turn: int) -> None:
-        self.slot = slot  # of its numbers in the arrays of the team
+        self.slot = slot  # index of this worker's numbers in the team's arrays
         self.turn = turn  # of the newest offer; several callers may make one at the same time
         self.answered = turn  # the newest offer that it is done with
         self.offer: tuple[_Job, int] | None = None  # the job, and the task to begin with
@@ -195,7 +195,7 @@ class _Team:
                 if len(self.workers) < helpers and not self.closed:
                     self.grow(helpers)
                 first = self.offer(job, helpers, 0, busy=False)
-                if first < helpers:  # who is busy comes later, if at all
+                if first < helpers:  # a busy worker joins later, or not at all
                     self.offer(job, helpers, first, busy=True)
                 job.work(0)
             finally:
@@ -280,7 +280,7 @@ def _ring(worker: _Worker) -> None:
     """Wake a worker, by one call that no interrupt can cut in two."""
     try:  # noqa: SIM105
         worker.bell.release()
-    except RuntimeError:  # it rings already
+    except RuntimeError:  # the bell is rung already
         pass
 
 

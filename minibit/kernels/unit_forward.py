@@ -1,7 +1,7 @@
 """The forward pass of the ternary MLP, in two ways, for `minibit.kernels.unit_tangents`.
 
 With float activations a sample goes through alone, on additions: weights arrive transposed and
-stacked, one row an input of one layer; a nonzero input adds or subtracts a contiguous row, and zero
+stacked, a row per input of a layer; a nonzero input adds or subtracts a contiguous row, and zero
 inputs and zero weights are skipped. With int8 activations a block of samples goes through at once
 (`hidden_states`), on the products of `minibit.matmul`; what stands between two of them is here, and
 the states of a block are then laid out for one sample, as if it had gone through alone.
@@ -342,7 +342,7 @@ def _recall_last(net, block, b, own):
 
 @njit(**_inner)
 def sample_outcome(net, x, y, b, block, own, outcomes):
-    """Run sample b, or recall its state, and note its outcome."""
+    """Run sample b, or lay out its state from its block, and write its outcome."""
     if block is None:
         _forward_one(net, x, b, own)
     else:

@@ -24,7 +24,7 @@ _ZERO, _PLUS, _MINUS = np.int64(0), np.int64(1), np.int64(-1)
 
 
 class Units(NamedTuple):
-    """The drawn units, a row a layer, and all layers' laid end to end."""
+    """The drawn units: a table with a row per layer, and lists of all layers' laid end to end."""
 
     table: Any  # int64 (layers, most)
     counts: Any  # int64 (layers,)

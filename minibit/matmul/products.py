@@ -119,7 +119,7 @@ def ternary_matmul_int8(
         and x.shape == matrix._one_token
         and x.dtype is _INT8
         and x.flags.carray
-    ):  # the shortest way in: 256 by 256 takes less time than asking twice what it is
+    ):  # a short cut: a 256 x 256 product takes less time than the full checks
         out = _empty(matrix._one_result, _INT32)
         _one(matrix._path)(x, matrix._packed, out, 0, matrix._groups, None)
         return out
@@ -281,7 +281,7 @@ def _multiply(
     """Fill `out` with the product; False if an activation is not finite."""
     (batch, n_in), groups = x.shape, matrix._groups
     if threads is not None and (type(threads) is not int or threads < 1):
-        threads = thread_count(threads)  # only what is no plain count needs the question
+        threads = thread_count(threads)  # a plain positive int needs no check
     if matrix._path == "reference" or not out.size or not n_in:
         if gamma is None:
             out[...] = ternary_matmul_int8_reference(x, matrix)

@@ -101,12 +101,12 @@ class NF4Tensor:
         object.__setattr__(self, name, view)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel by the stored fields."""
+        """Pickle the stored fields alone."""
         parts = (self.offset, self.nested_codes, self.nested_absmax)
         return NF4Tensor, (self.shape, self.block, self.packed, self._absmax, *parts)
 
     def __repr__(self) -> str:
-        """Say the shape and what a weight costs."""
+        """Say the shape, and the bits per weight."""
         bits = f"{self.bits_per_parameter:.2f} bits a parameter"
         return f"NF4Tensor(shape={self.shape}, block={self.block}, {bits})"
 
@@ -188,7 +188,7 @@ def fill(tensor: NF4Tensor, absmax: Floats, start: int, values: Floats) -> None:
 
 
 def _checked_dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    """Return a type of floats that weights can be had in."""
+    """Return the type of floats that `NF4Tensor.dequantize` is to return, if it offers that."""
     target = np.dtype(dtype)
     if target not in (np.float16, np.float32, np.float64):
         raise TypeError(f"dtype must be float16, float32 or float64, got {target}")

@@ -71,7 +71,7 @@ Params = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Task:
-    """A model's weights and a batch as the kernels want them; lives for one step."""
+    """A model's weights and a batch in the layout of the kernels; made anew for every step."""
 
     network: Network
     products: Products | None  # None, too, where activations are not rounded
@@ -110,24 +110,25 @@ class Task:
         samples: int,
         arguments: Callable[[int], tuple[Any, ...]] = lambda chunk: (),
     ) -> None:
-        """Call the kernel for all parts of the batch, each with what `arguments` are its chunk's.
+        """Call the kernel for all parts of the batch.
 
-        One chunk's parts come one after the other, on one thread. A kernel has room for the terms
-        of so many samples and units.
+        The batch is cut into `CHUNKS`, and a chunk into parts, which one thread computes in turn.
+        ``arguments(chunk)`` are further arguments of the kernel for the parts of a chunk. The
+        buffers hold the terms of so many `samples` and `units`.
         """
         from minibit.kernels.unit_forward import buffers, hidden_states
 
         net, batch, edges = self.network, self.batch, _cut(0, len(self.batch.x), CHUNKS)
-        rooms = buffers(net, CHUNKS, units, samples)
+        scratch = buffers(net, CHUNKS, units, samples)
 
         def chunk(number: int) -> bool:
             start, stop = edges[number : number + 2]
             blocks = -(-(stop - start) // BLOCK) if self.rounded else min(1, stop - start)
             for begin, end in pairwise(_cut(start, stop, blocks)):
                 part = slice(begin, end)
-                some, outcomes = _part(batch, part), _part(self.outcomes, part)
-                block = hidden_states(net, self.products, some.x) if self.rounded else None
-                kernel(net, some, block, outcomes, *rooms[number], *arguments(number))
+                rows, outcomes = _part(batch, part), _part(self.outcomes, part)
+                block = hidden_states(net, self.products, rows.x) if self.rounded else None
+                kernel(net, rows, block, outcomes, *scratch[number], *arguments(number))
             return True
 
         tasks = [partial(chunk, number) for number in range(CHUNKS)]
@@ -158,7 +159,7 @@ def _network(model: MLP, weights: Sequence[NDArray[np.int8]], row_sums: Floats) 
 
 
 def _cut(start: int, stop: int, parts: int) -> list[int]:
-    """Cut a range evenly: no block is small, for which products would compile other kernels."""
+    """Cut a range into even parts: for a short last part, products would compile more kernels."""
     return [int(edge) for edge in np.linspace(start, stop, parts + 1)]
 
 

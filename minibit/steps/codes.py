@@ -4,7 +4,7 @@ All bits are read from the highest of a byte to the lowest; the last byte is fil
 
     sampled   0 -> `0`   +1 -> `10`   -1 -> `11`
 
-costs exactly 1.5 bits a code if half of them are zero, which is their entropy.
+costs exactly 1.5 bits per code if half of them are zero, which is their entropy.
 
     units     positions of K moves among N candidates: each gap in a Golomb code of m ~ 0.7 room / k
 

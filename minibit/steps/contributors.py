@@ -6,9 +6,9 @@ A log NAME has them in NAME.workers, one line of JSON per step that has any:
 
 A share is a range of the step's perturbations (``sampled``), or of its drawn units, all layers' in
 turn (``units``), and the name of a worker or of a shard of the data. ``crc`` is a CRC-32 that runs
-on from the log's header over every line's shares and step, so lines of another log, changed, lost
-or moved ones are known. Lines are written before the steps that they are about, and those of steps
-that never came are cut when the log is written on.
+on from the log's header over every line's shares and step, so a reader notices lines of another
+log, and lines that were changed, lost or moved. A line is written before the step that it is about;
+the next append cuts off the lines of steps that never reached the log.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Share(NamedTuple):
     name: str
 
 
-Shares: TypeAlias = tuple[Share, ...]  # of one step; none where nobody is named
+Shares: TypeAlias = tuple[Share, ...]  # of one step; empty where the log names no contributor
 
 
 def path_of(log: Path) -> Path:

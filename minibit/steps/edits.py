@@ -1,4 +1,4 @@
-"""Edits of history: which steps, what becomes of them, and whose noise they are drawn by.
+"""Edits of history: which steps an edit changes, and the seeds and numbers that name their noise.
 
 Pure: `StepLog.negate`, `.mask` and `.concat` write the files.
 """

@@ -1,4 +1,4 @@
-"""Forks and their merges: which steps two logs share, and whose noise the steps after are drawn by.
+"""Forks and their merges: the steps that two logs share, and the seeds of the steps after them.
 
 Pure: `StepLog.fork` and `StepLog.merge` write the files.
 """

@@ -117,7 +117,7 @@ class History:
         return changes(int(weights[0, column]) for weights in rows)
 
     def answers(self, logits: Callable[[Params, Any], Any], x: Any) -> NDArray[np.int64]:
-        """Return what every step's weights name some samples: (steps + 1, batch), in one walk.
+        """Return how the weights of every step label samples: (steps + 1, batch), in one walk.
 
         ``logits(params, x)`` is any function of weights and the samples `x`, (batch, ...), that
         returns (batch, classes); the answer is the class of the largest, the first of several.
@@ -127,10 +127,10 @@ class History:
         return np.stack([top_answers(logits(params, x), len(x)) for _, params in walk])
 
     def bisect(self, logits: Callable[[Params, Any], Any], sample: Any, label: int) -> Verdict:
-        """Find the step after which a sample is named right, or wrong, for good; see `Verdict`.
+        """Find the step after which a sample's label is right, or wrong, for good; see `Verdict`.
 
         Whether it is *right* or *wrong* is decided by the last weights: the answer is then the last
-        step that turned a wrong name into the right one, or the other way round. An answer goes
+        step that turned a wrong label into the right one, or the other way round. An answer goes
         back and forth, so that a binary search, which wants one turn, finds any of its turns; this
         one looks at all weights, in one walk (`answers`), and tells of every turn.
         """
@@ -188,12 +188,12 @@ class History:
         return sha256(flat.data).hexdigest()
 
     def _nearest(self, step: int) -> tuple[int, Flat]:
-        """Return where to replay a step from: how many records are behind, and those weights."""
+        """Return where a replay to a step begins: how many records lie before, and the weights."""
         snapshot = nearest(self.path, self._contents.records, self.plan.size, step)
         return snapshot or (0, initial_flat(self.plan))
 
     def _weights(self, step: int, start: tuple[int, Flat] | None = None) -> Flat:
-        """Replay to a step, in an array of its own; while writing, the last step's are at hand."""
+        """Return the weights after a step, in a new array; a log in writing holds its last ones."""
         last = self._last
         if last is not None and last[0] == step:
             return last[1].copy()
@@ -253,6 +253,7 @@ class History:
             yield plan, number, step
 
     def _unpack(self, record: Record) -> list[Step]:
+        """Return the steps of a record."""
         try:
             return unpack_steps(self.plan, record.payload, record.steps)
         except ValueError as error:
@@ -260,4 +261,5 @@ class History:
             raise LogError(message, record.offset, record.first, self.path) from None
 
     def _step(self, name: str, step: SupportsIndex | None) -> int:
+        """Return a number of steps that the log has, all of them by default."""
         return len(self) if step is None else integer(name, step, 0, len(self))

@@ -5,10 +5,10 @@ A log NAME has them in NAME.snapshots, little-endian, in the order of their step
     file  = magic[8]  entry*
     entry = step:u32  crc:u32  weights[ceil(size / 5)]
 
-``weights`` are base-3 digits, five a byte (`minibit.ternary.pack_base3`), after ``step`` steps, at
-the end of a record; ``crc`` is the log's running CRC-32 there, and so names header, steps and
-weights before. A snapshot counts only where that CRC and the record's digest are its own: a file
-of another log, of one that was written anew, or a damaged one is an error, and never used.
+``weights`` are base-3 digits, five per byte (`minibit.ternary.pack_base3`), after ``step`` steps,
+at the end of a record; ``crc`` is the log's running CRC-32 there, and so names header, steps and
+weights before. A reader compares that CRC and the record's digest with the log's: a file of another
+log, of one that was written anew, or a damaged one is an error, and never used.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def to_keep(records: Sequence[Record], every: int) -> list[Record]:
 
 
 def write_snapshots(log: Path, records: Sequence[Record], weights: Iterable[Flat]) -> Path:
-    """Write the weights at the ends of some records; what was there, if snapshots, gives way."""
+    """Write the weights at the ends of some records, in the place of older snapshots."""
     path = path_of(log)
     if path.exists():
         with path.open("rb") as old:
@@ -70,8 +70,8 @@ def write_snapshots(log: Path, records: Sequence[Record], weights: Iterable[Flat
 def nearest(log: Path, records: Sequence[Record], size: int, step: int) -> tuple[int, Flat] | None:
     """Return the last snapshot up to a step: how many records it has behind it, and its weights.
 
-    None if there is no file, or it begins later. `size` is the number of weights. A LogError names
-    the file that is of other steps, or damaged.
+    None if there is no file, or its first snapshot is later. `size` is the number of weights. A
+    LogError names a file that is of other steps, or damaged.
     """
     path, length = path_of(log), ENTRY.size + -(-size // 5)
     if not path.is_file():

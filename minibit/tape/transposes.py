@@ -39,50 +39,50 @@ def fit(c: Array, shape: Shape, dtype: Any) -> Array:
     return c if c.dtype == dtype else c.astype(dtype)
 
 
-def same(c: Array, shape: Shape, mine: bool) -> Array:
+def same(c: Array, shape: Shape, owned: bool) -> Array:
     """Transpose of ``t + u`` in both, of astype and of broadcast_to: `fit` does the rest."""
     return c
 
 
-def scale(c: Array, shape: Shape, mine: bool, ufunc: np.ufunc, a: Array) -> Array:
+def scale(c: Array, shape: Shape, owned: bool, ufunc: np.ufunc, a: Array) -> Array:
     """Transpose of ``t * a`` or ``t / a``: itself. In place; or multiplied and summed in one."""
     if isinstance(c, np.ndarray) and isinstance(a, np.ndarray | np.generic | int | float):
         column = shape == (*c.shape[:-1], 1) and shape != c.shape
         if column and ufunc is np.multiply and isinstance(a, np.ndarray) and a.shape == c.shape:
             return np.vecdot(c, a)[..., None]
-        if mine:
+        if owned:
             return ufunc(c, a, out=c)
     return ufunc(c, a)
 
 
-def spread(c: Array, shape: Shape, mine: bool, axes: tuple[int, ...], kept: bool) -> Array:
+def spread(c: Array, shape: Shape, owned: bool, axes: tuple[int, ...], kept: bool) -> Array:
     """Transpose of sum: every summand gets the cotangent of the sum, as a view."""
     if not kept:
         c = np.reshape(c, tuple(1 if i in axes else n for i, n in enumerate(shape)))
     return np.broadcast_to(c, shape)
 
 
-def cumsum(c: Array, shape: Shape, mine: bool, axis: int) -> Array:
+def cumsum(c: Array, shape: Shape, owned: bool, axis: int) -> Array:
     """Transpose of cumsum: an entry counts in all sums from its own on."""
     return np.flip(np.cumsum(np.flip(c, axis), axis=axis), axis)
 
 
-def reshape(c: Array, shape: Shape, mine: bool) -> Array:
+def reshape(c: Array, shape: Shape, owned: bool) -> Array:
     """Transpose of reshape: the shape from before."""
     return np.reshape(c, shape)
 
 
-def transpose(c: Array, shape: Shape, mine: bool, axes: tuple[int, ...]) -> Array:
+def transpose(c: Array, shape: Shape, owned: bool, axes: tuple[int, ...]) -> Array:
     """Transpose of transpose: the inverse order of axes."""
     return np.transpose(c, sorted(range(len(axes)), key=axes.__getitem__))
 
 
-def part(c: Array, shape: Shape, mine: bool, index: tuple[Any, ...]) -> Array:
+def part(c: Array, shape: Shape, owned: bool, index: tuple[Any, ...]) -> Array:
     """Transpose of concatenate and pad: the variable's part of the whole."""
     return c[index]
 
 
-def choose(c: Array, shape: Shape, mine: bool, mask: Array, first: bool) -> Array:
+def choose(c: Array, shape: Shape, owned: bool, mask: Array, first: bool) -> Array:
     """Transpose of where, in its first or second operand: what went there.
 
     A product is far faster than ``np.where``, but makes NaN of an infinity that the mask hides.
@@ -96,7 +96,7 @@ def choose(c: Array, shape: Shape, mine: bool, mask: Array, first: bool) -> Arra
     return np.where(mask, c, 0)
 
 
-def matmul_left(c: Array, shape: Shape, mine: bool, a: Array, turned: bool) -> Array:
+def matmul_left(c: Array, shape: Shape, owned: bool, a: Array, turned: bool) -> Array:
     """Transpose of ``t @ a``: ``c @ a^T``; a single product if `a` is a single matrix."""
     if a.ndim > 2:
         return c @ np.swapaxes(a, -1, -2)
@@ -105,7 +105,7 @@ def matmul_left(c: Array, shape: Shape, mine: bool, a: Array, turned: bool) -> A
     return np.reshape(out, (*c.shape[:-1], a.shape[0]))
 
 
-def matmul_right(c: Array, shape: Shape, mine: bool, a: Array, turned: bool) -> Array:
+def matmul_right(c: Array, shape: Shape, owned: bool, a: Array, turned: bool) -> Array:
     """Transpose of ``a @ t``: ``a^T @ c``; a single product if t is one matrix for a whole stack.
 
     If t was `turned`, the result lies by columns in memory, and by rows once it is turned back.
@@ -118,7 +118,7 @@ def matmul_right(c: Array, shape: Shape, mine: bool, a: Array, turned: bool) -> 
 
 
 def einsum(
-    c: Array, shape: Shape, mine: bool, subscripts: str, others: list[Array], operand: int
+    c: Array, shape: Shape, owned: bool, subscripts: str, others: list[Array], operand: int
 ) -> Array:
     """Transpose of einsum in one operand: an einsum that takes the result and gives the operand.
 
@@ -155,7 +155,7 @@ def spelled_out(subscripts: str, ndims: list[int]) -> tuple[list[str], str, list
     return terms, result.replace("...", "".join(stack)), spare
 
 
-def scatter(c: Array, shape: Shape, mine: bool, index: Any, view: bool) -> Array:
+def scatter(c: Array, shape: Shape, owned: bool, index: Any, view: bool) -> Array:
     """Transpose of ``t[index]``: each entry added up at the place that it was picked from."""
     if not isinstance(c, np.ndarray | np.generic):
         return _scatter_by_gathers(c, shape, index)

@@ -47,8 +47,8 @@ class TernaryMatrix:
     shape: tuple[int, int]
     scale: np.float32
     _one_token: tuple[int, int] | None  # shape of one token if the matrix is small, for the product
-    _one_result: tuple[int, int]  # and of what comes out
-    _groups: int  # of 64 rows: what kernels count in
+    _one_result: tuple[int, int]  # and the shape of its product
+    _groups: int  # of 64 rows, the unit in which kernels count rows
 
     @classmethod
     def from_codes(cls, codes: ArrayLike, scale: float | np.float32 = 1.0) -> TernaryMatrix:
@@ -100,7 +100,7 @@ class TernaryMatrix:
     def _of(
         cls, packed: NDArray[np.uint8], path: str, shape: tuple[int, int], scale: float | np.float32
     ) -> TernaryMatrix:
-        """Wrap bytes that lie as the path wants them."""
+        """Make a matrix of bytes that are packed in the layout of the kernel path."""
         n_out, n_in = shape
         packed.flags.writeable = False
         small = path != "reference" and 0 < n_in <= _SMALL and 0 < n_out <= _SMALL
@@ -143,7 +143,7 @@ class TernaryMatrix:
         return (TernaryMatrix.from_packed2, (self.packed2(), self.shape, self.scale))
 
 
-_SMALL = 2048  # inputs and outputs of a matrix for which the way into a product counts
+_SMALL = 2048  # most inputs and outputs of a matrix whose product takes the short cut
 
 
 def _one_scale(scale: float | np.float32) -> np.float32:

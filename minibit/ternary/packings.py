@@ -2,9 +2,9 @@
 
 A ternary code t is -1, 0 or 1. It carries log2(3) = 1.585 bits. Files and kernels keep codes as
 
-    2 bits      (t + 1) << 2i               4 codes a byte, 2.0 bits a code
-    base 3      sum_i (t_i + 1) * 3**i      5 codes a byte, 1.6 bits a code
-    bit-planes  [t = 1] and [t = -1]        2 x 8 codes in 2 bytes, 2.0 bits a code
+    2 bits      (t + 1) << 2i               4 codes per byte, 2.0 bits per code
+    base 3      sum_i (t_i + 1) * 3**i      5 codes per byte, 1.6 bits per code
+    bit-planes  [t = 1] and [t = -1]        2 x 8 codes in 2 bytes, 2.0 bits per code
 
 All three read the array in C order, put the first code of a byte into its lowest bits or lowest
 digit, and fill the last byte up with weight 0, so that a reader who runs past the end adds nothing

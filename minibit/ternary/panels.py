@@ -3,7 +3,7 @@
 A product reads every weight in order, so the order of the bytes is the order of the loop. Two bits
 a code in both layouts, the code plus 1, and padding has weight 0:
 
-    panels    [n_out / 64][n_in / 4][16][4]   64 rows together, four rows a byte
+    panels    [n_out / 64][n_in / 4][16][4]   64 rows together, four rows per byte
     columns   [n_in / 4][n_out]               4 columns together, all rows side by side
 
 *Panels* are for CPUs with dot products of bytes (``vpdpbusd``, ``vpmaddubsw``, ``sdot``), which

@@ -96,7 +96,7 @@ def topk_mask(x: Array, k: int) -> NDArray[np.bool_]:
     array([[False,  True, False,  True],
            [ True,  True, False, False]])
     """
-    if _KERNELS and _is_plain(x, k):  # the shortest way in: a token takes two microseconds
+    if _KERNELS and _is_plain(x, k):  # a short cut: one token takes two microseconds
         mask = np.empty(x.shape, _BOOL)
         if _KERNELS["select"](x, k, mask) < 0:
             return mask
@@ -135,7 +135,7 @@ def blocks(x: Array, m: int) -> Array:
     return np.reshape(x, (*x.shape[:-1], x.shape[-1] // m, m))
 
 
-_KERNELS: dict[str, Callable[..., int]] = {}  # once used, the way in is short
+_KERNELS: dict[str, Callable[..., int]] = {}  # filled at first use: see `topk_mask`
 
 
 def _is_plain(x: Any, k: Any) -> bool:

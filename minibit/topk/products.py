@@ -7,7 +7,7 @@ read for them. In panels (`minibit.ternary.panels`) a cache line holds 4 columns
 four zeros. So the weights lie by columns here, in bands of 256 rows: one column of a band is a
 cache line of 64 bytes, read or left alone.
 
-    bands    [n_out / 256][n_in][64]    2 bits a code
+    bands    [n_out / 256][n_in][64]    2 bits per code
 
 A band that is not full is padded, so that matrices of few rows waste memory.
 """

@@ -4,8 +4,8 @@
     Y = (X * M) W^T,      dY/dX := dY/d(X * M)              straight-through
     Y = (Q(X) * M) Q_w(W)^T                                 with the quantisers of BitNet b1.58
 
-A ternary matrix is already small; what a token needs not read of it makes it smaller still: an
-input that is zero needs no column of W.
+A ternary matrix is already small, and a token need not read all of it: an input that is zero needs
+no column of W.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The course of a run: what is drawn of a batch, and what the run remembers of its samples.
+"""The batches of a run: how one is drawn (the rule of hard samples), and what the run remembers.
 
 ``hard[i, s]`` holds 1 - p_y of image i under shift s as of its last visit, at first 1. A draw takes
 (i, s) uniformly. It is accepted with weight 1 if the image is hard, above `threshold`, else with
@@ -94,7 +94,7 @@ class Course:
         return round(geometric(first, last, self.recipe.steps)(step))
 
     def batch(self, step: int) -> Batch:
-        """Draw the batch of a step; `saw` then says what its samples came to."""
+        """Draw the batch of a step; after the step, `saw` takes what its samples came to."""
         self.pool.seed, number = seed_at(self._seed, self._segments, step)
         sample, shift, weight = self.pool.draw(number, self.batch_size(step))
         self._drawn = sample, shift

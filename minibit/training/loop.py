@@ -1,4 +1,7 @@
-"""Training runs: batches are drawn, steps taken, and what each keeps is logged, 32 a record."""
+"""Training runs: the loop draws a batch, takes a step, and logs its choice, 32 steps per record.
+
+`_Run.go` is the loop, and where Ctrl-C ends it: all steps that have ended are logged and measured.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,7 @@ class TrainResult:
     steps: int
     loss: float  # of the last batch
     log_bytes: int
-    packed_weight_bytes: int  # the weights at five trits a byte
+    packed_weight_bytes: int  # the weights at five trits per byte
     seconds: float  # of training, without compile_seconds
     compile_seconds: float
     cpu_seconds: float

@@ -1,4 +1,4 @@
-"""Where a token is, and what it looks at: rotary positions and causal attention.
+"""Rotary positions (RoPE) and causal attention: where a token is, and which tokens it looks at.
 
     rotate             (a, b) -> (a cos - b sin, b cos + a sin)    angle = position theta^(-2 i / d)
     causal_attention   o_t = sum over s <= t of softmax_s(q_t k_s / sqrt(d)) v_s
@@ -116,7 +116,7 @@ def turn_reference(x: Array, cos: Array, sin: Array, back: bool) -> Array:
     return np.reshape(pair * cos + pair[..., ::-1, :] * (-sin if back else sin), x.shape)
 
 
-def _turn_back(c: Array, shape: tuple[int, ...], mine: bool, cos: Array, sin: Array) -> Array:
+def _turn_back(c: Array, shape: tuple[int, ...], owned: bool, cos: Array, sin: Array) -> Array:
     """Carry a cotangent back: the transpose of a rotation is the rotation back."""
     c = plain(c) if type(c) is np.ndarray else c  # a Dual, in a derivative of the gradient
     return _turn(c, cos=cos, sin=sin, back=True)

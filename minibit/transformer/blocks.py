@@ -210,7 +210,7 @@ def _gated_unit_kernel(gate: Array, up: Array) -> tuple[Array, Array, Array]:
 
 
 def _normalize_back(
-    c: Array, shape: tuple[int, ...], mine: bool, unit: Array, r: Array, gain: Array
+    c: Array, shape: tuple[int, ...], owned: bool, unit: Array, r: Array, gain: Array
 ) -> Array:
     """Carry a cotangent back, as the transposes of `minibit.tape.transposes` do."""
     if not takes(c):
@@ -221,7 +221,7 @@ def _normalize_back(
     return out
 
 
-def _gain_back(c: Array, shape: tuple[int, ...], mine: bool, unit: Array) -> Array:
+def _gain_back(c: Array, shape: tuple[int, ...], owned: bool, unit: Array) -> Array:
     """Carry a cotangent back to the gain."""
     if not takes(c):
         return gain_back_reference(c, unit)

@@ -26,7 +26,7 @@ from minibit.transformer.attend import positions
 from minibit.transformer.blocks import embed
 from minibit.transformer.kv_cache import KVCache
 from minibit.transformer.model import BitNetModel, logits_of, run_layers
-from minibit.transformer.packed_token import packed_step, plan
+from minibit.transformer.packed_token import packed_arrays, packed_step
 from minibit.transformer.projections import by_type, packed_linear
 from minibit.transformer.sampling import check_sampling, sample
 
@@ -61,7 +61,7 @@ class Decoder:
         self._text: list[int] = []
         self._forgotten = 0  # tokens before the text
         self._last: Floats | None = None
-        self._plan = plan(model)
+        self._packed = packed_arrays(model)
 
     @property
     def text(self) -> tuple[int, ...]:
@@ -119,16 +119,16 @@ class Decoder:
 
     def _read_to(self, end: int) -> Floats:
         """Read the text up to `end`, and return the logits after it."""
-        plan, cache, threads = self._plan, self.cache, self._threads
-        before = end if plan is None else end - 1  # the last token has a fast way, if there is one
+        packed, cache, threads = self._packed, self.cache, self._threads
+        before = end if packed is None else end - 1  # the last token may have a fast way
         while cache.length < before:
             piece = self._text[cache.length : before][:PIECE]
-            if plan is not None and len(piece) == 1:
-                packed_step(plan, piece[0], cache, threads=threads, head=False)
+            if packed is not None and len(piece) == 1:
+                packed_step(packed, piece[0], cache, threads=threads, head=False)
             else:
                 x = _read(self.model, piece, cache, threads)
-        if plan is not None:
-            return packed_step(plan, self._text[-1], cache, threads=threads)
+        if packed is not None:
+            return packed_step(packed, self._text[-1], cache, threads=threads)
         return np.asarray(logits_of(self.model.config, self.model.params, x)[0])
 
     def generate(

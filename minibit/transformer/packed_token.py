@@ -25,7 +25,7 @@ from minibit.transformer.projections import packed_linear
 if TYPE_CHECKING:
     from minibit.kernels.decode import Context, Model, Own
 
-__all__ = ["Plan", "packed_step", "plan"]
+__all__ = ["PackedArrays", "packed_arrays", "packed_step"]
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
@@ -42,7 +42,7 @@ NORMS = (
 )
 
 
-class Plan(NamedTuple):
+class PackedArrays(NamedTuple):
     """The arguments of the kernels, and the arrays that they find by their addresses."""
 
     config: BitNetConfig
@@ -57,8 +57,8 @@ class Plan(NamedTuple):
     nbytes: int  # that one token reads
 
 
-def plan(model: BitNetModel) -> Plan | None:
-    """Gather a packed model's arrays; None if another way must be taken."""
+def packed_arrays(model: BitNetModel) -> PackedArrays | None:
+    """Gather a packed model's arrays for the kernels; None for a model that they do not take."""
     config, params = model.config, model.params
     if model.linear not in (None, packed_linear) or not kernels.compiled():
         return None
@@ -99,11 +99,18 @@ def plan(model: BitNetModel) -> Plan | None:
         *(np.empty((count, size), np.float32) for size in between),
     )
     nbytes = sum(matrix.nbytes for matrix in flat) + head.nbytes
-    return Plan(config, params, gains, weights, packed, [], embedding, gain("norm"), head, nbytes)
+    return PackedArrays(
+        config, params, gains, weights, packed, [], embedding, gain("norm"), head, nbytes
+    )
 
 
 def packed_step(
-    plan: Plan, token: int, cache: KVCache, *, threads: int | None = None, head: bool = True
+    arrays: PackedArrays,
+    token: int,
+    cache: KVCache,
+    *,
+    threads: int | None = None,
+    head: bool = True,
 ) -> Floats:
     """Read one token into the cache; return the logits after it, (vocab,), none without `head`.
 
@@ -115,24 +122,24 @@ def packed_step(
     from minibit.kernels.decode import CHUNK_ROWS, HEAD_ROWS, PHASES, Context, Own
     from minibit.kernels.sharing import FLAGS
 
-    config, number = plan.config, cache.length
-    cache.claim(config, plan.params)
+    config, number = arrays.config, cache.length
+    cache.claim(config, arrays.params)
     cache.reserve(number + 1)
     at = positions(1, 1, config.head_dim, config.rope_theta, number)
     cos, sin = at.cos[0, 0, 0], at.sin[0, 0, 1]  # (head_dim / 2,)
     context = Context(number, cos, sin, cache._addresses, cache._keys[0].shape[1:])
-    plan.model.streams[0] = widen(plan.embedding[token])
-    logits = np.empty(len(plan.head) if head else 0, np.float32)
+    arrays.model.streams[0] = widen(arrays.embedding[token])
+    logits = np.empty(len(arrays.head) if head else 0, np.float32)
     rows = max(config.hidden_size + 2 * config.kv_heads * config.head_dim, config.intermediate_size)
     chunks = max(rows // CHUNK_ROWS + 3, config.kv_heads)  # at most, in a phase
     work = np.zeros((config.layers * PHASES, FLAGS + chunks), np.int64)
     for_head = np.zeros((1, FLAGS + len(logits) // HEAD_ROWS + 1), np.int64)
     if threads is None:
-        threads = min(cpus(), MOST) if plan.nbytes > PAYS else 1
-    rooms = plan.rooms
+        threads = min(cpus(), MOST) if arrays.nbytes > PAYS else 1
+    rooms = arrays.rooms
     if len(rooms) < threads or rooms[0].scores.shape[1] != context.cache_shape[1]:  # the cache grew
-        rooms[:] = [Own.room(plan.model, context) for _ in range(threads)]
-    shared = (plan, context, work, for_head, logits)
+        rooms[:] = [Own.room(arrays.model, context) for _ in range(threads)]
+    shared = (arrays, context, work, for_head, logits)
     if not run([partial(_walk, own, *shared) for own in rooms[:threads]]):
         raise ValueError(f"the model computed NaN or infinity at position {number}")
     cache._length = number + 1
@@ -140,13 +147,13 @@ def packed_step(
 
 
 def _walk(
-    own: Own, plan: Plan, context: Context, work: Array, for_head: Array, logits: Array
+    own: Own, arrays: PackedArrays, context: Context, work: Array, for_head: Array, logits: Array
 ) -> bool:
     """Do one thread's share of every phase of a token; return whether all was finite."""
     from minibit.kernels.decode import head, layers
 
-    model, normed = plan.model, own.normed[: len(plan.norm)]
+    model, normed = arrays.model, own.normed[: len(arrays.norm)]
     finite = layers(model, context, own, work)
     if len(logits):
-        head(model.streams[-1], plan.norm, model.eps, plan.head, normed, logits, for_head)
+        head(model.streams[-1], arrays.norm, model.eps, arrays.head, normed, logits, for_head)
     return bool(finite)

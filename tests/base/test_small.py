@@ -27,7 +27,8 @@ def test_rounding_goes_to_the_nearest_and_half_to_even(bits):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     floats = bits.view(np.float32)
     ours = to_bfloat16(floats)
-    theirs = floats.astype(ml_dtypes.bfloat16).view(np.uint16)
+    with np.errstate(invalid="ignore"):  # the peer's cast warns of a signalling NaN
+        theirs = floats.astype(ml_dtypes.bfloat16).view(np.uint16)
     nan = np.isnan(floats)
     assert np.array_equal(ours[~nan], theirs[~nan])
     assert np.isnan(from_bfloat16(ours[nan])).all()

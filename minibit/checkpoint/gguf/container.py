@@ -51,7 +51,7 @@ BLOCKS: dict[int, tuple[str, int, int]] = {  # type: its name, weights and bytes
     BF16: ("BF16", 1, 2),
     TQ1_0: ("TQ1_0", 256, 54),
     TQ2_0: ("TQ2_0", 256, 66),
-    I2_S: ("I2_S", 4, 1),  # and a tail of 32 bytes a tensor
+    I2_S: ("I2_S", 4, 1),  # and a tail of 32 bytes per tensor
 }
 _OTHERS = {  # bitnet.cpp's bytes are in the order of one CPU's kernel; ggml has taken 39 since
     38: "TL1 of bitnet.cpp",

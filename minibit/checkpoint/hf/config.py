@@ -1,7 +1,7 @@
 """A checkpoint's config.json: the sizes of the model, and how its linear layers are stored.
 
     quantization_config                projections              weight_scale   y
-    linear_class bitlinear (default)   uint8, 4 rows a byte     w = 1 / gamma  z / (s w)
+    linear_class bitlinear (default)   uint8, 4 rows per byte   w = 1 / gamma  z / (s w)
     autobitlinear, mode offline        uint8, or floats -1 0 1  w = gamma      (z / s) w
     autobitlinear, mode online         floats, quantised later  none
     none                               floats, never quantised  none

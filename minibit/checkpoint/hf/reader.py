@@ -87,7 +87,7 @@ def load_bitnet(directory: str | os.PathLike[str]) -> BitNetModel:
     tensors = _of_model(open_tensors(folder), config)
     embedding = file_name("embed_tokens")
     if config.tied and HEAD in tensors:
-        if embedding not in tensors:  # either may hold what both are
+        if embedding not in tensors:  # the file names the one matrix as the head alone
             tensors[embedding] = tensors.pop(HEAD)
         elif _same(tensors[HEAD], tensors[embedding]):
             del tensors[HEAD]  # a whole state dict was saved
