@@ -103,7 +103,7 @@ _NAMES = {
     ),
     "cluster": "ClusterResult Traffic train_on",
     "datasets": "Dataset Split load_mnist load_npz load_text read_idx split",
-    "training": "PRESETS Preset Progress TrainResult evaluate train",
+    "training": "PRESETS Preset Progress TrainResult evaluate shipped_log train",
 }
 _ROOM_OF = {name: room for room, names in _NAMES.items() for name in names.split()}
 

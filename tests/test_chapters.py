@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "chapters").glob("ch*.py"))
-QUICK = ("ch02_ternary", "ch06_noise")
+QUICK = ("ch00_ten_minutes", "ch02_ternary", "ch06_noise")
 # What a kernel does: all code cells, in one namespace that has no file.
 RUN_NOTEBOOK = """
 import json, sys

@@ -2,15 +2,20 @@
 
 import doctest
 import importlib
+import json
 import os
 import re
 import runpy
+import shutil
 import socket
+import subprocess
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from minibit.absmean import absmean_quantize
 from minibit.cli.notebook import split_cells
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,9 +83,10 @@ def test_a_script_is_cut_into_text_and_code_with_its_line_numbers():
     """Markdown cells lose their comment signs; cells without text vanish; lines count from 1."""
     script = "# %% [markdown]\n# # Title\n#\n# Text.\n\n# %%\n\nx = 1\n# a comment\n\n# %%\n\n"
     assert split_cells(script) == [
-        ("markdown", 2, "# Title\n\nText."),
-        ("code", 8, "x = 1\n# a comment"),
+        ("markdown", 2, "# Title\n\nText.", ()),
+        ("code", 8, "x = 1\n# a comment", ()),
     ]
+    assert split_cells('# %% tags=["hide-input"]\nx')[0].tags == ("hide-input",)
 
 
 def test_a_chapter_page_shows_what_each_cell_printed_and_drew(tmp_path):
@@ -118,6 +124,43 @@ def test_a_chapter_page_shows_what_each_cell_printed_and_drew(tmp_path):
     assert "``` { .text .output }\nx is 41\n```" in text.replace("```{", "``` {")
     order = [text.index(part) for part in ("x = 41", "x is 41", "x + 1 is 42\n", "![A line](")]
     assert order == sorted(order)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js here")
+def test_the_slider_measures_what_numpy_does():
+    """Trits, best scale, zeros, entropy and error at every threshold; 0.5 gives absmean's trits."""
+    script = f"""
+    const {{ ternarise, drawWeights }} = require({json.dumps(str(ROOT / "docs/assets/slider.js"))});
+    const weights = drawWeights(128), at = [0, 0.5, 1.2, 9];
+    console.log(JSON.stringify({{ weights, rows: at.map((t) => ternarise(weights, t)) }}));"""
+    done = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True)
+    said = json.loads(done.stdout)
+    w = np.array(said["weights"])
+    assert abs(w.mean()) < 0.3
+    assert 0.8 < w.std() < 1.2
+    codes, _ = absmean_quantize(w.astype(np.float32)[None])
+    assert said["rows"][1]["trits"] == codes[0].tolist()
+    for threshold, row in zip((0, 0.5, 1.2, 9), said["rows"], strict=True):
+        trits = np.sign(w) * (np.abs(w) > threshold * np.abs(w).mean())
+        assert row["trits"] == trits.tolist()
+        scale = w @ trits / max(trits @ trits, 1)  # least squares
+        shares = [np.mean(trits == 0), *2 * [np.mean(trits != 0) / 2]]
+        bits = -sum(share * np.log2(share) for share in shares if share)
+        error = np.linalg.norm(w - scale * trits) / np.linalg.norm(w)
+        expected = [scale, shares[0], bits, error]
+        np.testing.assert_allclose([row[k] for k in ("scale", "zeros", "bits", "error")], expected)
+
+
+def test_code_of_a_picture_is_folded_on_its_page():
+    """A cell with the tag hide-input: its code lies in ``details``, what it drew does not."""
+    cell = {"kind": "code", "text": "draw()", "output": "", "figures": [["figure1.svg", "A"]]}
+    title = {"kind": "markdown", "text": "# Title\n\nText."}
+    text = HOOK["page"]("ch99_little", [title, cell | {"folded": True}])
+    before, inside, after = re.split("</?details[^>]*>", text)
+    assert "draw()" in inside
+    assert "figure1.svg" in after
+    assert "Text." in before
+    assert "<details" not in HOOK["page"]("ch99_little", [title, cell | {"folded": False}])
 
 
 def test_a_failing_claim_stops_the_site_and_names_its_line(tmp_path):

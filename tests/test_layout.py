@@ -46,18 +46,18 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "lora": 1_300,
     "cluster": 1_290,
     "datasets": 400,
-    "training": 820,
+    "training": 852,
     "language": 750,
     "counting": 300,
     "plots": 276,
     "results": 100,
     "experiments": 1_480,
     "bench": 1_580,
-    "cli": 3_010,
+    "cli": 3_015,
     "conformance": 7_600,
     "": 200,  # the face of the package
 }
-ALL_LINES = 39_310  # and each idea that is added brings its own
+ALL_LINES = 39_350  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:
@@ -97,8 +97,8 @@ def test_a_room_has_its_chapter_test_and_reference_page(room):
 
 
 def test_no_chapter_stands_without_its_room():
-    """The other direction: a chapter's number and name are those of a room."""
-    for path in (ROOT / "chapters").glob("*.py"):
+    """A chapter's number and name are those of a room; chapter 0, the way in, is of none."""
+    for path in set((ROOT / "chapters").glob("*.py")) - set((ROOT / "chapters").glob("ch00_*.py")):
         number, room = re.fullmatch(r"ch(\d\d)[a-z]?_(\w+)", path.stem).groups()
         assert ORDER[int(number) - 1] == room, path.name
 

@@ -18,8 +18,9 @@ from minibit.datasets import Dataset, load_mnist
 from minibit.kernels import compiled
 from minibit.noise_step import MLP, UnitsStep, digest, initial_params
 from minibit.noise_step.unit_tangents import forward
+from minibit.results import load_results
 from minibit.steps import StepLog
-from minibit.training import PRESETS, evaluate, loop, train
+from minibit.training import PRESETS, evaluate, loop, shipped_log, train
 from minibit.training.course import Pool, shifted
 from minibit.training.log_header import model_of, other_data, training_header
 
@@ -727,3 +728,13 @@ def test_workers_take_no_steps_of_a_fork_with_its_own_seed_or_data(tmp_path):
     for name in ("b.steps", "c.steps"):
         with pytest.raises(ValueError, match="no steps of a fork"):
             train(out=tmp_path / name, resume=True, dataset=blobs(), engine=lambda *_: None)
+
+
+def test_the_log_in_the_package_is_the_recorded_run():
+    """Preset small, seed 0: its length, bytes and digest are those of the results."""
+    log = shipped_log()
+    row = next(row for row in load_results("train")["rows"] if row["preset"] == "small")
+    recorded = row["runs"][0]
+    assert (len(log), log.nbytes) == (row["steps"], row["log_bytes"])
+    assert (recorded["seed"], log.verify()) == (0, recorded["digest"])
+    assert log.header["recipe"]["preset"] == "small"

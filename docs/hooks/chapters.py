@@ -66,8 +66,9 @@ def run_cells(path: Path, folder: Path) -> list[dict[str, Any]]:
     namespace: dict[str, Any] = {"__name__": "__main__", "__file__": str(path)}
     results: list[dict[str, Any]] = []
     shown = 0
-    for kind, first, text in split_cells(path.read_text(encoding="utf-8")):
+    for kind, first, text, tags in split_cells(path.read_text(encoding="utf-8")):
         result: dict[str, Any] = {"kind": kind, "text": text, "output": "", "figures": []}
+        result["folded"] = "hide-input" in tags
         if kind == "code":
             printed = io.StringIO()
             try:
@@ -152,9 +153,9 @@ def fenced(text: str, *classes: str) -> str:
 def page(name: str, cells: list[dict[str, Any]]) -> str:
     """Write the Markdown of a chapter that has run; its figures are in the folder `name`."""
     number, room = re.fullmatch(r"ch(\d+)_(\w+)", name).groups()
+    module = f", module [`minibit.{room}`](../reference/{room}.md)" if room in minibit.ORDER else ""
     under_title = (
-        f'<p class="chapter-line" markdown>Chapter {int(number)}, module '
-        f"[`minibit.{room}`](../reference/{room}.md); to run it yourself: "
+        f'<p class="chapter-line" markdown>Chapter {int(number)}{module}; to run it yourself: '
         f"[script]({name}.py), [notebook]({name}.ipynb)</p>"
     )
     parts = []
@@ -162,7 +163,11 @@ def page(name: str, cells: list[dict[str, Any]]) -> str:
         if cell["kind"] == "markdown":
             parts.append(cell["text"])
             continue
-        parts.append(fenced(cell["text"], "python"))
+        code = fenced(cell["text"], "python")
+        if cell["folded"]:
+            summary = "<summary>The code of this picture</summary>"
+            code = f"<details markdown>{summary}\n\n{code}\n\n</details>"
+        parts.append(code)
         if cell["output"]:
             parts.append(fenced(cell["output"], "text", "output"))
         for file, alternative in cell["figures"]:

@@ -13,5 +13,6 @@ from minibit.training.loop import train as train
 from minibit.training.presets import PRESETS as PRESETS
 from minibit.training.presets import SHIFTS as SHIFTS
 from minibit.training.presets import Preset as Preset
+from minibit.training.shipped import shipped_log as shipped_log
 
-__all__ = ["PRESETS", "Preset", "Progress", "TrainResult", "evaluate", "train"]
+__all__ = ["PRESETS", "Preset", "Progress", "TrainResult", "evaluate", "shipped_log", "train"]
