@@ -47,7 +47,7 @@ def absmean_quantize_reference(w: ArrayLike) -> tuple[NDArray[np.int8], np.float
     >>> absmean_quantize_reference(np.float32([[1, -3, 0.5, 0]]))[0]
     array([[ 1, -1,  0,  0]], dtype=int8)
     """
-    w = _not_empty(w)
+    w = float32("w", w, filled=True)
     finite("w", w)
     gamma = max(np.float32(np.abs(w).mean(dtype=np.float64)), SMALLEST)
     with np.errstate(over="ignore"):  # an infinite ratio is cut to 1
@@ -98,7 +98,7 @@ def absmean_quantize(w: ArrayLike) -> tuple[NDArray[np.int8], np.float32]:
         return absmean_quantize_reference(w)
     from minibit.kernels.quantise import absmean
 
-    w = _not_empty(w)
+    w = float32("w", w, filled=True)
     codes = np.empty(w.shape, np.int8)
     gamma = absmean(plain(w).reshape(-1), codes.reshape(-1))
     if gamma < 0:
@@ -114,7 +114,7 @@ def absmax_quantize_reference(x: ArrayLike) -> tuple[NDArray[np.int8], NDArray[n
     >>> absmax_quantize_reference(np.float32([[0.5, -1, 0.25]]))[0]
     array([[  64, -127,   32]], dtype=int8)
     """
-    x = _checked_activations(x)
+    x = float32("x", x, axis=True)
     finite("x", x)
     absmax = np.abs(x).max(axis=-1, keepdims=True, initial=SMALLEST)  # (..., 1)
     scale = np.float32(1) / absmax * np.float32(127)
@@ -164,7 +164,7 @@ def absmax_quantize(x: ArrayLike) -> tuple[NDArray[np.int8], NDArray[np.float32]
         return absmax_quantize_reference(x)
     from minibit.kernels.quantise import absmax
 
-    x = _checked_activations(x)
+    x = float32("x", x, axis=True)
     codes = np.empty(x.shape, np.int8)
     scale = np.empty((*x.shape[:-1], 1), np.float32)
     tokens, n = scale.size, x.shape[-1]
@@ -199,7 +199,7 @@ def binary_quantize(w: ArrayLike) -> tuple[NDArray[np.int8], np.float32]:
     >>> float(beta)
     3.0
     """
-    w = _not_empty(w)
+    w = float32("w", w, filled=True)
     finite("w", w)
     mean, beta = (np.float32(v.mean(dtype=np.float64)) for v in (w, np.abs(w)))
     return np.where(w > mean, 1, -1).astype(np.int8), beta  # w - mean > 0, without overflow
@@ -269,19 +269,3 @@ def _warmed_up(x: NDArray[Any], quantised: NDArray[Any], strength: float) -> NDA
     """Go a share of the way to the quantised values; at 1 they are returned, not recomputed."""
     quantised = quantised.astype(x.dtype, copy=False)
     return quantised if strength == 1 else x + strength * (quantised - x)
-
-
-def _not_empty(w: ArrayLike) -> NDArray[np.float32]:
-    """Return weights as float32; of none at all there is no mean."""
-    array = float32("w", w)
-    if not array.size:
-        raise ValueError(f"w must not be empty, got shape {array.shape}")
-    return array
-
-
-def _checked_activations(x: ArrayLike) -> NDArray[np.float32]:
-    """Return activations as a float32 array with a last axis."""
-    array = float32("x", x)
-    if not array.ndim:
-        raise ValueError("x must have at least one axis, got a single number")
-    return array

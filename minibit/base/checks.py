@@ -118,20 +118,31 @@ def unmasked(name: str, values: ArrayLike) -> NDArray[Any]:
     return np.asarray(values)
 
 
-def floats(name: str, values: ArrayLike) -> NDArray[Any]:
-    """Return an array of floats as it is; one of bfloat16 (of `ml_dtypes`) as float32."""
+def floats(
+    name: str, values: ArrayLike, *, axis: bool = False, filled: bool = False
+) -> NDArray[Any]:
+    """Return an array of floats as it is; one of bfloat16 (of `ml_dtypes`) as float32.
+
+    With `axis` it must have one at least, and with `filled` an entry.
+    """
     array = unmasked(name, values)
     if array.dtype.name == "bfloat16":
         return from_bfloat16(array.view(np.uint16))
     if array.dtype.kind != "f":
         raise TypeError(f"{name} must be an array of floats, got {array.dtype}")
+    if axis and not array.ndim:
+        raise ValueError(f"{name} must have at least one axis, got a single number")
+    if filled and not array.size:
+        raise ValueError(f"{name} must not be empty, got shape {array.shape}")
     return array
 
 
-def float32(name: str, values: ArrayLike) -> NDArray[np.float32]:
-    """Return an array of floats as float32; entries beyond it become infinite."""
+def float32(
+    name: str, values: ArrayLike, *, axis: bool = False, filled: bool = False
+) -> NDArray[np.float32]:
+    """Return an array of `floats` as float32; entries beyond it become infinite."""
     with np.errstate(over="ignore"):
-        return floats(name, values).astype(np.float32, copy=False)
+        return floats(name, values, axis=axis, filled=filled).astype(np.float32, copy=False)
 
 
 def integer_array(

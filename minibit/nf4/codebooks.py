@@ -159,11 +159,7 @@ def check_block(block: int) -> int:
 
 def checked_weights(w: ArrayLike, check_finite: bool = True) -> Floats:
     """Return weights as float32: not empty, with an axis, and finite if that is asked for."""
-    array = float32("w", w)
-    if not array.ndim:
-        raise ValueError("w must have at least one axis, got a single number")
-    if not array.size:
-        raise ValueError(f"w must not be empty, got shape {array.shape}")
+    array = float32("w", w, axis=True, filled=True)
     if check_finite:
         finite("w", array)
     return array

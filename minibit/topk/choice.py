@@ -174,7 +174,5 @@ def _by_kernel(name: str, x: Any, k: int, dtype: np.dtype[Any]) -> NDArray[Any] 
 
 def checked(x: ArrayLike, k: int) -> tuple[NDArray[Any], int]:
     """Return x as an array of floats with a last axis, and k as an int, or name the fault."""
-    array = floats("x", x)
-    if not array.ndim:
-        raise ValueError("x must have at least one axis, got a single number")
+    array = floats("x", x, axis=True)
     return array, integer("k", k, 1, array.shape[-1])
