@@ -44,6 +44,7 @@ from minibit.noise.philox import (
     TOKENS,
     UNITS,
     USER,
+    check_shape,
 )
 from noise_oracle import (
     oracle_constants,
@@ -549,6 +550,14 @@ def test_one_bit_of_counter_or_key_flips_half_of_the_output():
 
 
 # --- Errors that teach
+
+
+@pytest.mark.parametrize(("entries", "each"), [(2**34, 1), (2**33, 2)])
+def test_a_shape_may_take_a_whole_stream_and_no_word_more(entries, each):
+    """A stream has 2**34 words."""
+    assert check_shape(entries, each) == ((entries,), entries)
+    with pytest.raises(ValueError, match="shape"):
+        check_shape(entries + 1, each)
 
 
 @pytest.mark.parametrize(
