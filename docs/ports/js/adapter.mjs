@@ -24,7 +24,7 @@ function decode(value) {
   if (value === null || typeof value !== "object") return value;
   if (!("dtype" in value)) {
     if ("function" in value || "steps" in value) throw new NotOffered();
-    if (value.make === "TernaryMatrix") return decode(value.args); // {codes, scale}
+    if (["TernaryMatrix", "BitNetConfig"].includes(value.make)) return decode(value.args);
     if ("make" in value) throw new NotOffered();
     return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, decode(item)]));
   }
@@ -59,6 +59,21 @@ const matrixOf = ({ codes, scale = 1 }) => {
   if (typeof scale !== "number") throw new NotOffered(); // one scale per matrix, no groups
   return [codes.data, ...codes.shape, scale];
 };
+const toBlocks = (pack, { codes, scale = 1 }) => {
+  const [nOut, nIn] = codes.shape, blocks = Math.floor(nIn / 256);
+  if (typeof scale !== "number" && String(scale.shape) !== String([nOut, blocks])) throw new NotOffered();
+  const packed = pack(codes.data, nIn, scale.data ?? scale);
+  return [encode("uint8", packed, [nOut, packed.length / nOut])];
+};
+const fromBlocks = (unpack, packed) => {
+  const { codes, scales } = unpack(packed.data), rows = packed.shape[0];
+  return [encode("int8", codes, [rows, codes.length / rows]), encode("float32", scales, [rows, scales.length / rows])];
+};
+const configOf = ({ layers, heads, kv_heads, max_positions, rope_theta = 10000, rms_eps = 1e-5 }) => ({
+  layers: Number(layers), heads: Number(heads), kvHeads: Number(kv_heads),
+  maxPositions: Number(max_positions), ropeTheta: rope_theta, rmsEps: rms_eps,
+});
+const parameter = ([name, { data, shape: [nOut, nIn] }]) => [name, name.endsWith("_proj") ? { weights: data, nOut, nIn } : data];
 const layersOf = (params) => Object.keys(params).sort().map((name) => {
   const { data: codes, shape: [nOut, nIn] } = params[name];
   return { codes, nOut, nIn };
@@ -92,9 +107,24 @@ const CALLS = {
   unpack_base3: (a) => [encode("int8", port.unpackBase3(a.packed.data, Number(a.count)))],
   to_hf: (a) => [encode("uint8", port.toHF(a.codes.data, ...a.codes.shape), [Math.ceil(a.codes.shape[0] / 4), a.codes.shape[1]])],
   from_hf: (a) => [encode("int8", port.fromHF(a.packed.data, Number(a.n_out), last(a.packed)), [Number(a.n_out), last(a.packed)])],
+  pack_bitplanes: (a) => [encode("uint8", port.packBitplanes(a.codes.data), [2, Math.ceil(count(a.codes.shape) / 8)])],
+  unpack_bitplanes: (a) => [encode("int8", port.unpackBitplanes(a.packed.data, Number(a.count)))],
+  to_tq1_0: (a) => toBlocks(port.toTQ1, a),
+  to_tq2_0: (a) => toBlocks(port.toTQ2, a),
+  from_tq1_0: (a) => fromBlocks(port.fromTQ1, a.packed),
+  from_tq2_0: (a) => fromBlocks(port.fromTQ2, a.packed),
+  to_i2_s: (a) => [encode("uint8", port.toI2S(a.codes.data, ...a.codes.shape, a.scale, a.layout))],
+  from_i2_s: (a) => {
+    const { codes, scale } = port.fromI2S(a.packed.data, ...sides(a.shape), a.layout);
+    return [encode("int8", codes, sides(a.shape)), scalar("float32", scale)];
+  },
   absmean_quantize: (a) => {
     const { codes, gamma } = port.absmeanQuantize(a.w.data);
     return [encode("int8", codes, a.w.shape), scalar("float32", gamma)];
+  },
+  binary_quantize: (a) => {
+    const { codes, beta } = port.binaryQuantize(a.w.data);
+    return [encode("int8", codes, a.w.shape), scalar("float32", beta)];
   },
   absmax_quantize: (a) => {
     const { codes, scale } = port.absmaxQuantize(a.x.data, last(a.x));
@@ -109,6 +139,13 @@ const CALLS = {
   },
   topk_mask: (a) => [encode("bool", port.topkMask(a.x.data, last(a.x), Number(a.k)), a.x.shape)],
   block_topk_mask: (a) => [encode("bool", port.blockTopkMask(a.x.data, last(a.x), Number(a.n), Number(a.m)), a.x.shape)],
+  topk_count: (a) => [scalar("int64", port.topkCount(Number(a.n), a.sparsity))],
+  topk_sparsify: (a) => sameShape(a.x, port.topkSparsify(a.x.data, last(a.x), Number(a.k), a.rescale)),
+  block_topk_sparsify: (a) => sameShape(a.x, port.blockTopkSparsify(a.x.data, last(a.x), Number(a.n), Number(a.m), a.rescale)),
+  topk_quantize: (a) => {
+    const { codes, scale } = port.topkQuantize(a.x.data, last(a.x), Number(a.k));
+    return [encode("int8", codes, a.x.shape), encode("float32", scale, outer(a.x, 1))];
+  },
   ternary_linear: (a) => {
     if (a.scale != null && typeof a.scale !== "number") throw new NotOffered();
     const y = port.ternaryLinear(a.x.data, a.w.data, ...a.w.shape).map((v) => v * (a.scale ?? 1));
@@ -126,6 +163,30 @@ const CALLS = {
   rms_norm: (a) => sameShape(a.x, port.rmsNorm(a.x.data, last(a.x), a.gain?.data, a.eps)),
   relu: (a) => sameShape(a.x, port.relu(a.x.data)),
   squared_relu: (a) => sameShape(a.x, port.squaredRelu(a.x.data)),
+  cross_entropy: (a) => {
+    const losses = port.crossEntropy(a.logits.data, a.labels.data, last(a.logits));
+    if (a.reduction === "none") return [encode(floating(a.logits), losses, a.labels.shape)];
+    if (!losses.length) throw new RangeError("labels must not be empty");
+    return [scalar(floating(a.logits), losses.reduce((x, y) => x + y) / losses.length)];
+  },
+  sample: (a) => {
+    const options = { temperature: a.temperature, topK: a.top_k == null ? null : Number(a.top_k), topP: a.top_p };
+    return [scalar("int64", port.sample(a.logits.data, a.uniform, options))];
+  },
+  forward: ({ config, params, tokens }) => {
+    const model = { config: configOf(config), params: Object.fromEntries(Object.entries(params).map(parameter)) };
+    const [batch, length] = tokens.shape, vocabulary = params.embed_tokens.shape[0];
+    const logits = Array.from({ length: batch }, (_, row) => {
+      const cache = port.emptyCache(model.config);
+      const text = Array.from(tokens.data.subarray(row * length, (row + 1) * length), Number);
+      return text.map((token) => Array.from(port.nextLogits(model, token, cache)));
+    });
+    return [encode("float32", logits.flat(2), [batch, length, vocabulary])];
+  },
+  digest: ({ params }) => {
+    const parts = Object.values(params).map(({ data }) => Array.from(data));
+    return [port.hex(port.digestOf(Int8Array.from(parts.flat())))];
+  },
   mlp: (a) => {
     const options = { logitScale: a.logit_scale, eps: a.eps, activations: a.activations };
     const layers = layersOf(a.params), logits = port.mlp(layers, a.x.data, options);

@@ -38,7 +38,7 @@ function rint(x) {
 // ------------------------------------------------------------------------------ Philox4x32-10
 
 /** Domains: uses that never share a counter. */
-export const [NOISE, INITIAL, BATCH, UNITS, INPUTS, SHIFTS, LEVELS] = [0, 1, 2, 3, 4, 5, 6];
+export const [NOISE, INITIAL, BATCH, UNITS, INPUTS, SHIFTS, LEVELS, TOKENS] = [0, 1, 2, 3, 4, 5, 6, 7];
 export const USER = 255;
 
 const M0 = 0xd2511f53, M1 = 0xcd9e8d57; // multipliers
@@ -308,6 +308,23 @@ export function unpackBase3(packed, count) {
   return Int8Array.from({ length: count }, (_, i) => digit(i) - 1);
 }
 
+/** Two planes of bits, of the ones and of the minus ones, eight codes a byte, the first lowest. */
+export function packBitplanes(codes) {
+  checkCodes(codes);
+  const half = Math.ceil(codes.length / 8), planes = new Uint8Array(2 * half);
+  codes.forEach((code, i) => { if (code) planes[(code < 0 ? half : 0) + (i >> 3)] |= 1 << (i & 7); });
+  return planes;
+}
+
+export function unpackBitplanes(planes, count) {
+  const half = Math.ceil(integer("count", count, 0, 4 * WORD) / 8);
+  checkLength(planes, 2 * half);
+  const both = planes.findIndex((byte, i) => i < half && byte & planes[i + half]);
+  if (both >= 0) refuse("packed", `marks a code of byte ${both} as both 1 and -1`);
+  const bit = (plane, i) => (planes[plane + (i >> 3)] >> (i & 7)) & 1;
+  return Int8Array.from({ length: count }, (_, i) => bit(0, i) - bit(half, i));
+}
+
 /** Hugging Face's layout: byte row r holds rows r, R + r, 2R + r and 3R + r, R = ceil(n_out / 4). */
 export function toHF(codes, nOut, nIn) {
   checkCodes(codes);
@@ -332,6 +349,128 @@ export function fromHF(packed, nOut, nIn) {
   return codes;
 }
 
+/** The 16 bits of a number in half precision, by way of float32, ties to even. */
+function halfBits(x) {
+  const size = f32(x);
+  const exponent = Math.max(-14, (new Uint32Array(Float32Array.of(size).buffer)[0] >>> 23) - 127);
+  const bits = (exponent + 14) * 1024 + rint(size / 2 ** (exponent - 10)); // a carry is right, too
+  if (!(x >= 0 && bits < 0x7c00 && (bits || !x))) refuse("scale", `must fit half precision, got ${x}`);
+  return bits;
+}
+
+/** The number of 16 bits in half precision: a scale, so neither negative nor infinite. */
+function halfNumber(bits) {
+  if (bits > 0x7c00 - 1 && bits !== 0x8000) refuse("packed", `holds the scale of bits ${bits}`);
+  const exponent = (bits >> 10) & 31, fraction = bits & 1023;
+  if (bits === 0x8000) return -0;
+  return exponent ? (1024 + fraction) * 2 ** (exponent - 25) : fraction * 2 ** -24;
+}
+
+const GGML = 256; // weights of a row that share a block, and its scale
+const FIVES = [[0, 0, 32, 5], [160, 32, 16, 5], [240, 48, 4, 4]]; // code, byte, bytes, codes a byte
+
+/** Where the codes of a TQ1_0 block lie: calls `visit(byte, codes of the byte, its digits' powers)`. */
+function tq1(visit) {
+  for (const [code, byte, width, count] of FIVES)
+    for (let j = 0; j < width; j++)
+      visit(byte + j, Array.from({ length: count }, (_, n) => [code + n * width + j, 3 ** (4 - n)]));
+}
+
+/** ggml's blocks: `bytes` of codes that `pack` fills in, then the scale; 0 where all codes are. */
+function toBlocks(codes, nIn, scale, bytes, pack) {
+  checkCodes(codes);
+  if (nIn % GGML) refuse("codes", `must have rows of a multiple of ${GGML}, got ${nIn}`);
+  const packed = new Uint8Array((codes.length / GGML) * (bytes + 2));
+  for (let block = 0; block < codes.length / GGML; block++) {
+    const part = codes.subarray(block * GGML, (block + 1) * GGML);
+    const out = packed.subarray(block * (bytes + 2), (block + 1) * (bytes + 2));
+    const bits = halfBits(typeof scale === "number" ? scale : scale[block]);
+    pack(part, out);
+    if (part.some((code) => code)) [out[bytes], out[bytes + 1]] = [bits & 255, bits >> 8];
+  }
+  return packed;
+}
+
+/** {codes, scales} of ggml's blocks: `unpack` fills the codes of one in. */
+function fromBlocks(packed, bytes, unpack) {
+  if (packed.length % (bytes + 2)) refuse("packed", `must be blocks of ${bytes + 2} bytes`);
+  const blocks = packed.length / (bytes + 2), scales = new Float32Array(blocks);
+  const codes = new Int8Array(blocks * GGML);
+  for (let block = 0; block < blocks; block++) {
+    const part = packed.subarray(block * (bytes + 2), (block + 1) * (bytes + 2));
+    scales[block] = halfNumber(part[bytes] | (part[bytes + 1] << 8));
+    unpack(part, codes.subarray(block * GGML, (block + 1) * GGML));
+  }
+  return { codes, scales };
+}
+
+/** ggml's TQ1_0, 54 bytes a block: five digits as a binary fraction, ceil(256 v / 243). */
+export const toTQ1 = (codes, nIn, scale = 1) => toBlocks(codes, nIn, scale, 52, (part, out) =>
+  tq1((byte, digits) => {
+    const v = digits.reduce((sum, [code, power]) => sum + (part[code] + 1) * power, 0);
+    out[byte] = Math.ceil((256 * v) / 243);
+  }));
+
+export const fromTQ1 = (packed) => fromBlocks(packed, 52, (part, codes) =>
+  tq1((byte, digits) => {
+    let v = (part[byte] * 243) >> 8;
+    v -= v % digits.at(-1)[1]; // four digits only in the last bytes
+    if (Math.ceil((256 * v) / 243) !== part[byte]) refuse("packed", `holds no TQ1_0 byte at ${byte}`);
+    for (const [code, power] of digits) codes[code] = (Math.floor(v / power) % 3) - 1;
+  }));
+
+/** ggml's TQ2_0, 66 bytes a block: of each 128 codes, four that are 32 apart share a byte. */
+export const toTQ2 = (codes, nIn, scale = 1) => toBlocks(codes, nIn, scale, 64, (part, out) =>
+  part.forEach((code, i) => { out[32 * (i >> 7) + (i & 31)] |= (code + 1) << (2 * ((i >> 5) & 3)); }));
+
+export const fromTQ2 = (packed) => fromBlocks(packed, 64, (part, codes) => {
+  checkTwos(part.subarray(0, 64));
+  codes.forEach((_, i) => {
+    codes[i] = ((part[32 * (i >> 7) + (i & 31)] >> (2 * ((i >> 5) & 3))) & 3) - 1;
+  });
+});
+
+/** The distance of the four codes that share a byte of I2_S, which has three layouts. */
+function i2Distance(nOut, nIn, layout) {
+  const distance = { x86: 32, arm: 16, rows: nIn }[layout];
+  if (distance === undefined) refuse("layout", `must be x86, arm or rows, got ${layout}`);
+  const fits = layout === "rows" ? nOut % 4 === 0 : nIn % (4 * distance) === 0;
+  if (!fits) refuse("codes", `of ${nOut} x ${nIn} do not fit the layout ${layout}`);
+  return distance;
+}
+
+/** [byte, shift] of code i: the first of the four is in the highest bits. */
+const i2Place = (i, distance) => {
+  const group = Math.floor(i / (4 * distance)), inside = i % (4 * distance);
+  return [group * distance + (inside % distance), 6 - 2 * Math.floor(inside / distance)];
+};
+
+/** bitnet.cpp's I2_S: two bits a code, then 32 bytes that begin with one float32 scale. */
+export function toI2S(codes, nOut, nIn, scale = 1, layout = "x86") {
+  const distance = i2Distance(nOut, nIn, layout), size = (nOut * nIn) / 4, one = f32(scale);
+  if (!(one >= 0 && one < Infinity && (one || !scale))) refuse("scale", `must be >= 0, got ${scale}`);
+  const packed = new Uint8Array(size + 32);
+  checkCodes(codes).forEach((code, i) => {
+    const [byte, shift] = i2Place(i, distance);
+    packed[byte] |= (code + 1) << shift;
+  });
+  new DataView(packed.buffer).setFloat32(size, one, true);
+  return packed;
+}
+
+export function fromI2S(packed, nOut, nIn, layout = "x86") {
+  const distance = i2Distance(nOut, nIn, layout), size = (nOut * nIn) / 4;
+  checkLength(packed, size + 32);
+  checkTwos(packed.subarray(0, size));
+  const scale = new DataView(packed.buffer, packed.byteOffset).getFloat32(size, true);
+  if (!(scale >= 0 && scale < Infinity)) refuse("packed", `holds the scale ${scale}`);
+  const code = (_, i) => {
+    const [byte, shift] = i2Place(i, distance);
+    return ((packed[byte] >> shift) & 3) - 1;
+  };
+  return { codes: Int8Array.from({ length: nOut * nIn }, code), scale };
+}
+
 // --------------------------------------------------------------------------------- quantisers
 
 const SMALLEST = f32(1e-5); // gamma and absmax are at least this
@@ -352,6 +491,15 @@ export function absmeanQuantize(w) {
   const inverse = f32(1 / gamma);
   const code = (x) => Math.max(-1, Math.min(1, rint(f32(x * inverse))));
   return { codes: Int8Array.from(weights, code), gamma };
+}
+
+/** {codes, beta}: the sign of w - mean w, -1 at the mean itself, and beta = mean |w|: BitNet b1. */
+export function binaryQuantize(w) {
+  const weights = finite("w", w);
+  if (!weights.length) refuse("w", "must not be empty");
+  const mean = (size) => f32(weights.reduce((sum, x) => sum + size(x), 0) / weights.length);
+  const centre = mean((x) => x);
+  return { codes: Int8Array.from(weights, (x) => (x > centre ? 1 : -1)), beta: mean(Math.abs) };
 }
 
 /** {codes, scale}: int8 along rows of `width`, scale = (1 / max(absmax, 1e-5)) * 127 in float32. */
@@ -427,14 +575,48 @@ export function blockTopkMask(x, width, n, m) {
   return topkMask(x, m, n);
 }
 
+/** floor((1 - sparsity) n), of the decimal number that prints the share, or of its text. */
+export function topkCount(n, sparsity) {
+  const [, digits, fraction = "", power = "0"] = /^(\d+)\.?(\d*)(?:[eE]([+-]?\d+))?$/.exec(String(sparsity))
+    ?? refuse("sparsity", `must be a decimal number, got ${sparsity}`);
+  const places = BigInt(Math.max(0, fraction.length - Number(power))), one = 10n ** places;
+  const share = BigInt(digits + fraction) * 10n ** BigInt(Math.max(0, Number(power) - fraction.length));
+  const k = Number(((one - share) * BigInt(integer("n", n, 1, WORD))) / one);
+  if (share >= one || k < 1) refuse("sparsity", `must keep at least one of ${n}, got ${sparsity}`);
+  return k;
+}
+
+/** Keep what a mask marks, +0 elsewhere; with `rescale` a row is divided by its length. */
+function kept(x, mask, width, rescale) {
+  const y = floats(x, x.length).map((_, i) => (mask[i] ? x[i] : 0));
+  if (!rescale) return y;
+  for (let start = 0; start < y.length; start += width) {
+    const row = y.subarray(start, start + width);
+    const length = Math.sqrt(row.reduce((sum, v) => sum + v * v, 0) + 1e-12);
+    row.forEach((v, i) => { row[i] = v / length; });
+  }
+  return y;
+}
+
+/** Keep the k largest magnitudes of each row. */
+export const topkSparsify = (x, width, k, rescale = false) => kept(x, topkMask(x, width, k), width, rescale);
+
+/** Keep the n largest magnitudes of every m neighbours; a row is rescaled as a whole. */
+export const blockTopkSparsify = (x, width, n, m, rescale = false) =>
+  kept(x, blockTopkMask(x, width, n, m), width, rescale);
+
+/** {codes, scale} of the k largest entries, chosen by x and not by its codes. */
+export const topkQuantize = (x, width, k) => absmaxQuantize(topkSparsify(finite("x", x), width, k), width);
+
 // ------------------------------------------------------------------------------ layers, the MLP
 
 /** An array like x to write into: integers become float32. */
 const floats = (x, length) => new (x instanceof Float64Array ? Float64Array : Float32Array)(length);
 
 /** y = x W^T for rows x of nIn and ternary W (nOut, nIn), as additions alone. */
-export function ternaryLinear(x, w, nOut, nIn, y = floats(x, Math.floor(x.length / nIn) * nOut)) {
+export function ternaryLinear(x, w, nOut, nIn) {
   if (x.length % nIn) refuse("x", `must have rows of ${nIn}, got ${x.length} entries`);
+  const y = floats(x, Math.floor(x.length / nIn) * nOut);
   for (let token = 0; token < y.length / nOut; token++)
     for (let unit = 0; unit < nOut; unit++) {
       let sum = 0; // a double: exact for integers, and rounded once
@@ -450,7 +632,15 @@ export function ternaryLinear(x, w, nOut, nIn, y = floats(x, Math.floor(x.length
 
 /** Rows of int8 codes times ternary codes: exact int32 sums. */
 export function ternaryMatmulInt8(x, w, nOut, nIn) {
-  return ternaryLinear(x, w, nOut, nIn, new Int32Array(Math.floor(x.length / nIn) * nOut));
+  if (x.length % nIn) refuse("x", `must have rows of ${nIn}, got ${x.length} entries`);
+  const y = new Int32Array(Math.floor(x.length / nIn) * nOut);
+  for (let token = 0, out = 0; out < y.length; token += nIn)
+    for (let start = 0; start < nOut * nIn; start += nIn, out++) {
+      let sum = 0;
+      for (let i = 0; i < nIn; i++) sum = (sum + x[token + i] * w[start + i]) | 0;
+      y[out] = sum;
+    }
+  return y;
 }
 
 /** Quantise tokens, multiply exactly, scale: y = z (gamma / scale), each step a float32. */
@@ -485,6 +675,17 @@ export const rmsNorm = (x, width, gain = null, eps = 1e-5) =>
 /** max(x, 0); NaN stays NaN. */
 export const relu = (x) => floats(x, x.length).map((_, i) => (x[i] <= 0 ? 0 : x[i]));
 export const squaredRelu = (x) => relu(x).map((v) => v * v);
+
+/** logsumexp(z) - z[label] of each row. */
+export function crossEntropy(logits, labels, width) {
+  if (labels.length * width !== logits.length) refuse("labels", `must be one per row of ${width}`);
+  return Float64Array.from(labels, (label, row) => {
+    integer("labels", Number(label), 0, width - 1);
+    const z = Array.from(logits.subarray(row * width, (row + 1) * width));
+    const most = z.reduce((a, b) => Math.max(a, b));
+    return most - z[Number(label)] + Math.log(z.reduce((sum, v) => sum + Math.exp(v - most), 0));
+  });
+}
 
 /** What an int8 layer hands on: codes / scale, in float32 whatever the precision of x. */
 function rounded(x, width) {
@@ -522,6 +723,197 @@ export function modelOf(header, weights) {
   const input = (pixel) => f32(f32(pixel) * f32(data.input_scale)) + f32(data.input_offset);
   const options = { logitScale: recipe.logit_scale, activations: recipe.activations ?? "float" };
   return (pixels) => mlp(layers, Float32Array.from(pixels, input), options);
+}
+
+// --------------------------------------------------------- the small language model, and sampling
+
+/** {name: {data, shape}} of a safetensors file; tensors of other types than F32 are bytes. */
+export function readSafetensors(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  const start = 8 + Number(view.getBigUint64(0, true));
+  const header = JSON.parse(new TextDecoder().decode(bytes.subarray(8, start)));
+  delete header.__metadata__;
+  const tensors = Object.entries(header).map(([name, { dtype, shape, data_offsets: [from, to] }]) => {
+    const data = bytes.slice(start + from, start + to); // a copy, which is aligned
+    return [name, { data: dtype === "F32" ? new Float32Array(data.buffer) : data, shape }];
+  });
+  return Object.fromEntries(tensors);
+}
+
+/**
+ * {config, params, characters} of a model directory: config.json parsed, the tensors of
+ * model.safetensors, and the text that its characters come from. A projection is packed by `toHF`;
+ * its scale is 1 / gamma for the linear class bitlinear, and gamma for autobitlinear.
+ */
+export function languageModel(published, tensors, text) {
+  const heads = published.num_attention_heads;
+  const config = {
+    layers: published.num_hidden_layers, heads, kvHeads: published.num_key_value_heads,
+    maxPositions: published.max_position_embeddings, rmsEps: published.rms_norm_eps,
+    ropeTheta: published.rope_parameters.rope_theta,
+  };
+  const inverse = published.quantization_config.linear_class === "bitlinear";
+  const params = {};
+  for (const [name, { data, shape: [rows, nIn] }] of Object.entries(tensors)) {
+    const short = name.replace(/^model\./, "").replace(/\.weight$/, "");
+    if (short.endsWith("_scale")) continue;
+    if (!short.endsWith("_proj")) {
+      params[short] = data;
+      continue;
+    }
+    const scale = tensors[`${name}_scale`].data[0];
+    const gamma = inverse ? f32(1 / scale) : scale;
+    params[short] = { codes: fromHF(data, 4 * rows, nIn), nOut: 4 * rows, nIn, gamma };
+  }
+  return { config, params, characters: [...new Set(text)].sort() };
+}
+
+/** y = x W^T, with W float {weights, nOut, nIn} or ternary {codes, nOut, nIn, gamma}. */
+function project(x, { weights, codes, nOut, nIn, gamma }) {
+  if (codes) return ternaryMatmul(x, codes, nOut, nIn, gamma);
+  const y = new Float32Array(nOut);
+  for (let unit = 0; unit < nOut; unit++) {
+    let sum = 0;
+    for (let i = 0; i < nIn; i++) sum += x[i] * weights[unit * nIn + i];
+    y[unit] = sum;
+  }
+  return y;
+}
+
+/** gain x / sqrt(mean x^2 + eps), with the root's inverse rounded first, as inference does. */
+function scaled(x, gain, eps) {
+  const square = f32(x.reduce((sum, v) => sum + v * v, 0));
+  const inverse = f32(1 / Math.sqrt(f32(f32(square / x.length) + f32(eps))));
+  return x.map((v, i) => f32(v * inverse) * gain[i]);
+}
+
+/** Turn the pairs (i, i + half) of every head by the angle position theta^(-2 i / width). */
+function rotate(x, width, position, theta) {
+  const half = width / 2;
+  for (let i = 0; i < half; i++) {
+    const angle = f32(position * f32(1 / f32(f32(theta) ** f32((2 * i) / width))));
+    const cos = f32(Math.cos(angle)), sin = f32(Math.sin(angle));
+    for (let at = i; at < x.length; at += width) {
+      const a = x[at], b = x[at + half];
+      x[at] = f32(a * cos) - f32(b * sin);
+      x[at + half] = f32(b * cos) + f32(a * sin);
+    }
+  }
+  return x;
+}
+
+/** Query heads on the keys and values so far; with fewer of those, neighbouring heads share one. */
+function attention(q, keys, values, heads, kvHeads) {
+  const width = q.length / heads, out = new Float32Array(q.length);
+  for (let head = 0; head < heads; head++) {
+    const own = head * width, shared = Math.floor(head / (heads / kvHeads)) * width;
+    const scores = keys.map((k) => {
+      let sum = 0;
+      for (let i = 0; i < width; i++) sum += q[own + i] * k[shared + i];
+      return sum / Math.sqrt(width);
+    });
+    const p = softmax(Float64Array.from(scores), scores.length);
+    for (let i = 0; i < width; i++) {
+      let sum = 0;
+      for (let s = 0; s < values.length; s++) sum += p[s] * values[s][shared + i];
+      out[own + i] = sum;
+    }
+  }
+  return out;
+}
+
+/** An empty cache: keys and values of every layer. */
+export const emptyCache = ({ layers }) => Array.from({ length: layers }, () => ({ keys: [], values: [] }));
+
+/** Logits of the token that follows `token`, whose keys and values go into the cache. */
+export function nextLogits({ config, params }, token, cache) {
+  const { heads, kvHeads, rmsEps, ropeTheta } = config;
+  const hidden = params.norm.length, width = hidden / heads, position = cache[0].keys.length;
+  let x = params.embed_tokens.slice(token * hidden, (token + 1) * hidden);
+  cache.forEach(({ keys, values }, layer) => {
+    const weights = (name) => params[`layers.${layer}.${name}`];
+    const norm = (v, name) => scaled(v, weights(name), rmsEps);
+    const h = norm(x, "input_layernorm");
+    const [q, k, v] = ["q", "k", "v"].map((name) => project(h, weights(`self_attn.${name}_proj`)));
+    keys.push(rotate(k, width, position, ropeTheta));
+    values.push(v);
+    const mixed = attention(rotate(q, width, position, ropeTheta), keys, values, heads, kvHeads);
+    const o = project(norm(mixed, "self_attn.attn_sub_norm"), weights("self_attn.o_proj"));
+    x = x.map((value, i) => value + o[i]);
+    const m = norm(x, "post_attention_layernorm");
+    const [gate, up] = ["gate", "up"].map((name) => project(m, weights(`mlp.${name}_proj`)));
+    const unit = squaredRelu(gate).map((value, i) => value * up[i]);
+    const down = project(norm(unit, "mlp.ffn_sub_norm"), weights("mlp.down_proj"));
+    x = x.map((value, i) => value + down[i]);
+  });
+  const z = scaled(x, params.norm, rmsEps), vocabulary = params.embed_tokens.length / hidden;
+  return project(z, { weights: params.embed_tokens, nOut: vocabulary, nIn: hidden });
+}
+
+/** exp(z - max z) over its sum, along rows of `width`: probabilities. */
+export function softmax(z, width) {
+  const p = floats(z, z.length);
+  for (let start = 0; start < z.length; start += width) {
+    const row = Array.from(z.subarray(start, start + width));
+    const most = row.reduce((a, b) => Math.max(a, b));
+    const e = row.map((v) => Math.exp(v - most)), sum = e.reduce((a, b) => a + b);
+    e.forEach((v, i) => { p[start + i] = v / sum; });
+  }
+  return p;
+}
+
+/** A token from its logits and one number in [0, 1): see `minibit.transformer.sample`. */
+export function sample(logits, uniform, { temperature = 1, topK = null, topP = null } = {}) {
+  if (!(temperature >= 0 && temperature < Infinity)) refuse("temperature", `got ${temperature}`);
+  if (topK !== null) integer("top_k", topK, 1, Infinity);
+  if (topP !== null && !(topP > 0 && topP <= 1)) refuse("top_p", `must lie in (0, 1], got ${topP}`);
+  if (!(uniform >= 0 && uniform < 1)) refuse("uniform", `must lie in [0, 1), got ${uniform}`);
+  const z = Array.from(logits);
+  const order = z.map((_, i) => i).sort((i, j) => (z[i] > z[j] ? -1 : z[i] < z[j] ? 1 : i - j));
+  const best = order[0];
+  if (z.some(Number.isNaN) || !Number.isFinite(z[best])) refuse("logits", "must have a finite maximum");
+  if (temperature === 0) return best;
+  const p = z.map((v) => Math.exp((v - z[best]) / temperature));
+  const keep = (count) => order.slice(count).forEach((i) => { p[i] = 0; });
+  const total = () => order.reduce((sum, i) => sum + p[i], 0); // the largest first
+  if (topK !== null) keep(topK);
+  if (topP !== null && topP < 1) {
+    const wanted = topP * total();
+    let sum = 0, count = 0;
+    while (count < order.length && (count === 0 || sum < wanted)) sum += p[order[count++]];
+    keep(count);
+  }
+  const bound = uniform * p.reduce((a, b) => a + b); // in the order of the vocabulary
+  let running = 0;
+  return p.findIndex((v) => (running += v) > bound);
+}
+
+/**
+ * Go on with a text, character by character: what `minibit generate` writes after its prompt.
+ *
+ * Token t of the text is drawn with number 0 of the stream of domain TOKENS, step t. A text that
+ * fills all positions goes on from its last half; so does a longer prompt.
+ */
+export function* generate(model, prompt, count, { temperature = 0.8, topK = null, topP = null, seed = 0n } = {}) {
+  const { config, characters } = model, half = Math.max(1, config.maxPositions >> 1);
+  const text = [...(prompt || "\n")].map((character) => {
+    const token = characters.indexOf(character);
+    return token < 0 ? refuse("prompt", `has ${JSON.stringify(character)}, which is no token`) : token;
+  });
+  let unread = text.slice(-half), cache = emptyCache(config);
+  for (let made = 0; made < count; made++) {
+    if (cache[0].keys.length + unread.length === config.maxPositions) {
+      cache = emptyCache(config);
+      unread = text.slice(-half);
+    }
+    let logits;
+    for (const token of unread) logits = nextLogits(model, token, cache);
+    const [draw] = uniform(seed, 1, { domain: TOKENS, step: text.length });
+    const token = sample(logits, draw, { temperature, topK, topP });
+    text.push(token);
+    unread = [token];
+    yield characters[token];
+  }
 }
 
 // ----------------------------------------------------------------------------- CRC-32, SHA-256
@@ -825,21 +1217,24 @@ export function movesOf(plan, seed, number, step) {
 
 export const digestOf = (weights) => sha256(new Uint8Array(weights.buffer, weights.byteOffset, weights.length));
 
+/** Which seed and number step `number` of a log is drawn by. */
+function drawnBy({ plan, segments = [] }, number) {
+  let left = number;
+  for (const [seed, first, count] of segments) {
+    if (left < count) return [seed, first + left];
+    left -= count;
+  }
+  return [plan.seed, number];
+}
+
 /**
- * {header, weights, history, steps, tornAt}: the weights after the last record, all digests checked.
+ * Step after step of a log that `readLog` has read: yields {number, weights, moves, end}.
  *
- * With `keep`, `history` has them before the first step and after each.
+ * `weights` are those after the step, in one array that the next step changes; `moves` maps a weight
+ * to the sum of its moves; `end` tells that a record ends here, whose digest the weights then have.
  */
-export function replay(data, { keep = false } = {}) {
-  const { header, records, tornAt } = readLog(data), { plan } = header;
-  const weights = initialWeights(plan), history = keep ? [weights.slice()] : [];
-  const drawnBy = (number) => {
-    for (const [seed, first, count] of header.segments ?? []) {
-      if (number < count) return [seed, first + number];
-      number -= count;
-    }
-    return null;
-  };
+export function* replaySteps({ header, records }) {
+  const { plan } = header, weights = initialWeights(plan);
   let number = 0;
   for (const { offset, steps, payload, digest } of records) {
     let unpacked;
@@ -848,15 +1243,30 @@ export function replay(data, { keep = false } = {}) {
     } catch (error) {
       throw new LogError(`a record cannot be read: ${error.message}`, offset);
     }
-    for (const step of unpacked) {
-      const [seed, drawnAs] = drawnBy(number) ?? [plan.seed, number];
-      for (const [position, move] of movesOf(plan, seed, drawnAs, step))
+    for (const [place, step] of unpacked.entries()) {
+      const moves = movesOf(plan, ...drawnBy(header, number), step), end = place + 1 === steps;
+      for (const [position, move] of moves)
         weights[position] = Math.max(-1, Math.min(1, weights[position] + move)); // once, at the end
-      number++;
-      if (keep) history.push(weights.slice());
+      if (end && hex(digestOf(weights).subarray(0, 8)) !== hex(digest))
+        throw new LogError("the weights after a record have another digest", offset);
+      yield { number: number++, weights, moves, end };
     }
-    if (hex(digestOf(weights).subarray(0, 8)) !== hex(digest))
-      throw new LogError("the weights after a record have another digest", offset);
   }
-  return { header, weights, history, steps: number, tornAt };
+}
+
+/**
+ * {header, weights, history, steps, tornAt}: the weights after the last record, all digests checked.
+ *
+ * With `keep`, `history` has them before the first step and after each.
+ */
+export function replay(data, { keep = false } = {}) {
+  const log = readLog(data), { header, tornAt } = log;
+  let weights = initialWeights(header.plan), steps = 0;
+  const history = keep ? [weights] : [];
+  for (const step of replaySteps(log)) {
+    ({ weights } = step);
+    steps++;
+    if (keep) history.push(weights.slice());
+  }
+  return { header, weights, history, steps, tornAt };
 }
