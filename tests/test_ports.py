@@ -66,7 +66,7 @@ BROKEN = {  # what is changed in a port, and the flag of that bug
         "last-hidden-rounded": ("layer < layers.length - 2", "layer < layers.length - 1"),
         "sums-in-int16": ("new Int32Array(Math", "new Int16Array(Math"),
         "gamma-inverted": ("f32(f32(gamma) / scale[row])", "f32(1 / f32(gamma * scale[row]))"),
-        "seed-of-plan": ("[seed, first + number]", "[plan.seed, first + number]"),
+        "seed-of-plan": ("[seed, first + left]", "[plan.seed, first + left]"),
         "offset-zero": ("    start += sizes[layer];\n", ""),
         "inputs-a-layer": ("layer, unit, nIn, wanted)", "layer, units[0], nIn, wanted)"),
         "unsorted": ("return [...taken].sort((a, b) => a - b);", "return [...taken];"),
