@@ -76,6 +76,7 @@ def _with_rule(offered: Any, args: dict[str, Any]) -> Any:
 
 MAKERS: dict[str, Callable[..., Any]] = {
     "NF4Tensor": lambda offered, args: offered.quantize_nf4(**args),
+    "TernaryColumns": lambda offered, args: offered.TernaryColumns.from_codes(**args),
     "TernaryMatrix": lambda offered, args: offered.TernaryMatrix.from_codes(**args),
     "custom_jvp": _with_rule,
 }

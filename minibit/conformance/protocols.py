@@ -40,6 +40,20 @@ def quantize_nf4(offered: Any, **args: Any) -> Any:
     return (*parts, tensor.nested_codes, tensor.nested_absmax, tensor.offset)
 
 
+def to_bitsandbytes(offered: Any, **args: Any) -> Any:
+    """Return the arrays by name, and the state's JSON as text with sorted keys."""
+    arrays = dict(offered.to_bitsandbytes(**args))
+    (key,) = (key for key in arrays if key.endswith("__nf4"))
+    return arrays, json.dumps(json.loads(bytes(arrays.pop(key))), sort_keys=True)
+
+
+def from_bitsandbytes(offered: Any, arrays: Any, state: Any, name: str = "weight") -> Any:
+    """Return the weights of arrays beside a state, JSON, which a file has as bytes."""
+    key = f"{name}.quant_state.bitsandbytes__{json.loads(state)['quant_type']}"
+    file = {**arrays, key: np.frombuffer(state.encode(), np.uint8)}
+    return offered.from_bitsandbytes(file, name).dequantize()
+
+
 def adam(
     offered: Any, param: Any, grads: Any, lr: Any, weight_decay: Any, betas: Any, eps: float
 ) -> Any:
@@ -93,6 +107,21 @@ def value_and_grad(offered: Any, fn: Any, x: Any) -> Any:
     return offered.value_and_grad(fn)(x)
 
 
+def init_mlp(offered: Any, widths: Any, codes: Any) -> Any:
+    """Return the parameters of an MLP whose layers have these codes, drawn one after the other."""
+    return offered.init_mlp(widths, lambda layer, shape: codes[layer])
+
+
+def sparsifier(offered: Any, x: Any, site: str, **args: Any) -> Any:
+    """Return what is left of the inputs x of one site."""
+    return offered.sparsifier(**args)(x, site)
+
+
+def fit_scaling_law(offered: Any, **args: Any) -> Any:
+    """Return the constants by name."""
+    return offered.fit_scaling_law(**args).constants
+
+
 def jacfwd(offered: Any, fn: Any, x: Any) -> Any:
     """Return the Jacobian of a function at x."""
     return offered.jacfwd(fn)(x)
@@ -111,11 +140,16 @@ PROTOCOLS: dict[str, Callable[..., Any]] = {
     "LoRALinear": lora_linear,
     "StepLog": step_log,
     "clip_by_global_norm": clip_by_global_norm,
+    "from_bitsandbytes": from_bitsandbytes,
     "geometric": geometric,
+    "fit_scaling_law": fit_scaling_law,
     "grad": grad,
+    "init_mlp": init_mlp,
     "jacfwd": jacfwd,
     "quantize_nf4": quantize_nf4,
     "save_adapters": save_adapters,
+    "sparsifier": sparsifier,
+    "to_bitsandbytes": to_bitsandbytes,
     "value_and_grad": value_and_grad,
     "vjp": vjp,
 }

@@ -17,6 +17,7 @@ from minibit.conformance.exact.absmean import ABSMEAN
 from minibit.conformance.exact.costs import COSTS
 from minibit.conformance.exact.gguf import Reader
 from minibit.conformance.exact.matmul import MATMUL
+from minibit.conformance.exact.nf4 import NF4, PlainNF4, quantize_nf4
 from minibit.conformance.exact.noise import NOISE
 from minibit.conformance.exact.steps import Log
 from minibit.conformance.exact.ternary import TERNARY
@@ -28,6 +29,7 @@ EXACT: dict[str, Callable[..., tuple[Any, ...]]] = {
     **ABSMEAN,
     **COSTS,
     **MATMUL,
+    **NF4,
     **NOISE,
     "StepLog": Log().replay,
     "checkpoint.open_gguf": lambda file: Reader().read(file),
@@ -52,4 +54,8 @@ class PlainMatrix:
         return self._codes
 
 
-PLAIN = SimpleNamespace(TernaryMatrix=PlainMatrix)
+PLAIN = SimpleNamespace(
+    TernaryMatrix=PlainMatrix,
+    TernaryColumns=PlainMatrix,
+    quantize_nf4=lambda **args: PlainNF4(quantize_nf4(**args)[2]),
+)

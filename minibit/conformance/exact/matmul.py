@@ -39,7 +39,20 @@ def ternary_matmul(x: Any, matrix: Any) -> tuple[Any]:
     return (np.array(out, np.float32).reshape(*x.shape[:-1], -1),)
 
 
+def head_matmul(x: Any, w: Any) -> tuple[Any]:
+    """``x w^T`` in fractions, rounded once; uint16 is the upper half of a float32."""
+    if w.dtype == np.uint16:
+        w = (w.astype(np.uint32) << 16).view(np.float32)
+    rows = [[Fraction(entry) for entry in row] for row in w.tolist()]
+    out = [
+        [nearest(sum(Fraction(a) * b for a, b in zip(token, row, strict=True))) for row in rows]
+        for token in x.reshape(-1, x.shape[-1]).tolist()
+    ]
+    return (np.array(out, np.float32).reshape(*x.shape[:-1], -1),)
+
+
 MATMUL: dict[str, Callable[..., tuple[Any, ...]]] = {
     "ternary_matmul_int8": ternary_matmul_int8,
     "ternary_matmul": ternary_matmul,
+    "head_matmul": head_matmul,
 }

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from math import sqrt
 from typing import Any
 
 import numpy as np
 
 from minibit.conformance.exact.absmean import absmax_quantize
+from minibit.conformance.exact.matmul import ternary_matmul, ternary_matmul_int8
 
 __all__ = ["TOPK"]
 
@@ -27,9 +29,15 @@ def block_topk_mask(x: Any, n: int, m: int) -> tuple[Any]:
     return (topk_mask(x.reshape(-1, m), n)[0].reshape(x.shape),)
 
 
-def topk_sparsify(x: Any, k: int) -> tuple[Any]:
-    """Keep what the mask marks, +0 elsewhere."""
-    return (np.where(topk_mask(x, k)[0], x, x.dtype.type(0)),)
+def topk_sparsify(x: Any, k: int, rescale: bool = False) -> tuple[Any]:
+    """Keep what the mask marks, +0 elsewhere; divide rows by their lengths if that is asked for."""
+    y = np.where(topk_mask(x, k)[0], x, x.dtype.type(0))
+    if not rescale:
+        return (y,)
+    lengths = [
+        sqrt(sum(Fraction(v) ** 2 for v in row)) for row in y.reshape(-1, y.shape[-1]).tolist()
+    ]
+    return ((y / np.reshape(lengths, (*y.shape[:-1], 1))).astype(y.dtype),)
 
 
 def block_topk_sparsify(x: Any, n: int, m: int) -> tuple[Any]:
@@ -48,6 +56,18 @@ def topk_count(n: int, sparsity: float | str) -> tuple[int]:
     return (int((1 - share) * n // 1),)
 
 
+def sparsifier(
+    sparsity: Any, x: Any, site: str, sites: Any = None, block: int | None = None
+) -> tuple[Any]:
+    """Keep a share of the inputs of the sites that are listed."""
+    listed = sparsity if isinstance(sparsity, dict) else sites
+    if listed is not None and site not in listed:
+        return (x,)
+    share = sparsity[site] if isinstance(sparsity, dict) else sparsity
+    (k,) = topk_count(block or x.shape[-1], share)
+    return topk_sparsify(x, k) if block is None else block_topk_sparsify(x, k, block)
+
+
 TOPK: dict[str, Callable[..., tuple[Any, ...]]] = {
     "topk_mask": topk_mask,
     "block_topk_mask": block_topk_mask,
@@ -55,4 +75,7 @@ TOPK: dict[str, Callable[..., tuple[Any, ...]]] = {
     "block_topk_sparsify": block_topk_sparsify,
     "topk_quantize": topk_quantize,
     "topk_count": topk_count,
+    "sparsifier": sparsifier,
+    "sparse_ternary_matmul_int8": ternary_matmul_int8,
+    "sparse_ternary_matmul": ternary_matmul,
 }

@@ -59,6 +59,41 @@ def _scaled(
         return (z * factor(matrix.scale, scale)).astype(F32)
 
 
+def _head(wrong: str) -> Callable[..., Any]:
+    """Return a product with floats or bits of bfloat16 that is wrong in one way."""
+
+    def product(x: Any, w: Any) -> Any:
+        """Widen and multiply."""
+        wide = w
+        if w.dtype == np.uint16:
+            wide = (w.astype(np.uint32) << 16).view(F32)
+            if wrong == "bits-in-the-low-half":
+                wide = w.astype(np.uint32).view(F32)
+            if wrong == "bits-of-float16":
+                wide = w.view(np.float16).astype(F32)
+            if wrong == "bits-as-numbers":
+                wide = w.astype(F32)
+        if wrong == "activations-in-bfloat16":
+            x = (x.view(np.uint32) & np.uint32(0xFFFF0000)).view(F32)
+        wide = np.asarray(wide, F32)
+        return (x @ (wide if wrong == "not-transposed" else wide.T)).astype(F32)
+
+    return product
+
+
+def _drawn(wrong: str) -> Callable[..., Any]:
+    """Return first parameters that are wrong in one way."""
+
+    def init_mlp(widths: Any, codes: Any) -> Any:
+        """Take the codes of each layer."""
+        codes = codes[1:] + codes[:1] if wrong == "layers-from-1" else codes
+        first = 0 if wrong == "names-from-0" else 1
+        turned = wrong == "inputs-first"
+        return {f"w{first + n}": c.T.copy() if turned else c for n, c in enumerate(codes)}
+
+    return init_mlp
+
+
 def _linear(x: Any, w: Any, scale: Any, product: Callable[..., Any]) -> Any:
     """Multiply by an argument that may lack."""
     y = product(x, np.asarray(w, x.dtype if np.asarray(x).dtype.kind == "f" else F32))
@@ -152,6 +187,17 @@ def _relu_slope(at_zero: float) -> Callable[..., Any]:
 
 
 LAYERS: dict[str, Callable[..., Any]] = {
+    **{
+        f"head_matmul/{wrong}": _head(wrong)
+        for wrong in (
+            *("bits-in-the-low-half", "bits-of-float16", "bits-as-numbers"),
+            *("activations-in-bfloat16", "not-transposed"),
+        )
+    },
+    **{
+        f"init_mlp/{wrong}": _drawn(wrong)
+        for wrong in ("layers-from-1", "names-from-0", "inputs-first", "shape-not-checked")
+    },
     "ternary_matmul_int8/digits-without-offset": _product(lambda x, c: _wide(x, c + 1)),
     "ternary_matmul_int8/padding-is-minus-one": _product(_padded),
     "ternary_matmul_int8/negated-in-int8": _product(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -122,7 +124,86 @@ def _with_nested(**parts: Any) -> Callable[..., Any]:
     return _with(nested=lambda absmax: _nested(absmax, **parts))
 
 
+def _rounded(w: Any, codebook: Any, block: int = 64, **parts: Any) -> Any:
+    """Round to a codebook, with one part that may be wrong."""
+    return _nf4(w, block, table=np.asarray(codebook, F32), **parts)[2]
+
+
+def _read(arrays: Any, state: Any, wrong: str, name: str = "weight") -> Any:
+    """Read what a file holds of a weight, wrong in the way that is named."""
+    from minibit import nf4
+
+    state = json.loads(state)
+    stored = np.ascontiguousarray(arrays[name].reshape(-1))
+    packed = stored.astype(np.uint8) if wrong == "storage-as-numbers" else stored.view(np.uint8)
+    absmax = arrays[f"{name}.absmax"]
+    if "nested_offset" in state:
+        offset = F32(0 if wrong == "offset-left-out" else state["nested_offset"])
+        nested = np.repeat(arrays[f"{name}.nested_absmax"], 256)[: absmax.size]
+        absmax = (DYNAMIC[absmax] * nested + offset).astype(F32)
+    block = 64 if wrong == "block-of-64" else state["blocksize"]
+    shape = tuple(state["shape"][::-1] if wrong == "shape-reversed" else state["shape"])
+    if wrong == "low-half-first":
+        packed = (packed >> 4 | packed << 4).astype(np.uint8)
+    count = int(np.prod(shape))
+    padded = np.resize(packed, -(-count // 2))
+    blocks = np.resize(absmax.astype(F32), -(-count // block))
+    return nf4.NF4Tensor(shape, block, padded, blocks).dequantize()
+
+
+def _written(tensor: Any, wrong: str, name: str = "weight", dtype: str = "float32") -> Any:
+    """Write what a file holds of a weight, wrong in the way that is named."""
+    from minibit import nf4
+
+    arrays = dict(nf4.to_bitsandbytes(tensor, name, dtype))
+    key = f"{name}.quant_state.bitsandbytes__nf4"
+    state = json.loads(bytes(arrays.pop(key)))
+    if wrong == "packed-in-a-row":
+        arrays[name] = arrays[name].reshape(1, -1)
+    if wrong == "absmax-not-nested":
+        arrays[f"{name}.absmax"] = tensor.absmax
+    if wrong == "map-left-out":
+        del arrays[f"{name}.quant_map"]
+    if wrong == "blocksize-of-256":
+        state["blocksize"] = 256
+    if wrong == "size-for-shape":
+        state["shape"] = [tensor.size]
+    if wrong == "dtype-of-torch":
+        state["dtype"] = f"torch.{dtype}"
+    return arrays, json.dumps(state, sort_keys=True)
+
+
 NF4: dict[str, Callable[..., Any]] = {
+    "codebook_quantize/tie-to-the-upper": partial(_rounded, side="right"),
+    "codebook_quantize/one-absmax": partial(_rounded, one=True),
+    "codebook_quantize/codes-without-absmax": partial(_rounded, product=lambda code, _: code),
+    "codebook_quantize/reciprocal-in-the-tail": partial(_rounded, tail="reciprocal"),
+    "codebook_quantize/other-table": lambda w, codebook, block=64: _nf4(w, block)[2],
+    **{
+        f"from_bitsandbytes/{wrong}": partial(_read, wrong=wrong)
+        for wrong in (
+            *("storage-as-numbers", "offset-left-out", "block-of-64", "shape-reversed"),
+            *("low-half-first", "fp4-read-as-nf4"),
+        )
+    },
+    **{
+        f"to_bitsandbytes/{wrong}": partial(_written, wrong=wrong)
+        for wrong in (
+            *("packed-in-a-row", "absmax-not-nested", "map-left-out", "blocksize-of-256"),
+            *("size-for-shape", "dtype-of-torch"),
+        )
+    },
+    "nf4_matmul/one-absmax-a-row": lambda x, tensor: (
+        x
+        @ (
+            tensor.dequantize()
+            / np.repeat(tensor.absmax, tensor.block)[: tensor.size].reshape(tensor.shape)
+            * np.resize(tensor.absmax, len(tensor.dequantize()))[:, None]
+        ).T
+    ).astype(F32),
+    "nf4_matmul/not-transposed": lambda x, tensor: (
+        x @ tensor.dequantize().T.reshape(tensor.shape).T
+    ),
     "quantize_nf4/other-table": _with(table=np.linspace(-1, 1, 16).astype(F32)),
     "quantize_nf4/low-half-first": _with(low_first=True),
     "quantize_nf4/filled-with-0": _with(fill=0),

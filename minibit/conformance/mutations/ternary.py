@@ -272,6 +272,10 @@ TERNARY: dict[str, Callable[..., Any]] = {
     ),
 }
 TERNARY |= {
+    "check_codes/rounded": lambda codes, ndim=None: np.rint(codes).astype(np.int8),
+    "check_codes/clipped": lambda codes, ndim=None: np.clip(codes, -1, 1).astype(np.int8),
+    "check_codes/any-axes": lambda codes, ndim=None: codes,
+    "check_codes/wide": lambda codes, ndim=None: codes,
     "pack2/code-of-2": _digits(4, 4),
     "to_i2_s/columns-dropped": _i2(
         lambda c, s, a: packed_i2_s(c[:, : c.shape[1] // 128 * 128], s, a)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import exp
 from typing import Any
 
@@ -93,7 +94,138 @@ def _loss_of_N_and_S(N: Any, S: Any) -> Any:
     return _law(N * (1 - S), S, lambda s: 0.01 + 1.89 * exp(0.05 / (1 - s)))
 
 
+def _product(x: Any, matrix: Any, wrong: str) -> Any:
+    """Multiply by the columns of what is not 0, wrong in the way that is named."""
+    codes, out = matrix.codes().astype(np.int64), []
+    for token in x.reshape(-1, x.shape[-1]).astype(np.int64):
+        active = np.flatnonzero(token > 0 if wrong == "positive-ones-alone" else token)
+        columns = np.arange(len(active)) if wrong == "columns-not-moved" else active
+        values = token[active]
+        if wrong == "negated-in-int8":
+            columns, values = active, values.astype(np.int8)
+            products = np.where(codes[:, active] < 0, -values, values) * (codes[:, active] != 0)
+            out.append(products.astype(np.int64).sum(axis=1))
+            continue
+        z = codes[:, columns] @ values
+        z = z.astype(np.int16) if wrong == "sums-in-int16" else z
+        if wrong == "one-band":
+            z = np.where(np.arange(len(z)) < 256, z, 0)
+        out.append(z)
+    if wrong == "columns-of-the-first-token":
+        active = np.flatnonzero(x.reshape(-1, x.shape[-1])[0])
+        rows = x.reshape(-1, x.shape[-1])[:, active].astype(np.int64)
+        out = list(rows @ codes[:, active].T)
+    return np.array(out, np.int32).reshape(*x.shape[:-1], -1)
+
+
+def _floats(x: Any, matrix: Any, wrong: str) -> Any:
+    """Quantise and multiply, wrong in the way that is named."""
+    f = np.float32
+    largest = np.abs(x).max(axis=None if wrong == "one-scale" else -1, keepdims=True)
+    scale = f(1) / np.maximum(largest, f(1e-5)) * f(127)
+    codes = np.trunc(x * scale) if wrong == "truncated" else np.rint(x * scale)
+    z = (codes.astype(np.int64) @ matrix.codes().T.astype(np.int64)).astype(f)
+    gamma = f(1) if wrong == "gamma-left-out" else matrix.scale
+    return z * gamma / scale if wrong == "one-after-the-other" else z * (gamma / scale)
+
+
+def _rescaled(x: Any, k: int, wrong: str, **options: Any) -> Any:
+    """Keep the k largest of a row and divide by a length, wrong in the way that is named."""
+    value = getattr(x, "primal", x)
+    mask = RIGHT["topk_mask"](value, k)[0]
+    kept = x - value + np.where(mask, value, 0)
+    y = np.where(mask, value, 0)
+    norms = {"length-of-all": value, "largest-for-length": y}.get(wrong, y)
+    length = np.sqrt(np.sum(norms * norms, axis=-1, keepdims=True))
+    if wrong == "largest-for-length":
+        length = np.abs(y).max(axis=-1, keepdims=True)
+    return kept if wrong == "not-rescaled" else kept / length  # a constant, which it is not
+
+
+def _at_sites(
+    sparsity: Any, x: Any, site: str, sites: Any = None, block: Any = None, wrong: str = ""
+) -> Any:
+    """Make the inputs of a site sparse, wrong in the way that is named."""
+    shares = sparsity if isinstance(sparsity, dict) else {}
+    listed = shares or sites or ("qkv", "o", "gate_up", "down")
+    if site not in listed and wrong != "all-sites":
+        return x
+    share = shares.get(site, next(iter(shares.values()), sparsity))
+    share = next(iter(shares.values()), share) if wrong == "first-share" else share
+    width = block if block and wrong != "row-for-block" else x.shape[-1]
+    share = 1 - share if wrong == "share-that-is-kept" else share
+    (k,) = RIGHT["topk_count"](width, share)
+    if block and wrong != "row-for-block":
+        return RIGHT["block_topk_sparsify"](x, k, block)[0]
+    return RIGHT["topk_sparsify"](x, k)[0]
+
+
+def _fit(N: Any, S: Any, losses: Any, wrong: str) -> Any:
+    """Fit the law, wrong in the way that is named."""
+    from minibit import topk
+
+    if wrong == "least-squares":
+        return topk.fit_scaling_law(N, S, losses, delta=1e3).constants
+    return topk.fit_scaling_law(N / (1 - S), S, losses).constants
+
+
+def _interval(wrong: str) -> Callable[..., Any]:
+    """Return bounds of the optimum that are wrong in the way that is named."""
+
+    def interval(digits: int, alpha: float, beta: float, B: float, C: float) -> Any:
+        """Move the constants by half a unit."""
+        from minibit import topk
+
+        half = (1.0 if wrong == "a-whole-unit" else 0.5) * 10.0**-digits
+        ends = []
+        for sign in (-1, 1):
+            other = sign if wrong == "all-one-way" else -sign
+            moved = (alpha + sign * half, beta + other * half)
+            b, c = max(B + sign * half, 0.0), C + other * half
+            b, c = (B, C) if wrong == "exponents-alone" else (b, c)
+            ends.append(topk.optimal_sparsity(*moved, b, c))
+        return tuple(ends[::-1] if wrong == "ends-exchanged" else ends)
+
+    return interval
+
+
 TOPK: dict[str, Callable[..., Any]] = {
+    **{
+        f"sparse_ternary_matmul_int8/{wrong}": partial(_product, wrong=wrong)
+        for wrong in (
+            *("positive-ones-alone", "columns-not-moved", "negated-in-int8", "sums-in-int16"),
+            *("one-band", "columns-of-the-first-token"),
+        )
+    },
+    **{
+        f"sparse_ternary_matmul/{wrong}": partial(_floats, wrong=wrong)
+        for wrong in ("one-scale", "truncated", "gamma-left-out", "one-after-the-other")
+    },
+    **{
+        f"topk_sparsify/{wrong}": partial(_rescaled, wrong=wrong)
+        for wrong in ("length-of-all", "largest-for-length", "not-rescaled", "length-is-constant")
+    },
+    **{
+        f"sparsifier/{wrong}": partial(_at_sites, wrong=wrong)
+        for wrong in ("all-sites", "first-share", "row-for-block", "share-that-is-kept")
+    },
+    **{
+        f"fit_scaling_law/{wrong}": partial(_fit, wrong=wrong)
+        for wrong in ("least-squares", "active-weights")
+    },
+    **{
+        f"optimal_interval/{wrong}": _interval(wrong)
+        for wrong in ("a-whole-unit", "all-one-way", "exponents-alone", "ends-exchanged")
+    },
+    "block_topk_sparsify/mask-in-the-slope": lambda x, n, m: (
+        x * RIGHT["block_topk_mask"](getattr(x, "primal", x), n, m)[0]
+    ),
+    "block_topk_sparsify/straight-always": lambda x, n, m, straight: (
+        x - getattr(x, "primal", x) + RIGHT["block_topk_sparsify"](getattr(x, "primal", x), n, m)[0]
+    ),
+    "block_topk_sparsify/highest-index": lambda x, n, m: np.where(
+        _blocks(x, n, m, lambda rows, k: _by_rank(rows, k, np.abs, last=True)), x, np.float32(0)
+    ),
     "topk_mask/largest-values": lambda x, k: _by_rank(x, k, _by_value),
     "topk_mask/highest-index": lambda x, k: _by_rank(x, k, np.abs, last=True),
     "topk_mask/all-that-tie": lambda x, k: _threshold(x, k),
