@@ -31,7 +31,7 @@ def team(monkeypatch):
     assert squares(4) == [0, 1, 4, 9]
     yield pool._team
     pool._team.end()
-    assert pool._team.workers == []
+    assert pool._team.workers == {}
 
 
 def squares(count, threads=None):
@@ -168,7 +168,7 @@ def test_the_team_is_no_larger_than_the_cpus_that_the_process_may_use(team, monk
     monkeypatch.setattr(pool, "available", lambda: 1)
     monkeypatch.setattr(pool, "_team", None)
     assert squares(9, threads=9) == [i * i for i in range(9)]
-    assert pool._team.workers == []
+    assert pool._team.workers == {}
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
@@ -304,6 +304,38 @@ def interrupted(call, seconds, again):
         gc.enable()
         signal.signal(signal.SIGALRM, before)
     return False
+
+
+@needs_jit
+def test_a_handler_may_call_at_any_bytecode_of_a_call(monkeypatch):
+    """It waits for nothing that its own thread has begun, be it the team or the team's workers."""
+    monkeypatch.setattr(pool, "available", lambda: 3)
+    reached, stop_at, inner = 0, 0, []
+
+    def trace(frame, event, _argument):
+        nonlocal reached
+        if frame.f_code.co_filename != pool.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            reached += 1
+            if reached == stop_at:
+                inner.append(squares(3))
+        return trace
+
+    before = sys.gettrace()
+    while reached >= stop_at:
+        monkeypatch.setattr(pool, "_team", None)
+        reached, stop_at = 0, stop_at + 1
+        sys.settrace(trace)
+        try:
+            assert pool.run([lambda: True, lambda: True, lambda: True])
+        finally:
+            sys.settrace(before)
+        assert squares(3) == [0, 1, 4]
+        pool._team.end()
+    assert stop_at > 400
+    assert inner == [[0, 1, 4]] * (stop_at - 1)
 
 
 @needs_jit
@@ -467,40 +499,61 @@ def test_where_affinity_is_refused_workers_go_on(team, monkeypatch):
 @ON_LINUX
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork with threads: the point here
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what JAX says of it, where it is loaded
-def test_a_fork_while_a_call_waits_for_a_lock_leaves_both_processes_right(team):
-    """The thread that holds the lock does not exist in the child, which must not wait for it."""
-    team.end()
-    team.closed = False
-    children, taken = [], threading.Event()
+def test_a_fork_while_another_thread_is_at_any_bytecode_leaves_both_processes_right(monkeypatch):
+    """Whatever that thread has begun, it does not exist in the child, which waits for nothing."""
+    monkeypatch.setattr(pool, "available", lambda: 3)
+    monkeypatch.setattr(pool, "_team", None)
+    pause(1)  # compiled before any child needs it
+    reached, stop_at = 0, 1
+    stopped, go_on = threading.Event(), threading.Event()
 
-    def hold():
-        with team.lock:
-            taken.set()
-            time.sleep(0.5)
+    def trace(frame, event, _argument):
+        nonlocal reached
+        if frame.f_code.co_filename != pool.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            reached += 1
+            if reached == stop_at:
+                stopped.set()
+                go_on.wait()
+        return trace
 
-    holder = threading.Thread(target=hold)
-    holder.start()
-    taken.wait()
-    before = signal.signal(signal.SIGALRM, lambda *_: children.append(os.fork()))
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
-        right = squares(4) == [0, 1, 4, 9]
-        if children == [0]:
-            os._exit(0 if right else 1)
-    except BaseException:
-        if children == [0]:
-            os._exit(2)
-        raise
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    holder.join()
-    assert right
-    limit = time.monotonic() + 30
-    while not (ended := os.waitpid(children[0], os.WNOHANG))[0]:
+    def other():
+        sys.settrace(trace)
+        try:
+            pool.run([lambda: True, lambda: True, lambda: True])
+        finally:
+            sys.settrace(None)
+            stopped.set()
+
+    while reached >= stop_at - 7:
+        reached = 0
+        stopped.clear()
+        go_on.clear()
+        caller = threading.Thread(target=other)
+        caller.start()
+        stopped.wait()
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if squares(4) == [0, 1, 4, 9] else 1)
+        assert exit_status(child) == 0
+        assert squares(4) == [0, 1, 4, 9]
+        go_on.set()
+        caller.join()
+        pool._team.end()
+        pool._team, stop_at = None, stop_at + 7
+    assert stop_at > 400
+
+
+def exit_status(child):
+    """Wait for a child process, which hangs if it takes a minute."""
+    limit = time.monotonic() + 60
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
         if time.monotonic() > limit:
-            os.kill(children[0], signal.SIGKILL)
-        time.sleep(0.01)
-    assert ended[1] == 0
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.001)
+    return ended[1]
 
 
 @needs_jit
@@ -530,13 +583,7 @@ def test_a_fork_in_the_middle_of_a_call_leaves_both_processes_right(team):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    limit = time.monotonic() + 60
-    for child in children:
-        while not (status := os.waitpid(child, os.WNOHANG))[0]:
-            if time.monotonic() > limit:
-                os.kill(child, signal.SIGKILL)
-            time.sleep(0.001)
-        assert status[1] == 0
+    assert [exit_status(child) for child in children] == [0] * len(children)
 
 
 def test_a_program_with_sleeping_workers_ends():

@@ -11,6 +11,10 @@ those that no worker has begun. So a product ends where no thread can start, whe
 tasks that a worker is in the middle of, even if a signal interrupts it, in one call into compiled
 code: no worker writes into an array that its caller has given up.
 
+**No caller waits for a lock.** A signal's handler may call while its thread is anywhere within a
+call, and a forked child lacks the thread that had taken a lock, even one that Python does not yet
+know to be taken. So what callers and workers share changes in single steps: entries of a dict.
+
 To wake a sleeping thread takes some 50 microseconds, as long as a product of millions of weights.
 So workers look for the next offer for about a tenth of a millisecond before they go to sleep, and
 the caller looks for their results in the same way, without Python's lock. A worker that wakes keeps
@@ -28,7 +32,6 @@ import threading
 import time
 from _thread import start_new_thread
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path, PurePosixPath
 
@@ -182,8 +185,7 @@ class _Team:
         self.asked = np.zeros(size, np.int64)  # turn of each worker's newest offer
         self.inside = np.zeros(size, np.int64)  # number of the job that a worker is within
         self.wait, self.settle, self.cpu = spin.wait, spin.settle, _current_cpu()
-        self.workers: list[_Worker] = []  # a list is replaced, never changed
-        self.lock = threading.Lock()  # of `workers`
+        self.workers: dict[int, _Worker] = {}  # by slot
         self.closed = False
         self.wait(self.asked, 0, 0, 1, 0)  # compiled before the first product
         self.settle(self.inside, APART, 1, 1, 0)
@@ -205,7 +207,7 @@ class _Team:
 
     def offer(self, job: _Job, helpers: int, first: int, busy: bool) -> int:
         """Offer a job to workers that are free, or to the others; return to how many in all."""
-        for worker in self.workers:
+        for worker in list(self.workers.values()):
             offer, free = worker.offer, worker.asleep or worker.answered == worker.turn
             if free is busy or (offer is not None and offer[0] is job):
                 continue
@@ -222,19 +224,16 @@ class _Team:
 
     def grow(self, wanted: int) -> None:
         """Start workers up to `wanted`, and one less than there are CPUs; as many as can start."""
-        with suppress(RuntimeError), self.lock:  # which a child that is forked here lets go
-            most = min(wanted, available() - 1, len(self.asked) // APART)
-            while len(self.workers) < most:
-                if not threading.main_thread().is_alive():  # Python is leaving
-                    return
-                taken = {worker.slot for worker in self.workers}
-                slot = min(set(range(0, len(self.asked), APART)) - taken)
-                worker = _Worker(slot, int(self.asked[slot]))
-                before, self.workers = self.workers, [*self.workers, worker]
+        most = min(wanted, available() - 1, len(self.asked) // APART)
+        for slot in range(0, len(self.asked), APART):
+            if len(self.workers) >= most or not threading.main_thread().is_alive():
+                return  # there are enough, or Python is leaving
+            worker = _Worker(slot, int(self.asked[slot]))
+            if self.workers.setdefault(slot, worker) is worker:
                 try:
                     start_new_thread(self.serve, (worker,))
                 except (RuntimeError, MemoryError):  # a limit on threads, or on memory
-                    self.workers = before
+                    del self.workers[slot]
                     return
 
     def serve(self, worker: _Worker) -> None:
@@ -261,13 +260,12 @@ class _Team:
                     offer = None  # nor keep its arrays alive
                 worker.answered = seen
         finally:
-            with self.lock:
-                self.workers = [other for other in self.workers if other is not worker]
+            del self.workers[slot]
 
     def end(self) -> None:
         """Let the threads go, and wait a little until they are gone."""
         self.closed = True
-        for worker in self.workers:
+        for worker in list(self.workers.values()):
             worker.turn += 1
             self.asked[worker.slot] = worker.turn
             _ring(worker)
@@ -301,7 +299,6 @@ def _keep_off(cpu: int, thread: int) -> None:
             pass
 
 
-_lock = threading.Lock()
 _team: _Team | None = None
 
 
@@ -309,23 +306,21 @@ def _ready() -> _Team | None:
     """Return the team, made on first use; None where nothing is compiled."""
     global _team
     if _team is None and compiled():
-        with _lock:
-            if _team is None:
-                _team = _Team()
-                atexit.register(_team.end)
+        team = _Team()
+        if _team is None:  # nobody was quicker; if two are as quick, both teams work
+            _team = team
+            atexit.register(team.end)
     return _team
 
 
 def _forget() -> None:
-    """Drop all threads in a forked child, where they do not exist, and wait for none of them."""
-    global _lock, _team
+    """Drop all threads in a forked child, where they do not exist."""
+    global _team
     if _team is not None:
-        with suppress(RuntimeError):  # a thread that is gone may hold it, and what forked wait
-            _team.lock.release()
         _team.inside[:] = 0  # of a call that forked
         _team.closed = True
         atexit.unregister(_team.end)
-    _lock, _team = threading.Lock(), None
+    _team = None
 
 
 if hasattr(os, "register_at_fork"):
