@@ -2,7 +2,9 @@
 
 import importlib.util
 import shutil
+import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from minibit.conformance.ports import Port
 
 PORTS = Path(__file__).resolve().parents[1] / "docs" / "ports"
 NODE = shutil.which("node")
+RUSTC = shutil.which("rustc")
 JAVASCRIPT = pytest.param(
     "js",
     marks=pytest.mark.skipif(NODE is None, reason="node is not installed"),
@@ -23,7 +26,11 @@ TORCH = pytest.param(
         pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch: [peers]"),
     ],
 )
-FILES = {"js": "minibit.mjs", "torch": "minibit_torch.py"}
+RUST = pytest.param(
+    "rust",
+    marks=pytest.mark.skipif(RUSTC is None, reason="rustc is not installed"),
+)
+FILES = {"js": "minibit.mjs", "torch": "minibit_torch.py", "rust": "minibit.rs"}
 RUN = {"js": [str(NODE), str(PORTS / "js/adapter.mjs")]}
 RUN["torch"] = [sys.executable, str(PORTS / "torch/adapter.py")]
 OFFERED = {
@@ -33,6 +40,14 @@ OFFERED = {
     "torch": "StepLog sparse_noise noise_constants draw_inputs unpack_bitplanes absmean_quantize "
     "jvp topk_sparsify topk_quantize ternary_matmul cross_entropy mlp",
 }
+OFFERED["js"] += " from_tq1_0 to_tq2_0 from_i2_s unpack_bitplanes binary_quantize topk_count"
+OFFERED["js"] += " topk_sparsify topk_quantize cross_entropy sample forward digest"
+OFFERED["rust"] = (
+    "StepLog sparse_noise noise_constants draw_inputs initial_codes pack2 unpack_base3 "
+    "unpack_bitplanes from_hf from_tq1_0 to_tq2_0 from_i2_s absmean_quantize absmax_quantize "
+    "binary_quantize quantize_nf4 topk_mask block_topk_mask ternary_matmul_int8 ternary_matmul "
+    "layer_norm mlp keep_terns keep_moves"
+)
 BROKEN = {  # what is changed in a port, and the flag of that bug
     "js": {
         "product-in-doubles": (
@@ -111,17 +126,102 @@ BROKEN = {  # what is changed in a port, and the flag of that bug
         "times-scale": ("dtype=F32) / scale)", "dtype=F32) * scale)"),
     },
 }
+BROKEN["js"] |= {
+    "rotary-interleaved": (
+        "for (let at = i; at < x.length; at += width) {\n      const a = x[at], b = x[at + half];",
+        "for (let at = i; at < x.length; at += width) {\n      const a = x[at], b = x[at ^ 1];",
+    ),
+    "gate-and-up-exchanged": ('["gate", "up"].map', '["up", "gate"].map'),
+    "relu-not-squared": ("squaredRelu(gate)", "relu(gate)"),
+    "heads-grouped-in-turn": (
+        "Math.floor(head / (heads / kvHeads)) * width",
+        "(head % kvHeads) * width",
+    ),
+    "scale-of-the-width": ("sum / Math.sqrt(width)", "sum / Math.sqrt(q.length)"),
+    "crossing-left-out": (
+        "(count === 0 || sum < wanted)",
+        "(count === 0 || sum + p[order[count]] <= wanted)",
+    ),
+    "last-of-equals": ("z[i] < z[j] ? 1 : i - j)", "z[i] < z[j] ? 1 : j - i)"),
+}
+BROKEN["rust"] = {
+    "seed-halves-swapped": (
+        "[seed as u32, (seed >> 32) as u32]",
+        "[(seed >> 32) as u32, seed as u32]",
+    ),
+    "zero-at-tie": ("u64::from(w) < zeros", "u64::from(w) <= zeros"),
+    "lane-without-layer": ("let lane = lane + within", "let lane = within"),
+    "half-away": (
+        "let code = move |v: &f32| (v * s).round_ties_even() as i8;",
+        "let code = move |v: &f32| (v * s).round() as i8;",
+    ),
+    "divides-by-gamma": ("(x * inverse).round", "(x / gamma).round"),
+    "one-division": (
+        "1.0 / row.iter().fold(SMALLEST, |most, v| most.max(v.abs())) * 127.0;",
+        "127.0 / row.iter().fold(SMALLEST, |most, v| most.max(v.abs()));",
+    ),
+    "eps-outside-the-root": ("/ (variance + eps).sqrt()", "/ (variance.sqrt() + eps)"),
+    "seed-of-plan": ("return (seed, first + left);", "return (self.seed, first + left);"),
+    "offset-zero": ("start += sizes[layer];", "start += 0;"),
+    "digest-not-compared": ("if digest(&weights)[..8] != *record.digest {", "if false {"),
+    "trailing-payload": ("if left > 7 ||", "if false &&"),
+}
 COPIES = [
     pytest.param(port.values[0], flag, marks=port.marks)
-    for port in (JAVASCRIPT, TORCH)
+    for port in (JAVASCRIPT, TORCH, RUST)
     for flag in BROKEN[port.values[0]]
 ]
 
 
-@pytest.mark.parametrize("port", [JAVASCRIPT, TORCH])
-def test_port_conforms(port):
+def broken(port, flag):
+    """Return the text of a port with one bug."""
+    text = (PORTS / port / FILES[port]).read_text(encoding="utf-8")
+    old, new = BROKEN[port][flag]
+    assert text.count(old) == 1
+    return text.replace(old, new)
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """Return what starts a port, or a copy of it with one bug; Rust is compiled once for all."""
+    folder = tmp_path_factory.mktemp("ports")
+
+    @cache
+    def program():
+        """Build one program of all copies, each a module, which an argument chooses."""
+        adapter = (PORTS / "rust/adapter.rs").read_text(encoding="utf-8")
+        names = ["whole", *BROKEN["rust"]]
+        for name in names:
+            text = (PORTS / "rust/minibit.rs").read_text(encoding="utf-8")
+            text = text if name == "whole" else broken("rust", name)
+            (folder / name).mkdir()
+            (folder / name / "minibit.rs").write_text(text, encoding="utf-8")
+            (folder / name / "adapter.rs").write_text(adapter, encoding="utf-8")
+        modules = [f'#[path = "{name}/adapter.rs"] mod m{i};' for i, name in enumerate(names)]
+        arms = [f'"{name}" => m{i}::main(),' for i, name in enumerate(names)]
+        choice = f"match &*std::env::args().nth(1).unwrap() {{ {' '.join(arms)} _ => panic!() }}"
+        (folder / "all.rs").write_text("\n".join([*modules, f"fn main() {{ {choice} }}"]))
+        rustc = [str(RUSTC), "-C", "opt-level=0", "--edition", "2021", str(folder / "all.rs")]
+        subprocess.run([*rustc, "-o", str(folder / "all")], check=True)
+        return str(folder / "all")
+
+    def start(port, flag=None):
+        """Return a command."""
+        if port == "rust":
+            return [program(), flag or "whole"]
+        if flag is None:
+            return RUN[port]
+        copy = folder / f"{flag}{Path(FILES[port]).suffix}"
+        copy.write_text(broken(port, flag), encoding="utf-8")
+        return [*RUN[port], str(copy)]
+
+    return start
+
+
+@pytest.mark.parametrize("port", [JAVASCRIPT, TORCH, RUST])
+def test_port_conforms(port, command):
     """No case that it offers deviates, and it offers what its page says."""
-    with Port(RUN[port]) as asked:
+    with Port(command(port)) as asked:
         report = examine(asked.answer)
     assert report.passed, [f"{r.case.id}: {r.detail}" for r in report.smallest()]
     conforming = {result.case.call for result in report.results if result.verdict == "conforms"}
@@ -129,15 +229,10 @@ def test_port_conforms(port):
 
 
 @pytest.mark.parametrize(("port", "flag"), COPIES)
-def test_a_broken_copy_is_reported_with_the_right_hint(port, flag, tmp_path):
+def test_a_broken_copy_is_reported_with_the_right_hint(port, flag, command):
     """One line is changed; the report names the flag of that very bug."""
-    text = (PORTS / port / FILES[port]).read_text(encoding="utf-8")
-    old, new = BROKEN[port][flag]
-    assert text.count(old) == 1
-    copy = tmp_path / FILES[port]
-    copy.write_text(text.replace(old, new), encoding="utf-8")
     chosen = [case for case in all_cases() if flag in case.flags]
-    with Port([*RUN[port], str(copy)]) as asked:
+    with Port(command(port, flag)) as asked:
         report = examine(asked.answer, chosen)
     flags = {name for result in report.results if result.deviation for name, _ in result.hints()}
     assert flag in flags, [result.detail for result in report.results]
