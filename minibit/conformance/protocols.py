@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from minibit.conformance.file_protocols import FILES
+from minibit.conformance.model_protocols import MODELS
 from minibit.conformance.run_protocols import RUNS
 
 __all__ = ["PROTOCOLS"]
@@ -135,6 +136,7 @@ def vjp(offered: Any, fn: Any, primals: Any, cotangent: Any) -> Any:
 
 PROTOCOLS: dict[str, Callable[..., Any]] = {
     **FILES,
+    **MODELS,
     **RUNS,
     "Adam": adam,
     "LoRALinear": lora_linear,

@@ -22,6 +22,7 @@ from minibit.conformance.exact.noise import NOISE
 from minibit.conformance.exact.steps import Log
 from minibit.conformance.exact.ternary import TERNARY
 from minibit.conformance.exact.topk import TOPK
+from minibit.conformance.exact.transformer import TRANSFORMER, Config, Model, bit_linear, product
 
 __all__ = ["EXACT", "PLAIN"]
 
@@ -35,6 +36,7 @@ EXACT: dict[str, Callable[..., tuple[Any, ...]]] = {
     "checkpoint.open_gguf": lambda file: Reader().read(file),
     **TERNARY,
     **TOPK,
+    **TRANSFORMER,
 }
 
 
@@ -55,7 +57,12 @@ class PlainMatrix:
 
 
 PLAIN = SimpleNamespace(
+    BitNetConfig=Config,
+    BitNetModel=Model,
     TernaryMatrix=PlainMatrix,
+    bit_linear=bit_linear,
+    float_linear=product,
+    packed_linear=bit_linear,
     TernaryColumns=PlainMatrix,
     quantize_nf4=lambda **args: PlainNF4(quantize_nf4(**args)[2]),
 )

@@ -17,6 +17,7 @@ from minibit.conformance.mutations.derivatives import DERIVATIVES
 from minibit.conformance.mutations.dual import DUAL
 from minibit.conformance.mutations.gguf import GGUF
 from minibit.conformance.mutations.layers import LAYERS
+from minibit.conformance.mutations.models import MODELS
 from minibit.conformance.mutations.nf4 import NF4
 from minibit.conformance.mutations.noise import NOISE
 from minibit.conformance.mutations.steps import STEPS
@@ -35,6 +36,7 @@ MUTATIONS: dict[str, Callable[..., Any]] = {
     **DUAL,
     **GGUF,
     **LAYERS,
+    **MODELS,
     **NF4,
     **NOISE,
     **STEPS,

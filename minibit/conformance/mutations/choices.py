@@ -164,7 +164,7 @@ def _table(name: str, function: Callable[..., Any], flags: str) -> dict[str, Cal
 
     def variant(flag: str) -> Callable[..., Any]:
         """Return one."""
-        return lambda **args: function(**args, wrong=flag)
+        return lambda *args, **named: function(*args, **named, wrong=flag)
 
     return {f"{name}/{flag}": variant(flag) for flag in flags.split()}
 

@@ -1,0 +1,49 @@
+"""The meaning of calls about language models: caches, decoding, and packed parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+__all__ = ["MODELS"]
+
+
+def kv_cache(offered: Any, config: Any, params: Any, parts: Any) -> Any:
+    """Return the logits of all tokens, which a cache reads part after part: (tokens, vocab)."""
+    cache = offered.KVCache(config, capacity=1)
+    logits = [offered.forward(config, params, part, cache=cache)[0] for part in parts]
+    return np.concatenate(logits), cache.length
+
+
+def decoder(offered: Any, model: Any, tokens: Any, keep: int, more: Any) -> Any:
+    """Return the logits after tokens; after all but the last `keep` of these and some more."""
+    one = offered.Decoder(model)
+    one.append(tokens.tolist())
+    first = np.array(one.logits())
+    one.forget(keep)
+    one.append(more.tolist())
+    return first, np.array(one.logits()), np.array(one.text)
+
+
+def generate(offered: Any, model: Any, prompt: Any, count: int, **args: Any) -> Any:
+    """Return the tokens that are drawn."""
+    return np.array([*offered.generate(model, prompt.tolist(), count, **args)], np.int64)
+
+
+def pack_params(offered: Any, params: Any) -> Any:
+    """Return codes and scale of what was packed, and the rest as it is."""
+    packed = offered.pack_params(params)
+    return {
+        name: [w.codes(), np.float32(w.scale)] if hasattr(w, "codes") else w
+        for name, w in packed.items()
+    }
+
+
+MODELS: dict[str, Callable[..., Any]] = {
+    "Decoder": decoder,
+    "KVCache": kv_cache,
+    "generate": generate,
+    "pack_params": pack_params,
+}
