@@ -30,7 +30,7 @@ __all__ = ["LEVELS", "VERDICTS", "Report", "Result", "all_cases", "conform", "ex
 
 LEVELS = ("integers", "codes", "floats", "training")
 VERDICTS = ("conforms", "deviates", "not offered", "not run")
-INTEGERS = ("noise", "steps")  # modules of vectors
+INTEGERS = ("logs", "noise", "steps")  # modules of vectors
 TRAINING = ("dual", "lora", "noise_step", "tape", "training")
 
 

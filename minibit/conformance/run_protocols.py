@@ -21,10 +21,22 @@ def cost(name: str) -> Callable[..., Any]:
     return call
 
 
+def initial_params(offered: Any, plan: Any) -> Any:
+    """Take the plan as a header has it."""
+    return offered.initial_params(offered.Plan.from_dict(plan))
+
+
+def sparse_update(offered: Any, plan: Any, step: int, choice: Any) -> Any:
+    """Take the plan as a header has it."""
+    return (*offered.sparse_update(offered.Plan.from_dict(plan), step, choice),)
+
+
 COSTS = (
     *("memory_gb", "cache_bytes", "multiply_adds", "step_bytes", "step_seconds", "token_energy"),
     "largest_batch",
 )
 RUNS: dict[str, Callable[..., Any]] = {
+    "initial_params": initial_params,
+    "sparse_update": sparse_update,
     **{f"transformer.costs.{name}": cost(name) for name in COSTS},
 }

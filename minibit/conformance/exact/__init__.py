@@ -16,6 +16,7 @@ import numpy as np
 from minibit.conformance.exact.absmean import ABSMEAN
 from minibit.conformance.exact.costs import COSTS
 from minibit.conformance.exact.gguf import Reader
+from minibit.conformance.exact.histories import HISTORIES
 from minibit.conformance.exact.matmul import MATMUL
 from minibit.conformance.exact.nf4 import NF4, PlainNF4, quantize_nf4
 from minibit.conformance.exact.noise import NOISE
@@ -29,6 +30,7 @@ __all__ = ["EXACT", "PLAIN"]
 EXACT: dict[str, Callable[..., tuple[Any, ...]]] = {
     **ABSMEAN,
     **COSTS,
+    **HISTORIES,
     **MATMUL,
     **NF4,
     **NOISE,
@@ -59,6 +61,9 @@ class PlainMatrix:
 PLAIN = SimpleNamespace(
     BitNetConfig=Config,
     BitNetModel=Model,
+    SampledStep=SimpleNamespace,
+    UnitsStep=SimpleNamespace,
+    mlp=None,  # an argument that no exact computation calls
     TernaryMatrix=PlainMatrix,
     bit_linear=bit_linear,
     float_linear=product,

@@ -10,7 +10,6 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
-from itertools import islice
 from math import prod
 from typing import Any
 
@@ -180,34 +179,41 @@ class Log:
         """Read a ternary code of a perturbation."""
         return bits.number(1) and 1 - 2 * bits.number(1)
 
-    def sampled(self, plan: Any, payload: bytes, names: Iterator[Any]) -> Iterator[Moves]:
-        """Yield the moves of each step, perturbation by perturbation: -code v."""
-        bits, size = self.bits(payload[4:]), self.offset(plan["shapes"], len(plan["shapes"]))
-        for seed, step in names:
-            moves: Moves = []
-            codes = [self.code(bits) for _ in range(plan["perturbations"])]
-            for i, code in enumerate(codes):
-                if code:
-                    drawn = self.noise.sparse_noise(seed, step, i, size, self.numerator(payload))
-                    moves += [(int(p), -code * int(s)) for p, s in zip(*drawn, strict=True)]
-            yield moves
+    def unpack(self, plan: Any, payload: bytes, count: int) -> Iterator[dict[str, Any]]:
+        """Yield the choices of a record: numerator and codes, or positions and signs per layer."""
+        sampled, layers = plan["method"] == "sampled", range(len(plan["shapes"]))
+        bits = self.bits(payload[4:] if sampled else payload)
+        ranges = [] if sampled else [(bits.gamma() - 1, bits.gamma()) for _ in layers]
+        for _ in range(count):
+            if sampled:
+                codes = [self.code(bits) for _ in range(plan["perturbations"])]
+                yield {"numerator": self.numerator(payload), "codes": np.array(codes, np.int8)}
+                continue
+            positions, signs = [], []
+            for layer, (least, span) in zip(layers, ranges, strict=True):
+                moves = least + bits.uniform(span)
+                picked = bits.subset(moves, plan["units"][layer] * plan["inputs"][layer])
+                positions.append(np.array(picked, np.int64))
+                signs.append(np.array([self.sign(bits) for _ in picked], np.int8))
+            yield {"positions": positions, "signs": signs}
         self.check("trailing-payload", len(bits.bits) - bits.at < 8)
 
-    def units(self, plan: Any, payload: bytes, names: Iterator[Any]) -> Iterator[Moves]:
-        """Yield the moves of each step, layer by layer."""
-        bits, layers = self.bits(payload), range(len(plan["shapes"]))
-        ranges = [(bits.gamma() - 1, bits.gamma()) for _ in layers]
-        for seed, step in names:
-            moves: Moves = []
-            for layer, (least, span) in zip(layers, ranges, strict=True):
-                count = least + bits.uniform(span)
-                picked = bits.subset(count, plan["units"][layer] * plan["inputs"][layer])
-                signs = [self.sign(bits) for _ in picked]
-                places = self.candidates(plan, seed, step, layer)
-                first = self.offset(plan["shapes"], layer)
-                moves += [(first + places[q], s) for q, s in zip(picked, signs, strict=True)]
-            yield moves
-        self.check("trailing-payload", len(bits.bits) - bits.at < 8)
+    def moves_of(self, plan: Any, step: dict[str, Any], seed: int, number: int) -> Moves:
+        """Return what a choice moves: -code v of each perturbation, or candidates of each layer."""
+        moves: Moves = []
+        if "codes" in step:
+            size = self.offset(plan["shapes"], len(plan["shapes"]))
+            for i, code in enumerate(step["codes"].tolist()):
+                if code:
+                    noise = self.noise.sparse_noise(seed, number, i, size, step["numerator"])
+                    moves += [(int(p), -code * int(s)) for p, s in zip(*noise, strict=True)]
+            return moves
+        for layer, picked in enumerate(step["positions"]):
+            places = self.candidates(plan, seed, number, layer)
+            first = self.offset(plan["shapes"], layer)
+            signs = step["signs"][layer].tolist()
+            moves += [(first + places[q], s) for q, s in zip(picked.tolist(), signs, strict=True)]
+        return moves
 
     def names(self, header: Any, total: int) -> Iterator[tuple[int, int]]:
         """Seed and number that each step is drawn with."""
@@ -245,9 +251,8 @@ class Log:
         weights = self.initial(plan)
         history = [weights]
         for payload, steps, digest, stop in records:
-            method = self.units if plan["method"] == "units" else self.sampled
-            for moves in method(plan, payload, islice(names, steps)):
-                weights = self.moved(weights, moves)
+            for step in self.unpack(plan, payload, steps):
+                weights = self.moved(weights, self.moves_of(plan, step, *next(names)))
                 history.append(weights)
             own = hashlib.sha256(bytes(w & 255 for w in weights)).digest()[:8]
             self.check("digest", own == digest)

@@ -11,6 +11,7 @@ from typing import Any
 
 from minibit.conformance.cases import Case
 from minibit.conformance.exact.costs import WRONG as COSTS
+from minibit.conformance.exact.histories import WRONG as HISTORIES
 from minibit.conformance.mutations.absmean import ABSMEAN
 from minibit.conformance.mutations.choices import CHOICES
 from minibit.conformance.mutations.derivatives import DERIVATIVES
@@ -35,6 +36,7 @@ MUTATIONS: dict[str, Callable[..., Any]] = {
     **DERIVATIVES,
     **DUAL,
     **GGUF,
+    **HISTORIES,
     **LAYERS,
     **MODELS,
     **NF4,
