@@ -212,7 +212,7 @@ def _kneser_ney_shares(
 def _witten_bell_shares(
     counts: Integers, history: Integers, histories: int
 ) -> tuple[Floats, Floats]:
-    """As `_kneser_ney_shares`."""
+    """Share of each n-gram and rest of each history, as for `_kneser_ney_shares`."""
     types = np.bincount(history, minlength=histories).astype(np.float64)  # T(h)
     total = np.bincount(history, counts, histories) + types
     nothing = total == 0

@@ -369,7 +369,7 @@ def _as_bytes(path: Path, key: str, values: NDArray[Any]) -> NDArray[np.uint8]:
         raise ValueError(f"{name} must be whole numbers from 0 to 255, got {values.dtype}")
     with np.errstate(invalid="ignore"):
         small = np.ascontiguousarray(values.astype(np.uint8, copy=False))
-    wrong = small != values  # also NaN
+    wrong = small != values  # true for NaN, too
     if wrong.any() and 0 <= values.min() <= values.max() <= 1:
         raise ValueError(
             f"{name} must be whole numbers from 0 to 255, got {values.dtype} within [0, 1]; "

@@ -976,8 +976,8 @@ def test_a_preset_that_a_benchmark_does_not_know_is_bad_use():
 def test_an_unknown_benchmark_is_refused():
     """With the list of those that are."""
     said = refused("bench", "nothing")
-    assert "there are " in said
-    assert {"step", "train"} <= set(re.findall(r"\w+", said.split("there are ")[1]))
+    assert "NAME must be one of " in said
+    assert {"step", "train"} <= set(re.findall(r"\w+", said.split("one of ")[1]))
 
 
 # --- Small things

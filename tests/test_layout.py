@@ -30,7 +30,7 @@ OFFERED = (*ORDER, "datasets", "training")  # the rooms whose names `minibit` of
 LINES = {  # of Python that a room may have, docstrings too: a new idea brings its budget along
     "base": 915,
     "kernels": 4_200,
-    "dual": 2_060,
+    "dual": 2_064,
     "ternary": 1_000,
     "matmul": 430,
     "absmean": 285,

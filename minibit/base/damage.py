@@ -51,7 +51,7 @@ IMPOSTORS = (  # what people have in the place of a checkpoint, by its first byt
 
 
 def beginning(data: bytes) -> str:
-    """Say what a file begins with, and what such files are.
+    """Say with which bytes a file begins, and which kind of file that is.
 
     Examples
     --------

@@ -50,7 +50,7 @@ def parse_object(text: bytes, most: int = MOST_BYTES) -> dict[str, Any]:
         string = text.decode("utf-8")
     except UnicodeDecodeError as error:
         raise JSONError("no UTF-8", error.start) from None
-    if string.count("{") + string.count("[") > MOST_DEPTH:  # else it cannot be too deep
+    if string.count("{") + string.count("[") > MOST_DEPTH:  # fewer cannot nest too deep
         for token, start, depth in _tokens(string):
             if depth > MOST_DEPTH:
                 raise _error(string, start, f"{shown(token)} is nested over {MOST_DEPTH} deep")

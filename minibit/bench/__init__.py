@@ -99,7 +99,7 @@ def speeds(
     bars: Mapping[str, float | None],
     words: Mapping[str, str] | None = None,
 ) -> list[Figure]:
-    """Say how many times as fast as other ways ours is, leaving out what was not timed.
+    """Return figures of how many times as fast ours is as other ways, of those that were timed.
 
     `bars` are the least speeds, by way; `words` name ways otherwise than `times` does.
 

@@ -44,7 +44,7 @@ BYTES = {  # of a weight
     **{"numpy float32": 4, "torch float32": 4, "torch bfloat16": 2, "torch int8": 1},
 }
 TORCH: Bars = dict.fromkeys(("torch float32", "torch bfloat16", "torch int8"))
-ALL_BARS: dict[str, Bars] = {  # of one token: ours to the least speeds over other ways
+ALL_BARS: dict[str, Bars] = {  # for one token: our way's least speeds over other ways
     "int8": {"numpy float32": 4.0, **TORCH},
     "end to end": {"numpy float32": None},
 }

@@ -57,13 +57,13 @@ DTYPES: dict[str, np.dtype[Any]] = {  # in the order of the published library, s
 }
 Specs = Mapping[str, tuple[str, tuple[int, ...]]]  # of tensors to write: dtype and shape by name
 Produce = Callable[[str], Iterable[NDArray[Any]]]  # the arrays of a tensor, by its name
-FORMAT = {"format": "pt"}  # which transformers asks for
+FORMAT = {"format": "pt"}  # transformers asks for this entry
 FIELDS = {"dtype", "shape", "data_offsets"}
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies: what the header says of it, found true."""
+    """A tensor's place and type by the header, checked against the file."""
 
     name: str
     dtype: str  # a key of `DTYPES`
@@ -229,9 +229,9 @@ def write_with_config(
     for name in names:
         if os.path.lexists(Path(folder) / name):
             raise FileExistsError(f"{folder} holds {name}, which is never written over")
-    with whole_files(folder, last) as room:
-        write_safetensors(room / weights, tensors, produce)
-        (room / last).write_text(config, encoding="utf-8", newline="")
+    with whole_files(folder, last) as workspace:
+        write_safetensors(workspace / weights, tensors, produce)
+        (workspace / last).write_text(config, encoding="utf-8", newline="")
 
 
 def _bytes(piece: NDArray[Any]) -> memoryview:
@@ -245,7 +245,7 @@ def as_written(param: str, value: Any) -> NDArray[Any]:
     Raises ValueError if one is not finite as float32, or those of a matrix are all zeros.
     """
     array = np.asarray(value)
-    with np.errstate(over="ignore"):  # of what is then refused
+    with np.errstate(over="ignore"):  # the next check refuses an overflow
         numbers = array if array.dtype == np.uint16 else array.astype(np.float32, copy=False)
     finite(param, numbers)
     if numbers.ndim == 2 and not numbers.any():

@@ -39,7 +39,7 @@ def main() -> int:
 
 def _run() -> int:
     """Run the command, and return its exit status."""
-    if sys.argv[1:] == ["--version"]:  # also without the extra
+    if sys.argv[1:] == ["--version"]:  # works without the extra, too
         from minibit import __version__
 
         print(f"minibit {__version__}")

@@ -278,7 +278,7 @@ def compile_clock() -> Iterator[Callable[[], float]]:
 
         def seconds() -> float:
             total, depth, begin = 0.0, 0, 0.0
-            for when, compilation in recorder.buffer:  # they nest: only the outermost count
+            for when, compilation in recorder.buffer:  # compilations nest: only the outermost count
                 if depth == 0:
                     begin = when
                 depth += 1 if compilation.is_start else -1

@@ -188,7 +188,7 @@ def character_tokenizer(vocabulary: Vocabulary) -> str:
 
 
 def _style(model: BitNetModel) -> str:
-    """Choose how a directory stores its projections: as they are."""
+    """Choose the style that stores projections as the model has them."""
     if model.linear is float_linear:
         return "float"
     is_ternary = any(isinstance(w, TernaryMatrix) for w in model.params.values())

@@ -9,7 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from minibit.bench import BENCHMARKS, Benchmark, Options, run
-from minibit.cli.common import BadUse, Output, Plot, check_plot, command, percent, whole_numbers
+from minibit.cli.common import (
+    BadUse,
+    Output,
+    Plot,
+    check_choice,
+    check_plot,
+    command,
+    percent,
+    whole_numbers,
+)
 from minibit.experiments import EXPERIMENTS, Experiment
 from minibit.experiments import experiment as measure
 from minibit.plots import roofline_figure, save
@@ -37,10 +46,10 @@ def bench(
     """
     if name == "list":
         return {"benchmarks": _list(out, BENCHMARKS)}
-    _check_name("benchmark", name, BENCHMARKS)
-    known = BENCHMARKS[name].presets
-    if preset and preset not in known:
-        takes = f"takes --preset {', '.join(known)}" if known else "takes no --preset"
+    check_choice("NAME", name, BENCHMARKS)
+    presets = BENCHMARKS[name].presets
+    if preset and preset not in presets:
+        takes = f"takes --preset {', '.join(presets)}" if presets else "takes no --preset"
         raise BadUse(f"bench {name} {takes}; got {preset!r}")
     if plot is not None and not BENCHMARKS[name].roofline:
         raise BadUse(f"bench {name} draws no plot")
@@ -64,7 +73,7 @@ def experiment(
     """Measure what a page draws, and write it with all that it takes to repeat it."""
     if name == "list":
         return {"experiments": _list(out, EXPERIMENTS)}
-    _check_name("experiment", name, EXPERIMENTS)
+    check_choice("NAME", name, EXPERIMENTS)
     results = measure(name, folder, _numbers(seeds), out.say)
     out.say(f"wrote {folder / f'{name}.json'}")
     return results
@@ -75,12 +84,6 @@ def _list(out: Output, table: Mapping[str, Benchmark | Experiment]) -> list[str]
     names = sorted(table)
     out.facts({name: table[name].summary for name in names})
     return names
-
-
-def _check_name(kind: str, name: str, table: Mapping[str, object]) -> None:
-    """Refuse a name that is not known."""
-    if name not in table:
-        raise BadUse(f"no {kind} {name!r}; there are {', '.join(sorted(table))}")
 
 
 def _numbers(seeds: list[str] | None) -> tuple[int, ...]:

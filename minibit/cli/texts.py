@@ -72,7 +72,7 @@ class Published:
         with _tokenizing(f"{self._where} fails on this text"):
             encoding = tokenizer.encode(text, add_special_tokens=False)
             ids = list(encoding.ids)
-            if tokenizer.normalizer is not None:  # it may drop or join characters: look after it
+            if tokenizer.normalizer is not None:  # it may drop or join characters
                 text = tokenizer.normalizer.normalize_str(text)
                 encoding = tokenizer.encode(text, add_special_tokens=False)
         covered = bytearray(len(text))

@@ -101,7 +101,7 @@ class Dual(DualNumber, ArrayMethods):
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: Any) -> Any:
-        """Pick entries of both."""
+        """Pick entries of primal and tangent."""
         return apply(operator.getitem, (self, index), {})
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:

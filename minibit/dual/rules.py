@@ -128,6 +128,7 @@ def _sech_squared(e: Array) -> Array:
 
 
 def _elementwise(f: np.ufunc, slope: Callable[..., Array], x: Array, x_dot: Array) -> Pair:
+    """Rule of a function of one number by its entry of `SLOPES`."""
     y = f(x)
     return y, x_dot * slope(x, y)
 
@@ -180,7 +181,7 @@ def _slope_in_base(x: Array, y: Array, z: Array) -> Array:
 
 @rule(np.fmod)
 def _fmod(x: Array, y: Array, x_dot: Array, y_dot: Array) -> Pair:
-    z = np.fmod(x, y)
+    z = np.fmod(x, y)  # x less a whole number of y
     return z, x_dot - np.rint((x - z) / y) * y_dot
 
 

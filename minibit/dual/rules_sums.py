@@ -257,7 +257,7 @@ def _cofactors(a: Array) -> Array:
             inverse = np.swapaxes(np.linalg.inv(a), -1, -2)
             return inverse * np.reshape(np.linalg.det(a), (*a.shape[:-2], 1, 1))
         except np.linalg.LinAlgError:
-            pass  # then each from the determinant of the other rows and columns, in O(n**5)
+            pass  # singular: each from the determinant of the other rows and columns, in O(n**5)
     others = np.array([[j for j in range(n) if j != i] for i in range(n)], int)  # (n, n - 1)
     rests = (np.moveaxis(a[..., rows[:, None, None], others], -2, -3) for rows in others)
     minors = [np.linalg.det(rest) for rest in rests]  # each (..., n)

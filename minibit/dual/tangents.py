@@ -118,6 +118,7 @@ class Tangent(ArrayMethods):
 
 
 def _not_linear(function: Any) -> str:
+    """Write the error of a function that a tangent does not take."""
     return (
         f"{name_of(function)} met a tangent where it is not one of the linear operations that "
         "tangents take: + and -, * and / and @ with an array that has no tangent, indexing, "

@@ -50,6 +50,7 @@ def zip_trees(leaf: Callable[[Any, Any, str], Any], tree: Tree, other: Tree, nam
 
 
 def _structure(tree: Tree) -> str:
+    """Name a tree's kind and its branches, for errors."""
     if isinstance(tree, dict):
         return f"a dict of {', '.join(map(repr, tree))}"
     if isinstance(tree, list | tuple):

@@ -76,7 +76,7 @@ class Alone(Sampled):
 
 
 class _Start(NamedTuple):
-    """What a run begins with."""
+    """A run before its first step: plan, header and method."""
 
     plan: Plan
     header: dict[str, Any]

@@ -59,7 +59,7 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """How it is trained."""
+        """The recipe of the training: that of its size, with fewer steps for some kinds."""
         dense = recipe(self.size, self.weights, layers=self.layers)
         if self.kind == "gradient":
             return dataclasses.replace(dense, steps=SHORT)

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from minibit.kernels.interrupts import uninterrupted
 
 Array = NDArray[Any]
-"""An array in the signature of a kernel; Numba takes its dtype from what comes."""
+"""An array in the signature of a kernel; Numba takes the dtype from the argument."""
 
 DIGEST = 32  # bytes of SHA-256
 

@@ -41,7 +41,7 @@ _Q, _O, _GATE, _DOWN = (np.int64(i) for i in (0, 3, 4, 6))  # typed, for kernels
 
 
 class Model(NamedTuple):
-    """A packed model as the kernels take it, and room for what lies between the phases."""
+    """A packed model as the kernels take it, and the arrays that one phase hands to the next."""
 
     kind: tuple[tuple[()], ...]  # see `KINDS`
     addresses: NDArray[np.uint64]  # (layers, 11), of a layer's 7 weights and 4 gains
@@ -88,8 +88,8 @@ class Own(NamedTuple):
     average: Any  # (head_dim,)
 
     @classmethod
-    def room(cls, model: Model, context: Context) -> Own:
-        """Room for it. Made by NumPy: Numba would take a second to compile that."""
+    def allocate(cls, model: Model, context: Context) -> Own:
+        """Allocate them with NumPy: Numba would take a second to compile that."""
         arrays = (model.projected, model.mixed, model.gated, model.streams)
         kv_heads, capacity, head_dim = context.cache_shape
         widest = max(a.shape[1] for a in arrays)

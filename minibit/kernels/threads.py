@@ -257,7 +257,7 @@ class _Team:
                         offer[0].work(offer[1])
                     finally:
                         self.inside[slot] = 0
-                    offer = None  # nor keep its arrays alive
+                    offer = None  # so that its arrays are not kept alive
                 worker.answered = seen
         finally:
             del self.workers[slot]

@@ -95,8 +95,8 @@ class Sample(NamedTuple):
     g: Any  # softmax - onehot
 
     @classmethod
-    def room(cls, net: Network) -> Sample:
-        """Room for it. Made by NumPy: Numba would take a second to compile that."""
+    def allocate(cls, net: Network) -> Sample:
+        """Allocate the arrays with NumPy: Numba would take a second to compile that."""
         hidden = len(net.widths) - 2
         counts = (*(hidden,) * 3, 1, *(hidden + 1,) * 2, 1, _SCRATCH_ROWS, 1, 1)
         rows = rows_of(sum(counts), net.tall)
@@ -119,8 +119,8 @@ class Terms(NamedTuple):
     entries: Any  # (samples, layers, tall): the inputs of each layer
 
     @classmethod
-    def room(cls, net: Network, units: int, samples: int) -> Terms:
-        """Room for it."""
+    def allocate(cls, net: Network, units: int, samples: int) -> Terms:
+        """Allocate the arrays for so many drawn units and samples."""
         hidden = len(net.widths) - 2
         return cls(
             np.empty(hidden, np.float32),
@@ -133,8 +133,8 @@ class Terms(NamedTuple):
 
 
 def buffers(net: Network, count: int, units: int, samples: int) -> list[tuple[Sample, Terms]]:
-    """Room for as many threads: the state of a sample, the terms of `samples` and `units`."""
-    return [(Sample.room(net), Terms.room(net, units, samples)) for _ in range(count)]
+    """Allocate for each thread the state of a sample, and the terms of `samples` and `units`."""
+    return [(Sample.allocate(net), Terms.allocate(net, units, samples)) for _ in range(count)]
 
 
 def rows_of(count: int, width: int, dtype: Any = np.float32) -> Any:

@@ -36,9 +36,9 @@ class Directions(NamedTuple):
     """Sparse directions: entries ``offsets[p]`` to ``offsets[p + 1]`` are direction p's."""
 
     offsets: Any
-    units: Any  # of an entry: which of the drawn units, all layers' laid end to end
-    layers: Any  # of which layer,
-    inputs: Any  # and from which of its inputs
+    units: Any  # an entry's unit, counted among the drawn units of all layers
+    layers: Any  # the layer of that unit
+    inputs: Any  # the input of the layer that the entry's weight reads
     signs: Any  # float32
 
 

@@ -156,7 +156,7 @@ class PagedAdam(Adam):
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close."""
+        """Close the file."""
         self.close()
 
     def _open(self) -> mmap.mmap | None:

@@ -62,7 +62,7 @@ KNOWN = (  # fields of peft: those that are honoured, and
     *("ensure_weight_tying", "fan_in_fan_out"),
 )
 DEFAULTS = {"r": 8, "lora_alpha": 8}  # peft's
-BIASES = ("none", "all", "lora_only")  # which were trained: the file has them, where there are any
+BIASES = ("none", "all", "lora_only")  # which biases were trained, and are in the file
 STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "pissa")  # others change the base
 CHECKS: dict[str, Callable[[str, Any], float]] = {  # of one module's value, and of all others'
     "rank_pattern": partial(integer, least=1, most=2**31 - 1),

@@ -75,7 +75,7 @@ def head_matmul(x: Array, w: Array) -> NDArray[np.float32]:
     from minibit.kernels.head import matvec
 
     out = np.empty(n_out, _FLOAT32)
-    plain = w.flags.c_contiguous and w.flags.aligned  # also of a file that is mapped read-only
+    plain = w.flags.c_contiguous and w.flags.aligned  # true of a file mapped read-only, too
     matvec(np.array(x.reshape(n_in)), w if plain else np.array(w, order="C"), out)
     return out.reshape(*x.shape[:-1], n_out)
 

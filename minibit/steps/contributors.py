@@ -34,7 +34,7 @@ BEGIN = b'{"crc":'  # of every line
 
 
 class Share(NamedTuple):
-    """A range of a step's perturbations or drawn units, and whose it is."""
+    """A range of a step's perturbations or drawn units, and the contributor that measured it."""
 
     first: int
     stop: int

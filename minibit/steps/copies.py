@@ -1,79 +1,43 @@
 """Copies of a log: edits of its history, each of which writes a new file and leaves the log alone.
 
-`minibit.steps.edits` and `minibit.steps.forks` say what an edit makes of the steps; this file reads
-them from one log, or two, and writes the other.
+`minibit.steps.edits` and `minibit.steps.forks` say what an edit makes of single steps; this file
+gathers the steps, segments and contributors of the copy, and `StepLog` writes it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import replace
-from hashlib import sha256
-from itertools import chain, groupby, islice, repeat
-from pathlib import Path
+from itertools import chain, islice
 from typing import Any, Self
 
-from minibit.base import integer, open_whole
-from minibit.noise_step import Update
-from minibit.steps.bounds import Step, checked_plan
-from minibit.steps.codes import pack_steps
-from minibit.steps.contributors import Shares, Tags, lines, path_of, without
+from minibit.base import integer
+from minibit.steps.bounds import Step
+from minibit.steps.contributors import Shares, Tags, without
 from minibit.steps.edits import (
     EDITS,
     Segments,
     Steps,
-    checked_segments,
     chosen_steps,
     intervals,
     named,
     segments_of,
 )
-from minibit.steps.file import (
-    DIGEST,
-    MOST_STEPS,
-    START,
-    Contents,
-    LogError,
-    Record,
-    pack_header,
-    pack_record,
-    parse_header,
-    scan,
-)
 from minibit.steps.forks import fork_segments, merged
 from minibit.steps.history import History
-from minibit.steps.replaying import Flat, advance, initial_flat
 
 __all__ = ["Copies"]
 
 
 class Copies(History):
-    """A log as it was read: its header, its steps, and the copies that edits make of it.
+    """The steps of a log, and the copies that edits make of them.
 
-    `StepLog` is one that can be written, too. No `out` of a copy may exist.
+    Each method writes its copy to `out`, where no file may be, and returns it; this log stays as it
+    is. `StepLog` has the files.
     """
 
-    def __init__(self, path: str | os.PathLike[str], contents: Contents) -> None:
-        self.path = Path(path)
-        try:
-            header = parse_header(contents.header)
-        except LogError as error:
-            raise error.of(self.path) from None
-        try:
-            self.plan = checked_plan(header.get("plan"))
-            self._segments = checked_segments(header.get("segments", []))
-        except ValueError as error:
-            raise LogError(f"the header: {error}", START.size, path=self.path) from None
-        self._absolute = self.path.absolute()  # also after a change of directory
-        self._known = contents
-        self._tags = Tags(self._absolute, self.plan, contents.start_crc)
-
-    @property
-    def header(self) -> dict[str, Any]:
-        """The header, as JSON types; a new copy at every call."""
-        return parse_header(self._contents.header)
+    _tags: Tags  # the contributors of the steps
 
     def negate(self, steps: Steps, out: str | os.PathLike[str]) -> Self:
         """Write a copy in which the moves of some steps are turned round; `out` must not exist.
@@ -201,47 +165,5 @@ class Copies(History):
         shares: list[Shares],
         entry: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Write an edited log in one piece; its header says what was done, and to what."""
-        header = self.header
-        before = header.get("edits", [])
-        header["edits"] = [*(before if isinstance(before, list) else [before]), edit]
-        if segments:
-            header["segments"] = segments
-        if entry is not None:
-            header["data"] = dict(entry)
-        start = pack_header(header)
-        log = type(self)(out, scan(start))
-        data, contents = log._pack(log._known, initial_flat(log.plan), steps)
-        text, _ = lines(0, shares, log._known.start_crc)
-        with ExitStack() as files:
-            log_file = files.enter_context(open_whole(log.path))
-            if text or path_of(log.path).exists():
-                files.enter_context(open_whole(path_of(log.path))).write(text)
-            log_file.write(start + data)
-        log._known = contents
-        return log
-
-    def _pack(
-        self,
-        contents: Contents,
-        flat: Flat,
-        batch: list[Step],
-        updates: Sequence[Update | None] | None = None,
-    ) -> tuple[bytes, Contents]:
-        """Frame steps that follow `contents`; moves the weights `flat` along, in place."""
-        data: list[bytes] = []
-        records = list(contents.records)
-        crc, end = contents.crc, contents.end
-        first = contents.steps
-        names = named(self.plan, self._segments, first)
-        known = iter(updates if updates is not None else repeat(None))
-        for _, alike in groupby(batch, lambda step: getattr(step, "numerator", None)):
-            while steps := list(islice(alike, MOST_STEPS)):
-                for step in steps:
-                    advance(flat, *next(names), step, next(known))
-                payload, digest = pack_steps(self.plan, steps), sha256(flat.data).digest()[:DIGEST]
-                framed, crc = pack_record(len(steps), payload, digest, crc)
-                records.append(Record(end, first, len(steps), payload, digest, crc))
-                data.append(framed)
-                end, first = end + len(framed), first + len(steps)
-        return b"".join(data), replace(contents, records=tuple(records), crc=crc, end=end)
+        """Write a log of `steps`; its header says what the `edit` did, and to which log."""
+        raise NotImplementedError

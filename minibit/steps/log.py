@@ -19,27 +19,36 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from hashlib import sha256
+from itertools import groupby, islice, repeat
 from pathlib import Path
 from typing import Any, Self
 
 from minibit.base import open_whole, whole_path
 from minibit.noise_step import SampledStep, UnitsStep, Update
-from minibit.steps.bounds import Step, checked_step
-from minibit.steps.contributors import Shares, checked_shares
+from minibit.steps.bounds import Step, checked_plan, checked_step
+from minibit.steps.codes import pack_steps
+from minibit.steps.contributors import Shares, Tags, checked_shares, lines, path_of
 from minibit.steps.copies import Copies
+from minibit.steps.edits import Segments, checked_segments, named
 from minibit.steps.file import (
     CRC,
+    DIGEST,
     MAGIC,
+    MOST_STEPS,
+    START,
     Appender,
     Contents,
     LogError,
     Record,
     pack_header,
+    pack_record,
+    parse_header,
     read_log,
     scan,
 )
 from minibit.steps.net_moves import net_moves
-from minibit.steps.replaying import Flat
+from minibit.steps.replaying import Flat, advance, initial_flat
 
 __all__ = ["StepLog", "compact"]
 
@@ -74,7 +83,19 @@ class StepLog(Copies):
     """
 
     def __init__(self, path: str | os.PathLike[str], contents: Contents) -> None:
-        super().__init__(path, contents)
+        self.path = Path(path)
+        try:
+            header = parse_header(contents.header)
+        except LogError as error:
+            raise error.of(self.path) from None
+        try:
+            self.plan = checked_plan(header.get("plan"))
+            self._segments = checked_segments(header.get("segments", []))
+        except ValueError as error:
+            raise LogError(f"the header: {error}", START.size, path=self.path) from None
+        self._absolute = self.path.absolute()  # holds after a change of directory, too
+        self._known = contents
+        self._tags = Tags(self._absolute, self.plan, contents.start_crc)
         self._lock = threading.Lock()  # the appending thread holds it
         self._appender: Appender | None = None  # holds the file from the first append to `close`
         # An append in progress: the contents and the weights that it leads to.
@@ -107,7 +128,7 @@ class StepLog(Copies):
         log = cls(path, scan(start))
         if overwrite and log.path.exists():
             old = Appender(log.path)
-            log._naming.callback(lambda: old.close())  # till then this keeps it open
+            log._naming.callback(lambda: old.close())  # until then the old log stays locked
             if old.read()[: len(MAGIC)] != MAGIC:
                 log.close()
                 raise FileExistsError(f"{path} is no minibit log; it is kept")
@@ -193,6 +214,11 @@ class StepLog(Copies):
     def __exit__(self, *_: object) -> None:
         """Close the log."""
         self.close()
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The header, as JSON types; a new copy at every call."""
+        return parse_header(self._contents.header)
 
     @property
     def torn_at(self) -> int | None:
@@ -298,6 +324,31 @@ class StepLog(Copies):
                 file.cut(self._known.end)
         self._under_way = None
 
+    def _pack(
+        self,
+        contents: Contents,
+        flat: Flat,
+        batch: list[Step],
+        updates: Sequence[Update | None] | None = None,
+    ) -> tuple[bytes, Contents]:
+        """Frame steps that follow `contents`; moves the weights `flat` along, in place."""
+        data: list[bytes] = []
+        records = list(contents.records)
+        crc, end = contents.crc, contents.end
+        first = contents.steps
+        names = named(self.plan, self._segments, first)
+        known = iter(updates if updates is not None else repeat(None))
+        for _, alike in groupby(batch, lambda step: getattr(step, "numerator", None)):
+            while steps := list(islice(alike, MOST_STEPS)):
+                for step in steps:
+                    advance(flat, *next(names), step, next(known))
+                payload, digest = pack_steps(self.plan, steps), sha256(flat.data).digest()[:DIGEST]
+                framed, crc = pack_record(len(steps), payload, digest, crc)
+                records.append(Record(end, first, len(steps), payload, digest, crc))
+                data.append(framed)
+                end, first = end + len(framed), first + len(steps)
+        return b"".join(data), replace(contents, records=tuple(records), crc=crc, end=end)
+
     def _writer(self) -> Appender:
         """Return the file, open and locked for appending, if it still ends where the log does."""
         if self._appender is None:
@@ -315,6 +366,35 @@ class StepLog(Copies):
             self._appender.close()
         self._appender, none = None, LookupError("no record")
         self._naming.__exit__(LookupError, none, None)
+
+    def _copy(
+        self,
+        edit: dict[str, Any],
+        steps: list[Step],
+        out: str | os.PathLike[str],
+        segments: Segments,
+        shares: list[Shares],
+        entry: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Write an edited log in one piece; its header says what was done, and to what."""
+        header = self.header
+        before = header.get("edits", [])
+        header["edits"] = [*(before if isinstance(before, list) else [before]), edit]
+        if segments:
+            header["segments"] = segments
+        if entry is not None:
+            header["data"] = dict(entry)
+        start = pack_header(header)
+        log = type(self)(out, scan(start))
+        data, contents = log._pack(log._known, initial_flat(log.plan), steps)
+        text, _ = lines(0, shares, log._known.start_crc)
+        with ExitStack() as files:
+            log_file = files.enter_context(open_whole(log.path))
+            if text or path_of(log.path).exists():
+                files.enter_context(open_whole(path_of(log.path))).write(text)
+            log_file.write(start + data)
+        log._known = contents
+        return log
 
 
 def _read(path: Path) -> bytes:

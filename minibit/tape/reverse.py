@@ -207,7 +207,7 @@ class Pullback:
                 raise TypeError(f"{name} must be None, as the output is")
             c = c if isinstance(c, Dual) else np.asarray(c)
             real_numbers(name, c, variable.shape)
-            if isinstance(variable, Recorder):  # else the output does not depend on the primals
+            if isinstance(variable, Recorder):  # any other output does not depend on the primals
                 c = c if c.dtype == variable.dtype else c.astype(variable.dtype)
                 seeds.append((variable.number, c))
 
@@ -263,7 +263,7 @@ def _pull(
                 or (mine and piece.flags.writeable)
             )
             add(source, piece, fresh)
-    for number, c in enumerate(cotangents):  # those of the inputs are left
+    for number, c in enumerate(cotangents):  # the cotangents of the inputs remain
         shape, dtype, _ = program[number]
         if c is None:
             cotangents[number] = np.zeros(shape, dtype)

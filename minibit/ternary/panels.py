@@ -122,7 +122,7 @@ def repack_hf(packed: Bytes, n_out: int, layout: str) -> Bytes:
         repacked = _by_kernel(layout, plain(packed), n_out)
         if repacked is not None:
             return repacked
-    return PACK[layout](from_hf(packed, n_out))  # which names what is wrong
+    return PACK[layout](from_hf(packed, n_out))  # `from_hf` names what is wrong
 
 
 def _packed(layout: str, codes: Codes, reference: Callable[[Codes], Bytes]) -> Bytes:

@@ -125,8 +125,8 @@ def sparsifier(
     sparsity : share of zeros, or dict of site to share
         For each site ``k = topk_count(width, sparsity)`` of its own width.
     sites : collection of str
-        Where, among `SITES`; other inputs pass as they are. All four in the paper. With a dict, its
-        keys count instead. An unknown one is a ValueError.
+        Inputs to make sparse, of `SITES`; others pass unchanged. In the paper all. With a dict,
+        its keys count instead. An unknown one is a ValueError.
     block : int, optional
         Choose in blocks of so many entries: `block_topk_sparsify`.
     straight, rescale : bool

@@ -121,7 +121,7 @@ class Course:
     def retrace(self, log: StepLog, threads: int | None = None) -> None:
         """Make the forward passes of a log's steps on these data: the course of its run."""
         steps = len(log)
-        remembers = self.recipe.easy_share < 1  # else only the density of the last step counts
+        remembers = self.recipe.easy_share < 1  # if not, only the density of the last step counts
         passes = range(max(self._since, 0 if remembers else steps - 1), steps)
         every = list(log.steps())
         if not passes and isinstance(every[-1], SampledStep):
@@ -149,5 +149,5 @@ def shifted(images: NDArray[Any], shifts: int, shape: tuple[int, ...]) -> NDArra
 
 
 def _overlap(move: int, side: int) -> tuple[slice, slice]:
-    """Where pixels go and where they come from."""
+    """Return the pixels of an axis that a shift writes, and those that it reads."""
     return slice(max(move, 0), side + min(move, 0)), slice(max(-move, 0), side + min(-move, 0))

@@ -67,7 +67,7 @@ def model_of(header: dict[str, Any]) -> MLP:
 
 
 def make_header(preset: str, recipe: Preset, data: Dataset, split_name: str) -> dict[str, Any]:
-    """Everything but the plan that an evaluation or a resumed run needs to know."""
+    """Return all of the header but the plan: what an evaluation or a resumed run needs."""
     mean, std = 255 * MNIST_MEAN, 255 * MNIST_STD
     if data.name != "mnist":
         mean, std = float(data.train_x.mean()), float(data.train_x.std())

@@ -71,38 +71,38 @@ class TrainResult:
 
 
 class Taken(Protocol):
-    """A step that was taken: what it kept and, where it is at hand, what that does."""
+    """A step that was taken: its choice and, where the caller has it, its update."""
 
     @property
     def step(self) -> int:
-        """Its number."""
+        """Number of the step."""
 
     @property
     def record(self) -> SampledStep | UnitsStep:
-        """What the log keeps."""
+        """The choice, which the log keeps."""
 
     @property
     def update(self) -> Update | None:
-        """What it does to the weights; None where the log is to draw it anew."""
+        """The moves of the choice, summed; None where the log is to draw them anew."""
 
     @property
     def loss(self) -> float:
-        """Mean over its batch, samples weighted, before the step."""
+        """Mean loss over the batch, samples weighted, before the step."""
 
     @property
     def accuracy(self) -> float:
-        """Of its batch, before the step."""
+        """Accuracy on the batch, before the step."""
 
 
 class Steps(Protocol):
-    """What takes the steps of a run somewhere else."""
+    """An engine at work: it takes the steps of a run on other threads, processes or machines."""
 
     @property
     def steps(self) -> int:
         """How many were taken."""
 
     def step(self, density: float | None) -> Taken:
-        """Take the next one; the density is given where it follows the loss."""
+        """Take the next step, with this density where the density follows the loss."""
 
 
 Engine = Callable[[StepLog, dict[str, Any], Course], Steps]

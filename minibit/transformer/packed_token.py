@@ -50,7 +50,7 @@ class PackedArrays(NamedTuple):
     gains: list[tuple[Floats, ...]]  # a layer's: before q, k and v; o; gate and up; down
     weights: list[tuple[NDArray[np.uint8], ...]]  # a layer's, in the order of `PROJECTIONS`
     model: Model
-    rooms: list[Own]  # of the threads, made with the first token
+    own: list[Own]  # each thread's arrays, allocated with the first token
     embedding: NDArray[Any]  # (vocab, hidden)
     norm: Floats
     head: NDArray[Any]  # (vocab, hidden)
@@ -136,11 +136,11 @@ def packed_step(
     for_head = np.zeros((1, FLAGS + len(logits) // HEAD_ROWS + 1), np.int64)
     if threads is None:
         threads = min(cpus(), MOST) if arrays.nbytes > PAYS else 1
-    rooms = arrays.rooms
-    if len(rooms) < threads or rooms[0].scores.shape[1] != context.cache_shape[1]:  # the cache grew
-        rooms[:] = [Own.room(arrays.model, context) for _ in range(threads)]
+    own, capacity = arrays.own, context.cache_shape[1]
+    if len(own) < threads or own[0].scores.shape[1] != capacity:  # the cache grew
+        own[:] = [Own.allocate(arrays.model, context) for _ in range(threads)]
     shared = (arrays, context, work, for_head, logits)
-    if not run([partial(_walk, own, *shared) for own in rooms[:threads]]):
+    if not run([partial(_walk, thread, *shared) for thread in own[:threads]]):
         raise ValueError(f"the model computed NaN or infinity at position {number}")
     cache._length = number + 1
     return logits

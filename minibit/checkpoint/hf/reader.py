@@ -146,7 +146,7 @@ def _check_tensor(
         expected, fits = "floats of shape (1,)", floats and tensor.shape in ((1,), ())
     elif tensor.name.endswith("_proj.weight") and storage.packed:
         rows = -(-shape[0] // 4), *shape[1:]
-        ternary = storage.linear_class == "autobitlinear"  # whose state dict has them as floats
+        ternary = storage.linear_class == "autobitlinear"  # it saves codes as floats, too
         fits = (tensor.dtype, tensor.shape) == ("U8", rows)
         fits = fits or (ternary and floats and tensor.shape == shape)
         expected = f"U8 {rows} (four rows a byte)"
