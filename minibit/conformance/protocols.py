@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from minibit.conformance.adapter_protocols import ADAPTERS
 from minibit.conformance.file_protocols import FILES
 from minibit.conformance.model_protocols import MODELS
 from minibit.conformance.run_protocols import RUNS
@@ -56,10 +58,17 @@ def from_bitsandbytes(offered: Any, arrays: Any, state: Any, name: str = "weight
 
 
 def adam(
-    offered: Any, param: Any, grads: Any, lr: Any, weight_decay: Any, betas: Any, eps: float
+    offered: Any,
+    param: Any,
+    grads: Any,
+    lr: Any,
+    weight_decay: Any,
+    betas: Any,
+    eps: float,
+    kind: str = "Adam",
 ) -> Any:
     """Return the parameter (n,) after each of the steps: (steps, n)."""
-    optimizer = offered.Adam(param, betas=tuple(betas), eps=eps)
+    optimizer = getattr(offered, kind)(param, betas=tuple(betas), eps=eps)
     return np.stack(
         [
             np.array(optimizer.step(np.full_like(param, g), lr=rate, weight_decay=decay))
@@ -135,10 +144,12 @@ def vjp(offered: Any, fn: Any, primals: Any, cotangent: Any) -> Any:
 
 
 PROTOCOLS: dict[str, Callable[..., Any]] = {
+    **ADAPTERS,
     **FILES,
     **MODELS,
     **RUNS,
     "Adam": adam,
+    "PagedAdam": partial(adam, kind="PagedAdam"),
     "LoRALinear": lora_linear,
     "StepLog": step_log,
     "clip_by_global_norm": clip_by_global_norm,

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from minibit.conformance.exact.absmean import ABSMEAN
+from minibit.conformance.exact.checkpoint import CHECKPOINT
 from minibit.conformance.exact.costs import COSTS
 from minibit.conformance.exact.gguf import Reader
 from minibit.conformance.exact.histories import HISTORIES
+from minibit.conformance.exact.lora import LORA, Layer
 from minibit.conformance.exact.matmul import MATMUL
 from minibit.conformance.exact.nf4 import NF4, PlainNF4, quantize_nf4
 from minibit.conformance.exact.noise import NOISE
@@ -29,8 +31,10 @@ __all__ = ["EXACT", "PLAIN"]
 
 EXACT: dict[str, Callable[..., tuple[Any, ...]]] = {
     **ABSMEAN,
+    **CHECKPOINT,
     **COSTS,
     **HISTORIES,
+    **LORA,
     **MATMUL,
     **NF4,
     **NOISE,
@@ -64,6 +68,7 @@ PLAIN = SimpleNamespace(
     SampledStep=SimpleNamespace,
     UnitsStep=SimpleNamespace,
     mlp=None,  # an argument that no exact computation calls
+    LoRALinear=Layer,
     TernaryMatrix=PlainMatrix,
     bit_linear=bit_linear,
     float_linear=product,

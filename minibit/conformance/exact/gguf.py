@@ -16,7 +16,13 @@ __all__ = ["Reader", "Refused"]
 
 SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
-TYPES = {0: (1, 4), 1: (1, 2), 35: (256, 66), 36: (4, 1)}  # number: weights, bytes of a block
+TYPES = {
+    0: (1, 4),
+    1: (1, 2),
+    30: (1, 2),
+    35: (256, 66),
+    36: (4, 1),
+}  # number: weights, bytes of a block
 
 
 class Refused(ValueError):

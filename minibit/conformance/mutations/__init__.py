@@ -13,6 +13,7 @@ from minibit.conformance.cases import Case
 from minibit.conformance.exact.costs import WRONG as COSTS
 from minibit.conformance.exact.histories import WRONG as HISTORIES
 from minibit.conformance.mutations.absmean import ABSMEAN
+from minibit.conformance.mutations.adapters import ADAPTERS
 from minibit.conformance.mutations.choices import CHOICES
 from minibit.conformance.mutations.derivatives import DERIVATIVES
 from minibit.conformance.mutations.dual import DUAL
@@ -31,6 +32,7 @@ __all__ = ["MUTATIONS", "answer_with", "caught"]
 
 MUTATIONS: dict[str, Callable[..., Any]] = {
     **ABSMEAN,
+    **ADAPTERS,
     **CHOICES,
     **COSTS,
     **DERIVATIVES,

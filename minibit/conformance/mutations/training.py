@@ -132,8 +132,13 @@ ADAM = (
     *("decay-in-the-gradient", "decay-after-the-move", "decay-without-rate", "no-eps"),
     "first-rate-kept",
 )
+PAGED = (
+    *("no-correction", "steps-from-0", "one-correction", "betas-exchanged"),
+    *("decay-after-the-move", "decay-without-rate"),
+)
 TRAINING: dict[str, Callable[..., Any]] = {
     **{f"Adam/{wrong}": _variant(wrong) for wrong in ADAM},
+    **{f"PagedAdam/{wrong}": _variant(wrong) for wrong in PAGED},
     **{
         f"two_stage/{wrong}": partial(_two_stage, wrong=wrong)
         for wrong in (
