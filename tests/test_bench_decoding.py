@@ -42,7 +42,7 @@ def test_the_report_has_a_bar_for_loading_memory_and_speed(small):
     loading, share = figures["loading"], figures["share of what memory allows"]
     assert (loading.bar, loading.at_least) == (10.0, False)
     assert (share.bar, share.at_least) == (0.5, True)
-    ours, allowed = figures["tokens a second"], figures["tokens a second that memory allows"]
+    ours, allowed = figures["tokens per second"], figures["tokens per second that memory allows"]
     assert share.value == pytest.approx(ours.value / allowed.value)
     for name, figure in figures.items():
         if name.startswith("resident"):

@@ -497,7 +497,7 @@ LOST = {
     ),
     "latent weights in a packed slot": (
         {UP: as_tensor(FULL)}, UP,
-        r"expected U8 \(12, 32\) \(four rows a byte\), got F32 \(48, 32\): latent weights",
+        r"expected U8 \(12, 32\) \(four rows per byte\), got F32 \(48, 32\): latent weights",
     ),
     "unpacked codes": (
         {UP: ("I8", (48, 32), bytes(48 * 32))}, UP, r"expected U8 \(12, 32\).*got I8 \(48, 32\) \(",

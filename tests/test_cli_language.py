@@ -274,7 +274,7 @@ def test_people_read_the_prompt_the_text_and_the_speed(folder):
     done = call("generate", folder, "--prompt", "the hat", "--count", 12, "--temperature", 0)
     assert done.exit_code == 0
     assert done.stdout.startswith("the hat")
-    assert "tokens a second" in done.stdout
+    assert "tokens per second" in done.stdout
     quiet = call("generate", folder, "--prompt", "the hat", "--count", 12, "--json")
     assert len(quiet.stdout.splitlines()) == 1
     assert quiet.stderr.startswith("the hat")

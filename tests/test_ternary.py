@@ -508,7 +508,7 @@ def test_a_matrix_of_an_hf_file_holds_no_code_3(path, byte, monkeypatch):
     with pytest.raises(TypeError, match="packed must be uint8"):
         TernaryMatrix.from_hf(packed.astype(np.int8), 5)
     for n_out in (4, 9):  # a row of bytes too many, and one too few
-        with pytest.raises(ValueError, match="four rows a byte"):
+        with pytest.raises(ValueError, match="four rows per byte"):
             TernaryMatrix.from_hf(np.zeros((2, 3), np.uint8), n_out)
 
 

@@ -165,7 +165,7 @@ _SUMMARIES = {  # file and function to a line for the list
     "topk:topk": "choosing the K largest, and the product that skips zeros beside the dense one",
     "nf4:nf4": "NF4's product and its decoder at 4096 x 4096, beside NumPy and bitsandbytes",
     "cluster:cluster": "a training step on two workers, and what travels, beside one process",
-    "decoding:decode": "tokens a second and memory of the published 2B size, beside plain reads",
+    "decoding:decode": "tokens per second and memory of the published 2B size, beside plain reads",
 }
 _HERE = ("train", "start", "decode")  # the first has every CPU, the others start processes
 _PRESETS = {

@@ -50,8 +50,8 @@ def decode(options: Options) -> Report:
     token, read = ours["token"], ours["read"]
     figures = [
         Figure("loading", ours["load"], "s", 10.0, at_least=False),
-        Figure("tokens a second", 1 / token, "tokens/s"),
-        Figure("tokens a second that memory allows", 1 / read, "tokens/s"),
+        Figure("tokens per second", 1 / token, "tokens/s"),
+        Figure("tokens per second that memory allows", 1 / read, "tokens/s"),
         Figure("share of what memory allows", read / token, "share", 0.5),
         Figure("packed weights and head", ours["bytes"], "bytes"),
         Figure("bandwidth of a plain read", ours["bytes"] / read / 1e9, "GB/s"),
@@ -68,7 +68,7 @@ def decode(options: Options) -> Report:
         figures.append(Figure(name, ours["memory"], "bytes", 1.5e9, at_least=False))
     if peer:
         figures += [
-            Figure("transformers, tokens a second", 1 / peer["token"], "tokens/s"),
+            Figure("transformers, tokens per second", 1 / peer["token"], "tokens/s"),
             Figure("speed over transformers", peer["token"] / token, "x"),
             Figure("transformers, loading", peer["load"], "s"),
         ]

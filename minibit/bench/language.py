@@ -66,7 +66,7 @@ def lm(options: Options) -> Report:
         notes.append("Only one CPU may be used: two threads are left out.")
         return Report(figures, notes, details)
     notes.append(
-        "Two threads wait for Python's lock some hundred times a step, however large the batch "
+        "Two threads wait for Python's lock some hundred times per step, however large the batch "
         f"is: with {MANY} rows that is little, with 16 it takes much of the gain."
     )
     gains = details["many rows"] = {}

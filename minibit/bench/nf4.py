@@ -63,7 +63,7 @@ def nf4(options: Options) -> Report:
     figures.append(Figure("packed bytes read", tensor.nbytes / one["nf4"] / 1e9, "GB/s"))
     for title, weights, most in (("NF4", tensor, 4.5), ("doubly quantised", double, 4.127)):
         bits = round(weights.bits_per_parameter, 3)
-        figures.append(Figure(f"{title}: storage", bits, "bits a parameter", most, False))
+        figures.append(Figure(f"{title}: storage", bits, "bits per parameter", most, False))
     return Report(figures, notes(options, "bitsandbytes", "bitsandbytes"), details)
 
 

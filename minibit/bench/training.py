@@ -58,7 +58,7 @@ def train(options: Options) -> Report:
         Figure("seconds, longest run", max(seconds), "s", most_seconds, at_least=False),
         Figure("seconds, mean", mean(seconds), "s"),
         Figure("log, largest", max(columns["log_bytes"]), "bytes", most_bytes, at_least=False),
-        Figure("weights at five trits a byte", columns["packed_weight_bytes"][0], "bytes"),
+        Figure("weights at five trits per byte", columns["packed_weight_bytes"][0], "bytes"),
     ]
     note = (
         f"Preset {preset}, seeds {', '.join(map(str, options.seeds))}, trained on all training "

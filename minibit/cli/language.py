@@ -350,6 +350,6 @@ def _summary(answer: Answer, loaded: Loaded) -> str:
         "positions": f"its {loaded.room} positions are full",
         "interrupted": "stopped",
     }[answer.stopped]
-    speed = f", {answer.rate:.1f} tokens a second" if answer.rate is not None else ""
+    speed = f", {answer.rate:.1f} tokens per second" if answer.rate is not None else ""
     count = len(answer.tokens)
     return f"[{count} token{'' if count == 1 else 's'}{speed}; {why}]"

@@ -176,7 +176,7 @@ def info(out: Output, log_path: Log) -> dict[str, Any]:
     facts |= {
         "log": f"{kilobytes(log.nbytes)}, {kilobytes(framing)} of it header and framing",
         "net moves": moves,
-        "packed weights": f"{kilobytes(sizes['packed_weight_bytes'])} at five trits a byte",
+        "packed weights": f"{kilobytes(sizes['packed_weight_bytes'])} at five trits per byte",
         "float32 weights": kilobytes(4 * plan.size),
     }
     out.facts(facts)

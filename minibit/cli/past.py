@@ -81,7 +81,7 @@ def bisect(
     data: Data = None,
     plot: Plot = None,
 ) -> dict[str, Any]:
-    """Find the step after which an image is named right, or wrong, for good.
+    """Find the step after which the label of an image is right, or wrong, for good.
 
     The last weights decide which of the two. All steps are looked at, for answers go back and
     forth: a binary search would find any turn.

@@ -336,7 +336,7 @@ def _summary(
         "test accuracy": percent(result.test_accuracy),
         **({} if validation is None else {"validation accuracy": percent(validation)}),
         "log": f"{kilobytes(result.log_bytes)}, {result.steps} steps",
-        "packed weights": f"{kilobytes(result.packed_weight_bytes)} at five trits a byte; "
+        "packed weights": f"{kilobytes(result.packed_weight_bytes)} at five trits per byte; "
         f"the log is {share:.2f} times that",
         **_shared(result),
         "time": f"{result.seconds:.1f} s, and {result.compile_seconds:.1f} s to compile",

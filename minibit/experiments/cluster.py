@@ -97,7 +97,7 @@ class _Start(NamedTuple):
 
 
 def _accuracy(header: dict[str, Any], params: Any) -> float:
-    """Return the share of the validation images that the weights name right."""
+    """Return the share of the validation images that the weights label rightly."""
     return evaluate(params, model_of(header), *split(load_mnist())[2:], threads=1)
 
 

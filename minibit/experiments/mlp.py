@@ -106,7 +106,7 @@ def _codes(latent: dict[str, NDArray[Any]]) -> Codes:
 
 
 def accuracy(codes: Codes, model: MLP = MODEL) -> float:
-    """Share of the test images that ternary weights name rightly."""
+    """Share of the test images that ternary weights label rightly."""
     data = load_mnist()
     return evaluate(codes, model, data.test_x, data.test_y.astype(np.int64), threads=1)
 

@@ -53,7 +53,7 @@ class NF4Tensor:
     >>> tensor.dequantize()
     array([ 2.,  0., -2.], dtype=float32)
     >>> tensor
-    NF4Tensor(shape=(3,), block=64, 16.00 bits a parameter)
+    NF4Tensor(shape=(3,), block=64, 16.00 bits per parameter)
     """
 
     shape: tuple[int, ...]
@@ -107,7 +107,7 @@ class NF4Tensor:
 
     def __repr__(self) -> str:
         """Say the shape, and the bits per weight."""
-        bits = f"{self.bits_per_parameter:.2f} bits a parameter"
+        bits = f"{self.bits_per_parameter:.2f} bits per parameter"
         return f"NF4Tensor(shape={self.shape}, block={self.block}, {bits})"
 
     @property

@@ -76,7 +76,7 @@ def from_hf(packed: ArrayLike, n_out: int) -> Codes:
     """
     packed, n_out = np.asarray(packed), integer("n_out", n_out)
     n_in = packed.shape[1] if packed.ndim == 2 else 0
-    packed = check_bytes(packed, (-(-n_out // 4), n_in), f"n_out = {n_out} (four rows a byte)")
+    packed = check_bytes(packed, (-(-n_out // 4), n_in), f"n_out = {n_out} (four rows per byte)")
     check_twos(packed)
     twos = np.stack([packed >> 2 * i & 3 for i in range(4)])  # (4, quarter, n_in)
     codes: Codes = twos.reshape(4 * packed.shape[0], n_in)[:n_out].view(np.int8)  # (n_out, n_in)
@@ -150,7 +150,7 @@ def from_i2_s(
     shape = check_shape(shape)
     outer, inner = _i2_groups(shape, layout)
     size = shape[0] * shape[1] // 4
-    packed = check_bytes(packed, (size + 32,), f"shape = {shape} (four codes a byte, tail of 32)")
+    packed = check_bytes(packed, (size + 32,), f"shape = {shape} (four codes per byte, tail of 32)")
     check_twos(packed[:size])
     scale = np.ascontiguousarray(packed[size : size + 4]).view("<f4").astype(np.float32)[0]
     if not (np.isfinite(scale) and scale >= 0):

@@ -149,7 +149,7 @@ def _check_tensor(
         ternary = storage.linear_class == "autobitlinear"  # it saves codes as floats, too
         fits = (tensor.dtype, tensor.shape) == ("U8", rows)
         fits = fits or (ternary and floats and tensor.shape == shape)
-        expected = f"U8 {rows} (four rows a byte)"
+        expected = f"U8 {rows} (four rows per byte)"
         why = ": latent weights in a packed slot" if floats else ""
     else:
         expected, fits = f"floats of shape {shape}", floats and tensor.shape == shape
