@@ -309,8 +309,17 @@ assert tangent.tolist() == [1.0, 2.0, 3.0]
 # **Limits.** Real floating arrays only: integers and complex numbers carry no tangent. Code may write into arrays that came from a dual (`y = np.zeros_like(x)`, then `y[i] = x[i] * y[i - 1]`; views are written through, and the caller's arrays stay as they are). Code that writes a dual into a plain array, or leaves NumPy (`math.sin`, `float(x)`), stops with an error. Matrix decompositions have no rules
 # here. `jvp_batch` holds `directions` copies of the current activations: for large networks, take the directions in groups. An operation costs some microseconds of Python, which only arrays of some thousand entries repay.
 #
-# **Exercises.** 1. Why is `x_dot @ y_dot` missing from the matmul rule? `test_vectors[matrix-product]` knows what happens with it.
+# **Exercises.** 1. Why is `x_dot @ y_dot` missing from the matmul rule? The case `matrix-product` of `minibit/vectors/dual.json` knows what happens with it.
 # 2. Plant a sign error in a rule of `minibit/dual/rules.py` and run `test_a_planted_sign_error_is_detected`: it plants one in every rule, one after the other. Which errors could it not see?
 # 3. Over *all* $2^n$ vectors of signs the forward gradient is exact. Show why, then read `test_a_forward_gradient_over_every_sign_vector_is_the_gradient`.
 # 4. Write a `custom_jvp` for $\log(1 + e^x)$ whose slope does not overflow at $x = 1000$; `test_a_custom_rule_replaces_the_derivative_and_nests` shows the form.
 # 5. The tangent of `np.prod` does not divide. What would go wrong in `test_the_slope_at_a_kink_is_the_documented_one` ("prod with one zero") if it did?
+#
+# **Sources.**
+#
+# - Wengert (1964), *A Simple Automatic Derivative Evaluation Program*, Communications of the ACM
+#   7.
+# - Baydin, Pearlmutter, Radul and Siskind (2015), *Automatic Differentiation in Machine Learning:
+#   a Survey*, arXiv:1502.05767.
+# - Baydin, Pearlmutter, Syme, Wood and Torr (2022), *Gradients without Backpropagation*,
+#   arXiv:2202.08587.

@@ -285,3 +285,12 @@ assert (matrix.packed2() == pack2(mlp_codes[0])).all()
 # 2. Fill the last byte of `pack2` with bits 00 instead. Which test fails, and what would a kernel that reads whole bytes compute? (`test_padding_weighs_nothing`.)
 # 3. Find a matrix on which two of the I2_S layouts agree byte for byte. Why can `test_the_three_i2_s_layouts_cannot_be_told_apart_by_their_bytes` not use it?
 # 4. Twenty trits fit into 32 bits and forty into 64: what do these waste against five in 8? `test_base_3_bytes_are_the_numbers_below_243` holds the byte's order; a port that packs wider words must still give it.
+#
+# **Sources.**
+#
+# - Ma et al. (2024), *The Era of 1-bit LLMs: All Large Language Models are in 1.58 Bits*,
+#   arXiv:2402.17764.
+# - llama.cpp (2024), *ggml-quants: ternary packing for TriLMs and BitNet b1.58*, pull request
+#   8151 of ggml-org/llama.cpp.
+# - Wang et al. (2024), *1-bit AI Infra: Part 1.1, Fast and Lossless BitNet b1.58 Inference on
+#   CPUs*, arXiv:2410.16144.

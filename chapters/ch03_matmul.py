@@ -395,3 +395,10 @@ print(
 # `test_the_base3_product_is_exact` runs the kernel. 2. Double `MAX_INPUTS`: on which paths does
 # `test_no_sum_overflows_up_to_the_bound_on_inputs` fail, in which group of rows, and why not on the others? 3. Change one index in `pack_panels_reference`: which tests notice? Start with
 # `test_a_panel_puts_each_code_where_the_layout_says`.
+#
+# **Sources.**
+#
+# - Williams, Waterman and Patterson (2009), *Roofline: An Insightful Visual Performance Model for
+#   Multicore Architectures*, Communications of the ACM 52.
+# - Wang et al. (2024), *1-bit AI Infra: Part 1.1, Fast and Lossless BitNet b1.58 Inference on
+#   CPUs*, arXiv:2410.16144.

@@ -359,3 +359,14 @@ assert scores["trits, warmed up from the float solution"] > scores["float"] - 0.
 # 3. Change `rint` to `half_away` in a port of the module. Which of the vectors in `minibit/vectors/absmean.json` catches it, and which catches `127 / m`? (`test_vectors`; `test_activations_are_torchs_bit_for_bit` against PyTorch.)
 # 4. Return $W + \lambda(\gamma T - W)$ with the derivative $1 - \lambda$, which is the true one while no code flips and $\gamma$ is held. What happens at the end of the warm-up? (`test_the_derivative_is_the_identity`.)
 # 5. `fake_quant_weight` is not exactly $\gamma T$. For which $\gamma$ does it differ, by how much, and why does the module keep it so? (`test_fake_weights_are_codes_over_the_reciprocal_of_gamma`.)
+#
+# **Sources.**
+#
+# - Wang et al. (2023), *BitNet: Scaling 1-bit Transformers for Large Language Models*,
+#   arXiv:2310.11453.
+# - Ma et al. (2024), *The Era of 1-bit LLMs: All Large Language Models are in 1.58 Bits*,
+#   arXiv:2402.17764.
+# - Bengio, Léonard and Courville (2013), *Estimating or Propagating Gradients Through Stochastic
+#   Neurons for Conditional Computation*, arXiv:1308.3432.
+# - LeCun, Bottou, Bengio and Haffner (1998), *Gradient-Based Learning Applied to Document
+#   Recognition*, Proceedings of the IEEE 86.

@@ -299,3 +299,11 @@ plots.label_axes(axes, "x", "value", "Both are 0 with slope 0 at x = 0")
 # 2. `layer_norm(c x, eps=c * c * eps)` equals `layer_norm(x, eps)` to the last bit for powers of two. Why these, and why must $\varepsilon$ be scaled too? (`test_a_norm_takes_a_scale_away`.)
 # 3. Replace layer norm by `rms_norm`. What happens to the share of silent units, and to the constant part? `test_rms_norm_of_centred_rows_is_layer_norm` says when the two agree.
 # 4. The loss near $c = 0$ is $\ln 10$ whatever the weights are. What is its slope in $c$ there? (`test_the_tangent_of_cross_entropy_is_softmax_less_one_hot`.)
+#
+# **Sources.**
+#
+# - Ba, Kiros and Hinton (2016), *Layer Normalization*, arXiv:1607.06450.
+# - Zhang and Sennrich (2019), *Root Mean Square Layer Normalization*, arXiv:1910.07467.
+# - So et al. (2021), *Primer: Searching for Efficient Transformers for Language Modeling*,
+#   arXiv:2109.08668.
+# - Brickner (2024), *noise_step: Training in 1.58b With No Gradient Memory*, manuscript.

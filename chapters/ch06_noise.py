@@ -5,7 +5,7 @@
 # on another processor, in another language, and for three rows of one layer alone if no more is asked for. Which random numbers allow that?
 #
 # Not those of a library. NumPy promises a `Generator`'s numbers only for the same build; torch's on a GPU depend on how many multiprocessors it has;
-# JAX has announced a change of its values. They are free to: nobody expects to read a stored model out of them. We do, so the noise is part of our file format,
+# JAX changed its values in version 0.5.0. They are free to: nobody expects to read a stored model out of them. We do, so the noise is part of our file format,
 # and this chapter is its specification.
 
 # %%
@@ -272,3 +272,11 @@ assert abs(empty - law) < 4 * np.sqrt(law * (1 - law) / 20_000)
 # 3. Take the place from the low bits and the sign from the lowest, too. Find the statistical test that notices (`test_signs_are_even_and_independent_of_place_and_count`).
 # 4. Draw a subset by repeating until $m$ distinct numbers are found. It is uniform as well: prove it, and count its draws for $m = n$. `test_every_subset_is_equally_likely` holds for both; the vector `units-collisions` for one.
 # 5. Find the smallest number of bits in fixed point from which the table of density $6 \cdot 10^{-5}$ comes out right (`test_count_tables_are_the_floors_of_exact_rationals`).
+#
+# **Sources.**
+#
+# - Salmon, Moraes, Dror and Shaw (2011), *Parallel Random Numbers: As Easy as 1, 2, 3*, SC.
+# - L'Ecuyer and Simard (2007), *TestU01: A C Library for Empirical Testing of Random Number
+#   Generators*, ACM Transactions on Mathematical Software 33.
+# - Kern (2018), *NEP 19: Random Number Generator Policy*, NumPy Enhancement Proposals.
+# - JAX (2025), change log of version 0.5.0: `jax_threefry_partitionable` is on by default.

@@ -668,3 +668,26 @@ assert by_preset["accurate"]["log_bytes"] > by_preset["accurate"]["packed_weight
 # 6. Give the bilinear network `left` twice. What does `linear` say, and what do you get without it? (`test_a_weight_used_twice_cannot_share`, `test_a_shared_tangent_equals_one_direction_a_weight`.)
 # 7. Give `MLP` of one hidden layer int8 activations. What changes, and why nothing? (`test_networks_of_one_hidden_layer_or_none_have_nothing_to_round`.) With three, round the last hidden layer, too: what becomes of $B$ there?
 # 8. Kill a training run and go on with it. Which steps are lost at most? (`test_a_killed_run_is_a_prefix_and_goes_on`.)
+#
+# **Sources.**
+#
+# - Brickner (2024), *noise_step: Training in 1.58b With No Gradient Memory*, manuscript.
+# - Baydin, Pearlmutter, Syme, Wood and Torr (2022), *Gradients without Backpropagation*,
+#   arXiv:2202.08587.
+# - Ren, Kornblith, Liao and Hinton (2022), *Scaling Forward Gradient With Local Losses*,
+#   arXiv:2210.03310.
+# - Malladi et al. (2023), *Fine-Tuning Language Models with Just Forward Passes*,
+#   arXiv:2305.17333.
+# - Sarkar et al. (2025), *Evolution Strategies at the Hyperscale*, arXiv:2511.16652.
+# - Qin et al. (2023), *Federated Full-Parameter Tuning of Billion-Sized Language Models with
+#   Communication Cost under 18 Kilobytes*, arXiv:2312.06353.
+# - Bernstein, Zhao, Azizzadenesheli and Anandkumar (2018), *signSGD with Majority Vote is
+#   Communication Efficient And Fault Tolerant*, arXiv:1810.05291.
+# - Helwegen et al. (2019), *Latent Weights Do Not Exist: Rethinking Binarized Neural Network
+#   Optimization*, arXiv:1906.02107.
+# - Nguyen et al. (2024), *BOLD: Boolean Logic Deep Learning*, arXiv:2405.16339.
+# - Deng, Jiao, Pei, Wu and Li (2017), *GXNOR-Net: Training deep neural networks with ternary
+#   weights and activations without full-precision memory under a unified discretization
+#   framework*, arXiv:1705.09283.
+# - LeCun, Bottou, Bengio and Haffner (1998), *Gradient-Based Learning Applied to Document
+#   Recognition*, Proceedings of the IEEE 86.

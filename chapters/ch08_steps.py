@@ -524,8 +524,13 @@ assert 1e4 < rate < 1e9
 # **Exercises.** 1. A record's head carries 16 bits of a CRC-32. Why is one changed byte of the length never missed, though half of the CRC is thrown away? (`test_the_check_tells_every_change_of_one_byte_of_a_head`)
 # 2. Sum all moves of the run above, unclamped and in any order, and add them to the first weights: are these the last? Are they for the sampled log? (`test_the_tail_undone_in_reverse_gives_the_weights_before_it`)
 # 3. Join the log to its own masked copy with `concat`. Which noise do the second half's steps draw, and where does the file say so? (`test_one_log_after_another_keeps_each_steps_own_noise`)
-# 4. Write the reader of the log format in another language; `minibit/vectors/steps.json` holds files that it must read, and files that it must refuse. (`test_file_vectors`, `test_damage_vectors`)
+# 4. Write the reader of the log format in another language; `minibit/vectors/steps.json` holds files that it must read, and files that it must refuse. (`tests/test_vectors.py`)
 # 5. Kill a run with `kill -9`, and open what is left. (`test_a_killed_writer_loses_at_most_what_it_was_writing`)
 # 6. Which steps would you mask to turn one answer of the run above? Ask `answers`, mask the last turn, and count the other answers that change. (`test_answers_and_verdicts_are_those_of_a_replay`)
 # 7. Merge a fork with its parent, then the other way round. When do the weights agree? (`test_a_merge_adds_the_moves_of_both_branches`)
 # 8. Change one byte of a file of snapshots. Who notices? (`test_damaged_snapshots_are_refused`)
+#
+# **Sources.**
+#
+# - Brickner (2024), *noise_step: Training in 1.58b With No Gradient Memory*, manuscript.
+# - Brown et al. (2020), *Language Models are Few-Shot Learners*, arXiv:2005.14165.

@@ -441,4 +441,17 @@ assert by_preset["small"]["log_bytes"] < packed
 # 3. Row 3 of an embedding is picked twice. What does its gradient get? (`test_rows_picked_more_than_once_get_the_sum`.)
 # 4. Write `hvp(f, x, v)` in one line, once with `jvp` outside and once with `grad` outside. Which one keeps a tape of a tape? (`test_the_jvp_of_a_gradient_is_the_hessian_times_a_vector`.)
 # 5. Adam's first step has length $\eta$ for any gradient. Show it, and find what $\epsilon$ does to a gradient of $10^{-9}$. (`test_adam_moves_by_the_learning_rate_whatever_the_gradients_size`.)
-# 6. Put the weight decay into the gradient instead of beside it. Which weights does Adam then decay least? (`test_adam_gives_the_vectors`.)
+# 6. Put the weight decay into the gradient instead of beside it. Which weights does Adam then decay least? (The cases `adamw` of `minibit/vectors/tape.json`.)
+#
+# **Sources.**
+#
+# - Radul, Paszke, Frostig, Johnson and Maclaurin (2022), *You Only Linearize Once: Tangents
+#   Transpose to Gradients*, arXiv:2204.10923.
+# - Kingma and Ba (2014), *Adam: A Method for Stochastic Optimization*, arXiv:1412.6980.
+# - Loshchilov and Hutter (2017), *Decoupled Weight Decay Regularization*, arXiv:1711.05101.
+# - Bengio, Léonard and Courville (2013), *Estimating or Propagating Gradients Through Stochastic
+#   Neurons for Conditional Computation*, arXiv:1308.3432.
+# - Baydin, Pearlmutter, Syme, Wood and Torr (2022), *Gradients without Backpropagation*,
+#   arXiv:2202.08587.
+# - Chen, Xu, Zhang and Guestrin (2016), *Training Deep Nets with Sublinear Memory Cost*,
+#   arXiv:1604.06174.

@@ -551,3 +551,23 @@ plots.label_axes(right, "batch", "energy, FP16 / b1.58", "7B: arithmetic and rea
 # 5. Why may a cache hold keys *after* their rotation? (`test_a_cache_changes_nothing`, `test_a_product_of_rotated_vectors_depends_on_their_distance_alone`.)
 # 6. The rule of attention subtracts $(\sum_s p_s \dot s_s)\, o$ and not a matrix of weights. Derive it, and count what reverse mode saves. (`test_reverse_mode_is_the_transpose_of_forward_mode`.)
 # 7. A step on two threads takes each half of the batch to a gradient of its own. Why not half of the layers, or of the heads? (`test_parts_of_a_batch_add_up_to_its_gradient`; `minibit bench lm`.)
+#
+# **Sources.**
+#
+# - Ma et al. (2024), *The Era of 1-bit LLMs: All Large Language Models are in 1.58 Bits*,
+#   arXiv:2402.17764.
+# - Ma et al. (2024), *The Era of 1-bit LLMs: Training Tips, Code and FAQ*, microsoft/unilm.
+# - Touvron et al. (2023), *LLaMA: Open and Efficient Foundation Language Models*,
+#   arXiv:2302.13971.
+# - Touvron et al. (2023), *Llama 2: Open Foundation and Fine-Tuned Chat Models*,
+#   arXiv:2307.09288.
+# - Su et al. (2021), *RoFormer: Enhanced Transformer with Rotary Position Embedding*,
+#   arXiv:2104.09864.
+# - Zhang and Sennrich (2019), *Root Mean Square Layer Normalization*, arXiv:1910.07467.
+# - Loshchilov and Hutter (2017), *Decoupled Weight Decay Regularization*, arXiv:1711.05101.
+# - Kneser and Ney (1995), *Improved Backing-Off for M-Gram Language Modeling*, ICASSP.
+# - Chen and Goodman (1998), *An Empirical Study of Smoothing Techniques for Language Modeling*,
+#   report TR-10-98, Harvard University.
+# - O'Connor et al. (2017), *Fine-Grained DRAM: Energy-Efficient DRAM for Extreme Bandwidth
+#   Systems*, MICRO.
+# - Jouppi et al. (2021), *Ten Lessons From Three Generations Shaped Google's TPUv4i*, ISCA.

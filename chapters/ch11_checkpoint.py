@@ -120,7 +120,7 @@ assert 4 * weights / total > 8  # against float32
 # ## Four rows of a byte
 #
 # The projection above is a matrix of 176 by 64, but the header says `[44, 64]` of `U8`. A byte holds one column of four rows, two bits each, the code plus 1. Which four? Not neighbours: row $r$ of the file holds the rows
-# $r,\ R + r,\ 2R + r,\ 3R + r$ of the matrix, with $R = \lceil n_\text{out} / 4 \rceil$. The file does not say so; it was the most asked question about this format.
+# $r,\ R + r,\ 2R + r,\ 3R + r$ of the matrix, with $R = \lceil n_\text{out} / 4 \rceil$. The file does not say so; issue 412 of microsoft/BitNet asks for it.
 
 # %%
 begin, end = header[name]["data_offsets"]
@@ -515,3 +515,12 @@ assert apart[0] < 1e-5 < 0.1 < apart[-1]  # one token attends to itself alone: n
 # 5. An index of shards names `/etc/passwd.safetensors`, or a link to it. Where is either stopped, and why may the directories of the Hugging Face cache hold links all the same? (`test_path_tricks_of_an_index_are_refused`, `test_a_directory_of_the_hugging_face_cache_is_read`)
 # 6. Why is a matrix with a scale of $10^{-6}$ written as `i2_s` and refused as `tq2_0`? How far off would it be? (`test_what_a_type_cannot_hold_is_refused_before_a_byte_is_written`)
 # 7. About a third of the codes of a misread I2_S matrix are right by chance. Where do the others come from that the Arm reading of an x86 file gets right? (`test_the_three_layouts_of_i2_s_come_back_and_the_file_says_which`)
+#
+# **Sources.**
+#
+# - Ma et al. (2025), *BitNet b1.58 2B4T Technical Report*, arXiv:2504.12285.
+# - Hugging Face (2025), *integrations/bitnet.py*, huggingface/transformers.
+# - Hugging Face (2022), *Safetensors*, huggingface/safetensors: the format in its README.
+# - llama.cpp (2023), *GGUF*, ggml-org/ggml: docs/gguf.md.
+# - Wang et al. (2024), *1-bit AI Infra: Part 1.1, Fast and Lossless BitNet b1.58 Inference on
+#   CPUs*, arXiv:2410.16144.

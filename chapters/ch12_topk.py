@@ -410,3 +410,15 @@ plots.label_axes(
 # 3. Derive $\alpha A(S) = (1 - S) A'(S)$ and the limit $S^* = 1 - \beta/\alpha$. When is dense best? (`test_no_other_sparsity_has_a_lower_loss`.)
 # 4. int16 sums hold the products of 127 columns in the portable kernel. Which weights and activations use that up? (`test_both_kernels_survive_the_largest_sums`.)
 # 5. Choose at `qkv`, `o` and `gate_up` only. What changes, and why so little? (`test_sites_are_chosen_by_name_or_by_a_share_of_their_own`.)
+#
+# **Sources.**
+#
+# - Wang, Ma, Wang and Wei (2024), *Q-Sparse: All Large Language Models can be Fully
+#   Sparsely-Activated*, arXiv:2407.10969.
+# - So et al. (2021), *Primer: Searching for Efficient Transformers for Language Modeling*,
+#   arXiv:2109.08668.
+# - Hoffmann et al. (2022), *Training Compute-Optimal Large Language Models*, arXiv:2203.15556.
+# - Huber (1964), *Robust Estimation of a Location Parameter*, The Annals of Mathematical
+#   Statistics 35.
+# - Liu and Nocedal (1989), *On the Limited Memory BFGS Method for Large Scale Optimization*,
+#   Mathematical Programming 45.

@@ -372,3 +372,11 @@ assert e3m0.max() - e3m0[:4].min() < 0.03  # hardly moves while the others rise
 # `test_vectors`; then find how many weights in a million it concerns (`test_a_full_block_multiplies_by_the_reciprocal_and_the_tail_divides`). 3. Derive the table for 3 bits with `normal_float`'s rule, and compare its error with Lloyd's. 4. Replace
 # `mean_of_torch` by `np.mean` and look at `test_the_offset_and_the_nested_absmax_are_the_peers_bit_for_bit`: why would one bit of an offset matter to anybody? 5. Read a row of 96 weights with a scale a row in the decoder of your port: the test for it is
 # `test_blocks_run_through_the_flattened_weights`.
+#
+# **Sources.**
+#
+# - Dettmers, Pagnoni, Holtzman and Zettlemoyer (2023), *QLoRA: Efficient Finetuning of Quantized
+#   LLMs*, arXiv:2305.14314.
+# - Dettmers (2015), *8-Bit Approximations for Parallelism in Deep Learning*, arXiv:1511.04561.
+# - Dettmers, Lewis, Shleifer and Zettlemoyer (2021), *8-bit Optimizers via Block-wise
+#   Quantization*, arXiv:2110.02861.

@@ -270,7 +270,7 @@ assert forgets["qlora"] < forgets["full"]
 #
 # ## Merging, and what four bits keep of it
 #
-# After training, $W + \frac{\alpha}{r} B A$ can take the place of both. In floats that is exact to rounding. A base in NF4 has to be dequantised, added to, and quantised *again*: an entry moves only if the change carries it over the border between two codes, and then it moves too far. Users of the published tools report this as their main surprise: the merged model answers differently.
+# After training, $W + \frac{\alpha}{r} B A$ can take the place of both. In floats that is exact to rounding. A base in NF4 has to be dequantised, added to, and quantised *again*: an entry moves only if the change carries it over the border between two codes, and then it moves too far. Users of the users of peft (issue 2321) and of QLoRA (issue 28) report it: the merged model answers differently.
 
 # %%
 merged = [r["merged"] for r in runs("upper", "qlora")]
@@ -391,8 +391,19 @@ print(f"{seconds['paged'] / seconds['resident']:.1f} times the time of a step in
 # **Exercises.**
 #
 # 1. Begin with $B$ random and $A$ zero instead. What has a gradient at first? And with both zero? (`test_fresh_adapters_change_nothing`.)
-# 2. Show that with $\alpha / r$ a gradient step's effect shrinks as $r$ grows, and that $\alpha / \sqrt r$ mends it. (`test_the_layer_gives_the_vectors`, case `rank-stabilised`.)
+# 2. Show that with $\alpha / r$ a gradient step's effect shrinks as $r$ grows, and that $\alpha / \sqrt r$ mends it. (The case `rank-stabilised` of `minibit/vectors/lora.json`.)
 # 3. In the rule of the frozen product, multiply by `tensor.dequantize().T`. Every derivative stays as it was; what changes? (`test_the_tape_holds_packed_weights_and_no_floats_of_them`.)
 # 4. Merge an adapter into NF4 and take it out again. How many codes are not the old ones, and why is it not zero? (`test_merging_into_four_bits_loses_small_adapters`.)
 # 5. Let `PagedAdam` hand no strip back. How much of the file is resident after a step, and after ten? (`test_no_more_than_the_budget_is_ever_resident`.)
 # 6. Train adapters for one matrix kind only. Which one recovers most? (`init_adapters(..., targets=[...])`; `test_targets_are_picked_by_the_last_part_of_the_name`.)
+#
+# **Sources.**
+#
+# - Hu et al. (2021), *LoRA: Low-Rank Adaptation of Large Language Models*, arXiv:2106.09685.
+# - Dettmers, Pagnoni, Holtzman and Zettlemoyer (2023), *QLoRA: Efficient Finetuning of Quantized
+#   LLMs*, arXiv:2305.14314.
+# - Kalajdzievski (2023), *A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA*,
+#   arXiv:2312.03732.
+# - Liu et al. (2024), *DoRA: Weight-Decomposed Low-Rank Adaptation*, arXiv:2402.09353.
+# - Meng, Wang and Zhang (2024), *PiSSA: Principal Singular Values and Singular Vectors Adaptation
+#   of Large Language Models*, arXiv:2404.02948.

@@ -580,3 +580,13 @@ for row in rows["liar"]:
 # 5. Two workers differ and there is no third. Who decides? (`test_of_two_that_differ_the_client_itself_decides`)
 # 6. Give `train_on` an executor that loses every fifth task. What changes in the log? (`test_lost_tasks_run_elsewhere`)
 # 7. Kill Dask's workers while a run goes on. (`test_killed_workers_cost_no_step`)
+#
+# **Sources.**
+#
+# - Brickner (2024), *noise_step: Training in 1.58b With No Gradient Memory*, manuscript.
+# - Malladi et al. (2023), *Fine-Tuning Language Models with Just Forward Passes*,
+#   arXiv:2305.17333.
+# - Patarasuk and Yuan (2009), *Bandwidth Optimal All-reduce Algorithms for Clusters of
+#   Workstations*, Journal of Parallel and Distributed Computing 69.
+# - Rocklin (2015), *Dask: Parallel Computation with Blocked Algorithms and Task Scheduling*,
+#   Proceedings of the Python in Science Conference.

@@ -26,6 +26,7 @@ SHOWN = {  # every module and folder of the package that shows an example: how m
 }
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 HOOK = runpy.run_path(str(ROOT / "docs" / "hooks" / "chapters.py"))
+LINKS = runpy.run_path(str(ROOT / "docs" / "hooks" / "links.py"))
 CHECK = runpy.run_path(str(ROOT / ".ci" / "site_check.py"))
 
 
@@ -232,3 +233,89 @@ def test_the_site_check_sees_every_kind_of_fault(tmp_path):
             assert faults == []
         else:
             assert any(fault.startswith(wanted) for fault in faults), (name, faults)
+
+
+def test_every_test_that_a_text_names_exists():
+    """Names in chapters and pages lead to a test, a file of tests or a vector file."""
+    pages = [*(ROOT / "chapters").glob("ch*.py"), *(ROOT / "docs").glob("*.md")]
+    named = 0
+    for path in [*pages, *(ROOT / "docs" / "reference").glob("*.md")]:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".py":
+            cells = split_cells(text)
+            text = "\n".join(cell.text for cell in cells if cell.kind == "markdown")
+        text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+        for word in re.findall(r"`([^`\n]+)`", text):
+            test = re.fullmatch(r"tests/\w+\.py(::\w+)?|test_(?!accuracy$|[xy]$)\w+", word)
+            if test or re.fullmatch(r"minibit/vectors/\w+\.json", word):
+                named += 1
+                assert LINKS["code_target"](word, f"chapters/{path.stem}/"), f"{path.name}: {word}"
+    assert named > 90
+
+
+def test_words_of_a_page_become_links():
+    """Chapters, papers, tests, vectors, modules and terms; nothing in code, headings or links."""
+    page = "chapters/ch07_noise_step/"
+    html = (
+        "<h2>Perturbation in chapter 1</h2><p>Chapter 4, chapter 7 and chapter 99; a perturbation, "
+        "perturbations; arXiv:2402.17764.</p><pre><code>chapter 4</code></pre>"
+        "<p><code>test_units_never_clamp</code> <code>tests/test_noise.py</code> "
+        "<code>minibit/vectors/noise.json</code> <code>minibit.noise.words</code> "
+        '<code>minibit.steps</code> <code>test_nothing</code> <a href="x">tern</a> '
+        '<span class="arithmatex">\\(chapter 4\\)</span></p>'
+        "<p><strong>Sources.</strong> Gradients without Backpropagation</p>"
+    )
+    links = re.findall(
+        r'<a class="(?:auto|term)" href="([^"]*)">(.*?)</a>', LINKS["linked"](html, page)
+    )
+    assert links == [
+        ("../../chapters/ch04_absmean/", "Chapter 4"),
+        ("../../glossary/#perturbation", "perturbation"),
+        ("https://arxiv.org/abs/2402.17764", "arXiv:2402.17764"),
+        ("../../tests/test_noise_step/#test_units_never_clamp", "test_units_never_clamp"),
+        ("../../tests/test_noise/", "tests/test_noise.py"),
+        ("../../vectors/noise.json", "minibit/vectors/noise.json"),
+        ("../../reference/noise/#minibit.noise.words", "minibit.noise.words"),
+        ("../../reference/steps/", "minibit.steps"),
+    ]
+
+
+def test_every_chapter_ends_with_its_sources():
+    """Each with authors, year and title; a paper has one line wherever it is cited."""
+    lines: dict[str, str] = {}
+    for number in LINKS["chapter_pages"]():
+        sources = LINKS["sources"](number)
+        assert sources, f"chapter {number}"
+        for source in sources:
+            assert re.match(r"\w.+ \(\d{4}\), .*(\*.+\*|change log)", source), source
+            assert source.endswith("."), source
+            title = re.search(r"\*(.+?)\*", source)
+            assert lines.setdefault(title[1] if title else source, source) == source
+            assert source in LINKS["references_page"]()
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "chapters").glob("*.py"))
+    assert set(re.findall(r"arXiv:(\d{4}\.\d{5})", text)) == set(
+        re.findall(r"arXiv:(\d{4}\.\d{5})", LINKS["references_page"]())
+    )
+
+
+def test_the_reading_map_leads_through_every_chapter_once():
+    """Chapter 0's table names each chapter; its rows say what to read next."""
+    assert all(row for _, row in LINKS["reading_map"]())
+    numbers = [number for _, row in LINKS["reading_map"]() for number in row]
+    assert sorted(numbers) == sorted(LINKS["chapter_pages"]())
+    assert LINKS["read_next"](0).startswith(
+        "**Read next.** Chapter 1, on the way through the ideas."
+    )
+    assert "hapter 2 (bytes)" in LINKS["read_next"](10)
+    assert "last chapter" in LINKS["read_next"](15)
+
+
+def test_a_term_has_one_entry_of_a_sentence_or_two():
+    """Names begin in bold, in alphabetical order, with an anchor; no name has two entries."""
+    text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    entries = [part for part in text.strip().split("\n\n") if part.startswith("**")]
+    assert len(entries) == len(LINKS["glossary"]()) > 50
+    first = [re.match(r"\*\*(.+?)\*\*", entry)[1].casefold() for entry in entries]
+    assert first == sorted(first)
+    names = [name.casefold() for entry in entries for name in re.findall(r"\*\*(.+?)\*\*", entry)]
+    assert len(names) == len(set(names))

@@ -207,6 +207,8 @@ def navigation(docs: Path) -> list[dict[str, Any]]:
                 for file in chapter_files()
             ]
         },
+        *([pages.pop("glossary")] if "glossary" in pages else []),
+        {"References": "references.md"},
         {"Reference": [{file.stem: f"reference/{file.name}"} for file in reference]},
         *pages.values(),
         {"Contributing": "contributing.md"},
