@@ -1,17 +1,16 @@
 """Training in ternary without backpropagation, stated as laws."""
 
 import itertools
-import json
-import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import noise_step_oracle
 from minibit.absmean import absmax_quantize, fake_quant_activation
+from minibit.conformance import answer_of, cases, judge
 from minibit.kernels import compiled, supported
 from minibit.kernels import threads as kernel_threads
 from minibit.kernels.threads import cpus
@@ -57,9 +56,6 @@ from minibit.noise_step.unit_reference import (
     unit_sums_reference,
 )
 from minibit.noise_step.unit_tangents import direction_sums, forward, unit_sums
-from minibit.training.course import Pool
-
-VECTORS = json.loads(noise_step_oracle.VECTORS.read_text(encoding="utf-8"))["cases"]
 
 widths = st.lists(st.integers(8, 40), min_size=2, max_size=5).map(tuple)
 SETTINGS = {"sampled": Sampled(density=0.005, score="t"), "units": Units(units=4, rate=0.05)}
@@ -454,80 +450,20 @@ def test_a_weight_used_twice_cannot_share():
 # --- vectors --------------------------------------------------------------------------------------
 
 
-def near(ours, theirs):
-    """Whether two values of JSON are alike, floats to seven digits."""
-    if isinstance(theirs, float):
-        return math.isclose(ours, theirs, rel_tol=1e-7, abs_tol=1e-9)
-    if isinstance(theirs, dict):
-        return ours.keys() == theirs.keys() and all(near(ours[k], theirs[k]) for k in theirs)
-    if isinstance(theirs, list):
-        return len(ours) == len(theirs) and all(map(near, ours, theirs))
-    return ours == theirs
+@pytest.mark.parametrize(
+    "case",
+    [case for case in cases("noise_step") if case.call == "NoiseStep.step"],
+    ids=lambda case: case.id,
+)
+def test_steps_of_any_function_are_those_of_the_vectors(case):
+    """A model that is no MLP, and shares no tangents, comes to the same sums, moves and weights."""
 
+    def plain(**constants):
+        model = MLP(**constants)
+        return lambda params, x: model(params, x)
 
-@pytest.mark.parametrize("case", VECTORS, ids=lambda case: case["id"])
-def test_the_vectors_are_what_the_oracle_works_out(case):
-    """Complex steps, Philox in Python integers and sorted lists give every number of the file."""
-    assert near(noise_step_oracle.rounded(noise_step_oracle.expected_of(case)), case["expected"])
-
-
-def test_the_vectors_name_what_each_catches():
-    """No case without a reason, no two of one name."""
-    assert all(case["catches"] for case in VECTORS)
-    assert len({case["id"] for case in VECTORS}) == len(VECTORS)
-
-
-def vectors(function):
-    """The cases of a function, as parameters."""
-    chosen = [case for case in VECTORS if case["function"] == function]
-    return pytest.mark.parametrize("case", chosen, ids=lambda case: case["id"])
-
-
-@pytest.mark.parametrize("path", ["fast", "any function"])
-@vectors("step")
-def test_step_vectors(case, path):
-    """Loss, hardness, alignments and their scores, what moves and which weights come out."""
-    a, model = case["arguments"], MLP(**case["arguments"]["model"])
-    params = {name: np.array(w, np.int8) for name, w in a["params"].items()}
-    x, y, weight = np.array(a["x"], np.uint8), np.array(a["y"]), np.array(a["weight"])
-    function = model if path == "fast" else lambda params, x: model(params, x)
-    stepper = NoiseStep(function, params, a["seed"], a["method"], **a["options"])
-    stepper.steps = a["step"]
-    for expected in case["expected"]["steps"]:
-        result = stepper.step(x, y, weight=weight)
-        assert result.loss == pytest.approx(expected["loss"], rel=1e-5)
-        np.testing.assert_allclose(result.hardness, expected["hardness"], rtol=1e-4)
-        if a["method"] == "sampled":
-            assert result.record.codes.tolist() == expected["codes"]
-        layers = expected.get("layers", [expected])  # a sampled step ranks all weights at once
-        for number, layer in enumerate(layers):
-            alignments = result.alignments[number] * len(y)
-            if "inputs" in layer:  # the candidates among a unit's inputs
-                alignments = np.take_along_axis(alignments, np.array(layer["inputs"]), axis=1)
-            sums, squares = np.array(layer["alignments"]), np.array(layer["squares"])
-            scores = np.abs(sums)
-            if a["options"].get("score") != "absolute":
-                scores = scores / np.where(squares > 0, np.sqrt(squares), np.inf)
-            agree([alignments.ravel()], [sums], 1e-5)
-            agree([result.scores[number].ravel()], [scores], 1e-5)
-            if a["method"] == "units":
-                assert result.record.positions[number].tolist() == layer["positions"]
-                assert result.record.signs[number].tolist() == layer["signs"]
-    flat = np.concatenate([w.ravel() for w in stepper.params.values()])
-    assert flat.tolist() == case["expected"]["weights"]
-
-
-@vectors("draw")
-def test_draw_vectors(case):
-    """Images, shifts and weights of a batch, hard samples always and learnt ones by lot."""
-    a = case["arguments"]
-    table = np.array(a["table"], np.float32)
-    images = np.zeros((table.shape[1], len(table), 1), np.uint8)
-    labels = np.zeros(len(table), np.int64)
-    pool = Pool(images, labels, a["seed"], a["threshold"], a["easy_share"])
-    pool.hard[:] = table
-    drawn = pool.draw(a["step"], a["count"])
-    assert [v.tolist() for v in drawn] == list(case["expected"].values())
+    offered = SimpleNamespace(NoiseStep=NoiseStep, MLP=plain)
+    assert judge(case, answer_of(case, offered)) is None
 
 
 # --- what is kept ---------------------------------------------------------------------------------

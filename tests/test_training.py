@@ -1,6 +1,5 @@
 """Training runs: what a command writes, and what survives an interruption."""
 
-import json
 import os
 import signal
 import subprocess
@@ -13,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import noise_step_oracle
 from minibit.datasets import Dataset, load_mnist
 from minibit.kernels import compiled
-from minibit.noise_step import MLP, UnitsStep, digest, initial_params
+from minibit.noise_step import MLP, digest, initial_params
 from minibit.noise_step.unit_tangents import forward
 from minibit.results import load_results
 from minibit.steps import StepLog
@@ -535,47 +533,6 @@ def test_a_resumed_run_ends_as_one_that_was_never_stopped(tmp_path, method):
         run(path, method, steps=stop, **fields)
         again = train(out=path, resume=True, dataset=blobs(), threads=1, steps=40)
         assert again.digest == whole.digest, stop
-
-
-RUNS = [
-    case
-    for case in json.loads(noise_step_oracle.VECTORS.read_text(encoding="utf-8"))["cases"]
-    if case["function"] == "run"
-]
-
-
-@pytest.mark.parametrize("case", RUNS, ids=lambda case: case["id"])
-def test_run_vectors(tmp_path, monkeypatch, case):
-    """From the records that a log holds, maybe none: table, batches, moves and weights after."""
-    a, expected, path = case["arguments"], case["expected"], tmp_path / "a.steps"
-    x, y = np.array(a["images"], np.uint8), np.array(a["labels"], np.uint8)
-    data = Dataset(x, y, x, y, name="three", digest="0" * 64, sample_shape=tuple(a["shape"]))
-    with StepLog.create(path, a["header"]) as log:
-        log.append([units_step(record) for record in a["records"]])
-    draws = watched_draws(monkeypatch)
-    first = len(a["records"])
-    train(out=path, resume=True, dataset=data, threads=1, steps=first + a["steps"])
-    draws = draws[first:]  # those before are of the steps that were logged
-    np.testing.assert_allclose(draws[0][1], expected["table"], rtol=1e-5)
-    batches = [
-        dict(zip(("sample", "shift", "weight"), map(np.ndarray.tolist, draw[2:]), strict=True))
-        for draw in draws
-    ]
-    assert batches == expected["batches"]
-    log = StepLog.open(path)
-    for step, record in zip([*log.steps()][first:], expected["records"], strict=True):
-        assert [p.tolist() for p in step.positions] == record["positions"]
-        assert [s.tolist() for s in step.signs] == record["signs"]
-    flat = np.concatenate([w.ravel() for w in log.replay().values()])
-    assert flat.tolist() == expected["weights"]
-
-
-def units_step(record):
-    """A record of lists as the log takes it."""
-    return UnitsStep(
-        tuple(np.array(p, np.int64) for p in record["positions"]),
-        tuple(np.array(s, np.int8) for s in record["signs"]),
-    )
 
 
 def test_shifts_move_images_by_one_pixel_and_fill_with_zeros():

@@ -44,10 +44,7 @@ class Case:
 
 
 def vector_files() -> list[str]:
-    """Names of the files in the one schema, sorted.
-
-    ``noise_step`` calls no public function alone, but takes whole steps: the Python tests read it.
-    """
+    """Names of the files in the one schema, sorted."""
     folder = resources.files("minibit") / "vectors"
     files = (path.name for path in folder.iterdir() if path.name.endswith(".json"))
     names = (name.removesuffix(".json") for name in files)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["FILES"]
+__all__ = ["FILES", "file_of"]
 
 
 @contextmanager

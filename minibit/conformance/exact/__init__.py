@@ -22,6 +22,7 @@ from minibit.conformance.exact.lora import LORA, Layer
 from minibit.conformance.exact.matmul import MATMUL
 from minibit.conformance.exact.nf4 import NF4, PlainNF4, quantize_nf4
 from minibit.conformance.exact.noise import NOISE
+from minibit.conformance.exact.runs import RUNS
 from minibit.conformance.exact.steps import Log
 from minibit.conformance.exact.ternary import TERNARY
 from minibit.conformance.exact.topk import TOPK
@@ -40,6 +41,7 @@ EXACT: dict[str, Callable[..., tuple[Any, ...]]] = {
     **NOISE,
     "StepLog": Log().replay,
     "checkpoint.open_gguf": lambda file: Reader().read(file),
+    **RUNS,
     **TERNARY,
     **TOPK,
     **TRANSFORMER,
