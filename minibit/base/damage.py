@@ -1,4 +1,4 @@
-"""Files of strangers: how small ones are read, and the error that names file, tensor and byte."""
+"""Files from strangers: how small ones are read, and the error that names file, tensor and byte."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON of strangers: one object, nothing ambiguous, nothing endless.
+"""JSON from strangers: one object, nothing ambiguous, nothing endless.
 
 Python's parser takes more than JSON (NaN, a key twice: the last wins), and things that hurt later:
 an integer of a million digits, 1e999, a thousand brackets. Here each is an error that says what is

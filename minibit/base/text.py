@@ -1,4 +1,4 @@
-"""Text of strangers, as it may be shown: a name in a file may steer a terminal, or be endless."""
+"""Text from strangers, made safe to show: a name in a file may steer a terminal, or be endless."""
 
 from __future__ import annotations
 

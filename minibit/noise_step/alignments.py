@@ -35,13 +35,13 @@ def _per_sample(
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return per-sample losses (batch,) and loss tangents (directions, batch).
 
-    ``spell(some)`` writes out the tangents of some directions; never more than sixteen at once.
+    ``spell(numbers)`` writes out the tangents of some directions, sixteen at most.
     """
     losses: NDArray[Any] = np.empty(0)
     parts = []
     for begin in range(0, max(count, 1), _DIRECTIONS_AT_ONCE):
-        some = np.arange(begin, min(begin + _DIRECTIONS_AT_ONCE, count))
-        losses, part = jvp_batch(function, (dict(primals),), (spell(some),))
+        numbers = np.arange(begin, min(begin + _DIRECTIONS_AT_ONCE, count))
+        losses, part = jvp_batch(function, (dict(primals),), (spell(numbers),))
         parts.append(part)
     return losses, np.concatenate(parts)
 
@@ -111,14 +111,14 @@ def direction_sums_by_jvp(
     primals = {name: np.asarray(w).astype(dtype) for name, w in params.items()}
     size = sum(w.size for w in primals.values())
 
-    def spell(some: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        dense = np.zeros((len(some), size), dtype)
-        for row, p in zip(dense, some, strict=True):
+    def spell(numbers: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        dense = np.zeros((len(numbers), size), dtype)
+        for row, p in zip(dense, numbers, strict=True):
             entries = slice(offsets[p], offsets[p + 1])
             row[positions[entries]] = signs[entries]
         tangents, start = {}, 0
         for name, w in primals.items():
-            tangents[name] = dense[:, start : start + w.size].reshape(len(some), *w.shape)
+            tangents[name] = dense[:, start : start + w.size].reshape(len(numbers), *w.shape)
             start += w.size
         return tangents
 
@@ -174,11 +174,11 @@ def unit_sums_by_jvp(
             return losses_of({**primals, name: one[name]})
 
         def spell(
-            some: NDArray[np.int64], name: str = name, w: Any = w, drawn: Any = drawn
+            numbers: NDArray[np.int64], name: str = name, w: Any = w, drawn: Any = drawn
         ) -> dict[str, NDArray[Any]]:
-            rows, columns = np.divmod(some, w.shape[1])
-            tangent = np.zeros((len(some), *w.shape), dtype)
-            tangent[np.arange(len(some)), drawn[rows], columns] = 1
+            rows, columns = np.divmod(numbers, w.shape[1])
+            tangent = np.zeros((len(numbers), *w.shape), dtype)
+            tangent[np.arange(len(numbers)), drawn[rows], columns] = 1
             return {name: tangent}
 
         losses, slopes = _per_sample(function, {name: w}, spell, len(drawn) * w.shape[1])
@@ -229,9 +229,9 @@ def _shared(
     rows = np.concatenate([np.asarray(drawn, np.int64) for drawn in units])
     bumps = {name: np.zeros((len(y), w.shape[0]), w.dtype) for name, w in primals.items()}
 
-    def spell(some: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        tangents = {name: np.zeros((len(some), *b.shape), b.dtype) for name, b in bumps.items()}
-        for k, d in enumerate(some):
+    def spell(numbers: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        tangents = {name: np.zeros((len(numbers), *b.shape), b.dtype) for name, b in bumps.items()}
+        for k, d in enumerate(numbers):
             tangents[list(bumps)[layers[d]]][k, :, rows[d]] = 1
         return tangents
 

@@ -80,10 +80,10 @@ class History:
 
     def walk(self, at: Iterable[int]) -> Iterator[tuple[int, Params]]:
         """Yield ``(step, weights)`` for increasing step numbers, in one replay."""
-        wanted = [self._step("at", step) for step in at]
-        if any(b <= a for a, b in pairwise(wanted)):
-            raise ValueError(f"at must increase, got {wanted}")
-        for step, flat in zip(wanted, self._flats(wanted), strict=True):
+        numbers = [self._step("at", step) for step in at]
+        if any(b <= a for a, b in pairwise(numbers)):
+            raise ValueError(f"at must increase, got {numbers}")
+        for step, flat in zip(numbers, self._flats(numbers), strict=True):
             yield step, as_params(self.plan, flat)
 
     def slice(self, layer: int | str, rows: Rows, step: int | None = None) -> NDArray[np.int8]:
@@ -201,14 +201,14 @@ class History:
         return flat
 
     def _flats(
-        self, wanted: Sequence[int], start: tuple[int, Flat] | None = None
+        self, numbers: Sequence[int], start: tuple[int, Flat] | None = None
     ) -> Iterator[Flat]:
         """Yield the weights after increasing numbers of steps, each in an array of its own."""
         passed, flat = start or (0, initial_flat(self.plan))
         run, at = self._run(passed, flat), self._first(passed) - 1
-        for step in wanted:
+        for step in numbers:
             flat, at = next(islice(run, step - at - 1, None)), step
-            if step < wanted[-1]:
+            if step < numbers[-1]:
                 yield flat.copy()
                 continue
             records = self._contents.records

@@ -337,11 +337,11 @@ class StepLog(Copies):
         crc, end = contents.crc, contents.end
         first = contents.steps
         names = named(self.plan, self._segments, first)
-        known = iter(updates if updates is not None else repeat(None))
+        update = iter(updates if updates is not None else repeat(None))
         for _, alike in groupby(batch, lambda step: getattr(step, "numerator", None)):
             while steps := list(islice(alike, MOST_STEPS)):
                 for step in steps:
-                    advance(flat, *next(names), step, next(known))
+                    advance(flat, *next(names), step, next(update))
                 payload, digest = pack_steps(self.plan, steps), sha256(flat.data).digest()[:DIGEST]
                 framed, crc = pack_record(len(steps), payload, digest, crc)
                 records.append(Record(end, first, len(steps), payload, digest, crc))
