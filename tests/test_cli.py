@@ -818,7 +818,10 @@ def test_another_data_set_than_the_logs_is_refused(trained, tmp_path, command):
     """By digest, not by name; and a log that was not trained on MNIST asks for its data."""
     other = make_data(tmp_path / "patterns.npz", seed=1)
     assert "is not the data" in refused(command, trained[0], "--data", other)
-    assert "trained on patterns.npz: give it with --data" in refused(command, trained[0])
+    if command == "replay":  # the weights need no data
+        assert answer(command, trained[0])["test_accuracy"] is None
+    else:
+        assert "trained on patterns.npz: give it with --data" in refused(command, trained[0])
 
 
 @pytest.mark.parametrize("command", ["replay", "evaluate", "export"])

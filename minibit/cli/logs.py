@@ -54,8 +54,12 @@ def replay(
         params = log.replay(step)
         compile_seconds = compiling()
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
-    dataset = data_of(log, data)
-    accuracy = accuracy_of(log, params, (dataset.test_x, dataset.test_y))
+    accuracy = None
+    if data is None and training.training_header(log)["data"]["name"] != "mnist":
+        out.warn("the accuracy needs the data that the log was trained on: --data FILE.npz")
+    else:
+        dataset = data_of(log, data)
+        accuracy = accuracy_of(log, params, (dataset.test_x, dataset.test_y))
     steps = len(log) if step is None else step
     times = {"seconds": seconds - compile_seconds, "compile_seconds": compile_seconds}
     digest = digest_of(params)
@@ -64,7 +68,7 @@ def replay(
             np.savez(file, **params)  # type: ignore[arg-type]
     out.facts(
         {
-            "test accuracy": percent(accuracy),
+            "test accuracy": "not measured" if accuracy is None else percent(accuracy),
             "steps": f"{steps} of {len(log)}",
             "log": kilobytes(log.nbytes),
             "time": f"{times['seconds']:.2f} s, and {compile_seconds:.2f} s to compile",

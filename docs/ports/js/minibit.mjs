@@ -697,9 +697,10 @@ function rounded(x, width) {
  * Logits of the ternary MLP. `layers` are {codes, nOut, nIn}, first to last.
  *
  * h <- relu(layer_norm(h W^T)); with int8 activations all hidden layers but the last round what the
- * norm returns, before relu: a scale from what relu lets through would be another one.
+ * norm returns, before relu: a scale from what relu lets through would be another one. `watch` is
+ * given what a hidden layer hands on, and its number; it may change it.
  */
-export function mlp(layers, x, { logitScale = 1, eps = 1e-5, activations = "float" } = {}) {
+export function mlp(layers, x, { logitScale = 1, eps = 1e-5, activations = "float", watch = null } = {}) {
   if (activations !== "float" && activations !== "int8") refuse("activations", `got ${activations}`);
   let h = x;
   layers.forEach(({ codes, nOut, nIn }, layer) => {
@@ -708,18 +709,23 @@ export function mlp(layers, x, { logitScale = 1, eps = 1e-5, activations = "floa
     h = layerNorm(h, nOut, eps);
     if (activations === "int8" && layer < layers.length - 2) h = rounded(h, nOut);
     h = relu(h);
+    watch?.(h, layer);
   });
   return h.map((v) => logitScale * v);
 }
 
-/** The MLP of a replayed log, as a function from pixels (rows of n_in) to logits. */
-export function modelOf(header, weights) {
-  const { recipe, data, plan } = header;
+/** Weights laid end to end as the layers of `mlp`, which share their memory. */
+export function layersOf({ shapes }, weights) {
   let start = 0;
-  const layers = plan.shapes.map(([nOut, nIn]) => {
+  return shapes.map(([nOut, nIn]) => {
     const codes = weights.subarray(start, (start += nOut * nIn));
     return { codes, nOut, nIn };
   });
+}
+
+/** The MLP of a replayed log, as a function from pixels (rows of n_in) to logits. */
+export function modelOf({ recipe, data, plan }, weights) {
+  const layers = layersOf(plan, weights);
   const input = (pixel) => f32(f32(pixel) * f32(data.input_scale)) + f32(data.input_offset);
   const options = { logitScale: recipe.logit_scale, activations: recipe.activations ?? "float" };
   return (pixels) => mlp(layers, Float32Array.from(pixels, input), options);
@@ -892,9 +898,11 @@ export function sample(logits, uniform, { temperature = 1, topK = null, topP = n
  * Go on with a text, character by character: what `minibit generate` writes after its prompt.
  *
  * Token t of the text is drawn with number 0 of the stream of domain TOKENS, step t. A text that
- * fills all positions goes on from its last half; so does a longer prompt.
+ * fills all positions goes on from its last half; so does a longer prompt. `watch` is given the
+ * logits of each token before it is drawn.
  */
-export function* generate(model, prompt, count, { temperature = 0.8, topK = null, topP = null, seed = 0n } = {}) {
+export function* generate(model, prompt, count, how = {}) {
+  const { temperature = 0.8, topK = null, topP = null, seed = 0n, watch = null } = how;
   const { config, characters } = model, half = Math.max(1, config.maxPositions >> 1);
   const text = [...(prompt || "\n")].map((character) => {
     const token = characters.indexOf(character);
@@ -908,6 +916,7 @@ export function* generate(model, prompt, count, { temperature = 0.8, topK = null
     }
     let logits;
     for (const token of unread) logits = nextLogits(model, token, cache);
+    watch?.(logits);
     const [draw] = uniform(seed, 1, { domain: TOKENS, step: text.length });
     const token = sample(logits, draw, { temperature, topK, topP });
     text.push(token);
@@ -1217,8 +1226,14 @@ export function movesOf(plan, seed, number, step) {
 
 export const digestOf = (weights) => sha256(new Uint8Array(weights.buffer, weights.byteOffset, weights.length));
 
+/** Add a step's moves to the weights; each weight is clamped once, at the end. */
+export function applyMoves(weights, moves) {
+  for (const [position, move] of moves)
+    weights[position] = Math.max(-1, Math.min(1, weights[position] + move));
+}
+
 /** Which seed and number step `number` of a log is drawn by. */
-function drawnBy({ plan, segments = [] }, number) {
+export function drawnBy({ plan, segments = [] }, number) {
   let left = number;
   for (const [seed, first, count] of segments) {
     if (left < count) return [seed, first + left];
@@ -1245,8 +1260,7 @@ export function* replaySteps({ header, records }) {
     }
     for (const [place, step] of unpacked.entries()) {
       const moves = movesOf(plan, ...drawnBy(header, number), step), end = place + 1 === steps;
-      for (const [position, move] of moves)
-        weights[position] = Math.max(-1, Math.min(1, weights[position] + move)); // once, at the end
+      applyMoves(weights, moves);
       if (end && hex(digestOf(weights).subarray(0, 8)) !== hex(digest))
         throw new LogError("the weights after a record have another digest", offset);
       yield { number: number++, weights, moves, end };
