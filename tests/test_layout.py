@@ -53,7 +53,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "results": 100,
     "experiments": 1_480,
     "bench": 1_580,
-    "cli": 3_015,
+    "cli": 3_025,
     "conformance": 9_000,
     "": 200,  # the face of the package
 }

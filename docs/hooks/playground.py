@@ -1,7 +1,7 @@
 """The playground as one page that needs nothing else: ``python docs/hooks/playground.py OUT.html``.
 
-The page's modules, its style, and the files that it shows are put into `docs/playground/index.html`,
-the files packed by gzip. So it opens from a server, from a folder (where browsers let no module
+The page's modules, its style, and the files that it shows are put into its index.html, the files
+packed by gzip. So it opens from a server, from a folder (where browsers let no module
 import another, and no worker a module) and without a network. Each module becomes a function that
 returns what it exports; nothing else about it is changed, so the engine is the JavaScript port.
 
@@ -36,7 +36,8 @@ def linked(module: str) -> str:
     body = IMPORT.sub(r'const \1 = modules["\2"];', text)
     body = re.sub(r"^export ", "", body, flags=re.MULTILINE)
     assert not re.search(r"^(import|export)\b", body, re.MULTILINE), module
-    return f'modules["{Path(module).name}"] = (() => {{\n{body}\nreturn {{ {", ".join(names)} }};\n}})();\n'
+    own, exported = Path(module).name, ", ".join(names)
+    return f'modules["{own}"] = (() => {{\n{body}\nreturn {{ {exported} }};\n}})();\n'
 
 
 BEGIN = """globalThis.playground = {
