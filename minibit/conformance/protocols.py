@@ -17,6 +17,7 @@ import numpy as np
 from minibit.conformance.adapter_protocols import ADAPTERS
 from minibit.conformance.file_protocols import FILES
 from minibit.conformance.model_protocols import MODELS
+from minibit.conformance.plan_protocols import PLANS
 from minibit.conformance.run_protocols import RUNS
 
 __all__ = ["PROTOCOLS"]
@@ -147,6 +148,7 @@ PROTOCOLS: dict[str, Callable[..., Any]] = {
     **ADAPTERS,
     **FILES,
     **MODELS,
+    **PLANS,
     **RUNS,
     "Adam": adam,
     "PagedAdam": partial(adam, kind="PagedAdam"),

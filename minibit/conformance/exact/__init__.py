@@ -22,6 +22,7 @@ from minibit.conformance.exact.lora import LORA, Layer
 from minibit.conformance.exact.matmul import MATMUL
 from minibit.conformance.exact.nf4 import NF4, PlainNF4, quantize_nf4
 from minibit.conformance.exact.noise import NOISE
+from minibit.conformance.exact.plans import PLANS
 from minibit.conformance.exact.runs import RUNS
 from minibit.conformance.exact.steps import Log
 from minibit.conformance.exact.ternary import TERNARY
@@ -41,6 +42,7 @@ EXACT: dict[str, Callable[..., tuple[Any, ...]]] = {
     **NOISE,
     "StepLog": Log().replay,
     "checkpoint.open_gguf": lambda file: Reader().read(file),
+    **PLANS,
     **RUNS,
     **TERNARY,
     **TOPK,

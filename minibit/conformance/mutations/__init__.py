@@ -12,6 +12,7 @@ from typing import Any
 from minibit.conformance.cases import Case
 from minibit.conformance.exact.costs import WRONG as COSTS
 from minibit.conformance.exact.histories import WRONG as HISTORIES
+from minibit.conformance.exact.plans import WRONG as PLANS
 from minibit.conformance.exact.runs import WRONG as RUNS
 from minibit.conformance.mutations.absmean import ABSMEAN
 from minibit.conformance.mutations.adapters import ADAPTERS
@@ -44,6 +45,7 @@ MUTATIONS: dict[str, Callable[..., Any]] = {
     **MODELS,
     **NF4,
     **NOISE,
+    **PLANS,
     **RUNS,
     **STEPS,
     **TERNARY,
