@@ -1,4 +1,4 @@
-"""The meaning of calls about language models: caches, decoding, and packed parameters."""
+"""The meaning of calls about language models: caches, decoding, packed matrices, counts."""
 
 from __future__ import annotations
 
@@ -41,9 +41,33 @@ def pack_params(offered: Any, params: Any) -> Any:
     }
 
 
+def counted(name: str) -> Callable[..., Any]:
+    """Return what a smoothing makes of a text: chances after histories, the loss of another."""
+
+    def model(offered: Any, text: str, context: int, histories: Any, held_out: str) -> Any:
+        """Count, and ask."""
+        model = getattr(offered.counting, name)(text, context)
+        return np.stack([model.probabilities(h) for h in histories]), model.loss(held_out)
+
+    return model
+
+
+def matrix_of(name: str) -> Callable[..., Any]:
+    """Return codes and scale of a matrix that a class method makes of packed bytes."""
+
+    def matrix(offered: Any, packed: Any, scale: float, **args: Any) -> Any:
+        """Unpack."""
+        made = getattr(offered.TernaryMatrix, name)(packed, scale=scale, **args)
+        return made.codes(), np.float32(made.scale)
+
+    return matrix
+
+
 MODELS: dict[str, Callable[..., Any]] = {
     "Decoder": decoder,
     "KVCache": kv_cache,
+    **{f"TernaryMatrix.{name}": matrix_of(name) for name in ("from_hf", "from_packed2")},
+    **{f"counting.{name}": counted(name) for name in ("kneser_ney", "witten_bell")},
     "generate": generate,
     "pack_params": pack_params,
 }

@@ -16,11 +16,12 @@ import numpy as np
 from minibit.conformance.exact.absmean import ABSMEAN
 from minibit.conformance.exact.checkpoint import CHECKPOINT
 from minibit.conformance.exact.costs import COSTS
+from minibit.conformance.exact.counting import COUNTING
 from minibit.conformance.exact.gguf import Reader
 from minibit.conformance.exact.histories import HISTORIES
 from minibit.conformance.exact.lora import LORA, Layer
 from minibit.conformance.exact.matmul import MATMUL
-from minibit.conformance.exact.nf4 import NF4, PlainNF4, quantize_nf4
+from minibit.conformance.exact.nf4 import NF4, PlainNF4
 from minibit.conformance.exact.noise import NOISE
 from minibit.conformance.exact.plans import PLANS
 from minibit.conformance.exact.runs import RUNS
@@ -35,6 +36,7 @@ EXACT: dict[str, Callable[..., tuple[Any, ...]]] = {
     **ABSMEAN,
     **CHECKPOINT,
     **COSTS,
+    **COUNTING,
     **HISTORIES,
     **LORA,
     **MATMUL,
@@ -78,5 +80,5 @@ PLAIN = SimpleNamespace(
     float_linear=product,
     packed_linear=bit_linear,
     TernaryColumns=PlainMatrix,
-    quantize_nf4=lambda **args: PlainNF4(quantize_nf4(**args)[2]),
+    quantize_nf4=PlainNF4,
 )

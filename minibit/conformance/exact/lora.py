@@ -15,7 +15,16 @@ from minibit.conformance.exact.checkpoint import stored_tensors
 from minibit.conformance.exact.noise import NOISE
 
 __all__ = [
-    *("LORA", "Layer", "init_adapters", "load_adapters", "lora_linear", "merge", "unmerge"),
+    *(
+        "LORA",
+        "Layer",
+        "delta",
+        "init_adapters",
+        "load_adapters",
+        "lora_linear",
+        "merge",
+        "unmerge",
+    ),
     "with_adapters",
 ]
 
@@ -147,6 +156,7 @@ def load_adapters(config: str, file: Any, wrong: str = "") -> tuple[Any, str]:
 
 
 LORA: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "LoRALinear.delta": lambda self: (delta(self).astype(np.float32),),
     "init_adapters": init_adapters,
     "load_adapters": load_adapters,
     "lora_linear": lora_linear,

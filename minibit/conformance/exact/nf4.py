@@ -12,7 +12,7 @@ import numpy as np
 
 from minibit.conformance.exact.numbers import float32, nearest
 
-__all__ = ["NF4", "PlainNF4", "quantize_nf4"]
+__all__ = ["NF4", "PlainNF4"]
 
 NUMBERS = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
@@ -163,12 +163,20 @@ def nearest_code(s: Any, codebook: Any = NUMBERS) -> tuple[Any]:
 class PlainNF4:
     """Weights of NF4 that are not packed."""
 
-    def __init__(self, weights: Any) -> None:
-        self.weights, self.shape = weights, np.shape(weights)
+    def __init__(self, **args: Any) -> None:
+        packed, _, self.weights, *_ = quantize_nf4(**args)
+        self.shape = np.shape(self.weights)
+        self.codes = codes_of(packed, self.shape)
 
     def dequantize(self) -> Any:
         """Return the weights."""
         return self.weights
+
+
+def codes_of(packed: Any, shape: Any) -> Any:
+    """Return the codes of packed bytes, the first of each two in the high half."""
+    flat = [half for byte in packed.tolist() for half in (byte // 16, byte % 16)]
+    return np.array(flat[: int(np.prod(shape))], np.uint8).reshape(shape)
 
 
 def nf4_matmul(x: Any, tensor: Any) -> tuple[Any]:
@@ -182,6 +190,8 @@ def nf4_matmul(x: Any, tensor: Any) -> tuple[Any]:
 
 
 NF4: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "NF4Tensor.codes": lambda self: (self.codes,),
+    "NF4Tensor.dequantize": lambda self, dtype="float32": (self.weights.astype(dtype),),
     "codebook_quantize": codebook_quantize,
     "dynamic_map": lambda: (np.array([nearest(x) for x in dynamic_book()], np.float32),),
     "nearest_code": nearest_code,

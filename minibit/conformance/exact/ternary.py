@@ -198,4 +198,15 @@ TERNARY: dict[str, Callable[..., tuple[Any, ...]]] = {
     "from_tq2_0": from_tq2_0,
     "to_i2_s": lambda codes, scale=1.0, layout="x86": (packed_i2_s(codes, scale, layout),),
     "from_i2_s": from_i2_s,
+    "TernaryMatrix.codes": lambda self: (self.codes(),),
+    "TernaryMatrix.packed2": lambda self: pack2(self.codes()),
+    "TernaryMatrix.from_hf": lambda packed, n_out, scale: (
+        from_hf(packed, n_out)[0],
+        np.float32(scale),
+    ),
+    "TernaryMatrix.from_packed2": lambda packed, shape, scale: (
+        _unpacked(4, 4, 1)(packed, shape[0] * shape[1])[0].reshape(shape),
+        np.float32(scale),
+    ),
+    "TernaryColumns.codes": lambda self: (self.codes(),),
 }

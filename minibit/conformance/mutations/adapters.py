@@ -6,8 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from minibit.conformance.exact.checkpoint import load_bitnet, load_gguf, save_bitnet, save_gguf
 from minibit.conformance.exact.lora import (
+    delta,
     init_adapters,
     load_adapters,
     lora_linear,
@@ -23,6 +26,11 @@ def _table(function: Callable[..., Any], flags: str) -> dict[str, Callable[..., 
     """Return variants of one function, by their flags."""
     name = function.__name__
     return {f"{name}/{flag}": partial(function, wrong=flag) for flag in flags.split()}
+
+
+def _delta(self: Any, wrong: str) -> Any:
+    """Return what merging adds, wrong in the way that is named."""
+    return delta(self, wrong).astype(np.float32)
 
 
 ADAPTERS: dict[str, Callable[..., Any]] = {
@@ -44,6 +52,10 @@ ADAPTERS: dict[str, Callable[..., Any]] = {
         "names-of-peft bfloat16-as-float16 pattern-ignored pattern-as-whole-name "
         "not-rank-stabilised",
     ),
+    **{
+        f"LoRALinear.delta/{flag}": partial(_delta, wrong=flag)
+        for flag in ("alpha-alone", "norm-of-the-base", "magnitude-left-out")
+    },
     "load_adapters/rank-not-compared": load_adapters,
     **_table(
         load_bitnet,

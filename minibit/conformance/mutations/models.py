@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from minibit.conformance.exact.counting import counted
 from minibit.conformance.exact.transformer import (
     FLAGS,
     decoder,
@@ -92,6 +93,14 @@ MODELS: dict[str, Callable[..., Any]] = {
     **_table(_packed, "pack_params", "embedding-too gamma-inverted transposed"),
     **_table(_packed_linear, "packed_linear", "one-scale float-activations gamma-left-out"),
     **_table(_float_linear, "float_linear", "bits-as-numbers not-transposed"),
+    **{
+        f"counting.witten_bell/{flag}": counted("witten-bell", flag)
+        for flag in ("one-kind", "longest-alone", "bits-for-nats")
+    },
+    **{
+        f"counting.kneser_ney/{flag}": counted("kneser-ney", flag)
+        for flag in ("counts-for-kinds", "one-discount", "longest-alone", "bits-for-nats")
+    },
     "check_params/passes": lambda config, params: None,
     "bit_linear/zero-slope": lambda x, w: (
         np.zeros((len(x.primal), len(w)), F32) + np.sum(x - x, axis=-1, keepdims=True)

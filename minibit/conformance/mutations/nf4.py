@@ -174,6 +174,15 @@ def _written(tensor: Any, wrong: str, name: str = "weight", dtype: str = "float3
 
 
 NF4: dict[str, Callable[..., Any]] = {
+    "NF4Tensor.codes/low-half-first": lambda self: (
+        self.codes().reshape(-1, 2)[:, ::-1].reshape(self.shape).copy()
+    ),
+    "NF4Tensor.codes/bytes": lambda self: self.packed,
+    "NF4Tensor.dequantize/dtype-ignored": lambda self, dtype: self.dequantize(),
+    "NF4Tensor.dequantize/absmax-in-half": lambda self, dtype: (
+        CODE[self.codes()].astype(dtype)
+        * np.repeat(self.absmax, self.block)[: self.size].reshape(self.shape).astype(dtype)
+    ),
     "codebook_quantize/tie-to-the-upper": partial(_rounded, side="right"),
     "codebook_quantize/one-absmax": partial(_rounded, one=True),
     "codebook_quantize/codes-without-absmax": partial(_rounded, product=lambda code, _: code),

@@ -23,6 +23,8 @@ from minibit.conformance.exact.ternary import (
 
 __all__ = ["TERNARY"]
 
+SHIFTS = (0, 2, 4, 6)
+
 
 def _digits(base: int, width: int, order: int = 1, fill: int = 1, offset: int = 0) -> Any:
     """Return a packing with digits in another order, padding or offset."""
@@ -272,6 +274,28 @@ TERNARY: dict[str, Callable[..., Any]] = {
     ),
 }
 TERNARY |= {
+    "TernaryMatrix.codes/digits": lambda self: self.codes() + np.int8(1),
+    "TernaryMatrix.packed2/padded-rows": lambda self: np.concatenate(
+        [RIGHT["pack2"](row)[0] for row in self.codes()]
+    ),
+    "TernaryMatrix.from_hf/neighbouring-rows": lambda packed, n_out, scale: (
+        np.stack([(row >> s & 3).astype(np.int8) - np.int8(1) for row in packed for s in SHIFTS])[
+            :n_out
+        ],
+        np.float32(scale),
+    ),
+    "TernaryMatrix.from_hf/scale-inverted": lambda packed, n_out, scale: (
+        RIGHT["from_hf"](packed, n_out)[0],
+        np.float32(1 / scale),
+    ),
+    "TernaryMatrix.from_packed2/column-order": lambda packed, shape, scale: (
+        RIGHT["unpack2"](packed, shape[0] * shape[1])[0].reshape(shape[::-1]).T.copy(),
+        np.float32(scale),
+    ),
+    "TernaryColumns.codes/transposed": lambda self: self.codes().T.copy(),
+    "TernaryColumns.codes/one-band": lambda self: np.where(
+        np.arange(self.shape[0])[:, None] < 256, self.codes(), np.int8(0)
+    ),
     "check_codes/rounded": lambda codes, ndim=None: np.rint(codes).astype(np.int8),
     "check_codes/clipped": lambda codes, ndim=None: np.clip(codes, -1, 1).astype(np.int8),
     "check_codes/any-axes": lambda codes, ndim=None: codes,

@@ -217,6 +217,13 @@ TOPK: dict[str, Callable[..., Any]] = {
         f"optimal_interval/{wrong}": _interval(wrong)
         for wrong in ("a-whole-unit", "all-one-way", "exponents-alone", "ends-exchanged")
     },
+    "LawFit.interval/least-and-most": lambda self, name, share: (
+        min(sample[name] for sample in self.samples),
+        max(sample[name] for sample in self.samples),
+    ),
+    "LawFit.interval/share-beyond": lambda self, name, share: tuple(
+        float(q) for q in np.quantile([s[name] for s in self.samples], [1 - share, share])
+    ),
     "block_topk_sparsify/mask-in-the-slope": lambda x, n, m: (
         x * RIGHT["block_topk_mask"](getattr(x, "primal", x), n, m)[0]
     ),
