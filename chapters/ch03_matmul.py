@@ -169,12 +169,12 @@ if kernels.compiled():
 # ## Rung 5: the instruction that was made for this
 #
 # CPUs have a dot product of bytes: `vpdpbusd` (x86) multiplies 64 unsigned by 64 signed bytes and adds each four products into one of 16 int32 sums; `sdot` is Arm's.
-# A *panel* is laid out for it: a 64-byte vector holds 64 rows by 4 columns. The unsigned side is $t + 1$; the sum of the inputs, taken off once, undoes the 1:
+# A *panel* is laid out for it: a 64-byte vector holds 64 rows by 4 columns. The unsigned side is $t + 1$ in place of $t$. The 1 adds the sum of the inputs to each result, so that sum is subtracted once:
 # $\sum_k t_k q_k = \sum_k (t_k + 1)\,q_k - \sum_k q_k$.
 #
 # The four codes of a byte belong to four *rows*, 16 apart. So the same four inputs, loaded once into all lanes, meet all four groups of rows. (With four columns
 # in a byte it would take four such loads, and loading would be the limit: a core can load two vectors a cycle.) The codes are masked out and never shifted down.
-# Group $j$ then counts $4^j$ times too much, which one shift of its *sums* takes back, exactly.
+# The sums of group $j$ are then $4^j$ times too large; one shift of each *sum* divides by that, exactly.
 
 # %%
 ones = np.eye(64, dtype=np.int8)  # row r has its one in column r

@@ -46,7 +46,7 @@ print(f"gamma {gamma:.4f}, zeros {np.mean(codes == 0):.1%}, cosine {cosine(w, co
 # %% [markdown]
 # ## What the scale does
 #
-# $\gamma$ has two offices. It is the **threshold**: $|w| > \gamma/2$ keeps its sign, all else is 0. And it is the **value** that the signs stand for. Neither is optimal.
+# $\gamma$ does two things. It is the **threshold**: $|w| > \gamma/2$ keeps its sign, all else is 0. And it is the **value** that the signs stand for. Neither is optimal.
 # The picture lets $k\gamma$ take the place of $\gamma$, for three shapes of weights, and draws the relative error $\lVert W - k\gamma\,T_k \rVert / \lVert W \rVert$.
 
 # %%

@@ -17,6 +17,7 @@ import pytest
 
 from minibit.absmean import absmean_quantize
 from minibit.cli.notebook import split_cells
+from minibit.results import load_results
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = {  # every module and folder of the package that shows an example: how many lines of it
@@ -26,6 +27,7 @@ SHOWN = {  # every module and folder of the package that shows an example: how m
 }
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 HOOK = runpy.run_path(str(ROOT / "docs" / "hooks" / "chapters.py"))
+TABLES = runpy.run_path(str(ROOT / "docs" / "hooks" / "tables.py"))
 LINKS = runpy.run_path(str(ROOT / "docs" / "hooks" / "links.py"))
 CHECK = runpy.run_path(str(ROOT / ".ci" / "site_check.py"))
 
@@ -319,3 +321,20 @@ def test_a_term_has_one_entry_of_a_sentence_or_two():
     assert first == sorted(first)
     names = [name.casefold() for entry in entries for name in re.findall(r"\*\*(.+?)\*\*", entry)]
     assert len(names) == len(set(names))
+
+
+def test_the_first_page_shows_what_is_recorded():
+    """Each table has the recorded figures, its command and its CPU; one seed is called so."""
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    names = re.findall(r"<!-- results (\w+) -->", index)
+    assert names == ["train", "mlp", "language"]
+    shown = TABLES["on_page_markdown"](index)
+    for name in names:
+        assert load_results(name)["command"] in shown
+    for row in load_results("train")["rows"]:
+        assert f"| {row['test_accuracy']:.2%} ± {100 * row['test_accuracy_std']:.2f} |" in shown
+    assert "(1 seed)" in TABLES["table"]("mlp")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for line in TABLES["table"]("language").splitlines()[2:5]:
+        size, *figures = (cell.strip() for cell in line.strip("|").split("|"))
+        assert f"| {size.split()[0]} | {' | '.join(figures)} |" in readme
