@@ -7,8 +7,10 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import minibit
 from minibit.conformance.conforming import all_cases, examine
 from minibit.conformance.ports import Port
 
@@ -30,8 +32,21 @@ RUST = pytest.param(
     "rust",
     marks=pytest.mark.skipif(RUSTC is None, reason="rustc is not installed"),
 )
-FILES = {"js": "minibit.mjs", "torch": "minibit_torch.py", "rust": "minibit.rs"}
+JAX = pytest.param(
+    "jax",
+    marks=[
+        pytest.mark.peers,
+        pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax: [peers]"),
+    ],
+)
+FILES = {
+    "jax": "minibit_jax.py",
+    "js": "minibit.mjs",
+    "torch": "minibit_torch.py",
+    "rust": "minibit.rs",
+}
 RUN = {"js": [str(NODE), str(PORTS / "js/adapter.mjs")]}
+RUN["jax"] = [sys.executable, str(PORTS / "jax/adapter.py")]
 RUN["torch"] = [sys.executable, str(PORTS / "torch/adapter.py")]
 OFFERED = {
     "js": "StepLog sparse_noise noise_constants draw_inputs initial_codes pack2 unpack_base3 "
@@ -42,6 +57,11 @@ OFFERED = {
 }
 OFFERED["js"] += " from_tq1_0 to_tq2_0 from_i2_s unpack_bitplanes binary_quantize topk_count"
 OFFERED["js"] += " topk_sparsify topk_quantize cross_entropy sample forward digest"
+OFFERED["jax"] = (
+    "sparse_noise noise_constants draw_inputs initial_codes integers absmean_quantize "
+    "fake_quant_weight absmax_quantize jvp quantize_nf4 topk_sparsify topk_quantize forward mlp "
+    "ternary_matmul cross_entropy bit_linear keep_terns keep_moves"
+)
 OFFERED["rust"] = (
     "StepLog sparse_noise noise_constants draw_inputs initial_codes pack2 unpack_base3 "
     "unpack_bitplanes from_hf from_tq1_0 to_tq2_0 from_i2_s absmean_quantize absmax_quantize "
@@ -144,6 +164,35 @@ BROKEN["js"] |= {
     ),
     "last-of-equals": ("z[i] < z[j] ? 1 : i - j)", "z[i] < z[j] ? 1 : j - i)"),
 }
+BROKEN["jax"] = {
+    "nine-rounds": ("for _ in range(10):", "for _ in range(9):"),
+    "key-words-swapped": (
+        "k0, k1 = key[..., 0], key[..., 1]",
+        "k1, k0 = key[..., 0], key[..., 1]",
+    ),
+    "not-clipped": (
+        "jnp.clip(jnp.round(w * (1 / gamma)), -1, 1)",
+        "jnp.round(w * (1 / gamma))",
+    ),
+    "zero-slope": ("(primals[1], tangents[0])", "(primals[1], 0 * tangents[0])"),
+    "slope-at-zero-is-half": (
+        "jnp.where(x <= 0, jnp.zeros((), x.dtype), x)",
+        "jnp.maximum(x, jnp.zeros((), x.dtype))",
+    ),
+    "highest-index": (
+        "jnp.argsort(~bits, axis=-1, stable=True)",
+        "jnp.argsort(bits, -1)[..., ::-1]",
+    ),
+    "low-half-first": ("codes[0::2] << 4 | codes[1::2]", "codes[1::2] << 4 | codes[0::2]"),
+    "above-the-median-only": ("scores >= jnp.median(scores)", "scores > jnp.median(scores)"),
+    "along-the-gradient": ("signs = -jnp.sign(alignments)", "signs = jnp.sign(alignments)"),
+    "sums-in-int16": (
+        "jnp.matmul(x.astype(I32), codes.astype(I32).T)",
+        "jnp.matmul(x.astype(jnp.int16), codes.astype(jnp.int16).T).astype(I32)",
+    ),
+    "gamma-inverted": ("(np.float32(gamma) / scale)", "(1 / (np.float32(gamma) * scale))"),
+    "rotary-backwards": ("b * cos + a * sin]", "b * cos - a * sin]"),
+}
 BROKEN["rust"] = {
     "seed-halves-swapped": (
         "[seed as u32, (seed >> 32) as u32]",
@@ -168,7 +217,7 @@ BROKEN["rust"] = {
 }
 COPIES = [
     pytest.param(port.values[0], flag, marks=port.marks)
-    for port in (JAVASCRIPT, TORCH, RUST)
+    for port in (JAVASCRIPT, TORCH, JAX, RUST)
     for flag in BROKEN[port.values[0]]
 ]
 
@@ -218,7 +267,7 @@ def command(tmp_path_factory):
     return start
 
 
-@pytest.mark.parametrize("port", [JAVASCRIPT, TORCH, RUST])
+@pytest.mark.parametrize("port", [JAVASCRIPT, TORCH, JAX, RUST])
 def test_port_conforms(port, command):
     """No case that it offers deviates, and it offers what its page says."""
     with Port(command(port)) as asked:
@@ -236,3 +285,56 @@ def test_a_broken_copy_is_reported_with_the_right_hint(port, flag, command):
         report = examine(asked.answer, chosen)
     flags = {name for result in report.results if result.deviation for name, _ in result.hints()}
     assert flag in flags, [result.detail for result in report.results]
+
+
+@pytest.mark.peers
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax: [peers]")
+def test_noise_in_jax_needs_no_numbers_of_64_bits():
+    """With x64 off every case of noise conforms, and so do the codes of float32 weights."""
+    chosen = [case for case in all_cases() if case.module in ("noise", "absmean")]
+    with Port(["env", "JAX_ENABLE_X64=0", *RUN["jax"]], seconds=60) as asked:
+        report = examine(asked.answer, chosen)
+    assert report.passed, [f"{r.case.id}: {r.detail}" for r in report.smallest()]
+    assert report.counts(call="sparse_noise")["conforms"] >= 8
+
+
+@pytest.mark.peers
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax: [peers]")
+@pytest.mark.parametrize("activations", ["float", "int8"])
+def test_a_step_in_jax_is_that_of_the_slopes_of_minibit(activations):
+    """Its codes and weights follow from jvp of the mlp here, along the same sparse noise."""
+    spec = importlib.util.spec_from_file_location("minibit_jax", PORTS / "jax" / FILES["jax"])
+    port = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(port)
+    rng, widths = np.random.default_rng(3), (6, 8, 8, 3)
+    sides = zip(widths[1:], widths[:-1], strict=True)
+    params = {
+        f"w{i + 1}": rng.integers(-1, 2, shape).astype(np.int8) for i, shape in enumerate(sides)
+    }
+    x, labels = rng.normal(size=(5, 6)).astype(np.float32), rng.integers(0, 3, 5)
+    flat, size = np.concatenate([w.ravel() for w in params.values()]), 48 + 64 + 24
+
+    def losses(*weights):
+        logits = minibit.mlp(
+            dict(zip(params, weights, strict=True)), x, logit_scale=0.5, activations=activations
+        )
+        return minibit.cross_entropy(logits, labels, reduction="none")
+
+    primals = [w.astype(np.float32) for w in params.values()]
+    moves, slopes, noise = np.zeros(size, int), [], np.zeros((6, size), np.float32)
+    for i in range(6):
+        positions, signs = minibit.sparse_noise(9, 2, i, size, 0.25)
+        noise[i, positions] = signs
+        parts = np.split(noise[i], [48, 112])
+        tangents = [part.reshape(w.shape) for part, w in zip(parts, primals, strict=True)]
+        slopes.append(minibit.jvp(losses, tuple(primals), tuple(tangents))[1])
+    sums = np.sum(slopes, 1, dtype=np.float64)
+    codes = minibit.noise_step.keep_terns(sums, np.square(slopes).sum(1), "absolute")
+    moves = -codes.astype(int) @ noise.astype(int)
+    new, found = port.sampled_step(
+        params, x, labels, 9, 2, 6, 0.25, logit_scale=0.5, activations=activations
+    )
+    np.testing.assert_array_equal(found, codes)
+    assert np.abs(moves).max() > 1
+    after = np.concatenate([np.asarray(new[name]).ravel() for name in params])
+    np.testing.assert_array_equal(after, np.clip(flat + moves, -1, 1))
