@@ -19,7 +19,7 @@ from minibit.noise_step.unit_tangents import forward
 from minibit.results import load_results
 from minibit.steps import StepLog
 from minibit.training import PRESETS, evaluate, loop, shipped_log, train
-from minibit.training.course import Pool, shifted
+from minibit.training.course import Course, Pool, shifted
 from minibit.training.log_header import model_of, other_data, training_header
 
 KILLS = int(os.environ.get("MINIBIT_TEST_KILLS", "3"))
@@ -386,6 +386,17 @@ def test_a_resumed_run_keeps_the_density_that_followed_the_loss(tmp_path):
     numerators = [step.numerator for step in StepLog.open(tmp_path / "a.steps").steps()]
     assert numerators == sorted(numerators, reverse=True)
     assert numerators[0] > numerators[63] == numerators[-1]
+
+
+def test_the_density_falls_below_a_bar_and_not_at_it(tmp_path):
+    """A bar is a loss below which its density holds."""
+    bars = {"density_by_loss": ((1.5, 0.002),), "density": (0.01, 0.01)}
+    run(tmp_path / "a.steps", "sampled", steps=1, **bars)
+    course = Course(StepLog.open(tmp_path / "a.steps").header, blobs(), 3)
+    course.follow(1.5)
+    assert course.density == 0.01
+    course.follow(np.nextafter(1.5, 0))
+    assert course.density == 0.002
 
 
 def test_the_density_that_follows_the_loss_never_rises(tmp_path):
