@@ -4,9 +4,10 @@
 
 Each page is opened at 390 and at 1280 pixels. It fails if the page writes an error to the console,
 asks any other host for anything, gets an error as an answer, scrolls sideways, or shows a formula
-or an image that was not drawn. Only the standard library is used: a server for the pages on the
-loopback address, and Chromium's DevTools protocol over a pipe. With ``--shots``, a picture of each
-page at each width is kept.
+or an image that was not drawn. Before that, every link and anchor within the site is looked up in
+its files. Only the standard library is used: a server for the pages on the loopback address, and
+Chromium's DevTools protocol over a pipe. With ``--shots``, a picture of each page at each width is
+kept.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urldefrag, urljoin
 
 WIDTHS = (390, 1280)
 SECONDS = 30  # the longest that one answer or one page may take
@@ -213,6 +216,41 @@ def heard(events: list[dict[str, Any]], base: str) -> list[str]:
     return faults
 
 
+class Links(HTMLParser):
+    """The anchors of a page, and the addresses that it links to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.anchors, self.addresses = {""}, list[str]()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Take in the attributes of an element."""
+        fields = {name: value or "" for name, value in attrs}
+        self.anchors |= {fields[name] for name in ("id", "name") if name in fields}
+        if tag == "a" and "href" in fields:
+            self.addresses.append(fields["href"])
+
+
+def dead_links(site: Path) -> Iterator[str]:
+    """Yield a sentence for each link to a page or an anchor that the site does not have."""
+    pages = {
+        page.relative_to(site).as_posix(): Links(page.read_text(encoding="utf-8"))
+        for page in sorted(site.rglob("*.html"))
+    }
+    for page, links in pages.items():
+        for address in dict.fromkeys(links.addresses):
+            target, anchor = urldefrag(urljoin(f"file:///{page}", address))
+            if not target.startswith("file:///"):
+                continue
+            path = unquote(target.removeprefix("file:///"))
+            path += "index.html" if path.endswith("/") or not path else ""
+            if not (site / path).is_file():
+                yield f"{page} links to {address}: no such page"
+            elif path in pages and unquote(anchor) not in pages[path].anchors:
+                yield f"{page} links to {address}: no such anchor"
+
+
 def check_page(
     browser: Browser, base: str, path: str, width: int, shot: Path | None = None
 ) -> tuple[list[str], int]:
@@ -276,6 +314,8 @@ def main() -> int:
         return 2
     if options.shots:
         options.shots.mkdir(parents=True, exist_ok=True)
+    dead = list(dead_links(options.site))
+    print(*dead, f"dead links: {len(dead)}", sep="\n", flush=True)
     passed = failed = formulas = 0
     for path, width, faults, drawn in check_site(options.site, program, options.shots):
         for fault in dict.fromkeys(faults):
@@ -285,7 +325,7 @@ def main() -> int:
         formulas += drawn
     print(f"{formulas} formulas drawn, on pages at widths of {WIDTHS} pixels")
     print(f"pages: {passed} passed, {failed} failed")
-    return 1 if failed else 0
+    return 1 if failed or dead else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The documentation is true: its examples run, and the tools of the site see what they should."""
 
 import doctest
+import functools
 import importlib
 import json
 import os
@@ -338,3 +339,66 @@ def test_the_first_page_shows_what_is_recorded():
     for line in TABLES["table"]("language").splitlines()[2:5]:
         size, *figures = (cell.strip() for cell in line.strip("|").split("|"))
         assert f"| {size.split()[0]} | {' | '.join(figures)} |" in readme
+
+
+def test_the_site_check_sees_dead_links(tmp_path):
+    """A page or an anchor that is not there is told of; other hosts and what is there are not."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "index.html").write_text('<p id="here"></p><a href="../index.html#top">')
+    (tmp_path / "data.json").write_text("{}")
+    (tmp_path / "index.html").write_text(
+        '<a href="sub/#here"><a href="data.json"><a href="https://x.invalid/"><a href="#">'
+        '<a href="gone/"><a href="sub/#lost"><a href="nothing.py">'
+    )
+    assert list(CHECK["dead_links"](tmp_path)) == [
+        "index.html links to gone/: no such page",
+        "index.html links to sub/#lost: no such anchor",
+        "index.html links to nothing.py: no such page",
+        "sub/index.html links to ../index.html#top: no such anchor",
+    ]
+
+
+@pytest.mark.skipif(
+    os.name != "posix" or CHECK["find_browser"]() is None, reason="no Chromium here"
+)
+def test_the_slider_obeys_the_keyboard_and_says_what_it_does(tmp_path):
+    """Tab reaches it; an arrow moves it and what is told aloud; its button leads back to 0.5."""
+    if not loopback_works():
+        pytest.skip("no loopback address here")
+    script = (ROOT / "docs" / "assets" / "slider.js").read_text(encoding="utf-8")
+    (tmp_path / "index.html").write_text(
+        f'<!doctype html><div class="trit-slider"></div><script>{script}</script>', encoding="utf-8"
+    )
+    said = """JSON.stringify([document.activeElement.tagName,
+        document.querySelector("input").labels[0].textContent.includes("Threshold"),
+        document.querySelector("input").getAttribute("aria-valuetext"),
+        document.querySelector("[role=status]").textContent])"""
+    browser = CHECK["Browser"](CHECK["find_browser"](), str(tmp_path / "profile"))
+    with CHECK["serve"](tmp_path) as base:
+        target = browser.call("Target.createTarget", url="about:blank")["targetId"]
+        session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        call = functools.partial(browser.call, session=session)
+        call("Page.enable")
+        call("Page.navigate", url=f"{base}/index.html")
+        browser.wait_for("Page.loadEventFired")
+        heard = []
+        for key in ("Tab", "ArrowRight", "ArrowRight", "Tab", " "):
+            fields = {"key": key, "code": "Space" if key == " " else key}
+            fields["windowsVirtualKeyCode"] = {"Tab": 9, "ArrowRight": 39, " ": 32}[key]
+            call("Input.dispatchKeyEvent", type="keyDown", **fields, text=" " if key == " " else "")
+            call("Input.dispatchKeyEvent", type="keyUp", **fields)
+            answer = call("Runtime.evaluate", expression=said, returnByValue=True)
+            heard.append(json.loads(answer["result"]["value"]))
+    browser.close()
+    assert [element for element, *_ in heard] == ["INPUT", "INPUT", "INPUT", "BUTTON", "BUTTON"]
+    assert all(labelled for _, labelled, *_ in heard)
+    assert [value.split(":")[0] for *_, value, _ in heard] == [
+        "0.50",
+        "0.55",
+        "0.60",
+        "0.60",
+        "0.50",
+    ]
+    assert all(value.endswith(status) for *_, value, status in heard)
+    assert "zeros; 1.58 bits per weight" in heard[0][-1]
+    assert heard[0][-1] == heard[-1][-1] != heard[2][-1]
