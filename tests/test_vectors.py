@@ -73,6 +73,46 @@ def test_every_mutation_has_a_case():
     assert {mutation for _, mutation in PAIRS} == set(MUTATIONS)
 
 
+UNNAMED = {  # what no case names, and why
+    **dict.fromkeys(
+        (
+            *("absmax_quantize_reference", "absmean_quantize_reference", "head_matmul_reference"),
+            *("dequantize_nf4_reference", "nf4_matmul_reference", "quantize_nf4_reference"),
+            *("ternary_matmul_int8_reference", "ternary_matmul_reference", "topk_mask_reference"),
+        ),
+        "the cases of the function whose plain version it is run it, without kernels",
+    ),
+    **dict.fromkeys(
+        ("ClusterResult", "Progress", "Split", "StepResult", "TrainResult"),
+        "a record: its fields are in the answers of what returns it",
+    ),
+    **dict.fromkeys(("Sampled", "Units"), "settings, which cases name by their methods"),
+    "Dual": "how tangents are carried is an implementation's own; `jvp` says what comes of them",
+    "Pullback": "what `vjp` returns, and its cases call",
+    "Traffic": "counts bytes of connections, which are no function of arguments",
+    "train_on": "needs worker processes; the result is that of `train`",
+    "load_text": "reads a file as it is",
+    "shipped_log": "a file of the package",
+    "random_checkpoint": "bytes to measure by, whose values no format states",
+}
+
+
+def named_by_cases():
+    """Return all public names that some case names."""
+    return set().union(*map(functions_named, CASES))
+
+
+def test_every_public_callable_is_named_by_a_case_or_has_a_reason():
+    """Of the names at the top; and no reason is kept for one that a case names."""
+    top = {name for name in minibit.__all__ if callable(getattr(minibit, name))}
+    assert top - named_by_cases() == set(UNNAMED)
+
+
+def test_cases_name_two_hundred_public_callables():
+    """Functions, classes, methods, and functions of rooms."""
+    assert len(named_by_cases()) >= 200
+
+
 def test_cases_call_public_names():
     """The call, and functions and objects among its arguments; of a room and a class, too."""
     for case in CASES:

@@ -17,6 +17,14 @@ def kv_cache(offered: Any, config: Any, params: Any, parts: Any) -> Any:
     return np.concatenate(logits), cache.length
 
 
+def truncate(offered: Any, config: Any, params: Any, tokens: Any, length: int, more: Any) -> Any:
+    """Return the logits of some more tokens, after all but the first `length` are forgotten."""
+    cache = offered.KVCache(config)
+    offered.forward(config, params, tokens, cache=cache)
+    cache.truncate(length)
+    return offered.forward(config, params, more, cache=cache)[0], cache.length
+
+
 def decoder(offered: Any, model: Any, tokens: Any, keep: int, more: Any) -> Any:
     """Return the logits after tokens; after all but the last `keep` of these and some more."""
     one = offered.Decoder(model)
@@ -53,11 +61,12 @@ def counted(name: str) -> Callable[..., Any]:
 
 
 def matrix_of(name: str) -> Callable[..., Any]:
-    """Return codes and scale of a matrix that a class method makes of packed bytes."""
+    """Return codes and scale of a matrix that a class method makes."""
+    kind, _, maker = name.partition(".")
 
-    def matrix(offered: Any, packed: Any, scale: float, **args: Any) -> Any:
-        """Unpack."""
-        made = getattr(offered.TernaryMatrix, name)(packed, scale=scale, **args)
+    def matrix(offered: Any, **args: Any) -> Any:
+        """Make it, and look."""
+        made = getattr(getattr(offered, kind), maker)(**args)
         return made.codes(), np.float32(made.scale)
 
     return matrix
@@ -66,7 +75,14 @@ def matrix_of(name: str) -> Callable[..., Any]:
 MODELS: dict[str, Callable[..., Any]] = {
     "Decoder": decoder,
     "KVCache": kv_cache,
-    **{f"TernaryMatrix.{name}": matrix_of(name) for name in ("from_hf", "from_packed2")},
+    "KVCache.truncate": truncate,
+    **{
+        name: matrix_of(name)
+        for name in (
+            *("TernaryMatrix.from_codes", "TernaryMatrix.from_hf", "TernaryMatrix.from_packed2"),
+            "TernaryColumns.from_codes",
+        )
+    },
     **{f"counting.{name}": counted(name) for name in ("kneser_ney", "witten_bell")},
     "generate": generate,
     "pack_params": pack_params,

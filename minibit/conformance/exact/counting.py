@@ -76,6 +76,19 @@ class Counted:
         return total / len(text) / (log(2) if self.wrong == "bits-for-nats" else 1)
 
 
+def discounts(counts: Any, wrong: str = "") -> tuple[Any]:
+    """Return the discounts of counts of 0, 1, 2 and more, from counts of counts."""
+    ones = Counter(counts.tolist())
+    n1, n2, n3, n4 = (Fraction(ones[i]) for i in (1, 2, 3, 4))
+    if not (n1 and n2 and n3 and n4):
+        return (np.array([0.0, 0.5, 1.0, 1.5]),)
+    y = n1 / (n1 + (1 if wrong == "without-the-two" else 2) * n2)
+    cuts = [Fraction(0), 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
+    if wrong == "one-for-all":
+        cuts[2] = cuts[3] = cuts[1]
+    return (np.array([float(cut) for cut in cuts]),)
+
+
 def counted(kind: str, wrong: str = "") -> Callable[..., Any]:
     """Return the chances after some histories, and the loss of a text, of a kind of smoothing."""
 
@@ -88,6 +101,7 @@ def counted(kind: str, wrong: str = "") -> Callable[..., Any]:
 
 
 COUNTING: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "counting.discounts": discounts,
     "counting.kneser_ney": counted("kneser-ney"),
     "counting.witten_bell": counted("witten-bell"),
 }

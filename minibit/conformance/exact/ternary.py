@@ -209,4 +209,6 @@ TERNARY: dict[str, Callable[..., tuple[Any, ...]]] = {
         np.float32(scale),
     ),
     "TernaryColumns.codes": lambda self: (self.codes(),),
+    "TernaryColumns.from_codes": lambda codes, scale: (np.int8(codes), np.float32(scale)),
+    "TernaryMatrix.from_codes": lambda codes, scale: (np.int8(codes), np.float32(scale)),
 }

@@ -13,7 +13,16 @@ from minibit.conformance.exact.absmean import absmax_quantize, absmean_quantize
 from minibit.conformance.exact.matmul import integer_product
 from minibit.conformance.exact.noise import NOISE
 
-__all__ = ["FLAGS", "TRANSFORMER", "Config", "Model", "bit_linear", "forward", "product"]
+__all__ = [
+    "FLAGS",
+    "TRANSFORMER",
+    "Config",
+    "Model",
+    "bit_linear",
+    "forward",
+    "product",
+    "truncate",
+]
 
 FLAGS = (
     *("rotary-interleaved", "rotary-backwards", "rotary-left-out"),
@@ -183,6 +192,15 @@ def kv_cache(config: Any, params: Any, parts: Any, wrong: str = "") -> tuple[Any
     return forward(config, params, tokens, wrong, breaks=breaks)[0][0], tokens.shape[1]
 
 
+def truncate(
+    config: Any, params: Any, tokens: Any, length: int, more: Any, wrong: str = ""
+) -> tuple[Any, int]:
+    """Read what was kept and some more at once."""
+    kept = {"nothing-forgotten": tokens.shape[1], "all-forgotten": 0}.get(wrong, length)
+    text = np.append(tokens[:, :kept], more, axis=1)
+    return forward(config, params, text)[0][0, kept:], kept + more.shape[1]
+
+
 def decoder(model: Any, tokens: Any, keep: int, more: Any, wrong: str = "") -> tuple[Any, Any, Any]:
     """Read the text anew after some of it was forgotten."""
     text = np.append(tokens[len(tokens) - keep :], more)
@@ -267,6 +285,7 @@ TRANSFORMER: dict[str, Callable[..., tuple[Any, ...]]] = {
     "BitNetModel.logits": logits,
     "Decoder": decoder,
     "KVCache": kv_cache,
+    "KVCache.truncate": truncate,
     "forward": forward,
     "generate": generate,
     "init_params": init_params,

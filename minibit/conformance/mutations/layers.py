@@ -73,6 +73,8 @@ def _head(wrong: str) -> Callable[..., Any]:
                 wide = w.view(np.float16).astype(F32)
             if wrong == "bits-as-numbers":
                 wide = w.astype(F32)
+        if wrong == "activations-in-half":
+            x = x.astype(np.float16).astype(F32)
         if wrong == "activations-in-bfloat16":
             x = (x.view(np.uint32) & np.uint32(0xFFFF0000)).view(F32)
         wide = np.asarray(wide, F32)
@@ -191,7 +193,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
         f"head_matmul/{wrong}": _head(wrong)
         for wrong in (
             *("bits-in-the-low-half", "bits-of-float16", "bits-as-numbers"),
-            *("activations-in-bfloat16", "not-transposed"),
+            *("activations-in-bfloat16", "activations-in-half", "not-transposed"),
         )
     },
     **{
@@ -257,6 +259,10 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "relu/slope-at-zero-is-1": _relu_slope(1.0),
     "relu/slope-at-zero-is-half": _relu_slope(0.5),
     "relu/leaks": _tanh_like,
+    "relu/minus-zero": lambda x: np.where(x > 0, x, x * F32(0)),
+    "squared_relu/times-x": lambda x: np.maximum(x, F32(0)) * x,
+    "layer_norm/default-of-1e-6": lambda x: _norm(x, 1e-6),
+    "rms_norm/default-of-1e-6": lambda x: _rms(x, None, 1e-6),
     "squared_relu/square-before-rectifier": lambda x: np.maximum(x * x, 0),
     "squared_relu/square-left-out": lambda x: np.maximum(x, 0),
     "cross_entropy/base-2": lambda logits, labels, reduction="mean": _entropy(
@@ -290,5 +296,11 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "mlp/scale-of-the-batch": lambda **args: _mlp(whole=True, **args),
     "mlp/128-levels": lambda **args: _mlp(levels=128, **args),
     **{f"forward/{flag}": partial(forward, wrong=flag) for flag in FLAGS},
+    "mlp/order-of-the-mapping": lambda params, **args: _mlp(
+        {f"w{n}": w for n, w in enumerate(params.values(), 1)}, **args
+    ),
+    "cross_entropy/divided-by-classes": lambda logits, labels, reduction="mean": _entropy(
+        logits, labels, reduction, _log_sum, lambda losses: np.sum(losses) / logits.shape[-1]
+    ),
     "mlp/unknown-activations": lambda **args: _mlp(**args),
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minibit.conformance.exact.counting import counted
+from minibit.conformance.exact.counting import counted, discounts
 from minibit.conformance.exact.transformer import (
     FLAGS,
     decoder,
@@ -19,6 +19,7 @@ from minibit.conformance.exact.transformer import (
     logits,
     pack_params,
     param_shapes,
+    truncate,
 )
 
 __all__ = ["MODELS"]
@@ -79,6 +80,7 @@ MODELS: dict[str, Callable[..., Any]] = {
     **_table(forward, "forward", "head-of-the-embedding"),
     **_table(logits, "BitNetModel.logits", " ".join(FLAGS)),
     **_table(kv_cache, "KVCache", "places-restart each-part-alone rotary-interleaved not-causal"),
+    **_table(truncate, "KVCache.truncate", "nothing-forgotten all-forgotten"),
     **_table(decoder, "Decoder", "nothing-forgotten all-forgotten logits-before-the-last"),
     **_table(generate, "generate", "steps-of-the-answer one-draw drawn-at-temperature-0"),
     **_table(
@@ -93,6 +95,7 @@ MODELS: dict[str, Callable[..., Any]] = {
     **_table(_packed, "pack_params", "embedding-too gamma-inverted transposed"),
     **_table(_packed_linear, "packed_linear", "one-scale float-activations gamma-left-out"),
     **_table(_float_linear, "float_linear", "bits-as-numbers not-transposed"),
+    **_table(discounts, "counting.discounts", "without-the-two one-for-all"),
     **{
         f"counting.witten_bell/{flag}": counted("witten-bell", flag)
         for flag in ("one-kind", "longest-alone", "bits-for-nats")

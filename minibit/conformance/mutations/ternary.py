@@ -274,6 +274,9 @@ TERNARY: dict[str, Callable[..., Any]] = {
     ),
 }
 TERNARY |= {
+    "unpack_base3/last-digit-of-27": lambda packed, count: np.array(
+        [int(b) // n % 3 - 1 for b in packed for n in (1, 3, 9, 27, 27)][:count], np.int8
+    ),
     "TernaryMatrix.codes/digits": lambda self: self.codes() + np.int8(1),
     "TernaryMatrix.packed2/padded-rows": lambda self: np.concatenate(
         [RIGHT["pack2"](row)[0] for row in self.codes()]
@@ -292,6 +295,14 @@ TERNARY |= {
         RIGHT["unpack2"](packed, shape[0] * shape[1])[0].reshape(shape[::-1]).T.copy(),
         np.float32(scale),
     ),
+    **{
+        f"{kind}.from_codes/{flag}": change
+        for kind in ("TernaryMatrix", "TernaryColumns")
+        for flag, change in (
+            ("clipped", lambda codes, scale: (np.clip(codes, -1, 1), np.float32(scale))),
+            ("scale-in-half", lambda codes, scale: (codes, np.float32(np.float16(scale)))),
+        )
+    },
     "TernaryColumns.codes/transposed": lambda self: self.codes().T.copy(),
     "TernaryColumns.codes/one-band": lambda self: np.where(
         np.arange(self.shape[0])[:, None] < 256, self.codes(), np.int8(0)
