@@ -15,12 +15,25 @@ import pytest
 
 import minibit
 from commands import answer, call, refused
-from minibit.conformance import cases, conform, decode
+from minibit.conformance import (
+    answer_of,
+    cases,
+    conform,
+    decode,
+    encode,
+    fuzz_cases,
+    judge,
+    judge_vectors,
+    replay_through,
+    smallest,
+)
 from minibit.conformance.conforming import LEVELS, all_cases, examine, level_of
 from minibit.conformance.flat import write_flat
-from minibit.conformance.mutations import MUTATIONS
+from minibit.conformance.fuzzing import DRAWS
+from minibit.conformance.mutations import MUTATIONS, answer_with
 from minibit.conformance.ports import MOST_FAULTS_IN_A_ROW, Port
 from minibit.conformance.serving import main as serve
+from minibit.noise_step import Plan, SampledStep
 
 ABSMEAN = cases("absmean")
 ECHO = """
@@ -81,6 +94,8 @@ def test_a_wrong_variant_is_named_by_its_flag():
         (ECHO.replace('"skip": True', '"done": True'), "neither out nor refused"),
         ("while True: print('x' * 4096, end='')", "a line without an end"),
         ("while True: print('y')", "no JSON but 'y'"),
+        ("import time; print('{\"id\": ', end='', flush=True); time.sleep(60)", "no answer within"),
+        ("print('{\"id\": ', end='')", "a line without an end"),
         ("import sys; sys.stdout.buffer.write(b'\\xff\\xfe\\n'); input()", "no JSON but"),
     ],
 )
@@ -181,6 +196,154 @@ def test_command_refuses_what_makes_no_sense(tmp_path):
     assert "No closing quotation" in refused("conform", "--port", "node 'x")
     assert "no case has it" in refused("conform", "minibit", "--only", "no such case")
     assert "must be positive" in refused("conform", "minibit", "--seconds", "0")
+    assert "go with MODULE or --port" in refused("conform", "--list", "--fuzz", 3)
+    assert "go with MODULE or --port" in refused("conform", "minibit", "--fuzz", 3, "--log", "x")
+    assert "--fuzz must be positive" in refused("conform", "minibit", "--fuzz", -1)
+    assert "no call has it" in refused("conform", "minibit", "--fuzz", 1, "--only", "sample")
+    assert "a wrong variant's name" in refused("conform", "--mutants", "--only", "no such")
+
+
+def test_random_cases_come_back_from_their_names():
+    """A case is the same whatever else is drawn; another seed draws others; minibit conforms."""
+    few, more = (dict(fuzz(count, 5)) for count in (1, 3))
+    assert set(few) < set(more)
+    assert all(more[name].args == case.args for name, case in few.items())
+    assert {case.call for case in few.values()} == set(DRAWS)
+    other = dict(fuzz(1, 6))
+    assert [case.args for case in other.values()] != [case.args for case in few.values()]
+    report = examine(lambda case: answer_of(case, minibit), more.values())
+    assert report.counts() == {"conforms": len(more)}
+
+
+def fuzz(count, seed):
+    """Random cases by name."""
+    return ((case.id, case) for case, _ in fuzz_cases(count, seed))
+
+
+@pytest.mark.parametrize(
+    ("mutation", "name", "shape"),
+    [
+        ("topk_mask/highest-index", "x", [1, 2]),
+        ("topk_mask/largest-values", "x", [1, 2]),
+        ("layer_norm/over-all-rows", "x", [2, 1]),
+        ("quantize_nf4/low-half-first", "w", [1, 1]),
+    ],
+)
+def test_the_smallest_failing_case_is_found(mutation, name, shape):
+    """Of a wrong variant: two entries that tie, two rows of one entry, one weight."""
+
+    def fails(case):
+        """Whether the variant deviates."""
+        return judge(case, answer_with(case, mutation, minibit)) is not None
+
+    call = mutation.partition("/")[0]
+    drawn = (pair for pair in fuzz_cases(100, 0, only=call) if pair[0].call == call)
+    case, choices = next((case, choices) for case, choices in drawn if fails(case))
+    small = smallest(case, choices, fails)
+    assert fails(small)
+    assert small.args[name]["shape"] == shape
+
+
+def test_command_fuzzes_and_prints_the_smallest_case(tmp_path):
+    """Exit status 1, and the request that fails, ready to be sent again."""
+    path = tmp_path / "port_module.py"
+    path.write_text(
+        "from minibit.conformance.mutations import MUTATIONS\n"
+        "topk_mask = MUTATIONS['topk_mask/highest-index']\n"
+    )
+    done = call("conform", path, "--fuzz", 20, "--only", "topk_mask")
+    assert done.exit_code == 1
+    request = json.loads(re.search(r"that was found: (\{.*\})", done.stdout)[1])
+    assert request["call"] == "topk_mask"
+    assert request["args"]["x"]["shape"] == [1, 2]
+    assert "this is 'highest-index'" in done.stdout
+
+
+@pytest.mark.parametrize("call", ["StepLog.digest", "StepLog"])
+def test_a_real_log_goes_through_a_port_record_by_record(call, tmp_path):
+    """A port gives digests, or all weights; one that goes wrong is told in which record."""
+    path = small_log(tmp_path)
+
+    def port(case):
+        """Offer one of the two calls."""
+        return answer_of(case, minibit) if case.call == call else {"skip": True}
+
+    log, report = minibit.StepLog.open(path), replay_through(port, path)
+    assert report.passed
+    assert report.digests == tuple(log.digest(record.end_step) for record in log.records)
+
+    def wrong(case):
+        """Answer with another weight, or digest, from the third record on."""
+        answer = port(case)
+        if "out" in answer and call == "StepLog":
+            states = decode(answer["out"][0])
+            states[log.records[2].first + 1 :, 0] ^= 1
+            return {"out": [encode(states), answer["out"][1]]}
+        if "out" in answer:
+            answer["out"][0][2:] = ["00" * 32] * (len(log.records) - 2)
+        return answer
+
+    report = replay_through(wrong, path)
+    assert (report.passed, report.wrong) == (False, 2)
+
+
+def small_log(folder):
+    """Write a log of four records."""
+    plan = Plan("sampled", 3, ("w1",), ((3, 5),), zeros=2**31, perturbations=4)
+    with minibit.StepLog.create(folder / "run.steps", {"plan": plan.to_dict()}) as log:
+        for _ in range(4):
+            log.append([SampledStep(2**30, np.int8([1, 0, -1, 1]))] * 2)
+    return folder / "run.steps"
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        ({"skip": True}, "neither StepLog.digest nor StepLog is offered"),
+        ({"refused": "no"}, "no"),
+        ({"fault": "no answer within 1 seconds"}, "no answer within 1 seconds"),
+        ({"out": []}, "no digests: "),
+        ({"out": [["00" * 32]]}, "1 digests of 4 records"),
+        ({"out": [encode(np.zeros((2, 15), np.int8))]}, "weights after 8 steps were asked for"),
+        ({"out": [{"dtype": "int8"}]}, "no digests: no array"),
+        ({"out": "text"}, "no digests: "),
+    ],
+)
+def test_what_is_no_replay_is_reported(answer, fault, tmp_path):
+    """Nothing offered, a refusal, a fault, other answers: why there are no digests."""
+    report = replay_through(lambda case: answer, small_log(tmp_path))
+    assert not report.passed
+    assert fault in report.fault
+
+
+def test_command_replays_a_log(tmp_path):
+    """A line per record, and how many agree; a file that is no log is an error."""
+    path = small_log(tmp_path)
+    done = answer("conform", "minibit", "--log", path)
+    assert (done["passed"], done["agree"], done["records"]) == (True, 4, 4)
+    assert done["digests"][-1] == minibit.StepLog.open(path).verify()
+    text = call("conform", "minibit", "--log", path).stdout
+    assert f"record    3  {done['digests'][-1]}" in text
+    assert "the first 4 of 4 records replay to their digests" in text
+    (tmp_path / "none.py").write_text("")
+    answer("conform", tmp_path / "none.py", "--log", path, status=1)
+    assert call("conform", "minibit", "--log", tmp_path / "none.py").exit_code == 1
+
+
+def test_known_bugs_judge_the_vectors(monkeypatch):
+    """All are caught by every case that names them; a bug that does nothing is told as missed."""
+    report = judge_vectors(ABSMEAN, "absmean_quantize/")
+    assert report.passed
+    assert report.share == 1
+    monkeypatch.setitem(MUTATIONS, "absmean_quantize/half-away", minibit.absmean_quantize)
+    report = judge_vectors(ABSMEAN, "absmean_quantize/")
+    assert not report.passed
+    assert report.missing["absmean_quantize/half-away"]
+    assert not report.catching["absmean_quantize/half-away"]
+    done = call("conform", "--mutants", "--only", "absmean_quantize/half-away")
+    assert done.exit_code == 1
+    assert "absmean_quantize/half-away: no case catches it" in done.stdout
+    assert "0 of 1 known bugs are caught: 0.0%" in done.stdout
 
 
 def test_list_names_every_case():

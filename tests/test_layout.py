@@ -53,11 +53,11 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "results": 100,
     "experiments": 1_480,
     "bench": 1_580,
-    "cli": 3_025,
-    "conformance": 9_300,
+    "cli": 3_105,
+    "conformance": 9_930,
     "": 200,  # the face of the package
 }
-ALL_LINES = 41_450  # and each idea that is added brings its own
+ALL_LINES = 42_160  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shlex
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-from minibit.cli.common import BadUse, Output, command
+from minibit.cli.common import BadUse, Output, bad_use, command
 from minibit.conformance import (
     LEVELS,
     VERDICTS,
     Case,
+    LogReport,
     Port,
     Report,
+    VectorReport,
     all_cases,
     examine,
+    fuzz_cases,
+    judge_vectors,
     level_of,
+    replay_through,
+    request_of,
+    smallest,
     write_flat,
 )
 
@@ -34,16 +43,28 @@ def conform(
     seconds: Annotated[float, "Time limit per case."] = 10.0,
     as_list: Annotated[bool, "--list", "List the cases instead."] = False,
     write: Annotated[Path | None, "Write the cases into this folder as flat text files."] = None,
+    fuzz: Annotated[int, "Instead of the vectors, so many random cases of each call."] = 0,
+    seed: Annotated[int, "Of the random cases."] = 0,
+    log: Annotated[Path | None, "Instead of the vectors, let the port replay this log."] = None,
+    mutants: Annotated[bool, "Judge the vectors: each known bug must fail in some case."] = False,
 ) -> dict[str, Any]:
     """Run the vectors against a port: what conforms, what deviates, what is not offered.
 
-    Exit status 1 if a case deviates, was not run, or none is offered.
+    Exit status 1 if a case deviates, was not run, or none is offered; with --mutants if a case lets
+    a bug pass that it names.
     """
+    if (bool(module) + bool(port) + as_list + mutants + (write is not None)) != 1:
+        raise BadUse("name one of MODULE, --port, --list, --write or --mutants")
+    if ((fuzz != 0 or log is not None) and not (module or port)) or (fuzz and log):
+        raise BadUse("--fuzz and --log, one of them, go with MODULE or --port")
+    if fuzz < 0 or not 0 <= seed < 2**64:
+        raise BadUse(f"--fuzz must be positive and --seed in [0, 2^64), got {fuzz} and {seed}")
+    if mutants:
+        with bad_use("--only: "):
+            return _judge(out, judge_vectors(all_cases(), only))
     chosen = [case for case in all_cases() if only in case.id or only in case.call]
     if not chosen:
         raise BadUse(f"--only {only}: no case has it in its id or call")
-    if (bool(module) + bool(port) + as_list + (write is not None)) != 1:
-        raise BadUse("name one of MODULE, --port, --list or --write")
     if as_list:
         return _list(out, chosen)
     if write is not None:
@@ -52,11 +73,59 @@ def conform(
         return {"cases": len(chosen), "files": [str(path) for path in paths]}
     if not seconds > 0:
         raise BadUse(f"--seconds must be positive, got {seconds}")
+    drawn = [*fuzz_cases(fuzz, seed, only)]
+    if fuzz and not drawn:
+        raise BadUse(f"--only {only}: no call has it of which random cases are drawn")
     with Port(_of_module(module) if module else _words(port), seconds) as asked:
-        report = examine(asked.answer, chosen)
+        if log is not None:
+            return {"port": module or port, **_replay(out, replay_through(asked.answer, log))}
+        report = _fuzz(out, asked, drawn) if fuzz else examine(asked.answer, chosen)
     _show(out, report)
     out.status = int(not report.passed)
     return {"port": module or port, **report.as_json()}
+
+
+def _fuzz(out: Output, asked: Port, drawn: list[tuple[Case, list[int]]]) -> Report:
+    """Ask random cases; of each call that deviates also the smallest case that does."""
+    report = examine(asked.answer, [case for case, _ in drawn])
+    choices = {case.id: numbers for case, numbers in drawn}
+
+    def fails(case: Case) -> bool:
+        """Whether the port deviates in a case."""
+        return examine(asked.answer, [case]).counts()["deviates"] > 0
+
+    found = [smallest(r.case, choices[r.case.id], fails) for r in report.smallest()]
+    small = examine(asked.answer, found)
+    for case in found:
+        out.say(f"the smallest case of {case.call} that was found: {json.dumps(request_of(case))}")
+    return Report((*report.results, *small.results))
+
+
+def _replay(out: Output, report: LogReport) -> dict[str, Any]:
+    """Print the digest after each record, up to one that differs."""
+    count = len(report.digests) if report.wrong is None else report.wrong + 1
+    for number, digest in enumerate(report.digests[:count]):
+        differs = number == report.wrong
+        out.say(f"record {number:>4}  {digest}{'  is not the digest in the file' * differs}")
+    if report.fault:
+        out.say(report.fault)
+    agree = len(report.digests) if report.wrong is None else report.wrong
+    out.say(f"the first {agree} of {report.records} records replay to their digests")
+    out.status = int(not report.passed)
+    return {"passed": report.passed, "agree": agree, **asdict(report)}
+
+
+def _judge(out: Output, report: VectorReport) -> dict[str, Any]:
+    """Print which known bugs no case catches, and which cases let one pass that they name."""
+    for name, catching in report.catching.items():
+        if not catching:
+            out.say(f"{name}: no case catches it")
+        for case in report.missing[name]:
+            out.say(f"{name}: {case} names it, and lets it pass")
+    caught = sum(map(bool, report.catching.values()))
+    out.say(f"{caught} of {len(report.catching)} known bugs are caught: {report.share:.1%}")
+    out.status = int(not report.passed)
+    return {"passed": report.passed, "share": report.share, **asdict(report)}
 
 
 def _of_module(name: str) -> list[str]:

@@ -20,7 +20,14 @@ from minibit.conformance.conforming import conform as conform
 from minibit.conformance.conforming import examine as examine
 from minibit.conformance.conforming import level_of as level_of
 from minibit.conformance.flat import write_flat as write_flat
+from minibit.conformance.fuzzing import fuzz_cases as fuzz_cases
+from minibit.conformance.fuzzing import smallest as smallest
+from minibit.conformance.judging import VectorReport as VectorReport
+from minibit.conformance.judging import judge_vectors as judge_vectors
 from minibit.conformance.ports import Port as Port
+from minibit.conformance.ports import request_of as request_of
+from minibit.conformance.real_logs import LogReport as LogReport
+from minibit.conformance.real_logs import replay_through as replay_through
 from minibit.conformance.running import Deviation as Deviation
 from minibit.conformance.running import answer_of as answer_of
 from minibit.conformance.running import judge as judge
@@ -30,8 +37,10 @@ from minibit.conformance.values import encode as encode
 __all__ = [
     "Case",
     "Deviation",
+    "LogReport",
     "Port",
     "Report",
+    "VectorReport",
     "all_cases",
     "answer_of",
     "cases",
@@ -39,7 +48,12 @@ __all__ = [
     "decode",
     "encode",
     "examine",
+    "fuzz_cases",
     "judge",
+    "judge_vectors",
     "level_of",
+    "replay_through",
+    "request_of",
+    "smallest",
     "write_flat",
 ]
