@@ -557,6 +557,14 @@ def test_shifts_move_images_by_one_pixel_and_fill_with_zeros():
     np.testing.assert_array_equal(right, [[0, 1, 2], [0, 4, 5], [0, 7, 8]])
 
 
+def test_fewer_shifts_are_the_first_of_them():
+    """From the images alone up to all five."""
+    images = np.arange(36, dtype=np.uint8).reshape(4, 9)
+    every = shifted(images, 5, (3, 3))  # (shifts, samples, n_in)
+    for count in range(1, 6):
+        np.testing.assert_array_equal(shifted(images, count, (3, 3)), every[:count])
+
+
 def test_mnist_is_learnt_forwards_only(tmp_path):
     """A hundred steps of the default preset reach 85% on the test set; the log is a few KB."""
     steps, least = (100, 0.85) if compiled() else (8, 0.25)  # plain NumPy is a hundred times slower
