@@ -54,10 +54,10 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "experiments": 1_480,
     "bench": 1_580,
     "cli": 3_105,
-    "conformance": 9_930,
+    "conformance": 10_200,
     "": 200,  # the face of the package
 }
-ALL_LINES = 42_160  # and each idea that is added brings its own
+ALL_LINES = 42_430  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:

@@ -31,7 +31,7 @@ __all__ = ["LEVELS", "VERDICTS", "Report", "Result", "all_cases", "conform", "ex
 LEVELS = ("integers", "codes", "floats", "training")
 VERDICTS = ("conforms", "deviates", "not offered", "not run")
 INTEGERS = ("logs", "noise", "steps")  # modules of vectors
-TRAINING = ("dual", "lora", "noise_step", "tape", "training")
+TRAINING = ("dual", "dual_methods", "lora", "noise_step", "tape", "training")
 
 
 @dataclass(frozen=True)

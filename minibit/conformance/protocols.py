@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from minibit.conformance.adapter_protocols import ADAPTERS
+from minibit.conformance.exact.dual_methods import METHODS as DUAL_METHODS
 from minibit.conformance.file_protocols import FILES
 from minibit.conformance.model_protocols import MODELS
 from minibit.conformance.plan_protocols import PLANS
@@ -144,7 +145,21 @@ def vjp(offered: Any, fn: Any, primals: Any, cotangent: Any) -> Any:
     return (out, *pullback(cotangent))
 
 
+def dual_method(name: str) -> Callable[..., Any]:
+    """Return a method of dual arrays: primal and tangent, or what it says of the primal alone."""
+
+    def call(offered: Any, x: Any, x_dot: Any, args: Any) -> Any:
+        """Make the array, and take its answer apart."""
+        out = getattr(offered.Dual(x, x_dot), name)(*args.values())
+        if isinstance(out, tuple):
+            return ([*out],)
+        return (out.primal, out.tangent) if hasattr(out, "tangent") else out
+
+    return call
+
+
 PROTOCOLS: dict[str, Callable[..., Any]] = {
+    **{name: dual_method(name.removeprefix("Dual.")) for name in DUAL_METHODS},
     **ADAPTERS,
     **FILES,
     **MODELS,

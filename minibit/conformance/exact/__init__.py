@@ -17,6 +17,7 @@ from minibit.conformance.exact.absmean import ABSMEAN
 from minibit.conformance.exact.checkpoint import CHECKPOINT
 from minibit.conformance.exact.costs import COSTS
 from minibit.conformance.exact.counting import COUNTING
+from minibit.conformance.exact.dual_methods import METHODS
 from minibit.conformance.exact.gguf import Reader
 from minibit.conformance.exact.histories import HISTORIES
 from minibit.conformance.exact.lora import LORA, Layer
@@ -40,6 +41,7 @@ EXACT: dict[str, Callable[..., tuple[Any, ...]]] = {
     **HISTORIES,
     **LORA,
     **MATMUL,
+    **METHODS,
     **NF4,
     **NOISE,
     "StepLog": Log().replay,

@@ -11,6 +11,7 @@ from typing import Any
 
 from minibit.conformance.cases import Case
 from minibit.conformance.exact.costs import WRONG as COSTS
+from minibit.conformance.exact.dual_methods import WRONG as DUAL_METHODS
 from minibit.conformance.exact.histories import WRONG as HISTORIES
 from minibit.conformance.exact.plans import WRONG as PLANS
 from minibit.conformance.exact.runs import WRONG as RUNS
@@ -39,6 +40,7 @@ MUTATIONS: dict[str, Callable[..., Any]] = {
     **COSTS,
     **DERIVATIVES,
     **DUAL,
+    **DUAL_METHODS,
     **GGUF,
     **HISTORIES,
     **LAYERS,
