@@ -114,7 +114,7 @@ def keep_moves(**args):
 
 def forward(config, params, tokens, **more):
     """Leave out what is no float model."""
-    if more or "rope_theta" in config or config.get("tied") is False:
+    if more:
         raise NotOffered
     return jax.jit(lambda params: port.forward(config, params, tokens))(params)
 

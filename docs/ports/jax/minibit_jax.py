@@ -557,18 +557,21 @@ def block(params: Mapping[str, Array], x: Array, config: Mapping[str, Any]) -> A
     """One layer on the residual stream x (batch, tokens, hidden)."""
     eps, theta = config["rms_eps"], config["rope_theta"]
 
+    def norm(h: Array, name: str) -> Array:  # a model may have no sub-norms
+        return rms_norm(h, params[name], eps) if name in params else h
+
     def project(h: Array, name: str, heads: int | None = None) -> Array:
         y = ternary_linear(h, params[f"{name}_proj"])
         return y if heads is None else y.reshape(*y.shape[:2], heads, -1)
 
-    h = rms_norm(x, params["input_layernorm"], eps)
+    h = norm(x, "input_layernorm")
     q = rotate(project(h, "self_attn.q", config["heads"]), theta)
     k = rotate(project(h, "self_attn.k", config["kv_heads"]), theta)
     mixed = causal_attention(q, k, project(h, "self_attn.v", config["kv_heads"])).reshape(x.shape)
-    x = x + project(rms_norm(mixed, params["self_attn.attn_sub_norm"], eps), "self_attn.o")
-    h = rms_norm(x, params["post_attention_layernorm"], eps)
+    x = x + project(norm(mixed, "self_attn.attn_sub_norm"), "self_attn.o")
+    h = norm(x, "post_attention_layernorm")
     unit = squared_relu(project(h, "mlp.gate")) * project(h, "mlp.up")
-    return x + project(rms_norm(unit, params["mlp.ffn_sub_norm"], eps), "mlp.down")
+    return x + project(norm(unit, "mlp.ffn_sub_norm"), "mlp.down")
 
 
 def forward(config: Mapping[str, Any], params: Mapping[str, Array], tokens: Array) -> Array:
@@ -579,7 +582,8 @@ def forward(config: Mapping[str, Any], params: Mapping[str, Array], tokens: Arra
         own = f"layers.{layer}."
         here = {name.removeprefix(own): w for name, w in params.items() if name.startswith(own)}
         x = block(here, x, config)
-    return ternary_linear(rms_norm(x, params["norm"], config["rms_eps"]), params["embed_tokens"])
+    head = params.get("lm_head", params["embed_tokens"])
+    return ternary_linear(rms_norm(x, params["norm"], config["rms_eps"]), head)
 
 
 # --- the choices of a step, and a step ------------------------------------------------------------

@@ -838,7 +838,7 @@ export function nextLogits({ config, params }, token, cache) {
   let x = params.embed_tokens.slice(token * hidden, (token + 1) * hidden);
   cache.forEach(({ keys, values }, layer) => {
     const weights = (name) => params[`layers.${layer}.${name}`];
-    const norm = (v, name) => scaled(v, weights(name), rmsEps);
+    const norm = (v, name) => (weights(name) ? scaled(v, weights(name), rmsEps) : v); // sub-norms may be missing
     const h = norm(x, "input_layernorm");
     const [q, k, v] = ["q", "k", "v"].map((name) => project(h, weights(`self_attn.${name}_proj`)));
     keys.push(rotate(k, width, position, ropeTheta));
@@ -852,8 +852,8 @@ export function nextLogits({ config, params }, token, cache) {
     const down = project(norm(unit, "mlp.ffn_sub_norm"), weights("mlp.down_proj"));
     x = x.map((value, i) => value + down[i]);
   });
-  const z = scaled(x, params.norm, rmsEps), vocabulary = params.embed_tokens.length / hidden;
-  return project(z, { weights: params.embed_tokens, nOut: vocabulary, nIn: hidden });
+  const z = scaled(x, params.norm, rmsEps), head = params.lm_head ?? params.embed_tokens;
+  return project(z, { weights: head, nOut: head.length / hidden, nIn: hidden });
 }
 
 /** exp(z - max z) over its sum, along rows of `width`: probabilities. */
