@@ -1,5 +1,6 @@
 """The language-neutral vectors: one schema, every case holds, and every case catches its bugs."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -94,6 +95,23 @@ UNNAMED = {  # what no case names, and why
     "load_text": "reads a file as it is",
     "shipped_log": "a file of the package",
     "random_checkpoint": "bytes to measure by, whose values no format states",
+    **dict.fromkeys(
+        ("Sampled.keep", "Sampled.measure", "Units.keep", "Units.measure"),
+        "a part of `NoiseStep.step`, whose cases have its sums, scores and choices",
+    ),
+    **dict.fromkeys(
+        (
+            *("Decoder.append", "Decoder.forget", "Decoder.generate", "Decoder.logits"),
+            *("KVCache.claim", "KVCache.extend", "KVCache.reserve"),
+        ),
+        "state on the way to what other cases have: the logits and words of a whole text",
+    ),
+    "Adam.step": "what the cases of `Adam` call, step after step",
+    "PagedAdam.step": "Adam in pages, which tests hold equal to Adam",
+    "custom_jvp.defjvp": "gives a function the rule that the cases of `custom_jvp` have",
+    "LogError.of": "names a file in a message",
+    "PagedAdam.close": "gives files back",
+    "StepLog.close": "gives the lock on a file back",
 }
 
 
@@ -103,14 +121,31 @@ def named_by_cases():
 
 
 def test_every_public_callable_is_named_by_a_case_or_has_a_reason():
-    """Of the names at the top; and no reason is kept for one that a case names."""
-    top = {name for name in minibit.__all__ if callable(getattr(minibit, name))}
-    assert top - named_by_cases() == set(UNNAMED)
+    """Names at the top, and methods; and no reason is kept for one that a case names."""
+    top = {name: getattr(minibit, name) for name in minibit.__all__}
+    public = {name for name, value in top.items() if callable(value)}
+    for name, cls in top.items():
+        bases = cls.__mro__ if inspect.isclass(cls) else ()
+        own = [vars(base) for base in bases if base.__module__.startswith("minibit.")]
+        public |= {
+            f"{name}.{method}"
+            for members in own
+            for method, value in members.items()
+            if not method.startswith("_")
+            and (inspect.isfunction(value) or isinstance(value, classmethod | staticmethod))
+        }
+    assert public - named_by_cases() == set(UNNAMED)
 
 
 def test_cases_name_two_hundred_public_callables():
     """Functions, classes, methods, and functions of rooms."""
     assert len(named_by_cases()) >= 200
+
+
+def test_vectors_are_small():
+    """A suite that every port can carry: below 4 MB."""
+    folder = Path(minibit.__file__).parent / "vectors"
+    assert sum(path.stat().st_size for path in folder.glob("*.json")) < 4_000_000
 
 
 def test_cases_call_public_names():
