@@ -363,3 +363,12 @@ def test_binary_weights_must_be_finite_and_some(bad):
         binary_quantize(np.array([[0.0, bad]]))
     with pytest.raises(ValueError, match=r"w must not be empty, got shape \(3, 0\)"):
         binary_quantize(np.zeros((3, 0)))
+
+
+def test_absmean_of_zeros_is_zeros_with_the_least_scale():
+    """A matrix of zeros has codes 0, and gamma is the floor, 1e-5, of either sign of zero."""
+    for zero in (0.0, -0.0):
+        codes, gamma = absmean_quantize(np.full((3, 4), zero, np.float32))
+        assert codes.dtype == np.int8
+        assert not codes.any()
+        assert gamma == np.float32(1e-5)

@@ -609,3 +609,10 @@ def test_a_cache_with_tokens_belongs_to_the_model_that_read_them(read):
     cache.truncate(0)
     np.testing.assert_array_equal(read(other, 8, cache), expected)
     assert cache.length == 1
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, 0.999])
+def test_temperature_zero_with_equal_logits_takes_the_first(u):
+    """Of logits that tie for the largest, temperature 0 takes the lowest index, whatever u is."""
+    assert sample(np.zeros(5), u, temperature=0) == 0
+    assert sample(np.float32([1, 3, 3, 2]), u, temperature=0) == 1

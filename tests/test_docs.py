@@ -11,11 +11,13 @@ import shutil
 import socket
 import subprocess
 import textwrap
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import minibit
 from minibit.absmean import absmean_quantize
 from minibit.cli.notebook import split_cells
 from minibit.results import load_results
@@ -30,6 +32,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 HOOK = runpy.run_path(str(ROOT / "docs" / "hooks" / "chapters.py"))
 TABLES = runpy.run_path(str(ROOT / "docs" / "hooks" / "tables.py"))
 LINKS = runpy.run_path(str(ROOT / "docs" / "hooks" / "links.py"))
+SPEC = runpy.run_path(str(ROOT / "docs" / "hooks" / "spec.py"))
 CHECK = runpy.run_path(str(ROOT / ".ci" / "site_check.py"))
 
 
@@ -402,3 +405,38 @@ def test_the_slider_obeys_the_keyboard_and_says_what_it_does(tmp_path):
     assert all(value.endswith(status) for *_, value, status in heard)
     assert "zeros; 1.58 bits per weight" in heard[0][-1]
     assert heard[0][-1] == heard[-1][-1] != heard[2][-1]
+
+
+def test_every_test_states_its_law_and_the_pages_lead_to_its_line():
+    """Each test function has a docstring, is on one page, and its link names its line."""
+    rooms = SPEC["specification"]()
+    names = []
+    for room, files in rooms.items():
+        text = SPEC["page"](room, files, "source")
+        for tests in files:
+            lines = (ROOT / tests.file).read_text(encoding="utf-8").splitlines()
+            for name, law, line in tests.laws:
+                assert law, f"{tests.file}: {name} states no law"
+                assert f"def {name}(" in lines[line - 1]
+                assert f"[`{name.removeprefix('test_')}`](source/{tests.file}#L{line}) " in text
+                names.append((tests.file, name))
+    paths = sorted((ROOT / "tests").rglob("test_*.py"))
+    assert len(names) == sum(
+        len(re.findall(r"^ *def test_", path.read_text(encoding="utf-8"), re.MULTILINE))
+        for path in paths
+    )
+    assert "ties_go_to_the_lowest_index" in SPEC["page"]("topk", rooms["topk"], "source")
+    assert "KINKS = {" in SPEC["page"]("dual", rooms["dual"], "source")
+
+
+def test_each_chapter_and_reference_page_leads_to_its_laws():
+    """A room of the order has a page of laws, and its chapter and reference page name it."""
+    for room in minibit.ORDER:
+        for uri in (f"reference/{room}.md", f"chapters/ch01_{room}.md"):
+            here = types.SimpleNamespace(file=types.SimpleNamespace(src_uri=uri))
+            assert f"(../spec/{room}.md)" in SPEC["on_page_markdown"]("text", page=here)
+
+
+def test_a_law_is_written_without_marks():
+    """What Markdown would take for emphasis, a tag or a formula stays what it is."""
+    assert SPEC["plain"]("a*b < `c_d*` $x$") == r"a\*b \< `c_d*` \$x\$"

@@ -662,3 +662,11 @@ def test_an_index_picks_whole_tangents_from_a_stack():
     _, tangents = jvp_batch(lambda x: operator.getitem(x, index), (x,), (v,))
     assert tangents.shape == (5, 3, 3)
     np.testing.assert_array_equal(tangents, np.stack([t[index] for t in v]))
+
+
+def test_clip_exactly_at_its_bound_has_slope_zero():
+    """On the bound itself, either one, the slope of `clip` is 0; a step inside it is 1."""
+    for bound in (-1.0, 1.0):
+        inside = np.nextafter(bound, 0.0)
+        for x, slope in ((bound, 0.0), (inside, 1.0)):
+            assert jvp(lambda x: np.clip(x, -1, 1), (x,), (1.0,)) == (x, slope)

@@ -1088,11 +1088,12 @@ def interrupted_at(count):
                 raise KeyboardInterrupt
         return trace
 
+    before = sys.gettrace()
     sys.settrace(trace)
     try:
         yield left
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
 
 
 @pytest.mark.parametrize("count", [3, 33], ids=["one record", "two records"])
