@@ -347,6 +347,17 @@ class BlocksInSequence(Noise):
         return super().sparse_noise(**{**keywords, "blocks": range(len(blocks))})
 
 
+class BlockTwice(Noise):
+    """Draw each block as often as it is asked for."""
+
+    def sparse_noise(self, *args: Any, **keywords: Any) -> Any:
+        """Join the draws of single blocks."""
+        blocks = sorted(np.ravel(keywords.pop("blocks")).tolist())
+        drawn = [super(BlockTwice, self).sparse_noise(**keywords, blocks=[b]) for b in blocks]
+        positions, signs = zip(*drawn, strict=True)
+        return np.concatenate(positions), np.concatenate(signs)
+
+
 class ZeroAtTie(Noise):
     """A word equal to the numerator is a zero."""
 
@@ -500,6 +511,7 @@ WRONG: dict[str, tuple[type[Noise], str]] = {
     "cut-block-skipped": (CutBlockSkipped, "sparse_noise"),
     "cut-block-drawn-again": (CutBlockDrawnAgain, "sparse_noise"),
     "one-at-least": (AtLeastOne, "sparse_noise"),
+    "block-twice": (BlockTwice, "sparse_noise"),
     "blocks-in-sequence": (BlocksInSequence, "sparse_noise"),
     "order-lost": (OrderLost, "sparse_noise_many"),
     "zero-at-tie": (ZeroAtTie, "initial_codes"),

@@ -83,6 +83,13 @@ def _truncated_half(scale: float) -> bytes:
     return struct.pack("<e", float(half))
 
 
+def _half_up(scale: float) -> bytes:
+    """Round a scale half way between two of float16 up."""
+    half = np.float16(scale)
+    above = np.nextafter(half, np.float16(np.inf))
+    return struct.pack("<e", above if (float(half) + float(above)) / 2 <= scale else half)
+
+
 def _tq1_floor(e: list[int]) -> list[int]:
     """Round 256 v / 243 down."""
     groups = [[e[j + 32 * n] for n in range(5)] for j in range(32)]
@@ -206,6 +213,7 @@ TERNARY: dict[str, Callable[..., Any]] = {
         [int(b) // 3**n % 3 - 1 for b in packed for n in range(4, -1, -1)][:count], np.int8
     ),
     "unpack_bitplanes/both-planes": _lenient("unpack_bitplanes"),
+    "unpack_bitplanes/trailing-bytes": _lenient("unpack_bitplanes"),
     "unpack_bitplanes/planes-swapped": _read("unpack_bitplanes", lambda codes, _: -codes),
     "to_hf/neighbouring-rows": _neighbours,
     "to_hf/padding-is-zero": lambda codes: packed_hf(codes, fill=0),
@@ -227,6 +235,9 @@ TERNARY: dict[str, Callable[..., Any]] = {
     "to_tq1_0/scale-of-first-block": _scale_of_first(tq1_block),
     "to_tq2_0/neighbours": lambda codes, scale=1.0: packed_tq(codes, scale, _tq2_neighbours),
     "to_tq2_0/one-group": lambda codes, scale=1.0: packed_tq(codes, scale, _tq2_one_group),
+    "to_tq2_0/scale-half-up": lambda codes, scale=1.0: packed_tq(
+        codes, scale, tq2_block, half=_half_up
+    ),
     "to_tq2_0/scale-truncated": lambda codes, scale=1.0: packed_tq(
         codes, scale, tq2_block, _truncated_half
     ),
