@@ -7,10 +7,10 @@ four 32-bit counter words and a 64-bit seed into four random words, in integers 
     counter = (block, draw + 2**24 domain, lane, step)        draw < 2**24, domain < 2**8
 
 The domain keeps uses apart, so that no two ever see the same counter: `NOISE` 0, `INITIAL` 1,
-`BATCH` 2, `UNITS` 3, `INPUTS` 4, `SHIFTS` 5, `LEVELS` 6, `TOKENS` 7, `ADAPTERS` 8, `DROPOUT` 9, and
-`USER` 255 for your own. A *stream* is the words of the counters ``(0, 2**24 domain, lane, step),
-(1, ...), (2, ...), ...`` laid end to end, so any word is found without those before it. A *64-bit
-draw* is two neighbouring words, the high half first.
+`BATCH` 2, `UNITS` 3, `INPUTS` 4, `SHIFTS` 5 (reserved: nothing is drawn from it), `LEVELS` 6,
+`TOKENS` 7, `ADAPTERS` 8, `DROPOUT` 9, and `USER` 255 for your own. A *stream* is the words of the
+counters ``(0, 2**24 domain, lane, step), (1, ...), (2, ...), ...`` laid end to end, so any word is
+found without those before it. A *64-bit draw* is two neighbouring words, the high half first.
 
 `words_reference` is plain NumPy and the specification; the kernel equals it bit for bit.
 """
