@@ -34,6 +34,10 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "exp": np.exp,
     "log": np.log,
     "sin": np.sin,
+    "cos": np.cos,
+    "tanh": np.tanh,
+    "sqrt": np.sqrt,
+    "square": np.square,
     "round": np.rint,  # half to even
     "clip": np.clip,  # x, lowest, highest
     "sort": np.sort,  # along the last axis

@@ -76,6 +76,8 @@ def _product(w: str, x: Any, y: Any, dx: Any, dy: Any) -> Any:
 def _quotient(w: str, x: Any, y: Any, dx: Any, dy: Any) -> Any:
     """``(dx - x dy / y) / y``."""
     sign = 1 if w == "sign-of-the-quotient" else -1
+    if w == "square-of-a-denominator":
+        return x / y, dx / y - x * dy / y
     return x / y, (dx + sign * x * dy / y) / y
 
 
@@ -127,6 +129,10 @@ def _slopes(name: str) -> Callable[..., Any]:
 ENTRIES: dict[str, tuple[Any, ...]] = {
     "exp": (np.exp, np.exp, "powers-rule-for-exp", lambda x: x * np.exp(x - 1)),
     "log": (np.log, lambda x: 1 / x, "slope-of-log", np.log),
+    "cos": (np.cos, lambda x: -np.sin(x), "sign-of-the-sine", np.sin),
+    "tanh": (np.tanh, lambda x: 1 - np.tanh(x) ** 2, "tanh-not-squared", lambda x: 1 - np.tanh(x)),
+    "sqrt": (np.sqrt, lambda x: 0.5 / np.sqrt(x), "half-of-the-root", lambda x: 1 / np.sqrt(x)),
+    "square": (np.square, lambda x: 2 * x, "two-of-the-square", lambda x: x),
     "sin": (np.sin, np.cos, "sign-of-the-cosine", lambda x: -np.cos(x)),
 }
 
@@ -255,6 +261,13 @@ FLAGS = (
     *("zero-times-infinity", "product-by-division", "slope-at-bounds", "tangents-not-sorted"),
     *("slope-through-rounding", "powers-rule-for-exp", "slope-of-log", "sign-of-the-cosine"),
     *("exponent-is-constant", "tangent-of-the-larger", "subtrahend-added", "zeros-left-out"),
+    *(
+        "two-of-the-square",
+        "sign-of-the-sine",
+        "tanh-not-squared",
+        "half-of-the-root",
+        "square-of-a-denominator",
+    ),
 )
 
 
