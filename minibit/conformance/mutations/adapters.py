@@ -62,6 +62,7 @@ ADAPTERS: dict[str, Callable[..., Any]] = {
         "one-after-the-other bfloat16-as-float16 scale-inverted neighbouring-rows padding-kept",
     ),
     "load_bitnet/zeros-pass": load_bitnet,
+    "load_bitnet/scale-not-above-0": load_bitnet,
     **_table(save_bitnet, "names-of-ours neighbouring-rows scale-inverted scale-without-an-axis"),
     **_table(load_gguf, "bfloat16-as-float16 sides-as-stored magnitude-is-one"),
     **_table(save_gguf, "names-of-ours magnitude-is-one lowest-first bfloat16-widened"),

@@ -89,6 +89,7 @@ def _nested(
     mean: Callable[..., Any] = lambda a: F32(np.add.accumulate(a)[-1] / F32(a.size)),
     block: int = 256,
     zero: int = 0,
+    size: Callable[..., Any] = np.abs,
     choose: Callable[..., Any] = lambda s: _nearest(s, DYNAMIC),
     back: Callable[..., Any] = lambda d, n, offset: d * n + offset,
 ) -> Any:
@@ -98,7 +99,7 @@ def _nested(
     codes, nested = [], []
     for start in range(0, differences.size, block):
         part = differences[start : start + block]
-        largest = np.abs(part).max()
+        largest = size(part).max()
         s = part * (F32(1) / largest)
         codes.append(np.where(np.isnan(s), zero, choose(np.nan_to_num(s))))
         nested.append(largest)
@@ -230,6 +231,7 @@ NF4: dict[str, Callable[..., Any]] = {
     "quantize_nf4/no-offset": _with_nested(mean=lambda a: F32(0)),
     "quantize_nf4/nested-blocks-of-64": _with_nested(block=64),
     "quantize_nf4/one-nested-absmax": _with_nested(block=1 << 30),
+    "quantize_nf4/largest-difference-upwards": _with_nested(size=lambda part: part),
     "quantize_nf4/nan-is-127": _with_nested(zero=127),
     "quantize_nf4/table-of-bins": _with_nested(choose=_binned),
     "quantize_nf4/offset-before-product": _with_nested(back=lambda d, n, offset: d * (n + offset)),

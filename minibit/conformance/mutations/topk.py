@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 from math import exp
 from typing import Any
@@ -273,11 +274,18 @@ TOPK: dict[str, Callable[..., Any]] = {
         x, k, lambda x, codes, k: _by_rank(codes.astype(float), k, np.abs)
     ),
     "topk_count/in-floats": lambda n, sparsity: int((1 - float(sparsity)) * n),
+    "topk_count/product-in-floats": lambda n, sparsity: int(float(1 - Fraction(sparsity)) * n),
     "topk_count/rounded": lambda n, sparsity: round((1 - float(sparsity)) * n),
     "topk_count/rounded-up": lambda n, sparsity: -int(-(1 - float(sparsity)) * n // 1),
     "topk_count/share-that-is-kept": lambda n, sparsity: int(float(sparsity) * n + 1e-9),
     "scaling_law/exponent-of-beta-s": lambda N, S: _law(
         N, S, lambda s: 0.01 + 1.89 * exp(0.05 * s)
+    ),
+    "scaling_law/active-ignored": lambda N, S, active: _law(
+        N, S, lambda s: 0.01 + 1.89 * exp(0.05 / (1 - s))
+    ),
+    "scaling_law/active-times-kept": lambda N, S, active: _law(
+        N * (1 - S), S, lambda s: 0.01 + 1.89 * exp(0.05 / (1 - s))
     ),
     "scaling_law/sign-of-beta": lambda N, S: _law(
         N, S, lambda s: 0.01 + 1.89 * exp(-0.05 / (1 - s))
