@@ -378,6 +378,42 @@ def test_a_lock_that_an_interrupted_import_left_is_released():
 
 @ON_LINUX
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork with threads: the point here
+def test_a_child_that_is_forked_as_work_ends_has_its_outcome(monkeypatch):
+    """The thread that has done the work exists in the parent alone, wherever it is just then."""
+
+    class Waiting(set):
+        def discard(self, end):
+            super().discard(end)
+            ended.set()
+            forked.wait(60)
+
+    def fork(*_):
+        ended.wait(60)
+        children.append(os.fork())
+        forked.set()
+
+    ended, forked, children = threading.Event(), threading.Event(), []
+    monkeypatch.setattr(interrupts, "_waiting", Waiting())
+    before = signal.signal(signal.SIGALRM, fork)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        outcome = uninterrupted(lambda: 7)
+        while not children:
+            time.sleep(0.001)
+        if children == [0]:
+            os._exit(0 if outcome == uninterrupted(lambda: 7) == 7 else 1)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    limit = time.monotonic() + 60
+    while not (status := os.waitpid(children[0], os.WNOHANG))[0]:
+        if time.monotonic() > limit:
+            os.kill(children[0], signal.SIGKILL)
+        time.sleep(0.001)
+    assert status[1] == 0
+
+
+@ON_LINUX
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork with threads: the point here
 def test_a_child_forked_by_a_handler_does_not_wait_for_the_parents_thread():
     """The work goes on in the parent alone, and the child says so."""
     children = []

@@ -28,7 +28,7 @@ ROOMS = {name.partition(".")[0] for name in FILES}
 HEAVY = ("numba", "llvmlite", "matplotlib", "rich", "safetensors", "scipy", "typer")
 OFFERED = (*ORDER, "datasets", "training")  # the rooms whose names `minibit` offers
 LINES = {  # of Python that a room may have, docstrings too: a new idea brings its budget along
-    "base": 915,
+    "base": 925,
     "kernels": 4_200,
     "dual": 2_064,
     "ternary": 1_000,
@@ -37,7 +37,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "layers": 350,
     "noise": 700,
     "noise_step": 1_800,
-    "steps": 2_400,
+    "steps": 2_420,
     "tape": 980,
     "transformer": 1_800,
     "checkpoint": 2_280,
@@ -57,7 +57,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "conformance": 10_200,
     "": 200,  # the face of the package
 }
-ALL_LINES = 42_430  # and each idea that is added brings its own
+ALL_LINES = 42_480  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import tracemalloc
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import comb, log2
 from pathlib import Path
 
@@ -946,6 +946,123 @@ def test_a_forked_process_neither_writes_nor_unlocks_its_parents_log():
         os.close(writing)
         os.waitpid(child, 0)
         os.close(reading)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, where a test loaded it
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork with threads: the point here
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_process_forked_while_a_thread_appends_reads_the_log_as_it_was(replaces, monkeypatch):
+    """It waits for no thread of its parent; to close the log takes nothing from the parent."""
+    steps, sync, within, go_on = random_steps(SMALL, 3), os.fsync, threading.Event(), []
+
+    def slow(file):
+        within.set()
+        while not go_on:
+            time.sleep(0.001)
+        sync(file)
+
+    with a_log(SMALL, steps[:1]) as log:
+        if replaces:
+            log.close()
+            log = StepLog.create(log.path, header_of(SMALL), overwrite=True)
+        count = len(log)
+        monkeypatch.setattr(os, "fsync", slow)
+        thread = threading.Thread(target=log.append, args=(steps[1:],))
+        thread.start()
+        within.wait()
+        child = os.fork()
+        if not child:
+            right = len(log) == count and log.digest() == digest(folded(SMALL, steps[:count])[-1])
+            try:
+                log.append(steps[1])
+                right = False
+            except LogError as error:
+                right = right and "forked" in str(error)
+            log.close()
+            os._exit(not right)
+        limit = time.monotonic() + 60
+        while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+            if time.monotonic() > limit:
+                os.kill(child, signal.SIGKILL)
+            time.sleep(0.001)
+        go_on.append(1)
+        thread.join()
+        assert ended[1] == 0
+        assert len(log) == len(StepLog.open(log.path)) == count + 2
+        log.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, where a test loaded it
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork with threads: the point here
+def test_an_append_in_which_a_handler_forks_is_its_parents_alone(monkeypatch):
+    """Both processes go on after the handler; one of them writes."""
+    steps, pack, children = random_steps(SMALL, 3), StepLog._pack, []
+
+    def fork(*arguments):
+        packed = pack(*arguments)
+        children.append(os.fork())
+        return packed
+
+    with a_log(SMALL, steps[:1]) as log:
+        monkeypatch.setattr(StepLog, "_pack", fork)
+        try:
+            log.append(steps[1])
+        except LogError as error:
+            os._exit(not (children == [0] and "forked" in str(error) and len(log) == 1))
+        if children == [0]:
+            os._exit(1)
+        assert os.waitpid(children[0], 0)[1] == 0
+        assert len(StepLog.open(log.path)) == len(log) == 2
+        assert StepLog.open(log.path).verify() == log.digest()
+
+
+@pytest.mark.parametrize("handler", ["read", "close", "append"])
+def test_a_handler_may_use_a_log_at_any_line_of_an_append(handler):
+    """It reads what was there, or closes the log, which ends the append; it may not append."""
+    steps, line, left, outcomes = random_steps(SMALL, 4), 0, [0], set()
+
+    def use(log):
+        if handler == "read":
+            outcomes.add(("read", len(log)))
+        elif handler == "close":
+            log.close()
+        else:
+            with suppress(LogError):
+                log.append(steps[3])
+                outcomes.add(("appended", len(log)))
+
+    while left[0] <= 0:
+        line += 1
+        left[0] = line
+
+        def trace(frame, event, _argument):
+            if Path(frame.f_code.co_filename).parent.name != "steps":
+                return None
+            if event == "line":
+                left[0] -= 1
+                if left[0] == 0:
+                    use(log)
+            return trace
+
+        with a_log(SMALL, steps[:2]) as log:
+            before = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                log.append(steps[2])
+            except (LogError, OSError):
+                outcomes.add("refused")
+            finally:
+                sys.settrace(before)
+            log.close()
+            again = StepLog.open(log.path)
+            assert again.verify() == log.digest()
+            assert len(again) == len(log)
+    assert line > 40
+    if handler == "read":
+        assert {("read", 2), ("read", 3)} <= outcomes
+        assert "refused" not in outcomes
 
 
 def test_a_log_takes_the_place_of_another_with_its_first_record():

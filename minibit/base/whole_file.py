@@ -7,6 +7,7 @@
             up to which the old file is as it was (and to whoever has it mapped, it stays)
     sync    the folder, so that the name is on disk, too
 
+A process that is forked off meanwhile gives no name and removes nothing, however it ends.
 If the writer fails on the way (a full disk, Ctrl-C), the folder goes and the target is as it was.
 A killed process may leave the folder behind; its lock ended with it, so the next writer clears it.
 """
@@ -68,9 +69,11 @@ def whole_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
         path = Path(os.path.realpath(path))
     if not overwrite and os.path.lexists(path):
         raise _exists(path)
+    process = os.getpid()
     with _locked_folder(path) as workspace:
         part = workspace / path.name
         yield part
+        _check_process(process, path)
         if overwrite and os.path.lexists(path):
             _replace(part, path)
         elif part.is_dir():
@@ -88,13 +91,14 @@ def whole_files(folder: str | os.PathLike[str], last: str) -> Iterator[Path]:
     for nothing without it. Errors are those of `open_whole`, for each of the files; then none of
     them has a name in `folder`.
     """
-    folder = Path(folder)
+    folder, process = Path(folder), os.getpid()
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     named: list[Path] = []
     try:
         with _locked_folder(folder / last) as workspace:
             yield workspace
+            _check_process(process, folder / last)
             parts = sorted(workspace.iterdir(), key=lambda part: (part.name == last, part.name))
             for part in parts:
                 named.append(folder / part.name)  # noted first: an interrupt may follow the link
@@ -107,7 +111,7 @@ def whole_files(folder: str | os.PathLike[str], last: str) -> Iterator[Path]:
     except BaseException:
         for path in named:
             path.unlink(missing_ok=True)
-        if new:
+        if new and os.getpid() == process:
             with suppress(OSError):
                 folder.rmdir()
         raise
@@ -122,13 +126,14 @@ def _locked_folder(path: Path) -> Iterator[Path]:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     workspace = path.with_name(f".{path.name}.{PART}")
-    lock = _lock(workspace, path)
+    lock, process = _lock(workspace, path), os.getpid()
     try:
         for rest in workspace.iterdir():  # what a killed writer left behind
             _clear(rest)
         yield workspace
     finally:
-        _clear(workspace)
+        if os.getpid() == process:
+            _clear(workspace)
         if lock is not None:
             os.close(lock)
 
@@ -184,6 +189,12 @@ def _clear(path: Path) -> None:
 
 
 # --- Names
+
+
+def _check_process(process: int, path: Path) -> None:
+    """Refuse to name what another process writes."""
+    if os.getpid() != process:
+        raise ChildProcessError(f"{path}: process {process}, which forked this one, writes it")
 
 
 def _exists(path: Path) -> FileExistsError:

@@ -182,6 +182,17 @@ def answer(message: bytes) -> bytes:
         return Answer(REFUSED, worker, 0, body=reason[:1000]).pack()
 
 
+def _forget() -> None:
+    """Let a forked child make its replicas anew: threads that it lacks may be within these."""
+    global _lock
+    _lock = threading.Lock()
+    _replicas.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
 def _replica(task: Task) -> Replica | None:
     """Return the replica of a task's run; None if this process has none and got no brief."""
     with _lock:

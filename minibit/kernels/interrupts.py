@@ -43,8 +43,9 @@ class _End:
         _acquire(self.deaf, 0)
 
     def come(self) -> None:
-        """Let the waiting thread go on."""
-        self.heard.release()
+        """Let the waiting thread go on; twice does no harm."""
+        with suppress(RuntimeError):
+            self.heard.release()
         _python.PyThread_release_lock(self.deaf)
 
 
@@ -70,8 +71,8 @@ def uninterrupted(work: Callable[[], T], stop: Stop | None = None) -> T:
         except BaseException as error:
             outcome.append(([], error))
         finally:
-            _waiting.discard(end)
             end.come()
+            _waiting.discard(end)  # now no child that is forked need let the caller go on
 
     with suppress(RuntimeError):  # an import that was interrupted may have left its lock to us
         while True:

@@ -279,12 +279,9 @@ class Appender:
 
     def expect(self, size: int, crc: int) -> None:
         """Check that the path still names this file, and that nobody else has written to it."""
+        self.check_owner()
         wrong = ""
-        if os.getpid() != self.process:
-            wrong = f"process {self.process}, which this one was forked from, writes it"
-        elif not self.path.exists() or not os.path.samestat(
-            os.stat(self.path), os.fstat(self.file)
-        ):
+        if not self.path.exists() or not os.path.samestat(os.stat(self.path), os.fstat(self.file)):
             wrong = "it was moved"
         elif self.size != size:
             wrong = f"it has {self.size} bytes, not {size}"
@@ -296,14 +293,26 @@ class Appender:
 
     def append(self, data: bytes) -> None:
         """Write at the end, in one call unless the disk is full, and sync to disk."""
+        self.check_owner()
         while data:
             data = data[os.write(self.file, data) :]
         os.fsync(self.file)
 
     def cut(self, size: int) -> None:
         """Shorten the file, and sync to disk."""
+        self.check_owner()
         os.ftruncate(self.file, size)
         os.fsync(self.file)
+
+    def check_owner(self) -> None:
+        """Refuse what is its owner's alone; a handler may have forked, or closed it, meanwhile."""
+        if os.getpid() != self.process:
+            raise LogError(
+                f"{self.path} is written by process {self.process}, which this one was forked "
+                "from; open it again"
+            )
+        if not self.close.alive:
+            raise LogError(f"{self.path} was closed within an append")
 
 
 def _let_go(file: int, process: int) -> None:

@@ -23,6 +23,7 @@ from hashlib import sha256
 from itertools import groupby, islice, repeat
 from pathlib import Path
 from typing import Any, Self
+from weakref import WeakSet
 
 from minibit.base import open_whole, whole_path
 from minibit.noise_step import SampledStep, UnitsStep, Update
@@ -96,7 +97,8 @@ class StepLog(Copies):
         self._absolute = self.path.absolute()  # holds after a change of directory, too
         self._known = contents
         self._tags = Tags(self._absolute, self.plan, contents.start_crc)
-        self._lock = threading.Lock()  # the appending thread holds it
+        self._lock = threading.RLock()  # the appending thread holds it; its handler may close
+        _logs.add(self)
         self._appender: Appender | None = None  # holds the file from the first append to `close`
         # An append in progress: the contents and the weights that it leads to.
         self._under_way: tuple[Contents, Flat] | None = None
@@ -282,6 +284,8 @@ class StepLog(Copies):
             raise ValueError(f"shares must be one list per step, {len(batch)}, got {len(tags)}")
         if not batch:
             return
+        if self._appending():
+            raise LogError(f"{self.path}: a signal's handler may not append within an append")
         try:
             with self._lock:
                 self._settle()
@@ -293,6 +297,7 @@ class StepLog(Copies):
                 file = self._writer()
                 flat = self._weights(before.steps)
                 data, after = self._pack(before, flat, batch, updates)
+                file.check_owner()
                 if self._beside is None:
                     self._tags.write(before.steps, tags)
                 self._first_tags, self._under_way = tags, (after, flat)
@@ -300,20 +305,28 @@ class StepLog(Copies):
         finally:
             _ = self._contents  # settles the append; if interrupted, the next question does
 
+    def _appending(self) -> bool:
+        """Whether this thread is within an append, which a handler of a signal has interrupted."""
+        within: bool = self._lock._is_owned()  # type: ignore[attr-defined]
+        return within
+
     @property
     def _contents(self) -> Contents:
         """The good part of the file, after an append that was cut off is settled."""
-        if self._under_way is not None:
+        if self._under_way is not None and not self._appending():
             with self._lock:
                 self._settle()
         return self._known
 
     def _settle(self) -> None:
         """Take over an append that is whole in the file; undo one that is not."""
-        if self._under_way is None or self._appender is None:
+        under_way, file = self._under_way, self._appender
+        if under_way is None or file is None:
             return
-        (after, flat), file = self._under_way, self._appender
-        if file.size == after.end:
+        after, flat = under_way
+        if file.process != os.getpid():  # its parent settles it
+            pass
+        elif file.size == after.end:
             self._naming.close()
             if self._beside is not None:
                 self._tags.write(0, self._first_tags)
@@ -351,14 +364,15 @@ class StepLog(Copies):
 
     def _writer(self) -> Appender:
         """Return the file, open and locked for appending, if it still ends where the log does."""
-        if self._appender is None:
-            self._appender = Appender(self._beside or self._absolute)
+        file = self._appender
+        if file is None:
+            file = self._appender = Appender(self._beside or self._absolute)
         try:
-            self._appender.expect(self._known.end, self._known.crc)
+            file.expect(self._known.end, self._known.crc)
         except LogError:
             self._release()
             raise
-        return self._appender
+        return file
 
     def _release(self) -> None:
         """Close the file; one that still waits for a record beside its place is removed."""
@@ -395,6 +409,17 @@ class StepLog(Copies):
             log_file.write(start + data)
         log._known = contents
         return log
+
+
+def _forget() -> None:
+    """Let a forked child read each log as it was before an append by its parent's threads."""
+    for log in _logs:
+        log._lock, log._under_way = threading.RLock(), None
+
+
+_logs: WeakSet[StepLog] = WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _read(path: Path) -> bytes:

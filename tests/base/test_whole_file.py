@@ -302,3 +302,33 @@ def test_bytes_are_synced_before_the_name_and_the_folder_after_it(writer, tmp_pa
         assert ("sync", os.stat(tmp_path / name).st_ino) in events[: events.index(names[-1])]
     folder = tmp_path / "c" if "c/a" in new else tmp_path
     assert events[-1] == ("sync", folder.stat().st_ino)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, where a test loaded it
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork with threads, where a test has any
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_process_forked_within_the_block_names_and_removes_nothing(tmp_path, fails):
+    """Its parent's file is still being written, whatever becomes of the child."""
+    status = None
+    try:
+        with open_whole(tmp_path / "a") as file:
+            file.write(b"half")
+            file.flush()
+            child = os.fork()
+            if not child:
+                status = 1
+                if fails:
+                    raise LookupError
+            elif os.waitpid(child, 0)[1] != 0:
+                status = 2
+            if child:
+                file.write(b" and half")
+    except (ChildProcessError, LookupError) as error:
+        status = not (isinstance(error, LookupError) if fails else "forked this one" in str(error))
+    finally:
+        if status is not None and not child:
+            os._exit(status)
+    assert status is None
+    assert (tmp_path / "a").read_bytes() == b"half and half"
+    assert [*tmp_path.iterdir()] == [tmp_path / "a"]
