@@ -525,7 +525,7 @@ def loss_at(p):
 
 
 def stepper(settings, model=paper):
-    learner = NoiseStep(model, big, 0, settings, workers=1)
+    learner = NoiseStep(model, big, 0, settings, threads=1)
     return lambda: learner.step(pixels, labels)
 
 

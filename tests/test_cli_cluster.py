@@ -168,6 +168,8 @@ def test_what_does_not_go_together_is_refused(tmp_path, words):
         (("--workers", 2, "--threads", 2), "--threads are those of one process"),
         (("--scheduler", "tcp://127.0.0.1:1", "--threads", 2), "--threads are those"),
         (("--check", 0.5), "--check is for --workers or --scheduler"),
+        (("--cut", "samples"), "--cut is for --workers or --scheduler"),
+        (("--workers", 2, "--cut", "rows"), "--cut must be"),
         (("--workers", 2, "--check", 1.5), "--check"),
         (("--workers", 0), "--workers"),
         (("--scheduler", "here"), "must be an address such as tcp://10.0.0.5:8786"),

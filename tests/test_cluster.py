@@ -12,12 +12,24 @@ from hypothesis import strategies as st
 
 from minibit.cluster import crews, replica, train_on
 from minibit.cluster.crews import crew_of
-from minibit.cluster.messages import ANSWERED, BEHIND, REFUSED, UNKNOWN, Answer, Task, run_name
+from minibit.cluster.messages import (
+    ANSWERED,
+    BEHIND,
+    CODES,
+    EXACT,
+    REFUSED,
+    ROUNDED,
+    SUMS,
+    UNKNOWN,
+    Answer,
+    Task,
+    run_name,
+)
 from minibit.cluster.remote import Remote
 from minibit.cluster.replica import answer, brief_of
-from minibit.cluster.sums import decode, draw_range, join, ranges
+from minibit.cluster.sums import Part, decode, draw_range, join, ranges
 from minibit.datasets import load_npz
-from minibit.noise_step import Plan, draw_candidates
+from minibit.noise_step import Plan, Sampled, Units, draw_candidates
 from minibit.noise_step.moves import draw_directions
 from minibit.steps import StepLog
 from minibit.training import train
@@ -75,11 +87,14 @@ some_bytes = st.binary(max_size=40)
     st.lists(some_bytes, max_size=5),
     some_bytes,
     st.lists(st.integers(0, 2**32 - 1), min_size=5, max_size=5),
-    st.booleans(),
+    st.lists(st.integers(0, 2**32 - 1), max_size=5),
+    st.lists(st.integers(0, 255), min_size=3, max_size=3),
 )
-def test_a_task_comes_out_as_it_went_in(run, records, brief, numbers, alone):
+def test_a_task_comes_out_as_it_went_in(run, records, brief, numbers, exact, small):
     """Every field, for all values that its bytes can hold."""
-    task = Task(run, *numbers[:4], alone, numbers[4], tuple(records), brief)
+    chunks, form = (small[0], small[1]), small[2]
+    told = tuple(exact), numbers[4], tuple(records), brief
+    task = Task(run, *numbers[:4], chunks, form, *told)
     assert Task.unpack(task.pack()) == task
 
 
@@ -140,8 +155,13 @@ def test_a_body_that_its_range_cannot_have_is_refused(damage):
         Plan("sampled", 5, ("a",), ((6, 9),), 0, perturbations=7),
         Plan("units", 5, ("a",), ((6, 9),), 0, units=(3,), inputs=(9,)),
     ):
-        with pytest.raises(ValueError, match=r"bytes|moves"):
-            decode(plan, 1, 3, damage)
+        method = Sampled(score="t") if plan.method == "sampled" else Units()
+        forms = (SUMS, CODES, ROUNDED, EXACT) if plan.method == "sampled" else (SUMS,)
+        for form in forms:
+            with pytest.raises(ValueError, match=r"bytes|moves"):
+                decode(
+                    method, plan, Part(1, 3, (0, 4), form, (2,)), damage * (form != CODES) or b"12"
+                )
 
 
 def test_of_equal_scores_the_lowest_candidate_wins_whoever_measured_it(monkeypatch):
@@ -159,7 +179,8 @@ def test_of_equal_scores_the_lowest_candidate_wins_whoever_measured_it(monkeypat
             len(q).to_bytes(4, "little") + q.tobytes() + signs.tobytes() + np.ones(len(q)).tobytes()
         )
 
-    record = join(Three(), plan, 0, 0, [(0, 1, body(2, 5)), (1, 2, body(9, 10))], False)
+    bodies = [(Part(0, 1, (0, 4), SUMS), body(2, 5)), (Part(1, 2, (0, 4), SUMS), body(9, 10))]
+    record = join(Three(), plan, 0, 0, bodies)
     assert record.positions[0].tolist() == [2, 5, 9]
 
 
@@ -176,16 +197,32 @@ class Inline(Executor):
         return future
 
 
-@pytest.mark.parametrize("workers", [1, 2, 5])
-def test_the_codes_are_those_of_a_serial_run(tmp_path, data, run, workers):
-    """For every number of ranges, of both methods."""
+@pytest.mark.parametrize("cut", [None, "perturbations"])
+@pytest.mark.parametrize("workers", [1, 2, 3, 5, 9])
+def test_the_codes_are_those_of_a_serial_run(tmp_path, data, run, workers, cut):
+    """For every number of workers and each cut, of both methods."""
     preset, result, log = run
+    if cut and preset == "small":
+        with pytest.raises(ValueError, match="cut is for method sampled"):
+            train_on(Inline(), preset, 3, tmp_path / "a.steps", data=data, cut=cut, **SHORT)
+        return
     with ThreadPoolExecutor(2) as pool:
-        ours = train_on(pool, preset, 3, tmp_path / "a.steps", data=data, workers=workers, **SHORT)
+        options = {"data": data, "workers": workers, "cut": cut, **SHORT}
+        ours = train_on(pool, preset, 3, tmp_path / "a.steps", **options)
     assert ours.digest == result.digest
     assert steps_equal(StepLog.open(tmp_path / "a.steps"), log)
     assert ours.test_accuracy == result.test_accuracy
-    assert ours.traffic.tasks >= 40 * workers
+    assert ours.traffic.tasks >= 40 * min(workers, 4)
+
+
+def test_scores_of_absolute_alignments_need_no_squares(tmp_path, data):
+    """Half the bytes, and still the codes of a serial run."""
+    result = serial(tmp_path / "a.steps", data, "strict", score="absolute")
+    for number, (cut, body) in enumerate((("samples", 8 + 2 * 24), ("perturbations", 4 * 12))):
+        out, options = tmp_path / f"{number}.steps", {"score": "absolute", "workers": 2, **SHORT}
+        ours = train_on(Inline(), "strict", 3, out, data=data, cut=cut, **options)
+        assert ours.digest == result.digest
+        assert ours.traffic.up <= 80 * (33 + body) + 400
 
 
 @pytest.mark.parametrize("kind", ["processes", "one of our own", "executorlib"])
@@ -222,8 +259,9 @@ def test_a_log_says_which_worker_measured_what_and_can_do_without_one(tmp_path, 
     preset, _, _ = run
     out, options = tmp_path / "a.steps", {**SHORT, "data": data, "workers": 2}
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        train_on(pool, preset, 3, out, **{**options, "steps": 5})
-        train_on(pool, preset, 3, out, data=data, workers=2, resume=True, steps=9)
+        cut = "perturbations" if preset == "strict" else None
+        train_on(pool, preset, 3, out, cut=cut, **{**options, "steps": 5})
+        train_on(pool, preset, 3, out, data=data, workers=2, cut=cut, resume=True, steps=9)
     log = StepLog.open(out)
     cuts = [(first, stop) for first, stop in ranges(log.plan, 2)]
     assert len(log.shares()) == 9
@@ -235,6 +273,26 @@ def test_a_log_says_which_worker_measured_what_and_can_do_without_one(tmp_path, 
         assert reverted.verify() != log.digest()
     if len(names) == 1:  # one process was quick enough for both
         assert reverted.digest() == log.digest(0)
+
+
+def test_moves_of_all_workers_are_not_reverted_by_name(tmp_path, data):
+    """Cut by samples every worker has the whole range; the error names the cut that parts moves."""
+    out = tmp_path / "a.steps"
+
+    def named(worker, sent, told):
+        return told.pack()
+
+    start = serial(out, data, "strict", steps=3)
+    remote = remote_with(StepLog.open(out), data, 2, named)
+    with StepLog.create(tmp_path / "b.steps", StepLog.open(out).header) as log:
+        for _ in range(3):
+            taken = remote.step()
+            log.append([taken.record], shares=[taken.shares])
+    assert log.digest() == start.digest
+    assert [share[:2] for share in log.shares()[0]] == [(0, 24), (0, 24)]
+    with pytest.raises(ValueError, match=r"3 steps .* by samples, first step 0.*'perturbations'"):
+        log.revert("00" * 8, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_worker_that_joins_late_needs_the_log_alone(data, run):
@@ -259,7 +317,8 @@ def test_an_answer_depends_on_its_task_alone(data, run):
     records = tuple(pack_steps(log.plan, [step]) for step in log.steps())[:6]
     brief = brief_of(log.header, str(data), "pure")
     numerator = getattr(next(iter(log.steps())), "numerator", 0)
-    task = Task(run_name(brief), 6, numerator, 1, 4, False, 0, records, brief)
+    form, numbers = (EXACT, (1, 3)) if numerator else (SUMS, ())
+    task = Task(run_name(brief), 6, numerator, 1, 4, (0, 4), form, numbers, 0, records, brief)
 
     def sense():
         told = Answer.unpack(answer(task.pack()))
@@ -428,7 +487,8 @@ def test_a_worker_of_another_version_is_refused(data, run, monkeypatch):
     _, _, log = run
     brief = brief_of(log.header, str(data), "version")
     monkeypatch.setattr("minibit.__version__", "9.9")
-    told = Answer.unpack(answer(Task(run_name(brief), 0, 0, 0, 1, False, 0, (), brief).pack()))
+    task = Task(run_name(brief), 0, 0, 0, 1, (0, 4), SUMS, (), 0, (), brief)
+    told = Answer.unpack(answer(task.pack()))
     assert told.kind == REFUSED
     assert "0.1.0" in told.reason
     assert "9.9" in told.reason

@@ -59,7 +59,7 @@ def test_dask_takes_the_steps_of_a_serial_run(tmp_path, data, client, preset):  
     assert steps_equal(StepLog.open(tmp_path / "a.steps"), StepLog.open(tmp_path / "b.steps"))
     assert ours.traffic.tasks < 2 * 40 + 12
     if preset == "strict":
-        assert ours.traffic.up <= ours.traffic.answers * (33 + 8 * 12)
+        assert ours.traffic.up <= ours.traffic.answers * (33 + 2 * (8 + 2 * 24))
 
 
 def test_killed_workers_cost_no_step(tmp_path, data, client):  # noqa: F811

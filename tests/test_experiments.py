@@ -125,7 +125,8 @@ def test_a_liar_whom_nobody_checks_makes_the_codes_that_are_computed_here(monkey
     """`Lied` is what workers and client make of a run with a liar, step by step."""
     monkeypatch.setattr(cluster, "STEPS", 3)
     plan, header, method = start = cluster._Start.of(6)
-    remote = Remote(cluster._Crew(), plan, method, brief_of(header, None, "lied"))
+    brief, cut = brief_of(header, None, "lied"), "perturbations"
+    remote = Remote(cluster._Crew(), plan, method, brief, cut=cut)
     course, recipe = start.course(), PRESETS["strict"]
     lied = cluster.Lied(method.perturbations, method.density, method.score)
     rules = {"zeros": recipe.zeros, "threshold": recipe.threshold}

@@ -36,7 +36,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "absmean": 285,
     "layers": 350,
     "noise": 700,
-    "noise_step": 1_800,
+    "noise_step": 1_860,
     "steps": 2_420,
     "tape": 980,
     "transformer": 1_800,
@@ -44,7 +44,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "topk": 850,
     "nf4": 1_000,
     "lora": 1_300,
-    "cluster": 1_290,
+    "cluster": 1_740,
     "datasets": 400,
     "training": 852,
     "language": 750,
@@ -52,12 +52,12 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "plots": 276,
     "results": 100,
     "experiments": 1_480,
-    "bench": 1_580,
-    "cli": 3_105,
+    "bench": 1_610,
+    "cli": 3_115,
     "conformance": 10_200,
     "": 200,  # the face of the package
 }
-ALL_LINES = 42_480  # and each idea that is added brings its own
+ALL_LINES = 43_030  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:

@@ -55,7 +55,13 @@ from minibit.noise_step.unit_reference import (
     forward_reference,
     unit_sums_reference,
 )
-from minibit.noise_step.unit_tangents import direction_sums, forward, unit_sums
+from minibit.noise_step.unit_tangents import (
+    added,
+    direction_chunks,
+    direction_sums,
+    forward,
+    unit_sums,
+)
 
 widths = st.lists(st.integers(8, 40), min_size=2, max_size=5).map(tuple)
 SETTINGS = {"sampled": Sampled(density=0.005, score="t"), "units": Units(units=4, rate=0.05)}
@@ -255,7 +261,7 @@ def test_sums_do_not_depend_on_the_number_of_threads(activations, monkeypatch):
     params, x, y, weight = problem(shape, 1, batch=101)
     units, model = some_units(params, 1), model_for(shape, activations)
     one, *others = (
-        unit_sums(model, params, x, y, weight, units, threshold=0.5, workers=n) for n in (1, 2, 5)
+        unit_sums(model, params, x, y, weight, units, threshold=0.5, threads=n) for n in (1, 2, 5)
     )
     for other in others:
         for a, b in zip(
@@ -376,6 +382,28 @@ def test_samples_count_once_however_a_batch_is_cut(monkeypatch):
         agree(parts.alignments, whole.alignments, 1e-5)
         agree(parts.squares, whole.squares, 1e-5)
         np.testing.assert_array_equal(parts.loss, whole.loss)
+
+
+@pytest.mark.parametrize("activations", ["float", "int8"])
+def test_chunks_add_up_to_the_sums_of_the_batch_whoever_sums_them(activations):
+    """To the bit, and every sample's outcome is known beside any chunk."""
+    shape = (20, 12, 8, 4)
+    params, x, y, weight = problem(shape, 3, batch=530)
+    model, directions = model_for(shape, activations), some_directions(params, 3)
+    whole = direction_sums(model, params, x, y, weight, directions)
+    parts = [
+        direction_chunks(model, params, x, y, weight, directions, chunks=range(*pair))
+        for pair in ((0, 1), (1, 2), (2, 4))
+    ]
+    for total, each in ((whole.alignments, 0), (whole.squares, 1)):
+        chunks = np.concatenate([part[each] for part in parts])  # (chunks, directions)
+        np.testing.assert_array_equal(added(chunks).astype(np.float32), total[0])
+    for part in parts:
+        for ours, theirs in zip(part[2:], (whole.loss, whole.hardness, whole.correct), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    for chunks in (range(0), range(3, 5), range(-1, 2), range(0, 4, 2)):
+        with pytest.raises(ValueError, match="chunks must be some of"):
+            direction_chunks(model, params, x, y, weight, directions, chunks=chunks)
 
 
 def test_float_inputs_of_whole_numbers_are_as_good_as_pixels():
@@ -709,6 +737,13 @@ def test_a_rate_of_less_than_a_move_moves_now_and_then():
     assert {quota for layers in quotas for quota in layers} == {0, 1}
 
 
+def test_workers_of_a_step_are_now_called_threads():
+    """The name before still works, and says so."""
+    with pytest.warns(DeprecationWarning, match="workers is now called threads"):
+        run = NoiseStep(model_for((20, 12, 4)), problem((20, 12, 4), 1)[0], 0, workers=2)
+    assert run.objective.threads == 2
+
+
 def test_a_schedule_is_a_function_of_the_step():
     """First and last value as given, geometric between, constant for `every` steps."""
     rate = geometric(0.08, 0.02, 5)
@@ -788,7 +823,7 @@ BAD = {
     ),
     "threshold": (dict(threshold=float("nan")), ValueError, "threshold must be below 1"),
     "a threshold for all": (dict(threshold=1.0), ValueError, "threshold must be below 1"),
-    "workers": (dict(workers=0), ValueError, "workers must be at least 1"),
+    "threads": (dict(threads=0), ValueError, "threads must be at least 1"),
     "half a unit": (dict(method="units", units=2.5), TypeError, "units must be"),
 }
 

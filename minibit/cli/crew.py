@@ -13,7 +13,8 @@ from typing import Any
 from urllib.request import ProxyHandler, build_opener
 
 from minibit.base import parse_object
-from minibit.cli.common import BadUse
+from minibit.cli.common import BadUse, check_choice
+from minibit.cluster import CUTS
 
 __all__ = ["check_crew", "crew"]
 
@@ -25,7 +26,11 @@ DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
 
 def check_crew(
-    workers: int | None, scheduler: str | None, threads: int | None, check: float | None
+    workers: int | None,
+    scheduler: str | None,
+    threads: int | None,
+    check: float | None,
+    cut: str | None,
 ) -> bool:
     """Return whether steps are taken on workers; refuse options that do not go together."""
     if workers is not None and scheduler is not None:
@@ -37,6 +42,9 @@ def check_crew(
         )
     if check is not None and not remote:
         raise BadUse("--check is for --workers or --scheduler: there is nobody to check")
+    if cut is not None and not remote:
+        raise BadUse("--cut is for --workers or --scheduler: there is nobody to share a step with")
+    check_choice("--cut", cut, CUTS)
     if remote:
         import distributed  # noqa: F401  # a missing extra is told before any work
     return remote

@@ -62,7 +62,11 @@ def train(
     ] = None,
     check: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Share of the ranges that two workers measure."),
+        typer.Option(min=0, max=1, help="Share of the parts of a step that two workers measure."),
+    ] = None,
+    cut: Annotated[
+        str | None,
+        "Workers share the batch's samples (the default) or the perturbations: moves have owners.",
     ] = None,
     plot: Plot = None,
     data: Annotated[
@@ -89,7 +93,7 @@ def train(
     if resume:
         asked = {"--preset": preset, "--seed": seed, "--split": split, "--widths": widths}
         _check_resumed(out, path, asked)
-    on_workers = check_crew(workers, scheduler, threads, check)
+    on_workers = check_crew(workers, scheduler, threads, check, cut)
     common.check_plot(plot)
     if plot is not None and plot.absolute() == path.absolute():
         raise BadUse(f"--plot and --out are both {path}")
@@ -105,7 +109,7 @@ def train(
         options["progress"] = run.show
         if on_workers:
             with crew(out.note, workers, scheduler) as client:
-                result = train_on(client, *begin, data=data, check=check or 0.0, **options)
+                result = train_on(client, *begin, data=data, check=check or 0.0, cut=cut, **options)
         else:
             result = training.train(*begin, threads=threads, dataset=dataset, **options)
         if result.interrupted and _is_same(path, old):

@@ -1,8 +1,8 @@
 """Messages between the client and its workers: tasks down, answers up, a few hundred bytes.
 
 Neither weights nor data ever do. A task names a step, a range of its perturbations (or of its drawn
-units), and what the last steps kept; an answer holds the sums of that range. All numbers are
-little-endian.
+units), the chunks of the batch over which to sum, and what the last steps kept; an answer holds the
+sums. All numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -13,12 +13,17 @@ from typing import NamedTuple
 
 from minibit.base import printable
 
-__all__ = ["ANSWERED", "BEHIND", "REFUSED", "UNKNOWN", "Answer", "Task", "run_name"]
+__all__ = [
+    "ANSWERED", "BEHIND", "CODES", "EXACT", "REFUSED", "ROUNDED", "SUMS", "UNKNOWN",
+    "Answer", "Task", "run_name",
+]  # fmt: skip
 
-_TASK = struct.Struct("<8sIIIIBIH")  # run, step, numerator, first, stop, alone, base, records
+_TASK = struct.Struct("<8sIIIIBBBHIH")  # the fields of `Task`, lists by their lengths
 _ANSWER = struct.Struct("<B8sIdfIf")  # kind, worker, step, loss, accuracy, state, seconds
 _LENGTH = struct.Struct("<I")
+_NUMBER = struct.Struct("<I")
 ANSWERED, BEHIND, UNKNOWN, REFUSED = range(4)
+SUMS, CODES, ROUNDED, EXACT = range(4)
 
 
 def run_name(brief: bytes) -> bytes:
@@ -34,26 +39,32 @@ class Task(NamedTuple):
     numerator: int  # density of method sampled, times 2**32; 0 for units
     first: int  # of the perturbations, or of the drawn units of all layers laid end to end
     stop: int
-    alone: bool  # whether the worker takes the median of its own range, and answers codes
+    chunks: tuple[int, int]  # of the batch's four, the first and the stop
+    form: int  # of the answer: SUMS (or moves), CODES of a range's own median, ROUNDED or EXACT
+    exact: tuple[int, ...]  # perturbations whose sums are asked for exactly
     base: int  # the step of the first record below
     records: tuple[bytes, ...] = ()  # what steps base, base + 1, ... kept, as the log codes it
     brief: bytes = b""  # for a worker that does not know the run: its header and data, as JSON
 
     def pack(self) -> bytes:
         """Return the task as bytes."""
-        fields = self.run, self.step, self.numerator, self.first, self.stop
-        head = _TASK.pack(*fields, self.alone, self.base, len(self.records))
+        fields = self.run, self.step, self.numerator, self.first, self.stop, *self.chunks, self.form
+        head = _TASK.pack(*fields, len(self.exact), self.base, len(self.records))
+        asked = (_NUMBER.pack(number) for number in self.exact)
         framed = (_LENGTH.pack(len(record)) + record for record in self.records)
-        return b"".join((head, *framed, self.brief))
+        return b"".join((head, *asked, *framed, self.brief))
 
     @classmethod
     def unpack(cls, message: bytes) -> Task:
         """Read `pack`; a ValueError if the message is no task."""
         if len(message) < _TASK.size:
             raise ValueError(f"a task has at least {_TASK.size} bytes, got {len(message)}")
-        run, step, numerator, first, stop, alone, base, count = _TASK.unpack_from(message)
+        *head, low, high, form, asked, base, count = _TASK.unpack_from(message)
+        at = _TASK.size + _NUMBER.size * asked
+        if at > len(message):
+            raise ValueError(f"a task that asks for {asked} exact sums ends before their names")
+        exact = struct.unpack_from(f"<{asked}I", message, _TASK.size)
         records: list[bytes] = []
-        at = _TASK.size
         for _ in range(count):
             if at + _LENGTH.size > len(message):
                 raise ValueError(f"a task of {count} records ends in record {len(records)}")
@@ -62,8 +73,11 @@ class Task(NamedTuple):
             records.append(message[at - length : at])
         if at > len(message):
             raise ValueError(f"a task's last record goes {at - len(message)} bytes past its end")
-        rest = tuple(records), message[at:]
-        return cls(run, step, numerator, first, stop, bool(alone), base, *rest)
+        run, step, numerator, first, stop = head
+        return cls(
+            run, step, numerator, first, stop, (low, high), form, exact, base,
+            tuple(records), message[at:],
+        )  # fmt: skip
 
 
 class Answer(NamedTuple):

@@ -23,11 +23,26 @@ from numpy.typing import NDArray
 
 import minibit
 from minibit.base import parse_object
-from minibit.cluster.messages import ANSWERED, BEHIND, REFUSED, UNKNOWN, Answer, Task, run_name
+from minibit.cluster.messages import (
+    ANSWERED,
+    BEHIND,
+    CODES,
+    EXACT,
+    REFUSED,
+    ROUNDED,
+    SUMS,
+    UNKNOWN,
+    Answer,
+    Task,
+    run_name,
+)
 from minibit.cluster.sums import draw_range, encode, items
 from minibit.datasets import Dataset, load_mnist, load_npz
 from minibit.noise_step import (
+    CHUNKS,
+    ChunkSums,
     Objective,
+    Params,
     Plan,
     apply_update,
     forward,
@@ -39,6 +54,7 @@ from minibit.training import Course
 
 __all__ = ["Replica", "answer", "brief_of"]
 
+Batch = tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float32]]  # x, y, weight
 MOST_RUNS = 4  # that a process remembers; the one used longest ago goes
 
 
@@ -83,12 +99,13 @@ class Replica:
         self.objective = Objective(self.course.model, None, threshold, threads)
         self.params = initial_params(self.plan)
         self.step = 0
-        self._batch: tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float32]] | None = None
+        self._batch: Batch | None = None
         self._saw: tuple[NDArray[Any], float, float] | None = None  # hardness, loss, accuracy
+        self._sums: dict[tuple[Any, ...], ChunkSums] = {}  # of parts of this step
         self._lock = threading.Lock()
 
     def measure(self, task: Task, worker: bytes) -> Answer:
-        """Catch up with a task's records, then measure its range; or say what is missing."""
+        """Catch up with a task's records, then measure its part; or say what is missing."""
         begin = time.perf_counter()
         with self._lock:
             if task.base > self.step or task.step < self.step:
@@ -96,7 +113,7 @@ class Replica:
             self._catch_up(task)
             batch, params, state = self._present_batch(), self.params, self._state()
         drawn = draw_range(self.plan, task.step, task.numerator, task.first, task.stop)
-        sums = self.method.measure(self.objective, params, batch, drawn)
+        sums = self._measured(task, params, batch, drawn)
         body = encode(self.method, self.plan, params, task, drawn, sums)
         loss, accuracy = _means(sums.loss, sums.correct, batch[2])
         with self._lock:
@@ -105,6 +122,20 @@ class Replica:
         seconds = time.perf_counter() - begin
         return Answer(ANSWERED, worker, task.step, loss, accuracy, state, seconds, body)
 
+    def _measured(self, task: Task, params: Params, batch: Batch, drawn: Any) -> Any:
+        """Measure a part; one whose exact sums are asked for was measured just before, mostly."""
+        if task.form not in (ROUNDED, EXACT):
+            return self.method.measure(self.objective, params, batch, drawn)
+        method: Any = self.method
+        part = task.step, task.numerator, task.first, task.stop, task.chunks
+        if (sums := self._sums.get(part)) is None:
+            chunks = range(*task.chunks)
+            sums = method.measure_chunks(self.objective, params, batch, drawn, chunks)
+            with self._lock:
+                if self.step == task.step:
+                    self._sums[part] = sums
+        return sums
+
     def _catch_up(self, task: Task) -> None:
         for record in task.records[self.step - task.base :]:
             if self.step == task.step:
@@ -112,19 +143,20 @@ class Replica:
             (step,) = unpack_steps(self.plan, record, 1)
             if self._saw is None:
                 x, y, weight = self._present_batch()
-                workers = self.objective.workers
+                threads = self.objective.threads
                 _, losses, hardness, correct = forward(
-                    self.course.model, self.params, x, y, workers
+                    self.course.model, self.params, x, y, threads
                 )
                 self._saw = hardness, *_means(losses, correct, weight)
             self.course.saw(*self._saw[:2])
             self.params = apply_update(self.params, *sparse_update(self.plan, self.step, step))
             self.step += 1
             self._batch = self._saw = None
+            self._sums.clear()
         if self.step != task.step:
             raise ValueError(f"a task for step {task.step} has records up to step {self.step} only")
 
-    def _present_batch(self) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float32]]:
+    def _present_batch(self) -> Batch:
         if self._batch is None:
             self._batch = self.course.batch(self.step)
         return self._batch
@@ -174,8 +206,7 @@ def answer(message: bytes) -> bytes:
         replica = _replica(task)
         if replica is None:
             return Answer(UNKNOWN, worker, 0).pack()
-        if not 0 <= task.first < task.stop <= items(replica.plan):
-            raise ValueError(f"a step has no range from {task.first} to {task.stop}")
+        _check_part(task, replica.plan)
         return replica.measure(task, worker).pack()
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".encode()
@@ -191,6 +222,18 @@ def _forget() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
+
+
+def _check_part(task: Task, plan: Plan) -> None:
+    """Refuse a part that a step of the run has not."""
+    low, high = task.chunks
+    if not 0 <= task.first < task.stop <= items(plan) or not 0 <= low < high <= CHUNKS:
+        raise ValueError(f"a step has no part {task.first} to {task.stop} of chunks {task.chunks}")
+    forms = (SUMS, CODES, ROUNDED, EXACT) if plan.method == "sampled" else (SUMS,)
+    whole = task.form in (ROUNDED, EXACT) or task.chunks == (0, CHUNKS)
+    inside = all(task.first <= number < task.stop for number in task.exact)
+    if task.form not in forms or not whole or not inside:
+        raise ValueError(f"method {plan.method} has no answer of form {task.form} to this task")
 
 
 def _replica(task: Task) -> Replica | None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minibit.cluster.asking import PATIENCE, Traffic
 from minibit.cluster.crews import crew_of
-from minibit.cluster.remote import PATIENCE, Remote, Traffic
+from minibit.cluster.remote import Remote
 from minibit.cluster.replica import brief_of
 from minibit.datasets import load_mnist, load_npz
 from minibit.steps import StepLog
@@ -43,6 +44,7 @@ def train_on(
     *,
     data: str | Path | None = None,
     workers: int | None = None,
+    cut: str | None = None,
     alone: bool = False,
     check: float = 0.0,
     patience: float = PATIENCE,
@@ -51,10 +53,11 @@ def train_on(
 ) -> ClusterResult:
     """Train an MLP by noise_step on many machines; only codes travel.
 
-    Each worker measures a range of a step's perturbations, or of its drawn units, over the whole
-    batch. The client joins what they answer and decides as `minibit.training.train` does, so the
-    log is that of a serial run with the same seed, whatever the number of workers, as long as the
-    machines round alike; workers whose weights or samples differ are found out at the next step.
+    Each worker measures a step's perturbations over a part of the batch, or a range of its drawn
+    units over all of it. The client joins what they answer and decides as `minibit.training.train`
+    does, so the log is that of a serial run with the same seed, whatever the number of workers, as
+    long as the machines round alike; workers whose weights or samples differ are found out at the
+    next step.
 
     Parameters
     ----------
@@ -67,12 +70,16 @@ def train_on(
         A ``.npz`` file (`minibit.datasets.load_npz`) that every worker finds under this path; MNIST
         by default, which the package has. A worker with other data is refused.
     workers : int, optional
-        How many ranges a step is cut into, of an executor; Dask's are as many as workers.
+        For how many workers an executor's steps are cut; Dask knows its own.
+    cut : "samples" or "perturbations", optional
+        Of method ``sampled``: whether a worker measures all perturbations over a part of the batch,
+        which is quick and the default, or a range of them over all of it. Then moves belong to one
+        worker each, and `StepLog.revert` can leave those of one out.
     alone : bool
         Whether a worker takes the median of its own range and answers codes alone: the least
         traffic, and other codes than a serial run. Method ``sampled`` only.
     check : float
-        Share of the ranges that two workers measure. A worker whose answer is outvoted is named in
+        Share of the parts that two workers measure. A worker whose answer is outvoted is named in
         ``left_out`` and gets no more tasks.
     patience : float
         Seconds after which an unanswered task is sent to another worker, too.
@@ -109,7 +116,7 @@ def train_on(
         remotes.append(
             Remote(
                 crew, log.plan, method, brief, records,
-                alone=alone, check=check, patience=patience,
+                cut=cut, alone=alone, check=check, patience=patience,
             )
         )  # fmt: skip
         return remotes[0]

@@ -4,7 +4,8 @@ Runs of preset ``strict`` with 400 steps, judged on the validation split:
 
     alone      each worker takes the median of its own range of the perturbations
     federated  each of 8 workers has data of its own, and draws its eighth of the batch from them
-    liar       one worker in four negates its alignments from the start; some ranges are checked
+    liar       one worker in four, each with a range of the perturbations, negates its alignments
+               from the start; some ranges are checked
 
 Which ranges are checked comes from the operating system: when a liar is found does not repeat.
 """
@@ -107,7 +108,7 @@ def alone_run(folder: Path, workers: int, seed: int) -> Row:
     course = start.course()
     alone = Alone(method.perturbations, method.density, method.score, workers)
     recipe = course.recipe
-    rules = {"zeros": recipe.zeros, "threshold": recipe.threshold, "workers": 1}
+    rules = {"zeros": recipe.zeros, "threshold": recipe.threshold, "threads": 1}
     run = NoiseStep.start(course.model, recipe.shapes, seed, alone, **rules)
     for step in range(STEPS):
         x, y, weight = course.batch(step)
@@ -192,13 +193,14 @@ def liar_run(folder: Path, check: float, seed: int) -> Row:
     steps are taken here: the codes are those that workers would send.
     """
     plan, header, method = start = _Start.of(seed)
-    remote = Remote(_Crew(), plan, method, brief_of(header, None, f"liar {check}"), check=check)
+    brief, cut = brief_of(header, None, f"liar {check}"), "perturbations"
+    remote = Remote(_Crew(), plan, method, brief, cut=cut, check=check)
     records = []
     while check and not remote.left_out and remote.steps < STEPS:
         records.append(remote.step().record)
     course, recipe = start.course(), PRESETS["strict"]
     lied = Lied(method.perturbations, method.density, method.score)
-    rules = {"zeros": recipe.zeros, "threshold": recipe.threshold, "workers": 1}
+    rules = {"zeros": recipe.zeros, "threshold": recipe.threshold, "threads": 1}
     run = NoiseStep.start(course.model, recipe.shapes, seed, method if check else lied, **rules)
     for step in range(STEPS):
         x, y, weight = course.batch(step)

@@ -87,7 +87,7 @@ def step_times(preset: str, rounds: int = 15) -> dict[str, dict[str, float]]:
             log = StepLog.open(path)
             model, start = model_of(log.header), initial_params(log.plan)
             work[f"{kind} forward"] = partial(forward, model, start, x, y, 1)
-            stepper = NoiseStep(model, start, 0, PRESETS[preset].settings(), workers=1)
+            stepper = NoiseStep(model, start, 0, PRESETS[preset].settings(), threads=1)
             work[f"{kind} step"] = partial(stepper.step, x, y)
     seconds = medians(work, seconds=0, least_rounds=rounds, warmups=1)
     return {

@@ -24,7 +24,10 @@ from minibit.noise_step.moves import sparse_update as sparse_update
 from minibit.noise_step.perceptron import MLP as MLP
 from minibit.noise_step.step import NoiseStep as NoiseStep
 from minibit.noise_step.step import StepResult as StepResult
+from minibit.noise_step.unit_reference import ChunkSums as ChunkSums
 from minibit.noise_step.unit_reference import Sums as Sums
+from minibit.noise_step.unit_tangents import CHUNKS as CHUNKS
+from minibit.noise_step.unit_tangents import added as added
 from minibit.noise_step.unit_tangents import forward as forward
 
 __all__ = [

@@ -37,8 +37,8 @@ from minibit.noise_step.moves import (
     draw_directions,
 )
 from minibit.noise_step.perceptron import MLP
-from minibit.noise_step.unit_reference import Sums
-from minibit.noise_step.unit_tangents import direction_sums, unit_sums
+from minibit.noise_step.unit_reference import ChunkSums, Sums
+from minibit.noise_step.unit_tangents import direction_chunks, direction_sums, unit_sums
 
 __all__ = ["Objective", "Sampled", "Units", "geometric", "keep_moves", "keep_terns"]
 
@@ -55,12 +55,12 @@ class Objective(NamedTuple):
     model: Model
     loss: Loss | None
     threshold: float
-    workers: int | None
+    threads: int | None
 
     def sums(self, fast: Callable[..., Sums], slow: Callable[..., Sums], *arguments: Any) -> Sums:
         """Sum alignments by the fast path, for an `MLP` and cross entropy, or by `jvp_batch`."""
         if isinstance(self.model, MLP) and self.loss is None:
-            sums = fast(self.model, *arguments, self.threshold, self.workers)
+            sums = fast(self.model, *arguments, self.threshold, self.threads)
         else:
             sums = slow(self.model, *arguments, self.threshold, self.loss)
         return sums
@@ -115,6 +115,20 @@ class Sampled:
     ) -> Sums:
         """Sum the alignments of all perturbations over the batch."""
         return objective.sums(direction_sums, direction_sums_by_jvp, params, *samples, drawn)
+
+    def measure_chunks(
+        self,
+        objective: Objective,
+        params: Params,
+        samples: Samples,
+        drawn: Directions,
+        chunks: range,
+    ) -> ChunkSums:
+        """Sum the alignments over some of the batch's four chunks; for an `MLP` alone."""
+        model, loss, threshold, threads = objective
+        if not isinstance(model, MLP) or loss is not None:
+            raise ValueError("chunks are summed for an MLP and cross entropy alone")
+        return direction_chunks(model, params, *samples, drawn, threshold, threads, chunks)
 
     def keep(
         self, plan: Plan, step: int, params: Params, drawn: Directions, sums: Sums

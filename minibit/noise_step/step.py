@@ -11,6 +11,7 @@ weights and the number of the step, and touches no file.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
@@ -74,9 +75,9 @@ class NoiseStep:
         Per-sample negative log-likelihood; cross entropy by default.
     zeros : float
         Share of zeros with which `params` were drawn (`initial_params`); only goes into `plan`.
-    workers : int, optional
-        Threads of the fast path; as many as there are cores by default. The sums do not depend on
-        it.
+    threads : int, optional
+        Of the fast path; as many as there are cores by default. The sums do not depend on it.
+        ``workers``, its name before, is deprecated.
     **settings
         Settings of a method that is given by its name: ``NoiseStep(..., "units", rate=0.01)``.
 
@@ -102,14 +103,17 @@ class NoiseStep:
         threshold: float = -np.inf,
         loss: Loss | None = None,
         zeros: float = 0.0,
-        workers: int | None = None,
+        threads: int | None = None,
         **settings: Any,
     ) -> None:
+        if "workers" in settings:
+            warnings.warn("workers is now called threads", DeprecationWarning, stacklevel=2)
+            threads = settings.pop("workers")
         self.method = _method(method, settings)
         seed, zeros = integer("seed", seed, 0, 2**64 - 1), number("zeros", zeros, "[0, 1]")
         if not threshold < 1:
             raise ValueError(f"threshold must be below 1, where 1 - p_y ends, got {threshold}")
-        workers = thread_count(workers, "workers") or cpus()
+        threads = thread_count(threads) or cpus()
         if not isinstance(params, Mapping) or not params:
             raise TypeError(
                 f"params must be a non-empty dict of arrays, got {type(params).__name__}"
@@ -117,7 +121,7 @@ class NoiseStep:
         self.params = {name: _ternary(name, w) for name, w in params.items()}
         if isinstance(model, MLP):
             model.check(self.params)
-        self.objective = Objective(model, loss, threshold, workers)
+        self.objective = Objective(model, loss, threshold, threads)
         shapes = {name: w.shape for name, w in self.params.items()}
         self.plan = self.method.plan(shapes, int(seed), round(zeros * 2**32))
         self.steps = 0

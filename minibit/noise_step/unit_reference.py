@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from minibit.absmean import absmax_quantize_reference
 from minibit.noise_step.perceptron import MLP, as_float
 
-__all__ = ["Sums", "direction_sums_reference", "forward_reference", "unit_sums_reference"]
+__all__ = [
+    "ChunkSums",
+    "Sums",
+    "alignments_reference",
+    "direction_sums_reference",
+    "forward_reference",
+    "unit_sums_reference",
+]
 
 Floats = NDArray[np.floating[Any]]  # float32 on the fast path
 Params = Mapping[str, NDArray[Any]]
@@ -34,6 +41,16 @@ class Sums:
     loss: Floats  # (batch,), not weighted
     hardness: Floats  # (batch,), 1 - p_y
     correct: NDArray[np.bool_]  # (batch,)
+
+
+class ChunkSums(NamedTuple):
+    """Sums over each of some chunks of a batch, as `Sums` has them over all of it."""
+
+    alignments: NDArray[np.float64]  # (chunks, directions)
+    squares: NDArray[np.float64]
+    loss: Floats  # (batch,), of every sample
+    hardness: Floats
+    correct: NDArray[np.bool_]
 
 
 def _states(model: MLP, params: Params, x: Any) -> tuple[list[Any], list[Any], list[Any], Any]:
@@ -151,6 +168,24 @@ def direction_sums_reference(
     `directions` are arrays ``offsets, positions, signs``. Direction p is ``signs`` at flat
     ``positions`` (over the layers laid end to end), entries ``offsets[p]`` to ``offsets[p + 1]``.
     """
+    a, loss, hardness, correct = alignments_reference(
+        model, params, x, y, weight, directions, threshold
+    )
+    sums = (each.sum(0).astype(np.float32) for each in (a, a**2))
+    alignments, squares = ((each,) for each in sums)
+    return Sums(alignments, squares, loss, hardness, correct)
+
+
+def alignments_reference(
+    model: MLP,
+    params: Params,
+    x: Any,
+    y: NDArray[Any],
+    weight: Floats,
+    directions: Sequence[Any],
+    threshold: float = -np.inf,
+) -> tuple[NDArray[np.float64], Floats, Floats, NDArray[np.bool_]]:
+    """Return w_b a_b of each sample, (batch, directions), its loss, 1 - p_y and correctness."""
     offsets, positions, signs = directions[:3]
     states = _states(model, params, x)
     loss, hardness, correct, g = _outcome(states[3], y)
@@ -163,14 +198,7 @@ def direction_sums_reference(
     padded = np.concatenate(
         [np.zeros((len(y), 1)), np.cumsum(entries, axis=1, dtype=np.float64)], 1
     )
-    a = np.diff(padded[:, offsets], axis=1)  # (batch, directions)
-    return Sums(
-        (a.sum(0).astype(np.float32),),
-        ((a**2).sum(0).astype(np.float32),),
-        loss,
-        hardness,
-        correct,
-    )
+    return np.diff(padded[:, offsets], axis=1), loss, hardness, correct
 
 
 def locate(params: Params, positions: NDArray[np.int64]) -> tuple[Any, ...]:

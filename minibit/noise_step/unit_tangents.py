@@ -36,7 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -44,24 +44,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.base import finite, integer_array
-from minibit.kernels import path, threads
+from minibit.kernels import path
+from minibit.kernels import threads as pool
 from minibit.matmul import kernel_of_many
 from minibit.noise_step.perceptron import MLP
 from minibit.noise_step.unit_reference import (
+    ChunkSums,
     Sums,
-    direction_sums_reference,
+    alignments_reference,
     forward_reference,
     locate,
     unit_sums_reference,
 )
 
-__all__ = ["direction_sums", "forward", "unit_sums"]
+__all__ = ["CHUNKS", "added", "direction_chunks", "direction_sums", "forward", "unit_sums"]
 
 if TYPE_CHECKING:
     from minibit.kernels.unit_forward import Batch, Network, Outcomes, Products
     from minibit.kernels.unit_tangents import Units
 
 CHUNKS = 4  # a batch is always cut in as many parts, so sums do not depend on the thread count
+EVERY = range(CHUNKS)
 BLOCK = 256  # samples of a product: their sums and states stay within the second-level cache
 
 T = TypeVar("T", bound=tuple[Any, ...])
@@ -78,11 +81,11 @@ class Task:
     rounded: bool
     batch: Batch
     outcomes: Outcomes
-    workers: int | None
+    threads: int | None
 
     @classmethod
     def of(
-        cls, model: MLP, params: Params, batch: Sequence[Any], threshold: float, workers: int | None
+        cls, model: MLP, params: Params, batch: Sequence[Any], threshold: float, threads: int | None
     ) -> Task | None:
         """Lay out weights and samples, which are checked already; None if nothing is compiled."""
         if (kernels := path()) == "reference":
@@ -101,7 +104,7 @@ class Task:
         logits = np.empty((len(x), len(network.w_out)), np.float32)
         outcomes = Outcomes(loss, hardness, np.empty(len(x), np.bool_), logits)
         samples = Batch(x, y, weight, np.float32(threshold))
-        return cls(network, products, rounded, samples, outcomes, workers)
+        return cls(network, products, rounded, samples, outcomes, threads)
 
     def run(
         self,
@@ -109,14 +112,15 @@ class Task:
         units: int,
         samples: int,
         arguments: Callable[[int], tuple[Any, ...]] = lambda chunk: (),
+        chunks: range = EVERY,
     ) -> None:
-        """Call the kernel for all parts of the batch.
+        """Call the kernel for all parts of `chunks`; the others make the forward pass alone.
 
         The batch is cut into `CHUNKS`, and a chunk into parts, which one thread computes in turn.
         ``arguments(chunk)`` are further arguments of the kernel for the parts of a chunk. The
         buffers hold the terms of so many `samples` and `units`.
         """
-        from minibit.kernels.unit_forward import buffers, hidden_states
+        from minibit.kernels.unit_forward import buffers, forward, hidden_states
 
         net, batch, edges = self.network, self.batch, _cut(0, len(self.batch.x), CHUNKS)
         scratch = buffers(net, CHUNKS, units, samples)
@@ -128,11 +132,14 @@ class Task:
                 part = slice(begin, end)
                 rows, outcomes = _part(batch, part), _part(self.outcomes, part)
                 block = hidden_states(net, self.products, rows.x) if self.rounded else None
-                kernel(net, rows, block, outcomes, *scratch[number], *arguments(number))
+                if number in chunks:
+                    kernel(net, rows, block, outcomes, *scratch[number], *arguments(number))
+                else:
+                    forward(net, rows, block, outcomes, *scratch[number])
             return True
 
         tasks = [partial(chunk, number) for number in range(CHUNKS)]
-        threads.run(tasks, self.workers or threads.cpus())
+        pool.run(tasks, self.threads or pool.cpus())
 
 
 def _network(model: MLP, weights: Sequence[NDArray[np.int8]], row_sums: Floats) -> Network:
@@ -215,11 +222,11 @@ def _checked(
 
 
 def forward(
-    model: MLP, params: Params, x: Any, y: NDArray[Any], workers: int | None = None
+    model: MLP, params: Params, x: Any, y: NDArray[Any], threads: int | None = None
 ) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
     """Return logits (batch, classes), loss, 1 - p_y and correctness (batch,) of every sample."""
     codes, batch = _checked(model, params, x, y)
-    if (task := Task.of(model, codes, batch, -np.inf, workers)) is None:
+    if (task := Task.of(model, codes, batch, -np.inf, threads)) is None:
         return forward_reference(model, codes, *batch[:2])
     from minibit.kernels.unit_forward import forward as kernel
 
@@ -236,7 +243,7 @@ def unit_sums(
     weight: Floats,
     units: Sequence[NDArray[np.int64]],
     threshold: float = -np.inf,
-    workers: int | None = None,
+    threads: int | None = None,
 ) -> Sums:
     """Sum the alignments of all weights into the drawn units over samples.
 
@@ -250,7 +257,7 @@ def unit_sums(
     for drawn, (name, w) in zip(units, codes.items(), strict=True):
         if drawn.size and not 0 <= drawn.min() <= drawn.max() < w.shape[0]:
             raise ValueError(f"units of {name!r} must lie in [0, {w.shape[0]}), got {drawn}")
-    if (task := Task.of(model, codes, batch, threshold, workers)) is None:
+    if (task := Task.of(model, codes, batch, threshold, threads)) is None:
         return unit_sums_reference(model, codes, *batch, units, threshold)
     from minibit.kernels.unit_tangents import unit_sums as kernel
 
@@ -274,9 +281,36 @@ def direction_sums(
     weight: Floats,
     directions: Sequence[Any],
     threshold: float = -np.inf,
-    workers: int | None = None,
+    threads: int | None = None,
 ) -> Sums:
     """Sum the alignments with sparse directions over samples; see `direction_sums_reference`."""
+    sums = direction_chunks(model, params, x, y, weight, directions, threshold, threads)
+    totals = (added(chunks).astype(np.float32) for chunks in (sums.alignments, sums.squares))
+    alignments, squares = ((total,) for total in totals)
+    return Sums(alignments, squares, sums.loss, sums.hardness, sums.correct)
+
+
+def added(chunks: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Add sums over the chunks of a batch, (chunks, directions), first to last."""
+    return reduce(np.add, chunks)  # (directions,)
+
+
+def direction_chunks(
+    model: MLP,
+    params: Params,
+    x: Any,
+    y: NDArray[Any],
+    weight: Floats,
+    directions: Sequence[Any],
+    threshold: float = -np.inf,
+    threads: int | None = None,
+    chunks: range = EVERY,
+) -> ChunkSums:
+    """Sum the alignments with sparse directions over each of some chunks of the batch.
+
+    The chunks are four runs of samples, as equal as can be. Of the samples of all four the outcome
+    is returned, for which a forward pass is enough.
+    """
     offsets, positions, signs = directions[:3]
     codes, batch = _checked(model, params, x, y, weight)
     size = sum(w.size for w in codes.values())
@@ -286,16 +320,28 @@ def direction_sums(
         raise ValueError(f"positions must lie in [0, {size}), got up to {positions.max()}")
     if offsets[0] != 0 or offsets[-1] != positions.size or (np.diff(offsets) < 0).any():
         raise ValueError(f"offsets must rise from 0 to {positions.size}, got {offsets}")
-    if (task := Task.of(model, codes, batch, threshold, workers)) is None:
-        return direction_sums_reference(model, codes, *batch, directions, threshold)
+    if not 0 <= chunks.start < chunks.stop <= CHUNKS or chunks.step != 1:
+        raise ValueError(f"chunks must be some of {EVERY}, one after another, got {chunks}")
+    sums = np.zeros((len(chunks), len(offsets) - 1))
+    squares = np.zeros_like(sums)
+    if (task := Task.of(model, codes, batch, threshold, threads)) is None:
+        measured = alignments_reference(model, codes, *batch, directions, threshold)
+        a, loss, hardness, correct = measured
+        edges = _cut(0, len(a), CHUNKS)
+        for row, chunk in enumerate(chunks):
+            some = a[slice(*edges[chunk : chunk + 2])]  # (samples, directions)
+            sums[row], squares[row] = some.sum(0), (some**2).sum(0)
+        return ChunkSums(sums, squares, loss, hardness, correct)
     from minibit.kernels.unit_tangents import Directions
     from minibit.kernels.unit_tangents import direction_sums as kernel
 
     units, unit_index, layer_index, column = locate(codes, positions)
     entries = (unit_index, layer_index, column, signs.astype(np.float32))
     listed, sparse = _listed(task.network, units), Directions(offsets, *entries)
-    sums = np.zeros((CHUNKS, len(offsets) - 1))
-    squares = np.zeros_like(sums)
-    task.run(kernel, len(listed.columns), 1, lambda n: (listed, sparse, sums[n], squares[n]))
-    alignments, their_squares = (total.sum(0).astype(np.float32) for total in (sums, squares))
-    return Sums((alignments,), (their_squares,), *task.outcomes[:3])
+
+    def arguments(chunk: int) -> tuple[Any, ...]:
+        row = chunks.index(chunk)
+        return listed, sparse, sums[row], squares[row]
+
+    task.run(kernel, len(listed.columns), 1, arguments, chunks)
+    return ChunkSums(sums, squares, *task.outcomes[:3])

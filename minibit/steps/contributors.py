@@ -5,10 +5,11 @@ A log NAME has them in NAME.workers, one line of JSON per step that has any:
     {"crc":32-bit number,"shares":[[first,stop,name],...],"step":number}
 
 A share is a range of the step's perturbations (``sampled``), or of its drawn units, all layers' in
-turn (``units``), and the name of a worker or of a shard of the data. ``crc`` is a CRC-32 that runs
-on from the log's header over every line's shares and step, so a reader notices lines of another
-log, and lines that were changed, lost or moved. A line is written before the step that it is about;
-the next append cuts off the lines of steps that never reached the log.
+turn (``units``), and the name of a worker or of a shard of the data. Workers that measured a range
+together, each over a part of the batch, have it each. ``crc`` is a CRC-32 that runs on from the
+log's header over every line's shares and step, so a reader notices lines of another log, and lines
+that were changed, lost or moved. A line is written before the step that it is about; the next
+append cuts off the lines of steps that never reached the log.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from minibit.noise_step import Plan, SampledStep, UnitsStep
 from minibit.steps.bounds import Step
 from minibit.steps.file import LogError
 
-__all__ = ["Share", "Shares", "Tags", "checked_shares", "lines", "path_of", "without"]
+__all__ = ["Share", "Shares", "Tags", "checked_shares", "lines", "path_of", "shared", "without"]
 
 BEGIN = b'{"crc":'  # of every line
 
@@ -50,18 +51,26 @@ def path_of(log: Path) -> Path:
 
 
 def checked_shares(plan: Plan, shares: Iterable[Sequence[Any]]) -> Shares:
-    """Check the shares of a step: named ranges of what it has, in order, apart from each other."""
+    """Check the shares of a step: named ranges of what it has, in order, apart or the same."""
     most = plan.perturbations if plan.method == "sampled" else sum(plan.units)
-    checked, stop = [], 0
+    checked: list[Share] = []
+    first = stop = 0
     for share in shares:
-        good = isinstance(share, Sequence) and [*map(type, share)] == [int, int, str]
-        if not good or not stop <= share[0] < share[1] <= most or not share[2]:
+        good = isinstance(share, Sequence) and [*map(type, share)] == [int, int, str] and share[2]
+        together = good and checked and (*share[:2],) == (first, stop)
+        if not good or not (together or stop <= share[0] < share[1] <= most):
             raise ValueError(
                 f"shares must be (first, stop, name) in order, within [0, {most}], got {share!r}"
             )
         checked.append(Share(*share))
-        stop = share[1]
+        first, stop = share[:2]
     return tuple(checked)
+
+
+def shared(shares: Shares, name: str) -> bool:
+    """Whether a contributor measured a range together with others, so no move is its own."""
+    own = {share[:2] for share in shares if share.name == name}
+    return any(share[:2] in own for share in shares if share.name != name)
 
 
 def without(plan: Plan, step: Step, shares: Shares, name: str) -> Step:

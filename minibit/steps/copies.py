@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from minibit.base import integer
 from minibit.steps.bounds import Step
-from minibit.steps.contributors import Shares, Tags, without
+from minibit.steps.contributors import Shares, Tags, shared, without
 from minibit.steps.edits import (
     EDITS,
     Segments,
@@ -129,7 +129,8 @@ class Copies(History):
         """Write a copy without what a contributor, a worker or a shard of the data, put in.
 
         Its perturbations' codes are 0, and its moves are gone; all else stays as it was decided. A
-        ValueError says if no step names it, or some step names nobody.
+        ValueError says if no step names it, some step names nobody, or it measured its part of a
+        step together with others: where a batch was cut, every move is of all workers.
         """
         shares, every = self.shares(), [*self.steps()]
         names = sorted({share.name for own in shares for share in own})
@@ -140,6 +141,12 @@ class Copies(History):
             raise ValueError(
                 f"{len(untold)} steps of {self.path} name no contributor, first step {untold[0]}: "
                 f"what {name!r} put in is not known"
+            )
+        if together := [number for number, own in enumerate(shares) if shared(own, name)]:
+            raise ValueError(
+                f"{len(together)} steps of {self.path} were cut by samples, first step "
+                f"{together[0]}: their moves belong to all workers, so {name!r} cannot be left "
+                "out; workers of a run with cut='perturbations' can"
             )
         touched = [n for n, own in enumerate(shares) if any(share.name == name for share in own)]
         for number in touched:

@@ -303,7 +303,7 @@ class _Run:
         self, total: int, threads: int | None, progress: Callable[[Progress], None] | None
     ) -> TrainResult:
         """Take steps up to `total`; an interrupt at any time ends with the result so far."""
-        self.stepper.objective = self.stepper.objective._replace(workers=threads)
+        self.stepper.objective = self.stepper.objective._replace(threads=threads)
         stop, start = Stop(), time.perf_counter()
         begin, cpu = start, time.process_time()
         first, recipe = self.steps, self.course.recipe
