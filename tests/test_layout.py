@@ -37,7 +37,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "layers": 350,
     "noise": 700,
     "noise_step": 1_860,
-    "steps": 2_420,
+    "steps": 2_440,
     "tape": 980,
     "transformer": 1_800,
     "checkpoint": 2_280,
