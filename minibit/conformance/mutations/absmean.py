@@ -157,9 +157,6 @@ ABSMEAN: dict[str, Callable[..., Any]] = {
     "fake_quant_activation/times-scale": _fake(
         _absmax, lambda x, c, g, s: _moved(x, s * (c * g), s)
     ),
-    "fake_quant_activation/times-a-reciprocal": _fake(
-        _absmax, lambda x, c, g, s: _moved(x, s * (c * (F32(1) / g)), s)
-    ),
     "fake_quant_activation/codes-alone": _fake(_absmax, lambda x, c, g, s: _moved(x, s * c, s)),
     "fake_quant_activation/strength-backwards": _fake(
         _absmax, lambda x, c, g, s: _moved(x, (1 - s) * (c / g), 1 - s)
