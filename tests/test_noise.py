@@ -625,3 +625,20 @@ def test_errors_name_the_argument_and_what_it_takes(call, error, message):
     """The message says which argument, what it may be, and what it got."""
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("draw", "args"),
+    [
+        (sparse_noise, {"perturbation": 0, "size": 9, "density": 0.5}),
+        (draw_units, {"layer": 0, "n_out": 9, "count": 3}),
+        (draw_inputs, {"layer": 0, "unit": 0, "n_in": 9, "count": 3}),
+    ],
+)
+def test_a_seed_has_64_bits_and_a_step_32(draw, args):
+    """The largest of each is taken, the next number is refused by its name."""
+    draw(2**64 - 1, 2**32 - 1, **args)
+    with pytest.raises(ValueError, match="seed"):
+        draw(2**64, 0, **args)
+    with pytest.raises(ValueError, match="step"):
+        draw(0, 2**32, **args)

@@ -633,3 +633,11 @@ def test_no_run_is_wanted_twice_and_dense_models_come_first():
         if run.kind == "scratch" and not run.sparsity:
             dense[model] = number
         assert run.kind not in ("continue", "finetune") or dense[model] + 2 < number
+
+
+def test_a_count_of_nothing_is_refused():
+    """There is no share of 0 entries, and at a sparsity above 0 nothing is left of one."""
+    with pytest.raises(ValueError, match="n must"):
+        topk_count(0, 0.5)
+    with pytest.raises(ValueError, match="keep nothing"):
+        topk_count(1, 0.01)
