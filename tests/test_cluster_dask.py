@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,6 +150,35 @@ def test_a_run_whose_scheduler_dies_ends_and_goes_on_from_its_log(tmp_path, data
         for process in processes:
             process.kill()
             process.wait()
+
+
+def test_workers_behind_tls_take_the_steps_and_strangers_do_not(tmp_path, data):  # noqa: F811
+    """Certificates of one's own, by Dask's configuration; without them nobody is let in."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    if not shutil.which("openssl"):
+        pytest.skip("certificates of one's own need openssl")
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    files = ["-subj", "/CN=minibit", "-keyout", key, "-out", certificate]
+    subprocess.run([*make, *files], check=True, capture_output=True)
+    tls = {"distributed.comm.tls.ca-file": certificate}
+    for part in ("scheduler", "worker", "client"):
+        tls[f"distributed.comm.tls.{part}.cert"] = certificate
+        tls[f"distributed.comm.tls.{part}.key"] = key
+    result = serial(tmp_path / "a.steps", data, "strict")
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    tls_cluster = {"protocol": "tls://", "silence_logs": 50, **options}
+    with dask.config.set(tls), LocalCluster(**tls_cluster) as local:
+        address = local.scheduler_address
+        assert address.startswith("tls://")
+        with Client(address, timeout=30) as one:
+            one.wait_for_workers(2, timeout=60)
+            ours = train_on(one, "strict", 3, tmp_path / "b.steps", data=data, **SHORT)
+        with pytest.raises(OSError, match=r"Timed out|closed"):
+            Client(address.replace("tls://", "tcp://"), timeout=3)
+    assert ours.digest == result.digest
 
 
 def in_session(leader):
