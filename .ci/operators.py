@@ -182,7 +182,8 @@ def sample_of(room: str, size: int, seed: int) -> tuple[list[Change], int]:
 
 def tests_of(room: str) -> list[str]:
     """Return the files of a room's tests."""
-    return [f"tests/{name}" for name in (f"test_{room}.py", *MORE_TESTS.get(room, ()))]
+    every = (f"test_{room}.py", *MORE_TESTS.get(room, ()), "test_vectors.py")
+    return [f"tests/{name}" for name in every]
 
 
 class Times:

@@ -232,6 +232,29 @@ def test_a_sector_of_zeros_far_from_the_end_is_damage():
     assert (caught.value.offset, caught.value.steps) == (starts[0], 0)
 
 
+@pytest.mark.parametrize(("left", "torn"), [(65_536, True), (65_537, False)])
+def test_a_hole_is_a_lost_append_within_65536_bytes_of_the_end(left, torn):
+    """So far an append of records may reach; a byte more, and it is damage."""
+    blank = a_log([bytes([1]) * 2000, b""])[0]
+    start = a_log([bytes([1]) * 2000])[1][0]
+    more = left - (len(blank) - start)
+    data, starts = a_log([bytes([1]) * 2000, bytes([2]) * more])
+    assert (len(data) - starts[0], starts[0]) == (left, start)
+    hole = data[:1024] + bytes(512) + data[1536:]
+    if torn:
+        assert (scan(hole).records, scan(hole).end) == ((), start)
+        assert "holds zeros" in scan(hole).torn
+    else:
+        with pytest.raises(LogError, match="CRC-32 does not fit"):
+            scan(hole)
+
+
+@pytest.mark.parametrize(("size", "reason"), [(6, "within a record's head"), (7, "is cut after 7")])
+def test_a_cut_is_told_by_the_part_that_it_left(size, reason):
+    """A head is seven bytes: fewer say nothing of the record, seven its length."""
+    assert reason in scan(LOG[: STARTS[2] + size]).torn
+
+
 @pytest.mark.parametrize("steps", [0, 33, 255])
 def test_a_record_holds_one_to_thirty_two_steps(steps):
     """Well framed, yet no record of this format."""

@@ -585,6 +585,11 @@ def test_a_shape_may_take_a_whole_stream_and_no_word_more(entries, each):
         (lambda: noise_constants("6e-5"), TypeError, "density must be a float, a Fraction or an"),
         (lambda: noise_constants(True), TypeError, "density .* got True"),
         (lambda: sparse_noise(0, 0, -1, 9, 0.5), ValueError, "perturbation must lie in"),
+        (lambda: sparse_noise(2**64, 0, 0, 9, 0.5), ValueError, r"seed must lie in \[0, 2\*\*64\)"),
+        (lambda: sparse_noise(0, 2**32, 0, 9, 0.5), ValueError, r"step must lie in \[0, 2\*\*32\)"),
+        (lambda: draw_units(2**64, 0, 0, 9, 1), ValueError, r"seed must lie in \[0, 2\*\*64\)"),
+        (lambda: draw_units(0, 2**32, 0, 9, 1), ValueError, r"step must lie in \[0, 2\*\*32\)"),
+        (lambda: draw_units(0, 0, 2**32, 9, 1), ValueError, "layer must lie in"),
         (lambda: sparse_noise(0, 0, 0, -9, 0.5), ValueError, "size must lie in"),
         (lambda: sparse_noise(0, 0, 0, 2**36 + 1, 0.5), ValueError, r"size .* \[0, 2\*\*36\]"),
         (

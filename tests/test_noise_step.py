@@ -772,6 +772,29 @@ def test_settings_of_the_other_method_are_refused():
     assert stepper.steps == 0
 
 
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_has_64_bits(seed):
+    """What the key of Philox does not hold names no run."""
+    with pytest.raises(ValueError, match=r"seed must lie in"):
+        NoiseStep(MLP(), problem((20, 12, 4), 6)[0], seed)
+
+
+def test_a_schedule_in_stairs_holds_each_value_for_every_steps():
+    """Of 7 steps by 3: the values of steps 0, 3 and 6, each from its step on."""
+    smooth, stairs = geometric(0.08, 0.02, 7), geometric(0.08, 0.02, 7, every=3)
+    held = [smooth(step) for step in (0, 0, 0, 3, 3, 3, 6, 6)]
+    assert [stairs(step) for step in range(8)] == held
+
+
+def test_pixels_are_float32_before_they_are_scaled():
+    """Bytes and the same numbers as float32 have the same logits, in float32."""
+    model, params = model_for((20, 12, 4)), problem((20, 12, 4), 6)[0]
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 20)).astype(np.uint8)
+    logits = model(params, pixels)
+    assert logits.dtype == np.float32
+    np.testing.assert_array_equal(logits, model(params, pixels.astype(np.float32)))
+
+
 def test_a_name_with_settings_is_the_method_with_these_settings():
     """``"units", units=3`` and ``Units(units=3)`` make one plan."""
     params = problem((20, 12, 4), 6)[0]

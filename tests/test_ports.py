@@ -57,6 +57,7 @@ OFFERED = {
 }
 OFFERED["js"] += " from_tq1_0 to_tq2_0 from_i2_s unpack_bitplanes binary_quantize topk_count"
 OFFERED["js"] += " topk_sparsify topk_quantize cross_entropy sample forward digest"
+OFFERED["js"] += " keep_terns keep_moves compact StepLog.digest"
 OFFERED["jax"] = (
     "sparse_noise noise_constants draw_inputs initial_codes integers absmean_quantize "
     "fake_quant_weight absmax_quantize jvp quantize_nf4 topk_sparsify topk_quantize forward mlp "

@@ -186,7 +186,23 @@ def test_a_sparsity_that_is_no_share_is_refused(sparsity):
         topk_count(10, sparsity)
 
 
+@pytest.mark.parametrize("n", [0, -1])
+def test_a_count_of_no_entries_is_refused(n):
+    """Of nothing, nothing can be kept."""
+    with pytest.raises(ValueError, match="n must be"):
+        topk_count(n, 0.5)
+
+
 # Derivatives.
+
+
+def test_a_sparsifier_is_straight_through_unless_told_otherwise():
+    """Dropped entries pass their tangents by default, and with ``straight=False`` they do not."""
+    x, t = np.float32([[4, 3, 2, 1]]), np.float32([[1, 2, 3, 4]])
+    through = jvp(lambda v: sparsifier(0.5)(v, "down"), (x,), (t,))[1]
+    cut = jvp(lambda v: sparsifier(0.5, straight=False)(v, "down"), (x,), (t,))[1]
+    np.testing.assert_array_equal(through, t)
+    np.testing.assert_array_equal(cut, [[1, 2, 0, 0]])
 
 
 @settings(max_examples=25)

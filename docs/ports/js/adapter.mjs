@@ -9,7 +9,7 @@ import { createInterface } from "node:readline";
 import { pathToFileURL } from "node:url";
 
 const path = process.argv[2] ? pathToFileURL(resolve(process.argv[2])) : new URL("./minibit.mjs", import.meta.url);
-const port = await import(path);
+const port = await import(path), training = await import("./training.mjs");
 const KINDS = {
   bool: ["Uint8", Uint8Array], int8: ["Int8", Int8Array], uint8: ["Uint8", Uint8Array],
   int32: ["Int32", Int32Array], uint32: ["Uint32", Uint32Array],
@@ -101,6 +101,15 @@ const CALLS = {
     const shape = [history.length, history[0].length];
     return [encode("int8", history.flatMap((w) => Array.from(w)), shape), scalar("int64", tornAt ?? -1)];
   },
+  "StepLog.digest": ({ file, at }) => {
+    const log = port.readLog(file.data), wanted = sides(at), digests = new Map();
+    if (wanted.includes(0)) digests.set(0, port.hex(port.digestOf(port.initialWeights(log.header.plan))));
+    for (const { number, weights } of port.replaySteps(log))
+      if (wanted.includes(number + 1)) digests.set(number + 1, port.hex(port.digestOf(weights)));
+    const unknown = wanted.find((step) => !digests.has(step));
+    if (unknown !== undefined) throw new RangeError(`at must be steps of the log, got ${unknown}`);
+    return [wanted.map((step) => digests.get(step))];
+  },
   pack2: (a) => [encode("uint8", port.pack2(a.codes.data))],
   unpack2: (a) => [encode("int8", port.unpack2(a.packed.data, Number(a.count)))],
   pack_base3: (a) => [encode("uint8", port.packBase3(a.codes.data))],
@@ -182,6 +191,15 @@ const CALLS = {
       return text.map((token) => Array.from(port.nextLogits(model, token, cache)));
     });
     return [encode("float32", logits.flat(2), [batch, length, vocabulary])];
+  },
+  keep_terns: (a) => [encode("int8", training.keepTerns(a.alignments.data, a.squares.data, a.score))],
+  keep_moves: (a) => {
+    const { positions, signs } = training.keepMoves(a.alignments.data, a.squares.data, a.weights.data, Number(a.count));
+    return [encode("int64", positions), encode("int8", signs)];
+  },
+  compact: ({ file, step }) => {
+    const { header, history } = port.replay(file.data, { keep: true });
+    return [encode("uint8", training.compact(header.plan, history.at(step == null ? -1 : Number(step))))];
   },
   digest: ({ params }) => {
     const parts = Object.values(params).map(({ data }) => Array.from(data));

@@ -274,26 +274,29 @@ function multiply({ codes, nOut, nIn }, h) {
   return z;
 }
 
+/** Alignments that overflowed tell nothing, and count as 0. */
+const finite = (alignments) => Array.from(alignments, (a) => (Number.isFinite(a) ? a : 0));
+
 /** |sum a| / sqrt(sum a^2); 0 where no sample has an alignment. */
 const tScore = (a, squares) => (squares > 0 ? Math.abs(a) / Math.sqrt(squares) : 0);
 
 /** {positions, signs} of the `count` best legal moves of a layer; of equal scores the lowest wins. */
 export function keepMoves(alignments, squares, weights, count) {
-  const signs = Array.from(alignments, (a) => -Math.sign(a));
-  const legal = (q) => signs[q] !== 0 && Math.abs(weights[q] + signs[q]) <= 1;
-  const scores = signs.map((_, q) => (legal(q) ? tScore(alignments[q], squares[q]) : 0));
+  const a = finite(alignments), signs = a.map((v) => -Math.sign(v));
+  const legal = (q) => Math.abs(weights[q] + signs[q]) <= 1; // else the clamp would cancel it
+  const scores = a.map((v, q) => (legal(q) ? tScore(v, squares[q]) : 0));
   const best = scores.map((_, q) => q).filter((q) => scores[q] > 0)
     .sort((p, q) => scores[q] - scores[p] || p - q).slice(0, Math.max(0, count));
   const positions = best.sort((p, q) => p - q);
   return { positions, signs: positions.map((q) => signs[q]) };
 }
 
-/** Terns of a step of method sampled: the sign where the t score reaches the median, else 0. */
-export function keepTerns(alignments, squares) {
-  const scores = Array.from(alignments, (a, i) => tScore(a, squares[i]));
+/** Terns of a step of method sampled: the sign where the score, "t" or "absolute", reaches the median. */
+export function keepTerns(alignments, squares, score = "t") {
+  const a = finite(alignments), scores = a.map((v, i) => (score === "t" ? tScore(v, squares[i]) : Math.abs(v)));
   const sorted = scores.toSorted((p, q) => p - q), half = sorted.length >> 1;
   const median = sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
-  return scores.map((score, i) => (score >= median ? Math.sign(alignments[i]) + 0 : 0));
+  return a.map((v, i) => (scores[i] >= median ? Math.sign(v) : 0));
 }
 
 // ------------------------------------------------------------------------------------- a run
