@@ -189,8 +189,9 @@ export function sparseNoise(seed, step, perturbation, size, density, blocks = nu
   const [k0, k1] = keyOf(seed);
   integer("step", step, 0, WORD - 1);
   integer("perturbation", perturbation, 0, WORD - 1);
-  integer("size", size, 0, Number.MAX_SAFE_INTEGER);
-  const width = 2 ** bits, total = Math.ceil(size / width);
+  const width = 2 ** bits;
+  integer("size", size, 0, WORD * width); // a counter holds 2^32 blocks
+  const total = Math.ceil(size / width);
   const chosen = blocks === null ? null : [...new Set(blocks)].sort((a, b) => a - b);
   chosen?.forEach((block) => integer("blocks", block, 0, total - 1));
   const highs = Array.from(table, (t) => Number(t >> 32n));

@@ -32,17 +32,22 @@ def block_topk_mask(x: Any, n: int, m: int) -> tuple[Any]:
 def topk_sparsify(x: Any, k: int, rescale: bool = False) -> tuple[Any]:
     """Keep what the mask marks, +0 elsewhere; divide rows by their lengths if that is asked for."""
     y = np.where(topk_mask(x, k)[0], x, x.dtype.type(0))
-    if not rescale:
-        return (y,)
+    return (rescaled(y),) if rescale else (y,)
+
+
+def rescaled(y: Any) -> Any:
+    """Divide rows by their lengths, 1e-12 at least."""
     lengths = [
-        sqrt(sum(Fraction(v) ** 2 for v in row)) for row in y.reshape(-1, y.shape[-1]).tolist()
+        max(sqrt(sum(Fraction(v) ** 2 for v in row)), 1e-12)
+        for row in y.reshape(-1, y.shape[-1]).tolist()
     ]
-    return ((y / np.reshape(lengths, (*y.shape[:-1], 1))).astype(y.dtype),)
+    return (y / np.reshape(lengths, (*y.shape[:-1], 1))).astype(y.dtype)
 
 
-def block_topk_sparsify(x: Any, n: int, m: int) -> tuple[Any]:
-    """Keep what the mask marks, +0 elsewhere."""
-    return (np.where(block_topk_mask(x, n, m)[0], x, x.dtype.type(0)),)
+def block_topk_sparsify(x: Any, n: int, m: int, rescale: bool = False) -> tuple[Any]:
+    """Keep what the mask marks, +0 elsewhere; divide rows, not blocks, if that is asked for."""
+    y = np.where(block_topk_mask(x, n, m)[0], x, x.dtype.type(0))
+    return (rescaled(y),) if rescale else (y,)
 
 
 def topk_quantize(x: Any, k: int) -> tuple[Any, Any]:

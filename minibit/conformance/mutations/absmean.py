@@ -129,6 +129,7 @@ ABSMEAN: dict[str, Callable[..., Any]] = {
     "absmax_quantize/floor-added": lambda x: _absmax(x, floor=np.add),
     "absmax_quantize/scale-inverted": lambda x: (_absmax(x)[0], F32(1) / _absmax(x)[1]),
     "binary_quantize/not-centred": lambda w: _binary(w, centre=lambda w: 0 * w),
+    "binary_quantize/mean-in-doubles": lambda w: _binary(w, lambda w: w.mean(dtype=np.float64)),
     "binary_quantize/sign-zero": lambda w: _binary(w, sign=np.sign),
     "binary_quantize/mean-is-positive": lambda w: _binary(
         w, sign=lambda d: np.where(d >= 0, 1, -1)

@@ -88,7 +88,8 @@ def _terns(alignments: Any, squares: Any, score: str, wrong: str = "") -> Any:
 
 def _moves(alignments: Any, squares: Any, weights: Any, count: int, wrong: str = "") -> Any:
     """Keep moves of a layer, wrong in the way that is named."""
-    a = np.nan_to_num(alignments, nan=0, posinf=0, neginf=0)
+    lost = None if wrong == "overflow-kept" else 0  # else the largest number that there is
+    a = np.nan_to_num(alignments, nan=0, posinf=lost, neginf=lost)
     signs = -np.sign(a).astype(np.int8).ravel()
     signs = -signs if wrong == "along-the-gradient" else signs
     s = (np.abs(a) if wrong == "score-ignored" else _scores(a, squares, wrong)).ravel()
@@ -186,7 +187,7 @@ CHOICES: dict[str, Callable[..., Any]] = {
         "keep_moves",
         _moves,
         "along-the-gradient illegal-moves-kept highest-candidate filled-up not-sorted "
-        "column-order root-left-out score-ignored",
+        "column-order root-left-out score-ignored overflow-kept",
     ),
     **_table("geometric", _geometric, "ends-late every-left-out goes-on linear"),
     **_table(

@@ -176,6 +176,30 @@ class HalfUp(Noise):
         return share if isinstance(share, int) else int(Fraction(share) * 2**32 + Fraction(1, 2))
 
 
+class RoundedDown(Noise):
+    """Numerators cut, as a cast to an integer does."""
+
+    def numerator(self, share: float | int) -> int:
+        """Drop the fraction."""
+        return share if isinstance(share, int) else int(Fraction(share) * 2**32)
+
+
+class SeedWraps(Noise):
+    """Seeds below 0, which wrap in unsigned words."""
+
+    def key(self, seed: int) -> tuple[int, int]:
+        """Take the remainder."""
+        return super().key(seed % 2**64)
+
+
+class BlocksWrap(Noise):
+    """Blocks that are counted in 32 bits."""
+
+    def noise_counter(self, block: int, draw: int, perturbation: int, step: int) -> Any:
+        """Begin anew behind 2**32 blocks."""
+        return block % 2**32, draw, perturbation, step
+
+
 class NumeratorAsShare(Noise):
     """An integer read as a share."""
 
@@ -495,6 +519,9 @@ WRONG: dict[str, tuple[type[Noise], str]] = {
     "draws-of-32-bits": (Draws32, "integers draw_units draw_inputs"),
     "low-word-first": (LowWordFirst, "integers"),
     "numerator-half-up": (HalfUp, "noise_constants"),
+    "numerator-rounded-down": (RoundedDown, "noise_constants sparse_noise initial_codes"),
+    "seed-wraps": (SeedWraps, "words"),
+    "blocks-wrap": (BlocksWrap, "sparse_noise"),
     "numerator-as-share": (NumeratorAsShare, "noise_constants initial_codes"),
     "block-too-small": (BlockTooSmall, "noise_constants"),
     "block-too-large": (BlockTooLarge, "noise_constants"),

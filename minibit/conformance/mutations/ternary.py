@@ -285,6 +285,11 @@ TERNARY: dict[str, Callable[..., Any]] = {
     ),
 }
 TERNARY |= {
+    "to_i2_s/scale-not-checked": _i2(lambda c, s, a: packed_i2_s(c, float(np.float32(s)), a)),
+    **{
+        f"{name}/scale-not-checked": RIGHT[name]
+        for name in ("from_i2_s", "from_tq1_0", "from_tq2_0")
+    },
     "unpack_base3/last-digit-of-27": lambda packed, count: np.array(
         [int(b) // n % 3 - 1 for b in packed for n in (1, 3, 9, 27, 27)][:count], np.int8
     ),

@@ -204,7 +204,13 @@ TOPK: dict[str, Callable[..., Any]] = {
     },
     **{
         f"topk_sparsify/{wrong}": partial(_rescaled, wrong=wrong)
-        for wrong in ("length-of-all", "largest-for-length", "not-rescaled", "length-is-constant")
+        for wrong in (
+            "length-of-all",
+            "largest-for-length",
+            "not-rescaled",
+            "length-is-constant",
+            "no-least-length",
+        )
     },
     **{
         f"sparsifier/{wrong}": partial(_at_sites, wrong=wrong)
@@ -234,6 +240,13 @@ TOPK: dict[str, Callable[..., Any]] = {
     "block_topk_sparsify/highest-index": lambda x, n, m: np.where(
         _blocks(x, n, m, lambda rows, k: _by_rank(rows, k, np.abs, last=True)), x, np.float32(0)
     ),
+    "block_topk_sparsify/length-of-a-block": lambda x, n, m, rescale: RIGHT["topk_sparsify"](
+        x.reshape(-1, m), n, rescale
+    )[0].reshape(x.shape),
+    "block_topk_sparsify/not-rescaled": lambda x, n, m, rescale: RIGHT["block_topk_sparsify"](
+        x, n, m
+    )[0],
+    "topk_mask/nothing-kept": lambda x, k: _by_rank(x, k, np.abs),
     "topk_mask/largest-values": lambda x, k: _by_rank(x, k, _by_value),
     "topk_mask/highest-index": lambda x, k: _by_rank(x, k, np.abs, last=True),
     "topk_mask/all-that-tie": lambda x, k: _threshold(x, k),
