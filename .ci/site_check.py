@@ -281,6 +281,60 @@ def check_page(
     return faults, found["formulas"]
 
 
+QUERIES = {  # what people look for, and which page must come first
+    "1.58 bits": "chapters/ch00_ten_minutes/",
+    "straight-through": "chapters/|glossary/",
+    "STE": "chapters/|glossary/",
+    "QAT": "chapters/|glossary/",
+    "load a model": "chapters/ch11_checkpoint/|chapters/ch10_transformer/|command_line/",
+    "benchmark": "command_line/|chapters/|reference/bench",
+    "NF4": "chapters/ch13_nf4/",
+    "double quantisation": "chapters/ch13_nf4/|reference/nf4/",
+    "packing": "chapters/ch02_ternary/",
+    "llama.cpp": "chapters/ch11_checkpoint/|command_line/|reliability/",
+}
+SEARCH = """
+(async () => {
+  const wait = (ms) => new Promise((go) => setTimeout(go, ms));
+  const box = document.querySelector(".md-search__input"), out = [];
+  box.focus();
+  for (const query of QUERIES) {
+    box.value = query;
+    box.dispatchEvent(new Event("input"));
+    box.dispatchEvent(new Event("keyup"));
+    await wait(out.length ? 800 : 4000); // the index is read at the first
+    out.push(document.querySelector(".md-search-result__item a")?.href);
+  }
+  return JSON.stringify(out);
+})()
+"""
+
+
+def check_search(site: Path, program: str) -> Iterator[str]:
+    """Ask the site's search, and yield the words whose first hit is another page than wanted."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        browser = Browser(program, profile)
+        try:
+            with serve(site) as base:
+                target = browser.call("Target.createTarget", url="about:blank")["targetId"]
+                attached = browser.call("Target.attachToTarget", targetId=target, flatten=True)
+                call = functools.partial(browser.call, session=attached["sessionId"])
+                call("Page.enable")
+                call("Page.navigate", url=f"{base}/")
+                browser.wait_for("Page.loadEventFired")
+                look = SEARCH.replace("QUERIES", json.dumps([*QUERIES]))
+                answer = call(
+                    "Runtime.evaluate", expression=look, awaitPromise=True, returnByValue=True
+                )
+                hits = json.loads(answer["result"]["value"])
+                for (query, wanted), hit in zip(QUERIES.items(), hits, strict=True):
+                    page = (hit or "").removeprefix(f"{base}/")
+                    if not page.startswith(tuple(wanted.split("|"))):
+                        yield f"search for {query!r} finds {page or 'nothing'}, not {wanted}"
+        finally:
+            browser.close()
+
+
 def check_site(
     site: Path, program: str, shots: Path | None = None
 ) -> Iterator[tuple[str, int, list[str], int]]:
@@ -316,6 +370,8 @@ def main() -> int:
         options.shots.mkdir(parents=True, exist_ok=True)
     dead = list(dead_links(options.site))
     print(*dead, f"dead links: {len(dead)}", sep="\n", flush=True)
+    astray = list(check_search(options.site, program))
+    print(*astray, f"searches that go astray: {len(astray)}", sep="\n", flush=True)
     passed = failed = formulas = 0
     for path, width, faults, drawn in check_site(options.site, program, options.shots):
         for fault in dict.fromkeys(faults):
@@ -325,7 +381,7 @@ def main() -> int:
         formulas += drawn
     print(f"{formulas} formulas drawn, on pages at widths of {WIDTHS} pixels")
     print(f"pages: {passed} passed, {failed} failed")
-    return 1 if failed or dead else 0
+    return 1 if failed or dead or astray else 0
 
 
 if __name__ == "__main__":

@@ -96,7 +96,13 @@ UNNAMED = {  # what no case names, and why
     "shipped_log": "a file of the package",
     "random_checkpoint": "bytes to measure by, whose values no format states",
     **dict.fromkeys(
-        ("Sampled.keep", "Sampled.measure", "Units.keep", "Units.measure"),
+        (
+            "Sampled.keep",
+            "Sampled.measure",
+            "Sampled.measure_chunks",
+            "Units.keep",
+            "Units.measure",
+        ),
         "a part of `NoiseStep.step`, whose cases have its sums, scores and choices",
     ),
     **dict.fromkeys(

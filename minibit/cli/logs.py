@@ -55,7 +55,8 @@ def replay(
         compile_seconds = compiling()
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
     accuracy = None
-    if data is None and training.training_header(log)["data"]["name"] != "mnist":
+    source = log.header.get("data")
+    if data is None and isinstance(source, dict) and source.get("name", "mnist") != "mnist":
         out.warn("the accuracy needs the data that the log was trained on: --data FILE.npz")
     else:
         dataset = data_of(log, data)

@@ -37,8 +37,8 @@ def judge_vectors(chosen: Iterable[Case], only: str = "") -> VectorReport:
     --------
     >>> from minibit.conformance import cases
     >>> report = judge_vectors(cases("absmean"), only="absmean_quantize/half-away")
-    >>> report.share, report.catching["absmean_quantize/half-away"][0]
-    (1.0, 'absmean/half-to-even')
+    >>> report.share, len(report.catching["absmean_quantize/half-away"]) > 0
+    (1.0, True)
     """
     names = [name for name in MUTATIONS if only in name]
     if not names:

@@ -106,11 +106,11 @@ class Port:
         )
         self._lines: queue.Queue[bytes] = queue.Queue(maxsize=4)
         self._errors, self._closed = bytearray(), threading.Event()
-        for target in (_read_lines, _read_errors):
-            sink = self._lines if target is _read_lines else self._errors
-            threading.Thread(
+        for target, sink in ((_read_lines, self._lines), (_read_errors, self._errors)):
+            self._reader = threading.Thread(
                 target=target, args=(self._process, sink, self._closed), daemon=True
-            ).start()
+            )
+            self._reader.start()
 
     def _exchange(self, case: Case, limit: float) -> Mapping[str, Any] | str:
         """Send a case and take its answer, or say what is wrong with it."""
@@ -124,6 +124,7 @@ class Port:
             assert self._process is not None
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=2)
+            self._reader.join(timeout=2)  # what it wrote to standard error is read by then
             return f"the port ended, with status {self._process.poll()}, before it answered"
         if not line.endswith(b"\n"):
             return f"a line without an end, of {len(line)} bytes or more"

@@ -18,6 +18,7 @@ from contextvars import copy_context
 from typing import TypeVar
 
 T = TypeVar("T")
+LOOK = 0.5  # seconds after which a signal is seen that came as the wait for a lock began
 
 # Python's own lock, taken without looking at signals, as no method of `threading.Lock` takes it.
 _python = ctypes.CDLL(None, handle=ctypes.pythonapi._handle)
@@ -85,7 +86,8 @@ def uninterrupted(work: Callable[[], T], stop: Stop | None = None) -> T:
                 start_new_thread(context.run, (call,))
             except RuntimeError:
                 call()
-            end.heard.acquire()
+            while not end.heard.acquire(timeout=LOOK):
+                pass
         except BaseException:
             note.asked = True
             raise
