@@ -641,9 +641,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _no_number(text: str) -> Any:
-    """Refuse NaN and infinities, which are no JSON."""
-    raise ValueError(f"{text} is no number of JSON")
+def _finite(text: str) -> float:
+    """Refuse NaN and infinities, which are no JSON, and what no double holds."""
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return float(text)
 
 
 def _has_hole(data: bytes, start: int, stop: int) -> bool:
@@ -671,7 +673,9 @@ def read_log(data: bytes) -> tuple[dict[str, Any], list[tuple[int, int, bytes, b
     if crc.to_bytes(4, "little") != data[at : at + 4]:
         raise LogError("the header is damaged", 14)
     try:
-        header = json.loads(data[14:at], object_pairs_hook=_unique, parse_constant=_no_number)
+        text = data[14:at].decode()  # of bytes, `loads` would take UTF-16, too
+        finite = {"parse_float": _finite, "parse_constant": _finite}
+        header = json.loads(text, object_pairs_hook=_unique, **finite)
         _check_plan(header["plan"])
     except (ValueError, KeyError, TypeError) as error:
         raise LogError(f"the header: {error}", 14) from None

@@ -10,7 +10,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
-from math import prod
+from math import isfinite, prod
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,7 @@ class Log:
     bits = Bits
     noise = Noise()
     lenient: frozenset[str] = frozenset()  # checks that a wrong variant leaves out
+    least_head = 7  # bytes; what is shorter is a cut
 
     def check(self, name: str, good: bool) -> None:
         """Refuse, unless this check is left out."""
@@ -114,9 +115,29 @@ class Log:
         at = 14 + min(length, len(data))
         crc = zlib.crc32(data[:at])
         self.check("header-crc", crc.to_bytes(4, "little") == data[at : at + 4])
-        content = json.loads(data[14:at], object_pairs_hook=self.once)
-        self.check("method", content["plan"]["method"] in ("sampled", "units"))
+        text = data[14:at].decode(errors="replace" if "utf-8" in self.lenient else "strict")
+        finite = {"parse_float": self.finite, "parse_constant": self.finite}
+        content = json.loads(text, object_pairs_hook=self.once, **finite)
+        self.check_plan(content["plan"])
         return content, crc, at + 4
+
+    def finite(self, text: str) -> float:
+        """Refuse NaN and what is beyond a double."""
+        self.check("number-not-finite", isfinite(float(text)))
+        return float(text)
+
+    def check_plan(self, plan: Any) -> None:
+        """Refuse a plan that no step can be drawn by."""
+        method, names, shapes = plan["method"], plan["names"], plan["shapes"]
+        self.check("method", method in ("sampled", "units"))
+        self.check("name-twice", len(set(names)) == len(names))
+        self.check("side-of-0", all(side > 0 for shape in shapes for side in shape))
+        self.check("zeros-above-one", plan["zeros"] <= 2**32)
+        layers = (
+            zip(shapes, plan["units"], plan["inputs"], strict=True) if method == "units" else ()
+        )
+        for (n_out, n_in), units, inputs in layers:
+            self.check("more-than-there-are", units <= n_out and inputs <= n_in)
 
     def once(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         """Refuse a key that comes twice."""
@@ -129,23 +150,33 @@ class Log:
 
     def records(self, data: bytes, crc: int, at: int) -> Iterator[tuple[bytes, int, bytes, int]]:
         """Payload, number of steps, digest and end of each record, up to a torn tail."""
-        while len(data) - at >= 7:
+        while len(data) - at >= self.least_head:
             steps, length, check = struct.unpack_from("<BIH", data, at)
-            if not any(data[at : at + 7]):
-                return
             right = self.crc(data[at : at + 5], crc) & 0xFFFF == check
+            if not right and self.hole(data, at, at + 7):
+                return
             self.check("head", right)
             end = at + 7 + length + 8
             if end + 4 > len(data):
                 return
             crc = self.crc(data[at:end], crc)
             if data[end : end + 4] != crc.to_bytes(4, "little"):
-                if end + 4 == len(data) and "record-crc" not in self.lenient:
+                near = len(data) - at <= 65536 and self.hole(data, at, end + 4)
+                if (end + 4 == len(data) or near) and "record-crc" not in self.lenient:
                     return
                 self.check("record-crc", False)
             self.check("steps-of-a-record", 1 <= steps <= 32)
             yield data[at + 7 : end - 8], steps, data[end - 8 : end], end + 4
             at = end + 4
+
+    def sector(self, start: int) -> int:
+        """Return the first byte of the sector that holds a byte."""
+        return start // 512 * 512
+
+    def hole(self, data: bytes, start: int, stop: int) -> bool:
+        """Tell whether a sector that holds bytes of a record is all zeros, from `start` on."""
+        sectors = range(self.sector(start), stop, 512)
+        return not all(any(data[max(start, at) : at + 512]) for at in sectors)
 
     def numerator(self, payload: bytes) -> int:
         """Read the density of a record's steps."""
@@ -192,7 +223,9 @@ class Log:
             positions, signs = [], []
             for layer, (least, span) in zip(layers, ranges, strict=True):
                 moves = least + bits.uniform(span)
-                picked = bits.subset(moves, plan["units"][layer] * plan["inputs"][layer])
+                most = plan["units"][layer] * plan["inputs"][layer]
+                self.check("moves-beyond-candidates", moves <= most)
+                picked = bits.subset(min(moves, most), most)
                 positions.append(np.array(picked, np.int64))
                 signs.append(np.array([self.sign(bits) for _ in picked], np.int8))
             yield {"positions": positions, "signs": signs}

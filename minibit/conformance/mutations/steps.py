@@ -83,6 +83,23 @@ class SegmentsGoOn(Wrong):
             yield seed, number + max(0, n - length + 1) * (length > 0)
 
 
+class FirstOfSegment(Wrong):
+    """All steps of a segment are drawn by its first number."""
+
+    def names(self, header: Any, total: int) -> Iterator[tuple[int, int]]:
+        """Repeat it."""
+        for seed, first, count in header["segments"]:
+            yield from [(seed, first)] * min(count, total)
+
+
+class SeedInDoubles(Wrong):
+    """JSON that reads whole numbers as doubles."""
+
+    noise = type(
+        "_", (Noise,), {"key": lambda self, seed: Noise.key(self, int(float(seed)) % 2**64)}
+    )()
+
+
 class OffsetZero(Wrong):
     """All layers begin at the first weight."""
 
@@ -168,6 +185,16 @@ class GammaOfNext(Wrong):
         def gamma(self) -> int:
             """Subtract."""
             return max(1, super().gamma() - 1)
+
+
+def _gamma_of(width: int) -> type[Log]:
+    """Return a reader whose gamma codes wrap in a word."""
+
+    def gamma(self: Bits) -> int:
+        """Take what the word holds."""
+        return Bits.gamma(self) % 2**width
+
+    return type("_", (Wrong,), {"bits": type("_", (Bits,), {"gamma": gamma})})
 
 
 class LongFirst(Wrong):
@@ -284,6 +311,28 @@ class CrcAlone(Wrong):
             at = end + 4
 
 
+class SectorsOfRecord(Log):
+    """Sectors counted from the record's first byte."""
+
+    def sector(self, start: int) -> int:
+        """Begin with the record."""
+        return start
+
+
+class ZeroHead(Log):
+    """Zeros in a record's head are a hole, whatever follows."""
+
+    def hole(self, data: bytes, start: int, stop: int) -> bool:
+        """Look at the head alone."""
+        return not any(data[start:stop])
+
+
+class SevenBytesAreCut(Log):
+    """A whole head with nothing behind it counts as a part of one."""
+
+    least_head = 8
+
+
 class CutRefused(Log):
     """A file that was cut is refused."""
 
@@ -327,6 +376,7 @@ def _lenient(name: str) -> type[Log]:
     """Return a reader that leaves a check out, and what follows from it."""
     follows = {"record-crc": {"digest"}, "head": {"record-crc", "digest"}}
     follows["header-length"] = {"header-crc"}
+    follows["moves-beyond-candidates"] = {"digest", "trailing-payload"}
     checks = frozenset({name, *follows.get(name, set())})
     return type("_", (Log,), {"lenient": checks})
 
@@ -339,6 +389,7 @@ class HeadersAlone(Log):
         return np.zeros((1, 0), np.int8), -1
 
 
+PLAN_LAWS = ("name-twice", "side-of-0", "zeros-above-one", "more-than-there-are")
 WRONG: dict[str, type[Log]] = {
     "each-move-clamped": EachMoveClamped,
     "not-clamped": NotClamped,
@@ -379,6 +430,18 @@ WRONG: dict[str, type[Log]] = {
     "key-twice": _lenient("key-twice"),
     "trailing-payload": _lenient("trailing-payload"),
     "unknown-method": _lenient("method"),
+    "segment-of-one-number": FirstOfSegment,
+    "seed-in-doubles": SeedInDoubles,
+    "gamma-of-32-bits": _gamma_of(32),
+    "gamma-of-64-bits": _gamma_of(64),
+    "sectors-of-the-record": SectorsOfRecord,
+    "zeros-are-a-hole": ZeroHead,
+    "seven-bytes-are-cut": SevenBytesAreCut,
+    "check-not-compared": _lenient("head"),
+    "moves-cut-off": _lenient("moves-beyond-candidates"),
+    "number-not-finite": _lenient("number-not-finite"),
+    "text-not-utf-8": _lenient("utf-8"),
+    **{flag: _lenient(flag) for flag in PLAN_LAWS},
 }
 STEPS: dict[str, Callable[..., Any]] = {
     f"StepLog/{flag}": variant().replay for flag, variant in WRONG.items()
