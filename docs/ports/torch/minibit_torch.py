@@ -641,7 +641,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _finite(text: str) -> float:
+def _double(text: str) -> float:
     """Refuse NaN and infinities, which are no JSON, and what no double holds."""
     if not math.isfinite(float(text)):
         raise ValueError(f"{text} is no finite number")
@@ -674,8 +674,8 @@ def read_log(data: bytes) -> tuple[dict[str, Any], list[tuple[int, int, bytes, b
         raise LogError("the header is damaged", 14)
     try:
         text = data[14:at].decode()  # of bytes, `loads` would take UTF-16, too
-        finite = {"parse_float": _finite, "parse_constant": _finite}
-        header = json.loads(text, object_pairs_hook=_unique, **finite)
+        numbers = {"parse_float": _double, "parse_constant": _double}
+        header = json.loads(text, object_pairs_hook=_unique, **numbers)
         _check_plan(header["plan"])
     except (ValueError, KeyError, TypeError) as error:
         raise LogError(f"the header: {error}", 14) from None

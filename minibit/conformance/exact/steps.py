@@ -116,7 +116,7 @@ class Log:
         crc = zlib.crc32(data[:at])
         self.check("header-crc", crc.to_bytes(4, "little") == data[at : at + 4])
         text = data[14:at].decode(errors="replace" if "utf-8" in self.lenient else "strict")
-        finite = {"parse_float": self.finite, "parse_constant": self.finite}
+        finite: Any = {"parse_float": self.finite, "parse_constant": self.finite}
         content = json.loads(text, object_pairs_hook=self.once, **finite)
         self.check_plan(content["plan"])
         return content, crc, at + 4

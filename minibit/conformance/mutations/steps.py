@@ -192,7 +192,7 @@ def _gamma_of(width: int) -> type[Log]:
 
     def gamma(self: Bits) -> int:
         """Take what the word holds."""
-        return Bits.gamma(self) % 2**width
+        return Bits.gamma(self) & (1 << width) - 1
 
     return type("_", (Wrong,), {"bits": type("_", (Bits,), {"gamma": gamma})})
 
