@@ -93,9 +93,10 @@ def lora_linear(offered: Any, x: Any, **args: Any) -> Any:
     return layer(x), getattr(merged, "dequantize", lambda: merged)()
 
 
-def save_adapters(offered: Any, name: str, root: str) -> Any:
+def save_adapters(offered: Any, name: str, root: str, magnitude: bool = False) -> Any:
     """Return the keys of the tensors in the file that one adapter is saved to, sorted."""
-    pair = {"A": np.zeros((2, 3), np.float32), "B": np.zeros((4, 2), np.float32)}
+    pair: dict[str, Any] = {"A": np.zeros((2, 3), np.float32), "B": np.zeros((4, 2), np.float32)}
+    pair |= {"magnitude": np.ones(4, np.float32)} if magnitude else {}
     with TemporaryDirectory() as folder:
         offered.save_adapters(Path(folder) / "adapter", {name: pair}, root=root)
         data = (Path(folder) / "adapter" / "adapter_model.safetensors").read_bytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import cos, exp, sin, sqrt
+from math import cos, exp, inf, sin, sqrt
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,8 @@ def attention(
             scale = sqrt(len(q[0]) if wrong == "scale-of-the-width" else width)
             keys = [rotated(k[s][theirs], places[s], theta, wrong) for s in seen]
             scores = [sum(a * b for a, b in zip(query, key, strict=True)) / scale for key in keys]
-            weights = [exp(score - max(scores)) for score in scores]
+            least = 0.0 if wrong == "no-maximum" else max(scores)
+            weights = [exp(s - least) if s - least < 88 else inf for s in scores]  # of float32
             values = [v[s][theirs] for s in seen]
             row += [
                 sum(w * value[i] for w, value in zip(weights, values, strict=True)) / sum(weights)

@@ -77,7 +77,7 @@ def _table(function: Callable[..., Any], name: str, flags: str) -> dict[str, Cal
 
 
 MODELS: dict[str, Callable[..., Any]] = {
-    **_table(forward, "forward", "head-of-the-embedding"),
+    **_table(forward, "forward", "head-of-the-embedding no-maximum"),
     **_table(logits, "BitNetModel.logits", " ".join(FLAGS)),
     **_table(kv_cache, "KVCache", "places-restart each-part-alone rotary-interleaved not-causal"),
     **_table(truncate, "KVCache.truncate", "nothing-forgotten all-forgotten"),

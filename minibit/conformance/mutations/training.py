@@ -114,17 +114,19 @@ def _adapted(wrong: str) -> Callable[..., Any]:
     return lambda **args: _lora(**args, wrong=wrong)
 
 
-def _keys(name: str, root: str, wrong: str) -> Any:
+def _keys(name: str, root: str, wrong: str, magnitude: bool = False) -> Any:
     """Keys of an adapter file, wrong in the way that is named."""
     inner = name if name == "lm_head" and wrong != "head-in-the-model" else root + name
     prefix = {"no-prefix": "", "model-left-out": "base_model."}.get(wrong, "base_model.model.")
     end = ".default.weight" if wrong == "name-of-adapter" else ".weight"
-    return ([f"{prefix}{inner}.lora_{part}{end}" for part in "AB"],)
+    vector = ["magnitude_vector.weight" if wrong == "magnitude-as-a-weight" else "magnitude_vector"]
+    parts = [f"{part}{end}" for part in "AB"] + vector * magnitude
+    return ([f"{prefix}{inner}.lora_{part}" for part in parts],)
 
 
 def _saved(wrong: str) -> Callable[..., Any]:
     """Return a writer that is wrong in one way."""
-    return lambda name, root: _keys(name, root, wrong)
+    return lambda name, root, magnitude=False: _keys(name, root, wrong, magnitude)
 
 
 ADAM = (
@@ -175,6 +177,9 @@ TRAINING: dict[str, Callable[..., Any]] = {
     },
     **{
         f"save_adapters/{wrong}": _saved(wrong)
-        for wrong in ("no-prefix", "model-left-out", "head-in-the-model", "name-of-adapter")
+        for wrong in (
+            *("no-prefix", "model-left-out", "head-in-the-model", "name-of-adapter"),
+            "magnitude-as-a-weight",
+        )
     },
 }
