@@ -259,7 +259,7 @@ assert abs(empty - law) < 4 * np.sqrt(law * (1 - law) / 20_000)
 # - A product of two 32-bit words as 64 bits, and nothing else of arithmetic, for Philox.
 # - The count table: exact integers once, or the 64-bit words copied from a log's constants.
 # - The contracts in the docstrings of `philox4x32`, `words`, `noise_constants`, `sparse_noise`, `initial_codes`, `draw_units` and `draw_inputs`: each says the domain, lane and order of its words.
-# - `minibit/vectors/noise.json`: cases with the mistake that each one catches. `tests/peers/noise.mjs` is such a port, in JavaScript, 150 lines long, and passes them.
+# - `minibit/vectors/noise.json`: cases with the mistake that each one catches. `docs/ports/js/minibit.mjs` is such a port, in JavaScript, and passes them.
 #
 # Beware of namesakes: NumPy's own `Philox` is the variant of 64-bit words, and counts up before its first output.
 #

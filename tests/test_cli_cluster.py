@@ -191,8 +191,9 @@ def test_without_dask_the_extra_is_named(words, tmp_path, monkeypatch, option):
 
 
 @pytest.mark.parametrize("kind", ["nobody", "silent", "other"])
-def test_a_scheduler_that_does_not_answer_is_an_error_within_15_seconds(words, tmp_path, kind):
+def test_a_scheduler_that_does_not_answer_is_an_error_in_time(words, tmp_path, monkeypatch, kind):
     """Nobody listens, one who says nothing, one who speaks otherwise; there is no log then."""
+    monkeypatch.setattr("minibit.cli.crew.CONNECT", 2.0)  # of 10 seconds
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = "tcp://{}:{}".format(*server.getsockname())
 

@@ -35,6 +35,10 @@ MOST_EDITS = 20  # that `info` lists
 LONG_WEIGHTS, LONG_DRAWS = 1 << 23, 1 << 25  # what it does not replay
 
 
+class NoData(BadUse):
+    """A log was trained on data that the package does not carry and the caller did not give."""
+
+
 @command
 def replay(
     out: Output,
@@ -55,12 +59,11 @@ def replay(
         compile_seconds = compiling()
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
     accuracy = None
-    source = log.header.get("data")
-    if data is None and isinstance(source, dict) and source.get("name", "mnist") != "mnist":
-        out.warn("the accuracy needs the data that the log was trained on: --data FILE.npz")
-    else:
+    try:
         dataset = data_of(log, data)
         accuracy = accuracy_of(log, params, (dataset.test_x, dataset.test_y))
+    except NoData as error:
+        out.warn(f"no accuracy: {error}")
     steps = len(log) if step is None else step
     times = {"seconds": seconds - compile_seconds, "compile_seconds": compile_seconds}
     digest = digest_of(params)
@@ -286,7 +289,7 @@ def data_of(log: StepLog, path: Path | None) -> Dataset:
     """Load the data set that a log was trained on, and check that it is the one."""
     source = training.training_header(log)["data"]
     if path is None and source["name"] != "mnist":
-        raise BadUse(f"this log was trained on {source['name']}: give it with --data FILE.npz")
+        raise NoData(f"this log was trained on {source['name']}: give it with --data FILE.npz")
     dataset = load_mnist() if path is None else common.own_data(path)
     if dataset.digest != source["digest"]:
         raise BadUse(
