@@ -13,8 +13,8 @@ settings.register_profile("default", calm)
 settings.register_profile("ci", calm, derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
-# Without the JIT, what multiplies, trains and replays is tested again; not what reads sources, draws
-# the site, times kernels, or begins processes that do the same work.
+# Without the JIT, what multiplies, trains and replays is tested again; not what reads sources,
+# draws the site, times kernels, or begins processes that do the same work.
 ONCE = "bench* chapters cli_cluster cluster_dask cluster_links conform docs experiments layout"
 ONCE += " plots ports results"
 if os.environ.get("NUMBA_DISABLE_JIT") == "1":
