@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Real files
+# # Load a model: real files
 #
 # **The question.** A published model is a directory that a stranger made. Which byte of it is which weight? And how do we know that we read it right, when
 # a wrong reading gives weights that look just as good?

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Four bits, by quantiles
+# # NF4: four bits, by quantiles
 #
 # **The question.** A weight may have one of 16 values. Which 16? And if they fit the weights so well, why does the scale of a block need thirty-two bits?
 #

@@ -249,7 +249,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Let a search find chapters and terms first, then guides and reference, tests last."""
     place = page.file.src_uri
     boost = 8 if place.startswith("chapters/") else 4 if place == "glossary.md" else 1
-    if place.startswith(("tests/", "spec/", "changelog")):
+    if place.startswith(("reference/", "tests/", "spec/", "changelog")):
         boost = 0.1
     page.meta.setdefault("search", {}).setdefault("boost", boost)
     return markdown
