@@ -1,6 +1,7 @@
 """Compiled code that is kept in files, work that no signal cuts short, and life without Numba."""
 
 import _imp
+import gc
 import importlib.util
 import json
 import logging
@@ -270,9 +271,14 @@ def alarms():
             raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)
+    gc.collect()
+    gc.disable()  # a finalizer that runs just then would swallow the exception
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _lost: None
     yield lambda again: signal.setitimer(signal.ITIMER_REAL, 1e-6, again)
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
+    sys.unraisablehook = hook
+    gc.enable()
 
 
 def test_the_result_or_the_error_of_the_work_comes_back():
