@@ -28,7 +28,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.base import refuse_entries
+from minibit.base import beginning, refuse_entries
 
 __all__ = ["Dataset", "Split", "load_mnist", "load_npz", "load_text", "read_idx", "split"]
 
@@ -169,7 +169,7 @@ def read_idx(source: str | os.PathLike[str] | bytes) -> NDArray[Any]:
     if len(data) < 4:
         raise ValueError(f"{name}: ends at byte {len(data)}, inside the 4 bytes of the magic")
     if data[:2] != b"\0\0":
-        raise ValueError(f"{name}: byte 0 starts with {data[:2].hex()}, an IDX file with 0000")
+        raise ValueError(f"{name}: byte 0 must begin two zero bytes in IDX; {beginning(data)}")
     if data[2] not in _IDX_TYPES:
         known = ", ".join(f"0x{code:02X}" for code in _IDX_TYPES)
         raise ValueError(f"{name}: byte 2 has the type code 0x{data[2]:02X}; known are {known}")
@@ -308,14 +308,16 @@ def _npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     with path.open("rb") as file:
-        if file.read(6) == b"\x93NUMPY":
+        start = file.read(32)
+        if start.startswith(b"\x93NUMPY"):
             raise ValueError(
                 f"{path}: holds one array without a key; write np.savez(path, x=x, y=y)"
             )
         try:
             archive = zipfile.ZipFile(file)
         except Exception as error:  # whatever zipfile raises
-            raise ValueError(f"{path}: not a NumPy .npz file") from error
+            why = str(error) if start.startswith(b"PK") else beginning(start)
+            raise ValueError(f"{path}: not a NumPy .npz file: {why}") from error
         known = [key for keys in _KEYS for key in keys if f"{key}.npy" in archive.namelist()]
         for keys in _KEYS:
             if set(keys) <= set(known):

@@ -134,6 +134,7 @@ def test_an_idx_file_cut_or_lengthened_is_an_error_that_says_where(array, data):
     ("content", "complaint"),
     [
         (b"\x89PNG\r\n", "byte 0"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "byte 0 .*a git-lfs pointer"),
         (b"\0\0\x0a\1\0\0\0\0", "byte 2 has the type code 0x0A"),
         (b"\0\0\x08\xff" + b"\0\0\0\1" * 255 + b"\0", "byte 3 says 255 dimensions"),
         (b"\0\0\x0e\4" + b"\xff" * 16, "ends at byte 20"),
@@ -369,9 +370,10 @@ def test_what_is_no_npz_file_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_npz(tmp_path)
     text = tmp_path / "text.npz"
-    text.write_text("hello")
-    with pytest.raises(ValueError, match=r"not a NumPy \.npz file"):
-        load_npz(text)
+    for content, kind in (("hello", "b'hello'"), ("<!DOCTYPE html>", "a web page")):
+        text.write_text(content)
+        with pytest.raises(ValueError, match=rf"not a NumPy \.npz file: it begins with .*{kind}"):
+            load_npz(text)
     single = tmp_path / "single.npz"
     with single.open("wb") as file:
         np.save(file, np.zeros(3))
@@ -381,7 +383,7 @@ def test_what_is_no_npz_file_is_refused(tmp_path):
     np.savez(buffer, **small())
     cut = tmp_path / "cut.npz"
     cut.write_bytes(buffer.getvalue()[:-40])
-    with pytest.raises(ValueError, match=r"not a NumPy \.npz file"):
+    with pytest.raises(ValueError, match=r"not a NumPy \.npz file: File is not a zip file"):
         load_npz(cut)
     whole = bytearray(buffer.getvalue())
     offset = whole.index(np.ascontiguousarray(small()["train_x"]).tobytes())

@@ -726,6 +726,17 @@ def test_what_is_no_file_is_no_log(make, tmp_path):
         StepLog.open(tmp_path / "x")
 
 
+def test_what_people_have_in_the_place_of_a_log_is_said(tmp_path):
+    """A repository cloned without its large files holds pointers; a download may be a page."""
+    for content, kind in (
+        (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer"),
+        (b"<!DOCTYPE html>", "a web page"),
+    ):
+        (tmp_path / "x").write_bytes(content)
+        with pytest.raises(LogError, match=f"x: not a minibit log: it begins with .*{kind}"):
+            StepLog.open(tmp_path / "x")
+
+
 def test_a_large_file_that_is_no_log_is_not_read(tmp_path):
     """Its first bytes tell: a gigabyte of zeros costs a few KB."""
     with (tmp_path / "x").open("wb") as file:

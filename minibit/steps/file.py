@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from zlib import crc32
 
-from minibit.base import JSONError, parse_object
+from minibit.base import JSONError, beginning, parse_object
 
 try:
     import fcntl
@@ -181,7 +181,7 @@ def scan(data: bytes) -> Contents:
 def _header(data: bytes) -> tuple[bytes, int]:
     """Return the header's JSON text and where the records begin."""
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
-        raise LogError(f"not a minibit log: it begins with {data[:8]!r}, not {MAGIC!r}", 0)
+        raise LogError(f"not a minibit log: {beginning(data)}, not with {MAGIC!r}", 0)
     if len(data) < START.size:
         raise LogError(f"the file ends within the log's header, after {len(data)} bytes", len(data))
     _, version, length = START.unpack_from(data)
@@ -242,8 +242,8 @@ def parse_header(text: bytes) -> dict[str, Any]:
 
 def read_log(file: BinaryIO) -> bytes:
     """Read a log from its start; of a file that begins otherwise, only the beginning."""
-    start = file.read(len(MAGIC))
-    return start + file.read() if start == MAGIC else start
+    start = file.read(32)
+    return start + file.read() if start.startswith(MAGIC) else start
 
 
 class Appender:
