@@ -57,7 +57,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "conformance": 10_200,
     "": 200,  # the face of the package
 }
-ALL_LINES = 43_080  # and each idea that is added brings its own
+ALL_LINES = 44_500  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:
