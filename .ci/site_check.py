@@ -291,7 +291,7 @@ QUERIES = {  # what people look for, and which page must come first
     "NF4": "chapters/ch13_nf4/",
     "double quantisation": "chapters/ch13_nf4/|reference/nf4/",
     "packing": "chapters/ch02_ternary/",
-    "llama.cpp": "chapters/ch11_checkpoint/|command_line/|reliability/",
+    "llama.cpp": "chapters/ch11b_gguf/|chapters/ch11_checkpoint/|command_line/|reliability/",
 }
 SEARCH = """
 (async () => {

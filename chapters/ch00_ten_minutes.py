@@ -70,7 +70,7 @@ assert reading > 100 * computing
 
 # %% [markdown]
 # A server that answers many people at once reads a weight once for all of them. It saves less, and
-# [chapter 10](ch10_transformer.md) counts how much.
+# chapter 10b counts how much.
 #
 # ## What a trit is
 #
@@ -335,9 +335,9 @@ panels[1, 0].set_ylabel("probability (%)")
 #
 # | you want | chapters |
 # |---|---|
-# | the ideas: derivatives forwards, trits, layers, training with and without a backward pass, a language model | this one, then chapter 1, chapter 4, chapter 5, chapter 7, chapter 9, chapter 10 |
-# | bytes: packing, random numbers from a seed, logs, model files | chapter 2, chapter 6, chapter 8, chapter 11 |
-# | speed: products on a CPU | chapter 3 |
+# | the ideas: derivatives forwards, trits, layers, training with and without a backward pass, a language model | this one, then chapter 1, chapter 4, chapter 5, chapter 7, chapter 7b, chapter 9, chapter 10 |
+# | bytes: packing, random numbers from a seed, logs, model files | chapter 2, chapter 6, chapter 8, chapter 11, chapter 11b |
+# | costs: products on a CPU, what training takes, what a large model saves | chapter 3, chapter 7c, chapter 10b |
 # | other methods: sparse activations, four-bit weights, adapters | chapter 12, chapter 13, chapter 14 |
 # | many machines | chapter 15 |
 #

@@ -294,7 +294,7 @@ expect_time(
 )
 
 # %% [markdown]
-# A step of 32 directions costs several times an exact one, and does less. An estimate that must tell every weight its slope wastes its measurements. noise_step asks for less: not the gradient, but which few of many proposed moves are good; and it measures each move in the place where it is cheap (chapter 7).
+# A step of 32 directions costs several times an exact one, and does less. An estimate that must tell every weight its slope wastes its measurements. noise_step asks for less: not the gradient, but which few of many proposed moves are good; and it measures each move in the place where it is cheap (chapter 7b).
 #
 # ## The baseline
 #
@@ -330,7 +330,7 @@ assert losses[-1] < 0.5 < losses[0]
 
 # %% [markdown]
 # What comes out are int8 codes for the very network that noise_step trains: no scales, no biases, and the same images (shifted by a pixel now and then), the same test. `minibit experiment mlp` runs 200, 800 and 2,400 steps of 512 images with three seeds, on all training images; learning rate, batch and shifts were chosen before, on the last 5,000 of them.
-# Beside it runs noise_step's preset `small`; the crosses are the ends of all its presets (chapter 7).
+# Beside it runs noise_step's preset `small`; the crosses are the ends of all its presets (chapter 7c).
 
 # %%
 results = load_results("mlp")

@@ -1,16 +1,19 @@
 # %% [markdown]
 # # Load a model: real files
 #
-# **The question.** A published model is a directory that a stranger made. Which byte of it is which weight? And how do we know that we read it right, when
-# a wrong reading gives weights that look just as good?
+# **The question.** A published model is a directory that a stranger made. Which byte of it is which
+# weight? And how do we know that we read it right, when a wrong reading gives weights that look
+# just as good?
 #
-# We make a small random model, so that nothing must be downloaded, and write it as Hugging Face's BitNet models are written: a `config.json` and a `model.safetensors`.
-# The published model, [microsoft/bitnet-b1.58-2B-4T](https://huggingface.co/microsoft/bitnet-b1.58-2B-4T), differs in its sizes only, which we know too.
+# We make a small random model, so that nothing must be downloaded. We write it as Hugging Face's
+# BitNet models are written: a `config.json` and a `model.safetensors`. The published model,
+# [microsoft/bitnet-b1.58-2B-4T](https://huggingface.co/microsoft/bitnet-b1.58-2B-4T), differs only
+# in its sizes, which we know, too. Chapter 11b reads the other format in use, GGUF, of llama.cpp
+# and bitnet.cpp.
 
 # %%
 import json
 import math
-import struct
 import tempfile
 from pathlib import Path
 
@@ -22,24 +25,14 @@ from minibit.checkpoint import (
     PUBLISHED_2B_4T,
     CheckpointError,
     load_bitnet,
-    load_gguf,
     random_checkpoint,
     save_bitnet,
-    save_gguf,
 )
-from minibit.checkpoint.gguf.container import BLOCKS, open_gguf
 from minibit.checkpoint.hf.config import Storage
 from minibit.checkpoint.hf.linear import gamma_of, published_linear, weight_scale_of
 from minibit.matmul import ternary_matmul
-from minibit.ternary import TernaryMatrix, from_i2_s, to_hf
-from minibit.transformer import (
-    BitNetConfig,
-    BitNetModel,
-    float_linear,
-    init_params,
-    pack_params,
-    param_shapes,
-)
+from minibit.ternary import TernaryMatrix, to_hf
+from minibit.transformer import BitNetConfig, BitNetModel, param_shapes
 
 plots.style(show=True)
 rng = np.random.default_rng(0)
@@ -60,8 +53,10 @@ for path in sorted((folder / "model").iterdir()):
 # %% [markdown]
 # ## Eight bytes, a text, and the rest
 #
-# Safetensors is a good format because it is nearly none: eight bytes that tell a length, as many bytes of JSON, and then the tensors, end to end. No code runs on opening it, as it does with
-# pickled weights (`.bin`, `.pt`), which minibit never opens. So the standard library reads it in three lines.
+# The format safetensors is simple. Eight bytes give a length. As many bytes of JSON follow, the
+# header. Then come the tensors, end to end. Opening such a file runs no code, as opening pickled
+# weights (`.bin`, `.pt`) does; minibit never opens those. Python's standard library reads it in
+# three lines:
 
 # %%
 content = (folder / "model" / "model.safetensors").read_bytes()
@@ -77,8 +72,10 @@ assert len(data) == max(
 )
 
 # %% [markdown]
-# Where do the bytes go? In the published model, more than half of them are no ternary weights at all but the embedding table, which is also the output head, in bfloat16.
-# (The shapes follow from the configuration, so we need not have the file.) Ternary weights made the rest so small.
+# Where do the bytes go? In the published model more than half of them are not ternary weights. They
+# are the embedding table, in bfloat16, which also serves as the output head. (The shapes follow
+# from the configuration, so we need not have the file.) Ternary weights have made the rest so
+# small:
 
 # %%
 kinds = {"embedding = head": 0, "attention": 0, "feed-forward": 0, "norms and scales": 0}
@@ -117,10 +114,13 @@ assert kinds["embedding = head"] > total / 2
 assert 4 * weights / total > 8  # against float32
 
 # %% [markdown]
-# ## Four rows of a byte
+# ## Four rows in a byte
 #
-# The projection above is a matrix of 176 by 64, but the header says `[44, 64]` of `U8`. A byte holds one column of four rows, two bits each, the code plus 1. Which four? Not neighbours: row $r$ of the file holds the rows
-# $r,\ R + r,\ 2R + r,\ 3R + r$ of the matrix, with $R = \lceil n_\text{out} / 4 \rceil$. The file does not say so; issue 412 of microsoft/BitNet asks for it.
+# The projection above is a matrix of 176 by 64, but the header says `[44, 64]` of `U8`. A byte
+# holds one column of four rows, with two bits for each weight: its code plus 1. Which four rows?
+# Not neighbours. With $R = \lceil n_\text{out} / 4 \rceil$, row $r$ of the file holds the rows
+# $r,\ R + r,\ 2R + r,\ 3R + r$ of the matrix. The file does not say so; issue 412 of
+# microsoft/BitNet asks for it.
 
 # %%
 begin, end = header[name]["data_offsets"]
@@ -154,8 +154,9 @@ for axis, byte_of, title in zip(
     axis.grid(False)
 
 # %% [markdown]
-# The wrong reading has the same numbers of -1, 0 and 1, so nothing looks wrong. The model speaks, too; it just says something else. Only a second opinion tells: another
-# implementation on the same file, which is what minibit's tests ask of transformers.
+# The wrong reading has the same numbers of -1, 0 and 1, so nothing looks wrong. The model even
+# writes; it only writes something else. To notice, one needs a second implementation that reads the
+# same file. minibit's tests use transformers for that.
 
 # %%
 counts = [np.bincount(codes.ravel() + 1).tolist(), np.bincount(neighbours.ravel() + 1).tolist()]
@@ -194,7 +195,9 @@ assert same < 0.9
 # %% [markdown]
 # ## One name, two meanings
 #
-# Beside each packed matrix lies a number, `weight_scale`. With $z$ the integer product of the codes, and $s = 127 / \max|x|$ the scale of a token, the layer computes, by the `linear_class` of the configuration,
+# Beside each packed matrix lies a number, `weight_scale`. Let $z$ be the product of the integer
+# codes, $s = 127 / \max|x|$ the scale of a token, and $\gamma$ the scale of the matrix (chapter 4).
+# The `linear_class` of the configuration says what the layer computes:
 #
 # | `linear_class` | weight_scale $w$ | $y$ |
 # |---|---|---|
@@ -202,8 +205,9 @@ assert same < 0.9
 # | `autobitlinear`, offline | $\gamma$ | $(\sum_i (q_i / s)\, t_i)\, w$ |
 # | `autobitlinear`, online | none: master weights | $\sum_i (q_i / s)(t_i / (1/\gamma))$ |
 #
-# All mean $\gamma z / s$. Nothing in the tensor tells whether to divide or to multiply: a program that gets it wrong scales a layer by $\gamma^2$.
-# The sub-norms hide that behind values, gates and ups; behind queries, keys and outputs, nothing does.
+# All three mean $\gamma z / s$. Nothing in the tensor tells whether to divide or to multiply by it.
+# A program that does the wrong one scales a layer by $\gamma^2$. Behind values, gates and ups the
+# sub-norms of the block hide the mistake. Behind queries, keys and outputs nothing hides it.
 
 # %%
 offsets = header[f"{name}_scale"]["data_offsets"]
@@ -219,8 +223,11 @@ print(
 assert np.corrcoef(inverted.ravel(), logits.ravel())[0, 1] < 0.9
 
 # %% [markdown]
-# They also round differently. The first is decided to the bit, because float32 adds whole numbers exactly (up to $2^{24}$), in any order. The other two add numbers that are rounded already, and
-# each BLAS adds in its own order. minibit always has the exact $z$, and multiplies it by $\gamma / s$, which is rounded first. In units of the last place of the largest output:
+# The three also round differently. The first one is decided to the last bit, because float32 adds
+# whole numbers exactly (up to $2^{24}$), in any order. The other two add numbers that are already
+# rounded, and each BLAS (the library that multiplies matrices) adds in its own order. minibit
+# always has the exact $z$, and multiplies it by $\gamma / s$, which is rounded first. Here are the
+# differences, in units of the last place of the largest output:
 
 # %%
 x = rng.standard_normal((64, 64)).astype(np.float32)
@@ -236,8 +243,11 @@ for label, y in exact.items():
 assert all(np.abs(y - reference).max() <= 8 * unit for y in exact.values())
 
 # %% [markdown]
-# One more trap lies in the reciprocal. The file of a `bitlinear` model holds $1/\gamma$ in float32, and not every float32 number $\gamma$ is the reciprocal of one: above $\sqrt 2$ (and below 2, times any power of two)
-# the reciprocals are $\gamma^2 2^{-24}$ apart and the numbers $2^{-23}$, so a share of $2/\gamma^2$ can be had. The others come back from the file one unit in the last place away. `autobitlinear` keeps $\gamma$.
+# The reciprocal is another trap. The file of a `bitlinear` model holds $1/\gamma$ in float32, and
+# not every float32 number $\gamma$ is the reciprocal of one. Between $\sqrt 2$ and 2 (times any
+# power of two) the reciprocals of neighbouring floats are $\gamma^2 2^{-24}$ apart, and the floats
+# themselves $2^{-23}$. So only a share of $2/\gamma^2$ of the floats can be reached. The others
+# come back from the file one unit in the last place away. `autobitlinear` keeps $\gamma$.
 
 # %%
 gammas = np.sort(rng.uniform(1, 2, 8000).astype(np.float32))
@@ -257,9 +267,12 @@ assert abs((1 - kept.mean()) - (3 - 2 * math.sqrt(2))) < 0.02  # the mean of 1 -
 # %% [markdown]
 # ## Half a float
 #
-# bfloat16 is the upper half of a float32: same exponent, 8 significant bits. NumPy has no such type, but the two bytes are enough: shift them up by 16 bits, and they are a float32. So the embedding stays in the file. minibit maps it into memory, where the
-# product of the output head reads it; the ternary matrices are rearranged into the order that the CPU's instructions want ([chapter 3](ch03_matmul.md)), 2 bits to 2 bits, and their pages of the file are given back. What a program holds of the
-# published model is then about what the file has.
+# bfloat16 is the upper half of a float32: the same exponent, 8 significant bits. NumPy has no such
+# type, but the two bytes are enough: shifted up by 16 bits they are a float32. So the embedding
+# stays in the file. minibit maps the file into memory, and the output head reads it there. The
+# ternary matrices are put into the order that the instructions of the CPU want (chapter 3), from 2
+# bits to 2 bits, and their pages of the file are given back. So a program holds about as much of
+# the published model as the file has.
 
 # %%
 embedding = model.params["embed_tokens"]
@@ -279,8 +292,9 @@ assert in_file <= weight_bytes < 1.2 * in_file
 # %% [markdown]
 # ## There and back
 #
-# `save_bitnet` writes all three forms. A model of packed weights has lost its master weights, so it cannot be written as `online`; one with master weights can be written as any, and is quantised on the way if need be.
-# From here on, a file and its model are the same thing: nothing is lost either way.
+# `save_bitnet` writes all three forms. A model with packed weights has lost its master weights, so
+# it cannot be written as `online`. A model with master weights can be written in each form, and is
+# quantised on the way if necessary. Nothing is lost in either direction:
 
 # %%
 for label, how in {
@@ -301,8 +315,12 @@ assert "must be float" in refusal
 # %% [markdown]
 # ## Believing nothing
 #
-# A header may say that a tensor has $2^{40}$ rows, that it begins before the file does, or that the shard lies in `../../.ssh`. So every size is compared with the file's before anything of that size is made, tensors must fill the file
-# without a gap or an overlap, and each must be what the configuration calls for. The rest of the list is what real uploads got wrong: matrices of zeros, latent weights where ternary ones belong, bytes with the code 3.
+# A header may say that a tensor has $2^{40}$ rows, that it begins before the file does, or that a
+# part of the model lies in `../../.ssh`. So every size is compared with the size of the file before
+# any memory of that size is taken. The tensors must fill the file without a gap or an overlap, and
+# each must be what the configuration asks for. The other checks are for mistakes that published
+# files have had: matrices of zeros, latent weights in the place of ternary ones, bytes with the
+# code 3.
 
 
 # %%
@@ -350,177 +368,31 @@ assert errors[4].offset == at + 5
 assert errors[4].tensor == errors[5].tensor == name
 
 # %% [markdown]
-# ## The other format: GGUF
-#
-# llama.cpp and bitnet.cpp read one file and not a directory: [GGUF](https://github.com/ggml-org/ggml/blob/master/docs/gguf.md). It is as plain as safetensors, with binary fields in place of JSON: a magic word, a
-# version and two counts; then metadata, a key, a type and a value each; then one line for each tensor; then the bytes. We read the beginning by hand, too.
-
-# %%
-sizes = BitNetConfig(
-    vocab_size=256,
-    hidden_size=256,
-    intermediate_size=512,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    max_positions=128,
-)
-small = BitNetModel(sizes, pack_params(init_params(sizes, seed=1)))
-save_gguf(small, folder / "i2_s.gguf", "i2_s")
-raw = (folder / "i2_s.gguf").read_bytes()
-magic, version, tensors, entries = struct.unpack_from("<4sIQQ", raw)
-print(f"{magic}, version {version}, {tensors} tensors, {entries} entries of metadata; the first:")
-(width,) = struct.unpack_from("<Q", raw, 24)
-key = raw[32 : 32 + width].decode()
-kind, size = struct.unpack_from("<IQ", raw, 32 + width)
-value = raw[44 + width : 44 + width + size].decode()
-print(f"  {key} (type {kind}, a text) = {value}")
-assert (magic, version, tensors, value) == (b"GGUF", 3, 24, "bitnet-b1.58")
-
-# %% [markdown]
-# That first value decides more than it seems to. A GGUF file does not say what a model computes: programs know that by the *name* of the architecture. `bitnet-b1.58` means squared ReLU, and `bitnet` means SiLU, because the
-# first models of that name had it. The published model under the wrong name runs, and talks; but its perplexity on WikiText is 99.8 and not 17.1
-# ([microsoft/BitNet#588](https://github.com/microsoft/BitNet/issues/588)). `load_gguf` therefore refuses `bitnet`, unless the caller vouches for the activation.
-#
-# The same weights take different room. ggml's own types have a float16 scale for every 256 weights, though all the scales of a BitNet matrix are one and the same; bitnet.cpp's I2_S has one float32 for the matrix.
-
-# %%
-loaded = {}
-for kind in ("tq1_0", "tq2_0", "i2_s"):
-    save_gguf(small, folder / f"{kind}.gguf", kind, overwrite=True)
-    loaded[kind] = load_gguf(folder / f"{kind}.gguf")
-    tensor = open_gguf(folder / f"{kind}.gguf").tensors["blk.0.ffn_up.weight"]
-    print(
-        f"{BLOCKS[tensor.kind][0]:6} {8 * tensor.nbytes / math.prod(tensor.shape):.4f} bits a weight"
-    )
-tokens = rng.integers(0, 256, (1, 64))
-exact = small.logits(tokens)
-for kind, again in loaded.items():
-    scales = [
-        (w.scale, again.params[n].scale) for n, w in small.params.items() if n.endswith("_proj")
-    ]
-    change = max(abs(float(new) / float(old) - 1) for old, new in scales)
-    apart = np.abs(again.logits(tokens) - exact).max() / np.abs(exact).max()
-    print(f"{kind:6} scales move by {change:.1e} at most, logits by {apart:.1e} of the largest")
-    assert change == apart == 0 if kind == "i2_s" else 0 < change <= 2**-11
-assert all(
-    np.array_equal(w.codes(), loaded["tq1_0"].params[n].codes())
-    for n, w in small.params.items()
-    if n.endswith("_proj")
-)
-
-# %% [markdown]
-# Codes are exact in all three. Rounding has no say here: ggml rounds halves away from zero and we round them to even, but a code is already whole. Only the scale is rounded, to float16, by $2^{-11}$ of itself at most;
-# a scale below $2^{-14}$, where float16 runs out of bits, is refused.
-#
-# Why do logits then move a hundred times as much as scales? Because activations are rounded to 8 bits: a number near the middle between two of them falls to the other side, and moves by a whole step. The same
-# two models, with the same weights as floats and nothing rounded in between, differ by about what their scales do.
-
-
-# %%
-def unrounded(model):
-    """The model whose layers multiply floats by gamma times the codes."""
-    floats = {
-        n: w.scale * w.codes().astype(np.float32) if n.endswith("_proj") else w
-        for n, w in model.params.items()
-    }
-    return BitNetModel(model.config, floats, float_linear)
-
-
-plain, moved = (unrounded(m).logits(tokens) for m in (small, loaded["tq2_0"]))
-apart = np.abs(moved - plain).max() / np.abs(plain).max()
-print(f"without rounding of activations, logits move by {apart:.1e} of the largest")
-assert apart < 2**-10
-
-# %% [markdown]
-# ### Three layouts under one name
-#
-# I2_S is one type id, 36, for three orders of codes: that of the first x86 builds of bitnet.cpp, that of Arm, and that of later x86 builds. Which weights share the first byte?
-
-# %%
-fig, axes = plt.subplots(1, 3, figsize=(9, 1.9))
-for axis, layout, title in zip(
-    axes,
-    ("x86", "arm", "rows"),
-    ("x86: 32 columns apart", "Arm: 16 columns apart", "later x86: four rows"),
-    strict=True,
-):
-    probe = np.full(128 * 4 // 4 + 32, 0b01010101, np.uint8)  # all codes 0
-    probe[:4] = 0b10101010  # codes 1 in four bytes
-    shown, _ = from_i2_s(probe, (4, 128), layout)  # (4, 128)
-    axis.imshow(shown, cmap="Blues", vmin=0, vmax=1.3, aspect="auto", interpolation="nearest")
-    axis.set(xlabel="column", yticks=range(4), title=title)
-    axis.grid(False)
-    assert shown.sum() == 16
-axes[0].set_ylabel("row")
-fig.suptitle("The sixteen weights of the first four bytes", y=1.08)
-
-# %% [markdown]
-# No byte tells them apart: each reading of a file is legal, has the same scale and the same numbers of -1, 0 and 1. It is only another model.
-
-# %%
-q = "layers.0.mlp.up_proj"
-right = small.params[q].codes()
-for layout in ("x86", "arm", "rows"):
-    other = load_gguf(folder / "i2_s.gguf", layout=layout)
-    same = np.mean(other.params[q].codes() == right)
-    cosine = np.vdot(other.logits(tokens), exact) / (
-        np.linalg.norm(other.logits(tokens)) * np.linalg.norm(exact)
-    )
-    print(
-        f"read as {layout:4}: {100 * same:5.1f}% of the codes are the right ones, cosine of the logits {cosine:.3f}"
-    )
-    assert (
-        np.bincount(other.params[q].codes().ravel() + 1).tolist()
-        == np.bincount(right.ravel() + 1).tolist()
-    )
-    assert same == 1 if layout == "x86" else same < 0.6
-
-# %% [markdown]
-# So a reader must be told (`layout=`, by default the first, which the published files have). `save_gguf` writes the layout into the metadata, under a key that other programs pass over.
-#
-# One more trap lies where nobody looks. Rotary positions turn *pairs* of coordinates, and there are two ways to pair them: neighbours (the original LLaMA), or one half with the other (Hugging Face). Converters to
-# GGUF reorder the rows of q and k for models that ggml turns by neighbours. It turns BitNet by halves, so its rows stay. Reordered once too often, the model still runs.
-
-
-# %%
-def reordered(matrix: TernaryMatrix, heads: int) -> TernaryMatrix:
-    """Rows as the llama architecture has them in GGUF: halves become neighbours."""
-    codes = matrix.codes()
-    pairs = codes.reshape(heads, 2, -1, codes.shape[1])  # (heads, halves, head_dim / 2, n_in)
-    return TernaryMatrix.from_codes(pairs.swapaxes(1, 2).reshape(codes.shape), matrix.scale)
-
-
-swapped = dict(small.params)
-for layer in range(sizes.layers):
-    for which, heads in (("q", sizes.heads), ("k", sizes.kv_heads)):
-        name = f"layers.{layer}.self_attn.{which}_proj"
-        swapped[name] = reordered(small.params[name], heads)
-wrong = BitNetModel(sizes, swapped).logits(tokens)
-apart = np.abs(wrong - exact).max(axis=-1)[0]  # (tokens,)
-print(f"apart after 1 token {apart[0]:.1e}, after 64 tokens {apart[-1]:.2f}")
-assert apart[0] < 1e-5 < 0.1 < apart[-1]  # one token attends to itself alone: nothing to see
-
-# %% [markdown]
-# **Limits.** The checks find what no checkpoint says, not what a checkpoint should not say: rows in another order are legal codes, and so are the weights of another model.
-# The published block is the only one that is read; a configuration that asks for more (biases, scaled positions, norms inside the linear layers) is refused, not approximated. A map of a file shows what the file holds: whoever shortens it while a
-# model uses it ends the program (replacing or deleting it is harmless). What a GGUF file is for, to run in llama.cpp or bitnet.cpp, was not tried here: its bytes are held to the `gguf` package, and its vocabulary to transformers.
+# **Limits.** The checks find what no checkpoint can say. They do not find what a checkpoint should
+# not say: rows in another order are legal codes, and so are the weights of another model. Only the
+# published block is read. A configuration that asks for more (biases, scaled positions, norms
+# inside the linear layers) is refused, not approximated. A mapped file shows what the file holds at
+# any time: whoever shortens it while a model uses it ends the program (replacing or deleting it
+# does no harm).
 #
 # **Exercises.**
 #
-# 1. Two bits a weight have four values, and trits three. Pack a row of 2560 codes five to a byte ([chapter 2](ch02_ternary.md)): how many MB would the published file lose? Why is a file that is read once a token not written so?
-# 2. Padding: give a matrix of 6 rows to `to_hf`. What do the two rows that nobody asked for decode to, and who must know? (`test_packed_rows_beyond_a_multiple_of_four_are_sliced_off`)
-# 3. Write a header that lies about one number and is not caught. What does the model then hold? (`test_a_thousand_fuzzed_headers_give_errors_and_take_no_memory` tries at random.)
-# 4. Which tokens make a layer of `autobitlinear` equal to ours to the bit, and why these? (`test_every_layer_is_equal_to_the_bit_where_sums_are_exact`)
-# 5. An index of shards names `/etc/passwd.safetensors`, or a link to it. Where is either stopped, and why may the directories of the Hugging Face cache hold links all the same? (`test_path_tricks_of_an_index_are_refused`, `test_a_directory_of_the_hugging_face_cache_is_read`)
-# 6. Why is a matrix with a scale of $10^{-6}$ written as `i2_s` and refused as `tq2_0`? How far off would it be? (`test_what_a_type_cannot_hold_is_refused_before_a_byte_is_written`)
-# 7. About a third of the codes of a misread I2_S matrix are right by chance. Where do the others come from that the Arm reading of an x86 file gets right? (`test_the_three_layouts_of_i2_s_come_back_and_the_file_says_which`)
+# 1. Two bits have four values, a trit has three. Pack a row of 2560 codes five per byte (chapter
+#    2): how many MB smaller would the published file be? It is read once per token; why is it not
+#    written in this way?
+# 2. Padding: give a matrix of 6 rows to `to_hf`. What do the two added rows decode to, and who must
+#    know that they are there? (`test_packed_rows_beyond_a_multiple_of_four_are_sliced_off`)
+# 3. Write a header with one wrong number that no check finds. What does the model then hold?
+#    (`test_a_thousand_fuzzed_headers_give_errors_and_take_no_memory` tries at random.)
+# 4. Which tokens make a layer of `autobitlinear` equal to ours to the last bit, and why these?
+#    (`test_every_layer_is_equal_to_the_bit_where_sums_are_exact`)
+# 5. An index of files names `/etc/passwd.safetensors`, or a link to it. Where is each of them
+#    stopped? And why may the directories of the Hugging Face cache hold links all the same?
+#    (`test_path_tricks_of_an_index_are_refused`,
+#    `test_a_directory_of_the_hugging_face_cache_is_read`)
 #
 # **Sources.**
 #
 # - Ma et al. (2025), *BitNet b1.58 2B4T Technical Report*, arXiv:2504.12285.
 # - Hugging Face (2025), *integrations/bitnet.py*, huggingface/transformers.
 # - Hugging Face (2022), *Safetensors*, huggingface/safetensors: the format in its README.
-# - llama.cpp (2023), *GGUF*, ggml-org/ggml: docs/gguf.md.
-# - Wang et al. (2024), *1-bit AI Infra: Part 1.1, Fast and Lossless BitNet b1.58 Inference on
-#   CPUs*, arXiv:2410.16144.

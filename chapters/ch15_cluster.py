@@ -99,7 +99,7 @@ assert np.mean(alone[32] != joined[32]) > 0.05
 # %% [markdown]
 # Not nearly the same codes, the same. The second column is what the manuscript proposes for many machines: each worker takes the median of its own range, and sends codes, and no sums. A median of 4 perturbations is no median of 128. It is another algorithm, and whether it learns as well has to be measured; it is, below.
 #
-# But half of the perturbations are not half of the work. What takes time is one tangent for each unit that a perturbation touches (chapter 7), and while perturbations are dense, as a run's first are, they touch the same units again and again:
+# But half of the perturbations are not half of the work. What takes time is one tangent for each unit that a perturbation touches (chapter 7b), and while perturbations are dense, as a run's first are, they touch the same units again and again:
 
 # %%
 for step in (0, STEPS - 1):
@@ -268,7 +268,7 @@ assert bytes_of["float32 gradients"][0] / bytes_of["here: rounded sums up"][0] >
 assert 1.33e6 < 4 * n < 1.34e6
 
 # %% [markdown]
-# Bytes alone do not compare methods: a gradient says more than 128 codes, and a run by codes takes more steps (chapter 7 has both accuracies). But a line decides what is possible at all. Here is one of 1 Mbit/s:
+# Bytes alone do not compare methods: a gradient says more than 128 codes, and a run by codes takes more steps (chapter 7c has both accuracies). But a line decides what is possible at all. Here is one of 1 Mbit/s:
 
 # %%
 for name in ("float32 gradients", "here: rounded sums up"):
@@ -284,7 +284,7 @@ assert (
 #
 # ## A worker that comes late
 #
-# What does a worker hold? The data, the weights, and how hard each sample was when it was last seen (chapter 7 draws hard ones more often). All three follow from the data and the steps. So a worker that comes late asks for the steps, makes their forward passes, and has the same weights and draws the same samples.
+# What does a worker hold? The data, the weights, and how hard each sample was when it was last seen (chapter 7b draws hard ones more often). All three follow from the data and the steps. So a worker that comes late asks for the steps, makes their forward passes, and has the same weights and draws the same samples.
 #
 # `Remote` is the client below `train_on`, which takes one step at a time. We give it workers of our own, each with a replica of its own.
 

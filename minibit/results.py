@@ -6,10 +6,11 @@ They lie beside the chapters, which an installation carries in the package and a
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ["chapters_folder", "load_results"]
+__all__ = ["chapter_number", "chapters_folder", "load_results"]
 
 
 def chapters_folder() -> Path:
@@ -30,6 +31,24 @@ def chapters_folder() -> Path:
         if any(folder.glob("ch*.py")):
             return folder
     raise RuntimeError("this installation carries no chapters: reinstall minibit")
+
+
+def chapter_number(stem: str) -> str:
+    """Return the number of a chapter from the name of its file; a later part has a letter, too.
+
+    Raises
+    ------
+    ValueError
+        If `stem` is not ``chNN_name`` or ``chNNx_name``, x a letter.
+
+    Examples
+    --------
+    >>> chapter_number("ch07_noise_step"), chapter_number("ch07b_unit_tangents")
+    ('7', '7b')
+    """
+    if not (match := re.fullmatch(r"ch(\d\d)([a-z]?)_\w+", stem)):
+        raise ValueError(f"stem must be that of a chapter, ch07_noise_step, got {stem!r}")
+    return f"{int(match[1])}{match[2]}"
 
 
 def load_results(name: str) -> dict[str, Any]:

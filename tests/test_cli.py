@@ -847,8 +847,8 @@ def two_chapters(tmp_path, monkeypatch):
     )
     (folder / "ch02_bad.py").write_text("# %% [markdown]\n# # A bad one\n\n# %%\nassert 1 == 2\n")
     chapters = [
-        chapters_command.Chapter(1, "good", "A good one", folder / "ch01_good.py"),
-        chapters_command.Chapter(2, "bad", "A bad one", folder / "ch02_bad.py"),
+        chapters_command.Chapter("1", "good", "A good one", folder / "ch01_good.py"),
+        chapters_command.Chapter("2", "bad", "A bad one", folder / "ch02_bad.py"),
     ]
     monkeypatch.setattr(chapters_command, "find_chapters", lambda: chapters)
     return folder
@@ -861,7 +861,9 @@ def test_every_chapter_is_listed_under_its_title():
     for chapter in chapters:
         text = Path(chapter["path"]).read_text(encoding="utf-8")
         assert f"# # {chapter['title']}\n" in text
-        assert chapter["path"].endswith(f"ch{chapter['number']:02}_{chapter['name']}.py")
+        number = re.fullmatch(r"(\d+)([a-z]?)", chapter["number"])
+        name = f"ch{int(number[1]):02}{number[2]}_{chapter['name']}.py"
+        assert chapter["path"].endswith(name)
 
 
 def test_an_installed_package_has_its_own_chapters(tmp_path, monkeypatch):
@@ -881,6 +883,15 @@ def test_an_installed_package_has_its_own_chapters(tmp_path, monkeypatch):
 def test_a_chapter_is_shown_by_number_or_name(two_chapters, which):
     """Its script, to read or to redirect into a file."""
     assert call("chapters", which).stdout == (two_chapters / "ch01_good.py").read_text()
+
+
+@pytest.mark.parametrize("which", ["7b", "07b", "ch07b", "unit_tangents"])
+def test_a_later_part_of_a_chapter_has_a_letter(which):
+    """It is listed after the part that it goes on from, and found by number or name."""
+    listed = [chapter["number"] for chapter in answer("chapters")["chapters"]]
+    assert listed[listed.index("7") :][:2] == ["7", "7b"]
+    (chapter,) = answer("chapters", which)["chapters"]
+    assert (chapter["number"], chapter["name"]) == ("7b", "unit_tangents")
 
 
 def test_a_chapter_that_is_not_there_is_refused(two_chapters):

@@ -309,11 +309,11 @@ def test_the_reading_map_leads_through_every_chapter_once():
     assert all(row for _, row in LINKS["reading_map"]())
     numbers = [number for _, row in LINKS["reading_map"]() for number in row]
     assert sorted(numbers) == sorted(LINKS["chapter_pages"]())
-    assert LINKS["read_next"](0).startswith(
+    assert LINKS["read_next"]("0").startswith(
         "**Read next.** Chapter 1, on the way through the ideas."
     )
-    assert "hapter 2 (bytes)" in LINKS["read_next"](10)
-    assert "last chapter" in LINKS["read_next"](15)
+    assert "hapter 2 (bytes)" in LINKS["read_next"]("10")
+    assert "last chapter" in LINKS["read_next"]("15")
 
 
 def test_a_term_has_one_entry_of_a_sentence_or_two():

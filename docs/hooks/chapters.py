@@ -35,6 +35,7 @@ import numpy as np
 import minibit
 from minibit.base import whole_path
 from minibit.cli.notebook import notebook, split_cells
+from minibit.results import chapter_number
 
 log = logging.getLogger("mkdocs.hooks.chapters")
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,10 +153,13 @@ def fenced(text: str, *classes: str) -> str:
 
 def page(name: str, cells: list[dict[str, Any]]) -> str:
     """Write the Markdown of a chapter that has run; its figures are in the folder `name`."""
-    number, room = re.fullmatch(r"ch(\d+)_(\w+)", name).groups()
-    module = f", module [`minibit.{room}`](../reference/{room}.md)" if room in minibit.ORDER else ""
+    number, idea = chapter_number(name), name.partition("_")[2]
+    room, module = dict(enumerate(minibit.ORDER, 1)).get(int(name[2:4])), ""
+    if room:
+        part = f".{idea}" if [*(ROOT / "minibit" / room).glob(f"{idea}*")] else ""
+        module = f", module [`minibit.{room}{part}`](../reference/{room}.md)"
     under_title = (
-        f'<p class="chapter-line" markdown>Chapter {int(number)}{module}; to run it yourself: '
+        f'<p class="chapter-line" markdown>Chapter {number}{module}; to run it yourself: '
         f"[script]({name}.py), [notebook]({name}.ipynb)</p>"
     )
     parts = []
@@ -186,7 +190,7 @@ def first_heading(path: Path) -> str:
 
 def chapter_files() -> list[Path]:
     """Return the chapters that exist, in order."""
-    return sorted((ROOT / "chapters").glob("ch[0-9][0-9]_*.py"))
+    return sorted((ROOT / "chapters").glob("ch[0-9][0-9]*_*.py"))
 
 
 def navigation(docs: Path) -> list[dict[str, Any]]:
@@ -203,7 +207,7 @@ def navigation(docs: Path) -> list[dict[str, Any]]:
         *start,
         {
             "Chapters": [
-                {f"{int(file.stem[2:4])}. {first_heading(file)}": f"chapters/{file.stem}.md"}
+                {f"{chapter_number(file.stem)}. {first_heading(file)}": f"chapters/{file.stem}.md"}
                 for file in chapter_files()
             ]
         },

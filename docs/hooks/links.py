@@ -24,19 +24,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import minibit
+from minibit.results import chapter_number
+
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = ("a", "pre", "h1", "h2", "h3", "h4", "button", "script", "style", "svg")
 WITH_TERMS = re.compile(r"(chapters/|index|getting_started|command_line|log_format|porting)")
 MAP = "<!-- reading map -->"
 
 
-def chapter_pages() -> dict[int, str]:
-    """Return the page of each chapter by its number."""
-    files = sorted((ROOT / "chapters").glob("ch[0-9][0-9]_*.py"))
-    return {int(file.stem[2:4]): f"chapters/{file.stem}/" for file in files}
+def chapter_pages() -> dict[str, str]:
+    """Return the page of each chapter by its number, as "7" or "7b"."""
+    files = sorted((ROOT / "chapters").glob("ch[0-9][0-9]*_*.py"))
+    return {chapter_number(file.stem): f"chapters/{file.stem}/" for file in files}
 
 
-def chapter_text(number: int) -> str:
+def chapter_text(number: str) -> str:
     """Return the text of a chapter, without its code."""
     script = (ROOT / chapter_pages()[number].rstrip("/")).with_suffix(".py")
     text = script.read_text(encoding="utf-8")
@@ -97,8 +100,10 @@ def test_target(word: str, page: str) -> str | None:
     names = {file.stem for file, tests in laws().items() if name in (test[0] for test in tests)}
     if path:
         names &= {Path(path).name}
-    room = re.sub(r"^ch\d+_", "", page.strip("/").split("/")[-1])
-    own = names & {f"test_{room}", f"test_{room}_peers"}
+    own = set()
+    if match := re.match(r"chapters/ch(\d\d)[a-z]?_(\w+)/", page):
+        room = dict(enumerate(minibit.ORDER, 1)).get(int(match[1]), "")
+        own = names & {f"test_{room}", f"test_{room}_peers", f"test_{match[2]}"}
     return next((f"tests/{stem}/#{name}" for stem in sorted(own or names)), None)
 
 
@@ -150,13 +155,13 @@ def link_words(text: str, page: str, free: dict[str, re.Pattern[str]]) -> str:
     """Link what plain text names; `free` holds the terms that have no link on this page yet."""
 
     def chapter(match: re.Match[str]) -> str:
-        target = chapter_pages().get(int(match[1]))
+        target = chapter_pages().get(match[1])
         return match[0] if target in (None, page) else link(match[0], target, page, "auto")
 
     def paper(match: re.Match[str]) -> str:
         return link(match[0], f"https://arxiv.org/abs/{match[1]}", page, "auto")
 
-    text = re.sub(r"\b[Cc]hapter (\d+)\b", chapter, text)
+    text = re.sub(r"\b[Cc]hapter (\d+[a-z]?)\b", chapter, text)
     text = re.sub(r"\barXiv[: ](\d{4}\.\d{4,5})\b", paper, text)
     for anchor, pattern in list(free.items()):
         pieces = re.split(r"(<a .*?</a>)", text)
@@ -199,16 +204,16 @@ def linked(content: str, page: str) -> str:
     return "".join(out)
 
 
-def reading_map() -> list[tuple[str, list[int]]]:
+def reading_map() -> list[tuple[str, list[str]]]:
     """Return what a reader may want and the chapters for it, as chapter 0 lists them."""
-    rows = re.findall(r"^\| (.+?) \| ((?:this|chapter) .*?) \|$", chapter_text(0), re.MULTILINE)
+    rows = re.findall(r"^\| (.+?) \| ((?:this|chapter) .*?) \|$", chapter_text("0"), re.MULTILINE)
     return [
-        (want, [0] * row.startswith("this") + [int(n) for n in re.findall(r"chapter (\d+)", row)])
+        (want, ["0"] * row.startswith("this") + re.findall(r"chapter (\d+[a-z]?)", row))
         for want, row in rows
     ]
 
 
-def read_next(number: int) -> str:
+def read_next(number: str) -> str:
     """Say where the reading map goes on after a chapter."""
     rows = reading_map()
     at = next(row for row, (_, numbers) in enumerate(rows) if number in numbers)
@@ -226,7 +231,7 @@ def read_next(number: int) -> str:
     )
 
 
-def sources(number: int) -> list[str]:
+def sources(number: str) -> list[str]:
     """Return the sources at the end of a chapter, one line each."""
     _, _, text = chapter_text(number).partition("**Sources.**")
     return [
@@ -236,7 +241,7 @@ def sources(number: int) -> list[str]:
 
 def references_page() -> str:
     """Write the page of references: each source once, with the chapters that use it."""
-    used: dict[str, list[int]] = {}
+    used: dict[str, list[str]] = {}
     for number in chapter_pages():
         for source in sources(number):
             used.setdefault(source, []).append(number)
@@ -274,8 +279,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Put the reading map on the first page, and what to read next at the end of a chapter."""
-    if match := re.fullmatch(r"chapters/ch(\d\d)_\w+\.md", page.file.src_uri):
-        return f"{markdown}\n\n{read_next(int(match[1]))}\n"
+    if match := re.fullmatch(r"chapters/(ch\d\d[a-z]?_\w+)\.md", page.file.src_uri):
+        return f"{markdown}\n\n{read_next(chapter_number(match[1]))}\n"
     table = [
         f"| {want} | {', '.join(f'chapter {n}' for n in row)} |" for want, row in reading_map()
     ]

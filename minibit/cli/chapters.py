@@ -16,14 +16,14 @@ from typing import Annotated, Any
 from minibit.base import open_whole
 from minibit.cli.common import BadUse, Output, command
 from minibit.cli.notebook import notebook
-from minibit.results import chapters_folder
+from minibit.results import chapter_number, chapters_folder
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """A chapter's script: ``chNN_name.py``."""
+    """A chapter's script: ``chNN_name.py``, or ``chNNb_name.py`` if it is a later part."""
 
-    number: int
+    number: str  # "7", "7b"
     name: str
     title: str
     path: Path
@@ -63,7 +63,7 @@ def chapters(
     elif which and not out.as_json:
         print(chosen[0].path.read_text(encoding="utf-8"), end="")
     else:
-        out.facts({f"{chapter.number:2} {chapter.name}": chapter.title for chapter in chosen})
+        out.facts({f"{chapter.number:3} {chapter.name}": chapter.title for chapter in chosen})
     return {"chapters": [vars(chapter) for chapter in chosen]}
 
 
@@ -71,20 +71,19 @@ def find_chapters() -> list[Chapter]:
     """Return the chapters in order: those of the installed package, else of its checkout."""
     chapters = []
     for path in sorted(chapters_folder().glob("ch*.py")):
-        if match := re.fullmatch(r"ch(\d\d)_(\w+)", path.stem):
-            heading = re.search(r"^# # (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-            title = heading[1].strip() if heading else match[2]
-            chapters.append(Chapter(int(match[1]), match[2], title, path))
+        heading = re.search(r"^# # (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        name = path.stem.partition("_")[2]
+        title = heading[1].strip() if heading else name
+        chapters.append(Chapter(chapter_number(path.stem), name, title, path))
     return chapters
 
 
 def _choose(known: list[Chapter], which: str) -> Chapter:
     """Find a chapter by its number, name or file name."""
     word = Path(which).stem
+    number = re.sub(r"^(?:ch)?0*(?=\d)", "", word)  # 7 of 07 and ch07, 7b of ch07b
     for chapter in known:
-        if word in (chapter.name, chapter.path.stem, f"ch{chapter.number:02}"):
-            return chapter
-        if word.isdecimal() and int(word) == chapter.number:
+        if word in (chapter.name, chapter.path.stem) or number == chapter.number:
             return chapter
     names = ", ".join(f"{chapter.number} {chapter.name}" for chapter in known)
     raise BadUse(f"no chapter {which!r}; there are {names}")
