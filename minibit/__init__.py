@@ -52,8 +52,9 @@ _NAMES = {
         "stop_gradient straight_through"
     ),
     "ternary": (
-        "TernaryMatrix check_codes from_hf from_i2_s from_tq1_0 from_tq2_0 pack2 pack_base3 "
-        "pack_bitplanes to_hf to_i2_s to_tq1_0 to_tq2_0 unpack2 unpack_base3 unpack_bitplanes"
+        "TernaryMatrix check_codes from_hf from_i2_s from_ptq1_0 from_q2_0 from_stq1_0 from_tq1_0 "
+        "from_tq2_0 pack2 pack_base3 pack_bitplanes to_hf to_i2_s to_ptq1_0 to_q2_0 to_stq1_0 "
+        "to_tq1_0 to_tq2_0 unpack2 unpack_base3 unpack_bitplanes"
     ),
     "matmul": (
         "MAX_INPUTS head_matmul head_matmul_reference ternary_matmul ternary_matmul_int8 "

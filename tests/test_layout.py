@@ -31,7 +31,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "base": 925,
     "kernels": 4_200,
     "dual": 2_064,
-    "ternary": 1_000,
+    "ternary": 1_240,
     "matmul": 430,
     "absmean": 285,
     "layers": 350,
@@ -54,7 +54,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "experiments": 1_480,
     "bench": 1_610,
     "cli": 3_115,
-    "conformance": 10_200,
+    "conformance": 10_460,
     "": 200,  # the face of the package
 }
 ALL_LINES = 44_500  # and each idea that is added brings its own

@@ -17,15 +17,11 @@ from minibit.ternary import (
     check_codes,
     from_hf,
     from_i2_s,
-    from_tq1_0,
-    from_tq2_0,
     pack2,
     pack_base3,
     pack_bitplanes,
     to_hf,
     to_i2_s,
-    to_tq1_0,
-    to_tq2_0,
     unpack2,
     unpack_base3,
     unpack_bitplanes,
@@ -42,8 +38,6 @@ DENSE = {
     "bit-planes": (pack_bitplanes, unpack_bitplanes, 8, 2),
 }
 dense = pytest.mark.parametrize("name", DENSE)
-TQ = {"TQ1_0": (to_tq1_0, from_tq1_0, 54), "TQ2_0": (to_tq2_0, from_tq2_0, 66)}
-tq = pytest.mark.parametrize("name", TQ)
 LAYOUTS = ("x86", "arm", "rows")
 
 
@@ -202,7 +196,7 @@ def test_counts_and_bytes_of_a_wrong_kind_are_refused(name):
         unpack(packed[None, None], per_byte)
 
 
-@pytest.mark.parametrize("pack", [pack2, pack_base3, pack_bitplanes, to_hf, to_tq1_0, to_tq2_0])
+@pytest.mark.parametrize("pack", [pack2, pack_base3, pack_bitplanes, to_hf])
 def test_packing_refuses_what_is_no_code(pack):
     """Every way in checks its codes."""
     codes = np.zeros((1, 256), np.int8)
@@ -258,108 +252,6 @@ def test_an_hf_matrix_of_other_rows_is_refused():
         from_hf(packed.astype(np.int32), 8)
     with pytest.raises(ValueError, match="codes must have 2 axes"):
         to_hf(random_codes(8))
-
-
-# --- ggml --------------------------------------------------------------------------------------
-
-
-@tq
-@given(seed=st.integers(0, 2**32), rows=st.integers(0, 4), blocks=st.integers(0, 3))
-def test_a_tq_layout_brings_codes_and_scales_back(name, seed, rows, blocks):
-    """from(to(t, s)) = (t, s) for scales that float16 holds, and the size is as published."""
-    to, back, size = TQ[name]
-    codes = random_codes(rows, 256 * blocks, seed=seed)
-    scales = 2.0 ** np.random.default_rng(seed).integers(-14, 15, (rows, blocks))
-    packed = to(codes, scales)
-    assert packed.shape == (rows, size * blocks)
-    codes_again, scales_again = back(packed)
-    np.testing.assert_array_equal(codes_again, codes)
-    np.testing.assert_array_equal(scales_again, scales)
-    assert codes_again.dtype == np.int8
-    assert scales_again.dtype == np.float32
-
-
-@tq
-def test_a_tq_block_of_zeros_has_scale_zero(name):
-    """As ggml takes the scale from the block's largest magnitude: 0 here."""
-    to, back, _ = TQ[name]
-    codes = random_codes(2, 512)
-    codes[1, :256] = 0
-    np.testing.assert_array_equal(back(to(codes, 0.5))[1], [[0.5, 0.5], [0.0, 0.5]])
-
-
-def test_a_tq1_byte_is_read_by_multiplying():
-    """Digit n of a byte is the carry of 3 * (byte * 3^n mod 256): ggml's decoder, on integers."""
-    for value in range(243):
-        byte = -(-256 * value // 243)
-        carries = [(byte * 3**n % 256) * 3 >> 8 for n in range(5)]
-        assert carries == [value // 3 ** (4 - n) % 3 for n in range(5)]
-        row = np.zeros((1, 256), np.int8)
-        row[0, [0, 32, 64, 96, 128]] = np.array(carries) - 1
-        assert to_tq1_0(row)[0, 0] == byte
-
-
-def test_tq1_bytes_that_no_encoder_writes_are_refused():
-    """13 of 256 bytes in the body, and all but 81 in the tail of four digits; named by place."""
-    packed = to_tq1_0(random_codes(2, 512))
-    written = (
-        {-(-256 * v // 243) for v in range(243)},
-        {-(-256 * v // 243) for v in range(0, 243, 3)},
-    )
-    for offset, legal in ((54 + 13, written[0]), (54 + 50, written[1])):
-        refused = 0
-        for byte in set(range(256)) - legal:
-            damaged = packed.copy()
-            damaged[1, offset] = byte
-            with pytest.raises(ValueError, match=rf"holds {byte} at \(1, {offset}\)"):
-                from_tq1_0(damaged)
-            refused += 1
-        assert refused == 256 - len(legal)
-        for byte in legal:
-            changed = packed.copy()
-            changed[1, offset] = byte
-            np.testing.assert_array_equal(to_tq1_0(*from_tq1_0(changed)), changed)
-
-
-def test_tq2_code_3_is_refused():
-    """Decoders of ggml read it as twice the scale."""
-    packed = to_tq2_0(random_codes(2, 512))
-    packed[1, 66 + 5] |= 0b00110000
-    with pytest.raises(ValueError, match=r"2-bit code 3 .* at \(1, 1, 5\)"):
-        from_tq2_0(packed)
-
-
-@tq
-@pytest.mark.parametrize("scale", [np.nan, np.inf, -1.0, 1e6, 1e-9, 1e-50, 1e300])
-def test_a_scale_that_float16_cannot_hold_is_refused(name, scale):
-    """Not finite, negative, above 65504, or so small that it would turn into 0."""
-    with pytest.raises(ValueError, match="scale must be finite, >= 0 and within float16's range"):
-        TQ[name][0](random_codes(1, 256), scale)
-
-
-@tq
-def test_a_tq_scale_is_rounded_to_float32_first(name):
-    """1 + 2**-11 + 2**-40 is a tie in float32, and goes to the even 1; at once it would go up."""
-    to, back, _ = TQ[name]
-    assert back(to(random_codes(1, 256), 1 + 2.0**-11 + 2.0**-40))[1] == 1.0
-
-
-@tq
-def test_tq_shapes_and_damaged_scales_are_refused(name):
-    """Rows of whole blocks; scales that broadcast; no NaN or negative scale read from a file."""
-    to, back, size = TQ[name]
-    codes = random_codes(2, 256)
-    with pytest.raises(ValueError, match=r"n_in a multiple of 256, got shape \(2, 255\)"):
-        to(codes[:, 1:])
-    with pytest.raises(ValueError, match=r"must broadcast to .* \(2, 1\), got \(3,\)"):
-        to(codes, np.ones(3))
-    packed = to(codes)
-    with pytest.raises(ValueError, match=rf"\(n_out, blocks \* {size}\), got"):
-        back(packed[:, :-1])
-    for half in (np.float16(np.nan), np.float16(np.inf), np.float16(-1)):
-        packed[1, -2:] = np.array([half]).view(np.uint8)
-        with pytest.raises(ValueError, match=r"finite scales >= 0, .* in block \(1, 0\)"):
-            back(packed)
 
 
 # --- bitnet.cpp --------------------------------------------------------------------------------

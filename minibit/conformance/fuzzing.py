@@ -328,6 +328,11 @@ DRAWS: dict[str, tuple[Draw, MappingProxyType[str, Any]]] = {
     "to_hf": (_codes, EXACT),
     "to_tq1_0": (lambda c: {"codes": c.codes(c.size(1, 2), 256), "scale": c.pick(1.0, 0.1)}, EXACT),
     "to_tq2_0": (lambda c: {"codes": c.codes(c.size(1, 2), 256), "scale": c.pick(1.0, 0.1)}, EXACT),
+    "to_ptq1_0": (
+        lambda c: {"codes": c.codes(c.size(1, 2), 256), "scale": c.pick(1.0, 0.1)},
+        EXACT,
+    ),
+    "to_q2_0": (lambda c: {"codes": c.codes(c.size(1, 2), 256), "block": c.pick(64, 128)}, EXACT),
     "absmean_quantize": (_weights, EXACT),
     "absmax_quantize": (_rows, EXACT),
     "binary_quantize": (_weights, EXACT),

@@ -1,7 +1,11 @@
 """Ternary codes, their packings, and a matrix that holds them."""
 
+from minibit.ternary.ggml import from_ptq1_0 as from_ptq1_0
+from minibit.ternary.ggml import from_q2_0 as from_q2_0
 from minibit.ternary.ggml import from_tq1_0 as from_tq1_0
 from minibit.ternary.ggml import from_tq2_0 as from_tq2_0
+from minibit.ternary.ggml import to_ptq1_0 as to_ptq1_0
+from minibit.ternary.ggml import to_q2_0 as to_q2_0
 from minibit.ternary.ggml import to_tq1_0 as to_tq1_0
 from minibit.ternary.ggml import to_tq2_0 as to_tq2_0
 from minibit.ternary.matrix import TernaryMatrix as TernaryMatrix
@@ -20,12 +24,17 @@ from minibit.ternary.published import from_hf as from_hf
 from minibit.ternary.published import from_i2_s as from_i2_s
 from minibit.ternary.published import to_hf as to_hf
 from minibit.ternary.published import to_i2_s as to_i2_s
+from minibit.ternary.sherry import from_stq1_0 as from_stq1_0
+from minibit.ternary.sherry import to_stq1_0 as to_stq1_0
 
 __all__ = [
     "TernaryMatrix",
     "check_codes",
     "from_hf",
     "from_i2_s",
+    "from_ptq1_0",
+    "from_q2_0",
+    "from_stq1_0",
     "from_tq1_0",
     "from_tq2_0",
     "pack2",
@@ -33,6 +42,9 @@ __all__ = [
     "pack_bitplanes",
     "to_hf",
     "to_i2_s",
+    "to_ptq1_0",
+    "to_q2_0",
+    "to_stq1_0",
     "to_tq1_0",
     "to_tq2_0",
     "unpack2",

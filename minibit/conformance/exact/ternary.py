@@ -91,16 +91,22 @@ def packed_tq(
     block: Callable[[list[int]], list[int]],
     half: Callable[[float], bytes] = half_precision,
     zero_scale: bool = False,
+    weights: int = 256,
+    first: bool = False,
 ) -> Any:
-    """Blocks of 256 weights of a row, each with its scale; a block of zeros has scale 0."""
+    """Blocks of a row's weights, each with its scale behind it, or before it.
+
+    A block of zeros has scale 0.
+    """
     n_out, n_in = codes.shape
-    scales = np.broadcast_to(scale, (n_out, n_in // 256))
+    scales = np.broadcast_to(scale, (n_out, n_in // weights))
     rows = []
     for codes_of_row, scales_of_row in zip(codes.tolist(), scales.tolist(), strict=True):
         row: list[int] = []
         for n, one in enumerate(scales_of_row):
-            t = codes_of_row[256 * n : 256 * n + 256]
-            row += [*block([d + 1 for d in t]), *half(one if any(t) or zero_scale else 0.0)]
+            t = codes_of_row[weights * n : weights * n + weights]
+            body, two = block([d + 1 for d in t]), half(one if any(t) or zero_scale else 0.0)
+            row += [*two, *body] if first else [*body, *two]
         rows.append(row)
     return np.array(rows, np.uint8)
 
@@ -118,6 +124,47 @@ def tq2_block(e: list[int]) -> list[int]:
     return [in_base([e[g + j + 32 * n] for n in range(4)], 4) for g in (0, 128) for j in range(32)]
 
 
+def ptq1_block(e: list[int]) -> list[int]:
+    """As `tq1_block`, for 128 weights: strides of 16 and 8, then 8 by four."""
+    groups = [[e[j + 16 * n] for n in range(5)] for j in range(16)]
+    groups += [[e[80 + j + 8 * n] for n in range(5)] for j in range(8)]
+    groups += [[*(e[120 + j + 2 * n] for n in range(4)), 0] for j in range(2)]
+    return [-(-256 * in_base(group[::-1], 3) // 243) for group in groups]
+
+
+def q2_block(e: list[int]) -> list[int]:
+    """Four neighbours in a byte, the first lowest."""
+    return [in_base(e[j : j + 4], 4) for j in range(0, len(e), 4)]
+
+
+# What the slots of STQ1_0 stand for: where the zero is, and the signs of the others.
+SLOTS = (
+    "0+++", "0+-+", "0++-", "0+--", "+0++", "+0-+", "+0+-", "+0--",
+    "++0+", "+-0+", "++0-", "+-0-", "+++0", "+-+0", "++-0", "+--0",
+)  # fmt: skip
+
+
+def stq_groups(e: list[int]) -> list[tuple[int, int]]:
+    """Slot and sign of 64 groups of digits: four 16 apart, of each 64."""
+    groups = [[e[64 * c + j + 16 * p] for p in range(4)] for c in range(4) for j in range(16)]
+    return [stq_number(group) for group in groups]
+
+
+def stq_number(group: list[int]) -> tuple[int, int]:
+    """Slot and sign of four digits, looked up in the table."""
+    marks = "".join("-0+"[digit] for digit in group)
+    if marks in SLOTS:
+        return SLOTS.index(marks), 0
+    return SLOTS.index(marks.translate(str.maketrans("+-", "-+"))), 1
+
+
+def stq_block(e: list[int]) -> list[int]:
+    """Slots, two a byte, the first in the low half; then signs, eight a byte, the first lowest."""
+    slots, signs = zip(*stq_groups(e), strict=True)
+    halves = [slots[g] + 16 * slots[g + 1] for g in range(0, 64, 2)]
+    return [*halves, *(in_base(signs[g : g + 8], 2) for g in range(0, 64, 8))]
+
+
 def packed_i2_s(
     codes: Any, scale: float = 1.0, layout: str = "x86", shift: Sequence[int] = (6, 4, 2, 0)
 ) -> Any:
@@ -133,21 +180,29 @@ def packed_i2_s(
     return np.array([*packed, *struct.pack("<f", scale), *[0] * 28], np.uint8)
 
 
-def from_tq1_0(packed: Any) -> Any:
-    """Codes and scales, digit by digit: 3 (byte 3**n mod 256) / 256."""
+def _stages(*stages: tuple[int, int]) -> Callable[[list[int]], list[int]]:
+    """Return the reader of a block of five trits a byte: bytes and trits of each stage."""
 
     def block(row: list[int]) -> list[int]:
-        """Read 256 digits."""
+        """Read digits stage by stage: 3 (byte 3**n mod 256) / 256."""
+        digits, at = [], 0
+        for width, trits in stages:
+            part = row[at : at + width]
+            digits += [(byte * 3**n % 256) * 3 // 256 for n in range(trits) for byte in part]
+            at += width
+        return digits
 
-        def digits(start: int, stop: int, count: int) -> list[int]:
-            """Digits of a group, stride by stride."""
-            return [
-                (row[i] * 3**n % 256) * 3 // 256 for n in range(count) for i in range(start, stop)
-            ]
+    return block
 
-        return [*digits(0, 32, 5), *digits(32, 48, 5), *digits(48, 52, 4)]
 
-    return _from_tq(packed, 54, block)
+def from_tq1_0(packed: Any) -> Any:
+    """Codes and scales, digit by digit."""
+    return _from_tq(packed, 54, _stages((32, 5), (16, 5), (4, 4)))
+
+
+def from_ptq1_0(packed: Any) -> Any:
+    """Codes and scales, digit by digit."""
+    return _from_tq(packed, 28, _stages((16, 5), (8, 5), (2, 4)))
 
 
 def from_tq2_0(packed: Any) -> Any:
@@ -160,13 +215,41 @@ def from_tq2_0(packed: Any) -> Any:
     return _from_tq(packed, 66, block)
 
 
-def _from_tq(packed: Any, size: int, block: Callable[[list[int]], list[int]]) -> Any:
-    """Read rows of blocks."""
+def from_q2_0(packed: Any, block: int = 64, plus_two: bool = False, first: bool = True) -> Any:
+    """Codes and scales; whoever asks for it has code 2, too."""
+    size = block // 4 + 2
+    return _from_tq(
+        packed, size, lambda row: [byte // 4**n % 4 for byte in row for n in range(4)], first
+    )
+
+
+def from_stq1_0(packed: Any) -> Any:
+    """Codes and scales, four weights by their slot and sign."""
+
+    def block(row: list[int]) -> list[int]:
+        """Read 256 digits."""
+        e = [0] * 256
+        for group in range(64):
+            marks = SLOTS[row[group // 2] >> 4 * (group % 2) & 15]
+            sign = row[32 + group // 8] >> group % 8 & 1
+            for p, mark in enumerate(marks):
+                digit = "-0+".index(mark)
+                e[64 * (group // 16) + group % 16 + 16 * p] = 2 - digit if sign else digit
+        return e
+
+    return _from_tq(packed, 42, block)
+
+
+def _from_tq(
+    packed: Any, size: int, block: Callable[[list[int]], list[int]], first: bool = False
+) -> Any:
+    """Read rows of blocks, whose scales stand behind the codes, or before them."""
     codes, scales = [], []
     for row in packed.tolist():
         blocks = [row[i : i + size] for i in range(0, len(row), size)]
-        codes.append([d - 1 for b in blocks for d in block(b)])
-        scales.append([struct.unpack("<e", bytes(b[-2:]))[0] for b in blocks])
+        codes.append([d - 1 for b in blocks for d in block(b[2:] if first else b[:-2])])
+        halves = [bytes(b[:2] if first else b[-2:]) for b in blocks]
+        scales.append([struct.unpack("<e", two)[0] for two in halves])
     return np.array(codes, np.int8), np.array(scales, np.float32)
 
 
@@ -196,6 +279,14 @@ TERNARY: dict[str, Callable[..., tuple[Any, ...]]] = {
     "to_tq2_0": lambda codes, scale=1.0: (packed_tq(codes, scale, tq2_block),),
     "from_tq1_0": from_tq1_0,
     "from_tq2_0": from_tq2_0,
+    "to_ptq1_0": lambda codes, scale=1.0: (packed_tq(codes, scale, ptq1_block, weights=128),),
+    "to_q2_0": lambda codes, scale=1.0, block=64: (
+        packed_tq(codes, scale, q2_block, weights=block, first=True),
+    ),
+    "to_stq1_0": lambda codes, scale=1.0: (packed_tq(codes, scale, stq_block),),
+    "from_ptq1_0": from_ptq1_0,
+    "from_q2_0": from_q2_0,
+    "from_stq1_0": from_stq1_0,
     "to_i2_s": lambda codes, scale=1.0, layout="x86": (packed_i2_s(codes, scale, layout),),
     "from_i2_s": from_i2_s,
     "TernaryMatrix.codes": lambda self: (self.codes(),),

@@ -17,6 +17,10 @@ from minibit.conformance.exact.ternary import (
     packed_i2_s,
     packed_tq,
     padded,
+    ptq1_block,
+    q2_block,
+    stq_groups,
+    stq_number,
     tq1_block,
     tq2_block,
 )
@@ -163,6 +167,70 @@ def _scale_a_row(codes: Any, scale: float, layout: str) -> Any:
     return np.concatenate([row[:-32] for row in rows[:-1]] + [rows[-1]])[: codes.size // 4 + 28]
 
 
+def _ptq1_one_stride(e: list[int]) -> list[int]:
+    """Use neighbours in the place of strides."""
+    groups = [e[5 * j : 5 * j + 5] for j in range(24)]
+    groups += [[*e[120 + 4 * j : 124 + 4 * j], 0] for j in range(2)]
+    return [-(-256 * in_base(group[::-1], 3) // 243) for group in groups]
+
+
+def _ptq1_first_stage(e: list[int]) -> list[int]:
+    """Walk all bytes in one stage of 24."""
+    groups = [[e[j + 24 * n] for n in range(5)] for j in range(24)]
+    groups += [[*(e[120 + j + 2 * n] for n in range(4)), 0] for j in range(2)]
+    return [-(-256 * in_base(group[::-1], 3) // 243) for group in groups]
+
+
+def _q2_strided(e: list[int]) -> list[int]:
+    """Put codes in a byte that lie a quarter of the block apart."""
+    width = len(e) // 4
+    return [in_base([e[j + width * n] for n in range(4)], 4) for j in range(width)]
+
+
+def _q2(change: Callable[[list[int]], list[int]], first: bool = True) -> Any:
+    """Return a writer of Q2_0 with another order, or another place of the scale."""
+    return lambda codes, scale=1.0, block=64: packed_tq(
+        codes, scale, change, weights=block, first=first
+    )
+
+
+def _stq_neighbours(e: list[int]) -> list[int]:
+    """Take four neighbours for a group."""
+    numbers = [stq_number(e[4 * g : 4 * g + 4]) for g in range(64)]
+    return _stq(numbers)
+
+
+def _stq(numbers: list[tuple[int, int]], high: int = 16, order: int = 1) -> list[int]:
+    """Put slots and signs together."""
+    slots, signs = zip(*numbers, strict=True)
+    low = 16 // high
+    halves = [low * slots[g] + high * slots[g + 1] for g in range(0, 64, 2)]
+    return [*halves, *(in_base(signs[g : g + 8][::order], 2) for g in range(0, 64, 8))]
+
+
+def _stq_any_zeros(e: list[int]) -> list[int]:
+    """Pack groups that have not exactly one zero as if the first weight were it."""
+    groups = [[e[64 * c + j + 16 * p] for p in range(4)] for c in range(4) for j in range(16)]
+    return _stq([stq_number(group if group.count(1) == 1 else [1, 2, 2, 2]) for group in groups])
+
+
+def _stq_swapped_signs(e: list[int]) -> list[int]:
+    """Exchange the second and the third sign."""
+    exchanged = (0, 2, 1, 3)
+    return _stq([(slot // 4 * 4 + exchanged[slot % 4], sign) for slot, sign in stq_groups(e)])
+
+
+def _first_sign_only(packed: Any) -> Any:
+    """Take the sign for that of the first weight which is not 0."""
+    codes, scales = RIGHT["from_stq1_0"](packed)
+    groups = codes.reshape(len(codes), -1, 4, 16).swapaxes(2, 3)
+    flipped = groups.copy()
+    for at in np.ndindex(groups.shape[:-1]):
+        others = np.flatnonzero(groups[at])
+        flipped[at][others[1:]] *= groups[at][others[0]]
+    return flipped.swapaxes(2, 3).reshape(codes.shape).copy(), scales
+
+
 def _read(name: str, change: Callable[..., Any]) -> Any:
     """Return a reader whose first result is changed."""
 
@@ -258,6 +326,51 @@ TERNARY: dict[str, Callable[..., Any]] = {
         "from_tq2_0",
         lambda codes, _: codes.reshape(-1, 4, 32).swapaxes(1, 2).reshape(codes.shape).copy(),
     ),
+    "to_ptq1_0/neighbours": lambda codes, scale=1.0: packed_tq(
+        codes, scale, _ptq1_one_stride, weights=128
+    ),
+    "to_ptq1_0/one-stage": lambda codes, scale=1.0: packed_tq(
+        codes, scale, _ptq1_first_stage, weights=128
+    ),
+    "to_ptq1_0/scale-first": lambda codes, scale=1.0: packed_tq(
+        codes, scale, ptq1_block, weights=128, first=True
+    ),
+    "from_ptq1_0/no-such-byte": lambda packed: RIGHT["from_ptq1_0"](packed),
+    "from_ptq1_0/neighbours": _read(
+        "from_ptq1_0",
+        lambda codes, _: codes.reshape(-1, 8, 16).swapaxes(1, 2).reshape(codes.shape).copy(),
+    ),
+    "to_q2_0/strided": _q2(_q2_strided),
+    "to_q2_0/scale-last": _q2(q2_block, first=False),
+    "to_q2_0/highest-first": _q2(
+        lambda e: [in_base(e[j : j + 4][::-1], 4) for j in range(0, len(e), 4)]
+    ),
+    "to_q2_0/block-ignored": lambda codes, scale=1.0, block=64: packed_tq(
+        codes, np.repeat(scale, block // 64, axis=-1), q2_block, weights=64, first=True
+    ),
+    "from_q2_0/code-3": lambda packed, **args: RIGHT["from_q2_0"](packed, **args),
+    "from_q2_0/folded": lambda packed, **args: (
+        np.minimum(RIGHT["from_q2_0"](packed, **args)[0], np.int8(1)),
+        RIGHT["from_q2_0"](packed, **args)[1],
+    ),
+    "from_q2_0/scale-last": lambda packed, **args: RIGHT["from_q2_0"](packed, **args, first=False),
+    "from_q2_0/block-ignored": lambda packed, **args: RIGHT["from_q2_0"](packed),
+    "to_stq1_0/neighbours": lambda codes, scale=1.0: packed_tq(codes, scale, _stq_neighbours),
+    "to_stq1_0/high-half-first": lambda codes, scale=1.0: packed_tq(
+        codes, scale, lambda e: _stq(stq_groups(e), high=1)
+    ),
+    "to_stq1_0/signs-highest-first": lambda codes, scale=1.0: packed_tq(
+        codes, scale, lambda e: _stq(stq_groups(e), order=-1)
+    ),
+    "to_stq1_0/signs-exchanged": lambda codes, scale=1.0: packed_tq(
+        codes, scale, _stq_swapped_signs
+    ),
+    "to_stq1_0/any-zeros": lambda codes, scale=1.0: packed_tq(codes, scale, _stq_any_zeros),
+    "from_stq1_0/first-sign-only": _first_sign_only,
+    "from_stq1_0/neighbours": _read(
+        "from_stq1_0",
+        lambda codes, _: codes.reshape(-1, 4, 16).swapaxes(1, 2).reshape(codes.shape).copy(),
+    ),
     "to_i2_s/lowest-first": _i2(lambda c, s, a: packed_i2_s(c, s, a, (0, 2, 4, 6))),
     "to_i2_s/groups-of-128": _i2(lambda c, s, a: packed_i2_s(c, s, "x86")),
     "to_i2_s/groups-of-64": _i2(lambda c, s, a: packed_i2_s(c, s, "arm")),
@@ -288,7 +401,14 @@ TERNARY |= {
     "to_i2_s/scale-not-checked": _i2(lambda c, s, a: packed_i2_s(c, float(np.float32(s)), a)),
     **{
         f"{name}/scale-not-checked": RIGHT[name]
-        for name in ("from_i2_s", "from_tq1_0", "from_tq2_0")
+        for name in (
+            "from_i2_s",
+            "from_tq1_0",
+            "from_tq2_0",
+            "from_ptq1_0",
+            "from_q2_0",
+            "from_stq1_0",
+        )
     },
     "unpack_base3/last-digit-of-27": lambda packed, count: np.array(
         [int(b) // n % 3 - 1 for b in packed for n in (1, 3, 9, 27, 27)][:count], np.int8
