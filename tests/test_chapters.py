@@ -6,18 +6,26 @@ runs all.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from minibit.cli.notebook import notebook
+from minibit.cli.notebook import (
+    SOLUTION,
+    chapter_notebook,
+    notebook,
+    solutions_of,
+    split_cells,
+)
 
 pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "chapters").glob("ch*.py"))
+SOLVED = [path for path in CHAPTERS if solutions_of(path)]
 QUICK = ("ch00_ten_minutes", "ch02_ternary", "ch06_noise")
 # What a kernel does: all code cells, in one namespace that has no file.
 RUN_NOTEBOOK = """
@@ -80,12 +88,61 @@ def test_a_chapter_runs_as_a_copied_script(path, installed, tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="the installation is made of symbolic links")
 @pytest.mark.parametrize("path", WHICH)
 def test_a_chapter_runs_as_a_notebook(path, installed, tmp_path):
-    """Cell by cell, with no ``__file__``; it leaves nothing behind."""
+    """Cell by cell, solutions too, with no ``__file__``; it leaves nothing behind."""
     book = tmp_path / f"{path.stem}.ipynb"
-    book.write_text(notebook(path.read_text(encoding="utf-8")), encoding="utf-8")
+    book.write_text(chapter_notebook(path), encoding="utf-8")
     (tmp_path / "empty").mkdir()
     run(["-c", RUN_NOTEBOOK, str(book)], installed, tmp_path / "empty")
     assert list((tmp_path / "empty").iterdir()) == []
+
+
+def exercises(path):
+    """The exercises of a chapter: the numbered list behind that word."""
+    text = [cell.text for cell in split_cells(path.read_text(encoding="utf-8"))][-1]
+    found = re.search(r"\*\*Exercises\.\*\*\n\n(1\. .*?)\n\n\*\*", text, re.DOTALL)
+    return re.split(r"^\d+\. ", found[1], flags=re.MULTILINE)[1:]
+
+
+@pytest.mark.parametrize("path", SOLVED, ids=lambda path: path.stem)
+def test_every_exercise_has_a_solution_that_shows_what_it_says(path):
+    """In order, each with text and code, and in that code an assert."""
+    cells = split_cells(solutions_of(path).read_text(encoding="utf-8"))
+    numbers, proved = [], set()
+    for cell in cells:
+        if found := SOLUTION.match(cell.text):
+            numbers.append(int(found[1]))
+        if cell.kind == "code" and re.search(r"^ *(assert|np\.testing)\b", cell.text, re.MULTILINE):
+            proved |= {*numbers[-1:]}
+    assert numbers == list(range(1, len(exercises(path)) + 1))
+    assert proved == {*numbers}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the installation is made of symbolic links")
+@pytest.mark.parametrize("path", SOLVED, ids=lambda path: path.stem)
+def test_the_solutions_of_a_chapter_run_alone(path, installed, tmp_path):
+    """In an empty folder, without the chapter; they leave nothing behind."""
+    run([str(solutions_of(path))], installed, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_notebook_folds_solutions_and_pictures_and_keeps_their_tags():
+    """Text of a solution in ``details``, its code hidden; imports too; a last line after them."""
+    script = '# %% [markdown]\n# # T\n# %% tags=["hide-input"]\ndraw()\n# %%\nx = 1\n'
+    solutions = "# %%\nimport y\n# %% [markdown]\n# **1.** So.\n# %%\nassert y\n"
+    cells = json.loads(notebook(script, solutions, "last"))["cells"]
+    hidden = {"jupyter": {"source_hidden": True}}
+    assert [cell["metadata"] for cell in cells] == [
+        {},
+        {"tags": ["hide-input"], **hidden},
+        {},
+        {"tags": ["solution"], **hidden},
+        {"tags": ["solution"]},
+        {"tags": ["solution"], **hidden},
+        {},
+    ]
+    text = "".join(cells[4]["source"])
+    assert text == "<details><summary>Solution 1</summary>\n\nSo.\n\n</details>"
+    assert cells[-1]["source"] == ["last"]
 
 
 def test_a_notebook_holds_all_lines_of_its_script():

@@ -26,10 +26,11 @@ from minibit.steps.file import Appender, pack_header, pack_record, scan
 typer = pytest.importorskip("typer")
 
 from commands import answer, call, refused  # noqa: E402
-from minibit import bench, plots, results, training  # noqa: E402
+from minibit import absmean, bench, plots, results, training  # noqa: E402
 from minibit.cli import chapters as chapters_command  # noqa: E402
 from minibit.cli.common import BadUse, kilobytes, whole_numbers  # noqa: E402
 from minibit.cli.train import _columns, _TrainingProgress, clock  # noqa: E402
+from minibit.conformance import cases_of  # noqa: E402
 
 STEPS = 6
 
@@ -918,7 +919,8 @@ def test_a_chapter_is_written_as_a_notebook_of_its_cells(two_chapters, tmp_path)
     assert answer("chapters", "1", "--notebook", book)["notebook"] == str(book)
     written = json.loads(book.read_text(encoding="utf-8"))
     assert (written["nbformat"], written["nbformat_minor"]) == (4, 5)
-    text, code = written["cells"]
+    text, code, last = written["cells"]
+    assert "`minibit chapters 1 --check my_dual.py`" in last["source"][0]
     assert (text["cell_type"], text["source"]) == ("markdown", ["# A good one"])
     assert (code["cell_type"], code["outputs"], code["execution_count"]) == ("code", [], None)
     assert code["source"][0] == "import matplotlib.pyplot as plt\n"
@@ -928,6 +930,29 @@ def test_a_chapter_is_written_as_a_notebook_of_its_cells(two_chapters, tmp_path)
     assert json.loads(book.read_text(encoding="utf-8")) == written
     assert "ends in .ipynb" in refused("chapters", "2", "--notebook", tmp_path / "bad.txt")
     assert "takes one chapter" in refused("chapters", "--notebook", tmp_path / "all.ipynb")
+
+
+def test_a_readers_file_is_held_against_the_vectors_of_one_chapter(tmp_path):
+    """Status 0 if all that it offers conforms, 1 with the case that deviates; other rooms' not."""
+    right = tmp_path / "my_absmean.py"
+    right.write_text("from minibit import *\n")
+    said = answer("chapters", "4", "--check", right)
+    assert said["passed"]
+    assert set(said["calls"]) <= set(absmean.__all__)
+    assert said["conforms"] == said["cases"] == len(cases_of("absmean")) > 30
+    wrong = tmp_path / "my_wrong.py"
+    wrong.write_text(
+        "def absmean_quantize(w):\n    return w.round().astype('int8'), w.dtype.type(1)\n"
+    )
+    said = answer("chapters", "absmean", "--check", wrong, status=1)
+    assert {row["call"] for row in said["deviations"]} == {"absmean_quantize"}
+    assert said["not_offered"] > 0
+    text = call("chapters", "4", "--check", wrong).stdout
+    assert "absmean_quantize deviates in" in text
+    assert "tests/test_absmean.py" in text
+    assert "has no vectors" in refused("chapters", "0", "--check", right)
+    assert "takes one chapter" in refused("chapters", "--check", right)
+    assert "no module" in refused("chapters", "4", "--check", tmp_path / "nowhere.py")
 
 
 def test_a_chapter_that_fails_fails_the_run(two_chapters):

@@ -170,6 +170,33 @@ def test_code_of_a_picture_is_folded_on_its_page():
     assert "<details" not in HOOK["page"]("ch99_little", [title, cell | {"folded": False}])
 
 
+def test_a_solution_is_folded_below_its_exercise():
+    """With what it printed; imports go with the first; the reader's own file is checked after."""
+    chapter = [
+        {
+            "kind": "markdown",
+            "text": "# T\n\n**Exercises.**\n\n1. One\n   `a`.\n2. Two.\n\n**Sources.** S",
+        }
+    ]
+    code = {"kind": "code", "output": "", "figures": [], "folded": False}
+    solutions = [
+        {"kind": "markdown", "text": "# Solutions"},
+        code | {"text": "import y"},
+        {"kind": "markdown", "text": "**1.** First."},
+        code | {"text": "print(y)", "output": "41"},
+        {"kind": "markdown", "text": "**2.** Second."},
+    ]
+    text = HOOK["page"]("ch04_absmean", chapter, solutions)
+    parts = ("One\n`a`.", "<details", "First.", "import y", "print(y)", "41", "</details>", "</li>")
+    parts += ("Two.", "<details", "Second.", "</details>", "</ol>", "--check my_absmean.py", "S")
+    at = 0
+    for part in parts:
+        assert part in text[at:], part
+        at = text.index(part, at) + len(part)
+    assert text.count("import y") == text.count("First.") == 1
+    assert "# Solutions" not in text
+
+
 def test_a_failing_claim_stops_the_site_and_names_its_line(tmp_path):
     """A chapter whose assert fails raises, with the file, the line and what it printed."""
     chapter = tmp_path / "ch99_wrong.py"

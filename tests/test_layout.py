@@ -53,8 +53,8 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "results": 100,
     "experiments": 1_480,
     "bench": 1_610,
-    "cli": 3_115,
-    "conformance": 10_460,
+    "cli": 3_190,
+    "conformance": 10_490,
     "": 200,  # the face of the package
 }
 ALL_LINES = 44_500  # and each idea that is added brings its own

@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,13 @@ import numpy as np
 
 import minibit
 from minibit.base import whole_path
-from minibit.cli.notebook import notebook, split_cells
+from minibit.cli.notebook import (
+    SOLUTION,
+    chapter_notebook,
+    check_line,
+    solutions_of,
+    split_cells,
+)
 from minibit.results import chapter_number
 
 log = logging.getLogger("mkdocs.hooks.chapters")
@@ -151,10 +158,13 @@ def fenced(text: str, *classes: str) -> str:
     return f"{ticks}{{ {' '.join('.' + name for name in classes)} }}\n{text}\n{ticks}"
 
 
-def page(name: str, cells: list[dict[str, Any]]) -> str:
-    """Write the Markdown of a chapter that has run; its figures are in the folder `name`."""
+def page(name: str, cells: list[dict[str, Any]], solutions: Sequence[dict[str, Any]] = ()) -> str:
+    """Write the Markdown of a chapter that has run; its figures are in the folder `name`.
+
+    Each solution is folded below its exercise.
+    """
     number, idea = chapter_number(name), name.partition("_")[2]
-    room, module = dict(enumerate(minibit.ORDER, 1)).get(int(name[2:4])), ""
+    room, module = dict(enumerate(minibit.ORDER, 1)).get(int(name[2:4]), ""), ""
     if room:
         part = f".{idea}" if [*(ROOT / "minibit" / room).glob(f"{idea}*")] else ""
         module = f", module [`minibit.{room}{part}`](../reference/{room}.md)"
@@ -162,24 +172,57 @@ def page(name: str, cells: list[dict[str, Any]]) -> str:
         f'<p class="chapter-line" markdown>Chapter {number}{module}; to run it yourself: '
         f"[script]({name}.py), [notebook]({name}.ipynb)</p>"
     )
-    parts = []
-    for cell in cells:
-        if cell["kind"] == "markdown":
-            parts.append(cell["text"])
-            continue
-        code = fenced(cell["text"], "python")
-        if cell["folded"]:
-            summary = "<summary>The code of this picture</summary>"
-            code = f"<details markdown>{summary}\n\n{code}\n\n</details>"
-        parts.append(code)
-        if cell["output"]:
-            parts.append(fenced(cell["output"], "text", "output"))
-        for file, alternative in cell["figures"]:
-            alternative = re.sub(r"[\[\]\\$*_<>]", "", alternative)
-            parts.append(f"![{alternative}]({name}/{file}){{ .figure }}")
-    text = "\n\n".join(parts)
+    text = "\n\n".join(part for cell in cells for part in parts_of(cell, name))
+    text = with_solutions(text, solutions, check_line(number, room))
     title, _, rest = text.partition("\n")
     return f"{title}\n\n{under_title}\n\n{rest}\n"
+
+
+def parts_of(cell: dict[str, Any], name: str) -> list[str]:
+    """Write the Markdown of one cell: text, or code, what it printed and what it drew."""
+    if cell["kind"] == "markdown":
+        return [cell["text"]]
+    parts = [fenced(cell["text"], "python")]
+    if cell["folded"]:
+        parts = [folded("The code of this picture", parts)]
+    if cell["output"]:
+        parts.append(fenced(cell["output"], "text", "output"))
+    for file, alternative in cell["figures"]:
+        alternative = re.sub(r"[\[\]\\$*_<>]", "", alternative)
+        parts.append(f"![{alternative}]({name}/{file}){{ .figure }}")
+    return parts
+
+
+def folded(summary: str, parts: list[str]) -> str:
+    """Fold Markdown away under a line that opens it."""
+    inside = "\n\n".join(parts)
+    return f'<details markdown="block"><summary>{summary}</summary>\n\n{inside}\n\n</details>'
+
+
+def with_solutions(text: str, solutions: Sequence[dict[str, Any]], last: str) -> str:
+    """Fold each solution below its exercise, a number of the list, and put `last` after them.
+
+    Cells before the first solution, such as imports, go with it.
+    """
+    match = re.search(r"(?<=\*\*Exercises\.\*\*\n\n)1\. (?:.+\n?|\n(?=\d+\. |   ))+", text)
+    if match is None:
+        return text
+    groups: dict[int, list[str]] = {}
+    group: list[str] = []
+    for cell in solutions:
+        if found := SOLUTION.match(cell["text"]):
+            group = [cell["text"][found.end() :], *([] if groups else group)]
+            groups[int(found[1])] = group
+        elif not cell["text"].startswith("# "):  # the title of the script
+            group += parts_of(cell, "")
+    items = []
+    for number, exercise in enumerate(re.split(r"^\d+\. ", match[0], flags=re.MULTILINE)[1:], 1):
+        inside = [re.sub(r"^ {3}", "", exercise, flags=re.MULTILINE).strip()]
+        if number in groups:
+            inside.append(folded("Solution", groups[number]))
+        items += ['<li markdown="block">', *inside, "</li>"]
+    listed = "\n\n".join(['<ol markdown="block">', *items, "</ol>", last])
+    return f"{text[: match.start()]}{listed}\n\n{text[match.end() :].lstrip()}"
 
 
 def first_heading(path: Path) -> str:
@@ -237,11 +280,13 @@ def on_files(files: Any, config: Any) -> Any:
     for path in chapter_files():  # one at a time: chapters measure
         try:
             cells, figures = finished_chapter(path, CACHE)
+            solved = solutions_of(path)
+            solutions = finished_chapter(solved, CACHE / "solutions")[0] if solved else []
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             raise PluginError(f"a chapter failed, so there is no site: {error}") from error
-        add(f"chapters/{path.stem}.md", page(path.stem, cells))
+        add(f"chapters/{path.stem}.md", page(path.stem, cells, solutions))
         add(f"chapters/{path.name}", path.read_bytes())
-        add(f"chapters/{path.stem}.ipynb", notebook(path.read_text(encoding="utf-8")))
+        add(f"chapters/{path.stem}.ipynb", chapter_notebook(path))
         for name, svg in figures.items():
             add(f"chapters/{path.stem}/{name}", svg)
     for name in ("CONTRIBUTING", "CHANGELOG"):

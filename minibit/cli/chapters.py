@@ -1,4 +1,4 @@
-"""``minibit chapters``: the package's chapters, listed, shown, copied, as notebooks, or run."""
+"""``minibit chapters``: listed, shown, copied, as notebooks, run, or beside one's own file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from typing import Annotated, Any
 
 from minibit.base import open_whole
 from minibit.cli.common import BadUse, Output, command
-from minibit.cli.notebook import notebook
+from minibit.cli.conform import of_module, show
+from minibit.cli.notebook import chapter_notebook, room_of
+from minibit.conformance import Port, cases_of, examine
 from minibit.results import chapter_number, chapters_folder
 
 
@@ -36,17 +38,25 @@ def chapters(
     run: Annotated[bool, "Run it (without a name: all)."] = False,
     folder: Annotated[Path | None, "--out", "Folder for a copy, and for figures."] = None,
     book: Annotated[Path | None, "--notebook", "Write a Jupyter notebook, FILE.ipynb."] = None,
+    check: Annotated[str, "MODULE.py: hold your own version against its vectors."] = "",
 ) -> dict[str, Any]:
-    """List the chapters; print one to read; copy one to work on; run one or all."""
+    """List the chapters; print one to read; copy one to work on; run one or all.
+
+    With --check, exit status 1 if a case deviates or none is offered.
+    """
     known = find_chapters()
     chosen = [_choose(known, which)] if which else known
+    if check:
+        if not which or run or folder is not None or book is not None:
+            raise BadUse("--check MODULE.py takes one chapter, and no --run, --out or --notebook")
+        return _check(out, chosen[0], check)
     if book is not None:
         if not which or run or folder is not None:
             raise BadUse("--notebook FILE.ipynb takes one chapter, and neither --run nor --out")
         if book.suffix != ".ipynb":
             raise BadUse(f"--notebook takes a name that ends in .ipynb, got {book}")
         with open_whole(book, overwrite=False) as file:
-            file.write(notebook(chosen[0].path.read_text(encoding="utf-8")).encode())
+            file.write(chapter_notebook(chosen[0].path).encode())
         out.say(str(book))
         return {"chapters": [vars(chosen[0])], "notebook": str(book)}
     if folder is not None:
@@ -87,6 +97,20 @@ def _choose(known: list[Chapter], which: str) -> Chapter:
             return chapter
     names = ", ".join(f"{chapter.number} {chapter.name}" for chapter in known)
     raise BadUse(f"no chapter {which!r}; there are {names}")
+
+
+def _check(out: Output, chapter: Chapter, module: str) -> dict[str, Any]:
+    """Hold a reader's module against the cases that call what the chapter's room offers."""
+    room = room_of(chapter.path.stem)
+    cases = cases_of(room)
+    if not cases:
+        raise BadUse(f"chapter {chapter.number} has no vectors; its exercises name its tests")
+    with Port(of_module(module), 10.0) as asked:
+        report = examine(asked.answer, cases)
+    show(out, report)
+    out.say(f"the laws, as sentences with their tests: tests/test_{room}.py")
+    out.status = int(not report.passed)
+    return {"chapter": chapter.name, "module": module, **report.as_json()}
 
 
 def _copy(chapter: Chapter, folder: Path) -> Path:

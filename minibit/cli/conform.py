@@ -76,11 +76,11 @@ def conform(
     drawn = [*fuzz_cases(fuzz, seed, only)]
     if fuzz and not drawn:
         raise BadUse(f"--only {only}: no call has it of which random cases are drawn")
-    with Port(_of_module(module) if module else _words(port), seconds) as asked:
+    with Port(of_module(module) if module else _words(port), seconds) as asked:
         if log is not None:
             return {"port": module or port, **_replay(out, replay_through(asked.answer, log))}
         report = _fuzz(out, asked, drawn) if fuzz else examine(asked.answer, chosen)
-    _show(out, report)
+    show(out, report)
     out.status = int(not report.passed)
     return {"port": module or port, **report.as_json()}
 
@@ -128,7 +128,7 @@ def _judge(out: Output, report: VectorReport) -> dict[str, Any]:
     return {"passed": report.passed, "share": report.share, **asdict(report)}
 
 
-def _of_module(name: str) -> list[str]:
+def of_module(name: str) -> list[str]:
     """Return the command that answers for a Python module, if there is one."""
     try:
         known = Path(name).is_file() if name.endswith(".py") else importlib.util.find_spec(name)
@@ -164,7 +164,7 @@ def _list(out: Output, chosen: list[Case]) -> dict[str, Any]:
     }
 
 
-def _show(out: Output, report: Report) -> None:
+def show(out: Output, report: Report) -> None:
     """Print the coverage table, then of each call that deviates its smallest case."""
     rows, missing = [], []
     for level in LEVELS:

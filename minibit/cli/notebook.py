@@ -1,11 +1,20 @@
-"""Chapters cut into cells, and the notebook that holds the same cells."""
+"""Chapters cut into cells, the solutions of their exercises, and notebooks that hold both.
+
+A chapter ``chNN_name.py`` has its solutions in ``solutions/chNN_name.py`` beside it: a script of
+the same form, in which the text of solution 3 begins with ``**3.**``.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
+
+from minibit.results import chapter_number
+
+SOLUTION = re.compile(r"\*\*(\d+)\.\*\* ")  # how the text of a solution begins
 
 
 class Cell(NamedTuple):
@@ -45,14 +54,63 @@ def _with_text(cells: list[tuple[str, int, list[str], tuple[str, ...]]]) -> Iter
             yield Cell(kind, first, "\n".join(lines).rstrip(), tags)
 
 
-def notebook(script: str) -> str:
-    """Return a script's cells as a Jupyter notebook (nbformat 4.5): JSON, with nothing run yet."""
+def solutions_of(chapter: Path) -> Path | None:
+    """Return the script of a chapter's solutions, where there is one."""
+    path = chapter.parent / "solutions" / chapter.name
+    return path if path.is_file() else None
+
+
+def room_of(stem: str) -> str:
+    """Return the room that a chapter's file is about; chapter 0 is about none."""
+    from minibit import ORDER
+
+    match = re.match(r"ch(\d\d)[a-z]?_", stem)
+    return dict(enumerate(ORDER, 1)).get(int(match[1]), "") if match else ""
+
+
+def check_line(number: str, room: str) -> str:
+    """Say how a reader's own file is checked against a chapter's vectors; none, no text."""
+    from minibit.conformance import cases_of
+
+    cases = cases_of(room)
+    command = f"minibit chapters {number} --check my_{room}.py"
+    return (
+        f"**Your own version.** Write what this chapter explains in a file of your own, under the "
+        f"same names; `{command}` holds it against the {len(cases)} cases of this chapter and says "
+        f"what conforms and what deviates."
+        if cases
+        else ""
+    )
+
+
+def chapter_notebook(path: Path) -> str:
+    """Return a chapter as a notebook, its solutions and the way to check one's own file last."""
+    solutions = solutions_of(path)
+    texts = [file.read_text(encoding="utf-8") for file in (path, solutions) if file]
+    return notebook(*texts, last=check_line(chapter_number(path.stem), room_of(path.stem)))
+
+
+def notebook(script: str, solutions: str = "", last: str = "") -> str:
+    """Return a script's cells as a Jupyter notebook (nbformat 4.5): JSON, with nothing run yet.
+
+    Code of pictures and of solutions is folded, and so is a solution's text. `last` is a last text.
+    """
+    parts = [*split_cells(script)]
+    for kind, first, text, tags in split_cells(solutions):
+        if found := SOLUTION.match(text):
+            summary = f"<details><summary>Solution {found[1]}</summary>"
+            text = f"{summary}\n\n{text[found.end() :]}\n\n</details>"
+        parts.append(Cell(kind, first, text, (*tags, "solution")))
+    parts += [Cell("markdown", 0, last)] if last else []
     cells: list[dict[str, object]] = []
-    for number, (kind, _, text, tags) in enumerate(split_cells(script)):
+    for number, (kind, _, text, tags) in enumerate(parts):
+        folded = (
+            {"jupyter": {"source_hidden": True}} if {"hide-input", "solution"} & {*tags} else {}
+        )
         cell: dict[str, object] = {
             "cell_type": kind,
             "id": f"cell-{number}",
-            "metadata": {"tags": [*tags]} if tags else {},
+            "metadata": {"tags": [*tags], **(folded if kind == "code" else {})} if tags else {},
             "source": text.splitlines(keepends=True),
         }
         cells.append(cell | ({"execution_count": None, "outputs": []} if kind == "code" else {}))

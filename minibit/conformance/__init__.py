@@ -16,6 +16,7 @@ from minibit.conformance.conforming import LEVELS as LEVELS
 from minibit.conformance.conforming import VERDICTS as VERDICTS
 from minibit.conformance.conforming import Report as Report
 from minibit.conformance.conforming import all_cases as all_cases
+from minibit.conformance.conforming import cases_of as cases_of
 from minibit.conformance.conforming import conform as conform
 from minibit.conformance.conforming import examine as examine
 from minibit.conformance.conforming import level_of as level_of
@@ -44,6 +45,7 @@ __all__ = [
     "all_cases",
     "answer_of",
     "cases",
+    "cases_of",
     "conform",
     "decode",
     "encode",

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any
 
 import minibit
@@ -26,7 +27,17 @@ from minibit.conformance.cases import (
 from minibit.conformance.mutations import MUTATIONS, answer_with
 from minibit.conformance.running import Deviation, answer_of, judge
 
-__all__ = ["LEVELS", "VERDICTS", "Report", "Result", "all_cases", "conform", "examine", "level_of"]
+__all__ = [
+    "LEVELS",
+    "VERDICTS",
+    "Report",
+    "Result",
+    "all_cases",
+    "cases_of",
+    "conform",
+    "examine",
+    "level_of",
+]
 
 LEVELS = ("integers", "codes", "floats", "training")
 VERDICTS = ("conforms", "deviates", "not offered", "not run")
@@ -108,6 +119,21 @@ def all_cases() -> list[Case]:
     """Return the cases of every file of vectors that is in the schema."""
     names = vector_files()
     return [case for name in names for case in cases(name)]
+
+
+def cases_of(room: str) -> list[Case]:
+    """Return the cases that call what a room offers; none for a room without vectors.
+
+    Examples
+    --------
+    >>> sorted({case.call for case in cases_of("matmul")})
+    ['ternary_matmul', 'ternary_matmul_int8']
+    """
+    if room not in minibit.ORDER:
+        return []
+    public = import_module(f"minibit.{room}").__all__
+    first = ((case, case.call.partition(".")[0]) for case in all_cases())
+    return [case for case, name in first if name == room or name in public]
 
 
 def level_of(case: Case) -> str:
