@@ -49,6 +49,20 @@ def widened(x: Any) -> Any:
     return x.astype(np.float32)
 
 
+def tied(params: dict[str, Any], wrong: str) -> dict[str, Any]:
+    """Leave one matrix of a head and an embedding that are the same; keep two that are not."""
+    head = params["lm_head"]
+    if wrong == "other-head-lost":
+        return {name: value for name, value in params.items() if name != "lm_head"}
+    if "embed_tokens" not in params:
+        name = "lm_head" if wrong == "head-alone-left-as-it-is" else "embed_tokens"
+        return {name: head, **{key: w for key, w in params.items() if key != "lm_head"}}
+    same = head.dtype == params["embed_tokens"].dtype and (head == params["embed_tokens"]).all()
+    if not same or wrong == "same-head-kept":
+        return params
+    return {name: value for name, value in params.items() if name != "lm_head"}
+
+
 def load_bitnet(config: str, file: Any, wrong: str = "") -> tuple[Any, float, float]:
     """Read packed projections as codes and gamma, embeddings as they are, gains as float32."""
     fields = json.loads(config)
@@ -74,6 +88,8 @@ def load_bitnet(config: str, file: Any, wrong: str = "") -> tuple[Any, float, fl
             params[short] = [codes, np.float32(1) / scale if inverted else scale]
         else:
             params[short] = value if short in ("embed_tokens", "lm_head") else widened(value)
+    if fields["tie_word_embeddings"] and "lm_head" in params:
+        params = tied(params, wrong)
     rope = fields.get("rope_parameters") or fields
     return params, fields["rms_norm_eps"], float(rope["rope_theta"])
 
@@ -84,7 +100,8 @@ def save_bitnet(
     """Write packed projections, and their scales or the inverses."""
     tensors: dict[str, Any] = {}
     for name, value in model.params.items():
-        full = f"model.{name}.weight" if name != "lm_head" else "lm_head.weight"
+        inner = name != "lm_head" or wrong == "head-in-the-model"
+        full = f"model.{name}.weight" if inner else f"{name}.weight"
         full = name if wrong == "names-of-ours" else full
         if not hasattr(value, "codes"):
             tensors[full] = value
@@ -105,6 +122,8 @@ def load_gguf(file: Any, layout: str = "rows", wrong: str = "") -> tuple[Any, fl
     metadata, tensors = Reader().read(file)
     params: dict[str, Any] = {}
     for name, tensor in tensors.items():
+        if name == "output.weight" and wrong == "other-head-lost":
+            continue
         parts = name.removesuffix(".weight").split(".")
         short = GGUF[parts[-1]]
         short = f"layers.{parts[1]}.{short}" if parts[0] == "blk" else short
@@ -113,7 +132,7 @@ def load_gguf(file: Any, layout: str = "rows", wrong: str = "") -> tuple[Any, fl
         shape = tensor["shape"][::-1] if wrong == "sides-as-stored" else tensor["shape"]
         value = tensor["bytes"].view(kind).reshape(shape)
         if not short.endswith("_proj"):
-            params[short] = value if short == "embed_tokens" else widened(value)
+            params[short] = value if short in ("embed_tokens", "lm_head") else widened(value)
             continue
         floats = widened(value)
         gamma = np.float32(1) if wrong == "magnitude-is-one" else np.abs(floats).max()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from minibit.conformance.exact.checkpoint import stored_tensors
+from minibit.conformance.exact.nf4 import quantize_nf4
 from minibit.conformance.exact.noise import NOISE
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
         "delta",
         "init_adapters",
         "load_adapters",
+        "lora_layer",
         "lora_linear",
         "merge",
         "unmerge",
@@ -57,6 +59,30 @@ def delta(layer: Any, wrong: str = "") -> Any:
     if wrong == "norm-of-columns":
         lengths = np.resize(np.sqrt((merged**2).sum(axis=0)), len(base))
     return (base + change) * (layer.magnitude / lengths)[:, None] - base
+
+
+def lora_layer(
+    base: Any, A: Any, B: Any, alpha: float, rank_stabilized: bool, x: Any, wrong: str = ""
+) -> tuple[Any, Any]:
+    """Return what a layer makes of x, and the merged weights: of an NF4 base in its blocks."""
+    packed = hasattr(base, "dequantize")
+    w = np.asarray(base.dequantize() if packed else base, float)
+    rank, a, b = len(A), np.asarray(A, float), np.asarray(B, float)
+    stable = rank_stabilized and wrong != "not-rank-stabilised"
+    scaling = alpha / (sqrt(rank) if stable else rank)
+    scaling = {"alpha-alone": alpha, "alpha-inverted": rank / alpha}.get(wrong, scaling)
+    product = (b + 1 if wrong == "b-from-one" else b) @ a
+    if wrong == "factors-exchanged":
+        product = np.resize(a.T @ np.resize(b.T, (rank, len(w))), w.shape)
+    change = scaling * product
+    merged = w + (product if wrong == "merge-forgets-scaling" else change)
+    if packed and wrong == "codes-kept":
+        merged = w
+    if packed and wrong != "merge-not-quantised":
+        block = 64 if wrong == "merge-in-blocks-of-64" else base.block
+        nested = base.offset is not None and wrong != "merge-not-nested"
+        merged = quantize_nf4(merged, block, nested)[2]
+    return (x @ (w + change).T).astype(np.float32), merged.astype(np.float32)
 
 
 def lora_linear(x: Any, w: Any, noise: Any = None, wrong: str = "") -> tuple[Any]:
@@ -156,6 +182,7 @@ def load_adapters(config: str, file: Any, wrong: str = "") -> tuple[Any, str]:
 
 
 LORA: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "LoRALinear": lora_layer,
     "LoRALinear.delta": lambda self: (delta(self).astype(np.float32),),
     "init_adapters": init_adapters,
     "load_adapters": load_adapters,

@@ -163,8 +163,9 @@ def nearest_code(s: Any, codebook: Any = NUMBERS) -> tuple[Any]:
 class PlainNF4:
     """Weights of NF4 that are not packed."""
 
-    def __init__(self, **args: Any) -> None:
-        packed, _, self.weights, *_ = quantize_nf4(**args)
+    def __init__(self, block: int = 64, **args: Any) -> None:
+        packed, _, self.weights, *rest = quantize_nf4(block=block, **args)
+        self.block, self.offset = block, rest[-1] if rest else None
         self.shape = np.shape(self.weights)
         self.codes = codes_of(packed, self.shape)
 

@@ -59,11 +59,15 @@ ADAPTERS: dict[str, Callable[..., Any]] = {
     "load_adapters/rank-not-compared": load_adapters,
     **_table(
         load_bitnet,
-        "one-after-the-other bfloat16-as-float16 scale-inverted neighbouring-rows padding-kept",
+        "one-after-the-other bfloat16-as-float16 scale-inverted neighbouring-rows padding-kept "
+        "same-head-kept head-alone-left-as-it-is other-head-lost",
     ),
     "load_bitnet/zeros-pass": load_bitnet,
     "load_bitnet/scale-not-above-0": load_bitnet,
-    **_table(save_bitnet, "names-of-ours neighbouring-rows scale-inverted scale-without-an-axis"),
-    **_table(load_gguf, "bfloat16-as-float16 sides-as-stored magnitude-is-one"),
+    **_table(
+        save_bitnet,
+        "names-of-ours neighbouring-rows scale-inverted scale-without-an-axis head-in-the-model",
+    ),
+    **_table(load_gguf, "bfloat16-as-float16 sides-as-stored magnitude-is-one other-head-lost"),
     **_table(save_gguf, "names-of-ours magnitude-is-one lowest-first bfloat16-widened"),
 }

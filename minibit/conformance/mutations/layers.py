@@ -177,6 +177,11 @@ def _tanh_like(x: Any) -> Any:
     return np.where(x > 0, x, x * 0.01)
 
 
+def _half_down(x: Any) -> Any:
+    """Round half toward zero."""
+    return np.sign(x) * np.ceil(np.abs(x) - 0.5)
+
+
 def _relu_slope(at_zero: float) -> Callable[..., Any]:
     """Return relu with another slope at 0."""
 
@@ -286,6 +291,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "mlp/logit-scale-left-out": lambda **args: _mlp(**{**args, "logit_scale": 1.0}),
     "mlp/eps-of-rms": lambda **args: _mlp(**{**args, "eps": 1e-6}),
     "mlp/rounds-half-away": lambda **args: _mlp(rounding=half_away, **args),
+    "mlp/rounds-half-down": lambda **args: _mlp(rounding=_half_down, **args),
     "mlp/rounds-toward-zero": lambda **args: _mlp(rounding=np.trunc, **args),
     "mlp/rounds-down": lambda **args: _mlp(rounding=np.floor, **args),
     "mlp/last-hidden-rounded": lambda **args: _mlp(layers=lambda layer, hidden: True, **args),

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from minibit.conformance.exact.lora import lora_layer
+
 __all__ = ["TRAINING"]
 
 
@@ -83,37 +85,6 @@ def _clip(grads: Any, limit: float, wrong: str) -> Any:
     return ([g / np.float64(total) * min(limit, total) for g in grads],)
 
 
-def _lora(
-    base: Any, A: Any, B: Any, alpha: float, rank_stabilized: bool, x: Any, wrong: str
-) -> Any:
-    """Run a layer with an adapter, wrong in the way that is named."""
-    w = base.dequantize() if hasattr(base, "dequantize") else base
-    rank = len(A)
-    scaling = alpha / sqrt(rank) if rank_stabilized else alpha / rank
-    if wrong == "alpha-alone":
-        scaling = alpha
-    if wrong == "alpha-inverted":
-        scaling = rank / alpha
-    if wrong == "not-rank-stabilised":
-        scaling = alpha / rank
-    delta = scaling * (B @ A)
-    if wrong == "factors-exchanged":
-        delta = scaling * np.resize(A.T @ np.resize(B.T, (rank, len(w))), w.shape)
-    if wrong == "b-from-one":
-        delta = scaling * ((B + 1) @ A)
-    merged = w + delta
-    if hasattr(base, "dequantize") and wrong == "codes-kept":
-        merged = w
-    if not hasattr(base, "dequantize") and wrong == "merge-forgets-scaling":
-        merged = w + B @ A
-    return (x @ (w + delta).T).astype(np.float32), merged.astype(np.float32)
-
-
-def _adapted(wrong: str) -> Callable[..., Any]:
-    """Return a layer that is wrong in one way."""
-    return lambda **args: _lora(**args, wrong=wrong)
-
-
 def _keys(name: str, root: str, wrong: str, magnitude: bool = False) -> Any:
     """Keys of an adapter file, wrong in the way that is named."""
     inner = name if name == "lm_head" and wrong != "head-in-the-model" else root + name
@@ -169,10 +140,11 @@ TRAINING: dict[str, Callable[..., Any]] = {
     "global_norm/largest": lambda tree: float(max(np.abs(g).max() for g in tree)),
     "global_norm/sum-of-norms": lambda tree: float(sum(sqrt((g * g).sum()) for g in tree)),
     **{
-        f"LoRALinear/{wrong}": _adapted(wrong)
+        f"LoRALinear/{wrong}": partial(lora_layer, wrong=wrong)
         for wrong in (
             *("alpha-alone", "alpha-inverted", "not-rank-stabilised", "factors-exchanged"),
             *("b-from-one", "codes-kept", "merge-not-quantised", "merge-forgets-scaling"),
+            *("merge-in-blocks-of-64", "merge-not-nested"),
         )
     },
     **{
