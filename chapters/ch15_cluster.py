@@ -393,7 +393,7 @@ assert half == [18, 7, 4, 2]
 # %% [markdown]
 # ## On Dask
 #
-# Dask brings what a pool has not: workers on other machines, that come and go, behind one scheduler; and deployers for SLURM, Kubernetes, clouds. `pip install 'minibit[cluster]'` installs it.
+# Dask brings what a pool has not: workers on other machines, that come and go, behind one scheduler; and deployers for SLURM, Kubernetes, clouds. The extra `[cluster]` installs it: in a checkout, `pip install -e '.[cluster]'`.
 # A program of yours says `LocalCluster(n_workers=2, threads_per_worker=1)`, below `if __name__ == "__main__":`, because its workers import the program; for a cluster that runs already, `Client("tls://scheduler:8786")`. This page is one script, so its workers are started as commands.
 
 # %%
@@ -412,7 +412,7 @@ if importlib.util.find_spec("distributed"):
     assert run.digest == log.digest(16)
     assert run.traffic.up / run.traffic.answers < 600
 else:
-    print("Dask is not installed here: pip install 'minibit[cluster]'")
+    print("Dask is not installed here: pip install -e '.[cluster]' in a checkout")
 temporary.cleanup()
 
 # %% [markdown]

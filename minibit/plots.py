@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minibit.base import open_whole
+from minibit.base import install, open_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +31,7 @@ __all__ = [
     "figure",
     "history_figure",
     "label_axes",
+    "losses_figure",
     "require",
     "roofline_figure",
     "save",
@@ -177,6 +178,23 @@ def training_figure(
     return picture
 
 
+def losses_figure(losses: ArrayLike, held_out: Mapping[int, float], *, title: str) -> Figure:
+    """Draw the training of a language model, in nats per character.
+
+    `losses` (steps,) are those of the batches, drawn as means of the last twenty; `held_out` maps
+    numbers of steps to the loss on held-out text.
+    """
+    picture, (axes,) = figure()
+    values = np.asarray(losses, float)  # (steps,)
+    sums, steps = np.concatenate([[0], np.cumsum(values)]), np.arange(1, len(values) + 1)
+    first = np.maximum(steps - 20, 0)
+    means = (sums[steps] - sums[first]) / (steps - first)
+    axes.plot(steps, means, color=PALETTE[2], label="batches, mean of 20")
+    axes.plot([*held_out], [*held_out.values()], label="held-out text", **_look(0))
+    label_axes(axes, "step", "loss (nats per character)", title)
+    return picture
+
+
 def history_figure(
     steps: ArrayLike, accuracies: Mapping[str, Sequence[float]], *, title: str
 ) -> Figure:
@@ -270,7 +288,7 @@ def require(path: Path | None = None) -> None:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "pictures need matplotlib: pip install 'minibit[app]'", name="matplotlib"
+            f"pictures need matplotlib: {install('app')}", name="matplotlib"
         ) from error
     if path is not None and path.suffix.lower() not in (".svg", ".png", ".pdf"):
         raise ValueError(f"a plot is written as .svg, .png or .pdf, got {str(path)!r}")

@@ -303,7 +303,7 @@ def test_bench_train_is_a_mean_over_seeds(monkeypatch):
     monkeypatch.setattr(bench_training, "train_run", measured)
     report = bench_training.train(Options())
     figures = {figure.name: figure for figure in report.figures}
-    mean = figures["test accuracy, mean"]
+    mean = figures["test accuracy, mean of 3 seeds"]
     assert mean.value == pytest.approx(0.964)
     assert (mean.bar, mean.passed) == (0.963, True)
     assert figures["test accuracy, standard deviation"].value == pytest.approx(0.002)

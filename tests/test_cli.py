@@ -29,7 +29,8 @@ from commands import answer, call, refused  # noqa: E402
 from minibit import absmean, bench, plots, results, training  # noqa: E402
 from minibit.cli import chapters as chapters_command  # noqa: E402
 from minibit.cli.common import BadUse, kilobytes, whole_numbers  # noqa: E402
-from minibit.cli.train import _columns, _TrainingProgress, clock  # noqa: E402
+from minibit.cli.progress import clock, columns  # noqa: E402
+from minibit.cli.train import PARTS, _TrainingProgress  # noqa: E402
 from minibit.conformance import cases_of  # noqa: E402
 
 STEPS = 6
@@ -90,7 +91,7 @@ def test_without_the_extra_a_sentence_names_it(words, status):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == status
     if status:
-        assert "pip install 'minibit[app]'" in done.stderr
+        assert "pip install -e '.[app]'" in done.stderr
         assert "Traceback" not in done.stderr
     else:
         assert done.stdout == f"minibit {minibit.__version__}\n"
@@ -167,7 +168,7 @@ def test_a_command_whose_library_is_missing_names_the_extra(
     """Status 2, and what to install."""
     monkeypatch.setitem(sys.modules, module, None)
     complaint = refused(words[0], trained[0], *words[1:], "--data", data)
-    assert "pip install 'minibit[app]'" in complaint
+    assert "pip install -e '.[app]'" in complaint
 
 
 @pytest.mark.parametrize(
@@ -540,8 +541,8 @@ def test_history_runs_from_the_first_weights_to_the_last(trained, data, tmp_path
     assert plot.read_bytes().startswith(b"\x89PNG")
     shown = call("history", trained[0], "--data", data).stdout.splitlines()
     assert shown[0].split("  ")[0] == "step"
-    assert "validation (trained on)" in shown[0]
-    assert len(shown) == 1 + STEPS + 1
+    assert shown[0].split() == ["step", "training", "test"]
+    assert len(shown) == 1 + STEPS + 1 + 1
 
 
 def test_info_counts_every_byte(trained):
@@ -1059,7 +1060,7 @@ def test_the_progress_line_fits_its_terminal(width):
     from rich.progress import Progress
 
     console = Console(width=width, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
-    progress = Progress(*_columns(width), console=console)
+    progress = Progress(*columns(width, PARTS), console=console)
     fields = {"loss": "0.123", "accuracy": "99.9%", "left": "59:59", "log": "999.9 KB"}
     progress.add_task("", total=600, completed=599, **fields)
     lines = console.render_lines(progress.get_renderable(), console.options)

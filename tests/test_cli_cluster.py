@@ -15,7 +15,8 @@ pytest.importorskip("typer")
 pytest.importorskip("distributed")
 
 from commands import answer, call, refused
-from minibit.cli.train import _columns
+from minibit.cli.progress import columns
+from minibit.cli.train import ON_WORKERS
 from minibit.kernels import compiled
 from minibit.steps import StepLog
 from test_cli import make_data
@@ -186,7 +187,7 @@ def test_without_dask_the_extra_is_named(words, tmp_path, monkeypatch, option):
     """Status 2, before any work."""
     monkeypatch.setitem(sys.modules, "distributed", None)
     said = refused(*words, "--out", tmp_path / "a.steps", *option)
-    assert "pip install 'minibit[cluster]'" in said
+    assert "pip install -e '.[cluster]'" in said
     assert list(tmp_path.iterdir()) == []
 
 
@@ -241,7 +242,7 @@ def test_the_progress_of_workers_fits_on_one_line(width):
 
     with open(os.devnull, "w") as nowhere:
         console = Console(width=width, file=nowhere, force_terminal=True)
-        bar = Progress(*_columns(width, True), console=console)
+        bar = Progress(*columns(width, ON_WORKERS), console=console)
         fields = {"loss": "0.123", "accuracy": "99.9%", "left": "59:59", "log": "999.9 KB"}
         traffic = "16 workers, 10.1 KB up, 999 bytes down"
         bar.add_task("", total=600, completed=599, **fields, traffic=traffic)

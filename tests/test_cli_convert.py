@@ -390,7 +390,7 @@ def test_a_comparison_sees_every_difference():
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["nowhere", "m.gguf"], "there is no nowhere"),
+        (["nowhere", "m.gguf"], "nowhere: there is no such file"),
         (["hf", "m.gguf", "--kind", "q4_0"], "--kind must be one of"),
         (["hf", "m.gguf", "--kind", "i2_s", "--layout", "ppc"], "--layout must be one of"),
         (["hf", "m.gguf", "--source-layout", "ppc"], "--source-layout must be one of"),

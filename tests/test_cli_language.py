@@ -19,6 +19,7 @@ tokenizers = pytest.importorskip("tokenizers")
 from commands import answer, call, refused  # noqa: E402
 from minibit.cli import language  # noqa: E402
 from minibit.cli.common import Output  # noqa: E402
+from minibit.cli.models import Source, companions_of  # noqa: E402
 from minibit.cli.texts import (  # noqa: E402
     TEMPLATES,
     Bytes,
@@ -27,7 +28,6 @@ from minibit.cli.texts import (  # noqa: E402
     Published,
     TextStream,
     template_name,
-    template_of,
 )
 
 MARKERS = [
@@ -171,7 +171,7 @@ def test_a_rendered_chat_is_that_of_the_published_template(name):
 
 def name_of(folder):
     """The name of a directory's chat template."""
-    return template_name(*template_of(folder))
+    return template_name(*Source(folder, "Hugging Face", None, companions_of(folder)).template())
 
 
 def test_a_template_is_recognised_by_its_markers(tmp_path):
@@ -200,11 +200,10 @@ def test_a_template_is_recognised_by_its_markers(tmp_path):
 
 def test_a_character_without_a_token_is_named():
     """Not dropped in silence."""
-    from minibit.cli.convert import character_tokenizer
     from minibit.language import Vocabulary
 
     vocabulary = Vocabulary("ab c")
-    for tokens in (Published(character_tokenizer(vocabulary), "here"), Characters(vocabulary)):
+    for tokens in (Published(vocabulary.tokenizer(), "here"), Characters(vocabulary)):
         assert tokens.encode("a cab") == [0, 2, 3, 0, 1]
         with pytest.raises(ValueError, match="'é'"):
             tokens.encode("caé")
@@ -420,7 +419,7 @@ def test_what_makes_no_sense_is_refused_by_name(folder, tmp_path, bytes_folder):
     assert "--template must be" in refused("chat", folder, "--template", "own")
     assert "no token of this model" in refused("chat", bytes_folder, "--template", "llama3")
     (tmp_path / "text").write_text("hello")
-    assert "is no directory" in refused("generate", tmp_path / "text")
+    assert "is no directory" in refused("generate", tmp_path / "text", status=1)
 
 
 def test_what_does_not_work_is_told_in_one_sentence(folder, tmp_path):
@@ -447,7 +446,7 @@ def test_a_model_of_many_tokens_without_a_tokenizer_is_refused(tmp_path):
 def test_without_the_tokenizers_package_a_sentence_names_it(folder, monkeypatch):
     """What to install, and status 2."""
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    assert "pip install 'minibit[app]'" in refused("generate", folder)
+    assert "pip install -e '.[app]'" in refused("generate", folder)
 
 
 # --- minibit chat

@@ -60,12 +60,13 @@ def test_every_python_example_on_a_page_runs(page, tmp_path, monkeypatch):
 
 
 def test_the_readme_begins_with_the_main_job_and_then_the_tests():
-    """The first command sets up and trains, the second tests; each sets up only once."""
+    """The first command installs and trains, the second installs and tests: two lines each."""
     first, second, *_ = fences(ROOT / "README.md", "sh")
-    assert re.search(r"^test -x .venv/bin/minibit \|\| .*pip install", first)
-    assert first.endswith("\n.venv/bin/minibit train\n")
-    assert re.search(r"^test -x .venv/bin/pytest \|\| .*pip install", second)
-    assert second.endswith("\n.venv/bin/pytest\n")
+    install = "python3 -m venv .venv && .venv/bin/pip install -e '.[{}]'\n.venv/bin/{}\n"
+    assert first == install.format("app", "minibit train")
+    assert second == install.format("test", "pytest")
+    assert "block 1" in (script := (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+    assert "block 2" in script
 
 
 def test_a_finished_chapter_is_not_run_again_until_something_changes(tmp_path):
@@ -366,6 +367,10 @@ def test_the_first_page_shows_what_is_recorded():
         assert f"| {row['test_accuracy']:.2%} ± {100 * row['test_accuracy_std']:.2f} |" in shown
     assert "(1 seed)" in TABLES["table"]("mlp")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for row in load_results("train")["rows"]:
+        accuracy = f"{row['test_accuracy']:.2%} ± {100 * row['test_accuracy_std']:.2f}"
+        found = re.search(rf"^\| `{row['preset']}`.*$", readme, re.MULTILINE)[0]
+        assert found.endswith(f"| {accuracy} | {row['log_bytes'] / 1000:.1f} KB |")
     for line in TABLES["table"]("language").splitlines()[2:5]:
         size, *figures = (cell.strip() for cell in line.strip("|").split("|"))
         assert f"| {size.split()[0]} | {' | '.join(figures)} |" in readme

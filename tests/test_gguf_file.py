@@ -311,7 +311,7 @@ def test_an_embedding_that_only_gguf_decodes_says_what_to_install(path, monkeypa
     blocks = np.zeros((7, 8 * 34), np.uint8)
     rewrite(path, tensors={"token_embd.weight": (8, (7, 256), blocks)})
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ImportError, match=r"pip install minibit\[app\]"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[app\]'"):
         load_gguf(path)
 
 

@@ -28,7 +28,7 @@ ROOMS = {name.partition(".")[0] for name in FILES}
 HEAVY = ("numba", "llvmlite", "matplotlib", "rich", "safetensors", "scipy", "typer")
 OFFERED = (*ORDER, "datasets", "training")  # the rooms whose names `minibit` offers
 LINES = {  # of Python that a room may have, docstrings too: a new idea brings its budget along
-    "base": 925,
+    "base": 940,
     "kernels": 4_200,
     "dual": 2_064,
     "ternary": 1_240,
@@ -47,13 +47,13 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "cluster": 1_760,
     "datasets": 400,
     "training": 852,
-    "language": 750,
+    "language": 790,
     "counting": 300,
-    "plots": 276,
+    "plots": 295,
     "results": 100,
-    "experiments": 1_480,
-    "bench": 1_610,
-    "cli": 3_190,
+    "experiments": 1_520,
+    "bench": 1_625,
+    "cli": 3_760,
     "conformance": 10_490,
     "": 200,  # the face of the package
 }

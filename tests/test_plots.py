@@ -52,7 +52,7 @@ def test_importing_plots_does_not_import_matplotlib():
 def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     """The message says what to install."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'minibit\[app\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[app\]'"):
         plots.style()
 
 

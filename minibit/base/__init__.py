@@ -27,6 +27,7 @@ from minibit.base.damage import checked_json as checked_json
 from minibit.base.damage import in_file as in_file
 from minibit.base.damage import read_json as read_json
 from minibit.base.damage import read_whole as read_whole
+from minibit.base.extras import install as install
 from minibit.base.strict_json import JSONError as JSONError
 from minibit.base.strict_json import parse_object as parse_object
 from minibit.base.text import printable as printable

@@ -12,7 +12,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from minibit.base import one_of, thread_count
-from minibit.bench.processes import call, clean_environment, environment, in_own_process
+from minibit.bench.processes import (
+    call,
+    clean_environment,
+    environment,
+    in_own_process,
+    keep_freed_memory,
+)
 from minibit.bench.timing import Candidates, expect_time, interleaved, medians, warm_medians
 
 __all__ = [
@@ -28,6 +34,7 @@ __all__ = [
     "in_own_process",
     "installed",
     "interleaved",
+    "keep_freed_memory",
     "medians",
     "missing",
     "notes",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minibit.base import install
 from minibit.bench import Figure, Options, Report, installed
 from minibit.cluster import Remote, crew_of
 from minibit.cluster.replica import brief_of
@@ -32,7 +33,7 @@ WORKERS = 2
 def cluster(options: Options) -> Report:
     """Time steps of ``strict`` at batches of 4096, and count the bytes of their messages."""
     if not installed("distributed"):
-        raise ValueError("the benchmark needs Dask: pip install 'minibit[cluster]'")
+        raise ValueError(f"the benchmark needs Dask: {install('cluster')}")
     from distributed import Client, LocalCluster
 
     one = {"n_workers": WORKERS, "threads_per_worker": 1, "dashboard_address": None}

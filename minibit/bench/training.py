@@ -50,13 +50,16 @@ def train(options: Options) -> Report:
     columns = {name: [run[name] for run in runs] for name in runs[0]}
     accuracy, seconds = columns["test_accuracy"], columns["wall_seconds"]
     least_accuracy, most_seconds, most_bytes = BARS[preset]
-    spread = stdev(accuracy) if len(runs) > 1 else 0.0
-    figures = [
-        Figure("test accuracy, mean", mean(accuracy), "share", least_accuracy),
-        Figure("test accuracy, standard deviation", spread, "share"),
+    several = [
+        Figure("test accuracy, standard deviation", stdev(accuracy), "share"),
         Figure("test accuracy, lowest", min(accuracy), "share"),
+    ] if len(runs) > 1 else []  # fmt: skip
+    count = f"mean of {len(runs)} seeds" if several else "1 seed"
+    figures = [
+        Figure(f"test accuracy, {count}", mean(accuracy), "share", least_accuracy),
+        *several,
         Figure("seconds, longest run", max(seconds), "s", most_seconds, at_least=False),
-        Figure("seconds, mean", mean(seconds), "s"),
+        Figure(f"seconds, {count}", mean(seconds), "s"),
         Figure("log, largest", max(columns["log_bytes"]), "bytes", most_bytes, at_least=False),
         Figure("weights at five trits per byte", columns["packed_weight_bytes"][0], "bytes"),
     ]
@@ -71,7 +74,10 @@ def train(options: Options) -> Report:
 def scratch_run(preset: str, seed: int, **settings: Any) -> training.TrainResult:
     """Train with a log that is removed; settings are those of `minibit.training.train`."""
     with tempfile.TemporaryDirectory() as folder:
-        return training.train(preset, seed, Path(folder) / "run.steps", **settings)
+        result = training.train(preset, seed, Path(folder) / "run.steps", **settings)
+    if result.interrupted:  # part of a run is no measurement
+        raise KeyboardInterrupt
+    return result
 
 
 def train_run(preset: str, seed: int, **settings: Any) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import sys
 
 __all__ = ["main"]
 
-_EXTRA = ("typer", "rich", "click", "shellingham")  # typer and what it stands on
+OLDEST = (3, 11)  # Python that pyproject.toml asks for
+_EXTRA = ("typer", "rich", "click", "shellingham", "numpy")  # typer and what it stands on
 
 
 def main() -> int:
@@ -44,6 +45,10 @@ def _run() -> int:
 
         print(f"minibit {__version__}")
         return 0
+    if sys.version_info[:2] < OLDEST:
+        this = ".".join(map(str, sys.version_info[:3]))
+        print(f"error: minibit needs Python 3.11 or newer; this is {this}", file=sys.stderr)
+        return 2
     try:
         from minibit.cli.app import app
     except KeyboardInterrupt:
@@ -51,7 +56,13 @@ def _run() -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
-        print("error: the command line needs: pip install 'minibit[app]'", file=sys.stderr)
+        try:
+            from minibit.base import install
+
+            command = install("app")
+        except ModuleNotFoundError:  # no NumPy either
+            command = "pip install -e '.[app]' in the checkout"
+        print(f"error: the command line needs {error.name}: {command}", file=sys.stderr)
         return 2
     try:
         app(prog_name="minibit")

@@ -8,7 +8,18 @@ import typer
 from typer.core import TyperGroup
 
 from minibit import __version__
-from minibit.cli import chapters, conform, convert, language, logs, measure, past, train
+from minibit.cli import (
+    chapters,
+    conform,
+    convert,
+    language,
+    logs,
+    measure,
+    past,
+    predict,
+    train,
+    train_language,
+)
 from minibit.cli.common import ManyValues
 
 __all__ = ["app"]
@@ -55,6 +66,8 @@ def _start(
 
 
 app.command("train", cls=ManyValues)(train.train)
+app.command("train-language")(train_language.train_language)
+app.command("predict")(predict.predict)
 app.command("replay")(logs.replay)
 app.command("evaluate")(logs.evaluate)
 app.command("history")(logs.history)

@@ -7,6 +7,8 @@ import inspect
 import json
 import logging
 import re
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,11 +21,12 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from minibit import plots
-from minibit.base import check_file, printable
+from minibit.base import check_file, install, printable
 from minibit.datasets import Dataset, load_npz
 from minibit.kernels import compiled, requested
 from minibit.steps import MAGIC
 
+OUT = "model.steps"  # the log of `minibit train`, if no other is named
 Json = Annotated[bool, "--json", "Print one JSON object as the last line of standard output."]
 Force = Annotated[bool, "Overwrite what is there."]
 Plot = Annotated[Path | None, "Draw it into this .svg, .png or .pdf file."]
@@ -117,8 +120,10 @@ class Output(logging.Handler):
             extra = _EXTRAS.get((error.name or "").partition(".")[0])
             if extra is None:
                 raise
-            message = f"this needs {error.name}: pip install 'minibit[{extra}]'"
+            message = f"this needs {error.name}: {install(extra)}"
             raise self._failed(message, 2) from error
+        except ImportError as error:  # which says itself what to install
+            raise self._failed(str(error), 2) from error
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             raise self._failed(str(error) or type(error).__name__, 1) from error
         finally:
@@ -236,6 +241,17 @@ def check_new_file(path: Path, option: str, *, force: bool = False) -> None:
         raise BadUse(f"{option} {path}: there is no folder {path.absolute().parent}")
 
 
+def default_logs() -> list[Path]:
+    """List the names that `minibit train` gives logs here, as far as they are taken, and the next.
+
+    They are model.steps, model-2.steps, and so on.
+    """
+    names = [Path(OUT)]
+    while names[-1].exists():
+        names.append(Path(f"model-{len(names) + 1}.steps"))
+    return names
+
+
 def is_log(path: Path) -> bool:
     """Whether a file begins as a log does."""
     return path.is_file() and starts(path, MAGIC)
@@ -261,6 +277,17 @@ def own_data(path: Path) -> Dataset:
     """Load the data set of a ``--data`` option."""
     with bad_use("--data: "):
         return load_npz(path)
+
+
+def this_command() -> str:
+    """Return the command that this process was started with, as one would type it again."""
+    started = Path(sys.argv[0])
+    if started.name == "__main__.py":
+        return f"{shlex.quote(Path(sys.executable).name)} -m minibit"
+    on_path = shutil.which(started.name)
+    if on_path and started.exists() and started.samefile(on_path):  # argv[0] may be relative
+        return started.name
+    return shlex.quote(str(started))
 
 
 @contextmanager

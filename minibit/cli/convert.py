@@ -13,25 +13,21 @@ directory that are no part of it (a model card, notes) stay.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args
+from typing import Annotated, Any, get_args
 
 import numpy as np
 
 from minibit import checkpoint
 from minibit.base import whole_path
-from minibit.checkpoint import CHAT_TEMPLATE, GENERATION, HUGGING_FACE, GGUFKind
+from minibit.checkpoint import CHAT_TEMPLATE, HUGGING_FACE, GGUFKind
 from minibit.cli.common import BadUse, Force, Output, check_choice, command, kilobytes, starts
-from minibit.cli.texts import chat_template
+from minibit.cli.models import COMPANIONS, IN_GGUF, Source, model_path, read_model
 from minibit.ternary import I2Layout, TernaryMatrix
 from minibit.transformer import BitNetModel, float_linear, pack_params
-
-if TYPE_CHECKING:
-    from minibit.language import Vocabulary
 
 STYLES: dict[str, dict[str, Any]] = {  # how a directory stores projections, for `save_bitnet`
     "bitlinear": {"linear_class": "bitlinear"},
@@ -40,16 +36,6 @@ STYLES: dict[str, dict[str, Any]] = {  # how a directory stores projections, for
     "float": {"linear_class": None},
 }
 LEEWAY = {"tq2_0": 2**-11, "tq1_0": 2**-11, "bitlinear": 2**-22}  # of a scale, relative to itself
-COMPANIONS = (  # of a Hugging Face directory: what goes along with the weights
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
-)  # fmt: skip
-IN_GGUF = {  # a key of GGUF's metadata: the companion that it holds
-    HUGGING_FACE: "tokenizer.json",
-    CHAT_TEMPLATE: "chat_template.jinja",
-    GENERATION: "generation_config.json",
-}
-MOST = 1 << 26  # bytes of a companion
 READERS = (
     "Read by minibit, and by bitnet.cpp (I2_S in the layout of its CPU). llama.cpp itself knows no "
     "architecture bitnet-b1.58, only bitnet, which has another activation."
@@ -57,18 +43,10 @@ READERS = (
 KEPT_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".md")
 
 
-class Source(NamedTuple):
-    """A model that was read, and what goes along with it."""
-
-    form: str
-    model: BitNetModel
-    companions: dict[str, bytes]
-
-
 @command
 def convert(
     out: Output,
-    source: Annotated[Path, "SOURCE", "A directory, a .gguf or a .npz file."],
+    source: Annotated[Path, "SOURCE", "A directory, a .gguf or a .npz file, or shipped."],
     target: Annotated[Path, "OUT", "A .gguf file, or a directory to be made."],
     kind: Annotated[str, "Type of the projections in a GGUF file: tq2_0, tq1_0 or i2_s."] = "tq2_0",
     layout: Annotated[str, "Order of codes in I2_S, as written: x86, arm or rows."] = "x86",
@@ -82,8 +60,7 @@ def convert(
     force: Force = False,
 ) -> dict[str, Any]:
     """Write a language model as another kind of file, and check that it is the same model."""
-    if not source.exists():
-        raise BadUse(f"there is no {source}")
+    path = model_path(source)
     check_choice("--kind", kind, get_args(GGUFKind))
     check_choice("--layout", layout, get_args(I2Layout))
     check_choice("--source-layout", source_layout, get_args(I2Layout))
@@ -91,12 +68,13 @@ def convert(
     to_gguf = target.suffix == ".gguf"
     if to_gguf and linear is not None:
         raise BadUse("--linear is for directories; a GGUF file has --kind")
-    _check_target(target, to_gguf, force)
+    check_target(target, to_gguf, force)
     begin = time.perf_counter()
     try:
-        read = _read(source, source_layout, squared_relu, masters=linear == "online")
+        reading: dict[str, Any] = {"layout": source_layout, "squared_relu": squared_relu}
+        read = read_model(path, **reading, masters=linear == "online", publish=True)
         style = kind if to_gguf else linear or _style(read.model)
-        kept = _extras(target) if force else []
+        kept = extras(target) if force else []
         with whole_path(target, overwrite=force) as part:
             expected = read.model
             if style not in ("online", "float"):  # as packed files have it
@@ -134,59 +112,6 @@ def convert(
     return fields
 
 
-def _read(path: Path, layout: Any, squared_relu: bool, masters: bool) -> Source:
-    """Read a model of any kind, and what goes along with it."""
-    if path.is_dir():
-        companions = {}
-        for name in COMPANIONS:
-            file = path / name
-            if file.is_file():
-                checkpoint.inside(path, name)  # a link elsewhere would publish what it leads to
-                if file.stat().st_size > MOST:
-                    raise ValueError(f"{file} has more than {MOST} bytes; nothing was written")
-                companions[name] = file.read_bytes()
-        return Source("Hugging Face", checkpoint.load_bitnet(path), companions)
-    if starts(path, b"GGUF"):
-        model = checkpoint.load_gguf(path, layout=layout, squared_relu=squared_relu)
-        metadata, companions = checkpoint.open_gguf(path).metadata, {}
-        for key, name in IN_GGUF.items():
-            if isinstance(text := metadata.get(key), str):
-                companions[name] = text.encode()
-        return Source("GGUF", model, companions)
-    if not starts(path, b"PK"):
-        raise ValueError(f"{path} is no directory, no GGUF file and no model of minibit's")
-    from minibit.language import TrainedModel
-
-    trained = TrainedModel.load(path)
-    kept = masters and trained.recipe.weights != "float"
-    model = BitNetModel(trained.config, dict(trained.params)) if kept else trained.model()
-    characters = character_tokenizer(trained.vocabulary).encode()
-    return Source("minibit", model, {"tokenizer.json": characters})
-
-
-def character_tokenizer(vocabulary: Vocabulary) -> str:
-    """Return a ``tokenizer.json`` whose tokens are the characters of a vocabulary.
-
-    Byte-pair encoding without a merge: what it begins with, single characters, is where it ends.
-    """
-    tokenizer: dict[str, Any] = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": {"type": "Fuse"},
-        "model": {
-            "type": "BPE",
-            "vocab": {character: i for i, character in enumerate(vocabulary.characters)},
-            "merges": [],
-        },
-    }
-    return json.dumps(tokenizer, ensure_ascii=False, indent=1)
-
-
 def _style(model: BitNetModel) -> str:
     """Choose the style that stores projections as the model has them."""
     if model.linear is float_linear:
@@ -199,18 +124,12 @@ def _write_gguf(source: Source, path: Path, kind: Any, layout: Any, name: str) -
     """Write a GGUF file, the tokenizer in its metadata."""
     entries: dict[str, Any] = {"general.name": name}
     for key, companion in IN_GGUF.items():
-        if companion in source.companions:
-            try:
-                entries[key] = source.companions[companion].decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{companion} is no UTF-8 text: byte {error.start}") from None
+        if (text := source.text(companion)) is not None:
+            entries[key] = text
     if HUGGING_FACE in entries:
         entries |= checkpoint.ggml_tokenizer(entries[HUGGING_FACE], source.model.config.vocab_size)
-    if CHAT_TEMPLATE not in entries and (
-        settings := source.companions.get("tokenizer_config.json")
-    ):
-        template = chat_template(settings.decode("utf-8", "replace"), "tokenizer_config.json")
-        entries |= {CHAT_TEMPLATE: template} if template else {}
+    if template := source.template()[0]:
+        entries[CHAT_TEMPLATE] = template
     checkpoint.save_gguf(source.model, path, kind, layout=layout, metadata=entries)
 
 
@@ -291,16 +210,19 @@ def _say(out: Output, fields: dict[str, Any]) -> None:
     )
 
 
-def _check_target(target: Path, to_gguf: bool, force: bool) -> None:
+def check_target(target: Path, to_gguf: bool, force: bool, option: str = "OUT") -> None:
     """Refuse a target that cannot be made, or would overwrite what nobody asked to lose."""
     if not to_gguf and target.suffix in (".npz", ".safetensors", ".bin", ".json"):
-        raise BadUse(f"OUT must be a .gguf file or a directory, got {target}")
+        kinds = "a .gguf file or a directory" if option == "OUT" else "a directory"
+        raise BadUse(f"{option} must be {kinds}, got {target}")
     if not target.absolute().parent.is_dir():
-        raise BadUse(f"OUT {target}: there is no folder {target.absolute().parent}")
+        raise BadUse(f"{option} {target}: there is no folder {target.absolute().parent}")
     if not (target.exists() or target.is_symlink()):
         return
     if not force:
-        raise BadUse(f"{target} exists; nothing was changed. Choose another OUT, or add --force")
+        raise BadUse(
+            f"{target} exists; nothing was changed. Choose another {option}, or add --force"
+        )
     if to_gguf:
         if not (target.is_file() and starts(target, b"GGUF")):
             raise BadUse(f"{target} is no GGUF file, so --force doesn't overwrite it")
@@ -311,7 +233,7 @@ def _check_target(target: Path, to_gguf: bool, force: bool) -> None:
         raise BadUse(f"{target} holds more than a checkpoint, so --force doesn't replace it")
 
 
-def _extras(folder: Path) -> list[Path]:
+def extras(folder: Path) -> list[Path]:
     """List the files of a directory that are no part of its checkpoint: a card, notes, adapters."""
     if not folder.is_dir():
         return []

@@ -6,6 +6,8 @@ keeps what the model has read: each turn costs its own tokens only.
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 import time
 from dataclasses import dataclass, field
@@ -14,15 +16,14 @@ from typing import Annotated, Any
 
 import typer
 
-from minibit import checkpoint
 from minibit.base import checked_json
 from minibit.cli import texts
-from minibit.cli.common import BadUse, Output, bad_use, check_choice, command, starts
-from minibit.cli.texts import TEMPLATES, Characters, Numbers, Published, Turn, read_text
+from minibit.cli.common import BadUse, Output, bad_use, check_choice, command
+from minibit.cli.models import SHIPPED, model_path, read_model
+from minibit.cli.texts import TEMPLATES, Characters, Numbers, Turn, read_text, read_tokens
 from minibit.transformer import BitNetModel, Decoder, check_sampling
 
-KEYS = checkpoint.HUGGING_FACE, checkpoint.CHAT_TEMPLATE, checkpoint.GENERATION  # of GGUF
-Model = Annotated[Path, "MODEL", "A model directory, a .gguf or a .npz file."]
+Model = Annotated[Path, "MODEL", "A model directory, a .gguf or a .npz file, or shipped."]
 Count = Annotated[int, typer.Option("--count", min=1, help="Most tokens of a text or an answer.")]
 Seed = Annotated[int, typer.Option(min=0, help="Decides every draw.")]
 Temperature = Annotated[float, "0 takes the most probable token each time."]
@@ -80,11 +81,7 @@ class Answer:
 @command
 def generate(
     out: Output,
-    model: Annotated[
-        Path | None,
-        "MODEL",
-        "A model directory, a .gguf or a .npz file; without it, the package's small one.",
-    ] = None,
+    model: Model = SHIPPED,
     prompt: Annotated[str | None, "The text to go on with; '-' reads standard input."] = None,
     count: Count = 200,
     temperature: Temperature = 0.8,
@@ -97,11 +94,13 @@ def generate(
 ) -> dict[str, Any]:
     """Let a language model go on with a text."""
     sampling = _sampling(temperature, top_k, top_p, seed)
-    loaded = _load(model, tokenizer, ids, threads)
+    words = f"; to go on with a text: generate --prompt {shlex.quote(str(model))}"
+    is_text = " " in str(model) or not re.search(r"[/\\]|\.\w+$", str(model))
+    loaded = _load(model, tokenizer, ids, threads, words if is_text else "")
     text = sys.stdin.read() if prompt == "-" else prompt or ""
     first, decoder = _prompt(loaded, text), loaded.decoder()
     _append(decoder, first, loaded)
-    if model is None:
+    if model == SHIPPED and not model.exists():
         out.say("The model in the package: 221k ternary weights, one book.", style="dim")
     out.write(text if not ids else "")
     answer = _answer(out, decoder, count, sampling, loaded)
@@ -255,57 +254,31 @@ def _ask(out: Output) -> str | None:
 
 
 def _load(
-    path: Path | None, tokenizer: Path | None, ids: bool, threads: int | None = None
+    path: Path, tokenizer: Path | None, ids: bool, threads: int | None = None, hint: str = ""
 ) -> Loaded:
-    """Read a model of any kind, or that of the package, and how it speaks."""
-    if path is not None and not path.exists():
-        raise BadUse(f"{path}: there is no such file or directory")
+    """Read a model of any kind, and how it speaks."""
+    path = model_path(path, hint)
     if tokenizer is not None and not tokenizer.is_file():
         raise BadUse(f"--tokenizer {tokenizer}: there is no such file")
     own: texts.Tokens | None = Numbers() if ids else None
     if own is None and tokenizer is not None:
-        own = Published(read_text(tokenizer), str(tokenizer))
+        own = read_tokens(read_text(tokenizer), str(tokenizer))
     start = time.perf_counter()
-    chat, generation, where = None, None, str(path)
-    if path is None:
-        from minibit.language import shipped_model
-
-        model, vocabulary = shipped_model()
-        own = own or Characters(vocabulary)
-    elif path.is_dir():
-        model = checkpoint.load_bitnet(path)
-        chat, where = texts.template_of(path)
-        if (path / "generation_config.json").is_file():
-            generation = read_text(path / "generation_config.json")
-        file = path / "tokenizer.json"
-        if own is None and file.is_file():
-            own = Published(read_text(file), str(file))
-    elif starts(path, b"GGUF"):
-        model = checkpoint.load_gguf(path)
-        metadata = checkpoint.open_gguf(path).metadata
-        values = map(metadata.get, KEYS)
-        text, chat, generation = (v if isinstance(v, str) else None for v in values)
-        if own is None and text is not None:
-            own = Published(text, f"{path}: {KEYS[0]}")
-    elif starts(path, b"PK"):
-        from minibit.language import TrainedModel
-
-        trained = TrainedModel.load(path)
-        model, own = trained.model(), own or Characters(trained.vocabulary)
-    else:
-        raise BadUse(f"{path} is no directory, no GGUF file and no model of minibit's")
-    seconds = time.perf_counter() - start
+    source = read_model(path)
+    seconds, text = time.perf_counter() - start, source.text("tokenizer.json")
+    if own is None and text is not None:
+        own = read_tokens(text, source.place("tokenizer.json"))
     if own is None:
-        if not 256 <= model.config.vocab_size <= 512:
+        if not 256 <= source.model.config.vocab_size <= 512:
             raise BadUse(f"{path} has no tokenizer: give one by --tokenizer FILE")
         own = texts.Bytes()
-    stop = set(model.config.ends)
-    if generation is not None:
+    stop = set(source.model.config.ends)
+    if (generation := source.text("generation_config.json")) is not None:
         settings = checked_json(generation.encode(), f"the generation_config.json of {path}")
         ends = settings.get("eos_token_id")
         listed = ends if isinstance(ends, list) else [ends]
         stop |= {token for token in listed if isinstance(token, int)}
-    return Loaded(model, own, chat, where, stop, seconds, threads)
+    return Loaded(source.model, own, *source.template(), stop, seconds, threads)
 
 
 def _bos(loaded: Loaded) -> int | None:

@@ -20,6 +20,7 @@ from minibit.base import open_whole, shown
 from minibit.checkpoint import write_safetensors
 from minibit.cli import common
 from minibit.cli.common import BadUse, Force, Output, Plot, command, kilobytes, percent
+from minibit.cli.models import is_model, model_path, tell_about
 from minibit.datasets import Dataset, load_mnist, split
 from minibit.noise_step import digest as digest_of
 from minibit.steps import StepLog, compact, draws
@@ -101,8 +102,10 @@ def evaluate(
     accuracy = accuracy_of(log, log.replay(step), samples)
     name, count = _split_names(log)[split_name], len(samples[1])
     steps = len(log) if step is None else step
-    out.say(f"{percent(accuracy)} of {count} samples: {name}, after {steps} steps")
-    fields = {"split": split_name, "seen_in_training": name.endswith("(trained on)")}
+    out.say(f"{percent(accuracy)} of {count} {name} samples, after {steps} steps")
+    if name == "training" and split_name == "validation":
+        out.say("This run was trained on the validation samples, too.")
+    fields = {"split": split_name, "seen_in_training": name == "training"}
     return {"accuracy": accuracy, **fields, "samples": count, "steps": steps}
 
 
@@ -116,7 +119,10 @@ def history(
     ] = None,
     data: Data = None,
 ) -> dict[str, Any]:
-    """Measure the accuracy along the run, on the validation and on the test samples."""
+    """Measure the accuracy along the run, on the validation and on the test samples.
+
+    Where the run was trained on the validation samples, they are called training.
+    """
     common.check_plot(plot)
     log = open_log(out, log_path)
     points, accuracies = along_the_run(log, data_of(log, data), ["validation", "test"], every)
@@ -124,10 +130,12 @@ def history(
     lines = {names[name]: line for name, line in accuracies.items()}
     columns = [map(str, points), *(map(percent, line) for line in lines.values())]
     out.table(["step", *lines], list(map(list, zip(*columns, strict=True))))
+    trained_on = names["validation"] == "training"
+    if trained_on:
+        out.say("training: the last twelfth of the samples that the run was trained on", "dim")
     if plot is not None:
         plots.save(plots.history_figure(points, lines, title=log_path.name), plot)
         out.say(f"Drawn in {plot}.")
-    trained_on = names["validation"].endswith("(trained on)")
     return {"steps": points, **accuracies, "validation_seen_in_training": trained_on}
 
 
@@ -149,9 +157,16 @@ def along_the_run(
 
 
 @command
-def info(out: Output, log_path: Log) -> dict[str, Any]:
-    """Say what a log holds and where its bytes are, beside the weights that it stands for."""
-    log = open_log(out, log_path)
+def info(
+    out: Output,
+    path: Annotated[
+        Path, "FILE", "A log; or a model directory, a .gguf or a .npz file, or shipped."
+    ],
+) -> dict[str, Any]:
+    """Say what a log holds and where its bytes are, or what a language model is."""
+    if is_model(path):
+        return tell_about(out, model_path(path))
+    log = open_log(out, path)
     header, plan = log.header, log.plan
     is_long = plan.size > LONG_WEIGHTS or sum(draws(plan, s) for s in log.steps()) > LONG_DRAWS
     net, sizes = None if is_long else len(compact(log)), sizes_of(log)
@@ -310,9 +325,13 @@ def samples_of(log: StepLog, dataset: Dataset, split_name: str) -> Samples:
 
 
 def _split_names(log: StepLog) -> dict[str, str]:
-    """Name the splits for people: validation samples that were trained on are no judge."""
-    seen = " (trained on)" if log.header["data"]["split"] == "final" else ""
-    return {"test": "test", "validation": f"validation{seen}", "train": "train (trained on)"}
+    """Name the splits for people: what was trained on is training, whatever split it is of."""
+    seen = log.header["data"]["split"] == "final"
+    return {
+        "test": "test",
+        "validation": "training" if seen else "validation",
+        "train": "training",
+    }
 
 
 def accuracy_of(log: StepLog, params: Mapping[str, NDArray[Any]], samples: Samples) -> float:

@@ -19,7 +19,7 @@ from minibit.cli.common import (
     percent,
     whole_numbers,
 )
-from minibit.experiments import EXPERIMENTS, Experiment
+from minibit.experiments import EXPERIMENTS, Experiment, cpu_seconds, kept_runs
 from minibit.experiments import experiment as measure
 from minibit.plots import roofline_figure, save
 
@@ -74,7 +74,20 @@ def experiment(
     if name == "list":
         return {"experiments": _list(out, EXPERIMENTS)}
     check_choice("NAME", name, EXPERIMENTS)
-    results = measure(name, folder, _numbers(seeds), out.say)
+    numbers, runs = _numbers(seeds), folder / f"{name}.runs"
+    minutes = cpu_seconds(name, numbers) / 60
+    some = "1 seed" if len(numbers) == 1 else f"{len(numbers)} seeds"
+    out.say(f"{some}: about {minutes:.0f} minutes of CPU time, by the runs that are recorded.")
+    if kept := kept_runs(name, folder):
+        out.say(f"{len(kept)} runs are in {runs} from before; they are not repeated.")
+    else:
+        out.say(f"Each run is kept in {runs} as it ends.")
+    try:
+        results = measure(name, folder, numbers, out.say)
+    except KeyboardInterrupt:
+        count = len(kept_runs(name, folder))
+        again = "the same command goes on from there"
+        raise RuntimeError(f"stopped; {count} runs are kept in {runs}: {again}") from None
     out.say(f"wrote {folder / f'{name}.json'}")
     return results
 

@@ -133,7 +133,7 @@ def fork(
         new = log.fork(at, out_path, seed, entry)
     with_data = f" --data {data}" if data is not None else ""
     out.say(f"{at} of {len(log)} steps: {out_path}")
-    out.say(f"Go on with:  minibit train --resume --out {out_path}{with_data}")
+    out.say(f"Go on with:  {common.this_command()} train --resume --out {out_path}{with_data}")
     digest = new.digest()
     out.facts({"digest": digest})
     fields = {"seed": new.seed_ahead(), "steps": at, "digest": digest}

@@ -1,8 +1,8 @@
 """Between text and tokens: tokenizers, whole characters in a stream, chat templates.
 
-A model directory brings its ``tokenizer.json``, which the ``tokenizers`` package reads. Models of
-our own bring a list of characters. A model with neither, but 256 to 512 tokens, is taken to
-speak bytes: token b below 256 is byte b of UTF-8.
+A model directory brings its ``tokenizer.json``, which the ``tokenizers`` package reads; one whose
+tokens are single characters, as those of our own models, needs no package. A model with none, but
+256 to 512 tokens, is taken to speak bytes: token b below 256 is byte b of UTF-8.
 
 Chat templates are published as programs in a template language. Three of them are rendered here by
 name instead (`TEMPLATES`), without running anything of a stranger's. Their markers become single
@@ -20,12 +20,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from minibit.base import checked_json, read_whole
-
-if TYPE_CHECKING:
-    from minibit.language import Vocabulary
+from minibit.language import Vocabulary
 
 MOST = 1 << 26  # bytes of a tokenizer or of its settings
 WINDOW = 64  # tokens that are looked at once more, if none of them ends in a whole character
@@ -168,6 +166,12 @@ class Characters:
         return None if token < 0 else token
 
 
+def read_tokens(text: str, where: str) -> Tokens:
+    """Return the tokenizer of a ``tokenizer.json``; one of single characters needs no package."""
+    vocabulary = Vocabulary.of_tokenizer(text)
+    return Characters(vocabulary) if vocabulary else Published(text, where)
+
+
 class Bytes:
     """Tokens that are the bytes of UTF-8; what lies above 255 has no text."""
 
@@ -305,18 +309,6 @@ MARKERS = {  # what tells a template apart, the first that fits
     "chatml": ("<|im_start|>",),
     "bitnet": ("capitalize", "<|eot_id|>"),
 }
-
-
-def template_of(folder: Path) -> tuple[str | None, str]:
-    """Return the chat template of a model directory, or None, and the file that it lies in.
-
-    That is ``chat_template.jinja``, or ``tokenizer_config.json`` with a ``chat_template``.
-    """
-    source = folder / "chat_template.jinja"
-    if source.is_file():
-        return read_text(source), str(source)
-    source = folder / "tokenizer_config.json"
-    return chat_template(read_text(source), str(source)) if source.is_file() else None, str(source)
 
 
 def chat_template(text: str, where: str) -> str | None:

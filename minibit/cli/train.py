@@ -5,27 +5,19 @@ from __future__ import annotations
 import math
 import os
 import shlex
-import shutil
-import signal
-import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
-from rich.table import Column
 
 from minibit import plots, training
 from minibit.cli import common
 from minibit.cli.common import BadUse, Force, Output, Plot, command, kilobytes, percent
 from minibit.cli.crew import check_crew, crew
 from minibit.cli.logs import along_the_run, open_log
+from minibit.cli.progress import RunProgress, clock
 from minibit.cluster import ClusterProgress, ClusterResult, train_on
 from minibit.datasets import Dataset, load_mnist
 from minibit.steps import StepLog
@@ -33,7 +25,13 @@ from minibit.steps import StepLog
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_OUT = "model.steps"
+PARTS = (  # of the line of progress
+    (0, "loss {loss}"),
+    (60, "batch accuracy {accuracy}"),
+    (36, "{left} left"),
+    (74, "log {log}"),
+)
+ON_WORKERS = (*PARTS, (120, "{traffic}"))
 
 
 @command
@@ -45,7 +43,7 @@ def train(
         int | None, typer.Option(min=1, help="Stop after so many; default: the preset's number.")
     ] = None,
     out_path: Annotated[
-        Path | None, "--out", f"Log; default {_OUT}, or the first free model-2.steps, ..."
+        Path | None, "--out", f"Log; default {common.OUT}, or the first free model-2.steps, ..."
     ] = None,
     resume: Annotated[bool, "Go on with a log that was interrupted."] = False,
     force: Force = False,
@@ -92,7 +90,7 @@ def train(
         raise BadUse(f"--seed must be below 2**64, got {seed}")
     if resume:
         asked = {"--preset": preset, "--seed": seed, "--split": split, "--widths": widths}
-        _check_resumed(out, path, asked)
+        _check_resumed(out, path, asked, steps)
     on_workers = check_crew(workers, scheduler, threads, check, cut)
     common.check_plot(plot)
     if plot is not None and plot.absolute() == path.absolute():
@@ -162,74 +160,31 @@ def _is_same(path: Path, old: Path) -> bool:
     return old.exists() and path.exists() and old.samefile(path)
 
 
-class _TrainingProgress:
-    """The progress of a training run: shown, remembered for the plot, and stopped by Ctrl-C.
+class _TrainingProgress(RunProgress):
+    """The progress of a training run, remembered for the plot.
 
-    After the first report, a first Ctrl-C stops the run at the next one, half a second later or
-    when a long step ends; any other stops it at once, and the step that is under way is lost. Steps
-    that have ended are logged and measured, and their result is printed as at the end of a run,
-    with status 1. Where standard error is no terminal, a line every ten seconds takes the bar's
-    place.
+    Half a second lies between two reports, or one long step. After a first Ctrl-C the step ends; at
+    another, the step that is under way is lost. Steps that have ended are logged and measured, and
+    their result is printed as at the end of a run, with status 1.
     """
 
     def __init__(self, on_workers: bool = False) -> None:
-        self.points: list[training.Progress] = []
-        self._console = Console(stderr=True, highlight=False)
-        self._live = self._console.is_terminal
-        self._bar = Progress(
-            *_columns(self._console.width, on_workers),
-            console=self._console,
-            transient=True,
-            expand=False,
-        )
         begin = "starting workers, " if on_workers else ""
         begin += "reading data, compiling what is not compiled yet"
-        self._status = self._console.status(begin)
-        self._task: TaskID | None = None
-        self._said = time.monotonic()
-        self._stop = False
-        self._before: Any = None
-
-    def __enter__(self) -> _TrainingProgress:
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._interrupt)
-        if self._live:
-            self._status.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._status.stop()
-        self._bar.stop()
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        super().__init__(begin, ON_WORKERS if on_workers else PARTS)
+        self.points: list[training.Progress] = []
 
     def show(self, progress: training.Progress) -> None:
         """Show where the run stands; stop it if Ctrl-C was pressed."""
         self.points.append(progress)
-        if self._stop:
-            raise KeyboardInterrupt
-        if self._live:
-            fields: dict[str, Any] = {
-                "loss": f"{progress.loss:.3f}",
-                "accuracy": f"{100 * progress.accuracy:.1f}%",
-                "left": clock(progress.remaining),
-                "log": kilobytes(progress.log_bytes),
-                "traffic": _traffic(progress),
-            }
-            if self._task is None:
-                self._status.stop()
-                self._bar.start()
-                self._task = self._bar.add_task("", total=progress.steps, **fields)
-            self._bar.update(self._task, completed=progress.step, **fields)
-        elif time.monotonic() - self._said >= 10:
-            self._said = time.monotonic()
-            self._console.print(
-                f"step {progress.step} of {progress.steps}, loss {progress.loss:.3f}, "
-                f"batch accuracy {percent(progress.accuracy)}, {clock(progress.remaining)} left, "
-                f"log {kilobytes(progress.log_bytes)}"
-                + (f", {traffic}" if (traffic := _traffic(progress)) else ""),
-                soft_wrap=True,
-            )
+        fields = {
+            "loss": f"{progress.loss:.3f}",
+            "accuracy": f"{100 * progress.accuracy:.1f}%",
+            "left": clock(progress.remaining),
+            "log": kilobytes(progress.log_bytes),
+            "traffic": _traffic(progress),
+        }
+        self.report(progress.step, progress.steps, fields)
 
     def figure(self, result: training.TrainResult, path: Path, dataset: Dataset) -> Figure:
         """Draw the losses that were shown, and the accuracy along the run, out of the log."""
@@ -238,11 +193,6 @@ class _TrainingProgress:
         shown = [point.step for point in self.points], [point.loss for point in self.points]
         title = f"{result.preset}, seed {result.seed}"
         return plots.training_figure(*shown, steps, accuracies, title=title)
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._stop or not self.points:
-            raise KeyboardInterrupt
-        self._stop = True
 
 
 def _traffic(progress: training.Progress) -> str:
@@ -254,46 +204,12 @@ def _traffic(progress: training.Progress) -> str:
     return f"{some}, {up} up, {down} down"
 
 
-def _columns(width: int, on_workers: bool = False) -> list[ProgressColumn]:
-    """Choose what fits on one line of the terminal: the bar is the first to go."""
-    texts = (  # the width from which on a column is there, and its template
-        (0, "{task.completed}/{task.total}"),
-        (0, "loss {task.fields[loss]}"),
-        (60, "batch accuracy {task.fields[accuracy]}"),
-        (36, "{task.fields[left]} left"),
-        (74, "log {task.fields[log]}"),
-        *([(120, "{task.fields[traffic]}")] if on_workers else []),
-    )
-    columns: list[ProgressColumn] = [
-        TextColumn(template, table_column=Column(no_wrap=True))
-        for least, template in texts
-        if width >= least
-    ]
-    if width >= 84:
-        taken = 118 if on_workers and width >= 120 else 74
-        columns.insert(1, BarColumn(bar_width=min(max(width - taken, 4), 40)))
-    return columns
-
-
-def clock(seconds: float) -> str:
-    """Write a duration for people: ``8 s``, ``1:23``, ``2:00:00`` or, if it is not known, ``?``."""
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, rest = divmod(math.ceil(seconds), 60)
-    if not minutes:
-        return f"{rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def _log_path(path: Path | None, resume: bool, force: bool) -> Path:
     """Choose the log: the one of ``--out``, or the default name that is free (to resume: last)."""
     if resume and force:
         raise BadUse("--resume goes on with a log and --force overwrites it: choose one")
     if path is None:
-        names = [Path(_OUT)]
-        while names[-1].exists():
-            names.append(Path(f"model-{len(names) + 1}.steps"))
+        names = common.default_logs()
         path = names[-2:][0] if resume else names[0] if force else names[-1]
     if resume:
         if not path.is_file():
@@ -306,8 +222,11 @@ def _log_path(path: Path | None, resume: bool, force: bool) -> Path:
     return path
 
 
-def _check_resumed(out: Output, path: Path, options: dict[str, Any]) -> None:
-    """Refuse options that a resumed log has settled otherwise; say what is cut off its end."""
+def _check_resumed(out: Output, path: Path, options: dict[str, Any], steps: int | None) -> None:
+    """Refuse options that a resumed log has settled otherwise; say what is cut off its end.
+
+    A log that has all the steps it is to have is told, too.
+    """
     log = open_log(out, path)
     header = training.training_header(log)
     settled = {
@@ -323,6 +242,9 @@ def _check_resumed(out: Output, path: Path, options: dict[str, Any]) -> None:
     if log.warning:
         rest = path.stat().st_size - log.nbytes
         out.warn(f"--resume cuts the last {rest} bytes off and goes on after step {len(log)}")
+    if len(log) >= (wanted := steps or header["recipe"]["steps"]):
+        all_of = "all of its" if wanted == len(log) == header["recipe"]["steps"] else "already"
+        out.say(f"Nothing to do: {path} has {all_of} {len(log)} steps.", style="bold")
 
 
 def _summary(
@@ -350,8 +272,8 @@ def _summary(
     if plot:
         out.say(f"Loss and accuracy are drawn in {plot}.")
     if result.interrupted:
-        out.say(f"Go on with:  {_command()} train --resume --out {options}")
-    out.say(f"Replay with: {_command()} replay {options}")
+        out.say(f"Go on with:  {common.this_command()} train --resume --out {options}")
+    out.say(f"Replay with: {common.this_command()} replay {options}")
 
 
 def _shared(result: training.TrainResult) -> dict[str, str]:
@@ -360,14 +282,3 @@ def _shared(result: training.TrainResult) -> dict[str, str]:
         return {}
     up, down = (kilobytes(round(count)) for count in result.traffic.per_step)
     return {"workers": f"{result.workers}; per step {up} up and {down} down, all of them together"}
-
-
-def _command() -> str:
-    """Return the command that this process was started with, as one would type it again."""
-    started = Path(sys.argv[0])
-    if started.name == "__main__.py":
-        return f"{shlex.quote(Path(sys.executable).name)} -m minibit"
-    on_path = shutil.which(started.name)
-    if on_path and started.exists() and started.samefile(on_path):  # argv[0] may be relative
-        return started.name
-    return shlex.quote(str(started))

@@ -14,9 +14,10 @@ from typing import Any
 
 from minibit.base import one_of
 from minibit.bench.processes import call, environment
+from minibit.experiments.price import cpu_seconds
 from minibit.experiments.runs import Runs, Say, write_json
 
-__all__ = ["EXPERIMENTS", "Experiment", "experiment"]
+__all__ = ["EXPERIMENTS", "Experiment", "cpu_seconds", "experiment", "kept_runs"]
 
 
 @dataclass(frozen=True)
@@ -75,3 +76,8 @@ def experiment(
     if runs is None:
         shutil.rmtree(folder)
     return content
+
+
+def kept_runs(name: str, out: str | Path) -> list[Path]:
+    """List the runs that an interrupted experiment has kept, and will not repeat."""
+    return sorted((Path(out) / f"{name}.runs" / name).glob("*.json"))

@@ -139,6 +139,8 @@ def noise_step_run(folder: Path, seed: int) -> Row:
     with TemporaryDirectory() as scratch:
         path = Path(scratch) / "run.steps"
         result = train(PRESET, seed, path, threads=1)
+        if result.interrupted:  # part of a run is no measurement
+            raise KeyboardInterrupt
         log = StepLog.open(path)
         share = np.cumsum(result.step_seconds) / np.sum(result.step_seconds)
         marks = [n for n in range(1, result.steps) if n & (n - 1) == 0]

@@ -5,7 +5,7 @@ from minibit.language.loop import descend, train_language, train_params
 from minibit.language.losses import evaluate_loss, loss_and_gradient
 from minibit.language.optimizer import Optimizer
 from minibit.language.recipes import LINEAR, SIZES, Recipe, Weights, learning_rate, recipe
-from minibit.language.shipped import shipped_model
+from minibit.language.shipped import shipped_folder, shipped_model
 from minibit.language.trained import TrainedModel
 from minibit.language.writing import write_text
 
@@ -24,6 +24,7 @@ __all__ = [
     "learning_rate",
     "loss_and_gradient",
     "recipe",
+    "shipped_folder",
     "shipped_model",
     "shipped_text",
     "train_language",

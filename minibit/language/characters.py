@@ -5,13 +5,14 @@ Every model of one seed sees the same characters in the same order.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.base import integer_array
+from minibit.base import integer_array, parse_object
 from minibit.datasets import load_text
 from minibit.noise import BATCH, integers
 
@@ -61,6 +62,39 @@ class Vocabulary:
         """Return the characters of tokens, joined; one out of range is a ValueError."""
         indices = integer_array("tokens", np.ravel(tokens), 0, len(self) - 1)
         return "".join(self.characters[i] for i in indices)
+
+    def tokenizer(self) -> str:
+        """Return a ``tokenizer.json`` whose tokens are the characters.
+
+        Byte-pair encoding without a merge: what it begins with, single characters, is where it
+        ends.
+        """
+        absent = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor")
+        vocab = {character: i for i, character in enumerate(self.characters)}
+        fields: dict[str, Any] = {"version": "1.0", "added_tokens": [], **dict.fromkeys(absent)}
+        fields |= {"decoder": {"type": "Fuse"}}
+        fields |= {"model": {"type": "BPE", "vocab": vocab, "merges": []}}
+        return json.dumps(fields, ensure_ascii=False, indent=1) + "\n"
+
+    @classmethod
+    def of_tokenizer(cls, text: str) -> Vocabulary | None:
+        """Return the vocabulary of which `tokenizer` makes this ``tokenizer.json``, or None.
+
+        Examples
+        --------
+        >>> Vocabulary.of_tokenizer(Vocabulary("abn").tokenizer())
+        Vocabulary(characters='abn')
+        >>> Vocabulary.of_tokenizer("{}") is None
+        True
+        """
+        if '"merges": []' not in text:
+            return None
+        try:
+            fields = parse_object(text.encode())
+            vocabulary = cls("".join(fields["model"]["vocab"]))
+            return vocabulary if json.loads(vocabulary.tokenizer()) == fields else None
+        except (ValueError, KeyError, TypeError):
+            return None
 
 
 def shipped_text() -> tuple[Vocabulary, Tokens, Tokens]:

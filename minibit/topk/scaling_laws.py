@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minibit.base import number, refuse_entries
+from minibit.base import install, number, refuse_entries
 from minibit.tape import value_and_grad
 
 __all__ = [
@@ -246,9 +246,7 @@ def _minimise(
     try:
         from scipy.optimize import minimize
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "the fit needs SciPy: pip install 'minibit[app]'", name="scipy"
-        ) from error
+        raise ModuleNotFoundError(f"the fit needs SciPy: {install('app')}", name="scipy") from error
 
     log_n, rest, log_loss = np.log(N), 1 / (1 - S), np.log(losses)
 

@@ -320,7 +320,7 @@ class _Run:
             self.warm_up()
             begin, cpu = time.perf_counter(), time.process_time()
             last_report = begin
-            if self.steps and (recipe.density_by_loss or not self.remote):
+            if 0 < self.steps < total and (recipe.density_by_loss or not self.remote):
                 self.course.retrace(self.log, threads)
             while self.steps < total:
                 step_begin = time.perf_counter()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.base import CheckpointError, first_not_finite, to_bfloat16, widen
+from minibit.base import CheckpointError, first_not_finite, install, to_bfloat16, widen
 from minibit.checkpoint.gguf.container import (
     BF16,
     BLOCKS,
@@ -104,7 +104,7 @@ def read_floats(file: GGUFFile, tensor: Tensor, rows: slice = slice(None)) -> ND
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
     except ImportError as error:
-        message = f"{file.path}: {tensor.name} of type {name} needs gguf: pip install minibit[app]"
+        message = f"{file.path}: {tensor.name} of type {name} needs gguf: {install('app')}"
         raise ImportError(message) from error
     floats = np.empty(shape, np.float32)
     for span in _spans(len(raw)):
