@@ -431,7 +431,7 @@ def test_the_model_in_the_package_is_that_of_the_experiment():
     loss = evaluate_loss(model.config, model.params, validation, linear=packed_linear)
     assert loss == pytest.approx(run["validation_loss"], abs=1e-4)
     for page in ("README.md", "docs/getting_started.md", "docs/reference/language.md"):
-        assert f"{loss:.3f} nats a character" in (ROOT / page).read_text()
+        assert f"{loss:.3f} nats per character" in (ROOT / page).read_text()
 
 
 def test_threads_are_one_at_least():
