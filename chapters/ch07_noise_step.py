@@ -119,6 +119,68 @@ print(f"validation accuracy after 100 steps of {K} perturbations: {accuracy:.1%}
 assert accuracy > 0.5
 
 # %% [markdown]
+# Here is one step, on the 24 x 24 weights between the two hidden layers alone, with eight
+# perturbations. **Perturb:** each square is one of them; blue is +1, orange is -1. **Measure:** the
+# bars are the alignments. **Keep:** the four bars that reach the dashed lines, the median size, are
+# kept, each against its slope; the other four are forgotten. On the right, the weights before the
+# step and after it.
+
+# %% tags=["hide-input"]
+floats = {name: w.astype(np.float32) for name, w in first.items()}
+offsets, positions, signs = noise.sparse_noise_many(SEED, 4, range(8), 24 * 24, 0.015)
+v = np.zeros((8, 24 * 24), np.float32)
+v[np.repeat(np.arange(8), np.diff(offsets)), positions] = signs
+v = v.reshape(8, 24, 24)  # (perturbations, n_out, n_in)
+x, y = small_x[:256], train_y[:256]
+_, a = jvp_batch(
+    lambda w: cross_entropy(small_net({**floats, "w2": w}, x), y), (floats["w2"],), (v,)
+)
+median = np.median(np.abs(a))
+terns = keep_terns(a, np.zeros(8), "absolute")
+after = np.clip(floats["w2"] - np.tensordot(terns, v, 1), -1, 1)
+assert np.count_nonzero(terns) == 4
+
+fig = plt.figure(figsize=(9.6, 4.4))
+grid = fig.add_gridspec(3, 10, height_ratios=(1, 1.1, 1))
+
+
+def trits(place, matrix, title="", note=""):
+    """Draw a matrix of trits: blue +1, orange -1."""
+    axes = fig.add_subplot(place)
+    for value, colour in ((1, plots.PALETTE[0]), (-1, plots.PALETTE[1])):
+        rows, columns = np.nonzero(matrix == value)
+        axes.plot(columns, rows, "s", color=colour, markersize=2.2)
+    axes.set(xticks=[], yticks=[], xlim=(-1, 24), ylim=(24, -1), aspect="equal")
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel(note, fontsize=9)
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+        spine.set_alpha(0.4)
+    return axes
+
+
+for k in range(8):
+    above = trits(grid[0, k], v[k], f"$v_{k + 1}$")
+    below = trits(
+        grid[2, k],
+        -terns[k] * v[k],
+        note=f"$c_{k + 1}$ = {terns[k]:+d}" if terns[k] else f"$c_{k + 1}$ = 0",
+    )
+    if k == 0:
+        above.set_ylabel("perturb")
+        below.set_ylabel("keep")
+bars = fig.add_subplot(grid[1, :8])
+bars.bar(np.arange(8), 1000 * a, 0.6, color=[plots.PALETTE[2] if c else "#888888" for c in terns])
+for sign in (1, -1):
+    bars.axhline(sign * 1000 * median, color="#888888", linestyle="--", linewidth=1)
+bars.axhline(0, color="#888888", linewidth=0.8)
+bars.set(xticks=[], xlim=(-0.5, 7.5), ylabel="alignment\n(millinats)")
+trits(grid[0, 8:], floats["w2"], "weights before")
+trits(grid[2, 8:], after, note="weights after")
+fig.suptitle("A step: perturb, measure, keep")
+
+# %% [markdown]
 # `NoiseStep` is this step for any pure function of parameters and inputs. For `MLP` it measures
 # with faster kernels (chapter 7b). All three sum in different orders, so their alignments differ in
 # the last bits. But a tern depends only on the sign of its alignment and on its rank among the

@@ -26,7 +26,7 @@ import numpy as np
 from minibit import noise, plots, training
 from minibit.absmean import fake_quant_activation
 from minibit.datasets import load_mnist, split
-from minibit.dual import jvp_batch
+from minibit.dual import jvp, jvp_batch
 from minibit.layers import (
     cross_entropy,
     init_mlp,
@@ -170,6 +170,64 @@ error = np.abs(alignments[checked] - direct).max() / np.abs(direct).max()
 count = sum(t.shape[1] for t in tangents)
 print(f"{count} tangents for {size:,} weights; largest error {error:.1e}")
 assert error < 1e-12
+
+# %% [markdown]
+# The formula, drawn for one image and one unit of the last hidden layer. (1) The unit is pushed by 1.
+# (2) Layer norm answers in all units: it subtracts a share of the common rise, $\bar u$ (orange),
+# and a share of the common factor, $\overline{\hat z u}$ (green). (3) Closed units pass nothing.
+# (4) The next matrix hands the rest to the logits of the ten digits. (5) Each colour followed to
+# the loss: the push itself, less $\bar u A$, less $\overline{\hat z u} B$. What is left is the unit
+# tangent $t_j$.
+
+# %% tags=["hide-input"]
+w1, w2, w3 = doubles.values()
+image, label = x[0], y[:1]
+h = relu(layer_norm((w1 @ image)[None]))[0]  # (24,)
+z = w2 @ h  # (24,)
+r = 1 / np.sqrt(z.var() + 1e-5)
+hat = r * (z - z.mean())
+on = hat > 0
+j = int(np.argsort(hat)[-2])  # an open unit, far from the mean
+u = np.eye(24)[j]
+shares = {  # what layer norm makes of the push
+    "the push": r * u,
+    r"less $\bar u$": np.full(24, -r * u.mean()),
+    r"less $\hat z\,\overline{\hat z u}$": -r * hat * (u * hat).mean(),
+}
+
+
+def rest(logits):
+    """The loss of the image."""
+    return cross_entropy(logits[None], label)
+
+
+logits = w3 @ np.maximum(hat, 0)
+slopes = [
+    float(jvp(rest, (logits,), (w3 @ (on * share),))[1]) for share in shares.values()
+]  # r F(W(m u)), - r mean(u) A, - r mean(z_hat u) B
+assert np.isclose(sum(slopes), tangents[1][0, j])
+
+fig, panels = plt.subplots(1, 5, figsize=(11, 2.7), width_ratios=(1, 1, 1, 1, 0.9))
+units = np.arange(24)
+panels[0].bar(units, u, 0.8)
+below, above = np.zeros(24), np.zeros(24)
+for colour, share in zip(plots.PALETTE[:3], shares.values(), strict=False):
+    foot = np.where(share < 0, below, above)
+    panels[1].bar(units, share, 0.8, bottom=foot, color=colour)
+    below, above = below + np.minimum(share, 0), above + np.maximum(share, 0)
+moved = sum(shares.values())
+panels[2].bar(units, np.where(on, moved, 0), 0.8, color=plots.PALETTE[5])
+panels[3].bar(range(10), w3 @ (on * moved), 0.8, color=plots.PALETTE[5])
+feet = np.cumsum([0, *slopes[:2]])
+panels[4].bar(range(3), slopes, 0.7, bottom=feet, color=plots.PALETTE[:3])
+panels[4].bar(3, sum(slopes), 0.7, color=plots.PALETTE[3])
+panels[4].set_xticks(range(4), ["push", "$A$", "$B$", "$t_j$"])
+titles = ("push one unit", "layer norm", "ReLU", "next matrix", "at the loss")
+for number, (panel, title) in enumerate(zip(panels, titles, strict=True), start=1):
+    panel.axhline(0, color="#888888", linewidth=0.8)
+    panel.set_title(f"{number}. {title}", loc="left")
+    panel.set_xlabel({4: "digit", 5: ""}.get(number, "unit"))
+fig.suptitle("One push on its way to the loss")
 
 # %% [markdown]
 # In full openness: with *all* units drawn, `alignments` is the gradient of the loss, entry by

@@ -19,7 +19,7 @@ import dataclasses
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minibit import plots
+from minibit import diagrams, plots
 from minibit.language import SIZES, recipe, train_language
 from minibit.layers import rms_norm
 from minibit.results import load_results
@@ -66,7 +66,50 @@ for name, shape in list(param_shapes(config).items())[:13]:
 # with the norm $N(x) = g\, x / \sqrt{\overline{x^2} + \varepsilon}$, where $g$ is a learnt gain.
 # The seven matrices $W$ of a block are ternary. The embedding, the norms and the stream $x$ stay
 # float.
-#
+
+# %% [markdown]
+# A block in a picture. Blue boxes hold the ternary matrices; a small 8 marks activations that are
+# rounded to 8 bits on the way in. Everything else is float. Each half adds what it computes to the
+# stream.
+
+# %% tags=["hide-input"]
+axes = diagrams.drawing(10.4, 3.0, "A BitNet block: attention above, the gated unit below")
+BLUE, ORANGE, GREEN, PINK, *_ = plots.PALETTE
+ROWS = {
+    2.15: (
+        ("N", GREEN),
+        ("$W_q\\ W_k\\ W_v$", BLUE),
+        ("RoPE on q, k", ORANGE),
+        ("attention", ORANGE),
+        ("N", GREEN),
+        ("$W_o$", BLUE),
+    ),
+    0.55: (
+        ("N", GREEN),
+        ("$W_{gate}\\ W_{up}$", BLUE),
+        ("max(gate, 0)²", ORANGE),
+        ("times up", ORANGE),
+        ("N", GREEN),
+        ("$W_{down}$", BLUE),
+    ),
+}
+for y, row in ROWS.items():
+    before = diagrams.box(axes, 0.55, y, "stream $x$", width=0.9, colour="#888888")
+    start, x = before, 1.55
+    for text, colour in row:
+        width = 0.5 if text == "N" else 1.25
+        x += width / 2
+        after = diagrams.box(axes, x, y, text, width=width, colour=colour)
+        diagrams.arrow(axes, before.right, after.left, "8" if colour == BLUE else "")
+        before, x = after, x + width / 2 + 0.35
+    plus = diagrams.box(axes, x + 0.1, y, "+", width=0.4, colour=PINK)
+    diagrams.arrow(axes, before.right, plus.left)
+    diagrams.arrow(
+        axes, start.top, plus.top, "the stream stays float", bend=-0.12, offset=(0, 0.62)
+    )
+    diagrams.arrow(axes, plus.right, (plus.right[0] + 0.4, y))
+
+# %% [markdown]
 # ## Positions that only differ
 #
 # Attention compares a **query**, what a token looks for, with the **keys** of other tokens by a

@@ -41,8 +41,17 @@ ORDER = (
     *("transformer", "checkpoint", "topk", "nf4", "lora", "cluster"),
 )
 SUPPORT = (
-    *("datasets", "training", "language", "counting", "plots", "results", "experiments", "bench"),
-    *("cli", "conformance"),
+    *(
+        "datasets",
+        "training",
+        "language",
+        "counting",
+        "plots",
+        "diagrams",
+        "results",
+        "experiments",
+    ),
+    *("bench", "cli", "conformance"),
 )
 
 # Which room a public name comes from, so that one name imports one room.

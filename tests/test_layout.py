@@ -50,6 +50,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "language": 790,
     "counting": 300,
     "plots": 295,
+    "diagrams": 125,
     "results": 100,
     "experiments": 1_520,
     "bench": 1_625,
@@ -57,7 +58,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "conformance": 10_490,
     "": 200,  # the face of the package
 }
-ALL_LINES = 44_500  # and each idea that is added brings its own
+ALL_LINES = 44_900  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:
