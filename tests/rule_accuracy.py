@@ -78,6 +78,8 @@ def two(first: Callable[..., Any], second: Callable[..., Any], *functions: Any) 
 
 
 def _share(t: Any) -> Any:
+    if abs(t) > 1e5:  # then it is 0 or 1 to more digits than are compared
+        return mpf(t < 0)
     return 1 / (1 + mp.exp(t))
 
 

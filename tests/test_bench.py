@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -60,28 +59,41 @@ def test_a_report_is_json_with_its_verdicts():
     assert fields["passed"] is False
 
 
-def test_candidates_take_turns():
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that shows what its first entry says."""
+    shown = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: shown[0])
+    return shown
+
+
+def test_candidates_take_turns(clock):
     """Warm-ups first, then one call of each, round after round, each timed."""
     calls = []
+
+    def work(name, seconds):
+        calls.append(name)
+        clock[0] += seconds
+
     times = bench.interleaved(
-        {"a": lambda: calls.append("a"), "b": lambda: (calls.append("b"), time.sleep(0.002))},
+        {"a": lambda: work("a", 1), "b": lambda: work("b", 2)},
         seconds=0,
         least_rounds=3,
         warmups=1,
     )
     assert calls == ["a", "b", "a", "b", "a", "b", "a", "b"]
-    assert [len(samples) for samples in times.values()] == [3, 3]
-    assert times["b"].min() >= 0.002 > np.median(times["a"])
+    assert {name: samples.tolist() for name, samples in times.items()} == {
+        "a": [1, 1, 1],
+        "b": [2, 2, 2],
+    }
 
 
-def test_a_turn_may_warm_and_time_several_calls(monkeypatch):
+def test_a_turn_may_warm_and_time_several_calls(clock):
     """Untimed calls come first; the mean of the timed ones is a round's time."""
     calls = []  # a takes one second each time, b as many as it was called before
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: seconds[0])
-    seconds = [0.0]
 
     def work(name):
-        seconds[0] += 1 if name == "a" else calls.count("b")
+        clock[0] += 1 if name == "a" else calls.count("b")
         calls.append(name)
 
     times = bench.interleaved(
@@ -96,10 +108,14 @@ def test_a_turn_may_warm_and_time_several_calls(monkeypatch):
     assert times["b"].tolist() == [(1 + 2 + 3) / 3, (5 + 6 + 7) / 3]
 
 
-def test_rounds_go_on_until_the_time_is_used():
-    """At least the seconds asked for."""
-    times = bench.interleaved({"a": lambda: time.sleep(0.001)}, seconds=0.05, least_rounds=1)
-    assert 5 < len(times["a"]) <= 50
+def test_rounds_go_on_until_the_time_is_used(clock):
+    """At least the seconds asked for, and no round more."""
+
+    def work():
+        clock[0] += 0.25
+
+    times = bench.interleaved({"a": work}, seconds=5, least_rounds=1)
+    assert times["a"].tolist() == [0.25] * 20
 
 
 def test_nothing_to_time_is_an_error():

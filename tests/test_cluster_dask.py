@@ -117,7 +117,8 @@ def test_a_run_whose_scheduler_dies_ends_and_goes_on_from_its_log(tmp_path, data
     """The error says so; with another scheduler the run ends as an undisturbed one."""
     from distributed import Client
 
-    result = serial(tmp_path / "a.steps", data, "small", **LONG)
+    fields = {**SHORT, "steps": 64, "total_steps": 64}
+    result = serial(tmp_path / "a.steps", data, "small", **fields)
     out, options = tmp_path / "b.steps", {"data": data, "patience": 5}
     processes = []
 
@@ -133,18 +134,19 @@ def test_a_run_whose_scheduler_dies_ends_and_goes_on_from_its_log(tmp_path, data
         return file
 
     def kill(progress):
-        if progress.step < 160:
+        if progress.step < 64:
             processes[0].kill()
 
     try:
-        with Client(scheduler_file=str(start(0)), timeout=10) as one:
+        first, second = start(0), start(1)  # one is ready when the other has died
+        with Client(scheduler_file=str(first), timeout=60) as one:
             one.wait_for_workers(2, timeout=60)
             with pytest.raises(RuntimeError, match=r"lost|no worker|no answer"):
-                train_on(one, "small", 3, out, progress=kill, **options, **LONG)
-        assert 0 < len(StepLog.open(out)) < 160
-        with Client(scheduler_file=str(start(1)), timeout=60) as one:
+                train_on(one, "small", 3, out, progress=kill, **options, **fields)
+        assert 0 < len(StepLog.open(out)) < 64
+        with Client(scheduler_file=str(second), timeout=60) as one:
             one.wait_for_workers(2, timeout=60)
-            ours = train_on(one, "small", 3, out, resume=True, steps=160, **options)
+            ours = train_on(one, "small", 3, out, resume=True, steps=64, **options)
         assert ours.digest == result.digest
     finally:
         for process in processes:

@@ -25,7 +25,7 @@ from test_cluster import SHORT, data  # noqa: F401
 pytest.importorskip("distributed")
 pytestmark = pytest.mark.skipif(not compiled(), reason="once, with kernels, is enough of processes")
 DELAY, LOSS = 0.05, 0.01
-FEW = {**SHORT, "steps": 24, "total_steps": 24}
+FEW = {**SHORT, "steps": 16, "total_steps": 16}
 FIRST = 6  # steps in which workers compile, and connections are made
 PARTS = ("scheduler", "a", "b", "client")
 RELAY = """

@@ -396,14 +396,18 @@ def test_a_child_that_is_forked_as_work_ends_has_its_outcome(monkeypatch):
     def fork(*_):
         ended.wait(60)
         children.append(os.fork())
-        forked.set()
+        if children[0]:  # in the child, the event's own lock may be taken for ever
+            forked.set()
+
+    def work():  # from here on the thread runs for which the signal's handler waits
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        return 7
 
     ended, forked, children = threading.Event(), threading.Event(), []
     monkeypatch.setattr(interrupts, "_waiting", Waiting())
     before = signal.signal(signal.SIGALRM, fork)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-        outcome = uninterrupted(lambda: 7)
+        outcome = uninterrupted(work)
         while not children:
             time.sleep(0.001)
         if children == [0]:
@@ -422,12 +426,18 @@ def test_a_child_that_is_forked_as_work_ends_has_its_outcome(monkeypatch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork with threads: the point here
 def test_a_child_forked_by_a_handler_does_not_wait_for_the_parents_thread():
     """The work goes on in the parent alone, and the child says so."""
+
+    def work():  # until the main thread has forked
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        limit = time.monotonic() + 60
+        while not children and time.monotonic() < limit:
+            time.sleep(0.001)
+
     children = []
     before = signal.signal(signal.SIGALRM, lambda *_: children.append(os.fork()))
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.02)
         try:
-            uninterrupted(lambda: time.sleep(0.1))
+            uninterrupted(work)
         except ChildProcessError:
             os._exit(7)
     finally:

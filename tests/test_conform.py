@@ -87,7 +87,7 @@ def test_a_wrong_variant_is_named_by_its_flag():
         ("print('loading...', flush=True); input()", "no JSON but 'loading...'"),
         ("import sys; sys.exit(3)", "ended, with status 3"),
         ("raise OSError('no weights')", "its last words: 'OSError: no weights'"),
-        ("import time; time.sleep(60)", "no answer within 0.5 seconds"),
+        ("import time; time.sleep(60)", "no answer within 0.2 seconds"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ended, with status"),
         (ECHO.replace('case["id"]', '"another"'), "an answer to 'another', which was not asked"),
         (ECHO.replace('{"id": case["id"], "skip": True}', "[1, 2]"), "no object with an id"),
@@ -102,10 +102,11 @@ def test_a_wrong_variant_is_named_by_its_flag():
 )
 def test_an_unruly_port_is_reported_and_never_waited_for(tmp_path, monkeypatch, code, words):
     """Nonsense, death, silence, another id: the fault is named, and the rest is not asked."""
-    monkeypatch.setattr("minibit.conformance.ports.STARTS_WITHIN", 0.5)
+    limit = 0.2 if "within" in words else 60.0  # a busy machine is slow to start a program
+    monkeypatch.setattr("minibit.conformance.ports.STARTS_WITHIN", limit)
     monkeypatch.setattr("minibit.conformance.ports.MOST_LINE", 1 << 16)
     begin = time.monotonic()
-    with Port(port(tmp_path, code), seconds=0.5) as asked:
+    with Port(port(tmp_path, code), seconds=limit) as asked:
         report = examine(asked.answer, ABSMEAN[:6])
     assert time.monotonic() - begin < 30
     assert words in report.results[0].detail

@@ -214,6 +214,30 @@ def test_a_warning_in_a_chapter_stops_the_site(tmp_path):
         HOOK["run_chapter"](chapter)
 
 
+def test_a_chapter_on_the_site_is_a_notebook_that_leaves_nothing_behind(tmp_path):
+    """No ``__file__``, here or in the script that was started; solutions last; no file is left."""
+    chapter = tmp_path / "ch99_little.py"
+    text = "# %%\nimport sys\nfrom pathlib import Path\nassert not list(Path().iterdir())\n"
+    text += "print('__file__' in globals(), hasattr(sys.modules['__main__'], '__file__'))\n"
+    chapter.write_text(text)
+    cells, _ = HOOK["run_chapter"](chapter)
+    assert cells[0]["output"] == "False False"
+    solutions = tmp_path / "solutions" / chapter.name
+    solutions.parent.mkdir()
+    solutions.write_text("# %%\nprint(sys.argv is None)\n")  # a name of the chapter
+    before = HOOK["fingerprint"](chapter)
+    cells, _ = HOOK["run_chapter"](chapter)
+    assert [(cell["solution"], cell["output"]) for cell in cells] == [
+        (False, "False False"),
+        (True, "False"),
+    ]
+    solutions.write_text("# %%\nprint(1)\n")
+    assert HOOK["fingerprint"](chapter) != before
+    chapter.write_text(text + "Path('left.txt').write_text('x')\n")
+    with pytest.raises(RuntimeError, match=r"ch99_little.py failed: it leaves left.txt behind"):
+        HOOK["run_chapter"](chapter)
+
+
 def test_a_fence_is_longer_than_any_inside():
     """Text that holds three backticks is fenced by four."""
     assert HOOK["fenced"]("a ``` b", "text") == "````{ .text }\na ``` b\n````"

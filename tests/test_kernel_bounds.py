@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import types
+from functools import cache
 
 import numpy as np
 import pytest
@@ -109,7 +110,7 @@ def test_kernels_touch_nothing_before_or_behind_their_arrays():
 # --- what a kernel keeps to itself --------------------------------------------------------------
 
 
-ONE_CODE = 0x03030303
+ONE_CODE = np.uint32(0x03030303)
 
 
 def _within(array, at, count):
@@ -131,29 +132,23 @@ def _tile_zero(tokens, groups, lanes):
 
 def _tile_codes(panels, at, first, sums):
     words, (_, vectors, lanes) = _within(panels, at, 16).view(np.uint32), sums.shape
-    groups = range(first, first + vectors * lanes // 16)
-    shifted = [words & np.uint32((ONE_CODE << 2 * g) % 2**32) for g in groups]
+    shifts = 2 * np.arange(first, first + vectors * lanes // 16, dtype=np.uint32)[:, None]
     if lanes < 16:
-        shifted = [words >> np.uint32(2 * g) & np.uint32(ONE_CODE) for g in groups]
-    return np.array(shifted).reshape(1, vectors, lanes)
-
-
-def _products(codes, four):
-    """Products of unsigned by signed bytes, (..., 4 lanes)."""
-    return np.ascontiguousarray(codes).view(np.uint8).astype(int) * np.resize(
-        four.view(np.int8), 4 * codes.shape[-1]
-    )
+        return (words >> shifts & ONE_CODE).reshape(1, vectors, lanes)
+    return (words & ONE_CODE << shifts).reshape(1, vectors, lanes)
 
 
 def _tile_dot(tile, codes, array, offset, stride):
     tokens, vectors, lanes = tile.shape
     fours = [_within(array, offset + stride * token, 1) for token in range(tokens)]
-    each = np.array([_products(codes[0], four) for four in fours])  # (tokens, vectors, 4 lanes)
-    if lanes == 8:  # int16 sums
-        sums = tile.view(np.int16) + each.reshape(tokens, vectors, 16, 2).sum(-1)
+    acts = np.array(fours).view(np.int8).astype(np.int32)  # (tokens, 4)
+    unsigned = codes.view(np.uint8).reshape(-1, 4).astype(np.int32)  # (vectors * lanes, 4)
+    if lanes == 8:  # int16 sums, each of two products
+        pairs = acts.reshape(tokens, 1, 2, 2) * unsigned.reshape(-1, 2, 2)
+        sums = tile.view(np.int16) + pairs.sum(-1).reshape(tokens, vectors, 16)
         assert abs(sums).max() < 2**15
         return sums.astype(np.int16).view(np.int32)
-    return tile + each.reshape(tokens, vectors, lanes, 4).sum(-1).astype(np.int32)
+    return tile + (acts @ unsigned.T).reshape(tile.shape)
 
 
 def _tile_add(total, sums):
@@ -204,6 +199,7 @@ def _garbage(shape, dtype):
     return np.random.default_rng(size).integers(0, 256, size, np.uint8).view(dtype).reshape(shape)
 
 
+@cache
 def emulated(module, **constants):
     """Return the functions of a kernel file as plain Python over `EMULATED` vectors."""
     scopes = {}

@@ -1,11 +1,12 @@
 """Chapters as pages: each is run once, and its page is its text, its code and what it printed.
 
 A chapter is a plain script cut into cells by ``# %%`` (code) and ``# %% [markdown]`` (text). For
-the site, each one runs from top to bottom in a process of its own. After every cell, what it
-printed and the figures that it left open are kept; a cell that raises (a failing ``assert``, say)
-fails the build. What a chapter came to is kept in ``.cache/book`` under a hash of all that it was
-made from, so that the next build runs only what has changed or failed. The navigation is made from
-the chapters and reference pages that exist.
+the site, each one runs as a notebook, from top to bottom in a process of its own that begins in an
+empty folder and leaves it empty. After every cell, what it printed and the figures that it left
+open are kept; a cell that raises (a failing ``assert``, say) fails the build. What a chapter came
+to is kept in ``.cache/book`` under a hash of all that it was made from, so that the next build runs
+only what has changed or failed; the tests that run the notebooks keep it there, too. The navigation
+is made from the chapters and reference pages that exist.
 
 MkDocs calls the ``on_*`` functions. The rest needs only the standard library, and matplotlib for
 the chapters that draw.
@@ -39,6 +40,7 @@ from minibit.cli.notebook import (
     SOLUTION,
     chapter_notebook,
     check_line,
+    notebook,
     solutions_of,
     split_cells,
 )
@@ -70,18 +72,28 @@ def take_figures(folder: Path, start: int) -> list[tuple[str, str]]:
 
 
 def run_cells(path: Path, folder: Path) -> list[dict[str, Any]]:
-    """Run a chapter in this process, in one fresh namespace, and return its cells with results."""
-    namespace: dict[str, Any] = {"__name__": "__main__", "__file__": str(path)}
+    """Run a chapter's notebook in this process and return its cells with results.
+
+    It does what a kernel does: all cells of code, in one fresh namespace that has no file.
+    Solutions come last, as they do in a notebook.
+    """
+    namespace: dict[str, Any] = {"__name__": "__main__"}
     results: list[dict[str, Any]] = []
     shown = 0
-    for kind, first, text, tags in split_cells(path.read_text(encoding="utf-8")):
+    files = [file for file in (path, solutions_of(path)) if file]
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    both = zip(files, map(split_cells, texts), strict=True)
+    pieces = [(file, cell) for file, cells in both for cell in cells]
+    book = json.loads(notebook(*texts))["cells"]
+    for (file, (kind, first, text, tags)), cell in zip(pieces, book, strict=True):
         result: dict[str, Any] = {"kind": kind, "text": text, "output": "", "figures": []}
-        result["folded"] = "hide-input" in tags
-        if kind == "code":
+        result |= {"folded": "hide-input" in tags, "solution": file != path}
+        if cell["cell_type"] == "code":
             printed = io.StringIO()
             try:
-                # Leading newlines keep the line numbers of a traceback those of the file.
-                code = compile("\n" * (first - 1) + text, str(path), "exec", dont_inherit=True)
+                # Leading newlines keep the line numbers of a traceback those of the script.
+                source = "\n" * (first - 1) + "".join(cell["source"])
+                code = compile(source, str(file), "exec", dont_inherit=True)
                 with contextlib.redirect_stdout(printed):
                     exec(code, namespace)
                 result["figures"] = take_figures(folder, shown + 1)
@@ -96,51 +108,69 @@ def run_cells(path: Path, folder: Path) -> list[dict[str, Any]]:
 
 
 def fingerprint(path: Path) -> str:
-    """Hash what a chapter's page is made from: script, package, recorded results, this file."""
+    """Hash what a chapter's page is made from: scripts, package, recorded results, this file."""
     package = (file for file in (ROOT / "minibit").rglob("*") if "__pycache__" not in file.parts)
     results = (ROOT / "chapters" / "results").glob("*.json")
     whole = hashlib.sha256(f"{platform.python_version()} {np.__version__}".encode())
-    for file in [path, Path(__file__), *sorted(results), *sorted(package)]:
-        if file.is_file():
+    for file in [path, solutions_of(path), Path(__file__), *sorted(results), *sorted(package)]:
+        if file and file.is_file():
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
             whole.update(f"{file.name} {digest}\n".encode())
     return whole.hexdigest()[:32]
 
 
-def finished_chapter(path: Path, cache: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+Results = tuple[list[dict[str, Any]], dict[str, bytes]]
+
+
+def finished_chapter(path: Path, cache: Path) -> Results:
     """Return what `run_chapter` does, from the cache if nothing has changed since it was kept."""
     kept = cache / f"{path.stem}-{fingerprint(path)}"
-    if not kept.exists():
-        start = time.perf_counter()
-        cells, figures = run_chapter(path)
-        log.info("%s ran in %.1f s", path.name, time.perf_counter() - start)
-        for old in cache.glob(f"{path.stem}-*"):
-            shutil.rmtree(old)
-        cache.mkdir(parents=True, exist_ok=True)
-        with whole_path(kept) as folder:
-            (folder / "figures").mkdir(parents=True)
-            (folder / "cells.json").write_text(json.dumps(cells), encoding="utf-8")
-            for name, svg in figures.items():
-                (folder / "figures" / name).write_bytes(svg)
+    return read_results(kept) if kept.exists() else kept_chapter(path, cache)
+
+
+def kept_chapter(path: Path, cache: Path, packages: Path | None = None) -> Results:
+    """Run a chapter, and keep what it came to in place of what the cache had of it."""
+    kept = cache / f"{path.stem}-{fingerprint(path)}"
+    start = time.perf_counter()
+    cells, figures = run_chapter(path, packages)
+    log.info("%s ran in %.1f s", path.name, time.perf_counter() - start)
+    for old in cache.glob(f"{path.stem}-*"):
+        shutil.rmtree(old)
+    cache.mkdir(parents=True, exist_ok=True)
+    with whole_path(kept) as folder:
+        (folder / "figures").mkdir(parents=True)
+        (folder / "cells.json").write_text(json.dumps(cells), encoding="utf-8")
+        for name, svg in figures.items():
+            (folder / "figures" / name).write_bytes(svg)
     return read_results(kept)
 
 
-def read_results(folder: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+def read_results(folder: Path) -> Results:
     """Read the cells and figures of a chapter that has run."""
     cells = json.loads((folder / "cells.json").read_text(encoding="utf-8"))
     return cells, {file.name: file.read_bytes() for file in sorted((folder / "figures").iterdir())}
 
 
-def run_chapter(path: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
-    """Run a chapter in a process of its own: its cells, and the figures by file name."""
+# A notebook's process was started with no script; `style(show=True)` asks for that.
+START = "import runpy, sys; runpy.run_path(sys.argv[1])['run_here'](*sys.argv[2:])"
+
+
+def run_chapter(path: Path, packages: Path | None = None) -> Results:
+    """Run a chapter in a process of its own: its cells, and the figures by file name.
+
+    The process imports minibit as this one does, or from the folder `packages`. The chapter begins
+    in an empty folder; files that it leaves there are a RuntimeError, as any failure of it is.
+    """
+    settings = {"MPLBACKEND": "svg"} | ({"PYTHONPATH": str(packages)} if packages else {})
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work).resolve()
-        (folder / "figures").mkdir()
-        command = [sys.executable, "-W", "error", __file__, str(path), str(folder)]
+        for name in ("figures", "empty"):
+            (folder / name).mkdir()
+        command = [sys.executable, "-W", "error", "-c", START, __file__, str(path), str(folder)]
         done = subprocess.run(
             command,
-            cwd=folder,  # a chapter that writes a file writes it here
-            env={**os.environ, "MPLBACKEND": "svg"},
+            cwd=folder / "empty",
+            env=os.environ | settings,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -149,7 +179,15 @@ def run_chapter(path: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
         )
         if done.returncode:
             raise RuntimeError(f"{path.name} failed:\n{done.stdout}")
+        if left := [file.name for file in (folder / "empty").iterdir()]:
+            raise RuntimeError(f"{path.name} failed: it leaves {', '.join(sorted(left))} behind")
         return read_results(folder)
+
+
+def run_here(script: str, folder: str) -> None:
+    """Run a chapter in the process that `run_chapter` has started."""
+    results = run_cells(Path(script), Path(folder) / "figures")
+    (Path(folder) / "cells.json").write_text(json.dumps(results), encoding="utf-8")
 
 
 def fenced(text: str, *classes: str) -> str:
@@ -173,7 +211,7 @@ def page(name: str, cells: list[dict[str, Any]], solutions: Sequence[dict[str, A
         f"[script]({name}.py), [notebook]({name}.ipynb)</p>"
     )
     text = "\n\n".join(part for cell in cells for part in parts_of(cell, name))
-    text = with_solutions(text, solutions, check_line(number, room))
+    text = with_solutions(text, solutions, name, check_line(number, room))
     title, _, rest = text.partition("\n")
     return f"{title}\n\n{under_title}\n\n{rest}\n"
 
@@ -199,7 +237,7 @@ def folded(summary: str, parts: list[str]) -> str:
     return f'<details markdown="block"><summary>{summary}</summary>\n\n{inside}\n\n</details>'
 
 
-def with_solutions(text: str, solutions: Sequence[dict[str, Any]], last: str) -> str:
+def with_solutions(text: str, solutions: Sequence[dict[str, Any]], name: str, last: str) -> str:
     """Fold each solution below its exercise, a number of the list, and put `last` after them.
 
     Cells before the first solution, such as imports, go with it.
@@ -214,7 +252,7 @@ def with_solutions(text: str, solutions: Sequence[dict[str, Any]], last: str) ->
             group = [cell["text"][found.end() :], *([] if groups else group)]
             groups[int(found[1])] = group
         elif not cell["text"].startswith("# "):  # the title of the script
-            group += parts_of(cell, "")
+            group += parts_of(cell, name)
     items = []
     for number, exercise in enumerate(re.split(r"^\d+\. ", match[0], flags=re.MULTILINE)[1:], 1):
         inside = [re.sub(r"^ {3}", "", exercise, flags=re.MULTILINE).strip()]
@@ -280,11 +318,11 @@ def on_files(files: Any, config: Any) -> Any:
     for path in chapter_files():  # one at a time: chapters measure
         try:
             cells, figures = finished_chapter(path, CACHE)
-            solved = solutions_of(path)
-            solutions = finished_chapter(solved, CACHE / "solutions")[0] if solved else []
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             raise PluginError(f"a chapter failed, so there is no site: {error}") from error
-        add(f"chapters/{path.stem}.md", page(path.stem, cells, solutions))
+        solved = [cell for cell in cells if cell["solution"]]
+        cells = [cell for cell in cells if not cell["solution"]]
+        add(f"chapters/{path.stem}.md", page(path.stem, cells, solved))
         add(f"chapters/{path.name}", path.read_bytes())
         add(f"chapters/{path.stem}.ipynb", chapter_notebook(path))
         for name, svg in figures.items():
@@ -314,10 +352,3 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
             r'<div class="(language-\w+|output)', r'<div data-search-exclude class="\1', html
         )
     return html.replace("::</p>", ":</p>")
-
-
-if __name__ == "__main__":  # the process that runs one chapter: chapters.py SCRIPT FOLDER
-    script, target = Path(sys.argv[1]), Path(sys.argv[2])
-    sys.path[0] = str(script.parent)  # as `python SCRIPT` has it
-    ran = run_cells(script, target / "figures")
-    (target / "cells.json").write_text(json.dumps(ran), encoding="utf-8")
