@@ -45,6 +45,34 @@ def test_the_details_are_a_roofline_that_can_be_drawn():
     assert {"int8", "numpy float32"} <= {line.get_label() for line in drawn.axes[0].lines}
 
 
+@pytest.mark.skipif(kernels.path() not in ("avx2", "vnni", "amx"), reason="no AVX2 here")
+def test_the_peak_of_avx2_is_that_of_real_dot_products():
+    """A round multiplies codes by 4 activations of each of 6 tokens, in 16 int16 pairs a vector."""
+    from minibit.kernels import peaks
+
+    scratch = np.random.default_rng(0).integers(-100, 100, 6 * 64).astype(np.int8)
+    codes = (
+        (scratch[:64].view(np.uint8) & 3).reshape(2, 16, 2).astype(np.int16)
+    )  # (vector, pair, 2)
+    sums = scratch.view(np.int16).reshape(6, 2, 16).copy()  # (token, vector, pair)
+    for i in range(2):
+        for token in range(6):
+            four = scratch[4 * (i + token) : 4 * (i + token) + 4].reshape(2, 2).astype(np.int16)
+            sums[token] += (codes * np.tile(four, (8, 1))).sum(axis=-1, dtype=np.int16)
+    assert peaks.avx2(2, scratch.view(np.int32)) == 2 * products.PEAKS["avx2"]
+    np.testing.assert_array_equal(scratch.view(np.int16), sums.ravel())
+
+
+def test_many_tokens_are_held_against_the_peak_of_the_cpu():
+    """Where the path has dot products of bytes; its time is that of the same multiplications."""
+    report = products.matmul(Options(threads=1))
+    shares = [figure for figure in report.figures if "peak" in figure.name]
+    assert bool(shares) == (kernels.path() in products.PEAKS)
+    for figure in shares:
+        times = report.details[figure.name.rpartition(":")[0]]
+        assert figure.value == pytest.approx(times["peak"] / times["int8"])
+
+
 def test_one_copy_more_than_the_caches_hold_is_read_in_turn(monkeypatch):
     """Copies are no views: each has bytes of its own."""
     monkeypatch.setattr(products, "CACHE", 10_000)

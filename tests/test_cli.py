@@ -19,7 +19,7 @@ import minibit
 from minibit.datasets import load_npz
 from minibit.layers import mlp
 from minibit.noise_step import Plan, SampledStep, digest, initial_params
-from minibit.steps import StepLog, compact
+from minibit.steps import MAGIC, StepLog, compact
 from minibit.steps.codes import encode_sampled
 from minibit.steps.file import Appender, pack_header, pack_record, scan
 
@@ -999,6 +999,18 @@ def test_bench_check_fails_below_a_bar(low):
     said = answer("bench", "low", "--check", status=1)
     assert [figure["passed"] for figure in said["figures"]] == [True, False, True]
     assert {"cpu", "kernel_path", "threads", "versions"} <= said["environment"].keys()
+
+
+def test_bench_records_a_report_that_says_how_to_repeat_it(low, tmp_path):
+    """--out writes what --json prints, anew each time, and never over a log."""
+    record = tmp_path / "low.json"
+    for threads in ("1", "2"):
+        said = answer("bench", "low", "--peers", "--threads", threads, "--out", str(record))
+        assert json.loads(record.read_text()) == said
+        assert said["command"] == f"minibit bench low --threads {threads} --peers"
+    assert "there is no folder" in refused("bench", "low", "--out", str(tmp_path / "no" / "a.json"))
+    record.write_bytes(MAGIC)
+    assert "is a minibit log" in refused("bench", "low", "--out", str(record))
 
 
 def test_bench_takes_several_seeds_after_one_option(low):

@@ -29,6 +29,7 @@ __all__ = [
     "Options",
     "Report",
     "clean_environment",
+    "command",
     "environment",
     "expect_time",
     "in_own_process",
@@ -192,7 +193,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def run(name: str, options: Options) -> dict[str, Any]:
-    """Run a benchmark and return `Report.to_dict`, with its name and what it ran on.
+    """Run a benchmark and return `Report.to_dict`, with its name, command and what it ran on.
 
     An unknown name or option is a ValueError, a process that failed a RuntimeError.
     """
@@ -214,5 +215,20 @@ def run_here(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 
     options = Options(**fields)
     report: Report = call(BENCHMARKS[name].function, [options])
-    about = {"benchmark": name, "environment": environment(options.threads or cpus())}
-    return about | report.to_dict()
+    about = {"benchmark": name, "command": command(name, options)}
+    return about | {"environment": environment(options.threads or cpus())} | report.to_dict()
+
+
+def command(name: str, options: Options) -> str:
+    """Return the command that runs a benchmark with these options.
+
+    Examples
+    --------
+    >>> command("gemv", Options(threads=2, peers=True))
+    'minibit bench gemv --threads 2 --peers'
+    """
+    words = ["minibit", "bench", name]
+    words += ["--preset", options.preset] if options.preset else []
+    words += ["--seeds", *map(str, options.seeds)] if name == "train" else []
+    words += ["--threads", str(options.threads)] if options.threads else []
+    return " ".join([*words, *(["--peers"] if options.peers else [])])

@@ -29,7 +29,8 @@ LARGE = ((4096, 4096), (2560, 6912), (6912, 2560), (14336, 4096))  # (n_out, n_i
 SMALL = ((256, 256), (256, 784))
 CACHE = 256_000_000  # bytes; more than the last cache of a CPU, or a core's share of it, holds
 SECONDS = 3.0  # for all candidates of a shape
-ROUNDS = 20_000  # of 24 dot products of 64 bytes: the peak
+ROUNDS = 20_000  # of independent dot products: the peak
+PEAKS = {"avx2": 12 * 32, "vnni": 24 * 64, "amx": 24 * 64}  # multiplications of a round
 WORDS = {  # of ways, where a figure names them otherwise than the details
     "numpy float32": "NumPy float32",
     "copy": "a copy of its bytes",
@@ -96,7 +97,7 @@ def matmul(options: Options) -> Report:
         name, many = f"{n_out} x {n_in}, {tokens} tokens", tokens >= 48
         large, work = many and n_out > 256, n_out * n_in * tokens
         ways = Problem(n_out, n_in, tokens, options).ways()
-        if path in ("vnni", "amx"):
+        if path in PEAKS:
             ways["peak"] = _peak_rounds
         times = details[name] = warm_medians(ways, SECONDS)
         half, byte = None if many else 4.0, None
@@ -108,10 +109,10 @@ def matmul(options: Options) -> Report:
         bars |= {"numpy float32": 3.5 if many else None, "torch float32": 3.0 if large else None}
         figures += speeds(f"{name}: end to end", times, "end to end", bars, WORDS)
         if "peak" in times:
-            times["peak"] /= ROUNDS * 24 * 64
+            times["peak"] *= work / ROUNDS / PEAKS[path]  # as long as this product would take
             bar = 0.85 if tokens >= 192 and large and path == "vnni" else None
-            share = work * times["peak"] / times["int8"]
-            figures.append(Figure(f"{name}: share of the VNNI peak", share, "share", bar))
+            title = f"{name}: share of the {'AVX2' if path == 'avx2' else 'VNNI'} peak"
+            figures.append(Figure(title, times["peak"] / times["int8"], "share", bar))
         if (n_out, n_in) == LARGE[0]:
             points[f"{tokens} tokens"] = (4.0 * tokens, work / times["end to end"])
     details["roofline"] = _roofline("{} x {}, by tokens".format(*LARGE[0]), points)
@@ -218,20 +219,21 @@ def _words(matrix: TernaryMatrix) -> NDArray[np.uint64]:
 
 
 def _peak_rounds() -> object:
-    """Run many dot products of bytes by ``vpdpbusd``, and little else."""
+    """Run many dot products of bytes, as the kernels of this CPU do, and little else."""
     from minibit.kernels import peaks
 
-    return peaks.vnni(ROUNDS, np.zeros(24 * 16, np.int32))
+    rounds = peaks.avx2 if kernels.path() == "avx2" else peaks.vnni
+    return rounds(ROUNDS, np.zeros(24 * 16, np.int32))
 
 
 def _roofline(title: str, points: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
-    """Put points under a plain read of 4096 x 4096 packed weights and the peak of ``vpdpbusd``."""
+    """Put points under a plain read of 4096 x 4096 packed weights and the peak of dot products."""
     bandwidth = peak = None
     if kernels.compiled():
         from minibit.kernels import peaks
 
         words = np.zeros(4096 * 4096 // 32, np.uint64)
         bandwidth = words.nbytes / warm_medians({"read": lambda: peaks.read(words)}, 0.2)["read"]
-    if kernels.path() in ("vnni", "amx"):
-        peak = ROUNDS * 24 * 64 / warm_medians({"peak": _peak_rounds}, 0.2)["peak"]
+    if (path := kernels.path()) in PEAKS:
+        peak = ROUNDS * PEAKS[path] / warm_medians({"peak": _peak_rounds}, 0.2)["peak"]
     return {"title": title, "bandwidth": bandwidth, "peak": peak, "points": dict(points)}

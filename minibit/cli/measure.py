@@ -14,12 +14,13 @@ from minibit.cli.common import (
     Output,
     Plot,
     check_choice,
+    check_new_file,
     check_plot,
     command,
     percent,
     whole_numbers,
 )
-from minibit.experiments import EXPERIMENTS, Experiment, cpu_seconds, kept_runs
+from minibit.experiments import EXPERIMENTS, Experiment, cpu_seconds, kept_runs, write_json
 from minibit.experiments import experiment as measure
 from minibit.plots import roofline_figure, save
 
@@ -39,10 +40,11 @@ def bench(
     preset: Annotated[str, "For train: which, default small; for step: one of its two."] = "",
     seeds: Seeds = None,
     plot: Plot = None,
+    record: Annotated[Path | None, "--out", "Record the report in this .json file."] = None,
 ) -> dict[str, Any]:
     """Run a benchmark: figures beside their bars, and what they were measured on.
 
-    `--plot` is for gemv and matmul: a roofline.
+    `--plot` is for gemv and matmul: a roofline. `--out` records the report for a page to draw.
     """
     if name == "list":
         return {"benchmarks": _list(out, BENCHMARKS)}
@@ -54,8 +56,13 @@ def bench(
     if plot is not None and not BENCHMARKS[name].roofline:
         raise BadUse(f"bench {name} draws no plot")
     check_plot(plot)
+    if record is not None:
+        check_new_file(record, "--out", force=True)
     report = run(name, Options(threads, peers, preset, _numbers(seeds)))
     _show(out, report)
+    if record is not None:
+        write_json(record, report, indent=1)
+        out.say(f"\nwrote {record}")
     if plot is not None:
         save(roofline_figure(**report["details"]["roofline"]), plot)
         out.say(f"wrote {plot}")

@@ -17,7 +17,7 @@ from minibit.bench.processes import call, environment
 from minibit.experiments.price import cpu_seconds
 from minibit.experiments.runs import Runs, Say, write_json
 
-__all__ = ["EXPERIMENTS", "Experiment", "cpu_seconds", "experiment", "kept_runs"]
+__all__ = ["EXPERIMENTS", "Experiment", "cpu_seconds", "experiment", "kept_runs", "write_json"]
 
 
 @dataclass(frozen=True)

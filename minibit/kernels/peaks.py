@@ -32,3 +32,17 @@ def vnni(rounds: int, scratch: Array) -> int:
         tile = tile_dot(tile, codes, scratch, 4 * (i & 15), 4)
     tile_store(scratch, 0, 128, 12, 32, tile)
     return rounds * 24 * 64
+
+
+@njit(cache=True, nogil=True)
+def avx2(rounds: int, scratch: Array) -> int:
+    """Run rounds of 12 independent pairs of ``vpmaddubsw`` and ``vpaddw``; as `vnni`.
+
+    `scratch` is an int32 array of at least 6 * 16.
+    """
+    tile = tile_load(scratch, 0, 64, 6, 16, tile_zero(6, 1, 8))
+    codes = tile_codes(scratch, 0, 0, tile)
+    for i in range(rounds):
+        tile = tile_dot(tile, codes, scratch, 4 * (i & 15), 4)
+    tile_store(scratch, 0, 64, 6, 16, tile)
+    return rounds * 12 * 32
