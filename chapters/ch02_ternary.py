@@ -281,7 +281,7 @@ assert (matrix.packed2() == pack2(mlp_codes[0])).all()
 # **Limits.** None of these packings uses the zeros: at 70% of them a quarter of every byte is air, and chapter 8 needs an entropy code to get at it. I2_S has no Python package to check against: its bytes
 # are worked by hand from the published C code, and no file can tell which of its layouts it has, except by a model that talks sense. TL1 and TL2 are described here, not read.
 #
-# **Exercises.** 1. Show that a byte has an encoder in TQ1_0 exactly if it is $\lceil 256 v / 243 \rceil$ for some $v$, and find the 13 that have none. `test_tq1_bytes_that_no_encoder_writes_are_refused` checks them, and the tail of four digits, which has only 81.
+# **Exercises.** 1. Show that a byte has an encoder in TQ1_0 exactly if it is $\lceil 256 v / 243 \rceil$ for some $v$, and find the 13 that have none. `test_bytes_that_no_encoder_writes_are_refused` checks them, and the tail of four digits, which has only 81.
 # 2. Fill the last byte of `pack2` with bits 00 instead. Which test fails, and what would a kernel that reads whole bytes compute? (`test_padding_weighs_nothing`.)
 # 3. Find a matrix on which two of the I2_S layouts agree byte for byte. Why can `test_the_three_i2_s_layouts_cannot_be_told_apart_by_their_bytes` not use it?
 # 4. Twenty trits fit into 32 bits and forty into 64: what do these waste against five in 8? `test_base_3_bytes_are_the_numbers_below_243` holds the byte's order; a port that packs wider words must still give it.

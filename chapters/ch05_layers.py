@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Layers without scales
+# # Layers of a ternary neural network
 #
 # **The question.** A row of ternary weights can only add and subtract its inputs: no weight of 0.03, no scale behind it. What keeps the numbers of such a network in hand?
 #

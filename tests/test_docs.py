@@ -10,6 +10,7 @@ import runpy
 import shutil
 import socket
 import subprocess
+import sys
 import textwrap
 import types
 from pathlib import Path
@@ -29,10 +30,21 @@ SHOWN = {  # every module and folder of the package that shows an example: how m
     if (lines := path.read_text(encoding="utf-8").count(">>> "))
 }
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-HOOK = runpy.run_path(str(ROOT / "docs" / "hooks" / "chapters.py"))
-TABLES = runpy.run_path(str(ROOT / "docs" / "hooks" / "tables.py"))
-LINKS = runpy.run_path(str(ROOT / "docs" / "hooks" / "links.py"))
-SPEC = runpy.run_path(str(ROOT / "docs" / "hooks" / "spec.py"))
+HOOKS = str(ROOT / "docs" / "hooks")
+sys.path.insert(0, HOOKS)  # hooks import each other, as MkDocs lets them
+HOOK, TABLES, LINKS, SPEC, PAGES_HOOK, REFERENCE, REPOSITORY = (
+    runpy.run_path(f"{HOOKS}/{name}.py")
+    for name in (
+        "chapters",
+        "tables",
+        "links",
+        "spec",
+        "pages",
+        "reference",
+        "repository",
+    )
+)
+sys.path.remove(HOOKS)
 CHECK = runpy.run_path(str(ROOT / ".ci" / "site_check.py"))
 
 
@@ -400,6 +412,64 @@ def test_the_first_page_shows_what_is_recorded():
         assert f"| {size.split()[0]} | {' | '.join(figures)} |" in readme
 
 
+def test_the_page_of_results_shows_every_experiment():
+    """One table each, in figures of the record, with its command, its machine and its file."""
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    names = re.findall(r"<!-- results (\w+) -->", text)
+    recorded = {path.stem for path in (ROOT / "chapters" / "results").glob("*.json")}
+    assert sorted(names) == sorted(recorded) == sorted(TABLES["TABLES"])
+    for name in names:
+        shown, results = TABLES["table"](name), load_results(name)
+        assert f"`{results['command']}`" in shown
+        assert results["environment"]["cpu"] in shown
+        assert f"(results/{name}.json)" in shown
+        head, _, *rows = [line for line in shown.splitlines() if line.startswith("|")]
+        assert len(rows) > 1
+        assert {row.count("|") for row in rows} == {head.count("|")}
+    row = next(row for row in load_results("nf4")["rows"] if row["kind"] == "size")
+    assert f"| {row['added']['NF4']:.4f} ± {row['added_std']['NF4']:.4f} |" in TABLES["table"](
+        "nf4"
+    )
+
+
+def test_every_figure_within_a_sentence_is_recorded():
+    """No page asks for a figure that nobody fills in; a figure is a number."""
+    known = TABLES["FIGURES"]
+    for page in (ROOT / "docs").glob("*.md"):
+        for name in re.findall(r"<!-- figure (\w+) -->", page.read_text(encoding="utf-8")):
+            assert re.search(r"\d|\w{3}", known[name]()), name
+    accurate = next(row for row in load_results("train")["rows"] if row["preset"] == "accurate")
+    assert known["accurate_accuracy"]() == f"{accurate['test_accuracy']:.2%}"
+
+
+def test_every_page_describes_itself():
+    """Its first sentences, without marks and not too long, where it has no description."""
+    assert (
+        PAGES_HOOK["description"]("# A\n\n**The question.** Is `x` [it](y.md)?\n\nNo.")
+        == "Is x it?"
+    )
+    assert PAGES_HOOK["description"]("# A\n\n" + "Word by word. " * 40).endswith("word.")
+    for path in (ROOT / "chapters").glob("*.py"):
+        cells = split_cells(path.read_text(encoding="utf-8"))
+        told = PAGES_HOOK["description"](cells[0].text)
+        assert 30 < len(told) <= 210, path.name
+        assert not set("*`[]$") & set(told), path.name
+
+
+def test_the_page_of_notebooks_offers_every_chapter():
+    """As a notebook and as a script."""
+    for path in (ROOT / "chapters").glob("ch*.py"):
+        for kind in ("ipynb", "py"):
+            assert f"(chapters/{path.stem}.{kind})" in PAGES_HOOK["notebooks"]()
+
+
+def test_the_navigation_leads_to_every_page():
+    """Nothing in docs/ is left out, and nothing is named twice."""
+    named = re.findall(r"'([\w/]+\.md)'", str(HOOK["navigation"](ROOT / "docs")))
+    assert len(named) == len(set(named))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= set(named)
+
+
 def test_the_site_check_sees_dead_links(tmp_path):
     """A page or an anchor that is not there is told of; other hosts and what is there are not."""
     (tmp_path / "sub").mkdir()
@@ -463,36 +533,99 @@ def test_the_slider_obeys_the_keyboard_and_says_what_it_does(tmp_path):
     assert heard[0][-1] == heard[-1][-1] != heard[2][-1]
 
 
-def test_every_test_states_its_law_and_the_pages_lead_to_its_line():
-    """Each test function has a docstring, is on one page, and its link names its line."""
-    rooms = SPEC["specification"]()
+def test_every_test_states_its_law_and_the_pages_lead_to_its_code():
+    """Each test function has a docstring, is on one page of laws, and that leads to its code."""
+    rooms, source = SPEC["specification"](), "https://git.host/blob/main"
     names = []
     for room, files in rooms.items():
-        text = SPEC["page"](room, files, "source")
+        text = SPEC["page"](room, files)
         for tests in files:
-            lines = (ROOT / tests.file).read_text(encoding="utf-8").splitlines()
-            for name, law, line in tests.laws:
-                assert law, f"{tests.file}: {name} states no law"
-                assert f"def {name}(" in lines[line - 1]
-                assert f"[`{name.removeprefix('test_')}`](source/{tests.file}#L{line}) " in text
-                names.append((tests.file, name))
+            lines = tests.path.read_text(encoding="utf-8").splitlines()
+            shown = SPEC["tests_page"](tests, source)
+            assert f"({source}" not in SPEC["tests_page"](tests, None)
+            for law in tests.laws:
+                assert law.sentence, f"{tests.file}: {law.name} states no law"
+                assert f"def {law.name}(" in lines[law.line - 1]
+                short = law.name.removeprefix("test_")
+                assert f"[`{short}`](../tests/{tests.stem}.md#{law.name}) " in text
+                assert f"\n## {law.name}\n" in shown
+                assert f"({source}/{tests.file}#L{law.line})" in shown
+                assert law.code in shown
+                names.append((tests.file, law.name))
     paths = sorted((ROOT / "tests").rglob("test_*.py"))
     assert len(names) == sum(
         len(re.findall(r"^ *def test_", path.read_text(encoding="utf-8"), re.MULTILINE))
         for path in paths
     )
-    assert "ties_go_to_the_lowest_index" in SPEC["page"]("topk", rooms["topk"], "source")
-    assert "KINKS = {" in SPEC["page"]("dual", rooms["dual"], "source")
+    assert "ties_go_to_the_lowest_index" in SPEC["page"]("topk", rooms["topk"])
+    assert "KINKS = {" in SPEC["page"]("dual", rooms["dual"])
+
+
+def on_page(hook, uri, markdown):
+    """What a hook makes of a page."""
+    page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri=uri), meta={})
+    return hook["on_page_markdown"](markdown, page=page)
 
 
 def test_each_chapter_and_reference_page_leads_to_its_laws():
     """A room of the order has a page of laws, and its chapter and reference page name it."""
+    assert on_page(SPEC, "chapters/ch00_ten_minutes.md", "text") == "text"
+    for number, room in enumerate(minibit.ORDER, 1):
+        for uri in (f"chapters/ch{number:02d}_{room}.md", f"chapters/ch{number:02d}b_more.md"):
+            assert f"(../spec/{room}.md)" in on_page(SPEC, uri, "text")
+        page = (ROOT / "docs" / "reference" / f"{room}.md").read_text(encoding="utf-8")
+        shown = on_page(REFERENCE, f"reference/{room}.md", page)
+        assert f"(../spec/{room}.md)" in shown
+        assert f"(../chapters/ch{number:02d}" in shown
+        assert f"(../tests/test_{room}.md)" in shown
+
+
+def test_every_file_of_vectors_is_named_by_one_reference_page():
+    """Each lies with the room of the functions that it calls."""
+    files = [name for names in REFERENCE["vectors"]().values() for name in names]
+    there = {path.name for path in (ROOT / "minibit" / "vectors").glob("*.json")}
+    assert sorted(files) == sorted(there - {"schema.json"})
+    assert "plans.json" in REFERENCE["vectors"]()["noise_step"]
+    pages = {path.stem for path in (ROOT / "docs" / "reference").glob("*.md")}
+    assert set(REFERENCE["vectors"]()) - pages <= {"datasets"}
+
+
+def test_a_reference_page_shows_public_names_first_and_references_at_the_end():
+    """In the order of the source, constants after functions; nothing that is offered is lost."""
     for room in minibit.ORDER:
-        for uri in (f"reference/{room}.md", f"chapters/ch01_{room}.md"):
-            here = types.SimpleNamespace(file=types.SimpleNamespace(src_uri=uri))
-            assert f"(../spec/{room}.md)" in SPEC["on_page_markdown"]("text", page=here)
+        module = importlib.import_module(f"minibit.{room}")
+        names = REFERENCE["offered"](module)
+        assert sorted(names) == sorted(module.__all__)
+        shown = on_page(REFERENCE, f"reference/{room}.md", f"# {room}\n\n::: minibit.{room}\n")
+        members = json.loads(re.search(r"members: (.*)", shown)[1])
+        late = [name for name in names if name.endswith("_reference")]
+        assert members == [name for name in names if name not in late]
+        for name in late:
+            assert shown.index("## References") < shown.index(f"::: minibit.{room}.{name}\n")
+    names = REFERENCE["offered"](importlib.import_module("minibit.absmean"))
+    assert names.index("absmean_quantize") < names.index("fake_quant_weight")
+
+
+def test_the_owners_addresses_are_those_of_the_project_and_placeholders_lead_nowhere(tmp_path):
+    """One table of pyproject.toml: filled in, it gives the links; example.org gives none."""
+    project = tmp_path / "pyproject.toml"
+    for host, expected in (
+        ("example.org", {}),
+        ("git.host", {"Repository": "https://git.host/a", "Documentation": "https://git.host/b"}),
+    ):
+        urls = f'Repository = "https://{host}/a"\nDocumentation = "https://{host}/b/"\n'
+        project.write_text(f'[project]\nname = "x"\n[project.urls]\n{urls}')
+        assert REPOSITORY["addresses"](project) == expected
+    others = [ROOT / "mkdocs.yml", ROOT / "CITATION.cff", *(ROOT / "docs").rglob("*.md")]
+    assert not any("example.org" in path.read_text(encoding="utf-8") for path in others)
+
+
+def test_the_theme_asks_no_host_for_stars():
+    """The link to the repository stays, without the script that would ask its host."""
+    link = '<a href="https://git.host/a" class="md-source" data-md-component="source">'
+    assert REPOSITORY["on_post_page"](link) == link.replace(' data-md-component="source"', "")
 
 
 def test_a_law_is_written_without_marks():
     """What Markdown would take for emphasis, a tag or a formula stays what it is."""
-    assert SPEC["plain"]("a*b < `c_d*` $x$") == r"a\*b \< `c_d*` \$x\$"
+    assert SPEC["plain"]("a*b < `c_d* < e` $x$") == r"a\*b &lt; `c_d* < e` \$x\$"

@@ -277,27 +277,28 @@ def chapter_files() -> list[Path]:
 def navigation(docs: Path) -> list[dict[str, Any]]:
     """Make the navigation from the files that exist."""
     pages = {file.stem: {first_heading(file): file.name} for file in sorted(docs.glob("*.md"))}
-    start = [pages.pop(name) for name in ("getting_started", "command_line") if name in pages]
-    del pages["index"]
+
+    def taken(*names: str) -> list[dict[str, str]]:
+        return [pages.pop(name) for name in names if name in pages]
+
     place = {room: number for number, room in enumerate((*minibit.ORDER, *minibit.SUPPORT))}
     reference = sorted(
         (docs / "reference").glob("*.md"), key=lambda file: (place.get(file.stem, 99), file.stem)
     )
+    chapters = [
+        {f"{chapter_number(file.stem)}. {first_heading(file)}": f"chapters/{file.stem}.md"}
+        for file in chapter_files()
+    ]
+    words = [*taken("notebooks", "glossary"), {"References": "references.md"}]
+    del pages["index"]
     return [
         {"Home": "index.md"},
-        *start,
-        {
-            "Chapters": [
-                {f"{chapter_number(file.stem)}. {first_heading(file)}": f"chapters/{file.stem}.md"}
-                for file in chapter_files()
-            ]
-        },
-        *([pages.pop("glossary")] if "glossary" in pages else []),
-        {"References": "references.md"},
+        {"Start": taken("getting_started", "command_line", "playground_guide")},
+        {"Chapters": [*chapters, *words]},
+        {"Results": taken("results", "benchmarks", "comparison")},
         {"Reference": [{file.stem: f"reference/{file.name}"} for file in reference]},
-        *pages.values(),
-        {"Contributing": "contributing.md"},
-        {"Changelog": "changelog.md"},
+        {"Formats and ports": taken("log_format", "porting", "ports", "reliability", *pages)},
+        {"Project": [{"Contributing": "contributing.md"}, {"Changelog": "changelog.md"}]},
     ]
 
 

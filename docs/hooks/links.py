@@ -2,7 +2,7 @@
 
     chapter 7                     the chapter's page
     arXiv:2402.17764              the paper
-    `test_scale_is_free`          the test, on a page of its file that is made here
+    `test_scale_is_free`          the test, on the page of its file
     `tests/test_noise.py`         likewise
     `minibit/vectors/noise.json`  the file
     `minibit.noise.words`         its place in the reference
@@ -15,19 +15,18 @@ the reading map of chapter 0. MkDocs calls the ``on_*`` functions.
 
 from __future__ import annotations
 
-import ast
 import functools
 import html
 import importlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from laws import ROOT, all_tests
 
 import minibit
 from minibit.results import chapter_number
 
-ROOT = Path(__file__).resolve().parents[2]
 QUIET = ("a", "pre", "h1", "h2", "h3", "h4", "button", "script", "style", "svg")
 WITH_TERMS = re.compile(r"(chapters/|index|getting_started|command_line|log_format|porting)")
 MAP = "<!-- reading map -->"
@@ -46,43 +45,6 @@ def chapter_text(number: str) -> str:
     return "\n".join(re.sub("^# ?", "", line) for line in text.split("\n") if line[:1] == "#")
 
 
-@functools.cache
-def laws() -> dict[Path, list[tuple[str, str, str]]]:
-    """Return name, sentence and code of each test, by file."""
-    found = {}
-    for file in sorted((ROOT / "tests").rglob("test_*.py")):
-        text = file.read_text(encoding="utf-8")
-        tests = [
-            node
-            for node in ast.walk(ast.parse(text))
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-        ]
-        found[file] = [
-            (
-                test.name,
-                " ".join((ast.get_docstring(test) or "").split()),
-                "\n".join(text.split("\n")[first_line(test) - 1 : test.end_lineno]),
-            )
-            for test in sorted(tests, key=lambda test: test.lineno)
-        ]
-    return found
-
-
-def first_line(test: ast.FunctionDef) -> int:
-    """Return the number of the line where a function begins, decorators among it."""
-    return min([test.lineno, *(decorator.lineno for decorator in test.decorator_list)])
-
-
-def tests_page(file: Path) -> str:
-    """Write the page of a file of tests: each with its sentence and its code."""
-    parts = ["---\nsearch:\n  exclude: true\n---", f"# Tests: {file.stem.removeprefix('test_')}"]
-    parts.append(f"`pytest {file.relative_to(ROOT).as_posix()}` runs them.")
-    for name, sentence, code in laws()[file]:
-        ticks = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", code) or [""]))
-        parts += [f"## {name}", sentence, f"{ticks}python\n{code}\n{ticks}"]
-    return "\n\n".join(parts) + "\n"
-
-
 def test_target(word: str, page: str) -> str | None:
     """Return where a test or a file of tests is shown; None if `word` names neither.
 
@@ -92,12 +54,12 @@ def test_target(word: str, page: str) -> str | None:
     if not match or not word:
         return None
     path, name = match.groups()
-    for file in laws():
-        if path in (None, file.relative_to(ROOT).with_suffix("").as_posix()) and (
-            (path and not name) or name == file.stem
+    for tests in all_tests():
+        if path in (None, tests.file.removesuffix(".py")) and (
+            (path and not name) or name == tests.stem
         ):
-            return f"tests/{file.stem}/"
-    names = {file.stem for file, tests in laws().items() if name in (test[0] for test in tests)}
+            return f"tests/{tests.stem}/"
+    names = {tests.stem for tests in all_tests() if name in (law.name for law in tests.laws)}
     if path:
         names &= {Path(path).name}
     own = set()
@@ -254,22 +216,10 @@ def references_page() -> str:
     return "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:]) + "\n"
 
 
-def cited_tests() -> Iterator[Path]:
-    """Yield the files of tests that a chapter or a page names."""
-    pages = [*(ROOT / "chapters").glob("*.py"), *ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
-    text = "".join(page.read_text(encoding="utf-8") for page in pages)
-    words = set(re.findall(r"\btest_\w+", text))
-    for file, tests in laws().items():
-        if file.stem in words or words & {name for name, _, _ in tests}:
-            yield file
-
-
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages that links lead to: tests, vectors, references."""
+    """Add what links lead to: vectors and references."""
     from mkdocs.structure.files import File
 
-    for file in cited_tests():
-        files.append(File.generated(config, f"tests/{file.stem}.md", content=tests_page(file)))
     for file in sorted((ROOT / "minibit" / "vectors").glob("*.json")):
         uri = f"vectors/{file.name}"
         files.append(File.generated(config, uri, content=file.read_bytes()))
