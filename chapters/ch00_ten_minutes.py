@@ -38,8 +38,8 @@ rng = np.random.default_rng(0)
 # adds the product to a sum, and drops it. For the next token it reads all of them again.
 #
 # So two things grow with the bits of a weight: the memory that the model fills, and the time for a
-# token. Take a model with the sizes of LLaMA 7B. Say that the memory delivers 50 GB per second; then
-# no program can write more tokens per second than this:
+# token. Take a model with the sizes of LLaMA 7B. Say that the memory delivers 50 GB per second;
+# then no program can write more tokens per second than this:
 
 # %%
 shape = costs.SHAPES["7B"]
@@ -59,8 +59,8 @@ assert 6 < gigabytes[16] / gigabytes[1.6] < 8
 # shrinks by less than 10 times.)
 #
 # Energy tells the same story. To read 16 bits from the memory beside a large chip costs far more
-# than the multiplication and the addition that the weight is read for (O'Connor et al. 2017;
-# Jouppi et al. 2021, for chips of 7 nm):
+# than the multiplication and the addition that the weight is read for (O'Connor et al. 2017; Jouppi
+# et al. 2021, for chips of 7 nm):
 
 # %%
 reading, computing = 2 * costs.DRAM_PJ_PER_BYTE, costs.FP16.pj
@@ -74,8 +74,8 @@ assert reading > 100 * computing
 #
 # ## What a trit is
 #
-# A **bit** is a choice between two values. A **trit** is a choice among three. A byte has 256 states
-# and five trits have $3^5 = 243$, so five trits fit into one byte: 1.6 bits per weight.
+# A **bit** is a choice between two values. A **trit** is a choice among three. A byte has 256
+# states and five trits have $3^5 = 243$, so five trits fit into one byte: 1.6 bits per weight.
 
 # %%
 weights = np.array([-1, 0, 1, 1, 0], np.int8)
@@ -86,8 +86,8 @@ assert (unpack_base3(packed, 5) == weights).all()
 print(f"a trit: {log2(3):.3f} bits; stored: {8 / 5} bits")
 
 # %% [markdown]
-# Nothing has to be multiplied, either. The product of a row of trits and an input is a sum: take the
-# inputs where the weight is +1, take away those where it is -1, skip the rest.
+# Nothing has to be multiplied, either. The product of a row of trits and an input is a sum: take
+# the inputs where the weight is +1, take away those where it is -1, skip the rest.
 
 # %%
 x = np.array([0.5, 2.0, 1.0, -3.0, 7.0])
@@ -164,8 +164,8 @@ assert 0.88 < cosine < 0.92
 # 2. **During training** (*quantization-aware training*, QAT). Keep a float behind each trit, its
 #    *latent weight*. Each step rounds it and runs the network with the trits. The derivative of
 #    rounding is 0 almost everywhere, so nothing would ever move. Therefore the way back pretends
-#    that rounding did nothing: this is the **straight-through estimator** (STE; Bengio et al. 2013).
-#    Most ternary language models are trained so.
+#    that rounding did nothing: this is the **straight-through estimator** (STE; Bengio et al.
+#    2013). Most ternary language models are trained so.
 # 3. **Forwards only.** Keep the trits alone. Propose changes, measure how the loss would answer,
 #    keep the best ones (*noise_step*, Brickner 2024). There are no latent weights and no backward
 #    pass.
@@ -253,7 +253,8 @@ assert straight - 0.06 < forwards < best
 
 # %% [markdown]
 # Rounding afterwards loses most, because the errors of neighbouring weights add up. Training that
-# knows of the trits chooses errors that cancel. Forwards only comes close, and keeps no floats at all.
+# knows of the trits chooses errors that cancel. Forwards only comes close, and keeps no floats at
+# all.
 #
 # ## What it costs
 #
@@ -262,8 +263,8 @@ assert straight - 0.06 < forwards < best
 # 12.33 (Ma et al. 2024, table 1). **Perplexity** says among how many equally likely tokens a model
 # would hesitate as much; lower is better.
 #
-# Our own models are thousands of times smaller and tell the same. Each was trained three times on the
-# characters of one book. The loss is in **nats per character**, the natural logarithm of the
+# Our own models are thousands of times smaller and tell the same. Each was trained three times on
+# the characters of one book. The loss is in **nats per character**, the natural logarithm of the
 # perplexity:
 
 # %%
@@ -285,9 +286,9 @@ assert gaps[-1] < 0.01
 # ## A model in 37 KB
 #
 # At the end, the model that this book is named for. It has 334,336 ternary weights in four layers
-# and was trained forwards only. What it keeps of training is no matrix but a **log**: a seed for the
-# first weights, and for each step which trits moved. The package carries the log of one run. From
-# it the weights come back, to the bit:
+# and was trained forwards only. What it keeps of training is no matrix but a **log**: a seed for
+# the first weights, and for each step which trits moved. The package carries the log of one run.
+# From it the weights come back, to the bit:
 
 # %%
 log = shipped_log()
@@ -304,8 +305,9 @@ print(
 assert log.nbytes < count / 5
 
 # %% [markdown]
-# And this is how it recognises digits. Below each image stand the **probabilities** that the network
-# gives to the ten digits. The third one is hard, and the network gets it wrong; it is not sure of it.
+# And this is how it recognises digits. Below each image stand the **probabilities** that the
+# network gives to the ten digits. The third one is hard, and the network gets it wrong; it is not
+# sure of it.
 
 # %%
 chosen = [0, 7, 247, 18]
@@ -343,13 +345,16 @@ panels[1, 0].set_ylabel("probability (%)")
 #
 # **Limits.** Small networks on an easy task say little about large ones. Speed is no gift of the
 # format: without a program that is made for trits, a processor gains nothing (chapter 3). And
-# training straight-through is not cheaper: the latent floats need all the memory of a float network.
+# training straight-through is not cheaper: the latent floats need all the memory of a float
+# network.
 #
-# **Exercises.** 1. Which threshold of the slider gives the least error, and is it that of absmean?
-# (Chapter 4 draws the answer for three kinds of weights.)
+# **Exercises.**
+#
+# 1. Which threshold of the slider gives the least error, and is it that of absmean? (Chapter 4
+#    draws the answer for three kinds of weights.)
 # 2. Why do seven trits not fit into eleven bits, and why do people not use 17 in 27? (Chapter 2.)
 # 3. Let `train` begin at `floats` and see trits from then on. How many steps does it need to be as
-# good as `latent`? (`test_the_derivative_is_the_identity` says what flows back.)
+#    good as `latent`? (`test_the_derivative_is_the_identity` says what flows back.)
 #
 # **Sources.**
 #
@@ -361,6 +366,6 @@ panels[1, 0].set_ylabel("probability (%)")
 # - Brickner (2024), *noise_step: Training in 1.58b With No Gradient Memory*, manuscript.
 # - LeCun, Bottou, Bengio and Haffner (1998), *Gradient-Based Learning Applied to Document
 #   Recognition*, Proceedings of the IEEE 86.
-# - O'Connor et al. (2017), *Fine-Grained DRAM: Energy-Efficient DRAM for Extreme Bandwidth Systems*,
-#   MICRO.
+# - O'Connor et al. (2017), *Fine-Grained DRAM: Energy-Efficient DRAM for Extreme Bandwidth
+#   Systems*, MICRO.
 # - Jouppi et al. (2021), *Ten Lessons From Three Generations Shaped Google's TPUv4i*, ISCA.

@@ -1,10 +1,12 @@
 # %% [markdown]
 # # Dual numbers: a derivative that rides along
 #
-# **The question.** A network has a hundred thousand weights, and somebody proposes to nudge all of them at once, each by its own small amount. How fast does the loss move? Can we know it exactly, in one pass,
-# without keeping anything of the pass?
+# **The question.** A network has a hundred thousand weights, and somebody proposes to nudge all of
+# them at once, each by its own small amount. How fast does the loss move? Can we know it exactly,
+# in one pass, without keeping anything of the pass?
 #
-# We can, and it takes no backpropagation. This chapter builds the tool: a number that carries its own derivative. Everything that trains in this book stands on it.
+# We can, and it takes no backpropagation. This chapter builds the tool: a number that carries its
+# own derivative. Everything that trains in this book stands on it.
 
 # %%
 import timeit
@@ -24,11 +26,14 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## A number with a tangent
 #
-# Add to the real numbers a symbol $\varepsilon$ with $\varepsilon^2 = 0$, as complex numbers add $i$ with $i^2 = -1$. A **dual number** $x + \dot x\,\varepsilon$ has a *primal* $x$ and a *tangent* $\dot x$. Multiply two:
+# Add to the real numbers a symbol $\varepsilon$ with $\varepsilon^2 = 0$, as complex numbers add
+# $i$ with $i^2 = -1$. A **dual number** $x + \dot x\,\varepsilon$ has a *primal* $x$ and a
+# *tangent* $\dot x$. Multiply two:
 #
 # $$(x + \dot x\,\varepsilon)(y + \dot y\,\varepsilon) = xy + (\dot x y + x \dot y)\,\varepsilon .$$
 #
-# The product rule falls out of the algebra. For every smooth function the Taylor series stops after one term: $f(x + \dot x\,\varepsilon) = f(x) + f'(x)\,\dot x\,\varepsilon$.
+# The product rule falls out of the algebra. For every smooth function the Taylor series stops after
+# one term: $f(x + \dot x\,\varepsilon) = f(x) + f'(x)\,\dot x\,\varepsilon$.
 
 # %%
 z = mb.Dual(3.0, 1.0) * mb.Dual(2.0, 4.0)
@@ -36,9 +41,52 @@ print("(3 + e)(2 + 4e) =", z.primal, "+", z.tangent, "e")
 assert (z.primal, z.tangent) == (6.0, 14.0)
 
 # %% [markdown]
-# Nothing in this needs scalars. With arrays for $x$ and $\dot x$, one pass through a function $f$ gives the **Jacobian-vector product** (JVP) $J(x)\,v$: the derivative of the outputs along one direction $v$ of the inputs.
-# Here is a network with a layer norm, written by someone who never heard of duals. `mb.jvp` runs it as it stands: NumPy asks each argument what `@` or `np.mean` means to it (`__array_ufunc__`, `__array_function__`), and a dual
-# answers with a rule.
+# Two pictures of it. A dual number is a point of a curve with an arrow: where it is, and where it is
+# going. And a product is an area: while both sides grow, two strips are added, $\dot x y$ and $x \dot
+# y$. The corner is a small number times a small number, and that is what $\varepsilon^2 = 0$ drops.
+
+# %% tags=["hide-input"]
+fig, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.4))
+fig.set_label(
+    "Left: a curve with three arrows along it, each beginning at a dual number's primal and pointing "
+    "as its tangent says. Right: a rectangle of 3 by 2 with a strip along two of its sides; the "
+    "small corner where the strips would meet is left out."
+)
+grid = np.linspace(-0.4, 3.4, 200)
+left.plot(grid, np.sin(grid) + grid / 3, color=plots.PALETTE[0])
+for at in (0.3, 1.5, 2.7):
+    here = np.sin(mb.Dual(at, 0.6)) + mb.Dual(at, 0.6) / 3
+    end = at + 0.6, here.primal + here.tangent
+    arrow = {"arrowstyle": "->", "color": plots.PALETTE[1], "lw": 1.8}
+    left.annotate("", end, (at, here.primal), arrowprops=arrow)
+    left.plot(at, here.primal, "o", color=plots.PALETTE[1])
+left.annotate("primal", (0.3, 0.4), (0.7, 0.2), ha="left")
+left.annotate("tangent", (0.9, 1.2), (-0.3, 1.1), ha="left")
+left.set_ylim(-0.6, 1.95)
+plots.label_axes(left, "x", "f(x)", "f of a dual number")
+x, x_dot, y, y_dot, small = 3, 1, 2, 4, 0.2  # (3 + e)(2 + 4e), with e drawn as 0.2
+for corner, width, height, name, colour in (
+    ((0, 0), x, y, "$xy$ = 6", "#bbbbbb"),
+    ((x, 0), small * x_dot, y, r"$\dot x y$ = 2", plots.PALETTE[5]),
+    ((0, y), x, small * y_dot, r"$x \dot y$ = 12", plots.PALETTE[4]),
+):
+    right.add_patch(plt.Rectangle(corner, width, height, color=colour, ec="white"))
+    middle = corner[0] + width / 2, corner[1] + height / 2
+    right.text(*middle, name, ha="center", va="center", rotation=90 * (width < 1), color="black")
+right.add_patch(
+    plt.Rectangle((x, y), small * x_dot, small * y_dot, fill=False, ec="#888888", ls=":")
+)
+right.text(x + 0.75, y + 0.4, r"$\dot x \dot y\,\varepsilon^2 = 0$", va="center", color="#888888")
+right.set(xlim=(0, 5), ylim=(0, 3))
+right.grid(False)
+plots.label_axes(right, r"$3 + \varepsilon$", r"$2 + 4\varepsilon$", "their product: 6 + 14 e")
+
+# %% [markdown]
+# Nothing in this needs scalars. With arrays for $x$ and $\dot x$, one pass through a function $f$
+# gives the **Jacobian-vector product** (JVP) $J(x)\,v$: the derivative of the outputs along one
+# direction $v$ of the inputs. Here is a network with a layer norm, written by someone who never
+# heard of duals. `mb.jvp` runs it as it stands: NumPy asks each argument what `@` or `np.mean`
+# means to it (`__array_ufunc__`, `__array_function__`), and a dual answers with a rule.
 
 
 # %%
@@ -70,12 +118,15 @@ print(f"loss {value:.4f}, moving at {slope:.4f} along v")
 assert value == loss(weights, x, labels)  # the same bits as without a derivative
 
 # %% [markdown]
-# `None` says: the images and the labels stand still. They get no array of zeros; a constant costs nothing.
+# `None` says: the images and the labels stand still. They get no array of zeros; a constant costs
+# nothing.
 #
 # ## Exact, where a difference quotient is not
 #
-# The obvious alternative runs the network twice, $(f(x + hv) - f(x - hv)) / 2h$. Then $h$ has to be chosen: large, and the curve bends, or a rectifier opens or closes between the two points
-# (right of the dotted line, where the error jumps); small, and the subtraction eats the digits. There is no good $h$ in float32.
+# The obvious alternative runs the network twice, $(f(x + hv) - f(x - hv)) / 2h$. Then $h$ has to be
+# chosen: large, and the curve bends, or a rectifier opens or closes between the two points (right
+# of the dotted line, where the error jumps); small, and the subtraction eats the digits. There is
+# no good $h$ in float32.
 
 # %%
 steps = np.logspace(-10, 0, 41)
@@ -112,6 +163,7 @@ switched = np.array([(open_units(moved(h)) != open_units(moved(-h))).any() for h
 first = int(np.argmax(switched))  # the least step over a kink
 assert errors["float64"][first] > 1000 * errors["float64"][first - 1]
 
+# %% tags=["hide-input"]
 fig, axes = plt.subplots()
 for (name, error), colour in zip(errors.items(), plots.PALETTE, strict=False):
     axes.loglog(steps, np.maximum(error, 1e-17), "o-", color=colour, label=f"difference, {name}")
@@ -123,7 +175,8 @@ axes.legend(loc="lower right", frameon=True, edgecolor="none")
 # %% [markdown]
 # ## One rule table
 #
-# A rule is written once, as the formula of a textbook, with NumPy functions applied to primals and tangents. These are two of them, as they stand in `minibit/dual/rules.py`:
+# A rule is written once, as the formula of a textbook, with NumPy functions applied to primals and
+# tangents. These are two of them, as they stand in `minibit/dual/rules.py`:
 #
 # ```python
 # @rule(np.multiply)
@@ -136,9 +189,12 @@ axes.legend(loc="lower right", frameon=True, edgecolor="none")
 #     return z, (x_dot - z * y_dot) / y
 # ```
 #
-# A rule does to a tangent only what is *linear* in it, and in fourteen ways: add, scale, matmul, sum, index, reshape and the like. So a tangent need not be an array. It may be `ZERO` (a constant), a dual (a derivative of
-# a derivative), a stack of directions, or a recorder that writes the fourteen operations down, to transpose them: that would be reverse mode, out of the same rules.
-# Functions that are flat wherever they have a slope (comparisons, rounding, `argmax`) need none. A function with neither is an error, never a tangent that quietly got lost.
+# A rule does to a tangent only what is *linear* in it, and in fourteen ways: add, scale, matmul,
+# sum, index, reshape and the like. So a tangent need not be an array. It may be `ZERO` (a
+# constant), a dual (a derivative of a derivative), a stack of directions, or a recorder that writes
+# the fourteen operations down, to transpose them: that would be reverse mode, out of the same
+# rules. Functions that are flat wherever they have a slope (comparisons, rounding, `argmax`) need
+# none. A function with neither is an error, never a tangent that quietly got lost.
 
 # %%
 print(f"{len(RULES)} functions have a rule, {len(CONSTANT)} are constant")
@@ -153,11 +209,14 @@ else:
 # %% [markdown]
 # ## Derivatives inside derivatives
 #
-# Since a tangent may be a dual, JVPs nest: $f''$ is the JVP of a JVP. There is a trap, old enough to have a name, *perturbation confusion*. In
+# Since a tangent may be a dual, JVPs nest: $f''$ is the JVP of a JVP. There is a trap, old enough
+# to have a name, *perturbation confusion*. In
 #
 # $$\frac{d}{dx}\Big( x \cdot \frac{d}{dy}(x + y)\Big|_{y=1} \Big)\Big|_{x=1}$$
 #
-# the inner derivative is 1, so the answer is 1. Whoever uses the *same* $\varepsilon$ for both counts the movement of $x$ as a movement of $y$, and gets 2. Every call of `jvp` therefore takes a fresh integer tag, and what carries another tag is a constant to it.
+# the inner derivative is 1, so the answer is 1. Whoever uses the *same* $\varepsilon$ for both
+# counts the movement of $x$ as a movement of $y$, and gets 2. Every call of `jvp` therefore takes a
+# fresh integer tag, and what carries another tag is a constant to it.
 
 # %%
 D = mb.derivative
@@ -171,8 +230,11 @@ assert D(D(D(np.sin)))(0.0) == -1.0
 # %% [markdown]
 # ## Many directions at once
 #
-# The primal pass is the same for every direction, so `jvp_batch` runs it once. A tangent then has one extra *leading* axis, `(directions, *shape)`. It is easy to get wrong: the tangents of a vector, `(directions, n)`, added to a
-# matrix `(m, n)` would broadcast their directions over its rows. So a stack of directions is a type of its own: to a rule it looks like a single tangent with a single tangent's axes.
+# The primal pass is the same for every direction, so `jvp_batch` runs it once. A tangent then has
+# one extra *leading* axis, `(directions, *shape)`. It is easy to get wrong: the tangents of a
+# vector, `(directions, n)`, added to a matrix `(m, n)` would broadcast their directions over its
+# rows. So a stack of directions is a type of its own: to a rule it looks like a single tangent with
+# a single tangent's axes.
 
 # %%
 directions = [rng.standard_normal((8, *w.shape)) for w in weights]
@@ -185,8 +247,10 @@ assert np.allclose(slopes, loop, rtol=1e-10)
 # %% [markdown]
 # ## What it costs
 #
-# A layer that computes $XW^\top$ must also compute $\dot X W^\top + X \dot W^\top$: three products for one, two where the input stands still. For the network of this book (784-256-256-256-10) the first layer is most of the work. The count of
-# multiplications is exact; the clock depends on the machine.
+# A layer that computes $XW^\top$ must also compute $\dot X W^\top + X \dot W^\top$: three products
+# for one, two where the input stands still. For the network of this book (784-256-256-256-10) the
+# first layer is most of the work. The count of multiplications is exact; the clock depends on the
+# machine.
 
 # %%
 widths = [784, 256, 256, 256, 10]
@@ -215,7 +279,9 @@ assert single / plain < 6  # wide, for a machine that does other things too
 assert 1e-7 < overhead < 1e-3
 
 # %% [markdown]
-# Memory is the other half. A tangent lives as long as its primal, so a JVP holds the current activations a few times over, whatever the depth. Reverse mode keeps those of *every* layer until it comes back for them.
+# Memory is the other half. A tangent lives as long as its primal, so a JVP holds the current
+# activations a few times over, whatever the depth. Reverse mode keeps those of *every* layer until
+# it comes back for them.
 
 
 # %%
@@ -237,12 +303,16 @@ assert peak(32) < 1.1 * peak(4)
 # %% [markdown]
 # ## A gradient from slopes
 #
-# A JVP is one number a direction: the gradient's projection $\nabla f \cdot v$. Baydin et al. (2022) turn it into an estimate of the gradient, $g = (\nabla f \cdot v)\,v$ with random $v$. When $E[vv^\top] = I$ it is unbiased:
-# $E[g] = E[vv^\top]\,\nabla f = \nabla f$. But $v$ points almost nowhere near the gradient in high dimension. The mean over $K$ directions in $n$ dimensions has a cosine of about $\sqrt{K / (K + n)}$ to the truth.
+# A JVP is one number a direction: the gradient's projection $\nabla f \cdot v$. Baydin et al.
+# (2022) turn it into an estimate of the gradient, $g = (\nabla f \cdot v)\,v$ with random $v$. When
+# $E[vv^\top] = I$ it is unbiased: $E[g] = E[vv^\top]\,\nabla f = \nabla f$. But $v$ points almost
+# nowhere near the gradient in high dimension. The mean over $K$ directions in $n$ dimensions has a
+# cosine of about $\sqrt{K / (K + n)}$ to the truth.
 
 # %%
 last = weights[-1]  # (5, 16)
 n = last.size
+assert n == 80
 
 
 def of_last(w):
@@ -262,6 +332,7 @@ expected = np.sqrt(counts / (counts + n))
 print("directions: cosine ", *(f"{k}: {c:.2f} " for k, c in zip(counts, cosines, strict=True)))
 assert np.all(np.abs(np.array(cosines) - expected) < 0.1)
 
+# %% tags=["hide-input"]
 fig, axes = plt.subplots()
 axes.semilogx(counts, cosines, "o", color=plots.PALETTE[0], label="measured, mean of 20")
 axes.semilogx(counts, expected, "--", color=plots.PALETTE[1], label=r"$\sqrt{K/(K+n)}$")
@@ -270,8 +341,10 @@ axes.set(xlabel="directions K", ylabel="cosine to the gradient", title="K direct
 axes.legend()
 
 # %% [markdown]
-# That is what forward mode cannot do cheaply. A full gradient takes as many directions as there are parameters: for the 80 above that is nothing, for the 334,336 weights of the big network it would be that many tangent passes, where
-# reverse mode takes one. Chapter 7 trains anyway. It asks of each direction only whether it goes up or down, and keeps that one trit.
+# That is what forward mode cannot do cheaply. A full gradient takes as many directions as there are
+# parameters: for the 80 above that is nothing, for the 334,336 weights of the big network it would
+# be that many tangent passes, where reverse mode takes one. Chapter 7 trains anyway. It asks of
+# each direction only whether it goes up or down, and keeps that one trit.
 
 # %%
 size = sum(w.size for w in big)
@@ -284,7 +357,8 @@ assert size * batch / plain > 100_000  # passes
 # %% [markdown]
 # ## Kinks
 #
-# At a kink there is no derivative, and in a network of integers the kinks are not rare points: pre-activations sit exactly on zero. So the conventions are written down, and tested:
+# At a kink there is no derivative, and in a network of integers the kinks are not rare points:
+# pre-activations sit exactly on zero. So the conventions are written down, and tested:
 
 # %%
 assert D(lambda x: np.maximum(x, 0))(0.0) == 0.0  # a tie with a constant: the constant wins
@@ -296,7 +370,9 @@ assert D(lambda x: np.clip(x, -1, 1))(1.0) == 0.0  # torch says 1 here
 assert D(np.round)(0.5) == 0.0
 
 # %% [markdown]
-# Rounding is flat almost everywhere, which is true and useless: no slope comes through a quantiser. `straight_through` replaces it by the identity's slope, `custom_jvp` by any rule of yours, `stop_gradient` by none.
+# Rounding is flat almost everywhere, which is true and useless: no slope comes through a quantiser.
+# `straight_through` replaces it by the identity's slope, `custom_jvp` by any rule of yours,
+# `stop_gradient` by none.
 
 # %%
 ternary = mb.straight_through(lambda w: np.clip(np.rint(w), -1, 1))
@@ -306,20 +382,32 @@ assert out.tolist() == [-1.0, 0.0, 1.0]
 assert tangent.tolist() == [1.0, 2.0, 3.0]
 
 # %% [markdown]
-# **Limits.** Real floating arrays only: integers and complex numbers carry no tangent. Code may write into arrays that came from a dual (`y = np.zeros_like(x)`, then `y[i] = x[i] * y[i - 1]`; views are written through, and the caller's arrays stay as they are). Code that writes a dual into a plain array, or leaves NumPy (`math.sin`, `float(x)`), stops with an error. Matrix decompositions have no rules
-# here. `jvp_batch` holds `directions` copies of the current activations: for large networks, take the directions in groups. An operation costs some microseconds of Python, which only arrays of some thousand entries repay.
+# **Limits.** Real floating arrays only: integers and complex numbers carry no tangent. Code may
+# write into arrays that came from a dual (`y = np.zeros_like(x)`, then `y[i] = x[i] * y[i - 1]`;
+# views are written through, and the caller's arrays stay as they are). Code that writes a dual into
+# a plain array, or leaves NumPy (`math.sin`, `float(x)`), stops with an error. Matrix
+# decompositions have no rules here. `jvp_batch` holds `directions` copies of the current
+# activations: for large networks, take the directions in groups. An operation costs some
+# microseconds of Python, which only arrays of some thousand entries repay.
 #
-# **Exercises.** 1. Why is `x_dot @ y_dot` missing from the matmul rule? The case `matrix-product` of `minibit/vectors/dual.json` knows what happens with it.
-# 2. Plant a sign error in a rule of `minibit/dual/rules.py` and run `test_a_planted_sign_error_is_detected`: it plants one in every rule, one after the other. Which errors could it not see?
-# 3. Over *all* $2^n$ vectors of signs the forward gradient is exact. Show why, then read `test_a_forward_gradient_over_every_sign_vector_is_the_gradient`.
-# 4. Write a `custom_jvp` for $\log(1 + e^x)$ whose slope does not overflow at $x = 1000$; `test_a_custom_rule_replaces_the_derivative_and_nests` shows the form.
-# 5. The tangent of `np.prod` does not divide. What would go wrong in `test_the_slope_at_a_kink_is_the_documented_one` ("prod with one zero") if it did?
+# **Exercises.**
+#
+# 1. Why is `x_dot @ y_dot` missing from the matmul rule? The case `matrix-product` of
+#    `minibit/vectors/dual.json` knows what happens with it.
+# 2. Plant a sign error in a rule of `minibit/dual/rules.py` and run
+#    `test_a_planted_sign_error_is_detected`: it plants one in every rule, one after the other.
+#    Which errors could it not see?
+# 3. Over *all* $2^n$ vectors of signs the forward gradient is exact. Show why, then read
+#    `test_a_forward_gradient_over_every_sign_vector_is_the_gradient`.
+# 4. Write a `custom_jvp` for $\log(1 + e^x)$ whose slope does not overflow at $x = 1000$;
+#    `test_a_custom_rule_replaces_the_derivative_and_nests` shows the form.
+# 5. The tangent of `np.prod` does not divide. What would go wrong in
+#    `test_the_slope_at_a_kink_is_the_documented_one` ("prod with one zero") if it did?
 #
 # **Sources.**
 #
-# - Wengert (1964), *A Simple Automatic Derivative Evaluation Program*, Communications of the ACM
-#   7.
-# - Baydin, Pearlmutter, Radul and Siskind (2015), *Automatic Differentiation in Machine Learning:
-#   a Survey*, arXiv:1502.05767.
+# - Wengert (1964), *A Simple Automatic Derivative Evaluation Program*, Communications of the ACM 7.
+# - Baydin, Pearlmutter, Radul and Siskind (2015), *Automatic Differentiation in Machine Learning: a
+#   Survey*, arXiv:1502.05767.
 # - Baydin, Pearlmutter, Syme, Wood and Torr (2022), *Gradients without Backpropagation*,
 #   arXiv:2202.08587.

@@ -1,13 +1,14 @@
 # %% [markdown]
 # # The ternary product: from a loop to the machine's limit
 #
-# **The question.** A product with weights of -1, 0 and 1 needs no multiplication: add some inputs, subtract others. So why does a loop that does just
-# that lose to a library that multiplies floats? And how fast can it be?
+# **The question.** A product with weights of -1, 0 and 1 needs no multiplication: add some inputs,
+# subtract others. So why does a loop that does just that lose to a library that multiplies floats?
+# And how fast can it be?
 #
 # $$z_{r} = \sum_k t_{rk}\, q_k, \qquad t \in \{-1, 0, 1\},\quad q \in \{-128, \dots, 127\}$$
 #
-# We climb a ladder. Every rung computes the same int32 numbers, checked before it is timed. What matters at each step is how many bytes it reads, and
-# how many weights one instruction handles.
+# We climb a ladder. Every rung computes the same int32 numbers, checked before it is timed. What
+# matters at each step is how many bytes it reads, and how many weights one instruction handles.
 
 # %%
 import os
@@ -51,7 +52,8 @@ w, x = codes.astype(np.float32), q.astype(np.float32)
 climb("NumPy float32", lambda: (w @ x).astype(np.int32))
 
 # %% [markdown]
-# NumPy reads 4 bytes a weight. That is its limit: one token uses each weight once, so the time is that of reading the matrix.
+# NumPy reads 4 bytes a weight. That is its limit: one token uses each weight once, so the time is
+# that of reading the matrix.
 #
 # ## Rung 1: the loop without a multiplication
 #
@@ -87,12 +89,14 @@ if kernels.compiled():
     )
 
 # %% [markdown]
-# A sixteenth of the bytes, and slower. A branch that random weights decide is guessed wrong a third of the time or more, and a wrong guess costs as much as
-# dozens of multiplications. *Not multiplying saves nothing: the multiplier is there, and idle.* What costs is one weight at a time.
+# A sixteenth of the bytes, and slower. A branch that random weights decide is guessed wrong a third
+# of the time or more, and a wrong guess costs as much as dozens of multiplications. *Not
+# multiplying saves nothing: the multiplier is there, and idle.* What costs is one weight at a time.
 #
 # ## Rung 2: four at a time, by table
 #
-# Four weights are one byte, and a byte has 256 values. For each four inputs, tabulate the sums of all 256; a row then looks up one sum a byte.
+# Four weights are one byte, and a byte has 256 values. For each four inputs, tabulate the sums of
+# all 256; a row then looks up one sum a byte.
 
 
 # %%
@@ -119,8 +123,10 @@ climb("2 table of 256 sums", lambda: lookup(columns, q, n_out), rounds=5)
 # %% [markdown]
 # ## Rung 3: sixty-four at a time, by counting
 #
-# Put the ones of a row into one bit-plane, the minus ones into another, and the inputs into eight planes, one a binary digit. A product of planes is AND and
-# a count: $\sum_b \pm 2^b\,(|P \wedge X_b| - |M \wedge X_b|)$. No weight is ever decoded, but every weight is met 8 times, once a digit.
+# Put the ones of a row into one bit-plane, the minus ones into another, and the inputs into eight
+# planes, one a binary digit. A product of planes is AND and a count:
+# $\sum_b \pm 2^b\,(|P \wedge X_b| - |M \wedge X_b|)$. No weight is ever decoded, but every weight
+# is met 8 times, once a digit.
 
 # %%
 if kernels.compiled():
@@ -141,9 +147,11 @@ if kernels.compiled():
 # %% [markdown]
 # ## Rung 4: a loop that a compiler can see through
 #
-# Now multiply. Lay four columns of *all rows* side by side (`minibit.ternary.panels`, "columns"), and loop over rows: 16 or 32 rows fill a register, each is multiplied by
-# the same input, and nothing is summed across lanes. Sums stay in int16 while they fit: $16 \cdot 2 \cdot 128 = 4096$ a step of 16 columns, so 8 steps. This is
-# the portable kernel: plain Python text, and LLVM makes the vectors.
+# Now multiply. Lay four columns of *all rows* side by side (`minibit.ternary.panels`, "columns"),
+# and loop over rows: 16 or 32 rows fill a register, each is multiplied by the same input, and
+# nothing is summed across lanes. Sums stay in int16 while they fit: $16 \cdot 2 \cdot 128 = 4096$ a
+# step of 16 columns, so 8 steps. This is the portable kernel: plain Python text, and LLVM makes the
+# vectors.
 
 # %%
 token = q[None]  # (1, n_in)
@@ -168,13 +176,17 @@ if kernels.compiled():
 # %% [markdown]
 # ## Rung 5: the instruction that was made for this
 #
-# CPUs have a dot product of bytes: `vpdpbusd` (x86) multiplies 64 unsigned by 64 signed bytes and adds each four products into one of 16 int32 sums; `sdot` is Arm's.
-# A *panel* is laid out for it: a 64-byte vector holds 64 rows by 4 columns. The unsigned side is $t + 1$ in place of $t$. The 1 adds the sum of the inputs to each result, so that sum is subtracted once:
+# CPUs have a dot product of bytes: `vpdpbusd` (x86) multiplies 64 unsigned by 64 signed bytes and
+# adds each four products into one of 16 int32 sums; `sdot` is Arm's. A *panel* is laid out for it:
+# a 64-byte vector holds 64 rows by 4 columns. The unsigned side is $t + 1$ in place of $t$. The 1
+# adds the sum of the inputs to each result, so that sum is subtracted once:
 # $\sum_k t_k q_k = \sum_k (t_k + 1)\,q_k - \sum_k q_k$.
 #
-# The four codes of a byte belong to four *rows*, 16 apart. So the same four inputs, loaded once into all lanes, meet all four groups of rows. (With four columns
-# in a byte it would take four such loads, and loading would be the limit: a core can load two vectors a cycle.) The codes are masked out and never shifted down.
-# The sums of group $j$ are then $4^j$ times too large; one shift of each *sum* divides by that, exactly.
+# The four codes of a byte belong to four *rows*, 16 apart. So the same four inputs, loaded once
+# into all lanes, meet all four groups of rows. (With four columns in a byte it would take four such
+# loads, and loading would be the limit: a core can load two vectors a cycle.) The codes are masked
+# out and never shifted down. The sums of group $j$ are then $4^j$ times too large; one shift of
+# each *sum* divides by that, exactly.
 
 # %%
 ones = np.eye(64, dtype=np.int8)  # row r has its one in column r
@@ -182,6 +194,8 @@ vectors = pack_panels(ones).reshape(16, 64)  # (column / 4, byte)
 for row in range(64):  # column r is in vector r / 4; the row's code is in the bits of its group
     byte, group = 4 * (row % 16) + row % 4, row // 16
     assert vectors[row // 4, byte] == 0b01_01_01_01 + (1 << 2 * group)
+
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(figsize=(9.6, 1.9))
 axes.imshow(np.tile(np.arange(64)[None] // 16, (4, 1)), cmap="Pastel1", aspect="auto")
 for row in range(64):
@@ -205,9 +219,11 @@ if kernels.compiled():
 # %% [markdown]
 # ### The inner loop, as the machine sees it
 #
-# Vectors are spelled out in Numba through a small layer of intrinsics (`minibit/kernels/simd.py`), and one loop (`minibit/kernels/product.py`) compiles for any number of
-# tokens, groups of rows and lanes. For one token, all four groups and 16 lanes, this is what two loads of weights become: each is masked four times, and meets four
-# inputs in four dot products. Columns take turns between two sets of sums, so that no sum waits for the one before it.
+# Vectors are spelled out in Numba through a small layer of intrinsics (`minibit/kernels/simd.py`),
+# and one loop (`minibit/kernels/product.py`) compiles for any number of tokens, groups of rows and
+# lanes. For one token, all four groups and 16 lanes, this is what two loads of weights become: each
+# is masked four times, and meets four inputs in four dot products. Columns take turns between two
+# sets of sums, so that no sum waits for the one before it.
 
 # %%
 if fastest in ("vnni", "amx"):
@@ -231,14 +247,16 @@ if fastest in ("vnni", "amx"):
     assert not [line for line in used if re.search(r"\bv?p?mul", line)]  # no other multiplication
 
 # %% [markdown]
-# So there *is* a multiplication, 64 an instruction, and it is free: the additions that a "multiplication-free" kernel would do instead cost the same
-# instruction slots, one for 16 or 64 lanes. The argument against multiplying is about energy and silicon, for chips that are still to be built. On the CPU that
-# you have, ternary weights win because they are *small*.
+# So there *is* a multiplication, 64 an instruction, and it is free: the additions that a
+# "multiplication-free" kernel would do instead cost the same instruction slots, one for 16 or 64
+# lanes. The argument against multiplying is about energy and silicon, for chips that are still to
+# be built. On the CPU that you have, ternary weights win because they are *small*.
 #
 # ## The roofline
 #
-# A kernel can be no faster than memory brings bytes, nor than the dot products multiply. One token uses each weight once: it sits on the slope. Many tokens use
-# each weight many times, and reach the roof.
+# A kernel can be no faster than memory brings bytes, nor than the dot products multiply. One token
+# uses each weight once: it sits on the slope. Many tokens use each weight many times, and reach the
+# roof.
 
 # %%
 tokens_each = [1, 2, 4, 8, 12, 48, 192]
@@ -257,10 +275,8 @@ for tokens in tokens_each:
         times.append(time.perf_counter() - start)
     speeds.append(n_out * n_in * tokens / np.median(times) / 1e9)
 
-fig, axes = plt.subplots(figsize=(7.2, 4.2))
-intensity = (
-    np.array(tokens_each) * n_out * n_in / packed_matrix.nbytes
-)  # multiplications a byte of weights
+# multiplications per byte of weights
+intensity = np.array(tokens_each) * n_out * n_in / packed_matrix.nbytes
 if fastest in ("vnni", "amx"):
     from minibit.kernels import peaks
 
@@ -276,15 +292,16 @@ if fastest in ("vnni", "amx"):
         done = peaks.vnni(100_000, scratch)
         peak.append(done / (time.perf_counter() - start) / 1e9)
     bandwidth, peak = np.median(bandwidth), np.median(peak)
-    slope = np.geomspace(0.2, 1000, 50)
-    axes.loglog(
-        slope,
-        np.minimum(slope * bandwidth, peak),
-        color="0.4",
-        label="plain read, then vpdpbusd's peak",
-    )
     print(f"plain read {bandwidth:.0f} GB/s, peak {peak:.0f} multiplications a ns")
     expect_time(speeds[0] < peak, "one token is nowhere near the roof")
+    expect_time(max(speeds[1:]) > speeds[0], "many tokens are multiplied faster than one")
+
+# %% tags=["hide-input"]
+fig, axes = plt.subplots(figsize=(7.2, 4.2))
+if fastest in ("vnni", "amx"):
+    slope = np.geomspace(0.2, 1000, 50)
+    roof = np.minimum(slope * bandwidth, peak)
+    axes.loglog(slope, roof, color="0.4", label="plain read, then vpdpbusd's peak")
 axes.loglog(intensity, speeds, "o-", label=f"panels, 1 to {tokens_each[-1]} tokens")
 for rung, (name, taken) in enumerate(seconds.items()):
     bytes_each = 4.0 if name == "NumPy float32" else 0.25
@@ -298,17 +315,17 @@ for rung, (name, taken) in enumerate(seconds.items()):
         fontsize=7,
     )
 plots.label_axes(
-    axes, "multiplications a byte of weights", "multiplications a ns", "One core's roofline"
+    axes, "multiplications per byte of weights", "multiplications per ns", "One core's roofline"
 )
-if fastest in ("vnni", "amx"):
-    expect_time(max(speeds[1:]) > speeds[0], "many tokens are multiplied faster than one")
 
 # %% [markdown]
 # ## Fewer bytes: base 3
 #
-# On the slope, bytes are time. Five weights fit a byte ($3^5 = 243$): 1.6 bits each, a fifth less to read. But digits don't come off with a mask. The kernel in
-# `minibit/kernels/base3.py` splits one off by two comparisons and looks the other four up in a table that fills two registers, 64 bytes at once. So it pays where
-# reading is all that counts, from memory, and not where the weights lie in a cache that is faster than the arithmetic.
+# On the slope, bytes are time. Five weights fit a byte ($3^5 = 243$): 1.6 bits each, a fifth less
+# to read. But digits don't come off with a mask. The kernel in `minibit/kernels/base3.py` splits
+# one off by two comparisons and looks the other four up in a table that fills two registers, 64
+# bytes at once. So it pays where reading is all that counts, from memory, and not where the weights
+# lie in a cache that is faster than the arithmetic.
 
 # %%
 if fastest in ("vnni", "amx") and kernels._cpu_features().get("avx512vbmi"):
@@ -339,9 +356,11 @@ if fastest in ("vnni", "amx") and kernels._cpu_features().get("avx512vbmi"):
 # %% [markdown]
 # ## Two threads
 #
-# Products of one matrix's rows don't depend on each other, so threads share them as ranges of rows, and no bit changes. Two things keep two threads from being twice
-# as fast. Where one core already takes all that memory gives, a second gets nothing more. And to wake a sleeping thread takes some 50 µs, as long as this whole
-# product: so the workers look for the next product for a tenth of a millisecond before they sleep, without Python's lock (`minibit.kernels.threads`).
+# Products of one matrix's rows don't depend on each other, so threads share them as ranges of rows,
+# and no bit changes. Two things keep two threads from being twice as fast. Where one core already
+# takes all that memory gives, a second gets nothing more. And to wake a sleeping thread takes some
+# 50 µs, as long as this whole product: so the workers look for the next product for a tenth of a
+# millisecond before they sleep, without Python's lock (`minibit.kernels.threads`).
 
 # %%
 token = rng.integers(-127, 128, (1, n_in), dtype=np.int8)  # (1, n_in)
@@ -360,8 +379,10 @@ for threads in (1, 2):
 # %% [markdown]
 # ## Floats in, floats out
 #
-# A layer gets floats. `ternary_matmul` rounds each token to int8 by its largest magnitude (the next chapter), multiplies exactly, and scales. The kernels do this in
-# the same pass, and give the bits of the three-line reference. A NaN is found by the same integer maximum that finds the scale: checking costs nothing extra.
+# A layer gets floats. `ternary_matmul` rounds each token to int8 by its largest magnitude (the next
+# chapter), multiplies exactly, and scales. The kernels do this in the same pass, and give the bits
+# of the three-line reference. A NaN is found by the same integer maximum that finds the scale:
+# checking costs nothing extra.
 
 # %%
 floats = rng.standard_normal((5, n_in), dtype=np.float32)  # (batch, n_in)
@@ -380,21 +401,29 @@ print(
 # %% [markdown]
 # ## What a port needs
 #
-# 1. The panel layout of `minibit.ternary.panels`, or any other: it is private to a machine, and files never hold it.
-# 2. A dot product of unsigned by signed bytes into int32, or signed by signed with codes shifted down to 0..2 (`sdot`). AVX2's `vpmaddubsw` keeps int16 sums: count how many
-#    fit. AMX wants codes decoded into tiles; the layout above is already in its order.
+# 1. The panel layout of `minibit.ternary.panels`, or any other: it is private to a machine, and
+#    files never hold it.
+# 2. A dot product of unsigned by signed bytes into int32, or signed by signed with codes shifted
+#    down to 0..2 (`sdot`). AVX2's `vpmaddubsw` keeps int16 sums: count how many fit. AMX wants
+#    codes decoded into tiles; the layout above is already in its order.
 # 3. Minus the sum of the inputs, and the order of float operations of `ternary_matmul_reference`.
-# 4. The cases in `minibit/vectors/matmul.json`, and the bound: with codes left in place, one sum of $64 \cdot 2 \cdot (-128)$ an input reaches $-2^{31}$ at $2^{17}$
-#    inputs. More are refused.
+# 4. The cases in `minibit/vectors/matmul.json`, and the bound: with codes left in place, one sum of
+#    $64 \cdot 2 \cdot (-128)$ an input reaches $-2^{31}$ at $2^{17}$ inputs. More are refused.
 #
-# **Limits.** The times above are of this page's machine, on one core, beside whatever else ran there; `minibit bench gemv` and `minibit bench matmul` measure with more care.
-# The AMX kernel has been compiled, and its indices run on emulated tiles, not timed. Small matrices (256 by 256) take about a microsecond, most of which is
-# Python's call.
+# **Limits.** The times above are of this page's machine, on one core, beside whatever else ran
+# there; `minibit bench gemv` and `minibit bench matmul` measure with more care. The AMX kernel has
+# been compiled, and its indices run on emulated tiles, not timed. Small matrices (256 by 256) take
+# about a microsecond, most of which is Python's call.
 #
-# **Exercises.** 1. Base 3 reads a fifth less and computes more: from how many cores on does it win where weights lie in a cache that all share? Use the two speeds printed above;
-# `test_the_base3_product_is_exact` runs the kernel. 2. Double `MAX_INPUTS`: on which paths does
-# `test_no_sum_overflows_up_to_the_bound_on_inputs` fail, in which group of rows, and why not on the others? 3. Change one index in `pack_panels_reference`: which tests notice? Start with
-# `test_a_panel_puts_each_code_where_the_layout_says`.
+# **Exercises.**
+#
+# 1. Base 3 reads a fifth less and computes more: from how many cores on does it win where weights
+#    lie in a cache that all share? Use the two speeds printed above;
+#    `test_the_base3_product_is_exact` runs the kernel.
+# 2. Double `MAX_INPUTS`: on which paths does `test_no_sum_overflows_up_to_the_bound_on_inputs`
+#    fail, in which group of rows, and why not on the others?
+# 3. Change one index in `pack_panels_reference`: which tests notice? Start with
+#    `test_a_panel_puts_each_code_where_the_layout_says`.
 #
 # **Sources.**
 #

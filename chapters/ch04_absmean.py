@@ -1,13 +1,18 @@
 # %% [markdown]
 # # From floats to trits: quantization-aware training
 #
-# **The question.** Given a matrix of floats, which trits, and which scale? And why is the answer worth so little until training knows of it?
+# **The question.** Given a matrix of floats, which trits, and which scale? And why is the answer
+# worth so little until training knows of it?
 #
-# BitNet b1.58 takes two lines for a weight matrix, *absmean*, and two for a token of activations, *absmax*:
+# BitNet b1.58 takes two lines for a weight matrix, *absmean*, and two for a token of activations,
+# *absmax*:
 #
-# $$\gamma = \max(\operatorname{mean}|W|,\ 10^{-5}), \qquad T = \operatorname{clip}\!\left(\operatorname{rint}\frac{W}{\gamma}, -1, 1\right), \qquad W \approx \gamma\, T,$$
+# $$\gamma = \max(\operatorname{mean}|W|,\ 10^{-5}), \qquad T =
+# \operatorname{clip}\!\left(\operatorname{rint}\frac{W}{\gamma}, -1, 1\right), \qquad W \approx
+# \gamma\, T,$$
 #
-# $$s = \frac{127}{\max(\max|x|,\ 10^{-5})}, \qquad c = \operatorname{rint}(s\,x), \qquad x \approx c / s.$$
+# $$s = \frac{127}{\max(\max|x|,\ 10^{-5})}, \qquad c = \operatorname{rint}(s\,x), \qquad x \approx
+# c / s.$$
 #
 # There is one $\gamma$ a matrix and one $s$ a token. Here they are in NumPy, beside the module.
 
@@ -46,8 +51,10 @@ print(f"gamma {gamma:.4f}, zeros {np.mean(codes == 0):.1%}, cosine {cosine(w, co
 # %% [markdown]
 # ## What the scale does
 #
-# $\gamma$ does two things. It is the **threshold**: $|w| > \gamma/2$ keeps its sign, all else is 0. And it is the **value** that the signs stand for. Neither is optimal.
-# The picture lets $k\gamma$ take the place of $\gamma$, for three shapes of weights, and draws the relative error $\lVert W - k\gamma\,T_k \rVert / \lVert W \rVert$.
+# $\gamma$ does two things. It is the **threshold**: $|w| > \gamma/2$ keeps its sign, all else is 0.
+# And it is the **value** that the signs stand for. Neither is optimal. The picture lets $k\gamma$
+# take the place of $\gamma$, for three shapes of weights, and draws the relative error
+# $\lVert W - k\gamma\,T_k \rVert / \lVert W \rVert$.
 
 # %%
 shapes = {
@@ -56,8 +63,8 @@ shapes = {
     "heavy tails (Student t, 3)": rng.standard_t(3, w.shape).astype(np.float32),
 }
 multiples = np.linspace(0.4, 3, 40)
-fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4))
-for (name, v), color in zip(shapes.items(), plots.PALETTE, strict=False):
+curves = {}
+for name, v in shapes.items():
     v = v[:256]
     g = np.abs(v).mean()
     errors, angles = [], []
@@ -65,24 +72,34 @@ for (name, v), color in zip(shapes.items(), plots.PALETTE, strict=False):
         t = np.clip(np.rint(v / (k * g)), -1, 1)
         errors.append(np.linalg.norm(v - k * g * t) / np.linalg.norm(v))
         angles.append(cosine(v, t))
-    left.plot(multiples, errors, color=color)
-    right.plot(multiples, angles, color=color, label=name)
+    curves[name] = errors, angles
     best, chosen = multiples[np.argmin(errors)], cosine(v, absmean_quantize(v)[0])
     print(
         f"{name}: least error at {best:.2f} gamma; cosine {chosen:.3f}, at best {max(angles):.3f}"
     )
     assert 1.2 < best < 2.2
     assert 0 < max(angles) - chosen < (0.015 if name == "normal" else 0.04)
+
+# %% tags=["hide-input"]
+fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4))
+for name, (errors, angles) in curves.items():
+    left.plot(multiples, errors)
+    right.plot(multiples, angles, label=name)
 for axes in (left, right):
     axes.axvline(1, color="#888888", linewidth=0.8, linestyle="--")
 plots.label_axes(left, "scale, in units of mean |w|", "relative error", "Lost")
 plots.label_axes(right, "scale, in units of mean |w|", "cosine of W and T", "Kept")
 
 # %% [markdown]
-# The dashed line is absmean. For squared error, a scale half as large again would suit normal weights better. But what counts behind a norm is the direction, since layer norm and RMS norm divide any factor away: there, absmean gives away less than 0.015 of a cosine of 0.90.
-# It also keeps more weights alive, and its share of zeros, 31%, is close to the third that a trit's entropy asks for (chapter 2).
+# The dashed line is absmean. For squared error, a scale half as large again would suit normal
+# weights better. But what counts behind a norm is the direction, since layer norm and RMS norm
+# divide any factor away: there, absmean gives away less than 0.015 of a cosine of 0.90. It also
+# keeps more weights alive, and its share of zeros, 31%, is close to the third that a trit's entropy
+# asks for (chapter 2).
 #
-# For normal weights all of that is arithmetic. With $t = \sqrt{2/\pi}/2 = 0.399$, the share of zeros is $2\Phi(t) - 1$ and the cosine $2\varphi(t) / \sqrt{2 - 2\Phi(t)}$. Signs alone (`binary_quantize`, BitNet's first, with one bit a weight) have $\sqrt{2/\pi}$.
+# For normal weights all of that is arithmetic. With $t = \sqrt{2/\pi}/2 = 0.399$, the share of
+# zeros is $2\Phi(t) - 1$ and the cosine $2\varphi(t) / \sqrt{2 - 2\Phi(t)}$. Signs alone
+# (`binary_quantize`, BitNet's first, with one bit a weight) have $\sqrt{2/\pi}$.
 
 # %%
 t = np.sqrt(2 / np.pi) / 2
@@ -98,7 +115,9 @@ assert abs(cosine(w, signs) - np.sqrt(2 / np.pi)) < 0.002
 # %% [markdown]
 # ## Five traps
 #
-# Ports of these four lines go wrong in five places. Here are four of them, on three matrices: normal weights of an ordinary size (spread 0.02), small ones (spread $2 \cdot 10^{-5}$), and one made of 1 and 3, where $\gamma = 2$ and every 1 is a tie.
+# Ports of these four lines go wrong in five places. Here are four of them, on three matrices:
+# normal weights of an ordinary size (spread 0.02), small ones (spread $2 \cdot 10^{-5}$), and one
+# made of 1 and 3, where $\gamma = 2$ and every 1 is a tie.
 
 
 # %%
@@ -133,10 +152,15 @@ assert differ["half away from zero"] == [0, 0, 0.5]
 assert differ["scale inverted"][0] == np.mean(absmean_quantize(ordinary)[0] != 0)  # all zeros
 
 # %% [markdown]
-# An **inverted scale** (published files hold $\gamma$ or $1/\gamma$, by configuration) sends all small weights to zero, and a **cast** all below $\gamma$. Both show at once. An **added epsilon**, which the paper's formula has and the published code has not, moves a few codes in ten thousand: nobody
-# notices, and no comparison with a reference is ever exact again. A **tie** does not occur among random weights.
+# An **inverted scale** (published files hold $\gamma$ or $1/\gamma$, by configuration) sends all
+# small weights to zero, and a **cast** all below $\gamma$. Both show at once. An **added epsilon**,
+# which the paper's formula has and the published code has not, moves a few codes in ten thousand:
+# nobody notices, and no comparison with a reference is ever exact again. A **tie** does not occur
+# among random weights.
 #
-# It does among activations. A bfloat16 has 8 significant bits. If the largest of a token is $127 \cdot 2^e$, the scale is a power of two and every odd multiple of half a step is a tie. Here are 4,000 random tokens, of different sizes.
+# It does among activations. A bfloat16 has 8 significant bits. If the largest of a token is
+# $127 \cdot 2^e$, the scale is a power of two and every odd multiple of half a step is a tie. Here
+# are 4,000 random tokens, of different sizes.
 
 # %%
 tokens = rng.standard_normal((4000, 256)) * 2 ** rng.uniform(-3, 3, (4000, 1))
@@ -155,7 +179,9 @@ assert 10 < hit.sum() < 80
 assert away[hit].sum(axis=1).mean() > 20
 
 # %% [markdown]
-# The fifth trap is the order of operations. `127 / m` in PyTorch is a reciprocal and a product, so the published scale is $127 \cdot \mathrm{fl}(1/m)$, rounded once more. An entry that is half of the largest has $s x = 63.5$ in exact arithmetic: the last bit of $s$ decides.
+# The fifth trap is the order of operations. `127 / m` in PyTorch is a reciprocal and a product, so
+# the published scale is $127 \cdot \mathrm{fl}(1/m)$, rounded once more. An entry that is half of
+# the largest has $s x = 63.5$ in exact arithmetic: the last bit of $s$ decides.
 
 # %%
 m = np.arange(1, 1001, dtype=np.float32)[:, None]
@@ -173,7 +199,9 @@ assert 0.1 < np.mean((c != direct).any(axis=1)) < 0.5
 # %% [markdown]
 # ## What activations lose
 #
-# 255 levels are plenty, if the values fill them. One outlier takes them all: the step is $a/127$ for a largest entry $a$, and an evenly spread rounding error is step$/\sqrt{12}$. So the others' relative error is $a / (127\sqrt{12})$, until all of them round to 0.
+# 255 levels are plenty, if the values fill them. One outlier takes them all: the step is $a/127$
+# for a largest entry $a$, and an evenly spread rounding error is step$/\sqrt{12}$. So the others'
+# relative error is $a / (127\sqrt{12})$, until all of them round to 0.
 
 # %%
 outliers = np.geomspace(4, 4000, 25)
@@ -183,20 +211,24 @@ for a in outliers:
     x = np.concatenate([np.full((64, 1), a, np.float32), rest], axis=1)
     lost.append(np.linalg.norm((fake_quant_activation(x) - x)[:, 1:]) / np.linalg.norm(rest))
 formula = outliers / 127 / np.sqrt(12)
+fine = outliers < 100
+assert np.allclose(np.array(lost)[fine], formula[fine], rtol=0.05)
+assert lost[-1] == 1  # nothing of the others is left
+
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(figsize=(6.4, 3))
 axes.loglog(outliers, lost, "o", label="measured")
 axes.loglog(
     outliers, np.minimum(formula, 1), color="#888888", label=r"$a / (127 \sqrt{12})$, at most 1"
 )
 plots.label_axes(axes, "outlier $a$, in spreads of the others", "relative error of the others")
-fine = outliers < 100
-assert np.allclose(np.array(lost)[fine], formula[fine], rtol=0.05)
-assert lost[-1] == 1  # nothing of the others is left
 
 # %% [markdown]
-# One scale a token confines the damage to its token. A norm before the quantiser does not help: it divides a token by one number, and absmax divides any such number away.
+# One scale a token confines the damage to its token. A norm before the quantiser does not help: it
+# divides a token by one number, and absmax divides any such number away.
 #
-# Now one layer, in integers: multiply codes by codes, then divide by $s$ and multiply by $\gamma$. That is the product of the fake-quantised floats, which are what training sees.
+# Now one layer, in integers: multiply codes by codes, then divide by $s$ and multiply by $\gamma$.
+# That is the product of the fake-quantised floats, which are what training sees.
 
 # %%
 x = rng.standard_normal((128, 1024)).astype(np.float32)  # (batch, n_in)
@@ -212,14 +244,20 @@ assert cosine(x, c / s) > 0.9998
 assert abs(cosine(y, x @ w.T) - cosine(w, codes)) < 0.01
 
 # %% [markdown]
-# The outputs point as far off as the weights do, and int8 costs nothing beside that. A cosine of 0.89 on random inputs sounds survivable. Real inputs aren't random.
+# The outputs point as far off as the weights do, and int8 costs nothing beside that. A cosine of
+# 0.89 on random inputs sounds survivable. Real inputs aren't random.
 #
 # ## Why training must know of it
 #
-# Take the smallest classifier there is, softmax regression on MNIST: logits $x W^\top$ with $W$ of 10 x 784. Its gradient has a closed form, $(p - y)^\top x$. We train it several times on the same batches, and change only what the forward pass **sees** of the weights:
-# the floats themselves; their ternary values; or a warm-up $W + \lambda\,(\gamma T - W)$, with $\lambda$ rising from 0 to 1, that starts from the float solution.
+# Take the smallest classifier there is, softmax regression on MNIST: logits $x W^\top$ with $W$ of
+# 10 x 784. Its gradient has a closed form, $(p - y)^\top x$. We train it several times on the same
+# batches, and change only what the forward pass **sees** of the weights: the floats themselves;
+# their ternary values; or a warm-up $W + \lambda\,(\gamma T - W)$, with $\lambda$ rising from 0 to
+# 1, that starts from the float solution.
 #
-# In the last two the loss depends on $T$, and still we must move $W$. The true derivative of rounding is useless: zero. **Straight-through** takes that of the identity instead: `fake_quant_weight` returns $\gamma T$ and passes tangents on untouched.
+# In the last two the loss depends on $T$, and still we must move $W$. The true derivative of
+# rounding is useless: zero. **Straight-through** takes that of the identity instead:
+# `fake_quant_weight` returns $\gamma T$ and passes tangents on untouched.
 
 # %%
 mnist = load_mnist()
@@ -256,7 +294,8 @@ assert derivative(lambda v: np.clip(np.rint(v / 0.8), -1, 1))(0.7) == 0  # witho
 assert derivative(fake_quant_weight)(0.7) == 1
 
 # %% [markdown]
-# So the straight-through "gradient" is the gradient at the quantised weights, applied to the latent ones. Now train, with momentum and a rate that falls to zero.
+# So the straight-through "gradient" is the gradient at the quantised weights, applied to the latent
+# ones. Now train, with momentum and a rate that falls to zero.
 
 
 # %%
@@ -284,6 +323,7 @@ latent, _, latent_kept = train(lambda w, step: fake_quant_weight(w), start)
 warm, warm_losses, _ = train(lambda w, step: fake_quant_weight(w, min(step / 200, 1)), float_w)
 _, cold_losses, _ = train(lambda w, step: fake_quant_weight(w), float_w)
 
+assert float_w.size == 7_840
 rounded, trained = fake_quant_weight(float_w), fake_quant_weight(latent)
 results = {
     "float": float_w,
@@ -297,8 +337,15 @@ for name, score in scores.items():
     print(f"{score:.1%}  {name}")
 
 by_rounding = [accuracy(fake_quant_weight(v)) for v in float_kept]
-fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4))
 at = np.arange(0, 400, 10)
+assert scores["float"] > 0.9
+assert scores["float, then rounded to trits"] < 0.8
+assert scores["trits, trained straight-through"] > scores["float"] - 0.02
+assert max(by_rounding[:5]) == max(by_rounding) > by_rounding[-1] + 0.03
+assert scores["the latent floats behind these"] < scores["trits, trained straight-through"] - 0.1
+
+# %% tags=["hide-input"]
+fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4))
 left.plot(at, [100 * accuracy(v) for v in float_kept], label="float")
 left.plot(at, 100 * np.array(by_rounding), label="float, rounded")
 left.plot(at, [100 * accuracy(fake_quant_weight(v)) for v in latent_kept], label="straight-through")
@@ -307,14 +354,10 @@ right.plot(at, cold_losses, color=plots.PALETTE[3], label="trits at once")
 right.plot(at, warm_losses, color=plots.PALETTE[4], label=r"$\lambda$ from 0 to 1 in 200 steps")
 plots.label_axes(left, "step", "test accuracy (%)", "From the same start")
 plots.label_axes(right, "step", "test loss of what is seen (nats)", "From the float solution")
-assert scores["float"] > 0.9
-assert scores["float, then rounded to trits"] < 0.8
-assert scores["trits, trained straight-through"] > scores["float"] - 0.02
-assert max(by_rounding[:5]) == max(by_rounding) > by_rounding[-1] + 0.03
-assert scores["the latent floats behind these"] < scores["trits, trained straight-through"] - 0.1
 
 # %% [markdown]
-# Rounding a trained model costs it 20 points here; trits that were trained as trits lose one. Look at where each solution lies.
+# Rounding a trained model costs it 20 points here; trits that were trained as trits lose one. Look
+# at where each solution lies.
 
 # %%
 logits = test_x @ float_w.T
@@ -333,15 +376,22 @@ assert 0.01 < np.mean(halfway != end) < 0.15
 assert np.mean(end == 0) > np.mean(rounded == 0) > 0.35
 
 # %% [markdown]
-# Measured by weights, the two are about equally far from the float solution. Measured by logits, the trained one is much nearer: it chose its 7,840 errors so that they cancel on real images, while independent rounding lets them add up, as neighbouring pixels
-# say the same. **The nearest trits are not the best trits**, and only the loss can tell.
+# Measured by weights, the two are about equally far from the float solution. Measured by logits,
+# the trained one is much nearer: it chose its 7,840 errors so that they cancel on real images,
+# while independent rounding lets them add up, as neighbouring pixels say the same. **The nearest
+# trits are not the best trits**, and only the loss can tell.
 #
 # Four more things can be read off:
 #
-# - The latent floats are no model. Run unrounded, they lose 15 points to their own trits. They are counters: how much evidence a trit still needs to change. (A checkpoint that holds latent weights and is run without quantising them has the same illness.)
-# - Rounding gets no better as the float model does: the best rounded one comes within the first 40 steps.
+# - The latent floats are no model. Run unrounded, they lose 15 points to their own trits. They are
+#   counters: how much evidence a trit still needs to change. (A checkpoint that holds latent
+#   weights and is run without quantising them has the same illness.)
+# - Rounding gets no better as the float model does: the best rounded one comes within the first 40
+#   steps.
 # - Codes settle as the rate falls: in the second half of training, 6% of them change.
-# - The warm-up spares the shock: without it, the loss starts at more than twice that of the float model. Here it buys nothing lasting: both curves end within 0.05 nats. Fine-tuning a large model, where the shock undoes what long training built, is what the published recipe has it for.
+# - The warm-up spares the shock: without it, the loss starts at more than twice that of the float
+#   model. Here it buys nothing lasting: both curves end within 0.05 nats. Fine-tuning a large
+#   model, where the shock undoes what long training built, is what the published recipe has it for.
 
 # %%
 print(f"first loss seen: at once {cold_losses[0]:.2f}, warmed up {warm_losses[0]:.2f}")
@@ -351,14 +401,29 @@ assert abs(cold_losses[-1] - warm_losses[-1]) < 0.05
 assert scores["trits, warmed up from the float solution"] > scores["float"] - 0.02
 
 # %% [markdown]
-# **Limits.** Straight-through is no derivative of anything: its use rests on experience, and on each step being small against $\gamma$. Training needs the float latents, so it needs all of a float model's memory and more; chapter 7 trains without them. A softmax regression has no layer behind it whose norm would undo a scale,
-# and 7,840 weights are few: how the gap to float models closes with size is a matter for language models. Gamma is summed in float64 here and in float32 by PyTorch, so that it may differ by two units in the last place, and with it a code that lies on the edge.
+# **Limits.** Straight-through is no derivative of anything: its use rests on experience, and on
+# each step being small against $\gamma$. Training needs the float latents, so it needs all of a
+# float model's memory and more; chapter 7 trains without them. A softmax regression has no layer
+# behind it whose norm would undo a scale, and 7,840 weights are few: how the gap to float models
+# closes with size is a matter for language models. Gamma is summed in float64 here and in float32
+# by PyTorch, so that it may differ by two units in the last place, and with it a code that lies on
+# the edge.
 #
-# **Exercises.** 1. Prove that quantising $\gamma T$ again gives $T$ again, whatever $W$ was. What happens to $\gamma$ from round to round, and where does it stop? (`test_quantising_weights_again_keeps_their_codes`.)
-# 2. Given the codes, which scale has the least squared error? Show that it is the mean magnitude of the weights that kept a sign, and why a last layer would care and a hidden one wouldn't.
-# 3. Change `rint` to `half_away` in a port of the module. Which of the vectors in `minibit/vectors/absmean.json` catches it, and which catches `127 / m`? (`test_vectors`; `test_activations_are_torchs_bit_for_bit` against PyTorch.)
-# 4. Return $W + \lambda(\gamma T - W)$ with the derivative $1 - \lambda$, which is the true one while no code flips and $\gamma$ is held. What happens at the end of the warm-up? (`test_the_derivative_is_the_identity`.)
-# 5. `fake_quant_weight` is not exactly $\gamma T$. For which $\gamma$ does it differ, by how much, and why does the module keep it so? (`test_fake_weights_are_codes_over_the_reciprocal_of_gamma`.)
+# **Exercises.**
+#
+# 1. Prove that quantising $\gamma T$ again gives $T$ again, whatever $W$ was. What happens to
+#    $\gamma$ from round to round, and where does it stop?
+#    (`test_quantising_weights_again_keeps_their_codes`.)
+# 2. Given the codes, which scale has the least squared error? Show that it is the mean magnitude of
+#    the weights that kept a sign, and why a last layer would care and a hidden one wouldn't.
+# 3. Change `rint` to `half_away` in a port of the module. Which of the vectors in
+#    `minibit/vectors/absmean.json` catches it, and which catches `127 / m`? (`test_vectors`;
+#    `test_activations_are_torchs_bit_for_bit` against PyTorch.)
+# 4. Return $W + \lambda(\gamma T - W)$ with the derivative $1 - \lambda$, which is the true one
+#    while no code flips and $\gamma$ is held. What happens at the end of the warm-up?
+#    (`test_the_derivative_is_the_identity`.) 5. `fake_quant_weight` is not exactly $\gamma T$. For
+#    which $\gamma$ does it differ, by how much, and why does the module keep it so?
+#    (`test_fake_weights_are_codes_over_the_reciprocal_of_gamma`.)
 #
 # **Sources.**
 #

@@ -1,12 +1,15 @@
 # %% [markdown]
 # # Noise that every machine reproduces
 #
-# **The question.** A model is to be a seed and a list of its steps. Then the noise of step 1,312 must be the same in ten years,
-# on another processor, in another language, and for three rows of one layer alone if no more is asked for. Which random numbers allow that?
+# **The question.** A model is to be a seed and a list of its steps. Then the noise of step 1,312
+# must be the same in ten years, on another processor, in another language, and for three rows of
+# one layer alone if no more is asked for. Which random numbers allow that?
 #
-# Not those of a library. NumPy promises a `Generator`'s numbers only for the same build; torch's on a GPU depend on how many multiprocessors it has;
-# JAX changed its values in version 0.5.0. They are free to: nobody expects to read a stored model out of them. We do, so the noise is part of our file format,
-# and this chapter is its specification.
+# Not those of a library. NumPy promises a `Generator`'s numbers only for the same build (Kern
+# 2018); PyTorch's on a GPU depend on how many multiprocessors it has (PyTorch 2026); JAX changed
+# its values in version 0.5.0 (JAX 2025). They are free to: nobody expects to read a stored model
+# out of them. We do, so the noise is part of our file format, and this chapter is its
+# specification.
 
 # %%
 import time
@@ -22,9 +25,10 @@ plots.style(show=True)
 # %% [markdown]
 # ## Why not floats
 #
-# Sparse noise hits each weight (makes it nonzero) with a small probability $s$. The usual way jumps from one hit to the next: with $u$ uniform,
-# the gap is $\lfloor \ln u / \ln(1-s) \rfloor$. But `log` is not specified to the last bit, and C libraries differ in it.
-# Here are two float32 roundings of that one formula, by natural and by binary logarithms.
+# Sparse noise hits each weight (makes it nonzero) with a small probability $s$. The usual way jumps
+# from one hit to the next: with $u$ uniform, the gap is $\lfloor \ln u / \ln(1-s) \rfloor$. But
+# `log` is not specified to the last bit, and C libraries differ in it. Here are two float32
+# roundings of that one formula, by natural and by binary logarithms.
 
 # %%
 s = 6e-5
@@ -36,8 +40,10 @@ print(f"{differ:.2%} of the gaps differ")
 assert differ > 1e-4
 
 # %% [markdown]
-# One different gap moves every hit after it. In float64 it is rarer, not gone. A gap of about $1/s$ with a relative error of $2^{-53}$ crosses an integer with a probability of some
-# $2^{-53}/s$, and a replay of a model of GPT-3's size draws many gaps (93,750 steps of 1,024 perturbations, half of them kept, density $3.7 \cdot 10^{-6}$ of $175 \cdot 10^9$ weights):
+# One different gap moves every hit after it. In float64 it is rarer, not gone. A gap of about $1/s$
+# with a relative error of $2^{-53}$ crosses an integer with a probability of some $2^{-53}/s$, and
+# a replay of a model of GPT-3's size draws many gaps (93,750 steps of 1,024 perturbations, half of
+# them kept, density $3.7 \cdot 10^{-6}$ of $175 \cdot 10^9$ weights):
 
 # %%
 gaps = 93_750 * 1_024 / 2 * 175e9 * 3.7e-6
@@ -49,12 +55,14 @@ assert gaps * 2.0**-53 / 3.7e-6 > 100
 #
 # ## A generator without a state
 #
-# A generator with a state gives its millionth number after the 999,999 before it. A **counter-based** one is a plain function
+# A generator with a state gives its millionth number after the 999,999 before it. A
+# **counter-based** one is a plain function
 #
 # $$\text{words} = f(\text{key}, \text{counter}),$$
 #
-# a cipher of the counter. Ask for any counter, in any order, on any thread. We take **Philox4x32-10** (Salmon et al. 2011): four 32-bit counter words, a key of two, ten rounds.
-# A round multiplies two of the words by constants, and exchanges the halves of the products:
+# a cipher of the counter. Ask for any counter, in any order, on any thread. We take
+# **Philox4x32-10** (Salmon et al. 2011): four 32-bit counter words, a key of two, ten rounds. A
+# round multiplies two of the words by constants, and exchanges the halves of the products:
 
 
 # %%
@@ -93,7 +101,8 @@ for line in KNOWN.split("\n")[1:-1]:
     assert noise.philox4x32(counter, key).tolist() == answer
 
 # %% [markdown]
-# How many rounds does mixing take? Flip one bit of the counter, and count which share of the 128 output bits flip. A random function flips half of them.
+# How many rounds does mixing take? Flip one bit of the counter, and count which share of the 128
+# output bits flip. A random function flips half of them.
 
 # %%
 states = []
@@ -102,16 +111,18 @@ for flip in [0, *(1 << bit for bit in range(128))]:  # bits of the last known an
     states.append(philox_rounds(flipped, key))
 states = np.array(states, np.uint32)  # (1 + 128, rounds + 1, 4)
 share = np.bitwise_count(states[1:] ^ states[0]).sum(axis=2) / 128  # (128, rounds + 1)
+assert abs(share[:, 10].mean() - 0.5) < 0.01
+assert share[:, 2].min() < 0.15 < 0.35 < share[:, 6:].min()
 
+# %% tags=["hide-input"]
 fig, axes = plt.subplots()
 axes.fill_between(range(11), share.min(0), share.max(0), alpha=0.25, label="least to most of 128")
 axes.plot(share.mean(0), marker="o", label="mean over the flipped bit")
 plots.label_axes(axes, "rounds", "share of output bits that flip")
-assert abs(share[:, 10].mean() - 0.5) < 0.01
-assert share[:, 2].min() < 0.15 < 0.35 < share[:, 6:].min()
 
 # %% [markdown]
-# After two rounds some bits have reached a tenth of the output; from six on, each flips about half of it. Salmon et al. find that seven rounds pass the test battery BigCrush; ten leave a margin.
+# After two rounds some bits have reached a tenth of the output; from six on, each flips about half
+# of it. Salmon et al. find that seven rounds pass the test battery BigCrush; ten leave a margin.
 #
 # ## Where each number lives
 #
@@ -123,7 +134,9 @@ assert share[:, 2].min() < 0.15 < 0.35 < share[:, 6:].min()
 # | counter 2 | the perturbation, or another lane (the layer, the unit) |
 # | counter 3 | the step |
 #
-# The domain keeps noise, initial weights, batches and candidate draws apart: no two uses ever ask for the same counter. For everything but the noise, words are read as a *stream* over blocks 0, 1, 2, ...; any word of it is found at once.
+# The domain keeps noise, initial weights, batches and candidate draws apart: no two uses ever ask
+# for the same counter. For everything but the noise, words are read as a *stream* over blocks 0, 1,
+# 2, ...; any word of it is found at once.
 
 # %%
 stream = noise.words(seed=7, domain=noise.BATCH, step=3, count=1_000)
@@ -133,10 +146,13 @@ assert noise.philox4x32([225, noise.BATCH << 24, 0, 3], [7, 0]).tolist() == stre
 # %% [markdown]
 # ## Sparse noise, block by block
 #
-# One coin a weight would be simple, and costs a draw for each of 334,336 weights when 20 of them are hit. Instead, cut the weights into blocks of $B = 2^b$, and draw how many hits $k$ a block has. That count is binomial.
-# With $p = \text{NUM}/2^{32}$ the density, as an exact fraction, precompute
+# One coin a weight would be simple, and costs a draw for each of 334,336 weights when 20 of them
+# are hit. Instead, cut the weights into blocks of $B = 2^b$, and draw how many hits $k$ a block
+# has. That count is binomial. With $p = \text{NUM}/2^{32}$ the density, as an exact fraction,
+# precompute
 #
-# $$T_j = \left\lfloor 2^{64} \, P(k \le j) \right\rfloor, \qquad k = \#\{j : T_j \le u\} \text{ for one 64-bit draw } u.$$
+# $$T_j = \left\lfloor 2^{64} \, P(k \le j) \right\rfloor, \qquad k = \#\{j : T_j \le u\} \text{ for
+# one 64-bit draw } u.$$
 
 # %%
 for density in (6e-5, 1.5e-5, 3.7e-6):
@@ -149,17 +165,24 @@ binomial = np.array([comb(B, j) * p**j * (1 - p) ** (B - j) for j in range(6)])
 assert np.allclose(np.diff(table[:6].astype(float)) / 2**64, binomial[1:], rtol=1e-9)
 
 # %% [markdown]
-# The table comes from exact rationals, so every language gets the same integers, and a count's probability is off by at most $2^{-64}$.
-# $B$ is the largest power of two up to $1/p$, from $2^4$ to $2^{16}$: half a hit to one a block, as far as the limits allow. Then each further word names a place by its top $b$ bits and a sign by its lowest bit; a word whose place is taken is skipped.
-# A binomial count, spread uniformly, is exactly the law of independent coins: the borders of the blocks leave no trace.
+# The table comes from exact rationals, so every language gets the same integers, and a count's
+# probability is off by at most $2^{-64}$. $B$ is the largest power of two up to $1/p$, from $2^4$
+# to $2^{16}$: half a hit to one a block, as far as the limits allow. Then each further word names a
+# place by its top $b$ bits and a sign by its lowest bit; a word whose place is taken is skipped. A
+# binomial count, spread uniformly, is exactly the law of independent coins: the borders of the
+# blocks leave no trace.
 #
-# One Philox call gives four words: two for the count, and two for the first two hits. Six perturbations, with their blocks:
+# One Philox call gives four words: two for the count, and two for the first two hits. Six
+# perturbations, with their blocks:
 
 # %%
 size = 784 * 256 + 256 * 256 + 256 * 256 + 256 * 10  # the paper's MLP
+print(f"{size:,} weights, of which a perturbation hits {size * 6e-5:.0f} on average")
 offsets, positions, signs = noise.sparse_noise_many(0, 1, range(6), size, 6e-5)
-fig, axes = plt.subplots(figsize=(6.4, 2.8))
 owner = np.repeat(np.arange(6), np.diff(offsets))
+
+# %% tags=["hide-input"]
+fig, axes = plt.subplots(figsize=(6.4, 2.8))
 for sign, marker in ((1, "^"), (-1, "v")):
     axes.plot(positions[signs == sign], owner[signs == sign], marker, label=f"{sign:+d}")
 axes.set_xticks(np.arange(0, size, B), minor=True)
@@ -191,31 +214,37 @@ offsets, _, signs = noise.sparse_noise_many(1, 0, range(blocks), B, 6e-5)
 observed = np.bincount(np.diff(offsets), minlength=6)[:6]
 expected = blocks * binomial
 spread = np.sqrt(expected * (1 - expected / blocks))
+assert (abs(observed - expected) < 4 * spread).all()
+assert abs(int(signs.sum())) < 4 * np.sqrt(signs.size)
+
+# %% tags=["hide-input"]
 fig, axes = plt.subplots()
 axes.bar(range(6), observed / blocks, width=0.6, alpha=0.6, label="drawn")
 axes.plot(expected / blocks, "ko", label="binomial")
 plots.label_axes(axes, "hits in a block", "share of the blocks")
-assert (abs(observed - expected) < 4 * spread).all()
-assert abs(int(signs.sum())) < 4 * np.sqrt(signs.size)
 
 # %% [markdown]
 # ## Initial weights, and which units may move
 #
-# One word a weight: below $Z = \text{zeros} \cdot 2^{32}$ it is 0, else its lowest bit is its sign. These weights are never stored. They are what the seed means.
+# One word a weight: below $Z = \text{zeros} \cdot 2^{32}$ it is 0, else its lowest bit is its sign.
+# These weights are never stored. They are what the seed means.
 
 # %%
 codes = noise.initial_codes(0, (256, 784), zeros=0.7)
 print({code: f"{np.mean(codes == code):.4f}" for code in (-1, 0, 1)})
 assert abs(np.mean(codes == 0) - 0.7) < 4 * np.sqrt(0.7 * 0.3 / codes.size)
 
+# %% tags=["hide-input"]
 fig, panels = plt.subplots(1, 4, figsize=(6.4, 1.9))
 for unit, panel in enumerate(panels):
     panel.imshow(codes[unit].reshape(28, 28), vmin=-1, vmax=1)
     panel.set(title=f"unit {unit}", xticks=[], yticks=[])
 
 # %% [markdown]
-# The method of the next chapter proposes changes to a few units. A subset of $m$ out of $n$ takes $m$ draws by **Floyd's algorithm**:
-# for $j = n-m, \dots, n-1$ draw $t$ in $[0, j]$; take $t$, or $j$ itself if $t$ is taken already. After each turn the subset is uniform among those of its size within $[0, j]$: $j$ is in with probability (size)/($j$+1), as it must be.
+# The method of the next chapter proposes changes to a few units. A subset of $m$ out of $n$ takes
+# $m$ draws by **Floyd's algorithm**: for $j = n-m, \dots, n-1$ draw $t$ in $[0, j]$; take $t$, or
+# $j$ itself if $t$ is taken already. After each turn the subset is uniform among those of its size
+# within $[0, j]$: $j$ is in with probability (size)/($j$+1), as it must be.
 
 # %%
 print("units:", noise.draw_units(seed=0, step=0, layer=0, n_out=256, count=16).tolist())
@@ -229,7 +258,8 @@ assert (abs(seen - 1_000) < 4 * np.sqrt(1_000 * 0.9)).all()
 # %% [markdown]
 # ## What it costs
 #
-# The noise of a step is 128 perturbations. One count a block stands in place of $B$ coins; timed here on the machine that made this page.
+# The noise of a step is 128 perturbations. One count a block stands in place of $B$ coins; timed
+# here on the machine that made this page.
 
 # %%
 print(f"{128 * -(-size // B):,} counts in place of {128 * size:,} coins")
@@ -242,7 +272,8 @@ for density in (6e-5, 3.7e-6):
     print(f"density {density:.1e}: {each * 1e6:,.0f} microseconds a step")
 
 # %% [markdown]
-# At density $3.7 \cdot 10^{-6}$ a perturbation has 1.24 hits on average, and some have none: the training step must say what such a perturbation scores.
+# At density $3.7 \cdot 10^{-6}$ a perturbation has 1.24 hits on average, and some have none: the
+# training step must say what such a perturbation scores.
 
 # %%
 offsets, _, _ = noise.sparse_noise_many(2, 0, range(20_000), size, 3.7e-6)
@@ -258,20 +289,38 @@ assert abs(empty - law) < 4 * np.sqrt(law * (1 - law) / 20_000)
 #
 # - A product of two 32-bit words as 64 bits, and nothing else of arithmetic, for Philox.
 # - The count table: exact integers once, or the 64-bit words copied from a log's constants.
-# - The contracts in the docstrings of `philox4x32`, `words`, `noise_constants`, `sparse_noise`, `initial_codes`, `draw_units` and `draw_inputs`: each says the domain, lane and order of its words.
-# - `minibit/vectors/noise.json`: cases with the mistake that each one catches. `docs/ports/js/minibit.mjs` is such a port, in JavaScript, and passes them.
+# - The contracts in the docstrings of `philox4x32`, `words`, `noise_constants`, `sparse_noise`,
+#   `initial_codes`, `draw_units` and `draw_inputs`: each says the domain, lane and order of its
+#   words.
+# - `minibit/vectors/noise.json`: cases with the mistake that each one catches.
+#   `docs/ports/js/minibit.mjs` is such a port, in JavaScript, and passes them.
 #
-# Beware of namesakes: NumPy's own `Philox` is the variant of 64-bit words, and counts up before its first output.
+# Beware of namesakes: NumPy's own `Philox` is the variant of 64-bit words, and counts up before its
+# first output.
 #
-# **Limits.** Philox mixes well by every test known; it is not made to withstand an adversary. A density is a multiple of $2^{-32}$, so $3.7 \cdot 10^{-6}$ is met to three parts in $10^5$.
-# A bounded integer is biased by less than $2^{-64}$, and signs of initial weights are even only for an even $Z$. A stream has $2^{34}$ words; layers of inputs are numbered below $2^{12}$ and units below $2^{20}$.
-# Dense noise is correct (density 1 hits every weight) but slow, since the last free places of a block are found by trial. And the *training* that uses this noise computes with floats: what replays exactly is what the log holds.
+# **Limits.** Philox mixes well by every test known; it is not made to withstand an adversary. A
+# density is a multiple of $2^{-32}$, so $3.7 \cdot 10^{-6}$ is met to three parts in $10^5$. A
+# bounded integer is biased by less than $2^{-64}$, and signs of initial weights are even only for
+# an even $Z$. A stream has $2^{34}$ words; layers of inputs are numbered below $2^{12}$ and units
+# below $2^{20}$. Dense noise is correct (density 1 hits every weight) but slow, since the last free
+# places of a block are found by trial. And the *training* that uses this noise computes with
+# floats: what replays exactly is what the log holds.
 #
-# **Exercises.** 1. A block with mean $m$ hits costs one Philox call, and one more for every four hits beyond two. How many calls is that per hit, for $m = 1$ and $m = 8$? Why do we still take $m \le 1$? (What must be redrawn for one row: `test_any_block_regenerated_alone_is_identical`.)
-# 2. Make duplicates keep the later sign instead of the first. Which law still holds, and which test fails? (`test_sparse_noise_equals_the_oracle_at_every_density`, `test_signs_are_even_and_independent_of_place_and_count`.)
-# 3. Take the place from the low bits and the sign from the lowest, too. Find the statistical test that notices (`test_signs_are_even_and_independent_of_place_and_count`).
-# 4. Draw a subset by repeating until $m$ distinct numbers are found. It is uniform as well: prove it, and count its draws for $m = n$. `test_every_subset_is_equally_likely` holds for both; the vector `units-collisions` for one.
-# 5. Find the smallest number of bits in fixed point from which the table of density $6 \cdot 10^{-5}$ comes out right (`test_count_tables_are_the_floors_of_exact_rationals`).
+# **Exercises.**
+#
+# 1. A block with mean $m$ hits costs one Philox call, and one more for every four hits beyond two.
+#    How many calls is that per hit, for $m = 1$ and $m = 8$? Why do we still take $m \le 1$? (What
+#    must be redrawn for one row: `test_any_block_regenerated_alone_is_identical`.)
+# 2. Make duplicates keep the later sign instead of the first. Which law still holds, and which test
+#    fails? (`test_sparse_noise_equals_the_oracle_at_every_density`,
+#    `test_signs_are_even_and_independent_of_place_and_count`.)
+# 3. Take the place from the low bits and the sign from the lowest, too. Find the statistical test
+#    that notices (`test_signs_are_even_and_independent_of_place_and_count`).
+# 4. Draw a subset by repeating until $m$ distinct numbers are found. It is uniform as well: prove
+#    it, and count its draws for $m = n$. `test_every_subset_is_equally_likely` holds for both; the
+#    vector `units-collisions` for one.
+# 5. Find the smallest number of bits in fixed point from which the table of density
+#    $6 \cdot 10^{-5}$ comes out right (`test_count_tables_are_the_floors_of_exact_rationals`).
 #
 # **Sources.**
 #
@@ -279,4 +328,7 @@ assert abs(empty - law) < 4 * np.sqrt(law * (1 - law) / 20_000)
 # - L'Ecuyer and Simard (2007), *TestU01: A C Library for Empirical Testing of Random Number
 #   Generators*, ACM Transactions on Mathematical Software 33.
 # - Kern (2018), *NEP 19: Random Number Generator Policy*, NumPy Enhancement Proposals.
+# - PyTorch (2026), *CUDA generator output depends on the device's SM count: seeding does not make
+#   device-side sampling reproducible across GPU models or MIG slices*, issue 196613 of
+#   pytorch/pytorch.
 # - JAX (2025), change log of version 0.5.0: `jax_threefry_partitionable` is on by default.

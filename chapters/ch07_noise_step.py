@@ -259,9 +259,13 @@ def loss_along(p, t):
 tried = np.arange(150)
 change = np.array([loss_along(p, -np.sign(a[p])) for p in tried]) - loss_along(0, 0)
 keep = np.abs(a[tried]) >= np.median(np.abs(a))
-
-fig, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.4))
 t = np.linspace(-2, 2, 17)
+falls = np.mean(change[keep] < 0), np.mean(change[~keep] < 0)
+print(f"the loss falls for {falls[0]:.0%} of the kept, {falls[1]:.0%} of the rejected")
+assert falls[0] > 0.75
+
+# %% tags=["hide-input"]
+fig, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.4))
 for p, colour in zip(np.argsort(-np.abs(a[tried]))[[2, 25, 60]], plots.PALETTE, strict=False):
     left.plot(t, [1000 * (loss_along(p, s) - loss_along(0, 0)) for s in t], color=colour)
     left.plot(t, 1000 * a[p] * t, "--", color=colour, linewidth=0.9)
@@ -271,9 +275,6 @@ for chosen, marker, name in ((keep, "o", "kept"), (~keep, "x", "rejected")):
     right.plot(-1000 * np.abs(a[tried][chosen]), 1000 * change[chosen], marker, label=name)
 right.axline((0, 0), slope=1, color="#888888", linewidth=0.8)
 plots.label_axes(right, "predicted, $-|a|$ (millinats)", "measured (millinats)", "The whole move")
-falls = np.mean(change[keep] < 0), np.mean(change[~keep] < 0)
-print(f"the loss falls for {falls[0]:.0%} of the kept, {falls[1]:.0%} of the rejected")
-assert falls[0] > 0.75
 
 # %% [markdown]
 # On the left, three perturbations: the curve is the loss, the dashed line is what the slope

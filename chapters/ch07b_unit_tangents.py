@@ -314,6 +314,9 @@ kept_moves = [[len(layer) for layer in step.positions] for step in log.steps()]
 ideal = np.cumsum([ideal_bytes(moves) for moves in kept_moves])  # (steps,)
 files = [*((record.first, record.offset) for record in log.records), (STEPS, log.nbytes)]
 packed = run.packed_weight_bytes
+folder.cleanup()
+
+# %% tags=["hide-input"]
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.4))
 left.plot(at, 100 * np.array(along), marker="o")
 plots.label_axes(left, "step", "accuracy, validation (%)", "A run, from its log")
@@ -321,7 +324,6 @@ right.plot(np.arange(1, STEPS + 1), ideal / 1000, label="entropy of the kept mov
 right.plot(*np.transpose(files) * [[1], [1e-3]], "o", label="file, with its header")
 right.axhline(packed / 1000, color="#888888", linestyle="--", label="weights, five trits per byte")
 plots.label_axes(right, "step", "KB (1000 bytes)", "What the run leaves behind")
-folder.cleanup()
 
 # %% [markdown]
 # That is the model: a seed, and these bytes. Chapter 8 opens them, and chapter 7c compares their
@@ -445,8 +447,8 @@ seeds = {
 }
 shared = Units((8, 8, 4), rate=geometric(0.02, 0.002, 120))
 sparse = Sampled(64, density=geometric(2e-3, 3e-4, 120), score="t")
-fig, axes = plt.subplots()
-for method, settings, marker in (("units", shared, "o"), ("sampled", sparse, "s")):
+curves = {}
+for method, settings in (("units", shared), ("sampled", sparse)):
     learner = NoiseStep(bilinear, seeds, 0, settings)
     curve = []
     for step in range(121):
@@ -455,8 +457,13 @@ for method, settings, marker in (("units", shared, "o"), ("sampled", sparse, "s"
         i = draw_batch(3, step, 512)
         learner.step(small_x[i], train_y[i])
     print(f"{method:7}: {curve[-1]:.1%}")
-    axes.plot(range(0, 121, 12), 100 * np.array(curve), marker=marker, label=method)
+    curves[method] = 100 * np.array(curve)
     assert curve[-1] > {"units": 0.9, "sampled": 0.75}[method]
+
+# %% tags=["hide-input"]
+fig, axes = plt.subplots()
+for (method, curve), marker in zip(curves.items(), "os", strict=True):
+    axes.plot(range(0, 121, 12), curve, marker=marker, label=method)
 plots.label_axes(axes, "step", "accuracy, validation (%)", "A bilinear network, 12,864 weights")
 
 # %%

@@ -1,15 +1,18 @@
 # %% [markdown]
 # # A model is its steps
 #
-# **The question.** Training wrote nothing down but which of the seed's proposals it kept. Is that enough to be the model? And what can be done with
-# a model that is a list of decisions, and not a list of weights?
+# **The question.** Training wrote nothing down but which of the seed's proposals it kept. Is that
+# enough to be the model? And what can be done with a model that is a list of decisions, and not a
+# list of weights?
 #
 # The weights after $n$ steps are
 #
-# $$w_n = \operatorname{clamp}(w_{n-1} + \delta_{n-1},\ -1,\ 1), \qquad w_0 = \text{initial}(\text{seed}),$$
+# $$w_n = \operatorname{clamp}(w_{n-1} + \delta_{n-1},\ -1,\ 1), \qquad w_0 =
+# \text{initial}(\text{seed}),$$
 #
-# and each $\delta$ is a sum of integers: the noise of that step, which the seed gives back, picked by the step's codes. No float is involved.
-# Whoever has the seed and the codes has every $w_n$, bit for bit.
+# and each $\delta$ is a sum of integers: the noise of that step, which the seed gives back, picked
+# by the step's codes. No float is involved. Whoever has the seed and the codes has every $w_n$, bit
+# for bit.
 
 # %%
 import tempfile
@@ -66,23 +69,33 @@ assert accuracy(log.replay()) > 0.93
 assert log.nbytes < result.packed_weight_bytes / 2
 
 # %% [markdown]
-# The digest (SHA-256 of the weights) at which training ended is that of the replay. Training used floats, threads and a BLAS; replay uses none of them.
+# The digest (SHA-256 of the weights) at which training ended is that of the replay. Training used
+# floats, threads and a BLAS; replay uses none of them.
 #
 # ## What lies on disk
 #
-# A header in JSON: the *plan* (seed, shapes, how many candidates a step) which replay needs, and the recipe, which it does not. Then records of up to 32 steps.
-# Each adds 19 bytes to its codes: how many steps, how long, a check of these two, 8 bytes of the weights' digest, and a CRC-32.
-# [The log format](../log_format.md) has every byte, a reader in plain Python, and a file worked by hand.
+# A header in JSON: the *plan* (seed, shapes, how many candidates a step) which replay needs, and
+# the recipe, which it does not. Then records of up to 32 steps. Each adds 19 bytes to its codes:
+# how many steps, how long, a check of these two, 8 bytes of the weights' digest, and a CRC-32. [The
+# log format](../log_format.md) has every byte, a reader in plain Python, and a file worked by hand.
 
 # %%
 starts = [0, *(record.offset for record in log.records), log.nbytes]
+record = log.records[0]
+sizes = {"steps": 1, "length": 4, "check": 2, "codes": len(record.payload), "digest": 8, "crc": 4}
+
+print(
+    f"header {starts[1]} bytes, framing {FRAME} bytes for each of {len(log.records)} records of 32 steps or fewer"
+)
+assert FRAME == 19
+assert starts[1] < 1318
+
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(2, 1, figsize=(8, 3.2), height_ratios=[1, 1])
 for i, (a, b) in enumerate(pairwise(starts)):
     colour = plots.PALETTE[6] if i == 0 else plots.PALETTE[i % 2]
     axes[0].barh(0, b - a, left=a, color=colour, edgecolor="white")
 axes[0].text(starts[1] / 2, 0, "header", color="white", ha="center", va="center", rotation=90)
-record = log.records[0]
-sizes = {"steps": 1, "length": 4, "check": 2, "codes": len(record.payload), "digest": 8, "crc": 4}
 for i, (name, size) in enumerate(sizes.items()):
     axes[1].barh(0, 1, left=i, color=plots.PALETTE[i], edgecolor="white")
     axes[1].text(i + 0.5, 0, f"{name}\n{size:,}", ha="center", va="center", color="white")
@@ -93,16 +106,12 @@ for axis, title in zip(
     axis.grid(False)
 axes[1].set_xticks([])
 
-print(
-    f"header {starts[1]} bytes, framing {FRAME} bytes for each of {len(log.records)} records of 32 steps or fewer"
-)
-assert FRAME == 19
-assert starts[1] < 1318
-
 # %% [markdown]
-# Why a CRC, and a check beside it? A log is written for minutes or hours, and its writer may be killed. So two things must never be confused: a file that *ends early*, which opens to
-# its longest good prefix, and a file that is *damaged*, which is an error. A length that was damaged points past the end, and would look like a file that ends early;
-# the check tells. The CRC runs on through the file, so a lost record is noticed like a changed one.
+# Why a CRC, and a check beside it? A log is written for minutes or hours, and its writer may be
+# killed. So two things must never be confused: a file that *ends early*, which opens to its longest
+# good prefix, and a file that is *damaged*, which is an error. A length that was damaged points
+# past the end, and would look like a file that ends early; the check tells. The CRC runs on through
+# the file, so a lost record is noticed like a changed one.
 
 # %%
 data = log.path.read_bytes()
@@ -131,13 +140,17 @@ for name, changed in {
 # %% [markdown]
 # ## What the codes cost
 #
-# Method `sampled` (the paper's) leaves one of $-1, 0, +1$ for each perturbation. `0`, `10`, `11` for $0, +1, -1$ cost $2 - p_0$ bits if a share $p_0$ is zero. The median keeps exactly half: there the
-# code costs 1.5 bits, and so does the entropy. No arithmetic coder could do better.
+# Method `sampled` (the paper's) leaves one of $-1, 0, +1$ for each perturbation. `0`, `10`, `11`
+# for $0, +1, -1$ cost $2 - p_0$ bits if a share $p_0$ is zero. The median keeps exactly half: there
+# the code costs 1.5 bits, and so does the entropy. No arithmetic coder could do better.
 #
-# Method `units` leaves *which* $K$ of $N$ candidates moved: $\log_2 \binom{N}{K}$ bits, and $K$ signs. Sorted positions are gaps, gaps are nearly geometric, and for geometric gaps
-# Golomb's code is the best that spends whole bits: a quotient by $m \approx \ln 2 / p$ in unary, the rest in binary. Rice's shortcut rounds $m$ to a power of two. Both are
-# made for a stream that goes on for ever; here each subset is short and its size is known. So `logcodes` chooses $m \approx 0.7\,\text{room}/k$ anew at each move from the room and the moves that are left,
-# stores no parameter, and spends on the last gap just the logarithm of its room.
+# Method `units` leaves *which* $K$ of $N$ candidates moved: $\log_2 \binom{N}{K}$ bits, and $K$
+# signs. Sorted positions are gaps, gaps are nearly geometric, and for geometric gaps Golomb's code
+# is the best that spends whole bits: a quotient by $m \approx \ln 2 / p$ in unary, the rest in
+# binary. Rice's shortcut rounds $m$ to a power of two. Both are made for a stream that goes on for
+# ever; here each subset is short and its size is known. So `logcodes` chooses
+# $m \approx 0.7\,\text{room}/k$ anew at each move from the room and the moves that are left, stores
+# no parameter, and spends on the last gap just the logarithm of its room.
 
 # %%
 rng = np.random.default_rng(0)
@@ -159,6 +172,18 @@ def golomb_bits(positions, m):
 
 size, counts = 12_544, [1, 2, 4, 8, 16, 32, 64, 128, 256]
 above = {"gaps, m from what is left": [], "Golomb, one m": [], "Rice, m a power of two": []}
+
+p0 = np.linspace(0.01, 0.99, 99)
+entropy = -p0 * np.log2(p0) - (1 - p0) * np.log2((1 - p0) / 2)
+
+assert np.min(2 - p0 - entropy) > -1e-12
+assert abs((2 - 0.5) - entropy[49]) < 1e-12  # they touch at one half
+assert max(above["gaps, m from what is left"][3:]) < 1.0
+assert all(
+    a < b for a, b in zip(above["gaps, m from what is left"], above["Golomb, one m"], strict=True)
+)
+
+# %% tags=["hide-input"]
 for count in counts:
     ideal = log2(comb(size, count)) + count
     m = max(1, round(0.69 * size / count))
@@ -174,9 +199,6 @@ for count in counts:
     ):
         mean = np.mean([cost(q) for q in draws]) + count  # one sign bit each
         above[name].append(100 * (mean / ideal - 1))
-
-p0 = np.linspace(0.01, 0.99, 99)
-entropy = -p0 * np.log2(p0) - (1 - p0) * np.log2((1 - p0) / 2)
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.4))
 axes[0].plot(p0, 2 - p0, label="0, 10, 11")
 axes[0].plot(p0, entropy, label="entropy")
@@ -187,16 +209,11 @@ for name, percent in above.items():
 axes[1].set_ylim(0, 8)
 plots.label_axes(axes[1], f"moves K among {size:,}", "above the entropy (%)")
 
-assert np.min(2 - p0 - entropy) > -1e-12
-assert abs((2 - 0.5) - entropy[49]) < 1e-12  # they touch at one half
-assert max(above["gaps, m from what is left"][3:]) < 1.0
-assert all(
-    a < b for a, b in zip(above["gaps, m from what is left"], above["Golomb, one m"], strict=True)
-)
-
 # %% [markdown]
-# And of the run above, with everything counted: the numbers of moves, the digests, the framing. The codes come out near the "entropy", which takes every subset for equally likely.
-# They are not: some units gain more than others, so moves cluster, and a code that looks at what is left gains a little by it.
+# And of the run above, with everything counted: the numbers of moves, the digests, the framing. The
+# codes come out near the "entropy", which takes every subset for equally likely. They are not: some
+# units gain more than others, so moves cluster, and a code that looks at what is left gains a
+# little by it.
 
 # %%
 candidates = [units * inputs for units, inputs in zip(log.plan.units, log.plan.inputs, strict=True)]
@@ -214,7 +231,8 @@ assert 8 * log.nbytes < 1.12 * ideal  # this run is short, and its header weighs
 # %% [markdown]
 # ## History
 #
-# Any step's weights are a replay away, and one walk visits as many of them as we like. So the run can be looked at long after it ended, on data that nobody had at the time.
+# Any step's weights are a replay away, and one walk visits as many of them as we like. So the run
+# can be looked at long after it ended, on data that nobody had at the time.
 
 # %%
 at = list(range(0, len(log) + 1, 20))
@@ -224,18 +242,20 @@ print(f"{len(at)} points of the past, evaluated in {time.perf_counter() - begin:
 changed = {
     name: np.count_nonzero(delta) / delta.size for name, delta in log.diff(0, len(log)).items()
 }
+print({name: f"{share:.1%}" for name, share in changed.items()})
+assert past[0] < 0.3 < 0.93 < past[-1]
+assert all(share < 0.4 for share in changed.values())
 
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), width_ratios=[2, 1])
 axes[0].plot(at, [100 * a for a in past], marker="o")
 plots.label_axes(axes[0], "steps", "validation accuracy (%)")
 axes[1].bar(list(changed), [100 * share for share in changed.values()])
 plots.label_axes(axes[1], "layer", "weights that differ from the seed's (%)")
-print({name: f"{share:.1%}" for name, share in changed.items()})
-assert past[0] < 0.3 < 0.93 < past[-1]
-assert all(share < 0.4 for share in changed.values())
 
 # %% [markdown]
-# Nor must all of the weights be rebuilt: a few rows of one layer need only their own draws. For `sampled` these are the noise blocks that meet the rows, for `units` the layer's.
+# Nor must all of the weights be rebuilt: a few rows of one layer need only their own draws. For
+# `sampled` these are the noise blocks that meet the rows, for `units` the layer's.
 
 # %%
 rows = log.slice("w2", [7, 100], step=200)
@@ -245,7 +265,8 @@ assert np.array_equal(rows, log.weights_at(200)["w2"][[7, 100]])
 # %% [markdown]
 # ## The model without its history
 #
-# A log tells how the model came to be. If only the model matters, the *net* moves from the seed's weights to the final ones will do. A weight that moved and moved back is then not told at all.
+# A log tells how the model came to be. If only the model matters, the *net* moves from the seed's
+# weights to the final ones will do. A weight that moved and moved back is then not told at all.
 
 # %%
 small = compact(log)
@@ -258,8 +279,9 @@ assert len(small) < log.nbytes
 # %% [markdown]
 # ## Editing the past
 #
-# The paper suggests to "edit past steps by masking or negation", and leaves it untried. Each edit below writes a new log; this one is never touched. Masked steps move nothing, negated ones move the other way,
-# and all others stay as they were trained, for weights that are now different.
+# The paper suggests to "edit past steps by masking or negation", and leaves it untried. Each edit
+# below writes a new log; this one is never touched. Masked steps move nothing, negated ones move
+# the other way, and all others stay as they were trained, for weights that are now different.
 
 # %%
 tenth, hundredth = len(log) // 10, len(log) // 100
@@ -282,29 +304,33 @@ for i, (name, (edit, draws)) in enumerate(edits.items()):
     measured = [100 * accuracy(one.replay()) for one in edited]
     after[name] = np.mean(measured)
     spread[name] = np.std(measured, ddof=1) if len(measured) > 1 else 0.0
-
-fig, axis = plt.subplots(figsize=(8, 3))
 names = list(after)[::-1]
-axis.barh(names, [after[name] for name in names], xerr=[spread[name] for name in names])
-for i, name in enumerate(names):
-    text = f"{after[name]:.1f}" + (f" ± {spread[name]:.1f}" if spread[name] else "")
-    axis.text(3, i, text, va="center", color="white")
-plots.label_axes(axis, "validation accuracy (%)", "")
 assert log.digest() == result.digest
 assert abs(after["last step masked"] - after["as trained"]) < 1
 assert after["10% negated"] < after["10% masked"] < after["as trained"]
 assert after["10% masked"] < after["last 10% masked"]
 assert spread["10% negated"] > spread["10% masked"]
 
+# %% tags=["hide-input"]
+fig, axis = plt.subplots(figsize=(8, 3))
+axis.barh(names, [after[name] for name in names], xerr=[spread[name] for name in names])
+for i, name in enumerate(names):
+    text = f"{after[name]:.1f}" + (f" ± {spread[name]:.1f}" if spread[name] else "")
+    axis.text(3, i, text, va="center", color="white")
+plots.label_axes(axis, "validation accuracy (%)", "")
+
 # %% [markdown]
-# (Steps drawn at random: mean and standard deviation of five draws.) One late step hardly matters. Steps from anywhere matter more than the last ones, since all that came after was chosen on top of them, and a move that is turned round costs more than one that is missing.
-# How much more depends on which steps were drawn.
-# An edit is a way to ask what a step was for; it is no way to improve a model.
+# (Steps drawn at random: mean and standard deviation of five draws.) One late step hardly matters.
+# Steps from anywhere matter more than the last ones, since all that came after was chosen on top of
+# them, and a move that is turned round costs more than one that is missing. How much more depends
+# on which steps were drawn. An edit is a way to ask what a step was for; it is no way to improve a
+# model.
 #
 # ## Who did it
 #
-# `blame` names the steps that changed a weight: one row is replayed, and compared step by step. `answers` gives what every step's weights name some images, in one walk,
-# and with any function from weights and images to logits. When did an image come right for good?
+# `blame` names the steps that changed a weight: one row is replayed, and compared step by step.
+# `answers` gives what every step's weights name some images, in one walk, and with any function
+# from weights and images to logits. When did an image come right for good?
 
 # %%
 row, column = np.argwhere(log.diff(0, len(log))["w2"])[0].tolist()
@@ -341,12 +367,15 @@ assert several > 0.1
 assert missed > 0.05
 
 # %% [markdown]
-# So `bisect`, which asks for the step after which an image is named right, or wrong, *for good*, does not halve. "For good" is about every later answer, so it walks through all of them. A forward pass
-# of one image costs no more than the step that it follows.
+# So `bisect`, which asks for the step after which an image is named right, or wrong, *for good*,
+# does not halve. "For good" is about every later answer, so it walks through all of them. A forward
+# pass of one image costs no more than the step that it follows.
 #
 # ## Other pasts
 #
-# `fork` keeps the first steps of a log and lets another seed draw the rest; `train(..., resume=True)` goes on with it. Two forks know things that neither knows alone. `merge` adds the moves of both.
+# `fork` keeps the first steps of a log and lets another seed draw the rest;
+# `train(..., resume=True)` goes on with it. Two forks know things that neither knows alone. `merge`
+# adds the moves of both.
 
 # %%
 at, more = 120, 40
@@ -369,12 +398,16 @@ assert np.mean(together) > np.mean(alone) - 0.5
 assert np.mean(together) < kept_on + 1
 
 # %% [markdown]
-# Moves of two branches add up, though each was chosen without the other: training in parallel for 40 steps, with one exchange at the end.
+# Moves of two branches add up, though each was chosen without the other: training in parallel for
+# 40 steps, with one exchange at the end.
 #
 # ## Taking a contributor back
 #
-# Where workers or owners of data took part, a file beside the log says who measured which part of which step. `revert` writes the log without what one of them put in. Five owners with a sixth of the training images
-# each take steps in turn; then the first wants out. What it put in goes exactly. But does the model forget? We compare with training again without it, on its own images and on the last sixth, which nobody trained on.
+# Where workers or owners of data took part, a file beside the log says who measured which part of
+# which step. `revert` writes the log without what one of them put in. Five owners with a sixth of
+# the training images each take steps in turn; then the first wants out. What it put in goes
+# exactly. But does the model forget? We compare with training again without it, on its own images
+# and on the last sixth, which nobody trained on.
 
 # %%
 small, turns_each = PRESETS["small"], 20
@@ -420,13 +453,18 @@ assert abs(without[0] - without[1]) < 1.5
 assert without[1] < again[1] < everyone[1] + 1
 
 # %% [markdown]
-# A digit that all owners have is not forgotten with one of them: its images are named about as well as images that nobody trained on, and so they are after training again without it. The reverted model is the worse of the two, for the
-# other owners' moves were chosen with the reverted ones in place. What `revert` promises is exact and narrower: no move of that owner's steps is left. The others' steps were still chosen on top of them.
+# A digit that all owners have is not forgotten with one of them: its images are named about as well
+# as images that nobody trained on, and so they are after training again without it. The reverted
+# model is the worse of the two, for the other owners' moves were chosen with the reverted ones in
+# place. What `revert` promises is exact and narrower: no move of that owner's steps is left. The
+# others' steps were still chosen on top of them.
 #
 # ## Any step at once
 #
-# A replay to step $n$ costs $n$ steps. `snapshots` keeps the weights at the ends of some records beside the log, five trits a byte, and `weights_at` and `slice` go on from the last one before. Each is
-# held by the log's running CRC and by its record's digest, so a file of another log, or of an older run, is an error.
+# A replay to step $n$ costs $n$ steps. `snapshots` keeps the weights at the ends of some records
+# beside the log, five trits a byte, and `weights_at` and `slice` go on from the last one before.
+# Each is held by the log's running CRC and by its record's digest, so a file of another log, or of
+# an older run, is an error.
 
 # %%
 
@@ -457,7 +495,8 @@ assert visit < 0.6 * whole
 #
 # ## Taking steps back
 #
-# A move that the clamp would cancel is never kept by `units`. So nothing is lost on the way, the sum of all moves is the way itself, and steps taken back, last first, lead home.
+# A move that the clamp would cancel is never kept by `units`. So nothing is lost on the way, the
+# sum of all moves is the way itself, and steps taken back, last first, lead home.
 
 # %%
 moves = [sparse_update(log.plan, number, step) for number, step in enumerate(log.steps())]
@@ -469,7 +508,8 @@ print("back at the seed's weights:", home)
 assert home
 
 # %% [markdown]
-# `sampled` promises no such thing. Its perturbations fall anywhere, and where one pushes a weight that is 1 already, the clamp forgets the push.
+# `sampled` promises no such thing. Its perturbations fall anywhere, and where one pushes a weight
+# that is 1 already, the clamp forgets the push.
 
 # %%
 plan = Plan("sampled", 0, ("w",), ((100, 100),), zeros=2**31, perturbations=32)
@@ -487,8 +527,10 @@ assert lost > 0.01
 # %% [markdown]
 # ## As large as GPT-3?
 #
-# The paper puts GPT-3 (175 billion weights) at 600 KB to 19 MB of steps: 93,750 steps of 32 to 1,024 perturbations. The bytes are simple. But each step must be replayed: half of the perturbations are kept,
-# each with $3.7 \cdot 10^{-6}$ of the weights. We measure what an update costs here, at that density, and multiply.
+# The paper puts GPT-3 (175 billion weights) at 600 KB to 19 MB of steps: 93,750 steps of 32 to
+# 1,024 perturbations. The bytes are simple. But each step must be replayed: half of the
+# perturbations are kept, each with $3.7 \cdot 10^{-6}$ of the weights. We measure what an update
+# costs here, at that density, and multiply.
 
 # %%
 plan = Plan("sampled", 0, ("w",), ((4000, 4000),), zeros=2**31, perturbations=128)
@@ -515,19 +557,35 @@ assert 170 < total / 175e9 < 185
 assert 1e4 < rate < 1e9
 
 # %% [markdown]
-# The file is as small as claimed. Replay is the price: the weights of such a model would be kept beside its steps, and the steps replayed only by who wants its history.
+# The file is as small as claimed. Replay is the price: the weights of such a model would be kept
+# beside its steps, and the steps replayed only by who wants its history.
 #
-# **Limits.** The clamp is not invertible: steps that clamp cannot be taken back, and negating twice gives back the steps but no step in between gives back weights that a clamp has eaten.
-# A log grows with every step and the weights do not, so a long run's log outweighs its weights; then the compact form is the smaller one, and the log is kept for its history.
-# A log fixes the noise for ever: a new sampler is a new format version. A digest tells *that* a replay differs, not why. And a step of a model says nothing about what was learnt from which image.
+# **Limits.** The clamp is not invertible: steps that clamp cannot be taken back, and negating twice
+# gives back the steps but no step in between gives back weights that a clamp has eaten. A log grows
+# with every step and the weights do not, so a long run's log outweighs its weights; then the
+# compact form is the smaller one, and the log is kept for its history. A log fixes the noise for
+# ever: a new sampler is a new format version. A digest tells *that* a replay differs, not why. And
+# a step of a model says nothing about what was learnt from which image.
 #
-# **Exercises.** 1. A record's head carries 16 bits of a CRC-32. Why is one changed byte of the length never missed, though half of the CRC is thrown away? (`test_the_check_tells_every_change_of_one_byte_of_a_head`)
-# 2. Sum all moves of the run above, unclamped and in any order, and add them to the first weights: are these the last? Are they for the sampled log? (`test_the_tail_undone_in_reverse_gives_the_weights_before_it`)
-# 3. Join the log to its own masked copy with `concat`. Which noise do the second half's steps draw, and where does the file say so? (`test_one_log_after_another_keeps_each_steps_own_noise`)
-# 4. Write the reader of the log format in another language; `minibit/vectors/steps.json` holds files that it must read, and files that it must refuse. (`tests/test_vectors.py`)
-# 5. Kill a run with `kill -9`, and open what is left. (`test_a_killed_writer_loses_at_most_what_it_was_writing`)
-# 6. Which steps would you mask to turn one answer of the run above? Ask `answers`, mask the last turn, and count the other answers that change. (`test_answers_and_verdicts_are_those_of_a_replay`)
-# 7. Merge a fork with its parent, then the other way round. When do the weights agree? (`test_a_merge_adds_the_moves_of_both_branches`)
+# **Exercises.**
+#
+# 1. A record's head carries 16 bits of a CRC-32. Why is one changed byte of the length never
+#    missed, though half of the CRC is thrown away?
+#    (`test_the_check_tells_every_change_of_one_byte_of_a_head`)
+# 2. Sum all moves of the run above, unclamped and in any order, and add them to the first weights:
+#    are these the last? Are they for the sampled log?
+#    (`test_the_tail_undone_in_reverse_gives_the_weights_before_it`)
+# 3. Join the log to its own masked copy with `concat`. Which noise do the second half's steps draw,
+#    and where does the file say so? (`test_one_log_after_another_keeps_each_steps_own_noise`)
+# 4. Write the reader of the log format in another language; `minibit/vectors/steps.json` holds
+#    files that it must read, and files that it must refuse. (`tests/test_vectors.py`)
+# 5. Kill a run with `kill -9`, and open what is left.
+#    (`test_a_killed_writer_loses_at_most_what_it_was_writing`)
+# 6. Which steps would you mask to turn one answer of the run above? Ask `answers`, mask the last
+#    turn, and count the other answers that change.
+#    (`test_answers_and_verdicts_are_those_of_a_replay`)
+# 7. Merge a fork with its parent, then the other way round. When do the weights agree?
+#    (`test_a_merge_adds_the_moves_of_both_branches`)
 # 8. Change one byte of a file of snapshots. Who notices? (`test_damaged_snapshots_are_refused`)
 #
 # **Sources.**

@@ -1,10 +1,14 @@
 # %% [markdown]
 # # Reverse mode out of forward mode
 #
-# **The question.** A forward pass with a tangent tells one slope of the loss. A network of 334,336 weights has as many slopes, and almost everybody trains with all of them, from one backward pass. How does one pass find them all? What does it have to keep?
-# And how good is the training that we have done without it?
+# **The question.** A forward pass with a tangent tells one slope of the loss. A network of 334,336
+# weights has as many slopes, and almost everybody trains with all of them, from one backward pass.
+# How does one pass find them all? What does it have to keep? And how good is the training that we
+# have done without it?
 #
-# The usual answer to the first question is a second set of rules, one for each function, that run backwards. We need none. The rules of chapter 1 hold all there is to know; it is enough to write down what they do to a tangent, and to read that from the end.
+# The usual answer to the first question is a second set of rules, one for each function, that run
+# backwards. We need none. The rules of chapter 1 hold all there is to know; it is enough to write
+# down what they do to a tangent, and to read that from the end.
 
 # %%
 import os
@@ -35,8 +39,11 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## A tangent without values
 #
-# A rule does to tangents only what is linear in them, in fourteen ways: add, scale by an array, multiply by a matrix, sum, index, ... (chapter 1). So at a given point a whole function is, for its tangents, a **program of linear steps**, whatever it does to its values.
-# Give it a tangent that has no values, and answers each operation with a note of what was asked. Here is a layer of a network and what its `jvp` wrote down:
+# A rule does to tangents only what is linear in them, in fourteen ways: add, scale by an array,
+# multiply by a matrix, sum, index, ... (chapter 1). So at a given point a whole function is, for
+# its tangents, a **program of linear steps**, whatever it does to its values. Give it a tangent
+# that has no values, and answers each operation with a note of what was asked. Here is a layer of a
+# network and what its `jvp` wrote down:
 
 
 # %%
@@ -50,14 +57,19 @@ print(pullback)
 assert "t4 = (5, 3) @ t2" in str(pullback)
 
 # %% [markdown]
-# A shape in the place of an operand is an array that the function had computed anyway: `t4 = (5, 3) @ t2` multiplies by $x$. Two tangents, $\dot x$ and $\dot w$, go in; no line has an unknown factor. The program is a product of sparse matrices,
+# A shape in the place of an operand is an array that the function had computed anyway:
+# `t4 = (5, 3) @ t2` multiplies by $x$. Two tangents, $\dot x$ and $\dot w$, go in; no line has an
+# unknown factor. The program is a product of sparse matrices,
 #
 # $$J = A_n \cdots A_2 A_1 .$$
 #
-# `jvp` multiplies it from the right, by a direction $v$: one column of answers, $J v$, whatever the number of outputs. The loss has *one* output. Multiply from the left instead, by a **cotangent** $c$ of the outputs: $c^T A_n \cdots A_1$, one row, and for $c = 1$ this row is the gradient.
-# From the left means: the last line first, and each line transposed,
+# `jvp` multiplies it from the right, by a direction $v$: one column of answers, $J v$, whatever the
+# number of outputs. The loss has *one* output. Multiply from the left instead, by a **cotangent**
+# $c$ of the outputs: $c^T A_n \cdots A_1$, one row, and for $c = 1$ this row is the gradient. From
+# the left means: the last line first, and each line transposed,
 #
-# $$t_k = \sum_j A_{kj}\, t_j \qquad\longrightarrow\qquad c_j \mathrel{+}= A_{kj}^T\, c_k, \quad k = n, \ldots, 1 .$$
+# $$t_k = \sum_j A_{kj}\, t_j \qquad\longrightarrow\qquad c_j \mathrel{+}= A_{kj}^T\, c_k, \quad k =
+# n, \ldots, 1 .$$
 #
 # That is the whole of reverse mode, and it fits in a few lines:
 
@@ -80,9 +92,14 @@ assert np.array_equal(c[1], pullback(1.0)[1])
 assert np.array_equal(c[1], grad(lambda w: layer(x, w))(w))
 
 # %% [markdown]
-# The module does the same and takes care of memory: a cotangent that nothing has reached is `None` instead of zeros, one that nobody else sees is added to in place, and `grad` drops each line once it is read.
+# The module does the same and takes care of memory: a cotangent that nothing has reached is `None`
+# instead of zeros, one that nobody else sees is added to in place, and `grad` drops each line once
+# it is read.
 #
-# How do we know that a transpose is right? $A^T$ is defined by $\langle c, A v\rangle = \langle A^T c, v\rangle$, so two numbers have to agree, one from each mode, for *any* $c$ and $v$. The tests hold that for every rule of the table. Here for a network of three layers with a norm:
+# How do we know that a transpose is right? $A^T$ is defined by
+# $\langle c, A v\rangle = \langle A^T c, v\rangle$, so two numbers have to agree, one from each
+# mode, for *any* $c$ and $v$. The tests hold that for every rule of the table. Here for a network
+# of three layers with a norm:
 
 # %%
 params = {f"w{i}": rng.standard_normal((20, 20)) for i in (1, 2, 3)}
@@ -97,7 +114,10 @@ print(f"<c, J v> = {forward:.12f}, <J^T c, v> = {reverse:.12f}")
 assert np.isclose(forward, reverse, rtol=1e-12)
 
 # %% [markdown]
-# One table has a second advantage: what was said once about derivatives holds in both directions. A quantiser with the straight-through derivative (chapter 4) passes cotangents as it passes tangents, and a gradient is NumPy code again, so it can be differentiated: along one direction this is a column of the Hessian's product, $H v$, without $H$.
+# One table has a second advantage: what was said once about derivatives holds in both directions. A
+# quantiser with the straight-through derivative (chapter 4) passes cotangents as it passes
+# tangents, and a gradient is NumPy code again, so it can be differentiated: along one direction
+# this is a column of the Hessian's product, $H v$, without $H$.
 
 # %%
 w = rng.standard_normal((4, 3)).astype(np.float32)
@@ -153,12 +173,18 @@ assert 1 < one_slope < 10
 assert 1 < all_slopes < 20
 
 # %% [markdown]
-# Both modes do two more products per layer, of the sizes that the layer has: $\dot h W^T + h \dot W^T$ the one, $c W$ and $c^T h$ the other (the first layer saves one, as its inputs don't move). So a tangent and a whole gradient cost about the same. That is no accident: it is the same program, and a matrix has as many entries as its transpose.
+# Both modes do two more products per layer, of the sizes that the layer has:
+# $\dot h W^T + h \dot W^T$ the one, $c W$ and $c^T h$ the other (the first layer saves one, as its
+# inputs don't move). So a tangent and a whole gradient cost about the same. That is no accident: it
+# is the same program, and a matrix has as many entries as its transpose.
 #
 # ## What it costs: memory
 #
-# The price is elsewhere. `jvp` may forget each primal as soon as the next one is computed. Reverse mode begins with the *last* line, and that needs what the last layer computed; the first line waits for the first layer's. So everything that a line scales by is held until the way back.
-# We give the network more and more hidden layers, and measure the most memory that is allocated at any one time beside weights and images:
+# The price is elsewhere. `jvp` may forget each primal as soon as the next one is computed. Reverse
+# mode begins with the *last* line, and that needs what the last layer computed; the first line
+# waits for the first layer's. So everything that a line scales by is held until the way back. We
+# give the network more and more hidden layers, and measure the most memory that is allocated at any
+# one time beside weights and images:
 
 
 # %%
@@ -183,14 +209,6 @@ for depth in depths:
     measurements["jvp"].append(most_allocated(lambda p=deep: jvp(deep_loss, (p,), (p,))))
     measurements["grad"].append(most_allocated(lambda p=deep: grad(deep_loss)(p)))
     measurements["bytes of the tape"].append(vjp(deep_loss, (deep,))[1].nbytes)
-
-fig, axes = plt.subplots()
-for name, counts in measurements.items():
-    dashed = "--" if name == "bytes of the tape" else "-"
-    axes.plot(depths, np.array(counts) / 1e6, dashed, marker="o", label=name)
-plots.label_axes(
-    axes, "hidden layers of 256 units", "MB", "Memory beside weights and batch of 1024"
-)
 growth = {
     name: (counts[-1] - counts[-2]) / (8 * 1024 * 256 * 4) for name, counts in measurements.items()
 }
@@ -204,16 +222,32 @@ assert growth["jvp"] < 0.05
 assert growth["grad"] > 3
 assert measurements["jvp"][-1] < 0.4 * measurements["grad"][-1]
 
+# %% tags=["hide-input"]
+fig, axes = plt.subplots()
+for name, counts in measurements.items():
+    dashed = "--" if name == "bytes of the tape" else "-"
+    axes.plot(depths, np.array(counts) / 1e6, dashed, marker="o", label=name)
+plots.label_axes(
+    axes, "hidden layers of 256 units", "MB", "Memory beside weights and batch of 1024"
+)
+
 # %% [markdown]
-# Forward mode's line is flat: depth is free. Reverse mode holds several arrays for every layer: the input of the product, the mask of the rectifier, and what layer norm multiplies by. (Hand-written backward passes hold less, and *checkpointing* computes again instead of holding. The line's slope changes; a line it stays.)
+# Forward mode's line is flat: depth is free. Reverse mode holds several arrays for every layer: the
+# input of the product, the mask of the rectifier, and what layer norm multiplies by. (Hand-written
+# backward passes hold less, and *checkpointing* computes again instead of holding. The line's slope
+# changes; a line it stays.)
 #
 # ## Between the two: forward gradients
 #
-# Could a few slopes do? Take random directions $v_d$ with independent entries of mean 0 and variance 1. Then
+# Could a few slopes do? Take random directions $v_d$ with independent entries of mean 0 and
+# variance 1. Then
 #
 # $$g = \frac1K \sum_{d=1}^{K} (\nabla L \cdot v_d)\, v_d, \qquad E[g] = \nabla L$$
 #
-# is an unbiased estimate from $K$ forward tangents, a **forward gradient**. How near does it come? Its error is $\nabla L$ seen through $K$ random directions in $n$ dimensions: the cosine of the angle between estimate and truth is about $\sqrt{K / (K + n)}$. A small network, digits of 14 x 14 pixels and 5,520 weights:
+# is an unbiased estimate from $K$ forward tangents, a **forward gradient**. How near does it come?
+# Its error is $\nabla L$ seen through $K$ random directions in $n$ dimensions: the cosine of the
+# angle between estimate and truth is about $\sqrt{K / (K + n)}$. A small network, digits of 14 x 14
+# pixels and 5,520 weights:
 
 # %%
 pooled = train_x.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).reshape(-1, 196)
@@ -244,6 +278,11 @@ for count in counts:
     g = flat(estimate(small, x, y, int(count)))
     cosines.append(g @ exact / np.linalg.norm(g) / np.linalg.norm(exact))
 expected = np.sqrt(counts / (counts + n))
+print(f"cosine with {counts[-1]} directions {cosines[-1]:.3f}, expected {expected[-1]:.3f}")
+assert abs(cosines[-1] - expected[-1]) < 0.05
+assert n == 5520
+
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(figsize=(5, 3.2))
 axes.loglog(counts, np.abs(cosines), "o", label="measured")
 axes.loglog(counts, expected, "-", label=r"$\sqrt{K/(K+n)}$")
@@ -254,12 +293,11 @@ plots.label_axes(
     axes, "directions K", "cosine to the gradient", f"Forward gradients in {n:,} dimensions"
 )
 axes.legend(loc="center left", bbox_to_anchor=(0, 0.72))
-print(f"cosine with {counts[-1]} directions {cosines[-1]:.3f}, expected {expected[-1]:.3f}")
-assert abs(cosines[-1] - expected[-1]) < 0.05
-assert n == 5520
 
 # %% [markdown]
-# 512 directions for a cosine of 0.3; the exact gradient is there for the price of one or two. Does training feel it? The same start, the same 100 batches, Adam with the same settings (a learning rate of 0.2, falling to 0: of 0.1, 0.2 and 0.4 none is much better for any of them):
+# 512 directions for a cosine of 0.3; the exact gradient is there for the price of one or two. Does
+# training feel it? The same start, the same 100 batches, Adam with the same settings (a learning
+# rate of 0.2, falling to 0: of 0.1, 0.2 and 0.4 none is much better for any of them):
 
 
 # %%
@@ -294,20 +332,28 @@ expect_time(
 )
 
 # %% [markdown]
-# A step of 32 directions costs several times an exact one, and does less. An estimate that must tell every weight its slope wastes its measurements. noise_step asks for less: not the gradient, but which few of many proposed moves are good; and it measures each move in the place where it is cheap (chapter 7b).
+# A step of 32 directions costs several times an exact one, and does less. An estimate that must
+# tell every weight its slope wastes its measurements. noise_step asks for less: not the gradient,
+# but which few of many proposed moves are good; and it measures each move in the place where it is
+# cheap (chapter 7b).
 #
 # ## The baseline
 #
-# Here, then, is what everybody else does with a ternary network. Keep **latent** float weights $w$; compute with their codes, and let the derivative pass through the rounding as if it were not there:
+# Here, then, is what everybody else does with a ternary network. Keep **latent** float weights $w$;
+# compute with their codes, and let the derivative pass through the rounding as if it were not
+# there:
 #
 # $$\text{codes} = \mathrm{clip}(\mathrm{round}(w), -1, 1), \qquad \dot{\text{codes}} = \dot w .$$
 #
-# Move the latent weights by **Adam**: a running mean $m$ of the gradient, divided by the root of a running mean $v$ of its square,
+# Move the latent weights by **Adam**: a running mean $m$ of the gradient, divided by the root of a
+# running mean $v$ of its square,
 #
-# $$m \leftarrow \beta_1 m + (1 - \beta_1)\, g, \quad v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2, \quad
+# $$m \leftarrow \beta_1 m + (1 - \beta_1)\, g, \quad v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2,
+# \quad
 # w \leftarrow w - \eta\, \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon} .$$
 #
-# A weight whose slope keeps its sign moves by about $\eta$ a step, whatever the slope's size; after some dozens of such steps it crosses $\pm\frac12$ and its code flips. Six lines:
+# A weight whose slope keeps its sign moves by about $\eta$ a step, whatever the slope's size; after
+# some dozens of such steps it crosses $\pm\frac12$ and its code flips. Six lines:
 
 # %%
 ternary = straight_through(lambda w: np.clip(np.rint(w), -1, 1))
@@ -329,12 +375,38 @@ print(f"loss {losses[0]:.2f}, after 60 steps {losses[-1]:.2f}")
 assert losses[-1] < 0.5 < losses[0]
 
 # %% [markdown]
-# What comes out are int8 codes for the very network that noise_step trains: no scales, no biases, and the same images (shifted by a pixel now and then), the same test. `minibit experiment mlp` runs 200, 800 and 2,400 steps of 512 images with three seeds, on all training images; learning rate, batch and shifts were chosen before, on the last 5,000 of them.
-# Beside it runs noise_step's preset `small`; the crosses are the ends of all its presets (chapter 7c).
+# What comes out are int8 codes for the very network that noise_step trains: no scales, no biases,
+# and the same images (shifted by a pixel now and then), the same test. `minibit experiment mlp`
+# runs 200, 800 and 2,400 steps of 512 images with three seeds, on all training images; learning
+# rate, batch and shifts were chosen before, on the last 5,000 of them. Beside it runs noise_step's
+# preset `small`; the crosses are the ends of all its presets (chapter 7c).
 
 # %%
 results = load_results("mlp")
 presets = load_results("train")["rows"]
+
+print(f"{results['command']}, on {results['environment']['cpu']}")
+for row in results["rows"]:
+    share = f"{row['test_accuracy']:.2%} ±{row['test_accuracy_std']:.2%}"
+    shifted = "" if row["shifts"] > 1 else ", no shifts"
+    print(
+        f"{row['method'] + shifted:36}{row['steps']:>6} steps  {share}  {row['cpu_seconds']:5.1f} s"
+    )
+adam_rows = {
+    row["steps"]: row
+    for row in results["rows"]
+    if row["method"].startswith("Adam") and row["shifts"] > 1
+}
+by_preset = {row["preset"]: row for row in presets}
+assert adam_rows[800]["test_accuracy"] > 0.978
+assert adam_rows[2400]["test_accuracy"] > by_preset["accurate"]["test_accuracy"]
+assert adam_rows[800]["cpu_seconds"] < by_preset["small"]["cpu_seconds"]
+ours = np.array(adam_rows[2400]["runs"][0]["curve"])  # (marks, 3): steps, CPU seconds, accuracy
+theirs = np.array(results["rows"][-1]["runs"][0]["curve"])
+for column in (0, 1):
+    assert (np.interp(theirs[:, column], ours[:, column], ours[:, 2]) > theirs[:, 2]).all()
+
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(9.2, 3.6), sharey=True)
 for row in results["rows"]:
     if row["shifts"] == 1:
@@ -365,29 +437,9 @@ plots.label_axes(axes[1], "CPU seconds", "", "By the time it takes")
 axes[0].legend(loc="lower left", fontsize="small")
 axes[1].get_legend().remove()
 
-print(f"{results['command']}, on {results['environment']['cpu']}")
-for row in results["rows"]:
-    share = f"{row['test_accuracy']:.2%} ±{row['test_accuracy_std']:.2%}"
-    shifted = "" if row["shifts"] > 1 else ", no shifts"
-    print(
-        f"{row['method'] + shifted:36}{row['steps']:>6} steps  {share}  {row['cpu_seconds']:5.1f} s"
-    )
-adam_rows = {
-    row["steps"]: row
-    for row in results["rows"]
-    if row["method"].startswith("Adam") and row["shifts"] > 1
-}
-by_preset = {row["preset"]: row for row in presets}
-assert adam_rows[800]["test_accuracy"] > 0.978
-assert adam_rows[2400]["test_accuracy"] > by_preset["accurate"]["test_accuracy"]
-assert adam_rows[800]["cpu_seconds"] < by_preset["small"]["cpu_seconds"]
-ours = np.array(adam_rows[2400]["runs"][0]["curve"])  # (marks, 3): steps, CPU seconds, accuracy
-theirs = np.array(results["rows"][-1]["runs"][0]["curve"])
-for column in (0, 1):
-    assert (np.interp(theirs[:, column], ours[:, column], ours[:, 2]) > theirs[:, 2]).all()
-
 # %% [markdown]
-# No comfort for the forward-only side: the baseline is more accurate at every number of steps and at every number of seconds. Its shortest run, made again on this machine:
+# No comfort for the forward-only side: the baseline is more accurate at every number of steps and
+# at every number of seconds. Its shortest run, made again on this machine:
 
 # %%
 again = accuracy(straight_through_run(0, 200))
@@ -396,7 +448,8 @@ print(f"200 steps, seed 0: {again:.2%} of the test images; the file has {before:
 assert abs(again - before) < 0.005
 
 # %% [markdown]
-# What does it hold, and what does it leave? While it trains: the latent weights, their gradient, Adam's two means, and the tape.
+# What does it hold, and what does it leave? While it trains: the latent weights, their gradient,
+# Adam's two means, and the tape.
 
 # %%
 _, pullback = vjp(lambda p: latent_loss(p, images[:512], labels[:512]), (adam.params,))
@@ -424,24 +477,36 @@ assert by_preset["small"]["log_bytes"] < packed
 # | on many machines | integers travel | gradients travel |
 # | accuracy here | near 98%, for minutes of CPU time | the same for seconds |
 #
-# The forward-only road buys memory and a history in integers, and pays with time. From here on, language models are trained with the right column; what forward mode can do for them is an experiment of its own.
+# The forward-only road buys memory and a history in integers, and pays with time. From here on,
+# language models are trained with the right column; what forward mode can do for them is an
+# experiment of its own.
 #
 # **Limits.**
 #
-# - `fn` must be NumPy code that the rule table covers; writing into an array is refused (chapter 1).
+# - `fn` must be NumPy code that the rule table covers; writing into an array is refused (chapter
+#   1).
 # - The whole tape is held: no checkpointing. A pass through 16 layers holds 16 layers.
-# - An array that a line scales by is held, not copied. Whoever changes it before the pullback is called gets a wrong gradient.
-# - Straight-through is a lie that works: the gradient is that of another function, and how far it may be trusted is an empirical matter.
-# - Times and CPU seconds are those of one machine, one thread, and other work beside it. The forward-gradient runs are one seed each.
+# - An array that a line scales by is held, not copied. Whoever changes it before the pullback is
+#   called gets a wrong gradient.
+# - Straight-through is a lie that works: the gradient is that of another function, and how far it
+#   may be trusted is an empirical matter.
+# - Times and CPU seconds are those of one machine, one thread, and other work beside it. The
+#   forward-gradient runs are one seed each.
 #
 # **Exercises.**
 #
-# 1. Transpose `np.cumsum` by hand: which later sums does an entry reach? `test_reverse_mode_is_the_transpose_of_forward_mode` checks yours.
-# 2. In the loop above, replace `c[j] + ...` by `...`. Which function shows the error, and why does `layer` not? (`test_the_gradient_of_a_random_program_is_forward_modes`.)
-# 3. Row 3 of an embedding is picked twice. What does its gradient get? (`test_rows_picked_more_than_once_get_the_sum`.)
-# 4. Write `hvp(f, x, v)` in one line, once with `jvp` outside and once with `grad` outside. Which one keeps a tape of a tape? (`test_the_jvp_of_a_gradient_is_the_hessian_times_a_vector`.)
-# 5. Adam's first step has length $\eta$ for any gradient. Show it, and find what $\epsilon$ does to a gradient of $10^{-9}$. (`test_adam_moves_by_the_learning_rate_whatever_the_gradients_size`.)
-# 6. Put the weight decay into the gradient instead of beside it. Which weights does Adam then decay least? (The cases `adamw` of `minibit/vectors/tape.json`.)
+# 1. Transpose `np.cumsum` by hand: which later sums does an entry reach?
+#    `test_reverse_mode_is_the_transpose_of_forward_mode` checks yours.
+# 2. In the loop above, replace `c[j] + ...` by `...`. Which function shows the error, and why does
+#    `layer` not? (`test_the_gradient_of_a_random_program_is_forward_modes`.)
+# 3. Row 3 of an embedding is picked twice. What does its gradient get?
+#    (`test_rows_picked_more_than_once_get_the_sum`.)
+# 4. Write `hvp(f, x, v)` in one line, once with `jvp` outside and once with `grad` outside. Which
+#    one keeps a tape of a tape? (`test_the_jvp_of_a_gradient_is_the_hessian_times_a_vector`.)
+# 5. Adam's first step has length $\eta$ for any gradient. Show it, and find what $\epsilon$ does to
+#    a gradient of $10^{-9}$. (`test_adam_moves_by_the_learning_rate_whatever_the_gradients_size`.)
+# 6. Put the weight decay into the gradient instead of beside it. Which weights does Adam then decay
+#    least? (The cases `adamw` of `minibit/vectors/tape.json`.)
 #
 # **Sources.**
 #

@@ -133,9 +133,10 @@ for shift in (0, 7, 300):
     print(f"positions {shift + 9:3} and {shift + 4:3}: {product(shift + 9, shift + 4):.5f}")
 assert abs(product(309, 304) - product(9, 4)) < 1e-4
 assert abs(product(9, 4) - product(9, 5)) > 0.01
-
-fig, axes = plt.subplots(figsize=(6.4, 2.6))
 angle = np.arange(64)[:, None] * 10000.0 ** (-np.arange(12) / 12)
+
+# %% tags=["hide-input"]
+fig, axes = plt.subplots(figsize=(6.4, 2.6))
 axes.imshow(np.cos(angle).T, aspect="auto", cmap="RdBu")
 plots.label_axes(axes, "position", "pair", "Cosine of the angle: twelve hands of a clock")
 axes.grid(visible=False)
@@ -171,12 +172,15 @@ same = causal_attention(heads[0], *grouped, future=future) - causal_attention(
 )
 assert np.abs(same).max() < 1e-12
 
+unit, odds = np.eye(16)[None, None], {}  # as values: what comes out are the weights
+for name, scale in (("small scores", 0.3), ("large scores", 3.0)):
+    odds[name] = causal_attention(scale * heads[0][:, :1], heads[1][:, :1], unit, future=future)
+    assert np.allclose(odds[name].sum(axis=-1), 1)
+
+# %% tags=["hide-input"]
 fig, panels = plt.subplots(1, 2, figsize=(6.4, 3))
-for axes, scale, title in zip(panels, (0.3, 3.0), ("small scores", "large scores"), strict=True):
-    unit = np.eye(16)[None, None]  # as values: what comes out are the weights
-    odds = causal_attention(scale * heads[0][:, :1], heads[1][:, :1], unit, future=future)
-    assert np.allclose(odds.sum(axis=-1), 1)
-    axes.imshow(odds[0, 0], vmin=0, vmax=1)
+for axes, (title, weights_of) in zip(panels, odds.items(), strict=True):
+    axes.imshow(weights_of[0, 0], vmin=0, vmax=1)
     plots.label_axes(axes, "key", "query", f"Weights, {title}")
     axes.grid(visible=False)
 
@@ -244,16 +248,18 @@ assert KVCache(dataclasses.replace(config, kv_heads=4)).nbytes == 2 * KVCache(co
 # %%
 z = np.log([0.5, 0.3, 0.15, 0.05])
 draws = (np.arange(10_000) + 0.5) / 10_000
-fig, axes = plt.subplots(figsize=(6.4, 2.6))
-for i, options in enumerate(
-    ({"temperature": 1.0}, {"temperature": 0.5}, {"temperature": 1.0, "top_p": 0.75})
-):
+ways = {}
+for options in ({"temperature": 1.0}, {"temperature": 0.5}, {"temperature": 1.0, "top_p": 0.75}):
     shares = np.bincount([sample(z, u, **options) for u in draws], minlength=4) / len(draws)
-    label = ", ".join(f"{key} {value}" for key, value in options.items())
-    axes.bar(np.arange(4) + 0.27 * (i - 1), shares, 0.25, color=plots.PALETTE[i], label=label)
+    ways[", ".join(f"{key} {value}" for key, value in options.items())] = shares
     if options == {"temperature": 0.5}:
         assert np.allclose(shares, np.exp(2 * z) / np.exp(2 * z).sum(), atol=1e-3)
 assert np.allclose(shares, [0.625, 0.375, 0, 0], atol=1e-3)
+
+# %% tags=["hide-input"]
+fig, axes = plt.subplots(figsize=(6.4, 2.6))
+for i, (label, shares) in enumerate(ways.items()):
+    axes.bar(np.arange(4) + 0.27 * (i - 1), shares, 0.25, color=plots.PALETTE[i], label=label)
 axes.set_xticks(range(4), ["a", "b", "c", "d"])
 plots.label_axes(axes, "token", "share of draws", "One set of logits, three ways to draw")
 
@@ -289,7 +295,7 @@ longest = max(run["cpu_seconds"] for run in runs.values())
 print(f"longest run of the file: {longest:.0f} seconds of one CPU")
 assert longest < 180
 
-# %%
+# %% tags=["hide-input"]
 fig, panels = plt.subplots(1, 3, figsize=(9.6, 3.4), sharey=True)
 for axes, size in zip(panels, SIZES, strict=True):
     for weights, color in (("float", BLUE), ("b1.58", RED)):
@@ -341,8 +347,13 @@ count = {
     model: [r["validation_loss"] for r in rows["count"] if r["model"] == model]
     for model in ("kneser_ney", "witten_bell")
 }
-fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4))
 sizes = [recipe(size, "float").projections for size in SIZES]
+print("Kneser-Ney by context:", ", ".join(f"{loss:.3f}" for loss in count["kneser_ney"]))
+best = min(run["validation_loss"] for run in runs.values())
+assert count["kneser_ney"][-1] < best
+
+# %% tags=["hide-input"]
+fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4))
 for i, (loss_name, color) in enumerate(
     (("validation", RED), ("training text", GREEN), ("late batches", PINK))
 ):
@@ -357,9 +368,6 @@ for size, style in zip(SIZES, (":", "--", "-"), strict=True):
     loss = spread(size, "b1.58", "validation_loss")[0]
     right.axhline(loss, color=RED, linestyle=style, linewidth=1, label=f"b1.58, {size}")
 plots.label_axes(right, "characters that it counts by", "nats per character", "Counting, beside")
-print("Kneser-Ney by context:", ", ".join(f"{loss:.3f}" for loss in count["kneser_ney"]))
-best = min(run["validation_loss"] for run in runs.values())
-assert count["kneser_ney"][-1] < best
 
 # %% [markdown]
 # The gap shrinks as the model grows, as published. But two facts limit what this shows.

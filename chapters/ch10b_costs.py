@@ -214,6 +214,17 @@ assert 1.04 < each / costs.cache_bytes(SHAPES["65B"], 512, value_bytes=1) < 1.07
 # factor of 8.9 does not follow: the two bounds alone would give 20.
 
 # %%
+batches, savings = 2 ** np.arange(11), {}
+for tokens in (0, 512):
+    savings[tokens] = saving = [
+        sum(costs.token_energy(seven, FP16, batch=int(b), tokens=tokens))
+        / sum(costs.token_energy(seven, B158, batch=int(b), tokens=tokens))
+        for b in batches
+    ]
+    print(f"{tokens} tokens: {saving[0]:.1f} times less at batch 1, {saving[-1]:.1f} at 1024")
+assert saving[0] > 6 > 1.45 > saving[-1] > 1.35
+
+# %% tags=["hide-input"]
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4))
 sizes = ["700M", "1.3B", "3B", "7B", "13B", "30B", "70B"]
 billions = [SHAPES[size].matrix_weights / 1e9 for size in sizes]
@@ -225,16 +236,8 @@ for (kind, weights), color in zip(WEIGHTS.items(), plots.PALETTE, strict=False):
     ]
     left.loglog(billions, [costs.memory_gb(SHAPES[size], weights) for size in sizes], color=color)
     left.loglog(*zip(*points, strict=True), "o", color=color, label=f"{kind}, published")
-batches = 2 ** np.arange(11)
-for tokens, color in ((0, plots.PALETTE[2]), (512, plots.PALETTE[3])):
-    saving = [
-        sum(costs.token_energy(seven, FP16, batch=int(b), tokens=tokens))
-        / sum(costs.token_energy(seven, B158, batch=int(b), tokens=tokens))
-        for b in batches
-    ]
+for (tokens, saving), color in zip(savings.items(), plots.PALETTE[2:], strict=False):
     right.loglog(batches, saving, color=color, label=f"{tokens} tokens before")
-    print(f"{tokens} tokens: {saving[0]:.1f} times less at batch 1, {saving[-1]:.1f} at 1024")
-assert saving[0] > 6 > 1.45 > saving[-1] > 1.35
 right.axhline(first, color="#888888", linewidth=0.8, linestyle="--")
 right.text(1, first * 0.8, "INT8 addition alone", color="#555555", va="top")
 right.set_ylim(1, 400)

@@ -88,9 +88,14 @@ for param, shape in param_shapes(PUBLISHED_2B_4T).items():
         kinds["embedding = head" if param == "embed_tokens" else "norms and scales"] += 2 * size
 total = sum(kinds.values())
 weights = sum(math.prod(shape) for shape in param_shapes(PUBLISHED_2B_4T).values())
-
-fig, axes = plt.subplots(figsize=(8, 1.5))
 left = 0.0
+assert weights == 2_412_820_480
+assert 1.17e9 < total < 1.19e9
+assert kinds["embedding = head"] > total / 2
+assert 4 * weights / total > 8  # against float32
+
+# %% tags=["hide-input"]
+fig, axes = plt.subplots(figsize=(8, 1.5))
 for i, (kind, size) in enumerate(kinds.items()):
     axes.barh(
         0,
@@ -108,10 +113,6 @@ axes.set(
 )
 axes.grid(False)
 axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.5), fontsize=8)
-assert weights == 2_412_820_480
-assert 1.17e9 < total < 1.19e9
-assert kinds["embedding = head"] > total / 2
-assert 4 * weights / total > 8  # against float32
 
 # %% [markdown]
 # ## Four rows in a byte
@@ -132,6 +133,7 @@ neighbours = np.stack(quarters, axis=1).reshape(176, 64)  # four neighbours a by
 model = load_bitnet(folder / "model")
 np.testing.assert_array_equal(model.params["layers.1.mlp.up_proj"].codes(), codes)
 
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.8))
 for axis, byte_of, title in zip(
     axes,
@@ -256,13 +258,15 @@ kept = np.array([gamma_of(weight_scale_of(g, stored), stored) == g for g in gamm
 bins = gammas.reshape(40, 200).mean(axis=1)
 share = kept.reshape(40, 200).mean(axis=1)
 expected = np.minimum(1, 2 / bins**2)
+print(f"{1 - kept.mean():.1%} of all gammas are the reciprocal of no float32")
+assert np.abs(share - expected).max() < 0.15
+assert abs((1 - kept.mean()) - (3 - 2 * math.sqrt(2))) < 0.02  # the mean of 1 - 2/g^2 above sqrt 2
+
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(figsize=(6, 2.6))
 axes.plot(bins, share, "o", label="measured")
 axes.plot(bins, expected, label=r"$\min(1, 2/\gamma^2)$")
 plots.label_axes(axes, r"$\gamma$ (times any power of two)", "share that survives")
-print(f"{1 - kept.mean():.1%} of all gammas are the reciprocal of no float32")
-assert np.abs(share - expected).max() < 0.15
-assert abs((1 - kept.mean()) - (3 - 2 * math.sqrt(2))) < 0.02  # the mean of 1 - 2/g^2 above sqrt 2
 
 # %% [markdown]
 # ## Half a float

@@ -130,20 +130,19 @@ assert apart < 2**-10
 # the first four bytes?
 
 # %%
+probe = np.full(128 * 4 // 4 + 32, 0b01010101, np.uint8)  # all codes 0
+probe[:4] = 0b10101010  # codes 1 in four bytes
+grids = {layout: from_i2_s(probe, (4, 128), layout)[0] for layout in ("x86", "arm", "rows")}
+print({layout: int(shown.sum()) for layout, shown in grids.items()})
+assert all(shown.sum() == 16 for shown in grids.values())
+
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 3, figsize=(9, 1.9))
-for axis, layout, title in zip(
-    axes,
-    ("x86", "arm", "rows"),
-    ("x86: 32 columns apart", "Arm: 16 columns apart", "later x86: four rows"),
-    strict=True,
-):
-    probe = np.full(128 * 4 // 4 + 32, 0b01010101, np.uint8)  # all codes 0
-    probe[:4] = 0b10101010  # codes 1 in four bytes
-    shown, _ = from_i2_s(probe, (4, 128), layout)  # (4, 128)
+titles = ("x86: 32 columns apart", "Arm: 16 columns apart", "later x86: four rows")
+for axis, shown, title in zip(axes, grids.values(), titles, strict=True):
     axis.imshow(shown, cmap="Blues", vmin=0, vmax=1.3, aspect="auto", interpolation="nearest")
     axis.set(xlabel="column", yticks=range(4), title=title)
     axis.grid(False)
-    assert shown.sum() == 16
 axes[0].set_ylabel("row")
 fig.suptitle("The sixteen weights of the first four bytes", y=1.08)
 

@@ -1,15 +1,20 @@
 # %% [markdown]
 # # NF4: four bits, by quantiles
 #
-# **The question.** A weight may have one of 16 values. Which 16? And if they fit the weights so well, why does the scale of a block need thirty-two bits?
+# **The question.** A weight may have one of 16 values. Which 16? And if they fit the weights so
+# well, why does the scale of a block need thirty-two bits?
 #
-# Ternary networks are trained to be ternary. NF4 is for the others: models that exist, in floats, and have to fit into less memory, to be run or to be fine-tuned (chapter 14).
-# Weights are cut into blocks of 64 neighbours, each block is divided by its largest magnitude, and every quotient goes to the nearest number of a *codebook* $c$:
+# Ternary networks are trained to be ternary. NF4 is for the others: models that exist, in floats,
+# and have to fit into less memory, to be run or to be fine-tuned (chapter 14). Weights are cut into
+# blocks of 64 neighbours, each block is divided by its largest magnitude, and every quotient goes
+# to the nearest number of a *codebook* $c$:
 #
-# $$a_b = \max_{i \in b} |w_i|, \qquad k_i = \operatorname*{arg\,min}_k \left| \frac{w_i}{a_b} - c_k \right|, \qquad w_i \approx a_b\, c_{k_i}.$$
+# $$a_b = \max_{i \in b} |w_i|, \qquad k_i = \operatorname*{arg\,min}_k \left| \frac{w_i}{a_b} - c_k
+# \right|, \qquad w_i \approx a_b\, c_{k_i}.$$
 
 # %%
 import time
+from itertools import pairwise
 from statistics import NormalDist
 
 import matplotlib.pyplot as plt
@@ -56,9 +61,12 @@ assert 0.091 < error(tensor.dequantize()) < 0.093
 # %% [markdown]
 # ## Where 16 numbers come from
 #
-# Trained weights look normal. If each code is to be used equally often, the values belong at quantiles of the normal distribution: $c_k = \Phi^{-1}(p_k)$ at evenly spaced $p_k$, scaled so
-# that the largest is 1. Two things get in the way. $\Phi^{-1}(1)$ is infinite, so the outermost probability has to stop short of 1. And an even number of quantiles, placed symmetrically, has no zero,
-# while zero is the one weight that must survive. So NF4 takes 8 quantiles above zero, 7 below, and zero itself; the outermost probability is the mean of $1 - 1/32$ and $1 - 1/30$.
+# Trained weights look normal. If each code is to be used equally often, the values belong at
+# quantiles of the normal distribution: $c_k = \Phi^{-1}(p_k)$ at evenly spaced $p_k$, scaled so
+# that the largest is 1. Two things get in the way. $\Phi^{-1}(1)$ is infinite, so the outermost
+# probability has to stop short of 1. And an even number of quantiles, placed symmetrically, has no
+# zero, while zero is the one weight that must survive. So NF4 takes 8 quantiles above zero, 7
+# below, and zero itself; the outermost probability is the mean of $1 - 1/32$ and $1 - 1/30$.
 
 # %%
 quantile = NormalDist().inv_cdf
@@ -66,29 +74,54 @@ outermost = ((1 - 1 / 32) + (1 - 1 / 30)) / 2
 upper = [quantile(p) for p in np.linspace(outermost, 0.5, 9)[:-1]]
 lower = [-quantile(p) for p in np.linspace(outermost, 0.5, 8)[:-1]]
 derived = np.sort([*lower, 0, *upper]) / max(upper)
+print(f"outermost probability {outermost:.3f}, at {max(upper):.2f} standard deviations")
 print(np.array2string(derived, precision=4))
 np.testing.assert_allclose(derived, NF4_CODE, atol=3e-7)
 assert (normal_float() == NF4_CODE).all()  # bit for bit, with float32 on the way
 assert (derived.astype(np.float32) != NF4_CODE).sum() > 8
 
 # %% [markdown]
-# The paper's formula (its eq. 4) averages neighbouring quantiles of $i/17$, which is infinite at $i = 0$; the table is what the code computes. It was made in float32, and a port that derives it in
-# float64 gets most entries wrong in the last bit: copy the table.
+# The sixteen over the density that they were made for. A bar's area is what a code receives of normal
+# weights; by their construction the codes sit at equal steps of *probability*, closer where weights are
+# dense.
+
+# %%
+borders = np.concatenate([[-np.inf], midpoints(NF4_CODE) * max(upper), [np.inf]])
+areas = np.diff([NormalDist().cdf(b) for b in borders])  # of the density between two borders
+print("share of normal weights per code:", " ".join(f"{a:.1%}" for a in areas))
+assert abs(areas.sum() - 1) < 1e-12
+assert 0.04 < areas.min() < areas.max() < 0.08
+
+# %% tags=["hide-input"]
+fig, axes = plt.subplots(figsize=(7.6, 3.2))
+fig.set_label(
+    "A bell curve cut into sixteen bars of nearly equal area, one for each number of NF4: narrow "
+    "ones in the middle, wide ones at the ends, and one around an exact zero."
+)
+grid = np.linspace(-3, 3, 601)
+density = np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi)
+for code, (low, high) in enumerate(pairwise(borders)):
+    inside = (grid >= low) & (grid <= high)
+    colour = plots.PALETTE[2] if code == 7 else plots.PALETTE[5 if code % 2 else 0]
+    axes.fill_between(grid[inside], density[inside], color=colour, alpha=0.45, lw=0)
+levels = NF4_CODE * max(upper)
+axes.vlines(levels, 0, np.exp(-(levels**2) / 2) / np.sqrt(2 * np.pi), color="#444444", lw=1)
+axes.plot(levels, np.zeros(16), "o", color="#444444", clip_on=False)
+axes.set_ylim(0)
+plots.label_axes(axes, "weight, in standard deviations", "density", "Sixteen levels, by quantiles")
+
+# %% [markdown]
+# The paper's formula (its eq. 4) averages neighbouring quantiles of $i/17$, which is infinite at
+# $i = 0$; the table is what the code computes. It was made in float32, and a port that derives it
+# in float64 gets most entries wrong in the last bit: copy the table.
 #
-# Three other codebooks to compare it with are formats that hardware counts in: E2M1, a float with 2 bits of exponent and 1 of mantissa, which is what "FP4" usually means; E3M0, powers of two; and the integers.
-# All three have a sign bit, and so two zeros: 15 different numbers.
+# Three other codebooks to compare it with are formats that hardware counts in: E2M1, a float with 2
+# bits of exponent and 1 of mantissa, which is what "FP4" usually means; E3M0, powers of two; and
+# the integers. All three have a sign bit, and so two zeros: 15 different numbers.
 
 # %%
 BOOKS = {"NF4": NF4_CODE, "E2M1": E2M1_CODE, "Int4": INT4_CODE, "E3M0": E3M0_CODE}
 s = (w.reshape(-1, 64) / absmax[:, None]).reshape(-1)
-fig, axes = plt.subplots(figsize=(7.6, 3.8))
-axes.hist(s, bins=201, range=(-1, 1), density=True, color="#dddddd")
-for row, (name, book) in enumerate(BOOKS.items()):
-    height = -0.14 * (row + 1)
-    axes.plot(book, np.full(book.size, height), "|", markersize=11, color=plots.PALETTE[row])
-    axes.text(1.05, height, name, va="center", color=plots.PALETTE[row])
-axes.set(xlim=(-1.05, 1.25), ylim=(-0.7, None), yticks=[])
-plots.label_axes(axes, "weight over the absmax of its block", "", "Normal weights, 64 a block")
 shares = {name: np.bincount(nearest_code(s, book)) / s.size for name, book in BOOKS.items()}
 bits = {name: float(-np.sum(p * np.log2(p))) for name, p in shares.items()}
 for name, p in shares.items():
@@ -100,11 +133,25 @@ assert shares["NF4"].max() > 4 * shares["NF4"].min()
 assert max(bits, key=bits.get) == "NF4"
 assert bits["NF4"] < 3.9
 
+# %% tags=["hide-input"]
+fig, axes = plt.subplots(figsize=(7.6, 3.8))
+axes.hist(s, bins=201, range=(-1, 1), density=True, color="#dddddd")
+for row, (name, book) in enumerate(BOOKS.items()):
+    height = -0.14 * (row + 1)
+    axes.plot(book, np.full(book.size, height), "|", markersize=11, color=plots.PALETTE[row])
+    axes.text(1.05, height, name, va="center", color=plots.PALETTE[row])
+axes.set(xlim=(-1.05, 1.25), ylim=(-0.7, None), yticks=[])
+plots.label_axes(axes, "weight over the absmax of its block", "", "Normal weights, 64 a block")
+
 # %% [markdown]
-# The spikes at the ends are the largest weights themselves, one a block, which come back exactly. And the codes are *not* used equally often, by a factor of five: dividing by the largest of 64 squeezes normal
-# weights into a spread of 0.39, while the table was made for weights whose "1" lies at $\Phi^{-1}(0.968) = 1.85$ standard deviations. The largest of 64 normal numbers lies at 2.4 to 2.6 on average.
+# The spikes at the ends are the largest weights themselves, one a block, which come back exactly.
+# And the codes are *not* used equally often, by a factor of five: dividing by the largest of 64
+# squeezes normal weights into a spread of 0.39, while the table was made for weights whose "1" lies
+# at $\Phi^{-1}(0.968) = 1.85$ standard deviations. The largest of 64 normal numbers lies at 2.4 to
+# 2.6 on average.
 #
-# Equal use isn't the aim anyway; a small error is. For squared error there is a best codebook, found by putting each number at the mean of what goes to it, over and over (Lloyd's method).
+# Equal use isn't the aim anyway; a small error is. For squared error there is a best codebook,
+# found by putting each number at the mean of what goes to it, over and over (Lloyd's method).
 
 
 # %%
@@ -135,27 +182,26 @@ assert 2.3 < mean_largest < 2.7
 assert 0.38 < s.std() < 0.40
 
 # %% [markdown]
-# NF4 gives away 5% against that, and keeps what the other has lost: an exact zero, and exact largest weights. (Outliers are few and matter more than squared error knows.) It is not optimal, and good.
+# NF4 gives away 5% against that, and keeps what the other has lost: an exact zero, and exact
+# largest weights. (Outliers are few and matter more than squared error knows.) It is not optimal,
+# and good.
 #
 # ## What a block costs
 #
-# A float32 for every 64 weights is half a bit a weight. Smaller blocks have smaller absmaxes and smaller errors, and more scales. *Double quantisation* takes the scales themselves down to 8 bits: subtract their mean,
-# which is stored, and quantise the differences in blocks of 256 with a codebook of 256 numbers.
+# A float32 for every 64 weights is half a bit a weight. Smaller blocks have smaller absmaxes and
+# smaller errors, and more scales. *Double quantisation* takes the scales themselves down to 8 bits:
+# subtract their mean, which is stored, and quantise the differences in blocks of 256 with a
+# codebook of 256 numbers.
 #
-# $$4 + \frac{32}{64} = 4.5 \qquad\text{becomes}\qquad 4 + \frac{8}{64} + \frac{32}{64 \cdot 256} = 4.127 \text{ bits a weight.}$$
+# $$4 + \frac{32}{64} = 4.5 \qquad\text{becomes}\qquad 4 + \frac{8}{64} + \frac{32}{64 \cdot 256} =
+# 4.127 \text{ bits a weight.}$$
 
 # %%
 sizes = (32, 64, 128, 256, 1024, 4096)
-fig, axes = plt.subplots(figsize=(6.4, 3.6))
 points = {}
-for double, name in ((False, "float32 absmax"), (True, "double quantisation")):
+for double in (False, True):
     tensors = [quantize_nf4(w, block, double) for block in sizes]
     points[double] = [(t.bits_per_parameter, error(t.dequantize())) for t in tensors]
-    axes.plot(*zip(*points[double], strict=True), "o-", label=name)
-for block, (cost, lost) in zip(sizes, points[False], strict=True):
-    axes.annotate(f"{block}", (cost, lost), textcoords="offset points", xytext=(5, 4), fontsize=8)
-plots.label_axes(axes, "bits a weight", "relative error", "Blocks of normal weights")
-axes.legend()
 doubled = quantize_nf4(w, double_quant=True)
 off = np.abs(doubled.absmax / tensor.absmax - 1)
 print(f"{doubled}; an absmax is off by {off.mean():.2%}, at most {off.max():.2%}")
@@ -166,11 +212,24 @@ assert all(b[1] < a[1] * 1.001 for a, b in zip(points[False], points[True], stri
 assert points[True][0][0] < points[False][1][0]  # blocks of 32, doubly, in less than 64, plainly
 assert points[True][0][1] < points[False][1][1]
 
+# %% tags=["hide-input"]
+fig, axes = plt.subplots(figsize=(6.4, 3.6))
+for double, name in ((False, "float32 absmax"), (True, "double quantisation")):
+    axes.plot(*zip(*points[double], strict=True), "o-", label=name)
+for block, (cost, lost) in zip(sizes, points[False], strict=True):
+    axes.annotate(f"{block}", (cost, lost), textcoords="offset points", xytext=(5, 4), fontsize=8)
+plots.label_axes(axes, "bits per weight", "relative error", "Blocks of normal weights")
+axes.legend()
+
 # %% [markdown]
-# Double quantisation moves every point to the left and none upwards. Doubly quantised blocks of 32 beat plain blocks of 64 on both axes.
+# Double quantisation moves every point to the left and none upwards. Doubly quantised blocks of 32
+# beat plain blocks of 64 on both axes.
 #
-# The codebook of the scales is a strange choice, though. The *dynamic map* was made for the state of Adam, where magnitudes span many decades: half of its numbers lie above 0.1, a quarter between 0.01 and 0.1, and so on down
-# to $10^{-7}$. Absmaxes minus their mean span one decade. An even grid of 256 numbers would do better; both errors vanish beside that of the weights, so the map stays, for files are full of it.
+# The codebook of the scales is a strange choice, though. The *dynamic map* was made for the state
+# of Adam, where magnitudes span many decades: half of its numbers lie above 0.1, a quarter between
+# 0.01 and 0.1, and so on down to $10^{-7}$. Absmaxes minus their mean span one decade. An even grid
+# of 256 numbers would do better; both errors vanish beside that of the weights, so the map stays,
+# for files are full of it.
 
 # %%
 nested = np.repeat(doubled.nested_absmax, 256)[: tensor.absmax.size]
@@ -195,10 +254,14 @@ assert [int(np.sum((map_ > 10.0**-n) & (map_ < 10.0 ** (1 - n)))) for n in (1, 2
 #
 # - **Halves.** The first weight of two lies in the *high* half of its byte.
 # - **Ties.** A quotient at a midpoint goes to the lower code: count the midpoints that it exceeds.
-# - **The tail.** A full block multiplies by the float32 reciprocal of its absmax, a shorter last one divides by the absmax. The two differ in the last bit, and now and then in a code.
-# - **Zeros.** A block of zeros has absmax 0 and codes 7; what divides is at least $10^{-38}$. A short block stores *that*.
-# - **Blocks run on.** They are cut from the flattened matrix and don't care where a row ends. A decoder that gives each row a whole number of blocks reads wrong scales
-#   where 64 doesn't divide the row. (That of bitsandbytes 0.50 does, on CPUs with AVX-512, for rows of 16, 48, 80, ... weights.)
+# - **The tail.** A full block multiplies by the float32 reciprocal of its absmax, a shorter last
+#   one divides by the absmax. The two differ in the last bit, and now and then in a code.
+# - **Zeros.** A block of zeros has absmax 0 and codes 7; what divides is at least $10^{-38}$. A
+#   short block stores *that*.
+# - **Blocks run on.** They are cut from the flattened matrix and don't care where a row ends. A
+#   decoder that gives each row a whole number of blocks reads wrong scales where 64 doesn't divide
+#   the row. (That of bitsandbytes 0.50 does, on CPUs with AVX-512, for rows of 16, 48, 80, ...
+#   weights.)
 
 # %%
 bounds = midpoints(NF4_CODE)
@@ -234,10 +297,14 @@ assert (again.dequantize() == doubled.dequantize()).all()
 # %% [markdown]
 # ## A product that reads half a byte
 #
-# Multiplying by NF4 weights needs no int8 trick: activations stay float32. What it needs is 16 floats in one register, and an instruction that looks up 16 of them at once (`vpermps`, AVX-512). It reads only the low
-# four bits of each lane, so eight shifts of one vector give all 128 weights in it, and nothing is ever masked or unpacked. The absmax multiplies the sum of the eight weights of a lane, not each of them.
+# Multiplying by NF4 weights needs no int8 trick: activations stay float32. What it needs is 16
+# floats in one register, and an instruction that looks up 16 of them at once (`vpermps`, AVX-512).
+# It reads only the low four bits of each lane, so eight shifts of one vector give all 128 weights
+# in it, and nothing is ever masked or unpacked. The absmax multiplies the sum of the eight weights
+# of a lane, not each of them.
 #
-# One token reads every weight once, so the time is that of memory, or of the lookups: an eighth of float32's bytes are read.
+# One token reads every weight once, so the time is that of memory, or of the lookups: an eighth of
+# float32's bytes are read.
 
 # %%
 x = rng.standard_normal((1, 1024)).astype(np.float32)  # (batch, n_in)
@@ -273,8 +340,10 @@ assert took["NF4"] < took["dequantise, then NumPy"] or not kernels.compiled()
 #
 # ## On models
 #
-# Normal weights are a model of weights. Here are nine networks: the float language models of chapter 10, three sizes, three seeds. Their projections were rounded after training, and nothing was trained on.
-# The figure shows the nats a character that rounding adds to the loss on the held-out text. `minibit experiment nf4` trains and measures them anew.
+# Normal weights are a model of weights. Here are nine networks: the float language models of
+# chapter 10, three sizes, three seeds. Their projections were rounded after training, and nothing
+# was trained on. The figure shows the nats a character that rounding adds to the loss on the
+# held-out text. `minibit experiment nf4` trains and measures them anew.
 
 # %%
 results = load_results("nf4")
@@ -285,6 +354,15 @@ for name, value in recorded["relative_error"].items():
     assert abs(live[name] - value) < 1e-5
 models = [row for row in results["rows"] if row["kind"] == "model"]
 by_size = {row["size"]: row for row in results["rows"] if row["kind"] == "size"}
+for size, row in by_size.items():
+    added = ", ".join(f"{name} {row['added'][name]:.4f}" for name in CODEBOOKS)
+    print(f"{size} (loss {row['loss']:.3f}): {added}")
+for row in by_size.values():
+    assert row["added"]["NF4"] < row["added"]["E2M1"] < row["added"]["Int4"] < row["added"]["E3M0"]
+    assert abs(row["added"]["NF4, double"] - row["added"]["NF4"]) < 1e-3
+assert len(models) == 9
+
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(figsize=(7, 4))
 for i, name in enumerate(BOOKS):
     for n, size in enumerate(by_size):
@@ -297,19 +375,16 @@ axes.set_xticks(range(3), [f"{size} weights" for size in by_size])
 axes.set_yscale("log")
 plots.label_axes(axes, "", "nats a character added", "Rounding a trained model")
 axes.legend(ncols=4)
-for size, row in by_size.items():
-    added = ", ".join(f"{name} {row['added'][name]:.4f}" for name in CODEBOOKS)
-    print(f"{size} (loss {row['loss']:.3f}): {added}")
-for row in by_size.values():
-    assert row["added"]["NF4"] < row["added"]["E2M1"] < row["added"]["Int4"] < row["added"]["E3M0"]
-    assert abs(row["added"]["NF4, double"] - row["added"]["NF4"]) < 1e-3
-assert len(models) == 9
 
 # %% [markdown]
-# NF4 adds least at every size, and double quantisation adds nothing to that which one could measure. Larger models lose less: their weights average more errors. Everything here is small beside what a better model would gain, except for powers of two.
+# NF4 adds least at every size, and double quantisation adds nothing to that which one could
+# measure. Larger models lose less: their weights average more errors. Everything here is small
+# beside what a better model would gain, except for powers of two.
 #
-# E2M1 comes before Int4 at every size in the mean of three seeds, but look at the dots: how much is added depends on which weights happen to share a block, and by nearly as much as the two differ. So each model was also rounded with blocks
-# that start 16, 32 and 48 weights later. Differences within a model and a cut, with their standard errors over twelve:
+# E2M1 comes before Int4 at every size in the mean of three seeds, but look at the dots: how much is
+# added depends on which weights happen to share a block, and by nearly as much as the two differ.
+# So each model was also rounded with blocks that start 16, 32 and 48 weights later. Differences
+# within a model and a cut, with their standard errors over twelve:
 
 # %%
 for size, row in by_size.items():
@@ -326,10 +401,13 @@ for row in by_size.values():  # in plain squared error, Int4 comes before E2M1 o
 assert live["E2M1"] < live["Int4"]  # and on normal weights behind it
 
 # %% [markdown]
-# NF4 before E2M1 is certain. E2M1 before Int4 is a tendency of all three sizes, and at none of them two standard errors. By the squared error of the weights it would be the other way round: these weights have lighter tails than normal ones, which suits
-# an even grid. Loss does not follow squared error to the last place.
+# NF4 before E2M1 is certain. E2M1 before Int4 is a tendency of all three sizes, and at none of them
+# two standard errors. By the squared error of the weights it would be the other way round: these
+# weights have lighter tails than normal ones, which suits an even grid. Loss does not follow
+# squared error to the last place.
 #
-# Published, for models of 125 million to 13 billion weights (QLoRA, table 2: mean perplexity on Pile Common Crawl):
+# Published, for models of 125 million to 13 billion weights (QLoRA, table 2: mean perplexity on
+# Pile Common Crawl):
 #
 # | data type | perplexity |
 # |---|---|
@@ -338,8 +416,11 @@ assert live["E2M1"] < live["Int4"]  # and on normal weights behind it
 # | FP4 (E3M0) | 29.48 |
 # | NF4 + double quantisation | 27.41 |
 #
-# The order of three agrees with ours. E3M0 does not: there it beats E2M1, here it is worst by far. What differs is in the weights, and perhaps in the format. Large language models have outliers; ours are small and have few. And the FP4 of bitsandbytes
-# is not quite E2M1: its smallest number is 1/192 of the largest, in place of 1/12, so next to zero it has a second zero. Take weights with heavier and heavier tails:
+# The order of three agrees with ours. E3M0 does not: there it beats E2M1, here it is worst by far.
+# What differs is in the weights, and perhaps in the format. Large language models have outliers;
+# ours are small and have few. And the FP4 of bitsandbytes is not quite E2M1: its smallest number is
+# 1/192 of the largest, in place of 1/12, so next to zero it has a second zero. Take weights with
+# heavier and heavier tails:
 
 # %%
 tails = {"normal": None, "10": 10, "5": 5, "4": 4, "3": 3, "2.5": 2.5}
@@ -350,28 +431,47 @@ for freedom in tails.values():
     for name in shown:
         weights = draws.astype(np.float32)
         lost[name].append(error(CODEBOOKS[name](weights), weights))
-fig, axes = plt.subplots(figsize=(6.4, 3.6))
-for name in shown:
-    axes.plot(list(tails), lost[name], "o-", label=name)
-plots.label_axes(axes, "degrees of freedom of Student's t", "relative error", "Tails, 64 a block")
-axes.legend()
 e3m0 = np.array(lost["E3M0"])
 assert e3m0[0] == max(column[0] for column in lost.values())
 for at in (-2, -1):
     assert lost["NF4"][at] < e3m0[at] < lost["Int4"][at] < lost["FP4 of bitsandbytes"][at]
 assert e3m0.max() - e3m0[:4].min() < 0.03  # hardly moves while the others rise
 
+# %% tags=["hide-input"]
+fig, axes = plt.subplots(figsize=(6.4, 3.6))
+for name in shown:
+    axes.plot(list(tails), lost[name], "o-", label=name)
+plots.label_axes(axes, "degrees of freedom of Student's t", "relative error", "Tails, 64 a block")
+axes.legend()
+
 # %% [markdown]
-# Powers of two lose about the same share of every weight, whatever the largest of its block is. All others lose a share of the *largest*, and an outlier makes that dear. With tails like those of $t_3$, E3M0 comes between NF4 and the FP4 of bitsandbytes, as it does
-# in the published table (squared error still puts that FP4 behind Int4, which the table does not). Outliers, and a format that isn't quite what its name says, would explain what disagrees; we have not run their models.
+# Powers of two lose about the same share of every weight, whatever the largest of its block is. All
+# others lose a share of the *largest*, and an outlier makes that dear. With tails like those of
+# $t_3$, E3M0 comes between NF4 and the FP4 of bitsandbytes, as it does in the published table
+# (squared error still puts that FP4 behind Int4, which the table does not). Outliers, and a format
+# that isn't quite what its name says, would explain what disagrees; we have not run their models.
 #
-# **Limits.** Nine models of a million weights and less, with characters for tokens, on one text; rounding to nearest, without a look at activations (GPTQ and its kin do better with the same codes). Embeddings and norms were left alone. Nobody fine-tunes here: the published claim that NF4 with adapters
-# recovers everything is chapter 14's. The kernels need AVX-512 or AVX2 to be faster than float32; elsewhere a plain loop saves memory, not time. Means of more than 32,768 absmaxes depend on the number of threads in PyTorch, so the offset must be read from a file and never computed again.
+# **Limits.** Nine models of a million weights and less, with characters for tokens, on one text;
+# rounding to nearest, without a look at activations (GPTQ and its kin do better with the same
+# codes). Embeddings and norms were left alone. Nobody fine-tunes here: the published claim that NF4
+# with adapters recovers everything is chapter 14's. The kernels need AVX-512 or AVX2 to be faster
+# than float32; elsewhere a plain loop saves memory, not time. Means of more than 32,768 absmaxes
+# depend on the number of threads in PyTorch, so the offset must be read from a file and never
+# computed again.
 #
-# **Exercises.** 1. Which code does a weight of $-0$ get, and what comes back? (`test_zeros_have_code_7_and_come_back_as_zeros`.) 2. Let `quantize_nf4` divide where it multiplies by a reciprocal, and see which of the vectors fail in
-# `test_vectors`; then find how many weights in a million it concerns (`test_a_full_block_multiplies_by_the_reciprocal_and_the_tail_divides`). 3. Derive the table for 3 bits with `normal_float`'s rule, and compare its error with Lloyd's. 4. Replace
-# `mean_of_torch` by `np.mean` and look at `test_the_offset_and_the_nested_absmax_are_the_peers_bit_for_bit`: why would one bit of an offset matter to anybody? 5. Read a row of 96 weights with a scale a row in the decoder of your port: the test for it is
-# `test_blocks_run_through_the_flattened_weights`.
+# **Exercises.**
+#
+# 1. Which code does a weight of $-0$ get, and what comes back?
+#    (`test_zeros_have_code_7_and_come_back_as_zeros`.)
+# 2. Let `quantize_nf4` divide where it multiplies by a reciprocal, and see which of the vectors
+#    fail in `test_vectors`; then find how many weights in a million it concerns
+#    (`test_a_full_block_multiplies_by_the_reciprocal_and_the_tail_divides`).
+# 3. Derive the table for 3 bits with `normal_float`'s rule, and compare its error with Lloyd's.
+# 4. Replace `mean_of_torch` by `np.mean` and look at
+#    `test_the_offset_and_the_nested_absmax_are_the_peers_bit_for_bit`: why would one bit of an
+#    offset matter to anybody?
+# 5. Read a row of 96 weights with a scale a row in the decoder of your port: the test for it is
+#    `test_blocks_run_through_the_flattened_weights`.
 #
 # **Sources.**
 #

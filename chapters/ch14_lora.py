@@ -1,9 +1,13 @@
 # %% [markdown]
 # # Fine-tuning in four bits
 #
-# **The question.** A model has learnt one kind of text, and now it should learn another. To move all of its weights takes eight times the memory that it takes to use them. How few numbers have to move? And may those that stand still be kept in four bits?
+# **The question.** A model has learnt one kind of text, and now it should learn another. To move
+# all of its weights takes eight times the memory that it takes to use them. How few numbers have to
+# move? And may those that stand still be kept in four bits?
 #
-# The published answer is QLoRA: 65 billion parameters, fine-tuned on one card of 48 GB instead of 780. We count where the gigabytes go, build the three parts (adapters, a frozen base in NF4, optimizer state that lives in a file), and measure what is lost.
+# The published answer is QLoRA: 65 billion parameters, fine-tuned on one card of 48 GB instead
+# of 780. We count where the gigabytes go, build the three parts (adapters, a frozen base in NF4,
+# optimizer state that lives in a file), and measure what is lost.
 
 # %%
 import os
@@ -54,7 +58,8 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## 780 gigabytes
 #
-# Weights and gradient in 16 bits, Adam's two means in 32: 12 bytes a parameter. Nothing else is needed to get the published figure:
+# Weights and gradient in 16 bits, Adam's two means in 32: 12 bytes a parameter. Nothing else is
+# needed to get the published figure:
 
 # %%
 full = full_fine_tune(65e9)
@@ -63,7 +68,10 @@ print(f"{gigabytes(full):8.2f} GB  in all")
 assert gigabytes(full) == 780
 
 # %% [markdown]
-# Two thirds of it are Adam's, for weights that mostly move a little. If instead a few numbers move, beside weights that stand still, then gradient and means are small, and the weights may be stored in any form that can be multiplied by. In NF4 with double quantisation (chapter 13) and with adapters of rank 64, for one text of 512 tokens:
+# Two thirds of it are Adam's, for weights that mostly move a little. If instead a few numbers move,
+# beside weights that stand still, then gradient and means are small, and the weights may be stored
+# in any form that can be multiplied by. In NF4 with double quantisation (chapter 13) and with
+# adapters of rank 64, for one text of 512 tokens:
 
 # %%
 qlora = qlora_fine_tune(SHAPES["65B"])
@@ -75,9 +83,12 @@ print(f"{single:8.2f} GB  without double quantisation")
 assert gigabytes(qlora) < 48 < single
 
 # %% [markdown]
-# It fits, and without double quantisation it would not: 0.37 bits a weight are three gigabytes. (48 GB on the box are a little more than 48 x $10^9$ bytes, and a runtime takes some. The last lines depend on the text's length; Adam's 6.4 GB are what the paper pages out when a long text comes.)
+# It fits, and without double quantisation it would not: 0.37 bits a weight are three gigabytes. (48
+# GB on the box are a little more than 48 x $10^9$ bytes, and a runtime takes some. The last lines
+# depend on the text's length; Adam's 6.4 GB are what the paper pages out when a long text comes.)
 #
-# The same counting says what a figure for *using* a model means. Twelve billion parameters "in about 12 GB" are weights of 8 bits:
+# The same counting says what a figure for *using* a model means. Twelve billion parameters "in
+# about 12 GB" are weights of 8 bits:
 
 # %%
 bits = ("bfloat16", "int8", "NF4, double quantisation")
@@ -97,43 +108,98 @@ assert 12 < sum(line.bytes for line in inference(PYTHIA_12B, "int8", gated=False
 #
 # $$y = x W^T + \frac{\alpha}{r}\,(x A^T) B^T, \qquad A: (r, n_{in}), \quad B: (n_{out}, r) .$$
 #
-# That is a change $\Delta W = \frac{\alpha}{r} B A$ of rank $r$ at most, for $r\,(n_{in} + n_{out})$ numbers instead of $n_{in} n_{out}$. $A$ begins random, $B$ at zero: before the first step nothing has changed, and yet $B$ has a gradient. $A$ has none until $B$ has moved.
-#
-# Is a fine-tune's change of low rank? We train a model of 55k weights on the first half of the text for some seconds, go on in full with the second half in UPPER CASE, and look at the singular values of what changed.
+# That is a change $\Delta W = \frac{\alpha}{r} B A$ of rank $r$ at most, for
+# $r\,(n_{in} + n_{out})$ numbers instead of $n_{in} n_{out}$. $A$ begins random, $B$ at zero:
+# before the first step nothing has changed, and yet $B$ has a gradient. $A$ has none until $B$ has
+# moved.
+
+# %% tags=["hide-input"]
+fig, axes = plt.subplots(figsize=(8.4, 3.4))
+fig.set_label(
+    "One layer: inputs go through a wide grey box, the frozen matrix in four bits, and beside it "
+    "through two thin coloured boxes, A and B; both ways are added. Dashed arrows lead the gradient "
+    "back through all of them, but only A and B have Adam's means, in a file."
+)
+frozen, moving = "#bbbbbb", RED
+for (left_, low, width, height), text, colour in (
+    ((2.2, 1.9, 3.2, 1.5), "W in NF4: frozen\n4.13 bits per weight", frozen),
+    ((2.2, 0.5, 0.9, 0.9), "A", moving),
+    ((4.5, 0.5, 0.9, 0.9), "B", moving),
+    ((7.5, 0.5, 1.9, 0.9), "Adam's means\nof A and B, in a file", moving),
+):
+    axes.add_patch(plt.Rectangle((left_, low), width, height, color=colour, alpha=0.5, lw=0))
+    axes.text(left_ + width / 2, low + height / 2, text, ha="center", va="center", fontsize=9)
+axes.text(0.5, 1.7, "x", ha="center", va="center")
+axes.text(6.6, 1.7, "+", ha="center", va="center", fontsize=14)
+axes.text(7.4, 1.95, "y", ha="center", va="center")
+axes.text(3.8, 1.15, "r numbers", ha="center", va="center", fontsize=8)
+forwards = [((0.7, 1.8), (2.1, 2.7)), ((0.7, 1.6), (2.1, 1.05)), ((3.2, 1.0), (4.4, 1.0))]
+forwards += [((5.5, 2.7), (6.4, 1.85)), ((5.5, 1.05), (6.4, 1.6)), ((6.8, 1.72), (7.3, 1.9))]
+backwards = [((6.4, 2.15), (5.5, 3.0)), ((2.1, 3.0), (0.6, 2.1)), ((6.4, 1.35), (5.5, 0.8))]
+backwards += [((4.4, 0.75), (3.2, 0.75)), ((2.1, 0.75), (0.6, 1.4))]
+for ways, style, colour in ((forwards, "-", BLUE), (backwards, "--", GREEN)):
+    for begin, end in ways:
+        arrow = {"arrowstyle": "->", "ls": style, "color": colour, "lw": 1.5}
+        axes.annotate("", end, begin, arrowprops=arrow)
+axes.annotate(
+    "", (5.6, 0.35), (7.4, 0.7), arrowprops={"arrowstyle": "->", "color": moving, "lw": 1.5}
+)
+axes.text(6.6, 0.25, "moves them", ha="center", fontsize=8)
+axes.plot([], [], "-", color=BLUE, label="forwards")
+axes.plot([], [], "--", color=GREEN, label="the gradient, back")
+axes.set(xlim=(0, 9.6), ylim=(0, 3.7))
+axes.set_title("What stands still and what moves", loc="left")
+axes.legend(loc="upper right")
+axes.axis("off")
+
+# %% [markdown]
+# Is a fine-tune's change of low rank? We train a model of 55k weights on the first half of the text
+# for some seconds, go on in full with the second half in UPPER CASE, and look at the singular
+# values of what changed.
 
 # %%
 config, params, train, validation = small_base()
 moved, _ = fine_tune(
     replace(SMALL, method="full", rank=0, rate=4e-3), config, params, train, validation
 )
+
+
+def share_by_rank(matrix):
+    """Share of the squared length that the first 1, 2, ... directions hold."""
+    squares = np.linalg.svd(matrix, compute_uv=False) ** 2
+    return np.cumsum(squares) / squares.sum()
+
+
+shares, of_noise = {}, {}
+for name in ("layers.0.self_attn.q_proj", "layers.0.mlp.up_proj", "layers.1.mlp.down_proj"):
+    shares[name] = share_by_rank(moved[name] - params[name])
+    of_noise[name] = share_by_rank(rng.standard_normal(params[name].shape))
+    print(f"{name:27} rank 8 holds {shares[name][7]:.0%}, of noise {of_noise[name][7]:.0%}")
+    assert shares[name][7] > of_noise[name][7] + 0.1
+    assert 1 / 3 - 0.05 < of_noise[name][7] < 0.5
+assert min(share[7] for share in shares.values()) > 0.75
+
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(figsize=(6.4, 3))
-shares = {}
-for name, color in (
-    ("layers.0.self_attn.q_proj", BLUE),
-    ("layers.0.mlp.up_proj", RED),
-    ("layers.1.mlp.down_proj", GREEN),
-):
-    change = np.linalg.svd(moved[name] - params[name], compute_uv=False) ** 2
-    shares[name] = np.cumsum(change) / change.sum()
+for name, color in zip(shares, (BLUE, RED, GREEN), strict=True):
     axes.plot(np.arange(1, 49), shares[name], color=color, label=name.removeprefix("layers."))
-    noise = np.linalg.svd(rng.standard_normal(params[name].shape), compute_uv=False) ** 2
-    axes.plot(np.arange(1, 49), np.cumsum(noise) / noise.sum(), ":", color=color, linewidth=1)
-    print(
-        f"{name:27} rank 8 holds {shares[name][7]:.0%}, of noise {np.cumsum(noise)[7] / noise.sum():.0%}"
-    )
-    assert shares[name][7] > np.cumsum(noise)[7] / noise.sum() + 0.1
+    axes.plot(np.arange(1, 49), of_noise[name], ":", color=color, linewidth=1)
 axes.axvline(8, color="#888888", linewidth=0.8, linestyle="--")
 plots.label_axes(
     axes, "rank", "share of the change", "How much of a full fine-tune a rank holds (dotted: noise)"
 )
-assert min(share[7] for share in shares.values()) > 0.75
 
 # %% [markdown]
-# Eight directions of 48 hold four fifths and more of the change (of noise: a third to a half), and a full fine-tune did not even *try* to have a low rank. LoRA asks another question: how good is the best change *within* rank $r$? That has to be trained to be known.
+# Eight directions of 48 hold four fifths and more of the change (of noise: a third to a half), and
+# a full fine-tune did not even *try* to have a low rank. LoRA asks another question: how good is
+# the best change *within* rank $r$? That has to be trained to be known.
 #
 # ## A frozen base that nobody holds as floats
 #
-# Reverse mode multiplies by $W$ twice: $x W^T$ on the way there, $c\,W$ on the way back. In between, the tape (chapter 9) would hold $W$ as floats, of all layers at once. So our frozen product gives the tape an object that is an array to NumPy, holds only packed codes, and dequantises when it is multiplied by.
+# Reverse mode multiplies by $W$ twice: $x W^T$ on the way there, $c\,W$ on the way back. In
+# between, the tape (chapter 9) would hold $W$ as floats, of all layers at once. So our frozen
+# product gives the tape an object that is an array to NumPy, holds only packed codes, and
+# dequantises when it is multiplied by.
 
 # %%
 x, y = draw_batch(train, 0, 0, 16, 64)
@@ -159,9 +225,13 @@ assert not fresh["A"].any()
 assert fresh["B"].any()
 
 # %% [markdown]
-# The difference is the projections, but for q, k and v of the first layer: their inputs don't depend on any adapter, so nothing is carried back through them. Activations are the larger part here, since the batch has more rows than the matrices; in a model of billions it is the other way round.
+# The difference is the projections, but for q, k and v of the first layer: their inputs don't
+# depend on any adapter, so nothing is carried back through them. Activations are the larger part
+# here, since the batch has more rows than the matrices; in a model of billions it is the other way
+# round.
 #
-# Now train: 100 steps of Adam on the adapters alone, and nothing but them. This is a run of the experiment below, made again:
+# Now train: 100 steps of Adam on the adapters alone, and nothing but them. This is a run of the
+# experiment below, made again:
 
 # %%
 results = load_results("lora")
@@ -182,9 +252,14 @@ assert all(np.array_equal(again[name]["B"], trained[name]["B"]) for name in trai
 # %% [markdown]
 # ## How much of a full fine-tune it recovers
 #
-# The experiment (`minibit experiment lora`): a float model of 221k weights and the recipe of chapter 10 learn the first half of the text, 2 million characters. Then 600 batches of the second half: in **upper case**, which the model hardly knows, or **plain**. Of the second half, eight tenths are trained on. The ninth tenth chose the learning rates (seed 0, separately for the full fine-tune and for QLoRA, whose rate LoRA takes over). The last tenth gives the losses here.
+# The experiment (`minibit experiment lora`): a float model of 221k weights and the recipe of
+# chapter 10 learn the first half of the text, 2 million characters. Then 600 batches of the second
+# half: in **upper case**, which the model hardly knows, or **plain**. Of the second half, eight
+# tenths are trained on. The ninth tenth chose the learning rates (seed 0, separately for the full
+# fine-tune and for QLoRA, whose rate LoRA takes over). The last tenth gives the losses here.
 #
-# The share recovered is $(L_0 - L) / (L_0 - L_{full})$, with $L_0$ the loss of the float model before. So QLoRA pays for its four bits, too.
+# The share recovered is $(L_0 - L) / (L_0 - L_{full})$, with $L_0$ the loss of the float model
+# before. So QLoRA pays for its four bits, too.
 
 # %%
 rows = [row for row in results["rows"] if row["kind"] == "run" and not row["choice"]]
@@ -234,13 +309,15 @@ assert np.mean(share["upper", "lora", 8]) >= 0.90
 assert np.mean(share["plain", "qlora", 8]) < 0.90
 
 # %%
+kinds = [("upper", "lora", 8), ("upper", "qlora", 8), *(("plain", *w) for w in list(WAYS)[1:])]
+labels = [f"{task}\n{method}\nr = {rank}" for task, method, rank in kinds]
+
+# %% tags=["hide-input"]
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.8, 3.3))
 for (method, rank), color in zip(WAYS, plots.PALETTE, strict=False):
     for r in runs("upper", method, rank)[:1]:
         left.plot(*zip(*r["curve"], strict=True), "o-", color=color, label=WAYS[method, rank])
-plots.label_axes(left, "batches", "nats a character", "Upper case, validation, seed 0")
-kinds = [("upper", "lora", 8), ("upper", "qlora", 8), *(("plain", *w) for w in list(WAYS)[1:])]
-labels = [f"{task}\n{method}\nr = {rank}" for task, method, rank in kinds]
+plots.label_axes(left, "batches", "nats per character", "Upper case, validation, seed 0")
 for i, key in enumerate(kinds):
     right.bar(i, 100 * np.mean(share[key]), color=BLUE if key[0] == "upper" else RED, width=0.7)
     right.plot([i] * len(seeds), 100 * share[key], "k.", markersize=5)
@@ -249,7 +326,10 @@ right.set_xticks(range(len(kinds)), labels)
 plots.label_axes(right, "", "% of the full fine-tune's gain", "Recovered (points: seeds)")
 
 # %% [markdown]
-# A large change of one kind (all letters in another place of the embedding) is recovered almost whole, in four bits as well as in floats. A small, diffuse one (more of the same author) is not: its gain is a few hundredths of a nat, and part of that is out of a low rank's reach, or is the price of four bits. A higher rank gets more of it.
+# A large change of one kind (all letters in another place of the embedding) is recovered almost
+# whole, in four bits as well as in floats. A small, diffuse one (more of the same author) is not:
+# its gain is a few hundredths of a nat, and part of that is out of a low rank's reach, or is the
+# price of four bits. A higher rank gets more of it.
 #
 # What else does the table of runs say?
 
@@ -266,11 +346,18 @@ print(", ".join(f"{m} {v:.2f}" for m, v in forgets.items()))
 assert forgets["qlora"] < forgets["full"]
 
 # %% [markdown]
-# QLoRA trains a tenth of the numbers here, and in all a sixth of the bytes: this model is so small that its float embedding and its adapters weigh more than its packed base. In a large one the base is nearly everything. And adapters forget less of what the model knew: they could not move the embedding.
+# QLoRA trains a tenth of the numbers here, and in all a sixth of the bytes: this model is so small
+# that its float embedding and its adapters weigh more than its packed base. In a large one the base
+# is nearly everything. And adapters forget less of what the model knew: they could not move the
+# embedding.
 #
 # ## Merging, and what four bits keep of it
 #
-# After training, $W + \frac{\alpha}{r} B A$ can take the place of both. In floats that is exact to rounding. A base in NF4 has to be dequantised, added to, and quantised *again*: an entry moves only if the change carries it over the border between two codes, and then it moves too far. Users of the users of peft (issue 2321) and of QLoRA (issue 28) report it: the merged model answers differently.
+# After training, $W + \frac{\alpha}{r} B A$ can take the place of both. In floats that is exact to
+# rounding. A base in NF4 has to be dequantised, added to, and quantised *again*: an entry moves
+# only if the change carries it over the border between two codes, and then it moves too far. Users
+# of the users of peft (issue 2321) and of QLoRA (issue 28) report it: the merged model answers
+# differently.
 
 # %%
 merged = [r["merged"] for r in runs("upper", "qlora")]
@@ -307,6 +394,10 @@ for change in changes:
     ours = replace(layer, alpha=float(change) * 8 / np.sqrt(8))
     arrived = merge(ours).dequantize() - layer.base.dequantize()
     kept.append(np.linalg.norm(arrived - ours.delta()) / np.linalg.norm(ours.delta()))
+print(f"a change of 1/64 of a weight arrives with an error of {kept[6]:.0%} of itself")
+assert kept[6] > 1 > kept[12]
+
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(figsize=(6.4, 3))
 axes.loglog(changes, kept, "o-")
 plots.label_axes(
@@ -315,15 +406,17 @@ plots.label_axes(
     "relative error of the change",
     "What merging into NF4 does to an adapter",
 )
-print(f"a change of 1/64 of a weight arrives with an error of {kept[6]:.0%} of itself")
-assert kept[6] > 1 > kept[12]
 
 # %% [markdown]
-# For a change of the weights' own size the error is that of NF4 itself, about a tenth. For a change of a hundredth, what arrives is mostly error. So: keep the adapters beside, or merge into floats and leave four bits.
+# For a change of the weights' own size the error is that of NF4 itself, about a tenth. For a change
+# of a hundredth, what arrives is mostly error. So: keep the adapters beside, or merge into floats
+# and leave four bits.
 #
 # ## Few numbers: forward gradients?
 #
-# Chapter 9 found forward gradients hopeless for whole networks: $K$ directions in $n$ dimensions see a gradient at a cosine of $\sqrt{K/(K+n)}$. Adapters have few dimensions. With $r = 1$, $A$ as it was drawn and only $B$ moving, 1,984 numbers remain, and no tape is needed at all.
+# Chapter 9 found forward gradients hopeless for whole networks: $K$ directions in $n$ dimensions
+# see a gradient at a cosine of $\sqrt{K/(K+n)}$. Adapters have few dimensions. With $r = 1$, $A$ as
+# it was drawn and only $B$ moving, 1,984 numbers remain, and no tape is needed at all.
 
 # %%
 ones = init_adapters(params, rank=1)
@@ -353,11 +446,15 @@ print(f"forward gradients get {fraction:.0%} of what the tape gets")
 assert 0.5 < fraction < 0.9
 
 # %% [markdown]
-# Eight directions a step, on 221k weights in NF4 (the learning rate its own, chosen as above): it learns, without ever going backwards. It also stays behind the tape, which is cheaper. Forward mode's one advantage is memory: no activation is kept.
+# Eight directions a step, on 221k weights in NF4 (the learning rate its own, chosen as above): it
+# learns, without ever going backwards. It also stays behind the tape, which is cheaper. Forward
+# mode's one advantage is memory: no activation is kept.
 #
 # ## State that lives in a file
 #
-# Adam needs its two means once a step, in order. `PagedAdam` keeps them in a file that is mapped into memory, walks over it in strips, and hands each strip back (`madvise`). The arithmetic is entry by entry, so the strips don't show: the bits are those of `Adam`.
+# Adam needs its two means once a step, in order. `PagedAdam` keeps them in a file that is mapped
+# into memory, walks over it in strips, and hands each strip back (`madvise`). The arithmetic is
+# entry by entry, so the strips don't show: the bits are those of `Adam`.
 
 # %%
 w = {"w": rng.standard_normal(2_000_000, dtype=np.float32)}
@@ -376,26 +473,41 @@ print(f"{plain.nbytes / 1e6:.0f} MB of means, a budget of {budget / 1e6:.1f} MB:
 print(f"{seconds['paged'] / seconds['resident']:.1f} times the time of a step in memory")
 
 # %% [markdown]
-# The system keeps pages that were handed back while it has room, and writes them out when it has none: an optimizer that would not fit becomes slow instead of impossible. That is what the paper's paged optimizer does with a GPU's unified memory, for the moments when a long text needs the room.
+# The system keeps pages that were handed back while it has room, and writes them out when it has
+# none: an optimizer that would not fit becomes slow instead of impossible. That is what the paper's
+# paged optimizer does with a GPU's unified memory, for the moments when a long text needs the room.
 #
 # **Limits.**
 #
-# - Our base has 221k weights and one text; shares of 90% and more are those of *this* change of case. Shares of the plain task are ratios of small numbers: look at the seeds.
-# - The full fine-tune moves embedding and norms, which the adapters here leave alone. Its learning rate has a grid of factors of two.
-# - Rates were chosen with one seed, whose runs are also among those reported. The test tenth was not looked at for it. Two choices lie at an end of their grid: QLoRA's on plain text, where the loss is flat, and that of forward gradients, which might do better still.
-# - No dropout, no weight decay in these fine-tunes. `LoRALinear` has dropout, drawn by Philox; both halves of a batch on two threads would draw the same.
-# - Of peft's adapters only LoRA beside linear layers is read: no DoRA, no biases, no rank or alpha by layer. Each is refused by its field.
+# - Our base has 221k weights and one text; shares of 90% and more are those of *this* change of
+#   case. Shares of the plain task are ratios of small numbers: look at the seeds.
+# - The full fine-tune moves embedding and norms, which the adapters here leave alone. Its learning
+#   rate has a grid of factors of two.
+# - Rates were chosen with one seed, whose runs are also among those reported. The test tenth was
+#   not looked at for it. Two choices lie at an end of their grid: QLoRA's on plain text, where the
+#   loss is flat, and that of forward gradients, which might do better still.
+# - No dropout, no weight decay in these fine-tunes. `LoRALinear` has dropout, drawn by Philox; both
+#   halves of a batch on two threads would draw the same.
+# - Of peft's adapters only LoRA beside linear layers is read: no DoRA, no biases, no rank or alpha
+#   by layer. Each is refused by its field.
 # - The accounting leaves out what a runtime takes: allocator, kernels, fragments.
-# - `PagedAdam` keeps parameters and gradients in memory. A file that another process cuts *during* a step ends the process; before a step it is found.
+# - `PagedAdam` keeps parameters and gradients in memory. A file that another process cuts *during*
+#   a step ends the process; before a step it is found.
 #
 # **Exercises.**
 #
-# 1. Begin with $B$ random and $A$ zero instead. What has a gradient at first? And with both zero? (`test_fresh_adapters_change_nothing`.)
-# 2. Show that with $\alpha / r$ a gradient step's effect shrinks as $r$ grows, and that $\alpha / \sqrt r$ mends it. (The case `rank-stabilised` of `minibit/vectors/lora.json`.)
-# 3. In the rule of the frozen product, multiply by `tensor.dequantize().T`. Every derivative stays as it was; what changes? (`test_the_tape_holds_packed_weights_and_no_floats_of_them`.)
-# 4. Merge an adapter into NF4 and take it out again. How many codes are not the old ones, and why is it not zero? (`test_merging_into_four_bits_loses_small_adapters`.)
-# 5. Let `PagedAdam` hand no strip back. How much of the file is resident after a step, and after ten? (`test_no_more_than_the_budget_is_ever_resident`.)
-# 6. Train adapters for one matrix kind only. Which one recovers most? (`init_adapters(..., targets=[...])`; `test_targets_are_picked_by_the_last_part_of_the_name`.)
+# 1. Begin with $B$ random and $A$ zero instead. What has a gradient at first? And with both zero?
+#    (`test_fresh_adapters_change_nothing`.)
+# 2. Show that with $\alpha / r$ a gradient step's effect shrinks as $r$ grows, and that
+#    $\alpha / \sqrt r$ mends it. (The case `rank-stabilised` of `minibit/vectors/lora.json`.)
+# 3. In the rule of the frozen product, multiply by `tensor.dequantize().T`. Every derivative stays
+#    as it was; what changes? (`test_the_tape_holds_packed_weights_and_no_floats_of_them`.)
+# 4. Merge an adapter into NF4 and take it out again. How many codes are not the old ones, and why
+#    is it not zero? (`test_merging_into_four_bits_loses_small_adapters`.)
+# 5. Let `PagedAdam` hand no strip back. How much of the file is resident after a step, and after
+#    ten? (`test_no_more_than_the_budget_is_ever_resident`.)
+# 6. Train adapters for one matrix kind only. Which one recovers most?
+#    (`init_adapters(..., targets=[...])`; `test_targets_are_picked_by_the_last_part_of_the_name`.)
 #
 # **Sources.**
 #

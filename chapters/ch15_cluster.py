@@ -1,11 +1,16 @@
 # %% [markdown]
 # # The same training on many machines
 #
-# **The question.** A worker that computes gradients sends a float for every weight, at every step: 1.3 MB for the 334,336 weights of our network, and as much comes back. That is why large models are trained where cables are short.
-# Chapter 8 says that a step is a few dozen bytes. Can many machines take a step together, on slow lines, and send nothing else? And does the model then still depend on its seed alone, and not on who helped?
+# **The question.** A worker that computes gradients sends a float for every weight, at every step:
+# 1.3 MB for the 334,336 weights of our network, and as much comes back. That is why large models
+# are trained where cables are short. Chapter 8 says that a step is a few dozen bytes. Can many
+# machines take a step together, on slow lines, and send nothing else? And does the model then still
+# depend on its seed alone, and not on who helped?
 #
-# What a step needs has three parts. The *data* do not travel: every worker has them, and a digest says that they are the same. The *weights* do not travel: they are the seed and the steps so far. What is left is the step's number, and what the last step kept.
-# A worker answers with sums, two small numbers for each perturbation.
+# What a step needs has three parts. The *data* do not travel: every worker has them, and a digest
+# says that they are the same. The *weights* do not travel: they are the seed and the steps so far.
+# What is left is the step's number, and what the last step kept. A worker answers with sums, two
+# small numbers for each perturbation.
 
 # %%
 import importlib.util
@@ -66,9 +71,14 @@ assert serial.test_accuracy > 0.5
 # %% [markdown]
 # ## A step, cut and joined
 #
-# A step measures each perturbation $v_i$ on each sample $b$ of a batch, and needs the sums $\sum_b a_{ib}$ and $\sum_b a_{ib}^2$. Where should it be cut, between perturbations or between samples?
+# A step measures each perturbation $v_i$ on each sample $b$ of a batch, and needs the sums
+# $\sum_b a_{ib}$ and $\sum_b a_{ib}^2$. Where should it be cut, between perturbations or between
+# samples?
 #
-# *Between perturbations* is the simple way. Every perturbation has a number, and its noise is a function of seed, step and number (chapter 6). A worker draws a range of numbers and measures it over the whole batch; the client lays the answers end to end, takes the median over all of them, and has the codes:
+# *Between perturbations* is the simple way. Every perturbation has a number, and its noise is a
+# function of seed, step and number (chapter 6). A worker draws a range of numbers and measures it
+# over the whole batch; the client lays the answers end to end, takes the median over all of them,
+# and has the codes:
 
 # %%
 course = Course(log.header, data, plan.seed)
@@ -97,9 +107,14 @@ assert np.array_equal(alone[1], joined[1])
 assert np.mean(alone[32] != joined[32]) > 0.05
 
 # %% [markdown]
-# Not nearly the same codes, the same. The second column is what the manuscript proposes for many machines: each worker takes the median of its own range, and sends codes, and no sums. A median of 4 perturbations is no median of 128. It is another algorithm, and whether it learns as well has to be measured; it is, below.
+# Not nearly the same codes, the same. The second column is what the manuscript proposes for many
+# machines: each worker takes the median of its own range, and sends codes, and no sums. A median of
+# 4 perturbations is no median of 128. It is another algorithm, and whether it learns as well has to
+# be measured; it is, below.
 #
-# But half of the perturbations are not half of the work. What takes time is one tangent for each unit that a perturbation touches (chapter 7b), and while perturbations are dense, as a run's first are, they touch the same units again and again:
+# But half of the perturbations are not half of the work. What takes time is one tangent for each
+# unit that a perturbation touches (chapter 7b), and while perturbations are dense, as a run's first
+# are, they touch the same units again and again:
 
 # %%
 for step in (0, STEPS - 1):
@@ -112,7 +127,11 @@ for step in (0, STEPS - 1):
         assert touched[0] > 0.75 * touched[1]
 
 # %% [markdown]
-# *Between samples* every worker has a part of the batch, and there a half is a half. But a float sum depends on its order, and a sum that is joined from other parts has other last bits. So the parts are always the same four *chunks*, whatever the number of workers: a serial run, too, sums over each chunk apart and adds the four sums from first to last. A worker has one chunk or more, and with more than four workers a range of the perturbations as well.
+# *Between samples* every worker has a part of the batch, and there a half is a half. But a float
+# sum depends on its order, and a sum that is joined from other parts has other last bits. So the
+# parts are always the same four *chunks*, whatever the number of workers: a serial run, too, sums
+# over each chunk apart and adds the four sums from first to last. A worker has one chunk or more,
+# and with more than four workers a range of the perturbations as well.
 
 # %%
 drawn = draw_range(plan, 0, numerator, 0, K)
@@ -126,7 +145,11 @@ assert np.array_equal(keep_terns(*exact, "t"), records[0].codes)
 print(f"two workers, exact: {8 * 2 * 2 * K:,} bytes from each")
 
 # %% [markdown]
-# Exact sums over each chunk are many bytes, and codes need few of their bits: whether a score lies above the median is mostly plain. So a worker rounds its sums to 16 bits, and the client computes what each score lies between (`minibit.cluster.rounded`). What is certain is decided. For the few perturbations whose bounds reach across the median, or whose sign is open, it asks for the exact sums. The codes are those of a serial run always, and few steps ask a second time:
+# Exact sums over each chunk are many bytes, and codes need few of their bits: whether a score lies
+# above the median is mostly plain. So a worker rounds its sums to 16 bits, and the client computes
+# what each score lies between (`minibit.cluster.rounded`). What is certain is decided. For the few
+# perturbations whose bounds reach across the median, or whose sign is open, it asks for the exact
+# sums. The codes are those of a serial run always, and few steps ask a second time:
 
 # %%
 opened = []
@@ -150,7 +173,9 @@ print(f"a rounded sum is right within half of {step:.1e}; the largest is {sizes.
 assert np.count_nonzero(opened) <= 4
 
 # %% [markdown]
-# `train_on` takes a whole run in this way, on anything that has `submit`: the executors of Python's `concurrent.futures`, those of other packages, or a Dask cluster. Here two threads, and a list of everything that passes:
+# `train_on` takes a whole run in this way, on anything that has `submit`: the executors of Python's
+# `concurrent.futures`, those of other packages, or a Dask cluster. Here two threads, and a list of
+# everything that passes:
 
 
 # %%
@@ -181,7 +206,8 @@ assert (folder / "threads.steps").read_bytes() == (folder / "serial.steps").read
 assert (folder / "threads.steps.workers").is_file()
 
 # %% [markdown]
-# The files are equal, byte for byte: the log of a run does not depend on who made it. (Who measured which range is named beside it, in `threads.steps.workers`.)
+# The files are equal, byte for byte: the log of a run does not depend on who made it. (Who measured
+# which range is named beside it, in `threads.steps.workers`.)
 #
 # ## What travels
 #
@@ -207,6 +233,13 @@ up = {
 assert sum(down.values()) == len(message)
 assert sum(up.values()) == len(reply)
 
+sizes = np.array([[len(m) for m in pair] for pair in wire.messages])  # (tasks, 2)
+steady = np.median(sizes, axis=0)
+print(f"median: {steady[0]:.0f} bytes down, {steady[1]:.0f} up, per worker and step")
+assert steady[0] < 200
+assert steady[1] < 600
+
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(2, 1, figsize=(9, 3))
 for axis, parts, title in zip(axes, (down, up), ("task", "answer"), strict=True):
     left = 0
@@ -220,14 +253,9 @@ for axis, parts, title in zip(axes, (down, up), ("task", "answer"), strict=True)
     axis.grid(False)
 axes[1].set_xlabel("bytes")
 
-sizes = np.array([[len(m) for m in pair] for pair in wire.messages])  # (tasks, 2)
-steady = np.median(sizes, axis=0)
-print(f"median: {steady[0]:.0f} bytes down, {steady[1]:.0f} up, per worker and step")
-assert steady[0] < 200
-assert steady[1] < 600
-
 # %% [markdown]
-# Nothing in a message grows with the weights. Beside it, for $W$ workers that share $K = 128$ perturbations and $n$ weights:
+# Nothing in a message grows with the weights. Beside it, for $W$ workers that share $K = 128$
+# perturbations and $n$ weights:
 #
 # | what travels | bytes up, per worker and step | bytes down |
 # |---|---|---|
@@ -238,7 +266,9 @@ assert steady[1] < 600
 # | codes alone, as the paper counts them | $\log_2 3 \cdot K/8W$ | $\log_2 3 \cdot K/8$ |
 # | MeZO (Malladi et al. 2023): a scalar for each perturbation, one a worker | $4$ | $4(W-1)$ |
 #
-# The ring's formula is that of Patarasuk and Yuan (2009): each worker passes its share on $2(W-1)$ times. MeZO's row is what its step needs, two forward passes and their difference in float32, if a run is shared in the obvious way.
+# The ring's formula is that of Patarasuk and Yuan (2009): each worker passes its share on $2(W-1)$
+# times. MeZO's row is what its step needs, two forward passes and their difference in float32, if a
+# run is shared in the obvious way.
 
 # %%
 n = plan.size
@@ -251,14 +281,6 @@ bytes_of = {
     "codes alone, as the paper counts": log2(3) * K / 8 * (1 + 1 / crews),
     "MeZO": 4.0 * crews,
 }
-fig, axis = plt.subplots(figsize=(7, 3.8))
-for (name, each), marker in zip(bytes_of.items(), "osD^v", strict=True):
-    axis.loglog(crews, each, marker=marker, label=name)
-axis.set_xscale("log", base=2)
-axis.xaxis.set_major_formatter("{x:g}")
-axis.set_ylim(4, 1e8)
-plots.label_axes(axis, "workers", "bytes per worker and step, up and down")
-axis.legend(ncols=2, loc="center", bbox_to_anchor=(0.5, 0.6))
 for name, each in bytes_of.items():
     print(f"{name:33}{each[0]:>12,.0f} bytes with 2 workers, {each[-1]:>11,.0f} with 128")
 assert (
@@ -267,8 +289,20 @@ assert (
 assert bytes_of["float32 gradients"][0] / bytes_of["here: rounded sums up"][0] > 4000
 assert 1.33e6 < 4 * n < 1.34e6
 
+# %% tags=["hide-input"]
+fig, axis = plt.subplots(figsize=(7, 3.8))
+for (name, each), marker in zip(bytes_of.items(), "osD^v", strict=True):
+    axis.loglog(crews, each, marker=marker, label=name)
+axis.set_xscale("log", base=2)
+axis.xaxis.set_major_formatter("{x:g}")
+axis.set_ylim(4, 1e8)
+plots.label_axes(axis, "workers", "bytes per worker and step, up and down")
+axis.legend(ncols=2, loc="center", bbox_to_anchor=(0.5, 0.6))
+
 # %% [markdown]
-# Bytes alone do not compare methods: a gradient says more than 128 codes, and a run by codes takes more steps (chapter 7c has both accuracies). But a line decides what is possible at all. Here is one of 1 Mbit/s:
+# Bytes alone do not compare methods: a gradient says more than 128 codes, and a run by codes takes
+# more steps (chapter 7c has both accuracies). But a line decides what is possible at all. Here is
+# one of 1 Mbit/s:
 
 # %%
 for name in ("float32 gradients", "here: rounded sums up"):
@@ -284,9 +318,13 @@ assert (
 #
 # ## A worker that comes late
 #
-# What does a worker hold? The data, the weights, and how hard each sample was when it was last seen (chapter 7b draws hard ones more often). All three follow from the data and the steps. So a worker that comes late asks for the steps, makes their forward passes, and has the same weights and draws the same samples.
+# What does a worker hold? The data, the weights, and how hard each sample was when it was last seen
+# (chapter 7b draws hard ones more often). All three follow from the data and the steps. So a worker
+# that comes late asks for the steps, makes their forward passes, and has the same weights and draws
+# the same samples.
 #
-# `Remote` is the client below `train_on`, which takes one step at a time. We give it workers of our own, each with a replica of its own.
+# `Remote` is the client below `train_on`, which takes one step at a time. We give it workers of our
+# own, each with a replica of its own.
 
 
 # %%
@@ -332,14 +370,22 @@ assert late.received[1] < ceil(n / 5) / 10
 assert max(late.received[2:]) < 200
 
 # %% [markdown]
-# The first task comes to a worker that does not know the run. The task comes again, with the brief (in the main the log's header) and 25 steps; and from then on the late worker gets what the others get. A process that was killed and started again does the same, and so no state of a worker has to be saved.
+# The first task comes to a worker that does not know the run. The task comes again, with the brief
+# (in the main the log's header) and 25 steps; and from then on the late worker gets what the others
+# get. A process that was killed and started again does the same, and so no state of a worker has to
+# be saved.
 #
-# In a long run the price of coming late is one forward pass for every step that was missed. The steps' tangents are not measured again.
+# In a long run the price of coming late is one forward pass for every step that was missed. The
+# steps' tangents are not measured again.
 #
 # ## A worker that lies
 #
-# An answer carries a checksum of the worker's weights and samples. A worker with other weights (a bit flipped in its memory, or a CPU that rounds otherwise) differs there, and is found at once. A worker that *lies* has the right weights and sends false sums.
-# The client cannot tell from the sums. But an honest answer is a function of the task: so some of the parts are given to two workers, their answers are compared bit by bit, and where they differ a third decides. One worker in four negates its alignments, from the start:
+# An answer carries a checksum of the worker's weights and samples. A worker with other weights (a
+# bit flipped in its memory, or a CPU that rounds otherwise) differs there, and is found at once. A
+# worker that *lies* has the right weights and sends false sums. The client cannot tell from the
+# sums. But an honest answer is a function of the task: so some of the parts are given to two
+# workers, their answers are compared bit by bit, and where they differ a third decides. One worker
+# in four negates its alignments, from the start:
 
 
 # %%
@@ -377,24 +423,36 @@ for check in (0.0, 0.25, 1.0):
 print(remote.left_out)
 
 # %% [markdown]
-# A liar is compared when its own part is checked, or when it is the second that measures another's. With a share $c$ of the parts checked, the probability that it still goes unnoticed after $t$ steps is about $(1-c)^{2t}$. Which parts are checked is drawn from the operating system's randomness and told to nobody. The codes of the steps before stay in the log. Where the batch was cut, they are the work of all workers; whoever wants to take back what one worker put in trains with `cut="perturbations"`. Then `StepLog.revert` writes a copy of the log without the codes of a named worker.
+# A liar is compared when its own part is checked, or when it is the second that measures another's.
+# With a share $c$ of the parts checked, the probability that it still goes unnoticed after $t$
+# steps is about $(1-c)^{2t}$. Which parts are checked is drawn from the operating system's
+# randomness and told to nobody. The codes of the steps before stay in the log. Where the batch was
+# cut, they are the work of all workers; whoever wants to take back what one worker put in trains
+# with `cut="perturbations"`. Then `StepLog.revert` writes a copy of the log without the codes of a
+# named worker.
 
 # %%
 shares = [0.02, 0.05, 0.1, 0.25]
-fig, axis = plt.subplots(figsize=(6.4, 3))
 t = np.arange(0, 121)
-for c in shares:
-    axis.plot(t, 100 * (1 - c) ** (2 * t), label=f"{c:.0%} checked twice")
-plots.label_axes(axis, "step", "liars not yet found (%)")
 half = [ceil(log2(0.5) / (2 * log2(1 - c))) for c in shares]
 print("half of all liars are found after", dict(zip(shares, half, strict=True)), "steps")
 assert half == [18, 7, 4, 2]
 
+# %% tags=["hide-input"]
+fig, axis = plt.subplots(figsize=(6.4, 3))
+for c in shares:
+    axis.plot(t, 100 * (1 - c) ** (2 * t), label=f"{c:.0%} checked twice")
+plots.label_axes(axis, "step", "liars not yet found (%)")
+
 # %% [markdown]
 # ## On Dask
 #
-# Dask brings what a pool has not: workers on other machines, that come and go, behind one scheduler; and deployers for SLURM, Kubernetes, clouds. The extra `[cluster]` installs it: in a checkout, `pip install -e '.[cluster]'`.
-# A program of yours says `LocalCluster(n_workers=2, threads_per_worker=1)`, below `if __name__ == "__main__":`, because its workers import the program; for a cluster that runs already, `Client("tls://scheduler:8786")`. This page is one script, so its workers are started as commands.
+# Dask brings what a pool has not: workers on other machines, that come and go, behind one
+# scheduler; and deployers for SLURM, Kubernetes, clouds. The extra `[cluster]` installs it: in a
+# checkout, `pip install -e '.[cluster]'`. A program of yours says
+# `LocalCluster(n_workers=2, threads_per_worker=1)`, below `if __name__ == "__main__":`, because its
+# workers import the program; for a cluster that runs already, `Client("tls://scheduler:8786")`.
+# This page is one script, so its workers are started as commands.
 
 # %%
 if importlib.util.find_spec("distributed"):
@@ -416,14 +474,22 @@ else:
 temporary.cleanup()
 
 # %% [markdown]
-# If a worker dies, Dask runs its task elsewhere; if the scheduler dies, the run ends with an error, and `resume=True` goes on from the log. Both end with the digest of a run that nobody disturbed. The bytes above are those of task and answer, without what Dask wraps around them.
+# If a worker dies, Dask runs its task elsewhere; if the scheduler dies, the run ends with an error,
+# and `resume=True` goes on from the log. Both end with the digest of a run that nobody disturbed.
+# The bytes above are those of task and answer, without what Dask wraps around them.
 # `minibit bench cluster` times the steps of two workers beside those of one process.
 
 # %% [markdown]
 # ## A thousand workers on slow lines
 #
-# `minibit.cluster.simulation` computes what a step takes from what one machine measures: seconds that every worker repeats (the batch and its forward pass), seconds that are shared (the tangents), and the bytes above. Tasks leave through the client's own line one after another, each line has its delay, a lost packet is sent again after a timeout, and a step ends with its slowest worker.
-# First the seconds, here, on one thread, with batches of 4,096 and the density of the middle of a run. The time of a part is a constant and what grows with its chunks. All workers move their weights by all codes, so that part grows with the crew if each brings perturbations of its own; it is the same for MeZO, whose perturbations are dense.
+# `minibit.cluster.simulation` computes what a step takes from what one machine measures: seconds
+# that every worker repeats (the batch and its forward pass), seconds that are shared (the
+# tangents), and the bytes above. Tasks leave through the client's own line one after another, each
+# line has its delay, a lost packet is sent again after a timeout, and a step ends with its slowest
+# worker. First the seconds, here, on one thread, with batches of 4,096 and the density of the
+# middle of a run. The time of a part is a constant and what grows with its chunks. All workers move
+# their weights by all codes, so that part grows with the crew if each brings perturbations of its
+# own; it is the same for MeZO, whose perturbations are dense.
 
 # %%
 recipe = {**log.header["recipe"], "batch": [4096, 4096]}
@@ -475,7 +541,12 @@ print(f"every worker repeats {1000 * repeated:.0f} ms, shared are {1000 * shared
 expect_time(shared > repeated, "most of a step is shared")
 
 # %% [markdown]
-# Speed-up is the time on one machine over the time on many, each method beside itself. Three things are assumed: a worker's time varies by a tenth; the client spends 1 ms for a task and its answer (Dask's documentation speaks of 0.2 to 1 ms); and the client's line is ten or a hundred times as wide as a worker's. Gradients and MeZO cut the batch into as many parts as there are workers, which they can: nobody asks them for equal bits. A fixed number of perturbations is shared as if cuts into chunks and into ranges were worth the same, which flatters it beyond four workers.
+# Speed-up is the time on one machine over the time on many, each method beside itself. Three things
+# are assumed: a worker's time varies by a tenth; the client spends 1 ms for a task and its answer
+# (Dask's documentation speaks of 0.2 to 1 ms); and the client's line is ten or a hundred times as
+# wide as a worker's. Gradients and MeZO cut the batch into as many parts as there are workers,
+# which they can: nobody asks them for equal bits. A fixed number of perturbations is shared as if
+# cuts into chunks and into ranges were worth the same, which flatters it beyond four workers.
 
 # %%
 workers = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000])
@@ -527,20 +598,11 @@ methods = {
     "MeZO, the batch shared": (split_batch, draw + passes),
     "gradients, all-reduced": (gradients, gradient.shared),
 }
-fig, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True)
 gain = {}
-for axis, (title, line) in zip(axes, lines.items(), strict=True):
-    for (name, (method_seconds, alone_seconds)), marker in zip(
-        methods.items(), "os^vD", strict=True
-    ):
+for title, line in lines.items():
+    for name, (method_seconds, alone_seconds) in methods.items():
         speedup = [1, *(alone_seconds / method_seconds(int(w), *line) for w in workers[1:])]
         gain[title, name] = np.array(speedup)
-        axis.loglog(workers, speedup, marker=marker, label=name)
-    axis.axhline(1, color="#888888", linewidth=0.8)
-    plots.label_axes(axis, "workers", "speed-up over one machine", title)
-    axis.get_legend().remove()
-axes[1].set_ylabel("")
-fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 for (title, name), each in gain.items():
     print(f"{title:29} {name:40} {each[3]:8.3g} with 8, {each[-1]:8.3g} with 1000")
 slow, fast = lines
@@ -552,20 +614,41 @@ expect_time(ours > 5, "perturbations of its own for each worker pay on slow line
 expect_time(ours > 2 * mezos, "dense perturbations bend the curve earlier")
 assert gain[fast, "here, 128 perturbations in all"].max() < one / repeated * 1.05
 
+# %% tags=["hide-input"]
+fig, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True)
+for axis, title in zip(axes, lines, strict=True):
+    for name, marker in zip(methods, "os^vD", strict=True):
+        axis.loglog(workers, gain[title, name], marker=marker, label=name)
+    axis.axhline(1, color="#888888", linewidth=0.8)
+    plots.label_axes(axis, "workers", "speed-up over one machine", title)
+    axis.get_legend().remove()
+axes[1].set_ylabel("")
+fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+
 # %% [markdown]
-# A step of this small network that is cut into more and more parts gains little: the forward pass stays, and the way there and back comes on top. What can grow is what a step measures. With 128 perturbations for each worker, every worker is as busy as one machine alone, and the line is waited for once.
-# That curve bends where the client has to tell each worker the codes of all, and each worker has to move by them. MeZO bends earlier: its perturbations are dense, and a worker has to draw those of all others. Gradients on the slow lines are slower than one machine alone.
+# A step of this small network that is cut into more and more parts gains little: the forward pass
+# stays, and the way there and back comes on top. What can grow is what a step measures. With 128
+# perturbations for each worker, every worker is as busy as one machine alone, and the line is
+# waited for once. That curve bends where the client has to tell each worker the codes of all, and
+# each worker has to move by them. MeZO bends earlier: its perturbations are dense, and a worker has
+# to draw those of all others. Gradients on the slow lines are slower than one machine alone.
 #
-# More perturbations per step are worth less and less (chapter 7): a speed-up in perturbations is not one in accuracy.
+# More perturbations per step are worth less and less (chapter 7): a speed-up in perturbations is
+# not one in accuracy.
 
 # %% [markdown]
 # ## What it costs in accuracy
 #
-# Joined sums cost nothing: the codes are those of one process. Three things are left to measure, and `minibit experiment cluster` does, in runs of `strict` with 400 steps, on images that were kept apart. Points show the mean of three seeds, bars one standard deviation each way.
+# Joined sums cost nothing: the codes are those of one process. Three things are left to measure,
+# and `minibit experiment cluster` does, in runs of `strict` with 400 steps, on images that were
+# kept apart. Points show the mean of three seeds, bars one standard deviation each way.
 #
 # - *Alone*: each worker takes the median of its own range, and only codes travel.
-# - *Federated*: each of eight workers has data of its own, which nobody else sees. An alignment is a sum over samples, so the sums over parts of the data add up to the sum over all. The data are split at random, or by label: then no worker sees more than three of the ten digits.
-# - *A liar*: one worker in four, each with a range of the perturbations, negates its alignments from the start.
+# - *Federated*: each of eight workers has data of its own, which nobody else sees. An alignment is
+#   a sum over samples, so the sums over parts of the data add up to the sum over all. The data are
+#   split at random, or by label: then no worker sees more than three of the ten digits.
+# - *A liar*: one worker in four, each with a range of the perturbations, negates its alignments
+#   from the start.
 
 # %%
 results = load_results("cluster")
@@ -592,18 +675,11 @@ panels = {
         },
     },
 }
-fig, axes = plt.subplots(1, 3, figsize=(10, 3), sharey=True)
-for axis, (title, bars) in zip(axes, panels.items(), strict=True):
-    means = [100 * row["validation_accuracy"] for row in bars.values()]
-    errors = [100 * row["validation_accuracy_std"] for row in bars.values()]
-    axis.errorbar([*bars], means, yerr=errors, fmt="o", capsize=4)
-    axis.set(xlim=(-0.5, len(bars) - 0.5), ylim=(89, 95), title=title)
+for title, bars in panels.items():
     for name, row in bars.items():
         print(
             f"{title:26} {name:10} {row['validation_accuracy']:.2%} ±{row['validation_accuracy_std']:.2%}"
         )
-axes[0].set_ylabel("validation accuracy (%)")
-axes[0].set_xlabel("workers")
 found_at = {row["check"]: [run["left_out_at"] for run in row["runs"]] for row in rows["liar"]}
 print("the liar was left out at steps", {c: at for c, at in found_at.items() if c})
 
@@ -619,43 +695,93 @@ for row in rows["liar"]:
         assert 0.02 < accuracy - row["validation_accuracy"] < 0.06
         assert not any(run["left_out_at"] for run in row["runs"])
 
+# %% tags=["hide-input"]
+fig, axes = plt.subplots(1, 3, figsize=(10, 3), sharey=True)
+for axis, (title, bars) in zip(axes, panels.items(), strict=True):
+    means = [100 * row["validation_accuracy"] for row in bars.values()]
+    errors = [100 * row["validation_accuracy_std"] for row in bars.values()]
+    axis.errorbar([*bars], means, yerr=errors, fmt="o", capsize=4)
+    axis.set(xlim=(-0.5, len(bars) - 0.5), ylim=(89, 95), title=title)
+axes[0].set_ylabel("validation accuracy (%)")
+axes[0].set_xlabel("workers")
+
 # %% [markdown]
-# The median of each worker's own range does no harm that three seeds could show, down to a worker with four perturbations. It makes other codes, not worse ones. What is lost is the law of this chapter: such codes depend on the number of workers. `train_on(..., alone=True)` takes steps in this way.
+# The median of each worker's own range does no harm that three seeds could show, down to a worker
+# with four perturbations. It makes other codes, not worse ones. What is lost is the law of this
+# chapter: such codes depend on the number of workers. `train_on(..., alone=True)` takes steps in
+# this way.
 #
-# Data that lie apart do no harm either, even where a worker has never seen most of the digits, because what is ranked is the sum. By label the runs came out even higher than pooled ones, by more than the spread. More than the split differs there: a batch that is drawn in eighths holds nearly as many of one digit as of another, and each worker knows its own hard samples. We have not tested which of them it is. This part is an experiment: `train_on` gives every worker all the data. Two things would change in earnest. No other worker can measure a range of data that it has not, so lies about private data cannot be checked in this way; and sums tell something about the data that they are summed over.
+# Data that lie apart do no harm either, even where a worker has never seen most of the digits,
+# because what is ranked is the sum. By label the runs came out even higher than pooled ones, by
+# more than the spread. More than the split differs there: a batch that is drawn in eighths holds
+# nearly as many of one digit as of another, and each worker knows its own hard samples. We have not
+# tested which of them it is. This part is an experiment: `train_on` gives every worker all the
+# data. Two things would change in earnest. No other worker can measure a range of data that it has
+# not, so lies about private data cannot be checked in this way; and sums tell something about the
+# data that they are summed over.
 #
-# A quarter of lies, never checked, does not ruin the run: three quarters of the codes outvote them. It loses some percent. With a small share of the parts checked, the liar is gone after a few steps, and nothing of it is seen in the end.
+# A quarter of lies, never checked, does not ruin the run: three quarters of the codes outvote them.
+# It loses some percent. With a small share of the parts checked, the liar is gone after a few
+# steps, and nothing of it is seen in the end.
 #
 # ## Secure use
 #
-# - **A log is a model.** Whoever can read the log, or all messages to one worker, has the weights. Treat a log as you treat weights.
-# - **A scheduler runs code.** Whoever can connect to a Dask scheduler can run any Python on its workers. On a network that you share with others, use TLS: Dask takes certificates from its configuration (`distributed.comm.tls`), and `Client("tls://...")` uses them.
-# - **Answers are data.** A client reads an answer as numbers and checks lengths, ranges, order and signs before it uses them; nothing in an answer is executed, and what is no answer costs its worker the place in the crew.
-# - **A hostile worker** can be late, answer nothing, or lie. Late costs patience, lies cost a share of the codes until they are found. Two workers that lie *alike* outvote an honest one: the check finds single liars and faults, it is no defence against a crew of which many belong to one enemy. And a worker that was left out can come back as a new process under another name. Who may join is for TLS to say.
+# - **A log is a model.** Whoever can read the log, or all messages to one worker, has the weights.
+#   Treat a log as you treat weights.
+# - **A scheduler runs code.** Whoever can connect to a Dask scheduler can run any Python on its
+#   workers. On a network that you share with others, use TLS: Dask takes certificates from its
+#   configuration (`distributed.comm.tls`), and `Client("tls://...")` uses them.
+# - **Answers are data.** A client reads an answer as numbers and checks lengths, ranges, order and
+#   signs before it uses them; nothing in an answer is executed, and what is no answer costs its
+#   worker the place in the crew.
+# - **A hostile worker** can be late, answer nothing, or lie. Late costs patience, lies cost a share
+#   of the codes until they are found. Two workers that lie *alike* outvote an honest one: the check
+#   finds single liars and faults, it is no defence against a crew of which many belong to one
+#   enemy. And a worker that was left out can come back as a new process under another name. Who may
+#   join is for TLS to say.
 # - A worker needs the data, and so it sees the data. Nothing here hides them.
 #
 # **Limits.**
 #
-# - The codes are equal as long as the machines round alike. Sums are floats; another CPU, BLAS or version of NumPy may err otherwise in the last bit. At every step the client compares what the workers say of the loss of the batch, to the bit, and a checksum of weights and hard samples. Where workers differ, the client measures for itself; those that differ from it are left out by name, before their sums are used. So a crew of different machines goes on with those that round as the client does, or ends in an error that says so. It never goes on with two kinds of weights.
-# - Sums that differ in a last bit, from workers whose losses agree, go unnoticed where no part is checked; then the log is still a valid run, though not that of the serial engine.
-# - Every worker draws the whole batch and makes its forward pass. That part is repeated, not shared, and it bounds the speed-up: with many workers a step is a forward pass and the way there and back.
+# - The codes are equal as long as the machines round alike. Sums are floats; another CPU, BLAS or
+#   version of NumPy may err otherwise in the last bit. At every step the client compares what the
+#   workers say of the loss of the batch, to the bit, and a checksum of weights and hard samples.
+#   Where workers differ, the client measures for itself; those that differ from it are left out by
+#   name, before their sums are used. So a crew of different machines goes on with those that round
+#   as the client does, or ends in an error that says so. It never goes on with two kinds of
+#   weights.
+# - Sums that differ in a last bit, from workers whose losses agree, go unnoticed where no part is
+#   checked; then the log is still a valid run, though not that of the serial engine.
+# - Every worker draws the whole batch and makes its forward pass. That part is repeated, not
+#   shared, and it bounds the speed-up: with many workers a step is a forward pass and the way there
+#   and back.
 # - A step waits for its slowest worker. A task is sent again after `patience` seconds, to another.
-# - The client decides. If it dies, the log has all but the last record of up to 32 steps, and a new client goes on.
+# - The client decides. If it dies, the log has all but the last record of up to 32 steps, and a new
+#   client goes on.
 #
-# **Exercises.** 1. Cut the batch into as many chunks as there are workers, in place of four. From which number of workers on does a code differ? Which law of the tests would break? (`test_the_codes_are_those_of_a_serial_run`)
-# 2. Let the late worker come at step 39. How many bytes does it get, and which of them grow with the steps? (`test_a_worker_that_joins_late_needs_the_log_alone`)
-# 3. Write a lie that two honest workers would not notice even with `check=1`. (You may own two of the workers. `test_a_worker_that_lies_is_named_and_left_out` has a lie of one.)
-# 4. Flip one bit of a worker's weights. At which step is it found, and by what? (`test_a_worker_with_other_weights_is_found_without_any_check`)
-# 5. Two workers differ and there is no third. Who decides? (`test_of_two_that_differ_the_client_itself_decides`)
-# 6. Give `train_on` an executor that loses every fifth task. What changes in the log? (`test_lost_tasks_run_elsewhere`)
-# 7. Round sums to 8 bits. How many steps ask for exact ones? Why are the codes still right? (`test_rounded_sums_never_decide_otherwise_than_exact_ones`)
+# **Exercises.**
+#
+# 1. Cut the batch into as many chunks as there are workers, in place of four. From which number of
+#    workers on does a code differ? Which law of the tests would break?
+#    (`test_the_codes_are_those_of_a_serial_run`)
+# 2. Let the late worker come at step 39. How many bytes does it get, and which of them grow with
+#    the steps? (`test_a_worker_that_joins_late_needs_the_log_alone`)
+# 3. Write a lie that two honest workers would not notice even with `check=1`. (You may own two of
+#    the workers. `test_a_worker_that_lies_is_named_and_left_out` has a lie of one.)
+# 4. Flip one bit of a worker's weights. At which step is it found, and by what?
+#    (`test_a_worker_with_other_weights_is_found_without_any_check`)
+# 5. Two workers differ and there is no third. Who decides?
+#    (`test_of_two_that_differ_the_client_itself_decides`)
+# 6. Give `train_on` an executor that loses every fifth task. What changes in the log?
+#    (`test_lost_tasks_run_elsewhere`)
+# 7. Round sums to 8 bits. How many steps ask for exact ones? Why are the codes still right?
+#    (`test_rounded_sums_never_decide_otherwise_than_exact_ones`)
 # 8. Kill Dask's workers while a run goes on. (`test_killed_workers_cost_no_step`)
 #
 # **Sources.**
 #
 # - Brickner (2024), *noise_step: Training in 1.58b With No Gradient Memory*, manuscript.
-# - Malladi et al. (2023), *Fine-Tuning Language Models with Just Forward Passes*,
-#   arXiv:2305.17333.
+# - Malladi et al. (2023), *Fine-Tuning Language Models with Just Forward Passes*, arXiv:2305.17333.
 # - Patarasuk and Yuan (2009), *Bandwidth Optimal All-reduce Algorithms for Clusters of
 #   Workstations*, Journal of Parallel and Distributed Computing 69.
 # - Rocklin (2015), *Dask: Parallel Computation with Blocked Algorithms and Task Scheduling*,

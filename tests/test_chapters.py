@@ -86,6 +86,31 @@ def test_a_chapter_runs_as_a_notebook(path, installed):
     assert any(cell["solution"] for cell in cells) == (path in SOLVED)
 
 
+def test_lines_of_text_end_at_100():
+    """Rows of tables aside, which have to stay one line."""
+    solutions = (ROOT / "chapters" / "solutions").glob("*.py")
+    for path in {*CHAPTERS, *solutions}:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            row = line.startswith("# |")
+            assert row or not line.startswith("#") or len(line) <= 100, f"{path.name}:{number}"
+
+
+def test_code_that_draws_is_folded_and_claims_nothing():
+    """A cell with a figure has the tag hide-input; what it prints or asserts is in another cell."""
+    drawn = 0
+    for path in {*CHAPTERS}:
+        for cell in split_cells(path.read_text(encoding="utf-8")):
+            folded = "hide-input" in cell.tags
+            if cell.kind == "code":
+                where = f"{path.name}:{cell.first}"
+                assert folded == bool(re.search(r"\bplt\.(subplots|figure)\(", cell.text)), where
+                assert not (folded and re.search(r"\b(assert|expect_time|print)\b", cell.text)), (
+                    where
+                )
+                drawn += folded
+    assert drawn > 40
+
+
 def exercises(path):
     """The exercises of a chapter: the numbered list behind that word."""
     text = [cell.text for cell in split_cells(path.read_text(encoding="utf-8"))][-1]

@@ -53,7 +53,10 @@ SECONDS = 300  # the longest that a chapter may run
 
 
 def take_figures(folder: Path, start: int) -> list[tuple[str, str]]:
-    """Save every open figure as ``figure<N>.svg`` and close it: its file name and its titles."""
+    """Save every open figure as ``figure<N>.svg`` and close it: its file name and what it shows.
+
+    That is its label (``figure.set_label``), a sentence of what one sees, else its titles.
+    """
     if "matplotlib.pyplot" not in sys.modules:
         return []
     from matplotlib import pyplot as plt
@@ -66,7 +69,8 @@ def take_figures(folder: Path, start: int) -> list[tuple[str, str]]:
         titles = [" ".join(title.split()) for title in titles if title]
         with plt.rc_context({"svg.hashsalt": name}):
             figure.savefig(folder / name, metadata={"Date": None}, bbox_inches="tight")
-        figures.append((name, "; ".join(titles) or f"Figure {start + len(figures)}"))
+        seen = figure.get_label() if isinstance(figure.get_label(), str) else ""
+        figures.append((name, seen or "; ".join(titles) or f"Figure {start + len(figures)}"))
     plt.close("all")
     return figures
 

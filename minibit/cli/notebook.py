@@ -86,8 +86,9 @@ def check_line(number: str, room: str) -> str:
 def chapter_notebook(path: Path) -> str:
     """Return a chapter as a notebook, its solutions and the way to check one's own file last."""
     solutions = solutions_of(path)
-    texts = [file.read_text(encoding="utf-8") for file in (path, solutions) if file]
-    return notebook(*texts, last=check_line(chapter_number(path.stem), room_of(path.stem)))
+    last = check_line(chapter_number(path.stem), room_of(path.stem))
+    solved = solutions.read_text(encoding="utf-8") if solutions else ""
+    return notebook(path.read_text(encoding="utf-8"), solved, last)
 
 
 def notebook(script: str, solutions: str = "", last: str = "") -> str:
