@@ -34,6 +34,10 @@ DEFINED: dict[str, dict[str, str]] = {  # chapter or "" for all: the number: why
         "16": "bits of a half float",
         "32": "bits of a float",
         "100%": "all of it",
+        "1.6": "bits per trit where a byte has five: 8 / 5",
+        "60,000": "training images of MNIST",
+        "55,000": "the same without the validation split",
+        "5,000": "the validation split, the last of MNIST's training images",
     },
     "ch02_ternary": {
         "0.729": "an example of a decimal fraction, shifted by a multiplication",
@@ -44,6 +48,10 @@ DEFINED: dict[str, dict[str, str]] = {  # chapter or "" for all: the number: why
         "1,312": "an example of a step's number",
         "999,999": "all before the millionth",
     },
+    "ch07b_unit_tangents": {"128": "perturbations of a step, as chapter 7 has them"},
+    "ch10_transformer": {"0.95": "a setting of Adam"},
+    "ch11b_gguf": {"36": "the number of the type I2_S"},
+    "ch15_cluster": {"400": "steps of the recorded runs, a setting of the experiment"},
     "ch13_nf4": {"80": "rows of 16, 48, 80, ... weights: odd multiples of 16"},
 }
 NUMBER = re.compile(r"(?<![\w.,/^\\-])(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(?![\w^]|[.,-]\d|-\w)(\s?%)?")

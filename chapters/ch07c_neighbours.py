@@ -304,9 +304,6 @@ panels[0].set_ylabel("from two forward passes (millinats)")
 # | sign-SGD with majority vote (Bernstein et al. 2018) | a backward pass on each machine | only signs travel: one bit per weight and round |
 # | Bop, BOLD, GXNOR-Net (Helwegen et al. 2019; Nguyen et al. 2024; Deng et al. 2017) | a backward pass, but no latent weights | weights flip when the signal is strong enough |
 #
-# A public re-implementation of method `sampled` reports 89.67% of the *training* images at best; it
-# takes the median over chunks of 64 perturbations.
-#
 # **Limits.**
 #
 # - The log grows with the steps. Always compare it with the packed weights.

@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minibit import diagrams, plots
+from minibit.datasets import load_text
 from minibit.language import SIZES, recipe, train_language
 from minibit.layers import rms_norm
 from minibit.results import load_results
@@ -283,6 +284,9 @@ results = load_results("language")
 rows = {kind: [r for r in results["rows"] if r["kind"] == kind] for kind in ("run", "count")}
 runs = {(r["size"], r["weights"], r["seed"]): r for r in rows["run"] if r["sub_norms"]}
 seeds = results["seeds"]
+text = load_text()
+print(f"{len(text):,} characters, {len(set(text))} different ones, {len(runs)} runs")
+assert (len(text), len(set(text)), len(runs)) == (380_683, 83, 18)
 
 kept = runs["55k", "b1.58", 0]["curve"]
 stop = kept["steps"][1]
@@ -380,8 +384,9 @@ plots.label_axes(right, "characters that it counts by", "nats per character", "C
 #
 # **A table of counts beats them all.** A Kneser-Ney model counts which character follows the last
 # five; it has no gradient and no weights. Its loss is lower than that of every transformer here. On
-# 340,000 characters, read six times, small transformers do not learn more than such a table holds.
-# So this page compares trits with floats; it does not recommend transformers for small texts.
+# a third of a million characters, read six times, small transformers do not learn more than such a
+# table holds. So this page compares trits with floats; it does not recommend transformers for small
+# texts.
 #
 # What do the two extra norms bring? Here are the smallest models without them.
 

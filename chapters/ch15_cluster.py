@@ -65,6 +65,7 @@ plan, records = log.plan, [*log.steps()]
 K = plan.perturbations
 print(f"{STEPS} steps in one process: test accuracy {serial.test_accuracy:.1%}")
 print(f"digest {serial.digest[:16]}..., {plan.size:,} weights, {plan.perturbations} perturbations")
+print(f"as float32: {4 * plan.size / 1e6:.1f} MB")
 assert plan.size == 334_336
 assert serial.test_accuracy > 0.5
 
