@@ -41,9 +41,10 @@ print("(3 + e)(2 + 4e) =", z.primal, "+", z.tangent, "e")
 assert (z.primal, z.tangent) == (6.0, 14.0)
 
 # %% [markdown]
-# Two pictures of it. A dual number is a point of a curve with an arrow: where it is, and where it is
-# going. And a product is an area: while both sides grow, two strips are added, $\dot x y$ and $x \dot
-# y$. The corner is a small number times a small number, and that is what $\varepsilon^2 = 0$ drops.
+# Two pictures of it. A dual number is a point of a curve with an arrow: where it is, and where it
+# is going. And a product is an area: while both sides grow, two strips are added, $\dot x y$ and
+# $x \dot y$. The corner is a small number times a small number, and that is what
+# $\varepsilon^2 = 0$ drops.
 
 # %% tags=["hide-input"]
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.4))

@@ -421,8 +421,9 @@ assert scores["trits, warmed up from the float solution"] > scores["float"] - 0.
 #    `test_activations_are_torchs_bit_for_bit` against PyTorch.)
 # 4. Return $W + \lambda(\gamma T - W)$ with the derivative $1 - \lambda$, which is the true one
 #    while no code flips and $\gamma$ is held. What happens at the end of the warm-up?
-#    (`test_the_derivative_is_the_identity`.) 5. `fake_quant_weight` is not exactly $\gamma T$. For
-#    which $\gamma$ does it differ, by how much, and why does the module keep it so?
+#    (`test_the_derivative_is_the_identity`.)
+# 5. `fake_quant_weight` is not exactly $\gamma T$. For which $\gamma$ does it differ, by how much,
+#    and why does the module keep it so?
 #    (`test_fake_weights_are_codes_over_the_reciprocal_of_gamma`.)
 #
 # **Sources.**

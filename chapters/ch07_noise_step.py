@@ -9,8 +9,8 @@
 #
 # Brickner's *noise_step* (manuscript, 2024) answers with a step of three parts.
 #
-# 1. **Perturb.** Draw some changes at random. Each is a **perturbation**: it proposes +1 or -1 to
-#    a few of the weights, and nothing to the rest.
+# 1. **Perturb.** Draw some changes at random. Each is a **perturbation**: it proposes +1 or -1 to a
+#    few of the weights, and nothing to the rest.
 # 2. **Measure.** Run the network forwards with a tangent (chapter 1). This tells how fast the loss
 #    moves along a perturbation: its slope, called the **alignment**.
 # 3. **Keep.** Keep the perturbations with the larger half of the slopes, each with the sign that
@@ -368,8 +368,7 @@ assert rows["strict"]["test_accuracy"] > 0.95 > 0.9 > rows["paper"]["test_accura
 # **Exercises.**
 #
 # 1. Keep scores that are *strictly* larger than the median. What happens to an odd $K$? And what if
-#    many perturbations are empty?
-#    (`test_ties_with_the_median_are_kept_and_zeros_get_no_code`,
+#    many perturbations are empty? (`test_ties_with_the_median_are_kept_and_zeros_get_no_code`,
 #    `test_an_odd_number_keeps_its_middle_score`.)
 # 2. There are two samples. One perturbation has the alignments 10 and -9 on them, another has 0.5
 #    and 0.5, so their means tie. What does the t score say, and which one would you trust on other

@@ -330,8 +330,7 @@ panels[0].set_ylabel("from two forward passes (millinats)")
 #   arXiv:2202.08587.
 # - Ren, Kornblith, Liao and Hinton (2022), *Scaling Forward Gradient With Local Losses*,
 #   arXiv:2210.03310.
-# - Malladi et al. (2023), *Fine-Tuning Language Models with Just Forward Passes*,
-#   arXiv:2305.17333.
+# - Malladi et al. (2023), *Fine-Tuning Language Models with Just Forward Passes*, arXiv:2305.17333.
 # - Sarkar et al. (2025), *Evolution Strategies at the Hyperscale*, arXiv:2511.16652.
 # - Qin et al. (2023), *Federated Full-Parameter Tuning of Billion-Sized Language Models with
 #   Communication Cost under 18 Kilobytes*, arXiv:2312.06353.
@@ -341,7 +340,7 @@ panels[0].set_ylabel("from two forward passes (millinats)")
 #   Optimization*, arXiv:1906.02107.
 # - Nguyen et al. (2024), *BOLD: Boolean Logic Deep Learning*, arXiv:2405.16339.
 # - Deng, Jiao, Pei, Wu and Li (2017), *GXNOR-Net: Training deep neural networks with ternary
-#   weights and activations without full-precision memory under a unified discretization
-#   framework*, arXiv:1705.09283.
+#   weights and activations without full-precision memory under a unified discretization framework*,
+#   arXiv:1705.09283.
 # - LeCun, Bottou, Bengio and Haffner (1998), *Gradient-Based Learning Applied to Document
 #   Recognition*, Proceedings of the IEEE 86.

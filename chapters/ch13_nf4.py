@@ -81,9 +81,9 @@ assert (normal_float() == NF4_CODE).all()  # bit for bit, with float32 on the wa
 assert (derived.astype(np.float32) != NF4_CODE).sum() > 8
 
 # %% [markdown]
-# The sixteen over the density that they were made for. A bar's area is what a code receives of normal
-# weights; by their construction the codes sit at equal steps of *probability*, closer where weights are
-# dense.
+# The sixteen over the density that they were made for. A bar's area is what a code receives of
+# normal weights; by their construction the codes sit at equal steps of *probability*, closer where
+# weights are dense.
 
 # %%
 borders = np.concatenate([[-np.inf], midpoints(NF4_CODE) * max(upper), [np.inf]])
