@@ -125,7 +125,7 @@ assert accuracy > 0.5
 # kept, each against its slope; the other four are forgotten. On the right, the weights before the
 # step and after it.
 
-# %% tags=["hide-input"]
+# %%
 floats = {name: w.astype(np.float32) for name, w in first.items()}
 offsets, positions, signs = noise.sparse_noise_many(SEED, 4, range(8), 24 * 24, 0.015)
 v = np.zeros((8, 24 * 24), np.float32)
@@ -140,6 +140,7 @@ terns = keep_terns(a, np.zeros(8), "absolute")
 after = np.clip(floats["w2"] - np.tensordot(terns, v, 1), -1, 1)
 assert np.count_nonzero(terns) == 4
 
+# %% tags=["hide-input"]
 fig = plt.figure(figsize=(9.6, 4.4))
 grid = fig.add_gridspec(3, 10, height_ratios=(1, 1.1, 1))
 

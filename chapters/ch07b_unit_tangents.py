@@ -172,14 +172,14 @@ print(f"{count} tangents for {size:,} weights; largest error {error:.1e}")
 assert error < 1e-12
 
 # %% [markdown]
-# The formula, drawn for one image and one unit of the last hidden layer. (1) The unit is pushed by 1.
-# (2) Layer norm answers in all units: it subtracts a share of the common rise, $\bar u$ (orange),
-# and a share of the common factor, $\overline{\hat z u}$ (green). (3) Closed units pass nothing.
-# (4) The next matrix hands the rest to the logits of the ten digits. (5) Each colour followed to
-# the loss: the push itself, less $\bar u A$, less $\overline{\hat z u} B$. What is left is the unit
-# tangent $t_j$.
+# The formula, drawn for one image and one unit of the last hidden layer. (1) The unit is pushed
+# by 1. (2) Layer norm answers in all units: it subtracts a share of the common rise, $\bar u$
+# (orange), and a share of the common factor, $\overline{\hat z u}$ (green). (3) Closed units pass
+# nothing. (4) The next matrix hands the rest to the logits of the ten digits. (5) Each colour
+# followed to the loss: the push itself, less $\bar u A$, less $\overline{\hat z u} B$. What is left
+# is the unit tangent $t_j$.
 
-# %% tags=["hide-input"]
+# %%
 w1, w2, w3 = doubles.values()
 image, label = x[0], y[:1]
 h = relu(layer_norm((w1 @ image)[None]))[0]  # (24,)
@@ -207,6 +207,7 @@ slopes = [
 ]  # r F(W(m u)), - r mean(u) A, - r mean(z_hat u) B
 assert np.isclose(sum(slopes), tangents[1][0, j])
 
+# %% tags=["hide-input"]
 fig, panels = plt.subplots(1, 5, figsize=(11, 2.7), width_ratios=(1, 1, 1, 1, 0.9))
 units = np.arange(24)
 panels[0].bar(units, u, 0.8)
