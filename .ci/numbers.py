@@ -173,6 +173,7 @@ class Page:
 
 def examine(name: str, cells: list[dict[str, Any]]) -> list[Found]:
     """Return every number of a chapter's prose, in order."""
+    cells = [cell for cell in cells if not cell.get("solution")]
     page, defined = Page(cells), DEFINED[""] | DEFINED.get(name, {})
     return [
         Found(number, page.kind_of(number, paragraph, defined), around)
