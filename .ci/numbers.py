@@ -148,7 +148,7 @@ class Page:
             path = ROOT / "chapters" / "results" / f"{name}.json"
             self.recorded |= {float(each) for each in values(path.read_text(encoding="utf-8"))}
         sources = "\n".join(self.texts).partition("**Sources.**")[2]
-        names = re.findall(r"^- ([^\W\d]+(?:[ '.][^\W\d]+)?)[,. ]", sources, re.MULTILINE)
+        names = re.findall(r"^- ([^\W\d]+(?:'[^\W\d]+)?)", sources, re.MULTILINE)
         names += re.findall(r"\*([\w-]+):", sources)  # a title's name, as of QLoRA
         words = [*map(re.escape, names), "papers?", "published", "manuscript", "authors"]
         self.source = re.compile(rf"\b(?:{'|'.join(words)})\b", re.IGNORECASE)
