@@ -1,6 +1,7 @@
 """Settings that all tests share."""
 
 import os
+from fnmatch import fnmatch
 
 from hypothesis import HealthCheck, settings
 
@@ -19,11 +20,30 @@ settings.register_profile("default", calm)
 settings.register_profile("ci", calm, derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
-# Without the JIT, what multiplies, trains and replays is tested again; not what reads sources,
-# draws the site, times kernels, begins processes that do the same work, or calls no kernel.
+# Without the JIT, the whole suite tests again what multiplies, trains and replays; not what reads
+# sources, draws the site, times kernels, begins processes that do the same work, calls no kernel,
+# or takes the path of the references anyway, as each vector does. Of other files, it leaves out
+# tests that have the mark `once`. A file that is named is run whole.
 ONCE = "bench* chapters cli_cluster cluster_dask cluster_links compiling conform docs experiments"
-ONCE += " layout plots ports results"
-ONCE += " checks cluster_rounded costs counting datasets dual rules small strict_json whole_file"
-if PLAIN:
-    collect_ignore_glob = [f"test_{name}.py" for name in ONCE.split()]
-    collect_ignore_glob += [f"base/test_{name}.py" for name in ONCE.split()]
+ONCE += " layout plots ports results vectors writers"
+ONCE += " checks cluster_rounded costs counting datasets dual logfile rules small strict_json"
+ONCE += " whole_file"
+
+
+def second_time(config):
+    """Whether this is the whole suite without the JIT."""
+    return PLAIN and config.args_source is config.ArgsSource.TESTPATHS
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave out files the second time."""
+    names = (fnmatch(collection_path.name, f"test_{name}.py") for name in ONCE.split())
+    return True if second_time(config) and any(names) else None
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out marked tests the second time."""
+    if second_time(config):
+        left_out = [item for item in items if item.get_closest_marker("once")]
+        items[:] = [item for item in items if not item.get_closest_marker("once")]
+        config.hook.pytest_deselected(items=left_out)

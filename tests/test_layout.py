@@ -1,9 +1,11 @@
 """The shape of the house: rooms in one order, each with its chapter, tests and reference page."""
 
 import ast
+import fnmatch
 import importlib
 import inspect
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -299,3 +301,11 @@ def test_line_budget_of_the_package():
     """All rooms have a budget, which is for rooms that exist, and all together have one."""
     assert LINES.keys() == {*ROOMS, ""}
     assert sum(map(lines_of, LINES)) <= ALL_LINES
+
+
+def test_what_is_left_out_without_the_jit_is_there():
+    """Each name of the list is that of a file, so that none is run again by a slip of the pen."""
+    names = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
+    once = runpy.run_path(str(ROOT / "tests" / "conftest.py"))["ONCE"].split()
+    assert not [name for name in once if not fnmatch.filter(names, name)]
+    assert len(once) == len({*once})

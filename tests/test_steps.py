@@ -927,6 +927,7 @@ def test_a_log_is_written_where_it_was_opened(tmp_path, monkeypatch):
     assert not [*(tmp_path / "there").iterdir()]
 
 
+@pytest.mark.once
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, where a test loaded it
 def test_a_forked_process_neither_writes_nor_unlocks_its_parents_log():
@@ -959,6 +960,7 @@ def test_a_forked_process_neither_writes_nor_unlocks_its_parents_log():
         os.close(reading)
 
 
+@pytest.mark.once
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, where a test loaded it
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork with threads: the point here
@@ -1004,6 +1006,7 @@ def test_a_process_forked_while_a_thread_appends_reads_the_log_as_it_was(replace
         log.close()
 
 
+@pytest.mark.once
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, where a test loaded it
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork with threads: the point here
@@ -1029,6 +1032,7 @@ def test_an_append_in_which_a_handler_forks_is_its_parents_alone(monkeypatch):
         assert StepLog.open(log.path).verify() == log.digest()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("handler", ["read", "close", "append"])
 def test_a_handler_may_use_a_log_at_any_line_of_an_append(handler):
     """It reads what was there, or closes the log, which ends the append; it may not append."""
@@ -1224,6 +1228,7 @@ def interrupted_at(count):
         sys.settrace(before)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("count", [3, 33], ids=["one record", "two records"])
 def test_an_append_interrupted_at_any_line_leaves_object_and_file_in_step(count):
     """All of its steps or none, the same in both; what is missing is appended, and it verifies."""
@@ -1253,6 +1258,7 @@ def test_an_append_interrupted_at_any_line_leaves_object_and_file_in_step(count)
     assert line > 40
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("call", ["write", "fsync", "ftruncate"])
 def test_an_append_interrupted_in_a_call_of_the_system_is_whole_or_gone(call, monkeypatch):
     """Before and after each call that changes the file, after half a write, too."""
@@ -1291,6 +1297,7 @@ with StepLog.recover(sys.argv[1]) as log:
 """
 
 
+@pytest.mark.once
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
 def test_a_killed_writer_loses_at_most_what_it_was_writing(tmp_path):
     """Kill -9 at random moments: every step that was acknowledged replays, and the run goes on."""

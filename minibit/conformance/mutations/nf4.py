@@ -104,7 +104,7 @@ def _nested(
         codes.append(np.where(np.isnan(s), zero, choose(np.nan_to_num(s))))
         nested.append(largest)
     flat = np.concatenate(codes).astype(np.uint8)
-    repeated = np.repeat(np.array(nested, F32), block)[: flat.size]
+    repeated = np.repeat(np.array(nested, F32), min(block, flat.size))[: flat.size]
     with np.errstate(all="ignore"):
         return back(DYNAMIC[flat], repeated, offset), flat, np.array(nested, F32), offset
 
