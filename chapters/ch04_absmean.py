@@ -49,6 +49,37 @@ assert (codes == np.clip(np.rint(w * (ONE / gamma)), -1, 1)).all()
 print(f"gamma {gamma:.4f}, zeros {np.mean(codes == 0):.1%}, cosine {cosine(w, codes):.3f}")
 
 # %% [markdown]
+# The same rule on a small matrix. Left, the floats. In the middle, the same 48 numbers as points on
+# a line: between the dashed lines, at $-\gamma/2$ and $\gamma/2$, they become 0; outside they keep
+# their sign. Right, the trits. Times $\gamma$ they stand for the floats.
+
+# %% tags=["hide-input"]
+little = np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32)
+trits, g = absmean_quantize(little)
+tints = {-1: plots.PALETTE[1], 0: "#888888", 1: plots.PALETTE[0]}
+fig, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 2.9), width_ratios=(1, 1.2, 1))
+fig.set_label(
+    "A matrix of 6 x 8 floats; its numbers as points on a line, grey between two dashed lines around "
+    "0, orange to the left of them, blue to the right; and the matrix of -1, 0 and +1 that they become."
+)
+for panel, matrix, title in (
+    (left, little, "floats $W$"),
+    (right, trits, r"trits $T$, and one $\gamma$"),
+):
+    for (i, j), value in np.ndenumerate(matrix):
+        text = f"{value:+.1f}" if matrix is little else f"{value:+d}" if value else "0"
+        colour = tints[int(trits[i, j])]
+        panel.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
+    panel.set(xticks=[], yticks=[], xlim=(-0.6, 7.6), ylim=(5.6, -0.6), title=title)
+    panel.grid(False)
+for (i, j), value in np.ndenumerate(little):
+    middle.plot(value, 5 - i + 0.08 * j, "o", color=tints[int(trits[i, j])])
+for edge in (-g / 2, g / 2):
+    middle.axvline(edge, color="#888888", linestyle="--", linewidth=1)
+middle.set_xticks([-g, 0, g], [r"$-\gamma$", "0", r"$\gamma$"])
+middle.set(yticks=[], xlabel="weight", title="what a weight becomes")
+
+# %% [markdown]
 # ## What the scale does
 #
 # $\gamma$ does two things. It is the **threshold**: $|w| > \gamma/2$ keeps its sign, all else is 0.

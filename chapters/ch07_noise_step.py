@@ -142,6 +142,11 @@ assert np.count_nonzero(terns) == 4
 
 # %% tags=["hide-input"]
 fig = plt.figure(figsize=(9.6, 4.4))
+fig.set_label(
+    "Above, eight squares with a few blue and orange points: the perturbations. In the middle a bar "
+    "for each: its alignment, with two dashed lines at the median size. Below, the squares of the "
+    "four longest bars, two of them with the colours exchanged; the other four squares are empty."
+)
 grid = fig.add_gridspec(3, 10, height_ratios=(1, 1.1, 1))
 
 

@@ -209,6 +209,11 @@ assert np.isclose(sum(slopes), tangents[1][0, j])
 
 # %% tags=["hide-input"]
 fig, panels = plt.subplots(1, 5, figsize=(11, 2.7), width_ratios=(1, 1, 1, 1, 0.9))
+fig.set_label(
+    "Five bar charts: a push at one of 24 units; what layer norm makes of it in all units; what ReLU "
+    "lets through; what arrives at the ten digits; and at the loss the three terms push, A and B, "
+    "which add up to the unit tangent."
+)
 units = np.arange(24)
 panels[0].bar(units, u, 0.8)
 below, above = np.zeros(24), np.zeros(24)

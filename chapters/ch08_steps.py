@@ -69,6 +69,38 @@ assert accuracy(log.replay()) > 0.93
 assert log.nbytes < result.packed_weight_bytes / 2
 
 # %% [markdown]
+# From the log to the weights, for a corner of 32 x 32 weights of the second layer. The seed draws
+# the first weights (blue +1, orange -1). Each step adds its moves to them, and the sum of all is the
+# model:
+
+# %%
+half, corner = len(log) // 2, np.s_[:32, :32]
+pieces = {
+    "the seed's weights": log.weights_at(0)["w2"][corner],
+    f"moves of steps 1 to {half}": log.diff(0, half)["w2"][corner],
+    f"moves of steps {half + 1} to {len(log)}": log.diff(half, len(log))["w2"][corner],
+    "the model": log.replay()["w2"][corner],
+}
+drawn, early, late, replayed = pieces.values()
+assert np.array_equal(drawn + early + late, replayed)
+
+# %% tags=["hide-input"]
+fig, panels = plt.subplots(1, 4, figsize=(10, 2.9))
+fig.set_label(
+    "Four squares of small blue and orange points with the signs +, + and = between them: the "
+    "weights that the seed draws, the moves of the first and of the second half of the steps, which "
+    "are few, and the weights of the model."
+)
+for panel, (name, matrix), sign in zip(panels, pieces.items(), ("+", "+", "=", ""), strict=True):
+    for negative, colour in ((False, plots.PALETTE[0]), (True, plots.PALETTE[1])):
+        rows, columns = np.nonzero(matrix < 0 if negative else matrix > 0)
+        panel.plot(columns, rows, "s", color=colour, markersize=2.4)
+    panel.set(xticks=[], yticks=[], xlim=(-1, 32), ylim=(32, -1), aspect="equal")
+    panel.set_title(name, fontsize=10)
+    panel.text(1.1, 0.5, sign, transform=panel.transAxes, ha="center", va="center", fontsize=16)
+    panel.grid(False)
+
+# %% [markdown]
 # The digest (SHA-256 of the weights) at which training ended is that of the replay. Training used
 # floats, threads and a BLAS; replay uses none of them.
 #

@@ -21,7 +21,7 @@ import tracemalloc
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minibit import noise, plots
+from minibit import diagrams, noise, plots
 from minibit.absmean import fake_quant_weight
 from minibit.bench import expect_time
 from minibit.datasets import load_mnist, split
@@ -90,6 +90,51 @@ by_hand = (y * (1 - y * y)).T @ x  # the chain rule, written out
 assert np.allclose(c[1], by_hand)
 assert np.array_equal(c[1], pullback(1.0)[1])
 assert np.array_equal(c[1], grad(lambda w: layer(x, w))(w))
+
+# %% [markdown]
+# Both modes on one graph, for $L = w_1 w_2 + \sin w_1$ at $w_1 = 2$ and $w_2 = 3$. **Forwards**
+# (left), a tangent enters at *one* input, here $w_1$, and goes along with the values: at the end it
+# is the slope of $L$ along that input. **Backwards** (right), a 1 enters at the output and goes
+# against the arrows, times the same derivatives: each input gets its slope, all from one pass. Where
+# two arrows meet, what they bring is added.
+
+# %%
+w1, w2 = 2.0, 3.0
+_, slope = jvp(lambda a, b: a * b + np.sin(a), (w1, w2), (1.0, 0.0))
+slopes = vjp(lambda a, b: a * b + np.sin(a), (w1, w2))[1](1.0)
+print(f"forwards: {slope:.2f}; backwards: {slopes[0]:.2f} and {slopes[1]:.2f}")
+assert np.allclose([slope, *slopes], [w2 + np.cos(w1), w2 + np.cos(w1), w1])
+
+# %% tags=["hide-input"]
+axes = diagrams.drawing(
+    10.2, 2.8, "One graph: tangents forwards (left), cotangents backwards (right)"
+)
+axes.figure.set_label(
+    "A graph of two inputs, their product, a sine, and their sum L, drawn twice. Left, blue arrows "
+    "lead from the inputs to L with a tangent at each node: 1 and 0 at the inputs, 2.58 at L. "
+    "Right, orange arrows lead back from L, with 1 at L, 2.58 at the first input, 2 at the second."
+)
+places = {
+    "w1": (0.75, 2.05, f"$w_1$ = {w1:g}"),
+    "w2": (0.75, 0.45, f"$w_2$ = {w2:g}"),
+    "sine": (2.5, 2.05, f"sine = {np.sin(w1):.2f}"),
+    "product": (2.5, 0.45, f"product = {w1 * w2:g}"),
+    "L": (4.2, 1.25, f"$L$ = {w1 * w2 + np.sin(w1):.2f}"),
+}
+edges = [("w1", "sine"), ("w1", "product"), ("w2", "product"), ("sine", "L"), ("product", "L")]
+forwards = {"w1": 1, "w2": 0, "sine": np.cos(w1), "product": w2, "L": slope}
+backwards = {"w1": slopes[0], "w2": slopes[1], "sine": 1, "product": 1, "L": 1}
+for shift, numbers, colour in ((0, forwards, plots.PALETTE[0]), (5.3, backwards, plots.PALETTE[1])):
+    nodes = {
+        name: diagrams.box(axes, across + shift, up, text, colour="#888888")
+        for name, (across, up, text) in places.items()
+    }
+    for tail, head in edges:
+        ends = (nodes[tail].right, nodes[head].left)
+        diagrams.arrow(axes, *(ends if numbers is forwards else ends[::-1]), colour=colour)
+    for name, value in numbers.items():
+        across, up = nodes[name].top
+        axes.text(across, up + 0.1, f"{value:.3g}", ha="center", color=colour, fontsize=10)
 
 # %% [markdown]
 # The module does the same and takes care of memory: a cotangent that nothing has reached is `None`
@@ -365,14 +410,43 @@ def latent_loss(params, x, y):
 
 
 adam = Adam({name: 0.5 * a for name, a in along.items()}, lr=0.02)
-losses = []
+losses, latent = [], []
 for step in range(60):
+    latent.append(adam.params["w4"][0, :40])
     i = noise.integers(1, len(train_y), 512, domain=noise.USER, step=step)
     value, gradient = value_and_grad(latent_loss)(adam.params, train_x[i], train_y[i])
     adam.step(gradient)
     losses.append(float(value))
 print(f"loss {losses[0]:.2f}, after 60 steps {losses[-1]:.2f}")
 assert losses[-1] < 0.5 < losses[0]
+
+# %% [markdown]
+# On the left the rounding, as the two passes see it: stairs forwards, whose slope is 0, and a
+# diagonal backwards, whose slope is 1. On the right four of the latent weights during these steps.
+# They move a little in each step, but the network notices only when one crosses a dashed line: then
+# its code changes.
+
+# %%
+walks = np.array(latent)  # (steps, weights)
+turns = np.diff(np.clip(np.rint(walks), -1, 1), axis=0) != 0  # (steps - 1, weights)
+moving = np.argsort(-turns.sum(axis=0))[:4]
+print("changes of their codes:", turns[:, moving].sum(axis=0))
+assert turns[:, moving].any(axis=0).all()
+
+# %% tags=["hide-input"]
+fig, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.2))
+fig.set_label(
+    "Left: stairs at -1, 0 and 1, and a diagonal through them. Right: four lines that wander over 60 "
+    "steps, some of them across dashed lines at -0.5 and 0.5."
+)
+grid = np.linspace(-2, 2, 401)
+left.plot(grid, np.clip(np.rint(grid), -1, 1), label="forwards: the code")
+left.plot(grid, grid, "--", label="backwards: as if it were this")
+plots.label_axes(left, "latent weight", "what the pass sees", "Rounding, straight through")
+right.plot(walks[:, moving])
+for edge in (-0.5, 0.5):
+    right.axhline(edge, color="#888888", linestyle="--", linewidth=1)
+plots.label_axes(right, "step", "latent weight", "A code changes at a dashed line")
 
 # %% [markdown]
 # What comes out are int8 codes for the very network that noise_step trains: no scales, no biases,

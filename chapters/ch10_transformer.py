@@ -75,21 +75,26 @@ for name, shape in list(param_shapes(config).items())[:13]:
 
 # %% tags=["hide-input"]
 axes = diagrams.drawing(10.4, 3.0, "A BitNet block: attention above, the gated unit below")
-BLUE, ORANGE, GREEN, PINK, *_ = plots.PALETTE
+axes.figure.set_label(
+    "Two rows of boxes with arrows. Above: stream x, norm, the matrices of q, k and v, rotation, "
+    "attention, norm, the output matrix, plus. Below: stream x, norm, the matrices of gate and up, "
+    "squared ReLU, times up, norm, the matrix down, plus. In both an arc leads from the stream to "
+    "the plus."
+)
 ROWS = {
     2.15: (
         ("N", GREEN),
         ("$W_q\\ W_k\\ W_v$", BLUE),
-        ("RoPE on q, k", ORANGE),
-        ("attention", ORANGE),
+        ("RoPE on q, k", RED),
+        ("attention", RED),
         ("N", GREEN),
         ("$W_o$", BLUE),
     ),
     0.55: (
         ("N", GREEN),
         ("$W_{gate}\\ W_{up}$", BLUE),
-        ("max(gate, 0)²", ORANGE),
-        ("times up", ORANGE),
+        ("max(gate, 0)²", RED),
+        ("times up", RED),
         ("N", GREEN),
         ("$W_{down}$", BLUE),
     ),

@@ -56,7 +56,7 @@ def drawing(width: float, height: float, title: str = "") -> Axes:
     require()
     from matplotlib import pyplot
 
-    _, axes = pyplot.subplots(figsize=(width, height))
+    axes: Axes = pyplot.figure(figsize=(width, height)).add_subplot()
     axes.set(xlim=(0, width), ylim=(0, height), aspect="equal")
     axes.set_axis_off()
     if title:
