@@ -49,8 +49,8 @@ def entropy(z):
 w = rng.standard_normal(1_000_000)
 absmean_zeros = np.mean(np.abs(w) < np.abs(w).mean() / 2)
 print(f"a trit: {log2(3):.3f} bits")
-print(f"absmean: {absmean_zeros:.1%} zeros, {entropy(absmean_zeros):.3f} bits a weight")
-print(f"70% zeros: {entropy(0.7):.3f} bits a weight")
+print(f"absmean: {absmean_zeros:.1%} zeros, {entropy(absmean_zeros):.3f} bits per weight")
+print(f"70% zeros: {entropy(0.7):.3f} bits per weight")
 assert abs(entropy(1 / 3) - log2(3)) < 1e-12
 assert 0.30 < absmean_zeros < 0.32
 assert 1 - entropy(absmean_zeros) / log2(3) < 0.002
@@ -80,7 +80,7 @@ for bits, name in ((2.0, "2-bit, bit-planes"), (1.6, "base 3"), (log2(3), "")):
 axes.plot([absmean_zeros, 0.7], [entropy(absmean_zeros), entropy(0.7)], "D", color="black")
 axes.text(absmean_zeros, 1.42, "absmean", ha="center")
 axes.text(0.68, 1.05, "chapter 7 starts here", ha="right")
-plots.label_axes(axes, "share of zeros", "bits a weight", "What a ternary weight weighs")
+plots.label_axes(axes, "share of zeros", "bits per weight", "What a ternary weight carries")
 
 # %% [markdown]
 # ## Why five to a byte
@@ -265,9 +265,9 @@ assert read == digits
 # ## Traps
 #
 # **Code 0 is not weight 0.** Every 2-bit layout stores $t + 1$, so a file of zero bytes is a matrix
-# of -1. That bites at the edge of Hugging Face's: rows missing to a multiple of four are filled
-# with zero bits, and decode to -1. Whoever doesn't slice to `n_out` gets whole rows that subtract
-# everything.
+# of -1. This matters at the edge of Hugging Face's layout: rows missing to a multiple of four are
+# filled with zero bits, and decode to -1. Whoever doesn't slice to `n_out` gets whole rows that
+# subtract everything.
 
 # %%
 codes = draw(10, 64)
@@ -316,10 +316,10 @@ assert (matrix.codes() == mlp_codes[0]).all()
 assert (matrix.packed2() == pack2(mlp_codes[0])).all()
 
 # %% [markdown]
-# **Limits.** None of these packings uses the zeros: at 70% of them a quarter of every byte is air,
-# and chapter 8 needs an entropy code to get at it. I2_S has no Python package to check against: its
-# bytes are worked by hand from the published C code, and no file can tell which of its layouts it
-# has, except by a model that talks sense. TL1 and TL2 are described here, not read.
+# **Limits.** None of these packings uses the zeros: at 70% of them a quarter of every byte carries
+# nothing, and chapter 8 needs an entropy code to get at it. I2_S has no Python package to check
+# against: its bytes are worked by hand from the published C code, and no file can tell which of its
+# layouts it has, except by a model that talks sense. TL1 and TL2 are described here, not read.
 #
 # **Exercises.**
 #

@@ -52,7 +52,7 @@ w, x = codes.astype(np.float32), q.astype(np.float32)
 climb("NumPy float32", lambda: (w @ x).astype(np.int32))
 
 # %% [markdown]
-# NumPy reads 4 bytes a weight. That is its limit: one token uses each weight once, so the time is
+# NumPy reads 4 bytes per weight. That is its limit: one token uses each weight once, so the time is
 # that of reading the matrix.
 #
 # ## Rung 1: the loop without a multiplication
@@ -96,7 +96,7 @@ if kernels.compiled():
 # ## Rung 2: four at a time, by table
 #
 # Four weights are one byte, and a byte has 256 values. For each four inputs, tabulate the sums of
-# all 256; a row then looks up one sum a byte.
+# all 256; a row then looks up one sum per byte.
 
 
 # %%
@@ -124,9 +124,9 @@ climb("2 table of 256 sums", lambda: lookup(columns, q, n_out), rounds=5)
 # ## Rung 3: sixty-four at a time, by counting
 #
 # Put the ones of a row into one bit-plane, the minus ones into another, and the inputs into eight
-# planes, one a binary digit. A product of planes is AND and a count:
+# planes, one per binary digit. A product of planes is AND and a count:
 # $\sum_b \pm 2^b\,(|P \wedge X_b| - |M \wedge X_b|)$. No weight is ever decoded, but every weight
-# is met 8 times, once a digit.
+# is met 8 times, once per digit.
 
 # %%
 if kernels.compiled():
@@ -184,9 +184,9 @@ if kernels.compiled():
 #
 # The four codes of a byte belong to four *rows*, 16 apart. So the same four inputs, loaded once
 # into all lanes, meet all four groups of rows. (With four columns in a byte it would take four such
-# loads, and loading would be the limit: a core can load two vectors a cycle.) The codes are masked
-# out and never shifted down. The sums of group $j$ are then $4^j$ times too large; one shift of
-# each *sum* divides by that, exactly.
+# loads, and loading would be the limit: a core can load two vectors per cycle.) The codes are
+# masked out and never shifted down. The sums of group $j$ are then $4^j$ times too large; one shift
+# of each *sum* divides by that, exactly.
 
 # %%
 ones = np.eye(64, dtype=np.int8)  # row r has its one in column r
@@ -247,7 +247,7 @@ if fastest in ("vnni", "amx"):
     assert not [line for line in used if re.search(r"\bv?p?mul", line)]  # no other multiplication
 
 # %% [markdown]
-# So there *is* a multiplication, 64 an instruction, and it is free: the additions that a
+# So there *is* a multiplication, 64 per instruction, and it is free: the additions that a
 # "multiplication-free" kernel would do instead cost the same instruction slots, one for 16 or 64
 # lanes. The argument against multiplying is about energy and silicon, for chips that are still to
 # be built. On the CPU that you have, ternary weights win because they are *small*.
@@ -334,7 +334,7 @@ if fastest in ("vnni", "amx") and kernels._cpu_features().get("avx512vbmi"):
     packed = base3.pack(codes)
     token, result = rng.integers(-127, 128, (1, n_in), dtype=np.int8), np.empty(n_out, np.int32)
     print(
-        f"{8 * packed_matrix.nbytes / codes.size:.2f} and {8 * packed.nbytes / codes.size:.2f} bits a weight"
+        f"{8 * packed_matrix.nbytes / codes.size:.2f} and {8 * packed.nbytes / codes.size:.2f} bits per weight"
     )
     for source, copies in (("from the cache", 1), ("from memory", 24)):
         panels = [TernaryMatrix.from_codes(codes) for _ in range(copies)]
@@ -408,7 +408,7 @@ print(
 #    codes decoded into tiles; the layout above is already in its order.
 # 3. Minus the sum of the inputs, and the order of float operations of `ternary_matmul_reference`.
 # 4. The cases in `minibit/vectors/matmul.json`, and the bound: with codes left in place, one sum of
-#    $64 \cdot 2 \cdot (-128)$ an input reaches $-2^{31}$ at $2^{17}$ inputs. More are refused.
+#    $64 \cdot 2 \cdot (-128)$ per input reaches $-2^{31}$ at $2^{17}$ inputs. More are refused.
 #
 # **Limits.** The times above are of this page's machine, on one core, beside whatever else ran
 # there; `minibit bench gemv` and `minibit bench matmul` measure with more care. The AMX kernel has

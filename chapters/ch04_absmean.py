@@ -14,7 +14,7 @@
 # $$s = \frac{127}{\max(\max|x|,\ 10^{-5})}, \qquad c = \operatorname{rint}(s\,x), \qquad x \approx
 # c / s.$$
 #
-# There is one $\gamma$ a matrix and one $s$ a token. Here they are in NumPy, beside the module.
+# There is one $\gamma$ per matrix and one $s$ per token. Here they are in NumPy, beside the module.
 
 # %%
 import matplotlib.pyplot as plt
@@ -49,7 +49,7 @@ assert (codes == np.clip(np.rint(w * (ONE / gamma)), -1, 1)).all()
 print(f"gamma {gamma:.4f}, zeros {np.mean(codes == 0):.1%}, cosine {cosine(w, codes):.3f}")
 
 # %% [markdown]
-# The same rule on a small matrix. Left, the floats. In the middle, the same 48 numbers as points on
+# The same rule on a small matrix. Left, the floats. In the middle, the same numbers as points on
 # a line: between the dashed lines, at $-\gamma/2$ and $\gamma/2$, they become 0; outside they keep
 # their sign. Right, the trits. Times $\gamma$ they stand for the floats.
 
@@ -130,7 +130,7 @@ plots.label_axes(right, "scale, in units of mean |w|", "cosine of W and T", "Kep
 #
 # For normal weights all of that is arithmetic. With $t = \sqrt{2/\pi}/2 = 0.399$, the share of
 # zeros is $2\Phi(t) - 1$ and the cosine $2\varphi(t) / \sqrt{2 - 2\Phi(t)}$. Signs alone
-# (`binary_quantize`, BitNet's first, with one bit a weight) have $\sqrt{2/\pi}$.
+# (`binary_quantize`, BitNet's first, with one bit per weight) have $\sqrt{2/\pi}$.
 
 # %%
 t = np.sqrt(2 / np.pi) / 2
@@ -255,8 +255,8 @@ axes.loglog(
 plots.label_axes(axes, "outlier $a$, in spreads of the others", "relative error of the others")
 
 # %% [markdown]
-# One scale a token confines the damage to its token. A norm before the quantiser does not help: it
-# divides a token by one number, and absmax divides any such number away.
+# With one scale per token the damage stays within its token. A norm before the quantiser does not
+# help: it divides a token by one number, and absmax divides any such number away.
 #
 # Now one layer, in integers: multiply codes by codes, then divide by $s$ and multiply by $\gamma$.
 # That is the product of the fake-quantised floats, which are what training sees.

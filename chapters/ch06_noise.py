@@ -146,7 +146,7 @@ assert noise.philox4x32([225, noise.BATCH << 24, 0, 3], [7, 0]).tolist() == stre
 # %% [markdown]
 # ## Sparse noise, block by block
 #
-# One coin a weight would be simple, and costs a draw for each of 334,336 weights when 20 of them
+# One coin per weight would be simple, and costs a draw for each of 334,336 weights when 20 of them
 # are hit. Instead, cut the weights into blocks of $B = 2^b$, and draw how many hits $k$ a block
 # has. That count is binomial. With $p = \text{NUM}/2^{32}$ the density, as an exact fraction,
 # precompute
@@ -167,10 +167,10 @@ assert np.allclose(np.diff(table[:6].astype(float)) / 2**64, binomial[1:], rtol=
 # %% [markdown]
 # The table comes from exact rationals, so every language gets the same integers, and a count's
 # probability is off by at most $2^{-64}$. $B$ is the largest power of two up to $1/p$, from $2^4$
-# to $2^{16}$: half a hit to one a block, as far as the limits allow. Then each further word names a
-# place by its top $b$ bits and a sign by its lowest bit; a word whose place is taken is skipped. A
-# binomial count, spread uniformly, is exactly the law of independent coins: the borders of the
-# blocks leave no trace.
+# to $2^{16}$: so a block has between half a hit and one hit, as far as these limits allow. Then
+# each further word names a place by its top $b$ bits and a sign by its lowest bit; a word whose
+# place is taken is skipped. A binomial count, spread uniformly, is exactly the law of independent
+# coins: the borders of the blocks leave no trace.
 #
 # One Philox call gives four words: two for the count, and two for the first two hits. Six
 # perturbations, with their blocks:
@@ -226,8 +226,8 @@ plots.label_axes(axes, "hits in a block", "share of the blocks")
 # %% [markdown]
 # ## Initial weights, and which units may move
 #
-# One word a weight: below $Z = \text{zeros} \cdot 2^{32}$ it is 0, else its lowest bit is its sign.
-# These weights are never stored. They are what the seed means.
+# One word per weight: below $Z = \text{zeros} \cdot 2^{32}$ it is 0, else its lowest bit is its
+# sign. These weights are never stored. They are what the seed means.
 
 # %%
 codes = noise.initial_codes(0, (256, 784), zeros=0.7)
@@ -269,7 +269,7 @@ for density in (6e-5, 3.7e-6):
     for step in range(50):
         offsets, _, _ = noise.sparse_noise_many(0, step, range(128), size, density)
     each = (time.perf_counter() - start) / 50
-    print(f"density {density:.1e}: {each * 1e6:,.0f} microseconds a step")
+    print(f"density {density:.1e}: {each * 1e6:,.0f} microseconds per step")
 
 # %% [markdown]
 # At density $3.7 \cdot 10^{-6}$ a perturbation has 1.24 hits on average, and some have none: the

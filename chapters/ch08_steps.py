@@ -1,7 +1,7 @@
 # %% [markdown]
 # # A model is its steps
 #
-# **The question.** Training wrote nothing down but which of the seed's proposals it kept. Is that
+# **The question.** Training wrote down only which of the seed's proposals it kept. Is that
 # enough to be the model? And what can be done with a model that is a list of decisions, and not a
 # list of weights?
 #
@@ -62,7 +62,7 @@ print(
     f"{len(log)} steps, {log.nbytes / 1000:.1f} KB; validation accuracy {accuracy(log.replay()):.1%}"
 )
 print(
-    f"its {log.plan.size:,} weights at five trits a byte: {result.packed_weight_bytes / 1000:.1f} KB"
+    f"its {log.plan.size:,} weights at five trits per byte: {result.packed_weight_bytes / 1000:.1f} KB"
 )
 assert log.digest() == result.digest == digest(log.replay())
 assert accuracy(log.replay()) > 0.93
@@ -70,8 +70,8 @@ assert log.nbytes < result.packed_weight_bytes / 2
 
 # %% [markdown]
 # From the log to the weights, for a corner of 32 x 32 weights of the second layer. The seed draws
-# the first weights (blue +1, orange -1). Each step adds its moves to them, and the sum of all is the
-# model:
+# the first weights (blue +1, orange -1). Each step adds its moves to them, and the sum of all is
+# the model:
 
 # %%
 half, corner = len(log) // 2, np.s_[:32, :32]
@@ -106,7 +106,7 @@ for panel, (name, matrix), sign in zip(panels, pieces.items(), ("+", "+", "=", "
 #
 # ## What lies on disk
 #
-# A header in JSON: the *plan* (seed, shapes, how many candidates a step) which replay needs, and
+# A header in JSON: the *plan* (seed, shapes, how many candidates per step) which replay needs, and
 # the recipe, which it does not. Then records of up to 32 steps. Each adds 19 bytes to its codes:
 # how many steps, how long, a check of these two, 8 bytes of the weights' digest, and a CRC-32. [The
 # log format](../log_format.md) has every byte, a reader in plain Python, and a file worked by hand.
@@ -235,7 +235,7 @@ fig, axes = plt.subplots(1, 2, figsize=(9, 3.4))
 axes[0].plot(p0, 2 - p0, label="0, 10, 11")
 axes[0].plot(p0, entropy, label="entropy")
 axes[0].axhline(log2(3), color=plots.PALETTE[6], linewidth=0.8, linestyle=":", label=r"$\log_2 3$")
-plots.label_axes(axes[0], "share of zeros", "bits a code")
+plots.label_axes(axes[0], "share of zeros", "bits per code")
 for name, percent in above.items():
     axes[1].semilogx(counts, percent, marker="o", label=name)
 axes[1].set_ylim(0, 8)
@@ -494,7 +494,7 @@ assert without[1] < again[1] < everyone[1] + 1
 # ## Any step at once
 #
 # A replay to step $n$ costs $n$ steps. `snapshots` keeps the weights at the ends of some records
-# beside the log, five trits a byte, and `weights_at` and `slice` go on from the last one before.
+# beside the log, five trits per byte, and `weights_at` and `slice` go on from the last one before.
 # Each is held by the log's running CRC and by its record's digest, so a file of another log, or of
 # an older run, is an error.
 
@@ -527,8 +527,9 @@ assert visit < 0.6 * whole
 #
 # ## Taking steps back
 #
-# A move that the clamp would cancel is never kept by `units`. So nothing is lost on the way, the
-# sum of all moves is the way itself, and steps taken back, last first, lead home.
+# A move that the clamp would cancel is never kept by `units`. So the last weights are the first
+# ones plus the sum of all moves, and the steps, undone from the last to the first, lead back to the
+# seed's weights.
 
 # %%
 moves = [sparse_update(log.plan, number, step) for number, step in enumerate(log.steps())]
@@ -582,7 +583,7 @@ print(f"codes of 32 to 1,024 perturbations: {low / 1e6:.2f} to {high / 1e6:.1f} 
 print(
     f"1,024 perturbations: {total:.1e} updates, {total / 175e9:.0f} a weight; dense, as the paper counts, {93_750 * 1024 * 175e9:.0e} sums"
 )
-print(f"measured: {rate:.1e} updates a second on one core, so {total / rate / 86400:,.0f} days")
+print(f"measured: {rate:.1e} updates per second on one core, so {total / rate / 86400:,.0f} days")
 assert round(low / 1e6, 2) == 0.56
 assert round(high / 1e6, 1) == 18.0
 assert 170 < total / 175e9 < 185
@@ -592,12 +593,12 @@ assert 1e4 < rate < 1e9
 # The file is as small as claimed. Replay is the price: the weights of such a model would be kept
 # beside its steps, and the steps replayed only by who wants its history.
 #
-# **Limits.** The clamp is not invertible: steps that clamp cannot be taken back, and negating twice
-# gives back the steps but no step in between gives back weights that a clamp has eaten. A log grows
-# with every step and the weights do not, so a long run's log outweighs its weights; then the
-# compact form is the smaller one, and the log is kept for its history. A log fixes the noise for
-# ever: a new sampler is a new format version. A digest tells *that* a replay differs, not why. And
-# a step of a model says nothing about what was learnt from which image.
+# **Limits.** The clamp is not invertible: a step that clamps cannot be undone. Negating it twice
+# gives the step back, but not what the clamp has cut off a weight. A log grows with every step and
+# the weights do not, so a long run's log outweighs its weights; then the compact form is the
+# smaller one, and the log is kept for its history. A log fixes the noise for ever: a new sampler is
+# a new format version. A digest tells *that* a replay differs, not why. And a step of a model says
+# nothing about what was learnt from which image.
 #
 # **Exercises.**
 #

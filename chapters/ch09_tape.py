@@ -42,8 +42,8 @@ rng = np.random.default_rng(0)
 # A rule does to tangents only what is linear in them, in fourteen ways: add, scale by an array,
 # multiply by a matrix, sum, index, ... (chapter 1). So at a given point a whole function is, for
 # its tangents, a **program of linear steps**, whatever it does to its values. Give it a tangent
-# that has no values, and answers each operation with a note of what was asked. Here is a layer of a
-# network and what its `jvp` wrote down:
+# that has no values: an object that answers each operation with a note of what was asked. Here is a
+# layer of a network and what its `jvp` wrote down:
 
 
 # %%
@@ -95,8 +95,8 @@ assert np.array_equal(c[1], grad(lambda w: layer(x, w))(w))
 # Both modes on one graph, for $L = w_1 w_2 + \sin w_1$ at $w_1 = 2$ and $w_2 = 3$. **Forwards**
 # (left), a tangent enters at *one* input, here $w_1$, and goes along with the values: at the end it
 # is the slope of $L$ along that input. **Backwards** (right), a 1 enters at the output and goes
-# against the arrows, times the same derivatives: each input gets its slope, all from one pass. Where
-# two arrows meet, what they bring is added.
+# against the arrows, times the same derivatives: each input gets its slope, all from one pass.
+# Where two arrows meet, what they bring is added.
 
 # %%
 w1, w2 = 2.0, 3.0
@@ -279,8 +279,8 @@ plots.label_axes(
 # %% [markdown]
 # Forward mode's line is flat: depth is free. Reverse mode holds several arrays for every layer: the
 # input of the product, the mask of the rectifier, and what layer norm multiplies by. (Hand-written
-# backward passes hold less, and *checkpointing* computes again instead of holding. The line's slope
-# changes; a line it stays.)
+# backward passes hold less, and *checkpointing* computes again instead of holding. Then the line is
+# less steep, but memory still grows with the depth.)
 #
 # ## Between the two: forward gradients
 #
@@ -368,7 +368,9 @@ for _ in range(15):
         gradient(small, x, y)
         least[name] = min(least[name], time.perf_counter() - begin)
 for name, share in reached.items():
-    print(f"{name:14} {share:.1%} of the validation images, {1e3 * least[name]:5.1f} ms a gradient")
+    print(
+        f"{name:14} {share:.1%} of the validation images, {1e3 * least[name]:5.1f} ms per gradient"
+    )
 shares = list(reached.values())
 assert shares == sorted(shares)
 assert shares[-1] > shares[-2] + 0.02
@@ -397,8 +399,8 @@ expect_time(
 # \quad
 # w \leftarrow w - \eta\, \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon} .$$
 #
-# A weight whose slope keeps its sign moves by about $\eta$ a step, whatever the slope's size; after
-# some dozens of such steps it crosses $\pm\frac12$ and its code flips. Six lines:
+# A weight whose slope keeps its sign moves by about $\eta$ per step, whatever the slope's size;
+# after some dozens of such steps it crosses $\pm\frac12$ and its code flips. Six lines:
 
 # %%
 ternary = straight_through(lambda w: np.clip(np.rint(w), -1, 1))
@@ -546,7 +548,7 @@ assert by_preset["small"]["log_bytes"] < packed
 # |---|---|---|
 # | one pass gives | the slope of all outputs along one direction | the slope of one output along all directions |
 # | it holds | one layer at a time | all layers of the batch |
-# | training holds | int8 codes, a few sums within a step | latent floats, gradient, two means: 16 bytes a weight, and the tape |
+# | training holds | int8 codes, a few sums within a step | latent floats, gradient, two means: 16 bytes per weight, and the tape |
 # | what is left | the codes, or the log that made them: each step a few integers | the codes |
 # | on many machines | integers travel | gradients travel |
 # | accuracy here | near 98%, for minutes of CPU time | the same for seconds |
@@ -562,8 +564,8 @@ assert by_preset["small"]["log_bytes"] < packed
 # - The whole tape is held: no checkpointing. A pass through 16 layers holds 16 layers.
 # - An array that a line scales by is held, not copied. Whoever changes it before the pullback is
 #   called gets a wrong gradient.
-# - Straight-through is a lie that works: the gradient is that of another function, and how far it
-#   may be trusted is an empirical matter.
+# - Straight-through is not the derivative of rounding: the gradient is that of another function.
+#   How far one may trust it, only experience can say.
 # - Times and CPU seconds are those of one machine, one thread, and other work beside it. The
 #   forward-gradient runs are one seed each.
 #

@@ -397,7 +397,7 @@ for axes, (name, each) in zip(panels, curves.items(), strict=True):
     plots.label_axes(axes, "zeros (share)", "microseconds", name)
 
 # %% [markdown]
-# The dashed line is the **roofline** of the sparse product: both do 4 multiplications a byte of
+# The dashed line is the **roofline** of the sparse product: both do 4 multiplications per byte of
 # weights, both are bound by reading, and the sparse one reads a share $1 - s$ of the bytes. It
 # stays above its roof for two reasons. A stream that jumps is no stream: the CPU's prefetchers do
 # not guess which line comes next, so each is asked for ahead of time, and a line costs more than in
@@ -410,7 +410,7 @@ for axes, (name, each) in zip(panels, curves.items(), strict=True):
 # never. Where lines come from memory the crossing moves about with what else uses it, from run to
 # run (the numbers are printed above). At 40%, where the loss is nearly kept, top-K saves no time on
 # this CPU beside a dense kernel this fast. At 80%, where time is saved, the loss is not kept.
-# Against kernels that read two bytes a weight, or on memory that is slower beside the arithmetic,
+# Against kernels that read two bytes per weight, or on memory that is slower beside the arithmetic,
 # the crossing comes earlier: the roof is $1 - s$ there, too, and what is added weighs less.
 #
 # ## The law
@@ -446,7 +446,7 @@ for active, color in ((1e9, BLUE), (7e9, RED)):
 axes.axvspan(low, high, color="#888888", alpha=0.2, label="optimum, by rounding")
 axes.axvline(best, color="#888888")
 axes.axvline(0.4558, color="k", linestyle=":", label="the paper's 45.58%")
-plots.label_axes(axes, "sparsity", "nats a token", "The published constants")
+plots.label_axes(axes, "sparsity", "nats per token", "The published constants")
 
 # %% [markdown]
 # The printed constants don't give the printed optimum: they give 50.2%. Their rounding allows for

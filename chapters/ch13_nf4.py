@@ -141,10 +141,10 @@ for row, (name, book) in enumerate(BOOKS.items()):
     axes.plot(book, np.full(book.size, height), "|", markersize=11, color=plots.PALETTE[row])
     axes.text(1.05, height, name, va="center", color=plots.PALETTE[row])
 axes.set(xlim=(-1.05, 1.25), ylim=(-0.7, None), yticks=[])
-plots.label_axes(axes, "weight over the absmax of its block", "", "Normal weights, 64 a block")
+plots.label_axes(axes, "weight over the absmax of its block", "", "Normal weights, 64 per block")
 
 # %% [markdown]
-# The spikes at the ends are the largest weights themselves, one a block, which come back exactly.
+# The spikes at the ends are the largest weights themselves, one per block, which come back exactly.
 # And the codes are *not* used equally often, by a factor of five: dividing by the largest of 64
 # squeezes normal weights into a spread of 0.39, while the table was made for weights whose "1" lies
 # at $\Phi^{-1}(0.968) = 1.85$ standard deviations. The largest of 64 normal numbers lies at 2.4 to
@@ -184,17 +184,17 @@ assert 0.38 < s.std() < 0.40
 # %% [markdown]
 # NF4 gives away 5% against that, and keeps what the other has lost: an exact zero, and exact
 # largest weights. (Outliers are few and matter more than squared error knows.) It is not optimal,
-# and good.
+# but it is good.
 #
 # ## What a block costs
 #
-# A float32 for every 64 weights is half a bit a weight. Smaller blocks have smaller absmaxes and
+# A float32 for every 64 weights is half a bit per weight. Smaller blocks have smaller absmaxes and
 # smaller errors, and more scales. *Double quantisation* takes the scales themselves down to 8 bits:
 # subtract their mean, which is stored, and quantise the differences in blocks of 256 with a
 # codebook of 256 numbers.
 #
 # $$4 + \frac{32}{64} = 4.5 \qquad\text{becomes}\qquad 4 + \frac{8}{64} + \frac{32}{64 \cdot 256} =
-# 4.127 \text{ bits a weight.}$$
+# 4.127 \text{ bits per weight.}$$
 
 # %%
 sizes = (32, 64, 128, 256, 1024, 4096)
@@ -278,7 +278,7 @@ swapped = NF4Tensor(whole.shape, whole.block, whole.packed << 4 | whole.packed >
 row, column = np.indices(rows.shape)
 restarted = NF4_CODE[whole.codes()] * whole.absmax[row * (96 // 64) + column // 64]
 lost = [error(v, rows) for v in (whole.dequantize(), swapped.dequantize(), restarted)]
-print("relative error: {:.3f}; halves swapped {:.2f}; a scale a row {:.2f}".format(*lost))
+print("relative error: {:.3f}; halves swapped {:.2f}; a scale per row {:.2f}".format(*lost))
 assert lost[0] < 0.1
 assert lost[1] > 1
 assert lost[2] > 1.5 * lost[0]
@@ -342,7 +342,7 @@ assert took["NF4"] < took["dequantise, then NumPy"] or not kernels.compiled()
 #
 # Normal weights are a model of weights. Here are nine networks: the float language models of
 # chapter 10, three sizes, three seeds. Their projections were rounded after training, and nothing
-# was trained on. The figure shows the nats a character that rounding adds to the loss on the
+# was trained on. The figure shows the nats per character that rounding adds to the loss on the
 # held-out text. `minibit experiment nf4` trains and measures them anew.
 
 # %%
@@ -373,7 +373,7 @@ for i, name in enumerate(BOOKS):
     axes.plot([], [], "o", color=plots.PALETTE[i], label=name)
 axes.set_xticks(range(3), [f"{size} weights" for size in by_size])
 axes.set_yscale("log")
-plots.label_axes(axes, "", "nats a character added", "Rounding a trained model")
+plots.label_axes(axes, "", "nats per character added", "Rounding a trained model")
 axes.legend(ncols=4)
 
 # %% [markdown]
@@ -441,7 +441,7 @@ assert e3m0.max() - e3m0[:4].min() < 0.03  # hardly moves while the others rise
 fig, axes = plt.subplots(figsize=(6.4, 3.6))
 for name in shown:
     axes.plot(list(tails), lost[name], "o-", label=name)
-plots.label_axes(axes, "degrees of freedom of Student's t", "relative error", "Tails, 64 a block")
+plots.label_axes(axes, "degrees of freedom of Student's t", "relative error", "Tails, 64 per block")
 axes.legend()
 
 # %% [markdown]
@@ -470,7 +470,7 @@ axes.legend()
 # 4. Replace `mean_of_torch` by `np.mean` and look at
 #    `test_the_offset_and_the_nested_absmax_are_the_peers_bit_for_bit`: why would one bit of an
 #    offset matter to anybody?
-# 5. Read a row of 96 weights with a scale a row in the decoder of your port: the test for it is
+# 5. Read a row of 96 weights with a scale per row in the decoder of your port: the test for it is
 #    `test_blocks_run_through_the_flattened_weights`.
 #
 # **Sources.**

@@ -58,7 +58,7 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## 780 gigabytes
 #
-# Weights and gradient in 16 bits, Adam's two means in 32: 12 bytes a parameter. Nothing else is
+# Weights and gradient in 16 bits, Adam's two means in 32: 12 bytes per parameter. Nothing else is
 # needed to get the published figure:
 
 # %%
@@ -83,9 +83,10 @@ print(f"{single:8.2f} GB  without double quantisation")
 assert gigabytes(qlora) < 48 < single
 
 # %% [markdown]
-# It fits, and without double quantisation it would not: 0.37 bits a weight are three gigabytes. (48
-# GB on the box are a little more than 48 x $10^9$ bytes, and a runtime takes some. The last lines
-# depend on the text's length; Adam's 6.4 GB are what the paper pages out when a long text comes.)
+# It fits, and without double quantisation it would not: 0.37 bits per weight are three gigabytes.
+# (48 GB on the box are a little more than 48 x $10^9$ bytes, and a runtime takes some. The last
+# lines depend on the text's length; Adam's 6.4 GB are what the paper pages out when a long text
+# comes.)
 #
 # The same counting says what a figure for *using* a model means. Twelve billion parameters "in
 # about 12 GB" are weights of 8 bits:

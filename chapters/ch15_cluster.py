@@ -265,7 +265,7 @@ axes[1].set_xlabel("bytes")
 # | here, cut by perturbations: sums up | $33 + 8K/W$ | the same |
 # | here, alone: codes up, codes down | $33 + \lceil K/5W \rceil$ | the same |
 # | codes alone, as the paper counts them | $\log_2 3 \cdot K/8W$ | $\log_2 3 \cdot K/8$ |
-# | MeZO (Malladi et al. 2023): a scalar for each perturbation, one a worker | $4$ | $4(W-1)$ |
+# | MeZO (Malladi et al. 2023): a scalar for each perturbation, one per worker | $4$ | $4(W-1)$ |
 #
 # The ring's formula is that of Patarasuk and Yuan (2009): each worker passes its share on $2(W-1)$
 # times. MeZO's row is what its step needs, two forward passes and their difference in float32, if a
