@@ -204,18 +204,6 @@ def golomb_bits(positions, m):
 
 size, counts = 12_544, [1, 2, 4, 8, 16, 32, 64, 128, 256]
 above = {"gaps, m from what is left": [], "Golomb, one m": [], "Rice, m a power of two": []}
-
-p0 = np.linspace(0.01, 0.99, 99)
-entropy = -p0 * np.log2(p0) - (1 - p0) * np.log2((1 - p0) / 2)
-
-assert np.min(2 - p0 - entropy) > -1e-12
-assert abs((2 - 0.5) - entropy[49]) < 1e-12  # they touch at one half
-assert max(above["gaps, m from what is left"][3:]) < 1.0
-assert all(
-    a < b for a, b in zip(above["gaps, m from what is left"], above["Golomb, one m"], strict=True)
-)
-
-# %% tags=["hide-input"]
 for count in counts:
     ideal = log2(comb(size, count)) + count
     m = max(1, round(0.69 * size / count))
@@ -231,6 +219,18 @@ for count in counts:
     ):
         mean = np.mean([cost(q) for q in draws]) + count  # one sign bit each
         above[name].append(100 * (mean / ideal - 1))
+
+p0 = np.linspace(0.01, 0.99, 99)
+entropy = -p0 * np.log2(p0) - (1 - p0) * np.log2((1 - p0) / 2)
+
+assert np.min(2 - p0 - entropy) > -1e-12
+assert abs((2 - 0.5) - entropy[49]) < 1e-12  # they touch at one half
+assert max(above["gaps, m from what is left"][3:]) < 1.0
+assert all(
+    a < b for a, b in zip(above["gaps, m from what is left"], above["Golomb, one m"], strict=True)
+)
+
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.4))
 axes[0].plot(p0, 2 - p0, label="0, 10, 11")
 axes[0].plot(p0, entropy, label="entropy")
