@@ -48,7 +48,10 @@ DEFINED: dict[str, dict[str, str]] = {  # chapter or "" for all: the number: why
         "1,312": "an example of a step's number",
         "999,999": "all before the millionth",
     },
-    "ch07b_unit_tangents": {"128": "perturbations of a step, as chapter 7 has them"},
+    "ch07b_unit_tangents": {
+        "128": "perturbations of a step, as chapter 7 has them",
+        "1,024": "images of a timed step, a setting of the experiment",
+    },
     "ch10_transformer": {"0.95": "a setting of Adam"},
     "ch11b_gguf": {"36": "the number of the type I2_S"},
     "ch15_cluster": {"400": "steps of the recorded runs, a setting of the experiment"},

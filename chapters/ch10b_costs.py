@@ -94,6 +94,7 @@ for name, times in energy.items():
     print(f"{name:35}{times:6.1f} times less")
 share = one[0].arithmetic / sum(one[0])
 print(f"arithmetic is {share:.1%} of the FP16 model's energy")
+print(f"a weight in FP16: read {2 * costs.DRAM_PJ_PER_BYTE:.0f} pJ, used {FP16.pj:.1f} pJ")
 first, summed, arithmetic, whole = energy.values()
 assert round(first, 1) == PUBLISHED["energy-7nm"]["published"]
 assert 16 < summed < 17
@@ -247,7 +248,7 @@ plots.label_axes(right, "batch", "energy, FP16 / b1.58", "7B: arithmetic and rea
 # %% [markdown]
 # ## What the claims come to, on paper
 #
-# | claim | here |
+# | claim of the paper | here |
 # |---|---|
 # | memory, Table 1 | seven points by a model with two fitted constants; 3.9B contradicts its own sizes |
 # | 71.4 times less energy of arithmetic | true for one addition; a token saves six times at batch 1, and less with a larger batch |
