@@ -81,15 +81,18 @@ def negated(told):
 
 # %% [markdown]
 # **1.** From two on, now and then. Sums over two, three or eight chunks have other last bits than
-# over four, and where two scores are neighbours at the median a last bit decides. It is rare, and
-# it breaks the one law that matters: `test_the_codes_are_those_of_a_serial_run`, on any crew, for
-# any number of workers. Here samples of random alignments, summed in float32:
+# over four, in every step; a code differs where two scores at the median lie so near each other
+# that a last bit decides, which random sums hardly ever do. A run of many steps meets one, and then
+# the law `test_the_codes_are_those_of_a_serial_run` is broken. Here such a pair is made: two
+# perturbations whose alignments are the same numbers in another order.
 
 # %%
 rng = np.random.default_rng(0)
 other_sums, other_codes = dict.fromkeys((2, 3, 8, 32), 0), dict.fromkeys((2, 3, 8, 32), 0)
-for _ in range(300):
-    each = rng.standard_normal((512, K)).astype(np.float32)  # (samples, perturbations)
+sizes = np.float32([0.01] * 63 + [1, 1] + [100] * 63)
+for _ in range(100):
+    each = sizes * (1 + rng.random((512, K), dtype=np.float32))  # (samples, perturbations)
+    each[:, 64] = rng.permutation(each[:, 63])  # the two in the middle
 
     def codes_of(chunks, each=each):
         """Sums over so many chunks, joined from first to last, and the codes that they give."""
@@ -99,11 +102,11 @@ for _ in range(300):
     four, kept = codes_of(4)
     for chunks in other_sums:
         total, codes = codes_of(chunks)
-        other_sums[chunks] += (total != four).any()
-        other_codes[chunks] += (codes != kept).any()
-print("steps of 300 with other sums:", other_sums, "with other codes:", other_codes)
-assert min(other_sums.values()) > 250
-assert min(other_codes.values()) > 0
+        other_sums[chunks] += int((total != four).any())
+        other_codes[chunks] += int((codes != kept).any())
+print("of 100 steps other sums:", other_sums, "other codes:", other_codes)
+assert min(other_sums.values()) > 90
+assert min(other_codes.values()) > 10
 
 # %% [markdown]
 # **2.** A refusal, then one task with the brief and 39 records. The brief is the same whenever it
