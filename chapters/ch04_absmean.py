@@ -49,8 +49,8 @@ assert (codes == np.clip(np.rint(w * (ONE / gamma)), -1, 1)).all()
 print(f"gamma {gamma:.4f}, zeros {np.mean(codes == 0):.1%}, cosine {cosine(w, codes):.3f}")
 
 # %% [markdown]
-# The same rule on a small matrix. Left, the floats. In the middle, the same numbers as points on
-# a line: between the dashed lines, at $-\gamma/2$ and $\gamma/2$, they become 0; outside they keep
+# The same rule on a small matrix. Left, the floats. In the middle, the same numbers as points on a
+# line: between the dashed lines, at $-\gamma/2$ and $\gamma/2$, they become 0; outside they keep
 # their sign. Right, the trits. Times $\gamma$ they stand for the floats.
 
 # %% tags=["hide-input"]

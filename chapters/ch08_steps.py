@@ -1,9 +1,9 @@
 # %% [markdown]
 # # A model is its steps
 #
-# **The question.** Training wrote down only which of the seed's proposals it kept. Is that
-# enough to be the model? And what can be done with a model that is a list of decisions, and not a
-# list of weights?
+# **The question.** Training wrote down only which of the seed's proposals it kept. Is that enough
+# to be the model? And what can be done with a model that is a list of decisions, and not a list of
+# weights?
 #
 # The weights after $n$ steps are
 #
