@@ -44,6 +44,7 @@ from minibit.noise_step import (
     SampledStep,
     added,
     apply_update,
+    forward,
     keep_terns,
     sparse_update,
 )
@@ -166,7 +167,7 @@ for number, kept in enumerate(records):
     opened.append(len(known.open()))
     if not opened[-1]:
         assert np.array_equal(known.codes(), kept.codes)
-    course.saw(both[0].hardness, 0.0)
+    course.saw(np.concatenate([half.hardness for half in both]), 0.0)
 print(f"{np.count_nonzero(opened)} of {len(records)} steps leave a perturbation open")
 low, high, step = bounds[0][0]
 sizes = np.abs(low + high) / 2
@@ -221,14 +222,16 @@ task, told = Task.unpack(message), Answer.unpack(reply)
 print(f"task: step {task.step}, perturbations {task.first} to {task.stop - 1}")
 print(f"  over chunks {task.chunks[0]} to {task.chunks[1] - 1} of the batch")
 print(f"  density {task.numerator / 2**32:.2e}, {len(task.records)} record from step {task.base}")
-print(f"answer: loss {told.loss:.3f}, weights and samples {told.state:08x}, {told.seconds:.3f} s")
+print(f"answer: loss {told.loss / told.weight:.3f} of {told.samples} samples, {told.seconds:.3f} s")
+print(f"  weights, hard samples and logits {told.state:08x}")
 
 down = {
     "run": 8, "step": 4, "density": 4, "first": 4, "stop": 4, "chunks": 2, "form": 1, "exact": 2,
     "from": 4, "records": 2, "length": 4, "what the last step kept": len(task.records[0]),
 }  # fmt: skip
 up = {
-    "kind": 1, "worker": 8, "step": 4, "loss": 8, "accuracy": 4, "state": 4, "seconds": 4,
+    "kind": 1, "worker": 8, "step": 4, "loss": 8, "weight": 8, "correct": 4, "samples": 4,
+    "state": 4, "seconds": 4,
     "step of sums": 8, "sums": 2 * 128, "step of squares": 8, "sums of squares": 2 * 128,
 }  # fmt: skip
 assert sum(down.values()) == len(message)
@@ -261,9 +264,9 @@ axes[1].set_xlabel("bytes")
 # | what travels | bytes up, per worker and step | bytes down |
 # |---|---|---|
 # | gradients in float32, all-reduced in a ring | $4n \cdot 2(W-1)/W$ | as many |
-# | here: rounded sums up, codes down | $33 + 16 + 4K/\lfloor W/4 \rfloor$, at least one | $39$ and a record |
-# | here, cut by perturbations: sums up | $33 + 8K/W$ | the same |
-# | here, alone: codes up, codes down | $33 + \lceil K/5W \rceil$ | the same |
+# | here: rounded sums up, codes down | $45 + 16 + 4K/\lfloor W/4 \rfloor$, at least one | $39$ and a record |
+# | here, cut by perturbations: sums up | $45 + 8K/W$ | the same |
+# | here, alone: codes up, codes down | $45 + \lceil K/5W \rceil$ | the same |
 # | codes alone, as the paper counts them | $\log_2 3 \cdot K/8W$ | $\log_2 3 \cdot K/8$ |
 # | MeZO (Malladi et al. 2023): a scalar for each perturbation, one per worker | $4$ | $4(W-1)$ |
 #
@@ -277,8 +280,8 @@ record = len(task.records[0])
 crews = np.array([2, 4, 8, 16, 32, 64, 128])
 bytes_of = {
     "float32 gradients": 2 * 4 * n * 2 * (crews - 1) / crews,
-    "here: rounded sums up": 33 + 16 + 4 * K / np.maximum(crews // 4, 1) + 39 + record,
-    "here, alone: codes up": 33 + np.ceil(K / crews / 5) + 39 + record,
+    "here: rounded sums up": 45 + 16 + 4 * K / np.maximum(crews // 4, 1) + 39 + record,
+    "here, alone: codes up": 45 + np.ceil(K / crews / 5) + 39 + record,
     "codes alone, as the paper counts": log2(3) * K / 8 * (1 + 1 / crews),
     "MeZO": 4.0 * crews,
 }
@@ -381,12 +384,13 @@ assert max(late.received[2:]) < 200
 #
 # ## A worker that lies
 #
-# An answer carries a checksum of the worker's weights and samples. A worker with other weights (a
-# bit flipped in its memory, or a CPU that rounds otherwise) differs there, and is found at once. A
-# worker that *lies* has the right weights and sends false sums. The client cannot tell from the
-# sums. But an honest answer is a function of the task: so some of the parts are given to two
-# workers, their answers are compared bit by bit, and where they differ a third decides. One worker
-# in four negates its alignments, from the start:
+# An answer carries a checksum of the worker's weights, of which samples it takes to be hard, and of
+# the logits of the batch's first 64 samples. A worker with other weights (a bit flipped in its
+# memory, or a CPU that rounds otherwise) differs there, and is found at once. A worker that *lies*
+# has the right weights and sends false sums. The client cannot tell from the sums. But an honest
+# answer is a function of the task: so some of the parts are given to two workers, their answers are
+# compared bit by bit, and where they differ a third decides. One worker in four negates its
+# alignments, from the start:
 
 
 # %%
@@ -450,10 +454,11 @@ plots.label_axes(axis, "step", "liars not yet found (%)")
 #
 # Dask brings what a pool has not: workers on other machines, that come and go, behind one
 # scheduler; and deployers for SLURM, Kubernetes, clouds. The extra `[cluster]` installs it: in a
-# checkout, `pip install -e '.[cluster]'`. A program of yours says
-# `LocalCluster(n_workers=2, threads_per_worker=1)`, below `if __name__ == "__main__":`, because its
-# workers import the program; for a cluster that runs already, `Client("tls://scheduler:8786")`.
-# This page is one script, so its workers are started as commands.
+# checkout, `pip install -e '.[cluster]'`. A program of yours says `local_cluster(2)` of
+# `minibit.cluster`, below `if __name__ == "__main__":`, because its workers import the program: it
+# is Dask's `LocalCluster` without what would look at a busy worker's stack every 10 ms. It connects
+# to a cluster that runs already by `Client("tls://scheduler:8786")`. This page is one script, so
+# its workers are started as commands.
 
 # %%
 if importlib.util.find_spec("distributed"):
@@ -484,13 +489,14 @@ temporary.cleanup()
 # ## A thousand workers on slow lines
 #
 # `minibit.cluster.simulation` computes what a step takes from what one machine measures: seconds
-# that every worker repeats (the batch and its forward pass), seconds that are shared (the
-# tangents), and the bytes above. Tasks leave through the client's own line one after another, each
-# line has its delay, a lost packet is sent again after a timeout, and a step ends with its slowest
-# worker. First the seconds, here, on one thread, with batches of 4,096 and the density of the
-# middle of a run. The time of a part is a constant and what grows with its chunks. All workers move
-# their weights by all codes, so that part grows with the crew if each brings perturbations of its
-# own; it is the same for MeZO, whose perturbations are dense.
+# that every worker repeats (the batch and its forward pass, all of it counted, though a worker
+# makes most of that while it waits), seconds that are shared (the tangents), and the bytes above.
+# Tasks leave through the client's own line one after another, each line has its delay, a lost
+# packet is sent again after a timeout, and a step ends with its slowest worker. First the seconds,
+# here, on one thread, with batches of 4,096 and the density of the middle of a run. The time of a
+# part is a constant and what grows with its chunks. All workers move their weights by all codes, so
+# that part grows with the crew if each brings perturbations of its own; it is the same for MeZO,
+# whose perturbations are dense.
 
 # %%
 recipe = {**log.header["recipe"], "batch": [4096, 4096]}
@@ -501,10 +507,13 @@ rng = np.random.default_rng(0)
 
 
 def part_of(chunks):
-    """A worker's step: batch, forward pass, and all perturbations over so many chunks."""
+    """A worker's step: batch, all perturbations over so many chunks, forward pass of the others."""
     drawn = draw_range(plan, 0, middle, 0, K)
-    samples = large.batch(0)
-    return method.measure_chunks(objective, first_weights, samples, drawn, range(chunks))
+    x, y, weight = large.batch(0)
+    sums = method.measure_chunks(objective, first_weights, (x, y, weight), drawn, range(chunks))
+    rest = len(sums.loss)
+    if rest < len(y):
+        forward(large.model, first_weights, x[rest:], y[rest:], 1)
 
 
 many = replace(plan, perturbations=16 * K)
@@ -558,13 +567,13 @@ lines = {
 base = {"handling": 1e-3, "spread": 0.1}
 gradient = Costs(0, seconds["gradient"], up=4 * n, down=0, **base)
 draw, passes = seconds["a normal number for each weight"], 2 * seconds["forward pass"]
-mezo = Costs(draw, passes, up=33 + 4, down=31 + 4, **base)  # drawn once, for the weights' move
+mezo = Costs(draw, passes, up=45 + 4, down=31 + 4, **base)  # drawn once, for the weights' move
 
 
 def fixed(crew, link, own):
     """128 perturbations, shared by all: there are no more parts than four for each."""
     crew = min(crew, 4 * K)
-    up = 49 + 4 * K / max(crew // 4, 1)
+    up = 45 + 16 + 4 * K / max(crew // 4, 1)
     costs = Costs(repeated, shared, up=up, down=39 + record, **base)
     return step_seconds(crew, costs, link, own=own).mean()
 
@@ -572,7 +581,7 @@ def fixed(crew, link, own):
 def growing(crew, link, own):
     """128 perturbations for each worker; a task carries the codes of all."""
     every = repeated + (crew - 1) * moving
-    costs = Costs(every, crew * shared, up=33 + 8 * K, down=39 + 1.5 * K * crew / 8, **base)
+    costs = Costs(every, crew * shared, up=45 + 8 * K, down=39 + 1.5 * K * crew / 8, **base)
     return step_seconds(crew, costs, link, own=own).mean() / crew
 
 
@@ -745,17 +754,17 @@ axes[0].set_xlabel("workers")
 # **Limits.**
 #
 # - The codes are equal as long as the machines round alike. Sums are floats; another CPU, BLAS or
-#   version of NumPy may err otherwise in the last bit. At every step the client compares what the
-#   workers say of the loss of the batch, to the bit, and a checksum of weights and hard samples.
-#   Where workers differ, the client measures for itself; those that differ from it are left out by
-#   name, before their sums are used. So a crew of different machines goes on with those that round
-#   as the client does, or ends in an error that says so. It never goes on with two kinds of
-#   weights.
-# - Sums that differ in a last bit, from workers whose losses agree, go unnoticed where no part is
-#   checked; then the log is still a valid run, though not that of the serial engine.
+#   version of NumPy may err otherwise in the last bit. At every step the client compares the
+#   workers' checksums of weights, hard samples and a few logits, to the bit. Where workers differ,
+#   the client measures for itself; those that differ from it are left out by name, before their
+#   sums are used. So a crew of different machines goes on with those that round as the client does,
+#   or ends in an error that says so. It never goes on with two kinds of weights.
+# - Sums that differ in a last bit, from workers whose checksums agree, go unnoticed where no part
+#   is checked; then the log is still a valid run, though not that of the serial engine.
 # - Every worker draws the whole batch and makes its forward pass. That part is repeated, not
-#   shared, and it bounds the speed-up: with many workers a step is a forward pass and the way there
-#   and back.
+#   shared. A worker measures its own chunks first and answers; the pass of the others, and the next
+#   batch, it makes while the answer is under way and the client decides. What takes longer than
+#   that bounds the speed-up.
 # - A step waits for its slowest worker. A task is sent again after `patience` seconds, to another.
 # - The client decides. If it dies, the log has all but the last record of up to 32 steps, and a new
 #   client goes on.

@@ -111,7 +111,7 @@ _NAMES = {
         "LoRALinear PagedAdam init_adapters load_adapters lora_linear merge save_adapters unmerge "
         "with_adapters"
     ),
-    "cluster": "ClusterResult Traffic train_on",
+    "cluster": "ClusterResult Traffic local_cluster train_on",
     "datasets": "Dataset Split load_mnist load_npz load_text read_idx split",
     "training": "PRESETS Preset Progress TrainResult evaluate shipped_log train",
 }

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from collections import OrderedDict
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
@@ -29,10 +30,11 @@ from minibit.cluster.remote import Remote
 from minibit.cluster.replica import answer, brief_of
 from minibit.cluster.sums import Part, decode, draw_range, join, ranges
 from minibit.datasets import load_npz
-from minibit.noise_step import Plan, Sampled, Units, draw_candidates
+from minibit.noise_step import Plan, Sampled, Units, draw_candidates, forward
 from minibit.noise_step.moves import draw_directions
-from minibit.steps import StepLog
+from minibit.steps import StepLog, pack_steps
 from minibit.training import train
+from minibit.training.log_header import other_data
 from test_training import blobs
 
 SHORT = {
@@ -98,10 +100,10 @@ def test_a_task_comes_out_as_it_went_in(run, records, brief, numbers, exact, sma
     assert Task.unpack(task.pack()) == task
 
 
-@given(st.integers(0, 3), some_bytes, st.floats(width=32, allow_nan=False))
+@given(st.integers(0, 3), some_bytes, st.floats(allow_nan=False))
 def test_an_answer_comes_out_as_it_went_in(kind, body, loss):
     """Every field, for all values that its bytes can hold."""
-    told = Answer(kind, b"12345678", 7, loss, 0.5, 2**32 - 1, 0.25, body)
+    told = Answer(kind, b"12345678", 7, loss, 0.5, 9, 2**32 - 1, 2**32 - 1, 0.25, body)
     assert Answer.unpack(told.pack()) == told
 
 
@@ -110,8 +112,8 @@ def test_strange_bytes_are_refused_and_never_raised_on_a_worker(message):
     """A worker answers whatever comes, and a client reads an answer or says that it is none."""
     told = Answer.unpack(answer(message))
     assert told.kind in (UNKNOWN, REFUSED)
-    if len(message) < 33:
-        with pytest.raises(ValueError, match="must answer 33 bytes"):
+    if len(message) < 45:
+        with pytest.raises(ValueError, match="must answer 45 bytes"):
             Answer.unpack(message)
 
 
@@ -212,6 +214,7 @@ def test_the_codes_are_those_of_a_serial_run(tmp_path, data, run, workers, cut):
     assert ours.digest == result.digest
     assert steps_equal(StepLog.open(tmp_path / "a.steps"), log)
     assert ours.test_accuracy == result.test_accuracy
+    assert ours.loss == result.loss
     assert ours.traffic.tasks >= 40 * min(workers, 4)
 
 
@@ -222,7 +225,7 @@ def test_scores_of_absolute_alignments_need_no_squares(tmp_path, data):
         out, options = tmp_path / f"{number}.steps", {"score": "absolute", "workers": 2, **SHORT}
         ours = train_on(Inline(), "strict", 3, out, data=data, cut=cut, **options)
         assert ours.digest == result.digest
-        assert ours.traffic.up <= 80 * (33 + body) + 400
+        assert ours.traffic.up <= 80 * (45 + body) + 400
 
 
 @pytest.mark.parametrize("kind", ["processes", "one of our own", "executorlib"])
@@ -252,6 +255,122 @@ def test_a_run_goes_on_from_its_log_with_new_workers(tmp_path, data, run):
         replica._replicas.clear()
         ours = train_on(pool, preset, 3, out, data=data, resume=True, steps=40)
     assert ours.digest == result.digest
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["seed", "data"])
+def test_workers_go_on_with_a_fork_by_its_own_seed_and_data(tmp_path, data, run, others):
+    """The codes of a serial run, also of workers that come late, without the parent's data."""
+    _, _, log = run
+    own = tmp_path / "own.npz"
+    with np.load(data) as arrays:
+        np.savez(own, **{**arrays, "train_y": arrays["train_y"][::-1]} if others else arrays)
+    dataset = load_npz(own)
+    entry = other_data(log, 9, dataset) if others else None
+    for name in ("serial", "workers"):
+        log.fork(9, tmp_path / name, None if others else 7, entry)
+    rest = {"resume": True, "steps": 20}
+    expected = train(out=tmp_path / "serial", dataset=dataset, threads=1, **rest)
+    with ThreadPoolExecutor(2) as pool:
+        for steps in (14, 20):
+            replica._replicas.clear()
+            options = {"workers": 2, **rest, "steps": steps}
+            ours = train_on(pool, out=tmp_path / "workers", data=own, **options)
+    assert ours.digest == expected.digest != log.digest(20)
+    assert steps_equal(StepLog.open(tmp_path / "serial"), StepLog.open(tmp_path / "workers"))
+
+
+def test_a_step_of_a_forks_parent_is_not_measured_on_the_forks_data(tmp_path, data, run):
+    """Batches of steps before the fork are the parent's; a worker says so."""
+    _, _, log = run
+    fork = log.fork(9, tmp_path / "b", data=other_data(log, 9, load_npz(data)))
+    brief = brief_of(fork.header, str(data), "parent")
+    numerator = getattr(next(iter(log.steps())), "numerator", 0)
+    task = Task(run_name(brief), 0, numerator, 0, 1, (0, 4), SUMS, (), 0, (), brief)
+    told = Answer.unpack(answer(task.pack()))
+    assert told.kind == REFUSED
+    assert "step 0 was taken on the data of the fork's parent" in told.reason
+
+
+def test_a_worker_answers_before_it_makes_what_is_left_of_a_step(data, run, monkeypatch):
+    """What the client waits for is a part's own samples; the rest is done before the next task."""
+    _, _, log = run
+    work, passes = [], []
+
+    class Later:
+        def __init__(self, target, args):
+            work.append(lambda: target(*args))
+
+        def start(self):
+            """Wait until the answer is there."""
+
+    def counted(model, params, x, y, threads):
+        passes.append(len(x))
+        return forward(model, params, x, y, threads)
+
+    one = replica.Replica(log.header, load_npz(data))
+    probe = min(replica.PROBE, one.course.batch_size(0))
+    monkeypatch.setattr(replica.threading, "Thread", Later)
+    monkeypatch.setattr(replica, "forward", counted)
+    sampled = log.plan.method == "sampled"
+    numerator = one.method.numerator(0) if sampled else 0
+    stop, chunks = (24, (0, 1)) if sampled else (4, (0, 4))
+    task = Task(b"", 0, numerator, 0, stop, chunks, ROUNDED if sampled else SUMS, (), 0)
+    told = one.measure(task, b"12345678")
+    assert told.kind == ANSWERED
+    assert passes == [probe]
+    assert told.samples == one.course.batch_size(0) // (4 if sampled else 1)
+    (ahead,) = work
+    ahead()
+    if sampled:  # three chunks of four
+        assert passes == [probe, one.course.batch_size(0) - told.samples]
+    known, drawn = len(passes), one._next
+    assert drawn is not None
+    ahead()
+    assert one.measure(task, b"12345678")._replace(seconds=0) == told._replace(seconds=0)
+    record = pack_steps(log.plan, [next(iter(log.steps()))])
+    after = task._replace(step=1, numerator=numerator, records=(record,))
+    assert one.measure(after, b"12345678").kind == ANSWERED
+    assert one._batch is drawn
+    assert passes[known:] == [probe]
+
+
+def test_what_fails_ahead_of_a_task_is_told_in_its_answer(data, run, monkeypatch):
+    """The thread that looks ahead is silent; the next task does the same, and answers why not."""
+    _, _, log = run
+    brief = brief_of(log.header, str(data), f"{random.random()}")
+    method = replica.Replica(log.header, load_npz(data)).method
+    remote = Remote(crew_of(Inline(), 2), log.plan, method, brief)
+    draw = replica.Course.batch
+
+    def fails(self, step):
+        if step:
+            raise OSError("the data are gone")
+        return draw(self, step)
+
+    monkeypatch.setattr(replica.Course, "batch", fails)
+    remote.step()
+    with pytest.raises(RuntimeError, match="OSError: the data are gone"):
+        remote.step()
+
+
+def test_without_threads_a_task_does_what_no_thread_did_ahead_of_it(data, run, monkeypatch):
+    """Where none can start, or none gets its turn, codes are the same."""
+    _, _, log = run
+
+    class NoThread:
+        def __init__(self, target, args):
+            pass
+
+        def start(self):
+            """Fail, as where a process may have no more threads."""
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(replica.threading, "Thread", NoThread)
+    brief = brief_of(log.header, str(data), f"{random.random()}")
+    method = replica.Replica(log.header, load_npz(data)).method
+    remote = Remote(crew_of(Inline(), 2), log.plan, method, brief)
+    for record in list(log.steps())[:12]:
+        assert pickle.dumps(remote.step().record) == pickle.dumps(record)
 
 
 def test_a_log_says_which_worker_measured_what_and_can_do_without_one(tmp_path, data, run):
@@ -312,8 +431,6 @@ def test_a_worker_that_joins_late_needs_the_log_alone(data, run):
 def test_an_answer_depends_on_its_task_alone(data, run):
     """Asked again, or by way of other steps, a worker answers the same bytes but for its time."""
     _, _, log = run
-    from minibit.steps import pack_steps
-
     records = tuple(pack_steps(log.plan, [step]) for step in log.steps())[:6]
     brief = brief_of(log.header, str(data), "pure")
     numerator = getattr(next(iter(log.steps())), "numerator", 0)
@@ -419,7 +536,49 @@ def test_a_worker_with_other_weights_is_found_without_any_check(data, run):
     assert "other weights at step 2" in remote.left_out["00" * 8]
 
 
-@pytest.mark.parametrize("junk", [b"", b"nonsense", None, 7, bytes(33)])
+def test_a_worker_that_rounds_otherwise_is_left_out_before_its_sums_are_used(data, run):
+    """Logits of a few samples are compared to the bit, from the first step on."""
+    _, _, log = run
+
+    turn, replicas = [0], [OrderedDict() for _ in range(4)]  # the last is the client's own
+
+    def become(who):
+        turn[0], replica._replicas = who, replicas[who]
+
+    def rounds(model, params, x, y, threads):
+        logits, *rest = forward(model, params, x, y, threads)
+        if turn[0] == 1:
+            logits[0, 0] = np.nextafter(logits[0, 0], np.float32(9))
+        return logits, *rest
+
+    class Apart(Faulty):
+        """Each worker has a replica of its own."""
+
+        def ask(self, worker, message):
+            become(worker)
+            return super().ask(worker, message)
+
+    brief = brief_of(log.header, str(data), f"{random.random()}")
+    method = replica.Replica(log.header, load_npz(data)).method
+    crew = Apart(3, lambda worker, sent, told: told.pack())
+    remote = Remote(crew, log.plan, method, brief)
+    decide = remote._tasks.measured_here
+
+    def here(part):
+        become(3)
+        return decide(part)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replica, "_replicas", replicas[0])
+        patch.setattr(replica, "forward", rounds)
+        patch.setattr(remote._tasks, "measured_here", here)
+        for record in list(log.steps())[:4]:
+            assert pickle.dumps(remote.step().record) == pickle.dumps(record)
+    assert list(remote.left_out) == ["01" * 8]
+    assert "other weights at step 0" in remote.left_out["01" * 8]
+
+
+@pytest.mark.parametrize("junk", [b"", b"nonsense", None, 7, bytes(45)])
 def test_nonsense_from_a_worker_ends_no_run(data, run, junk):
     """Its tasks go elsewhere; what it said is told."""
     _, _, log = run
@@ -502,12 +661,12 @@ def test_what_is_no_engine_is_refused(engine):
 
 
 def test_alone_workers_answer_codes_and_need_the_fewest_bytes(tmp_path, data):
-    """1.6 bits a perturbation and 33 bytes of head; each range keeps its own median."""
+    """1.6 bits a perturbation and 45 bytes of head; each range keeps its own median."""
     with ThreadPoolExecutor(2) as pool:
         ours = train_on(
             pool, "strict", 3, tmp_path / "a.steps", data=data, workers=2, alone=True, **SHORT
         )
-    assert ours.traffic.up <= ours.traffic.answers * (33 + 3)
+    assert ours.traffic.up <= ours.traffic.answers * (45 + 3)
     for step in StepLog.open(tmp_path / "a.steps").steps():
         for half in (step.codes[:12], step.codes[12:]):
             assert np.count_nonzero(half) >= 6 or not half.any()

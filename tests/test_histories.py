@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minibit.kernels import compiled
-from minibit.noise_step import SampledStep, UnitsStep, apply_update, digest, sparse_update
+from minibit.noise_step import (
+    SampledStep,
+    UnitsStep,
+    apply_update,
+    digest,
+    initial_params,
+    sparse_update,
+)
 from minibit.steps import Change, LogError, StepLog, changes, contributors
 from minibit.steps.snapshots import path_of, to_keep
 from test_steps import (
@@ -128,6 +135,29 @@ def test_a_merge_adds_the_moves_of_both_branches(run):
         assert len(again) == len(a) + len(b) - shared
         assert again.header["edits"][-1]["other"] == b.digest()
         page_reader()["replay"](merged.path.read_bytes())
+
+
+@few
+@given(two_branches(), st.integers(1, 5), st.data())
+def test_a_walk_shows_at_each_step_what_a_replay_from_scratch_ends_with(run, every, data):
+    """In a log, a fork and a merge, of increasing steps; snapshots beside them change nothing."""
+    plan, steps, branches = run
+    with forked(plan, steps, branches) as (log, a, b):
+        merged = a.merge(b, log.path.with_name("merged"))
+        for one in (log, a, merged):
+            params, expected = initial_params(plan), {}
+            for number, step in enumerate([*one.steps(), None]):
+                expected[number] = params
+                if step:
+                    params = fold_on(plan, params, [(*one.drawn_by(number), step)])
+            at = sorted(data.draw(st.sets(st.sampled_from(range(len(one) + 1)))))
+            again = StepLog.open(one.path)
+            for _ in range(2):
+                visited = [*again.walk(at)]
+                assert [step for step, _ in visited] == at
+                for step, weights in visited:
+                    same(weights, expected[step])
+                again.snapshots(every)
 
 
 def test_merging_a_fork_with_its_parent_adds_its_own_steps_alone():

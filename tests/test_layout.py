@@ -38,7 +38,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "absmean": 285,
     "layers": 350,
     "noise": 700,
-    "noise_step": 1_860,
+    "noise_step": 1_910,
     "steps": 2_440,
     "tape": 980,
     "transformer": 1_800,
@@ -46,7 +46,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "topk": 850,
     "nf4": 1_000,
     "lora": 1_300,
-    "cluster": 1_760,
+    "cluster": 1_840,
     "datasets": 400,
     "training": 852,
     "language": 790,
@@ -60,7 +60,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "conformance": 10_490,
     "": 200,  # the face of the package
 }
-ALL_LINES = 44_900  # and each idea that is added brings its own
+ALL_LINES = 45_030  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:

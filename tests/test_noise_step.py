@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -57,9 +58,12 @@ from minibit.noise_step.unit_reference import (
 )
 from minibit.noise_step.unit_tangents import (
     added,
+    chunk_edges,
     direction_chunks,
     direction_sums,
     forward,
+    loss_sums,
+    mean_loss,
     unit_sums,
 )
 
@@ -386,7 +390,7 @@ def test_samples_count_once_however_a_batch_is_cut(monkeypatch):
 
 @pytest.mark.parametrize("activations", ["float", "int8"])
 def test_chunks_add_up_to_the_sums_of_the_batch_whoever_sums_them(activations):
-    """To the bit, and every sample's outcome is known beside any chunk."""
+    """To the bit, with the outcomes of the samples of each chunk, and of no others."""
     shape = (20, 12, 8, 4)
     params, x, y, weight = problem(shape, 3, batch=530)
     model, directions = model_for(shape, activations), some_directions(params, 3)
@@ -398,12 +402,31 @@ def test_chunks_add_up_to_the_sums_of_the_batch_whoever_sums_them(activations):
     for total, each in ((whole.alignments, 0), (whole.squares, 1)):
         chunks = np.concatenate([part[each] for part in parts])  # (chunks, directions)
         np.testing.assert_array_equal(added(chunks).astype(np.float32), total[0])
-    for part in parts:
-        for ours, theirs in zip(part[2:], (whole.loss, whole.hardness, whole.correct), strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+    for number, theirs in enumerate((whole.loss, whole.hardness, whole.correct), 2):
+        assert len(parts[0][number]) == chunk_edges(530)[1]
+        np.testing.assert_array_equal(np.concatenate([part[number] for part in parts]), theirs)
     for chunks in (range(0), range(3, 5), range(-1, 2), range(0, 4, 2)):
         with pytest.raises(ValueError, match="chunks must be some of"):
             direction_chunks(model, params, x, y, weight, directions, chunks=chunks)
+
+
+@given(st.integers(1, 300), st.floats(1e-4, 1e3), st.integers(0, 9))
+def test_a_batch_has_one_loss_whoever_sums_which_of_its_chunks(samples, size, seed):
+    """To the bit, for every cut between chunks; it is the weighted mean."""
+    rng = np.random.default_rng(seed)
+    losses = (size * rng.random(samples)).astype(np.float32)
+    weight = rng.choice(np.float32([1, 3, 20]), samples)
+    whole, edges = mean_loss(losses, weight), chunk_edges(samples)
+    assert whole == pytest.approx(np.average(losses.astype(float), weights=weight), rel=1e-6)
+    for cut in ([0, 1, 4], [0, 2, 4], [0, 1, 2, 3, 4]):
+        sums = []
+        for low, high in pairwise(cut):
+            begin, *cuts = edges[low : high + 1]
+            part = slice(begin, cuts[-1])
+            sums.append(loss_sums(losses[part], weight[part], [0, *(e - begin for e in cuts)]))
+        for order in (sums, sums[::-1]):
+            total, weights = (sum(each) for each in zip(*order, strict=True))
+            assert total / weights == whole
 
 
 def test_float_inputs_of_whole_numbers_are_as_good_as_pixels():

@@ -695,17 +695,6 @@ def test_a_log_whose_later_steps_have_several_seeds_is_not_trained_on(tmp_path):
         go_on(tmp_path / "b.steps")
 
 
-def test_workers_take_no_steps_of_a_fork_with_its_own_seed_or_data(tmp_path):
-    """They draw by the plan's seed, and retrace all steps on the data that they have."""
-    run(tmp_path / "a.steps", steps=2)
-    log = StepLog.open(tmp_path / "a.steps")
-    log.fork(1, tmp_path / "b.steps", 9)
-    log.fork(1, tmp_path / "c.steps", data=other_data(log, 1, blobs()))
-    for name in ("b.steps", "c.steps"):
-        with pytest.raises(ValueError, match="no steps of a fork"):
-            train(out=tmp_path / name, resume=True, dataset=blobs(), engine=lambda *_: None)
-
-
 def test_the_log_in_the_package_is_the_recorded_run():
     """Preset small, seed 0: its length, bytes and digest are those of the results."""
     log = shipped_log()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from minibit.base import install
 from minibit.bench import Figure, Options, Report, installed
-from minibit.cluster import Remote, crew_of
+from minibit.cluster import Remote, crew_of, local_cluster
 from minibit.cluster.replica import brief_of
 from minibit.datasets import load_mnist
 from minibit.noise_step import NoiseStep
@@ -34,10 +34,10 @@ def cluster(options: Options) -> Report:
     """Time steps of ``strict`` at batches of 4096, and count the bytes of their messages."""
     if not installed("distributed"):
         raise ValueError(f"the benchmark needs Dask: {install('cluster')}")
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
-    one = {"n_workers": WORKERS, "threads_per_worker": 1, "dashboard_address": None}
-    with LocalCluster(**one, silence_logs=50) as local, Client(local) as client:
+    quiet = {"dashboard_address": None, "silence_logs": 50}
+    with local_cluster(WORKERS, **quiet) as local, Client(local) as client:
         client.wait_for_workers(WORKERS, timeout=60)
         strict, units = (_in_turn(client, preset) for preset in ("strict", "accurate"))
     serial, shared = np.median(strict["seconds"], axis=0).tolist()

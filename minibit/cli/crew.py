@@ -14,7 +14,7 @@ from urllib.request import ProxyHandler, build_opener
 
 from minibit.base import parse_object
 from minibit.cli.common import BadUse, check_choice
-from minibit.cluster import CUTS
+from minibit.cluster import CUTS, local_cluster
 
 __all__ = ["check_crew", "crew"]
 
@@ -64,7 +64,7 @@ def crew(say: Callable[[str], None], workers: int | None, scheduler: str | None)
     RuntimeError
         If the scheduler, or a local worker, does not answer in time.
     """
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     logger = logging.getLogger("distributed")
     level = logger.level
@@ -75,17 +75,14 @@ def crew(say: Callable[[str], None], workers: int | None, scheduler: str | None)
                 _announce(say, client)
                 yield client
             return
+        assert workers is not None
         options = {
-            "n_workers": workers,
-            "threads_per_worker": 1,
             "dashboard_address": DASHBOARD,
             "silence_logs": logging.CRITICAL,
-            "memory_limit": None,
-            "env": {"MINIBIT_THREADS": "1"},
             "preload": DEAF,
         }
         with _deaf_to_ctrl_c():
-            local = LocalCluster(**options)
+            local = local_cluster(workers, **options)
         with local, Client(local, set_as_default=False) as client:
             try:
                 client.wait_for_workers(workers, timeout=START)

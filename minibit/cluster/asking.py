@@ -288,12 +288,12 @@ class Asking:
         """Return those without a verdict; all of them need workers with the same weights."""
         if not any(question.verdict is None for question in questions):
             verdicts = [told for question in questions if (told := question.verdict)]
-            if len({(told.state, told.loss) for told in verdicts}) == 1:
+            if len({told.state for told in verdicts}) == 1:
                 return []
             here = self._tasks.measured_here(questions[0].part)  # whose weights are others?
             for question in questions:
                 for worker, told in list(question.said.items()):
-                    if (told.state, told.loss) != (here.state, here.loss):
+                    if told.state != here.state:
                         self.left_out[worker.hex()] = (
                             f"has other weights at step {self._tasks.step}"
                         )

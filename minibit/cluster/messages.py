@@ -19,7 +19,7 @@ __all__ = [
 ]  # fmt: skip
 
 _TASK = struct.Struct("<8sIIIIBBBHIH")  # the fields of `Task`, lists by their lengths
-_ANSWER = struct.Struct("<B8sIdfIf")  # kind, worker, step, loss, accuracy, state, seconds
+_ANSWER = struct.Struct("<B8sIddIIIf")  # the fields of `Answer`, but its body
 _LENGTH = struct.Struct("<I")
 _NUMBER = struct.Struct("<I")
 ANSWERED, BEHIND, UNKNOWN, REFUSED = range(4)
@@ -86,15 +86,17 @@ class Answer(NamedTuple):
     kind: int  # ANSWERED, BEHIND (it needs records from `step` on), UNKNOWN (brief) or REFUSED
     worker: bytes  # 8 bytes, drawn when its process began
     step: int
-    loss: float = 0.0  # of the batch, before the step
-    accuracy: float = 0.0
-    state: int = 0  # CRC-32 of the worker's weights and of which samples it takes to be hard
+    loss: float = 0.0  # sum w L of the samples of its chunks, before the step
+    weight: float = 0.0  # sum w of them
+    correct: int = 0  # how many of them the weights label right
+    samples: int = 0
+    state: int = 0  # CRC-32 of what all workers have in common (`Replica`)
     seconds: float = 0.0  # that the worker took
     body: bytes = b""  # sums (`minibit.cluster.sums`), or why it refuses
 
     def pack(self) -> bytes:
         """Return the answer as bytes."""
-        return _ANSWER.pack(*self[:7]) + self.body
+        return _ANSWER.pack(*self[:-1]) + self.body
 
     @classmethod
     def unpack(cls, message: object) -> Answer:
@@ -103,10 +105,12 @@ class Answer(NamedTuple):
             raise ValueError(
                 f"a worker must answer {_ANSWER.size} bytes or more, got {message!r:.80}"
             )
-        kind, *fields = _ANSWER.unpack_from(message)
-        if kind > REFUSED:
-            raise ValueError(f"an answer's kind is 0 to {REFUSED}, got {kind}")
-        return cls._make((kind, *fields, message[_ANSWER.size :]))
+        told = cls._make((*_ANSWER.unpack_from(message), message[_ANSWER.size :]))
+        if told.kind > REFUSED:
+            raise ValueError(f"an answer's kind is 0 to {REFUSED}, got {told.kind}")
+        if told.kind == ANSWERED and not (told.samples > 0 and told.weight > 0):
+            raise ValueError(f"{told.samples} samples cannot weigh {told.weight}")
+        return told
 
     @property
     def reason(self) -> str:

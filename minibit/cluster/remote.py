@@ -127,7 +127,10 @@ class Remote:
             (q.part.first, q.part.stop, a.worker.hex())
             for q, a in zip(questions, told, strict=True)
         ]
-        taken = Taken(self.steps, record, told[0].loss, told[0].accuracy, shares)
+        batch = [a for q, a in zip(questions, told, strict=True) if not q.part.first]  # all chunks
+        loss = sum(each.loss for each in batch) / sum(each.weight for each in batch)
+        accuracy = sum(each.correct for each in batch) / sum(each.samples for each in batch)
+        taken = Taken(self.steps, record, loss, accuracy, shares)
         self.workers = len(shares)
         tasks.took(record)
         traffic.joining += time.perf_counter() - answered

@@ -2,9 +2,10 @@
 
 A *replica* has the run's weights and its course (which samples are drawn, and how hard each was).
 It begins at the seed, and the records of a task carry it on: each is a sparse update of the
-weights, after the forward pass of its step. A worker that measured a step has made that pass; one
-that joins late makes it now. So a replica needs nothing but records, and any process can take any
-task at any time: what it does not know, it asks for.
+weights, after the forward pass of its step. A worker that measured a part of the batch has made the
+pass of that part; it makes the rest, and draws the next batch, once it has answered, while the
+client decides. One that joins late makes all passes now. So a replica needs nothing but records,
+and any process can take any task at any time: what it does not know, it asks for.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -45,8 +48,10 @@ from minibit.noise_step import (
     Params,
     Plan,
     apply_update,
+    chunk_edges,
     forward,
     initial_params,
+    loss_sums,
     sparse_update,
 )
 from minibit.steps import checked_plan, unpack_steps
@@ -56,6 +61,7 @@ __all__ = ["Replica", "answer", "brief_of"]
 
 Batch = tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float32]]  # x, y, weight
 MOST_RUNS = 4  # that a process remembers; the one used longest ago goes
+PROBE = 64  # samples of a batch whose logits all workers compare
 
 
 def brief_of(header: dict[str, Any], data: str | None, nonce: str) -> bytes:
@@ -98,11 +104,25 @@ class Replica:
         threshold = self.course.recipe.threshold
         self.objective = Objective(self.course.model, None, threshold, threads)
         self.params = initial_params(self.plan)
-        self.step = 0
-        self._batch: Batch | None = None
-        self._saw: tuple[NDArray[Any], float, float] | None = None  # hardness, loss, accuracy
-        self._sums: dict[tuple[Any, ...], ChunkSums] = {}  # of parts of this step
         self._lock = threading.Lock()
+        self._begin(0, self._batch_of(0))
+
+    def _batch_of(self, step: int) -> Batch | None:
+        """Draw a step's batch; None of a step that a fork's parent took, on data of its own."""
+        return self.course.batch(step) if step >= self.course.since else None
+
+    def _begin(self, step: int, batch: Batch | None) -> None:
+        self.step, self._batch = step, batch
+        self._hardness = np.full(0 if batch is None else len(batch[0]), np.nan, np.float32)
+        self._sums: dict[tuple[Any, ...], ChunkSums] = {}  # of parts of this step
+        self._state: int | None = None
+        self._next: Batch | None = None
+        self._finished = False  # but for its record
+
+    def _named(self, step: int) -> tuple[Plan, int]:
+        """Return the plan with the seed that draws a step's noise, and the number that does."""
+        seed, number = self.course.drawn_by(step)
+        return replace(self.plan, seed=seed), number
 
     def measure(self, task: Task, worker: bytes) -> Answer:
         """Catch up with a task's records, then measure its part; or say what is missing."""
@@ -111,16 +131,44 @@ class Replica:
             if task.base > self.step or task.step < self.step:
                 return Answer(BEHIND, worker, self.step)
             self._catch_up(task)
-            batch, params, state = self._present_batch(), self.params, self._state()
-        drawn = draw_range(self.plan, task.step, task.numerator, task.first, task.stop)
+            if (batch := self._batch) is None:
+                raise ValueError(f"step {task.step} was taken on the data of the fork's parent")
+            params, state = self.params, self._checksum(*batch[:2])
+        plan, number = self._named(task.step)
+        drawn = draw_range(plan, number, task.numerator, task.first, task.stop)
         sums = self._measured(task, params, batch, drawn)
-        body = encode(self.method, self.plan, params, task, drawn, sums)
-        loss, accuracy = _means(sums.loss, sums.correct, batch[2])
+        body = encode(self.method, plan, params, task._replace(step=number), drawn, sums)
+        low, high = task.chunks
+        edges = chunk_edges(len(batch[0]))[low : high + 1]
+        inside, cuts = slice(edges[0], edges[-1]), [edge - edges[0] for edge in edges]
+        losses = loss_sums(sums.loss, batch[2][inside], cuts)
+        right = int(sums.correct.sum()), len(sums.correct)
         with self._lock:
             if self.step == task.step:
-                self._saw = sums.hardness, loss, accuracy
+                self._hardness[inside] = sums.hardness
+        with suppress(RuntimeError):  # no thread can start: the next task does it
+            threading.Thread(target=self._look_ahead, args=(task.step,)).start()
         seconds = time.perf_counter() - begin
-        return Answer(ANSWERED, worker, task.step, loss, accuracy, state, seconds, body)
+        return Answer(ANSWERED, worker, task.step, *losses, *right, state, seconds, body)
+
+    def _look_ahead(self, step: int) -> None:
+        """Do what is left of a step but for its record, unless somebody was quicker."""
+        with self._lock, suppress(Exception):  # it is done again, and an answer says what is wrong
+            if self.step == step:
+                self._finish()
+
+    def _finish(self) -> None:
+        """Make what is left of a step's forward pass, and draw the next batch."""
+        if self._finished:
+            return
+        if self._batch is not None and self.course.remembers:
+            (x, y, _), unknown = self._batch, np.isnan(self._hardness)
+            if unknown.any():
+                rest = self.course.model, self.params, x[unknown], y[unknown]
+                self._hardness[unknown] = forward(*rest, self.objective.threads)[2]
+            self.course.saw(self._hardness, np.inf)  # it is the client that follows the loss
+        self._next = self._batch_of(self.step + 1)
+        self._finished = True
 
     def _measured(self, task: Task, params: Params, batch: Batch, drawn: Any) -> Any:
         """Measure a part; one whose exact sums are asked for was measured just before, mostly."""
@@ -140,41 +188,27 @@ class Replica:
         for record in task.records[self.step - task.base :]:
             if self.step == task.step:
                 break
-            (step,) = unpack_steps(self.plan, record, 1)
-            if self._saw is None:
-                x, y, weight = self._present_batch()
-                threads = self.objective.threads
-                _, losses, hardness, correct = forward(
-                    self.course.model, self.params, x, y, threads
-                )
-                self._saw = hardness, *_means(losses, correct, weight)
-            self.course.saw(*self._saw[:2])
-            self.params = apply_update(self.params, *sparse_update(self.plan, self.step, step))
-            self.step += 1
-            self._batch = self._saw = None
-            self._sums.clear()
+            (choice,) = unpack_steps(self.plan, record, 1)
+            self._finish()
+            update = sparse_update(*self._named(self.step), choice)
+            self.params = apply_update(self.params, *update)
+            self._begin(self.step + 1, self._next)
         if self.step != task.step:
             raise ValueError(f"a task for step {task.step} has records up to step {self.step} only")
 
-    def _present_batch(self) -> Batch:
-        if self._batch is None:
-            self._batch = self.course.batch(self.step)
-        return self._batch
+    def _checksum(self, x: NDArray[Any], y: NDArray[np.int64]) -> int:
+        """Return a CRC-32 of what all workers have in common when a step begins.
 
-    def _state(self) -> int:
-        """Return a CRC-32 of the weights and of which samples are taken to be hard."""
-        crc = 0
-        for w in self.params.values():
-            crc = zlib.crc32(w.data, crc)
-        return zlib.crc32(np.packbits(self.course.pool.hard > self.objective.threshold).data, crc)
-
-
-def _means(
-    losses: NDArray[Any], correct: NDArray[np.bool_], weight: NDArray[np.float32]
-) -> tuple[float, float]:
-    """Return the loss of a batch, samples weighted, and its accuracy."""
-    loss = np.average(losses, weights=weight if weight.any() else None)
-    return float(loss), float(correct.mean())
+        These are the weights, which samples were hard at their last visit, and the logits of a few.
+        """
+        if self._state is None:
+            hard = np.packbits(self.course.pool.hard > self.objective.threshold)
+            few = self.course.model, self.params, x[:PROBE], y[:PROBE]
+            logits = forward(*few, self.objective.threads)[0]
+            self._state = 0
+            for each in (*self.params.values(), hard, logits):
+                self._state = zlib.crc32(each.data, self._state)
+        return self._state
 
 
 # --- What a process knows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ def train_on(
         As for `train`.
     data : path, optional
         A ``.npz`` file (`minibit.datasets.load_npz`) that every worker finds under this path; MNIST
-        by default, which the package has. A worker with other data is refused.
+        by default, which the package has. A worker with other data is refused. A fork's own data
+        are those of its steps to come; its first steps need none.
     workers : int, optional
         For how many workers an executor's steps are cut; Dask knows its own.
     cut : "samples" or "perturbations", optional
@@ -113,9 +114,10 @@ def train_on(
     def begin(log: StepLog, header: dict[str, Any], course: Course) -> Remote:
         brief = brief_of(header, path, os.urandom(8).hex())
         method, records = course.recipe.settings(), [*log.steps()]
+        plan = replace(log.plan, seed=log.seed_ahead())  # a fork may have its own
         remotes.append(
             Remote(
-                crew, log.plan, method, brief, records,
+                crew, plan, method, brief, records,
                 cut=cut, alone=alone, check=check, patience=patience,
             )
         )  # fmt: skip

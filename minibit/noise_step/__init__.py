@@ -28,7 +28,10 @@ from minibit.noise_step.unit_reference import ChunkSums as ChunkSums
 from minibit.noise_step.unit_reference import Sums as Sums
 from minibit.noise_step.unit_tangents import CHUNKS as CHUNKS
 from minibit.noise_step.unit_tangents import added as added
+from minibit.noise_step.unit_tangents import chunk_edges as chunk_edges
 from minibit.noise_step.unit_tangents import forward as forward
+from minibit.noise_step.unit_tangents import loss_sums as loss_sums
+from minibit.noise_step.unit_tangents import mean_loss as mean_loss
 
 __all__ = [
     "MLP",

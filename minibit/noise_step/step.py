@@ -33,6 +33,7 @@ from minibit.noise_step.moves import (
     sparse_update,
 )
 from minibit.noise_step.perceptron import MLP
+from minibit.noise_step.unit_tangents import mean_loss
 
 __all__ = ["NoiseStep", "StepResult"]
 
@@ -183,7 +184,7 @@ class NoiseStep:
             step=number,
             record=choice,
             update=update,
-            loss=float(np.average(sums.loss, weights=weight if weight.any() else None)),
+            loss=mean_loss(sums.loss, weight),
             accuracy=float(sums.correct.mean()),
             hardness=sums.hardness,
             alignments=tuple(a / len(y) for a in sums.alignments),

@@ -48,7 +48,7 @@ class ChunkSums(NamedTuple):
 
     alignments: NDArray[np.float64]  # (chunks, directions)
     squares: NDArray[np.float64]
-    loss: Floats  # (batch,), of every sample
+    loss: Floats  # (samples of the chunks,)
     hardness: Floats
     correct: NDArray[np.bool_]
 

@@ -57,7 +57,10 @@ from minibit.noise_step.unit_reference import (
     unit_sums_reference,
 )
 
-__all__ = ["CHUNKS", "added", "direction_chunks", "direction_sums", "forward", "unit_sums"]
+__all__ = [
+    "CHUNKS", "added", "chunk_edges", "direction_chunks", "direction_sums", "forward", "loss_sums",
+    "mean_loss", "unit_sums",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from minibit.kernels.unit_forward import Batch, Network, Outcomes, Products
@@ -114,15 +117,15 @@ class Task:
         arguments: Callable[[int], tuple[Any, ...]] = lambda chunk: (),
         chunks: range = EVERY,
     ) -> None:
-        """Call the kernel for all parts of `chunks`; the others make the forward pass alone.
+        """Call the kernel for all parts of `chunks`.
 
         The batch is cut into `CHUNKS`, and a chunk into parts, which one thread computes in turn.
         ``arguments(chunk)`` are further arguments of the kernel for the parts of a chunk. The
         buffers hold the terms of so many `samples` and `units`.
         """
-        from minibit.kernels.unit_forward import buffers, forward, hidden_states
+        from minibit.kernels.unit_forward import buffers, hidden_states
 
-        net, batch, edges = self.network, self.batch, _cut(0, len(self.batch.x), CHUNKS)
+        net, batch, edges = self.network, self.batch, chunk_edges(len(self.batch.x))
         scratch = buffers(net, CHUNKS, units, samples)
 
         def chunk(number: int) -> bool:
@@ -132,13 +135,10 @@ class Task:
                 part = slice(begin, end)
                 rows, outcomes = _part(batch, part), _part(self.outcomes, part)
                 block = hidden_states(net, self.products, rows.x) if self.rounded else None
-                if number in chunks:
-                    kernel(net, rows, block, outcomes, *scratch[number], *arguments(number))
-                else:
-                    forward(net, rows, block, outcomes, *scratch[number])
+                kernel(net, rows, block, outcomes, *scratch[number], *arguments(number))
             return True
 
-        tasks = [partial(chunk, number) for number in range(CHUNKS)]
+        tasks = [partial(chunk, number) for number in chunks]
         pool.run(tasks, self.threads or pool.cpus())
 
 
@@ -290,6 +290,49 @@ def direction_sums(
     return Sums(alignments, squares, sums.loss, sums.hardness, sums.correct)
 
 
+def chunk_edges(samples: int) -> list[int]:
+    """Return where the chunks of a batch begin, and where the last one ends.
+
+    Examples
+    --------
+    >>> chunk_edges(10)
+    [0, 2, 5, 7, 10]
+    """
+    return _cut(0, samples, CHUNKS)
+
+
+def loss_sums(losses: Floats, weight: Floats, cuts: Sequence[int]) -> tuple[float, float]:
+    """Return sum w L and sum w over chunks of samples, which begin and end at `cuts`.
+
+    A chunk's sum is rounded to float32. Such sums add without an error in float64 (but where one is
+    2**27 times another), so a batch has the same `mean_loss` whoever sums which of its chunks.
+
+    Examples
+    --------
+    >>> loss_sums(np.float32([1, 2, 4]), np.float32([1, 1, 2]), [0, 2, 3])
+    (11.0, 4.0)
+    """
+    weight = weight.astype(np.float64)
+    total, weights = (
+        sum(float(np.float32(each[begin:end].sum())) for begin, end in pairwise(cuts))
+        for each in (weight * losses, weight)
+    )
+    return total, weights
+
+
+def mean_loss(losses: Floats, weight: Floats) -> float:
+    """Return the loss of a batch, sum w L / sum w; the plain mean where no sample weighs anything.
+
+    Examples
+    --------
+    >>> mean_loss(np.float32([1, 2, 4]), np.float32([1, 1, 2]))
+    2.75
+    """
+    weight = weight if weight.any() else np.ones_like(weight)
+    total, weights = loss_sums(losses, weight, chunk_edges(len(losses)))
+    return total / weights
+
+
 def added(chunks: NDArray[np.float64]) -> NDArray[np.float64]:
     """Add sums over the chunks of a batch, (chunks, directions), first to last."""
     return reduce(np.add, chunks)  # (directions,)
@@ -308,8 +351,8 @@ def direction_chunks(
 ) -> ChunkSums:
     """Sum the alignments with sparse directions over each of some chunks of the batch.
 
-    The chunks are four runs of samples, as equal as can be. Of the samples of all four the outcome
-    is returned, for which a forward pass is enough.
+    The chunks are four runs of samples, as equal as can be (`chunk_edges`). Samples of other chunks
+    are not looked at.
     """
     offsets, positions, signs = directions[:3]
     codes, batch = _checked(model, params, x, y, weight)
@@ -323,15 +366,15 @@ def direction_chunks(
     if not 0 <= chunks.start < chunks.stop <= CHUNKS or chunks.step != 1:
         raise ValueError(f"chunks must be some of {EVERY}, one after another, got {chunks}")
     sums = np.zeros((len(chunks), len(offsets) - 1))
-    squares = np.zeros_like(sums)
+    squares, edges = np.zeros_like(sums), chunk_edges(len(batch[0]))
+    inside = slice(edges[chunks.start], edges[chunks.stop])
     if (task := Task.of(model, codes, batch, threshold, threads)) is None:
         measured = alignments_reference(model, codes, *batch, directions, threshold)
         a, loss, hardness, correct = measured
-        edges = _cut(0, len(a), CHUNKS)
         for row, chunk in enumerate(chunks):
             some = a[slice(*edges[chunk : chunk + 2])]  # (samples, directions)
             sums[row], squares[row] = some.sum(0), (some**2).sum(0)
-        return ChunkSums(sums, squares, loss, hardness, correct)
+        return ChunkSums(sums, squares, loss[inside], hardness[inside], correct[inside])
     from minibit.kernels.unit_tangents import Directions
     from minibit.kernels.unit_tangents import direction_sums as kernel
 
@@ -344,4 +387,5 @@ def direction_chunks(
         return listed, sparse, sums[row], squares[row]
 
     task.run(kernel, len(listed.columns), 1, arguments, chunks)
-    return ChunkSums(sums, squares, *task.outcomes[:3])
+    outcomes = _part(task.outcomes, inside)
+    return ChunkSums(sums, squares, outcomes.loss, outcomes.hardness, outcomes.correct)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from minibit.base import integer
 from minibit.datasets import Dataset, split
 from minibit.noise import BATCH, integers, uniform
-from minibit.noise_step import SampledStep, forward, geometric
+from minibit.noise_step import SampledStep, forward, geometric, mean_loss
 from minibit.steps import StepLog, checked_segments, seed_at
 from minibit.training.log_header import model_of, recipe_of
 from minibit.training.presets import SHIFTS
@@ -80,13 +80,22 @@ class Course:
         self.recipe = recipe = recipe_of(header["recipe"])
         self.model = model_of(header)
         self._seed, self._segments = seed, checked_segments(header.get("segments", []))
-        self._since = integer("data.since", header["data"].get("since", 0))
+        self.since = integer("data.since", header["data"].get("since", 0))
         x, y = data.train_x, data.train_y
         if header["data"]["split"] == "validation":
             x, y = split(data)[:2]
         images = shifted(x, recipe.shifts, data.sample_shape)  # (shifts, samples, n_in)
         self.pool = Pool(images, y.astype(np.int64), seed, recipe.threshold, recipe.easy_share)
         self._density = recipe.density[0]
+
+    @property
+    def remembers(self) -> bool:
+        """Whether batches depend on how hard samples were."""
+        return self.recipe.easy_share < 1
+
+    def drawn_by(self, step: int) -> tuple[int, int]:
+        """Return the seed and the number by which a step's batch and noise are drawn."""
+        return seed_at(self._seed, self._segments, step)
 
     def batch_size(self, step: int) -> int:
         """Return how many samples a step sees."""
@@ -95,7 +104,7 @@ class Course:
 
     def batch(self, step: int) -> Batch:
         """Draw the batch of a step; after the step, `saw` takes what its samples came to."""
-        self.pool.seed, number = seed_at(self._seed, self._segments, step)
+        self.pool.seed, number = self.drawn_by(step)
         sample, shift, weight = self.pool.draw(number, self.batch_size(step))
         self._drawn = sample, shift
         return self.pool.images[shift, sample], self.pool.labels[sample], weight
@@ -121,8 +130,8 @@ class Course:
     def retrace(self, log: StepLog, threads: int | None = None) -> None:
         """Make the forward passes of a log's steps on these data: the course of its run."""
         steps = len(log)
-        remembers = self.recipe.easy_share < 1  # if not, only the density of the last step counts
-        passes = range(max(self._since, 0 if remembers else steps - 1), steps)
+        last = 0 if self.remembers else steps - 1  # if not, only its density counts
+        passes = range(max(self.since, last), steps)
         every = list(log.steps())
         if not passes and isinstance(every[-1], SampledStep):
             self._density = every[-1].numerator / 2**32
@@ -132,7 +141,7 @@ class Course:
             if isinstance(choice, SampledStep):
                 self._density = choice.numerator / 2**32
             _, losses, hardness, _ = forward(self.model, params, x, y, threads)
-            self.saw(hardness, float(np.average(losses, weights=weight if weight.any() else None)))
+            self.saw(hardness, mean_loss(losses, weight))
 
 
 def shifted(images: NDArray[Any], shifts: int, shape: tuple[int, ...]) -> NDArray[Any]:

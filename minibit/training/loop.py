@@ -178,10 +178,6 @@ def train(
         if steps is not None and steps > most:
             raise ValueError(f"steps must be at most the log's {most}, got {steps}")
         header = run.log.header
-        if engine and (header.get("segments") or header["data"].get("since")):
-            raise ValueError(
-                f"workers take no steps of a fork with its own seed or data, like {out}"
-            )
         run.remote = engine(run.log, header, run.course) if engine else None
         return run.go(most if steps is None else steps, threads, progress)
 
