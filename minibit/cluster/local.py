@@ -15,9 +15,14 @@ SETTINGS = {
 
 
 def local_cluster(workers: int, **options: Any) -> Any:
-    """Start a ``distributed.LocalCluster`` of so many processes, of one thread each.
+    """Start a ``distributed.LocalCluster`` whose processes have one thread each.
 
-    `options` are those of ``LocalCluster``; close it as one.
+    Parameters
+    ----------
+    workers : int
+        How many processes.
+    **options
+        Of ``LocalCluster``.
 
     Examples
     --------
