@@ -385,7 +385,7 @@ assert max(late.received[2:]) < 200
 # ## A worker that lies
 #
 # An answer carries a checksum of the worker's weights, of which samples it takes to be hard, and of
-# the logits of the batch's first 64 samples. A worker with other weights (a bit flipped in its
+# the logits of a few samples of the batch. A worker with other weights (a bit flipped in its
 # memory, or a CPU that rounds otherwise) differs there, and is found at once. A worker that *lies*
 # has the right weights and sends false sums. The client cannot tell from the sums. But an honest
 # answer is a function of the task: so some of the parts are given to two workers, their answers are
@@ -456,7 +456,7 @@ plots.label_axes(axis, "step", "liars not yet found (%)")
 # scheduler; and deployers for SLURM, Kubernetes, clouds. The extra `[cluster]` installs it: in a
 # checkout, `pip install -e '.[cluster]'`. A program of yours says `local_cluster(2)` of
 # `minibit.cluster`, below `if __name__ == "__main__":`, because its workers import the program: it
-# is Dask's `LocalCluster` without what would look at a busy worker's stack every 10 ms. It connects
+# is Dask's `LocalCluster` without what looks at a busy worker's stack again and again. It connects
 # to a cluster that runs already by `Client("tls://scheduler:8786")`. This page is one script, so
 # its workers are started as commands.
 

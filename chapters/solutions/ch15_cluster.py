@@ -254,7 +254,7 @@ for number, kept in enumerate(records[:15]):
         asked[name] += len(open_now) > 0
         if len(open_now) == 0:
             assert np.array_equal(known.codes(), kept.codes)
-    course.saw(halves[0].hardness, 0.0)
+    course.saw(np.concatenate([half.hardness for half in halves]), 0.0)
 print("steps of 15 that ask for exact sums:", asked)
 assert asked["8 bits"] > 10 > asked["16 bits"]
 
