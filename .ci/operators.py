@@ -6,11 +6,12 @@
     f(a)        pass                     x += 1, x[i] = a, raise, break  pass
 
 Texts, annotations and what a ``raise`` says stay as they are. Of each room's mutants a sample is
-drawn. The room's tests run once, unbroken, and note which lines each test reaches; then every
+drawn. The tests of the rooms run once, unbroken, and note which lines each test reaches; then every
 mutant is tried in a fork of a process that has loaded pytest: the fork imports the room with the
-mutant in it and runs the tests that reach its line, the quickest first, to the first that fails.
-They run without JIT, and if none fails with it, as a room's ways to its kernels need it. A survivor
-is *argued* if `.ci/survivors.txt` says in a line why no test should fail.
+mutant in it and runs the room's tests that reach its line, the quickest first and the cases of the
+vectors last, to the first that fails. They run without JIT; what none notices is tried with JIT, as
+a room's ways to its kernels need it. A survivor is *argued* if `.ci/survivors.txt` says in a line
+why no test should fail.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -36,8 +38,16 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("dual", "ternary", "absmean", "noise", "noise_step", "steps", "topk", "nf4")
 MORE_TESTS = {
     "dual": ("test_rules.py",),
-    "ternary": ("test_matmul.py",),
+    "ternary": ("test_ternary_blocks.py", "test_matmul.py"),
     "steps": ("test_logfile.py", "test_histories.py", "test_writers.py"),
+}
+VECTORS = "tests/test_vectors.py::test_case"
+FILES = {  # of vectors that call a room, besides its own
+    "dual": ("dual_methods", "tape", "layers"),
+    "ternary": ("matmul", "gguf_file"),
+    "noise_step": ("choices", "costs", "plans"),
+    "steps": ("logs", "noise_step"),
+    "nf4": ("lora",),
 }
 MEMORY = 8 << 30  # bytes of addresses that a mutant's tests may take
 COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
@@ -79,12 +89,14 @@ class Change:
     old: str
     new: str
 
-    def apply(self, text: str) -> str:
+    def apply(self) -> str:
         """Return the file's text with the change in it."""
+        text = (ROOT / self.file).read_text(encoding="utf-8")
         return text[: self.start] + self.new + text[self.end :]
 
-    def name(self, text: str) -> str:
+    def name(self) -> str:
         """Name the change by its place in words, which stay when lines move."""
+        text = (ROOT / self.file).read_text(encoding="utf-8")
         code = text.splitlines()[self.line - 1].strip()
         old, new = (" ".join(part.split()) for part in (self.old, self.new))
         return f"{self.file}: {code} [{old} -> {new}]"
@@ -170,20 +182,20 @@ def files_of(room: str) -> list[Path]:
     return sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
 
 
-def sample_of(room: str, size: int, seed: int) -> tuple[list[Change], int]:
-    """Draw changes of a room, in order, and say of how many."""
+def sample_of(room: str, size: int, seed: int) -> list[Change]:
+    """Draw changes of a room, in order."""
     every = []
     for path in files_of(room):
         file = path.relative_to(ROOT).as_posix()
         every += changes(file, path.read_text(encoding="utf-8"))
     chosen = random.Random(f"{room} {seed}").sample(range(len(every)), min(size, len(every)))
-    return [every[i] for i in sorted(chosen)], len(every)
+    return [every[i] for i in sorted(chosen)]
 
 
 def tests_of(room: str) -> list[str]:
-    """Return the files of a room's tests."""
-    every = (f"test_{room}.py", *MORE_TESTS.get(room, ()), "test_vectors.py")
-    return [f"tests/{name}" for name in every]
+    """Return a room's tests: its files, and the cases of the vectors."""
+    own = (f"test_{room}.py", *MORE_TESTS.get(room, ()))
+    return [*(f"tests/{name}" for name in own), VECTORS]
 
 
 class Times:
@@ -195,6 +207,22 @@ class Times:
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Add the time of a test's setup, call and teardown."""
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+
+
+class Cases:
+    """A plugin of pytest that keeps of the vectors those that call some rooms."""
+
+    def __init__(self, rooms: Sequence[str]) -> None:
+        files = (file for room in rooms for file in (room, *FILES.get(room, ())))
+        self.starts = tuple(f"{VECTORS}[{file}/" for file in files)
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """Leave out the others."""
+        items[:] = [
+            item
+            for item in items
+            if not item.nodeid.startswith(VECTORS) or item.nodeid.startswith(self.starts)
+        ]
 
 
 class Chosen:
@@ -210,27 +238,27 @@ class Chosen:
 
 
 class RoomTests:
-    """The tests of a room, with JIT or without: which of them reach a line, and what they notice.
+    """The tests of rooms, with JIT or without: which of them reach a line, and what they notice.
 
     A context manager: a process in which changes are tried waits inside it.
     """
 
-    def __init__(self, room: str, folder: Path, jit: bool) -> None:
-        times, data = folder / f"{room}-{jit}.json", folder / f"{room}-{jit}.coverage"
+    def __init__(self, rooms: Sequence[str], folder: Path, jit: bool) -> None:
+        times, data = folder / f"{jit}.json", folder / f"{jit}.coverage"
         self._environment = environment(jit)
-        command = [sys.executable, __file__, "measure", room, str(times), str(data)]
+        command = [sys.executable, "-P", __file__, "measure", str(times), str(data), *rooms]
         done = subprocess.run(
             command, cwd=ROOT, env=self._environment, capture_output=True, text=True
         )
         if done.returncode:
-            raise SystemExit(f"{done.stdout}{done.stderr}\nthe tests of {room} must pass unbroken")
-        self.room, self.seconds = room, json.loads(times.read_text())
+            raise SystemExit(f"{done.stdout}{done.stderr}\nthe tests must pass unbroken")
+        self.seconds = json.loads(times.read_text())
         self._reach = lines_reached(data)
 
     def __enter__(self) -> RoomTests:
         """Start the process that is forked."""
         self._server = subprocess.Popen(
-            [sys.executable, __file__, "serve", self.room],
+            [sys.executable, "-P", __file__, "serve"],
             cwd=ROOT,
             env=self._environment,
             stdin=subprocess.PIPE,
@@ -244,18 +272,28 @@ class RoomTests:
         self._server.communicate()
 
     def reach(self, change: Change) -> list[str]:
-        """List the tests that run a line, the quickest first; all of them if it runs at import."""
-        reached = self._reach.get((change.file, change.line), set())
-        names = self.seconds if "" in reached else reached
-        return sorted(names, key=lambda name: self.seconds.get(name, 0.0))
+        """List a room's tests that run a line: all of them if it runs at import.
 
-    def notice(self, change: Change, text: str) -> bool:
-        """Try a change of a file's text: whether a test fails, or the tests do not end in time."""
-        tests = self.reach(change)
-        if not tests:
-            return False
-        limit = 20 + 5 * sum(self.seconds.get(test, 0.0) for test in tests)
-        task = {"file": change.file, "text": change.apply(text), "tests": tests, "limit": limit}
+        The quickest come first, and those of the vectors last.
+        """
+        reached = self._reach.get((change.file, change.line), set())
+        own = tuple(tests_of(Path(change.file).parts[1].removesuffix(".py")))
+        names = [
+            name for name in (self.seconds if "" in reached else reached) if name.startswith(own)
+        ]
+        return sorted(names, key=lambda name: (VECTORS in name, self.seconds.get(name, 0.0)))
+
+    def notice(self, change: Change) -> bool:
+        """Try a change: whether a test fails, or the tests do not end in time."""
+        tests, new = self.reach(change), change.apply()
+        of_vectors = [name for name in tests if VECTORS in name]
+        parts = tests[: len(tests) - len(of_vectors)], of_vectors
+        return any(self._ask(change.file, new, names) for names in parts if names)
+
+    def _ask(self, file: str, text: str, tests: list[str]) -> bool:
+        """Let a fork run tests with another text of a file: whether one fails."""
+        limit = 60 + 5 * sum(self.seconds.get(test, 0.0) for test in tests)
+        task = {"file": file, "text": text, "tests": tests, "limit": limit}
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         print(json.dumps(task), file=self._server.stdin, flush=True)
@@ -265,19 +303,16 @@ class RoomTests:
 
 def lines_reached(data: Path) -> dict[tuple[str, int], set[str]]:
     """Read which tests run each line of a file; a line that runs at import has a test ``""``."""
-    from coverage.numbits import numbits_to_nums
-
     reached: dict[tuple[str, int], set[str]] = {}
     with sqlite3.connect(data) as database:
         rows = database.execute(
-            "select file.path, context.context, line_bits.numbits from line_bits "
-            "join file on file.id = line_bits.file_id "
-            "join context on context.id = line_bits.context_id"
+            "select distinct file.path, context.context, arc.tono from arc "
+            "join file on file.id = arc.file_id "
+            "join context on context.id = arc.context_id where arc.tono > 0"
         )
-        for path, context, bits in rows:
-            for line in numbits_to_nums(bits):
-                place = (Path(path).relative_to(ROOT).as_posix(), line)
-                reached.setdefault(place, set()).add(context.partition("|")[0])
+        for path, context, line in rows:
+            place = (Path(path).relative_to(ROOT).as_posix(), line)
+            reached.setdefault(place, set()).add(context.partition("|")[0])
     return reached
 
 
@@ -291,27 +326,31 @@ def environment(jit: bool) -> dict[str, str]:
     }
 
 
-def measure(room: str, times: str, data: str) -> int:
-    """Run a room's tests under coverage, test by test; write their times and the lines reached."""
+def measure(times: str, data: str, *rooms: str) -> int:
+    """Run the tests of rooms under coverage, test by test; write their times and lines reached."""
     import pytest
 
     os.environ["COVERAGE_FILE"] = data
-    target = "minibit." + room if (ROOT / "minibit" / f"{room}.py").is_file() else f"minibit/{room}"
-    plugin, quiet = Times(), ["-q", "-p", "no:cacheprovider", "--cov-report="]
+    plugin = Times()
+    ours = "no:minibit.conformance.pytest_plugin"  # or the rooms are imported before lines count
+    quiet = ["-q", "-p", "no:cacheprovider", "-p", ours, "--cov-report="]
+    files = dict.fromkeys(name for room in rooms for name in tests_of(room))
+    targets = [f"--cov=minibit.{room}" for room in rooms]
     status = pytest.main(
-        [*quiet, f"--cov={target}", "--cov-context=test", *tests_of(room)], plugins=[plugin]
+        [*quiet, *targets, "--cov-branch", "--cov-context=test", *files],
+        plugins=[plugin, Cases(rooms)],
     )
     Path(times).write_text(json.dumps(plugin.seconds))
     return int(status)
 
 
-def serve(room: str) -> int:
+def serve() -> int:
     """Try each change that a line of standard input holds, in a fork; print how it ended."""
     import hypothesis.extra.numpy  # noqa: F401, what every test loads
     import pytest
 
     loaded = "ignore::pytest.PytestAssertRewriteWarning"  # Hypothesis is, before its plugin
-    arguments = ["-x", "-q", "-p", "no:cacheprovider", "-W", loaded, *tests_of(room)]
+    arguments = ["-x", "-q", "-p", "no:cacheprovider", "-W", loaded]
     for line in sys.stdin:
         task = json.loads(line)
         child = os.fork()
@@ -322,7 +361,11 @@ def serve(room: str) -> int:
             for stream in (0, 1, 2):
                 os.dup2(silent, stream)
             _put(ROOT / task["file"], task["text"])
-            os._exit(pytest.main(arguments, plugins=[Chosen(task["tests"])]))
+            names = task["tests"]
+            files = dict.fromkeys(
+                VECTORS if VECTORS in name else name.partition("::")[0] for name in names
+            )
+            os._exit(pytest.main([*arguments, *files], plugins=[Chosen(names)]))
         print(json.dumps(_fails(child, task["limit"])), flush=True)
     return 0
 
@@ -355,33 +398,6 @@ def _fails(child: int, limit: float) -> bool:
     return True
 
 
-def try_room(room: str, size: int, seed: int, folder: Path) -> dict[str, int]:
-    """Try a sample of a room's changes; print what survives, and return the counts."""
-    begin, argued = time.perf_counter(), arguments()
-    chosen, count = sample_of(room, size, seed)
-    counts = dict.fromkeys(("killed", "argued", "survived"), 0)
-    plain, compiled = (RoomTests(room, folder, jit) for jit in (False, True))
-    print(f"{room}: {len(chosen)} of {count} changes, {len(plain.seconds)} tests", flush=True)
-    with plain, compiled:
-        whole = (ROOT / chosen[0].file).read_text(encoding="utf-8")
-        nothing = replace(chosen[0], start=0, end=0, new="")
-        if plain.notice(nothing, whole) or compiled.notice(nothing, whole):
-            raise SystemExit(f"the tests of {room} fail in a fork with nothing changed")
-        for change in chosen:
-            text = (ROOT / change.file).read_text(encoding="utf-8")
-            noticed, name = plain.notice(change, text), change.name(text)
-            if not noticed:
-                noticed = compiled.notice(change, text)
-            result = "killed" if noticed else "argued" if name in argued else "survived"
-            counts[result] += 1
-            if result != "killed":
-                reach = {*plain.reach(change), *compiled.reach(change)}
-                print(f"{result}  {name}  (line {change.line}, {len(reach)} tests)", flush=True)
-    words = ", ".join(f"{number} {result}" for result, number in counts.items())
-    print(f"{room}: {words}; {time.perf_counter() - begin:.0f} s", flush=True)
-    return counts
-
-
 def arguments() -> dict[str, str]:
     """Read why survivors may survive: ``NAME  # reason``, a line each."""
     lines = (ROOT / ".ci" / "survivors.txt").read_text(encoding="utf-8").splitlines()
@@ -389,13 +405,43 @@ def arguments() -> dict[str, str]:
     return {name.strip(): reason for name, _, reason in pairs}
 
 
+def unnoticed(rooms: Mapping[str, list[Change]], jit: bool) -> dict[str, list[Change]]:
+    """Try changes of rooms; return those that no test notices."""
+    out: dict[str, list[Change]] = {}
+    with (
+        tempfile.TemporaryDirectory(prefix="mutants-") as folder,
+        RoomTests([*rooms], Path(folder), jit) as tests,
+    ):
+        first = next(iter(rooms.values()))[0]
+        nothing = replace(first, start=0, end=0, new="")
+        if tests.notice(nothing):
+            raise SystemExit("the tests fail in a fork with nothing changed")
+        for room, chosen in rooms.items():
+            begin = time.perf_counter()
+            out[room] = [change for change in chosen if not tests.notice(change)]
+            seconds, how = time.perf_counter() - begin, "with" if jit else "without"
+            noticed = len(chosen) - len(out[room])
+            words = f"{noticed} of {len(chosen)} changes noticed {how} JIT; {seconds:.0f} s"
+            print(f"{room}: {words}", flush=True)
+    return out
+
+
 def main(rooms: Sequence[str], size: int, seed: int) -> int:
     """Try rooms, and print the share that is killed; 0 if no change survived."""
-    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        counts = [try_room(room, size, seed, Path(folder)) for room in rooms]
-    killed, argued, survived = (
-        sum(count[key] for count in counts) for key in ("killed", "argued", "survived")
-    )
+    reasons, drawn = arguments(), {room: sample_of(room, size, seed) for room in rooms}
+    left = {room: some for room, some in unnoticed(drawn, jit=False).items() if some}
+    left = unnoticed(left, jit=True) if left else left
+    totals: Counter[str] = Counter()
+    for room, chosen in drawn.items():
+        names = [change.name() for change in left.get(room, [])]
+        for name in names:
+            print("argued  " if name in reasons else "survived", name)
+        argued = sum(name in reasons for name in names)
+        counts = {"killed": len(chosen) - len(names), "argued": argued}
+        counts["survived"] = len(names) - argued
+        print(f"{room}: {', '.join(f'{number} {result}' for result, number in counts.items())}")
+        totals.update(counts)
+    killed, argued, survived = (totals[key] for key in ("killed", "argued", "survived"))
     share = killed / max(1, killed + survived)
     print(f"{killed} killed, {argued} argued, {survived} survived: {share:.1%} without the argued")
     return int(survived > 0)

@@ -1137,3 +1137,29 @@ def test_directions_out_of_range_are_refused(offsets, positions, match):
             weight,
             (np.array(offsets), np.array(positions), signs),
         )
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: keep_terns(np.ones(4), np.ones(4), "size"),
+            ValueError,
+            "score must be 'absolute' or 't', got 'size'",
+        ),
+        (
+            lambda: digest({"w1": np.ones((1, 2), np.float32)}),
+            TypeError,
+            r"params\['w1'\] must be int8 codes, got float32",
+        ),
+        (
+            lambda: Units().plan({"w1": (2, 3), "b1": (2,)}, 0, 0),
+            ValueError,
+            r"params\['b1'\] must be \(n_out, n_in\) for units, got shape \(2,\)",
+        ),
+    ],
+)
+def test_a_score_codes_and_shapes_that_no_step_has_are_refused(call, error, message):
+    """By name: another score, a digest of floats, units of what is no matrix."""
+    with pytest.raises(error, match=message):
+        call()

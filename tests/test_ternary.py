@@ -26,6 +26,14 @@ from minibit.ternary import (
     unpack_base3,
     unpack_bitplanes,
 )
+from minibit.ternary.panels import (
+    PACK,
+    pack_columns_reference,
+    pack_panels_reference,
+    repack_hf,
+    unpack_columns,
+    unpack_panels,
+)
 
 trits = st.integers(-1, 1)
 any_codes = arrays(np.int8, array_shapes(min_dims=0, max_dims=3, min_side=0), elements=trits)
@@ -422,6 +430,41 @@ def test_a_scale_is_one_finite_number(scale, error, message):
     with pytest.raises(error, match=message):
         TernaryMatrix.from_codes(random_codes(2, 2), scale)
     assert TernaryMatrix.from_codes(random_codes(2, 2), np.array([0.5])).scale == 0.5
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (64, 64), (70, 3), (5, 130)])
+@pytest.mark.parametrize(
+    ("layout", "pack", "unpack"),
+    [
+        ("panels", pack_panels_reference, unpack_panels),
+        ("columns", pack_columns_reference, unpack_columns),
+    ],
+)
+def test_panels_and_columns_hold_each_code_at_its_place(layout, pack, unpack, shape):
+    """Packed by NumPy or by a kernel, from codes or from bytes of Hugging Face's; they come back.
+
+    Codes beyond a matrix are zeros.
+    """
+    codes = random_codes(*shape, seed=3)
+    packed, (n_out, n_in) = pack(codes), shape
+    wide = -(-n_in // 64) * 16  # vectors of a panel
+    digits = {}
+    for r, c in itertools.product(range(-(-n_out // 64) * 64), range(wide * 4)):
+        code = codes[r, c] if r < n_out and c < n_in else 0
+        panel, j, row = r // 64, r % 64 // 16, r % 16
+        byte, shift = ((panel * wide + c // 4) * 16 + row) * 4 + c % 4, 2 * j
+        if layout == "columns":
+            byte, shift = c // 4 * n_out + r, 2 * (c % 4)
+            if r >= n_out or c >= -(-n_in // 16) * 16:
+                continue
+        digits[byte, shift] = code + 1
+    expected = np.zeros(max(byte for byte, _ in digits) + 1, np.uint8)
+    for (byte, shift), digit in digits.items():
+        expected[byte] |= digit << shift
+    np.testing.assert_array_equal(packed, expected)
+    np.testing.assert_array_equal(PACK[layout](codes), expected)
+    np.testing.assert_array_equal(repack_hf(to_hf(codes), n_out, layout), expected)
+    np.testing.assert_array_equal(unpack(packed, shape), codes)
 
 
 def test_a_matrix_has_two_axes():

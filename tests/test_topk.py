@@ -544,6 +544,41 @@ def test_a_fit_finds_the_law_that_made_its_data():
     assert fit.objective == pytest.approx(huber.mean(), rel=1e-9)
 
 
+def test_an_interval_is_the_middle_share_of_the_samples():
+    """As many of them lie below as above; of a constant, and of the optimum that it implies."""
+    law = {"E": 1.2, "B": 0.3, "C": 8.0, "alpha": 0.25, "beta": 0.12}
+    samples = tuple({**law, "alpha": 0.2 + n / 1000} for n in range(101))  # 0.2 to 0.3
+    fit = scaling.LawFit(law, 0.0, samples)
+    assert fit.interval("alpha") == pytest.approx((0.205, 0.295))
+    assert fit.interval("alpha", 0.5) == pytest.approx((0.225, 0.275))
+    low, high = fit.interval("optimal_sparsity", 0.5)  # grows with alpha
+    expected = [optimal_sparsity(alpha, 0.12, 0.3, 8.0) for alpha in (0.225, 0.275)]
+    assert [low, high] == pytest.approx(expected)
+
+
+def test_samples_are_fits_of_runs_that_the_seed_draws_again(monkeypatch):
+    """As many as asked for, each of as many runs, some twice; they begin where the fit ended."""
+    N, S = np.repeat([1e5, 1e6, 1e7], 3), np.tile([0.0, 0.4, 0.8], 3)
+    losses = scaling_law(N, S)
+    runs = list(zip(N, S, losses, strict=True))
+    calls = []
+
+    def fitted(N, S, losses, delta, starts):
+        calls.append((list(zip(N, S, losses, strict=True)), starts))
+        return {"E": 1.5, "B": 0.3, "C": 8.0, "alpha": 0.25, "beta": float(len(calls))}, 0.0
+
+    monkeypatch.setattr(scaling, "_minimise", fitted)
+    fits = [fit_scaling_law(N, S, losses, resamples=3, seed=seed) for seed in (0, 0, 1)]
+    assert [sample["beta"] for sample in fits[0].samples] == [2, 3, 4]
+    whole, *drawn = (calls[n][0] for n in range(4))
+    assert whole == runs
+    assert all(len(some) == 9 and set(some) < set(runs) for some in drawn)
+    assert len({tuple(some) for some in drawn}) == 3
+    assert [calls[n][0] for n in range(4, 8)] == [whole, *drawn]
+    assert calls[9][0] != calls[1][0]
+    np.testing.assert_allclose(np.exp(calls[1][1]), [[1.5, 0.3, 8.0, 0.25, 1.0]])
+
+
 def test_a_fit_without_scipy_names_its_install():
     """The error says what to install; the law itself needs no SciPy."""
     code = (
