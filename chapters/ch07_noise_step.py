@@ -120,10 +120,10 @@ assert accuracy > 0.5
 
 # %% [markdown]
 # Here is one step, on the 24 x 24 weights between the two hidden layers alone, with eight
-# perturbations. **Perturb:** each square is one of them; blue is +1, orange is -1. **Measure:** the
-# bars are the alignments. **Keep:** the four bars that reach the dashed lines, the median size, are
-# kept, each against its slope; the other four are forgotten. On the right, the weights before the
-# step and after it.
+# perturbations. **Perturb:** each square is one of them; a blue plus is +1, an orange dash -1.
+# **Measure:** the bars are the alignments. **Keep:** the four bars that reach the dashed lines, the
+# median size, are kept, each against its slope; the other four are forgotten. On the right, the
+# weights before the step and after it.
 
 # %%
 floats = {name: w.astype(np.float32) for name, w in first.items()}
@@ -143,19 +143,19 @@ assert np.count_nonzero(terns) == 4
 # %% tags=["hide-input"]
 fig = plt.figure(figsize=(9.6, 4.4))
 fig.set_label(
-    "Above, eight squares with a few blue and orange points: the perturbations. In the middle a bar "
+    "Above, eight squares with a few plus signs and dashes: the perturbations. In the middle a bar "
     "for each: its alignment, with two dashed lines at the median size. Below, the squares of the "
-    "four longest bars, two of them with the colours exchanged; the other four squares are empty."
+    "four longest bars, two of them with the signs exchanged; the other four squares are empty."
 )
 grid = fig.add_gridspec(3, 10, height_ratios=(1, 1.1, 1))
 
 
 def trits(place, matrix, title="", note=""):
-    """Draw a matrix of trits: blue +1, orange -1."""
+    """Draw a matrix of trits: a blue plus for +1, an orange dash for -1."""
     axes = fig.add_subplot(place)
-    for value, colour in ((1, plots.PALETTE[0]), (-1, plots.PALETTE[1])):
+    for value, marker, colour in ((1, "+", plots.PALETTE[0]), (-1, "_", plots.PALETTE[1])):
         rows, columns = np.nonzero(matrix == value)
-        axes.plot(columns, rows, "s", color=colour, markersize=2.2)
+        axes.plot(columns, rows, marker, color=colour, markersize=3.5)
     axes.set(xticks=[], yticks=[], xlim=(-1, 24), ylim=(24, -1), aspect="equal")
     axes.set_title(title, fontsize=9)
     axes.set_xlabel(note, fontsize=9)

@@ -70,8 +70,8 @@ assert log.nbytes < result.packed_weight_bytes / 2
 
 # %% [markdown]
 # From the log to the weights, for a corner of 32 x 32 weights of the second layer. The seed draws
-# the first weights (blue +1, orange -1). Each step adds its moves to them, and the sum of all is
-# the model:
+# the first weights (a blue plus is +1, an orange dash -1). Each step adds its moves to them, and
+# the sum of all is the model:
 
 # %%
 half, corner = len(log) // 2, np.s_[:32, :32]
@@ -87,14 +87,14 @@ assert np.array_equal(drawn + early + late, replayed)
 # %% tags=["hide-input"]
 fig, panels = plt.subplots(1, 4, figsize=(10, 2.9))
 fig.set_label(
-    "Four squares of small blue and orange points with the signs +, + and = between them: the "
+    "Four squares of small plus signs and dashes, with +, + and = between them: the "
     "weights that the seed draws, the moves of the first and of the second half of the steps, which "
     "are few, and the weights of the model."
 )
 for panel, (name, matrix), sign in zip(panels, pieces.items(), ("+", "+", "=", ""), strict=True):
-    for negative, colour in ((False, plots.PALETTE[0]), (True, plots.PALETTE[1])):
-        rows, columns = np.nonzero(matrix < 0 if negative else matrix > 0)
-        panel.plot(columns, rows, "s", color=colour, markersize=2.4)
+    for value, marker, colour in ((1, "+", plots.PALETTE[0]), (-1, "_", plots.PALETTE[1])):
+        rows, columns = np.nonzero(np.sign(matrix) == value)
+        panel.plot(columns, rows, marker, color=colour, markersize=4)
     panel.set(xticks=[], yticks=[], xlim=(-1, 32), ylim=(32, -1), aspect="equal")
     panel.set_title(name, fontsize=10)
     panel.text(1.1, 0.5, sign, transform=panel.transAxes, ha="center", va="center", fontsize=16)
