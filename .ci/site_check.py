@@ -2,12 +2,15 @@
 
     python .ci/site_check.py [SITE] [--shots FOLDER]
 
-Each page is opened at 390 and at 1280 pixels. It fails if the page writes an error to the console,
-asks any other host for anything, gets an error as an answer, scrolls sideways, or shows a formula
-or an image that was not drawn. Before that, every link and anchor within the site is looked up in
-its files. Only the standard library is used: a server for the pages on the loopback address, and
-Chromium's DevTools protocol over a pipe. With ``--shots``, a picture of each page at each width is
-kept.
+Each page is opened at 390 and at 1280 pixels, and looked at in light and in dark. It fails if the
+page writes an error to the console, asks any other host for anything, gets an error as an answer,
+scrolls sideways, cuts a formula off, shows a formula or an image that was not drawn or an image
+without a text in its place, has text that stands out from its background by less than 4.5 to 1, a
+picture that glares in the dark, or a control that doesn't show when the keyboard is at it: see
+`site_look.js`. Before that, every link and anchor within the site is looked up in its files, titles
+are compared, and the site's search is asked. Only the standard library is used: a server for the
+pages on the loopback address, and Chromium's DevTools protocol over a pipe. With ``--shots``,
+pictures of each page are kept.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -33,6 +36,8 @@ from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
 
 WIDTHS = (390, 1280)
+SCHEMES = ("light", "dark")
+LOOK = Path(__file__).with_name("site_look.js")
 SECONDS = 30  # the longest that one answer or one page may take
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
@@ -50,49 +55,6 @@ FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no network, whatever is there
     "--remote-debugging-pipe",
 )
-
-# Run in the page once it has settled. `clips`: the element or one around it keeps what is too wide.
-LOOK = r"""
-(async () => {
-  await document.fonts.ready;
-  const width = WIDTH;
-  if (window.innerWidth !== width || document.documentElement.clientWidth !== width)
-    throw new Error(`the window is ${window.innerWidth} pixels wide`);
-  const name = (e) => `<${e.tagName.toLowerCase()} class="${e.getAttribute("class") || ""}">`;
-  const clips = (e) => {
-    for (; e && e !== document.body; e = e.parentElement) {
-      const style = getComputedStyle(e);
-      if (style.overflowX !== "visible" || style.position === "fixed") return true;
-    }
-    return false;
-  };
-  const faults = [];
-  const scroll = document.documentElement.scrollWidth;
-  if (scroll > width) faults.push(`the page is ${scroll} pixels wide in a window of ${width}`);
-  for (const e of document.querySelectorAll(".md-content *")) {
-    const box = e.getBoundingClientRect();
-    if (box.width && box.right > width + 1 && !clips(e)) {
-      faults.push(`${name(e)} ends at ${Math.round(box.right)} of ${width} pixels`);
-      break;
-    }
-  }
-  for (const e of document.querySelectorAll(".katex-error"))
-    faults.push(`KaTeX refused: ${e.textContent} (${e.title})`);
-  for (const e of document.querySelectorAll(".arithmatex"))
-    if (!e.querySelector(".katex")) faults.push(`a formula was not drawn: ${e.textContent}`);
-  const words = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (words.nextNode()) {
-    const inside = words.currentNode.parentElement;
-    if (inside.closest("code, pre, script, style, .katex, .arithmatex")) continue;
-    const raw = words.currentNode.data.match(/\\[()\[\]]|\$[^$]*\$|\\[a-z]+\{|\$\$/);
-    if (raw) faults.push(`raw formula in the text: ${raw[0]}`);
-  }
-  for (const e of document.images)
-    if (!e.complete || !e.naturalWidth) faults.push(`an image was not drawn: ${e.src}`);
-  const formulas = document.querySelectorAll(".arithmatex .katex").length;
-  return JSON.stringify({faults, formulas, height: document.documentElement.scrollHeight});
-})()
-"""
 
 
 class Browser:
@@ -217,11 +179,12 @@ def heard(events: list[dict[str, Any]], base: str) -> list[str]:
 
 
 class Links(HTMLParser):
-    """The anchors of a page, and the addresses that it links to."""
+    """The anchors of a page, the addresses that it links to, and its title."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.anchors, self.addresses = {""}, list[str]()
+        self.anchors, self.addresses, self.title = {""}, list[str](), ""
+        self.in_title = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -230,14 +193,39 @@ class Links(HTMLParser):
         self.anchors |= {fields[name] for name in ("id", "name") if name in fields}
         if tag == "a" and "href" in fields:
             self.addresses.append(fields["href"])
+        self.in_title = tag == "title" and not self.title  # a drawing has titles, too
+
+    def handle_data(self, data: str) -> None:
+        """Take in the page's title."""
+        if self.in_title:
+            self.title += data
+
+    def handle_endtag(self, tag: str) -> None:
+        """End the title."""
+        self.in_title = False
 
 
-def dead_links(site: Path) -> Iterator[str]:
-    """Yield a sentence for each link to a page or an anchor that the site does not have."""
-    pages = {
+def read_pages(site: Path) -> dict[str, Links]:
+    """Read every page of the site."""
+    return {
         page.relative_to(site).as_posix(): Links(page.read_text(encoding="utf-8"))
         for page in sorted(site.rglob("*.html"))
     }
+
+
+def bad_titles(pages: dict[str, Links]) -> Iterator[str]:
+    """Yield a sentence for each page that has no title, or that of another one."""
+    first: dict[str, str] = {}
+    for page, links in pages.items():
+        title = " ".join(links.title.split())
+        if not title:
+            yield f"{page} has no title"
+        elif page != "404.html" and first.setdefault(title, page) != page:
+            yield f"{page} has the title of {first[title]}: {title}"
+
+
+def dead_links(site: Path, pages: dict[str, Links]) -> Iterator[str]:
+    """Yield a sentence for each link to a page or an anchor that the site does not have."""
     for page, links in pages.items():
         for address in dict.fromkeys(links.addresses):
             target, anchor = urldefrag(urljoin(f"file:///{page}", address))
@@ -251,10 +239,8 @@ def dead_links(site: Path) -> Iterator[str]:
                 yield f"{page} links to {address}: no such anchor"
 
 
-def check_page(
-    browser: Browser, base: str, path: str, width: int, shot: Path | None = None
-) -> tuple[list[str], int]:
-    """Open one page at one width: its faults, and how many formulas it shows."""
+def open_page(browser: Browser, width: int) -> tuple[str, Callable[..., dict[str, Any]]]:
+    """Open an empty page of a width, in light: its target, and a function to call it by."""
     target = browser.call("Target.createTarget", url="about:blank")["targetId"]
     session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
     call = functools.partial(browser.call, session=session)
@@ -263,22 +249,59 @@ def check_page(
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     call("Emulation.setDeviceMetricsOverride", **size)
     call("Emulation.setScrollbarsHidden", hidden=True)  # the page has all of the width
+    call("Emulation.setFocusEmulationEnabled", enabled=True)
+    set_scheme(call, "light")
+    return target, call
+
+
+def set_scheme(call: Callable[..., dict[str, Any]], scheme: str) -> None:
+    """Let the system be light or dark."""
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    call("Emulation.setEmulatedMedia", features=features)
+
+
+def evaluate(call: Callable[..., dict[str, Any]], expression: str) -> Any:
+    """Return the value of an expression in a page."""
+    answer = call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+    if "exceptionDetails" in answer:
+        raise RuntimeError(f"{expression[:60]}: {answer['exceptionDetails']}")
+    return answer["result"].get("value")
+
+
+def check_page(
+    browser: Browser, base: str, path: str, width: int, shot: str | None = None
+) -> tuple[list[str], int]:
+    """Open one page at one width: its faults in light and dark, and how many formulas it shows.
+
+    `shot` is what the names of its pictures begin with.
+    """
+    target, call = open_page(browser, width)
     browser.events.clear()
     call("Page.navigate", url=f"{base}/{path}")
     browser.wait_for("Page.loadEventFired")
-    look = LOOK.replace("WIDTH", str(width))
-    answer = call("Runtime.evaluate", expression=look, awaitPromise=True, returnByValue=True)
-    if "exceptionDetails" in answer:
-        raise RuntimeError(f"{path}: {answer['exceptionDetails']}")
-    found = json.loads(answer["result"]["value"])
-    if shot:
-        size["height"] = min(found["height"], 16000)
-        call("Emulation.setDeviceMetricsOverride", **size)
-        picture = call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
-        shot.write_bytes(base64.b64decode(picture["data"]))
-    faults = [*heard(browser.events, base), *found["faults"]]
+    evaluate(call, LOOK.read_text(encoding="utf-8"))
+    faults, formulas = [], 0
+    for scheme in SCHEMES:
+        set_scheme(call, scheme)
+        found = evaluate(call, f"siteLook.page({width}, {scheme!r})")
+        faults += [f"{fault} ({scheme})" for fault in found["faults"]]
+        formulas = found["formulas"]
+        if shot:
+            size = {"width": width, "height": min(found["height"], 16000)}
+            call("Emulation.setDeviceMetricsOverride", **size, deviceScaleFactor=1, mobile=False)
+            picture = call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+            Path(f"{shot}-{scheme}.png").write_bytes(base64.b64decode(picture["data"]))
+            size["height"] = 900
+            call("Emulation.setDeviceMetricsOverride", **size, deviceScaleFactor=1, mobile=False)
+    tab = {"key": "Tab", "code": "Tab", "windowsVirtualKeyCode": 9}
+    for scheme in reversed(SCHEMES):
+        set_scheme(call, scheme)
+        for kind in ("keyDown", "keyUp"):  # from now on, the page is used by the keyboard
+            call("Input.dispatchKeyEvent", type=kind, **tab)
+        faults += [f"{fault} ({scheme})" for fault in evaluate(call, "siteLook.focus()")]
+    faults += heard(browser.events, base)
     browser.call("Target.closeTarget", targetId=target)
-    return faults, found["formulas"]
+    return faults, formulas
 
 
 QUERIES = {  # what people look for, and which page must come first
@@ -297,37 +320,33 @@ SEARCH = """
 (async () => {
   const wait = (ms) => new Promise((go) => setTimeout(go, ms));
   const box = document.querySelector(".md-search__input"), out = [];
+  const first = () => document.querySelector(".md-search-result__item a")?.href;
   box.focus();
   for (const query of QUERIES) {
     box.value = query;
     box.dispatchEvent(new Event("input"));
     box.dispatchEvent(new Event("keyup"));
-    await wait(out.length ? 800 : 4000); // the index is read at the first
-    out.push(document.querySelector(".md-search-result__item a")?.href);
+    // The index is read at the first query.
+    for (let tries = 0; !out.length && !first() && tries < 100; tries++) await wait(100);
+    await wait(800);
+    out.push(first());
   }
-  return JSON.stringify(out);
+  return out;
 })()
 """
 
 
-def check_search(site: Path, program: str) -> Iterator[str]:
+def check_search(site: Path, program: str, queries: dict[str, str] = QUERIES) -> Iterator[str]:
     """Ask the site's search, and yield the words whose first hit is another page than wanted."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = Browser(program, profile)
         try:
             with serve(site) as base:
-                target = browser.call("Target.createTarget", url="about:blank")["targetId"]
-                attached = browser.call("Target.attachToTarget", targetId=target, flatten=True)
-                call = functools.partial(browser.call, session=attached["sessionId"])
-                call("Page.enable")
+                _, call = open_page(browser, WIDTHS[-1])
                 call("Page.navigate", url=f"{base}/")
                 browser.wait_for("Page.loadEventFired")
-                look = SEARCH.replace("QUERIES", json.dumps([*QUERIES]))
-                answer = call(
-                    "Runtime.evaluate", expression=look, awaitPromise=True, returnByValue=True
-                )
-                hits = json.loads(answer["result"]["value"])
-                for (query, wanted), hit in zip(QUERIES.items(), hits, strict=True):
+                hits = evaluate(call, SEARCH.replace("QUERIES", json.dumps([*queries])))
+                for (query, wanted), hit in zip(queries.items(), hits, strict=True):
                     page = (hit or "").removeprefix(f"{base}/")
                     if not page.startswith(tuple(wanted.split("|"))):
                         yield f"search for {query!r} finds {page or 'nothing'}, not {wanted}"
@@ -350,7 +369,7 @@ def check_site(
                     path = page.relative_to(site).as_posix().removesuffix("index.html")
                     name = path.strip("/").replace("/", "-") or "index"
                     for width in WIDTHS:
-                        shot = shots / f"{name}-{width}.png" if shots else None
+                        shot = str(shots / f"{name}-{width}") if shots else None
                         yield path or "/", width, *check_page(browser, base, path, width, shot)
         finally:
             browser.close()
@@ -368,8 +387,10 @@ def main() -> int:
         return 2
     if options.shots:
         options.shots.mkdir(parents=True, exist_ok=True)
-    dead = list(dead_links(options.site))
+    pages = read_pages(options.site)
+    dead, titles = list(dead_links(options.site, pages)), list(bad_titles(pages))
     print(*dead, f"dead links: {len(dead)}", sep="\n", flush=True)
+    print(*titles, f"bad titles: {len(titles)}", sep="\n", flush=True)
     astray = list(check_search(options.site, program))
     print(*astray, f"searches that go astray: {len(astray)}", sep="\n", flush=True)
     passed = failed = formulas = 0
@@ -381,7 +402,7 @@ def main() -> int:
         formulas += drawn
     print(f"{formulas} formulas drawn, on pages at widths of {WIDTHS} pixels")
     print(f"pages: {passed} passed, {failed} failed")
-    return 1 if failed or dead or astray else 0
+    return 1 if failed or dead or titles or astray else 0
 
 
 if __name__ == "__main__":

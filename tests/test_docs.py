@@ -171,6 +171,19 @@ def test_the_slider_measures_what_numpy_does():
         np.testing.assert_allclose([row[k] for k in ("scale", "zeros", "bits", "error")], expected)
 
 
+def test_a_figure_is_put_in_words(tmp_path):
+    """Titles wherever they stand, then what the axes measure; what panels share is said once."""
+    chapter = tmp_path / "ch99_little.py"
+    chapter.write_text(
+        "# %% [markdown]\n# # Little\n\n# %%\nimport matplotlib.pyplot as plt\n"
+        "fig, panels = plt.subplots(1, 2)\nfor axes in panels:\n    axes.set_xlabel('step')\n"
+        "    axes.set_ylabel('loss')\npanels[0].set_title('Left', loc='left')\nplt.figure()\n"
+    )
+    cells, _ = HOOK["run_chapter"](chapter)
+    figures = [["figure1.svg", "Left: loss against step; loss against step"]]
+    assert cells[1]["figures"] == [*figures, ["figure2.svg", "Figure 2"]]
+
+
 def test_code_of_a_picture_is_folded_on_its_page():
     """A cell with the tag hide-input: its code lies in ``details``, what it drew does not."""
     cell = {"kind": "code", "text": "draw()", "output": "", "figures": [["figure1.svg", "A"]]}
@@ -255,8 +268,64 @@ def test_a_fence_is_longer_than_any_inside():
     assert HOOK["fenced"]("a ``` b", "text") == "````{ .text }\na ``` b\n````"
 
 
-FAULTS = {
-    "none": ("<p>Quiet.</p>", None),
+WIDE = "<span class='katex'><span class='katex-html'><span class='base' style='"
+WIDE += "display: inline-block; width: 300px; height: 50px'>x</span></span></span>"
+WHITE = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' width='200' height='200'>"
+WHITE += "<rect width='200' height='200' fill='white'/></svg>"
+DARK = (
+    "<style>@media (prefers-color-scheme: dark) { body { background: #222; color: #eee } }</style>"
+)
+FAULTS = {  # a page's body, and what is told of it
+    "none": ("<p>Quiet.</p><a href='none.html'>a link</a><button>a button</button>", None),
+    "none_in_dark": (
+        f'{DARK}<p>Quiet.</p><img src="{WHITE}" style="filter: invert(1)" alt="">',
+        None,
+    ),
+    "scroller": (f"<div style='width: 200px; overflow-x: auto'><p>{WIDE}</p></div>", None),
+    "clipped": (
+        f"<div style='width: 200px; overflow: hidden'><p>{WIDE}</p></div>",
+        'a formula is wider than its box <p class="">: x (light)',
+    ),
+    "sticks_out": (
+        f"<p style='width: 200px'>so {WIDE}</p>",
+        'a formula is wider than its box <p class="">: x (light)',
+    ),
+    "flat": (
+        f"<div style='width: 200px; height: 20px; overflow: auto hidden'>{WIDE}</div>",
+        "30 pixels of a formula's height are cut: x",
+    ),
+    "alt": (f'<img src="{WHITE}">', "an image without alt text"),
+    "empty_alt": (
+        f"<main class='md-content'><img src=\"{WHITE}\" alt='Figure 1'></main>",
+        'an image whose alt text says nothing, "Figure 1"',
+    ),
+    "nameless": ("<svg role='img' width='9' height='9'></svg>", "a drawing without a name: <svg"),
+    "faint": (
+        "<p style='color: #888'>grey</p>",
+        'contrast 3.54 of "grey" in <p class="">: rgb(136,136,136) on rgb(255,255,255) (light)',
+    ),
+    "faint_by_opacity": ("<div style='opacity: .5'><p>pale</p></div>", 'contrast 3.98 of "pale"'),
+    "faint_in_dark": (
+        f"{DARK}<p style='color: #555'>ink</p>",
+        'contrast 2.13 of "ink" in <p class="">: rgb(85,85,85) on rgb(34,34,34) (dark)',
+    ),
+    "faint_drawing": (
+        "<svg><rect width='50' height='50' fill='#000'/><text y='20'>ink</text></svg>",
+        'contrast 1.00 of "ink"',
+    ),
+    "glare": (f'{DARK}<img src="{WHITE}" alt="">', "a picture glares on the dark page"),
+    "focus": (
+        "<style>a { outline: none }</style><a href='none.html'>a link</a>",
+        'the focus is not seen at <a class=""> "a link" (light)',
+    ),
+    "faint_focus": (
+        "<style>:focus { outline: 2px solid #eee }</style><button>a button</button>",
+        'the focus is not seen at <button class="">',
+    ),
+    "focus_outside": (
+        "<a href='none.html' style='position: absolute; left: -999px'>a link</a>",
+        "the focus is at what is not seen",
+    ),
     "script": ("<script>lost()</script>", "an error in a script"),
     "console": ("<script>console.error('broken')</script>", "console error: broken"),
     "host": ("<img src='http://minibit.invalid/a.png' alt=''>", "a request to another host"),
@@ -303,6 +372,7 @@ def test_the_site_check_sees_every_kind_of_fault(tmp_path):
             assert faults == []
         else:
             assert any(fault.startswith(wanted) for fault in faults), (name, faults)
+            assert len({fault.partition(" (")[0] for fault in faults}) <= 3, (name, faults)
 
 
 def test_every_test_that_a_text_names_exists():
@@ -479,11 +549,48 @@ def test_the_site_check_sees_dead_links(tmp_path):
         '<a href="sub/#here"><a href="data.json"><a href="https://x.invalid/"><a href="#">'
         '<a href="gone/"><a href="sub/#lost"><a href="nothing.py">'
     )
-    assert list(CHECK["dead_links"](tmp_path)) == [
+    assert list(CHECK["dead_links"](tmp_path, CHECK["read_pages"](tmp_path))) == [
         "index.html links to gone/: no such page",
         "index.html links to sub/#lost: no such anchor",
         "index.html links to nothing.py: no such page",
         "sub/index.html links to ../index.html#top: no such anchor",
+    ]
+
+
+def test_the_site_check_sees_pages_without_a_title_of_their_own(tmp_path):
+    """A title that is missing, empty or another page's is told of; that of a drawing is none."""
+    for name, text in {
+        "a": "<title>One</title>",
+        "b": "<title> </title><svg><title>a drawing</title></svg>",
+        "c": "<title>\nOne</title>",
+        "d": "<p>",
+        "e": "<title>Two</title>",
+    }.items():
+        (tmp_path / f"{name}.html").write_text(text)
+    assert list(CHECK["bad_titles"](CHECK["read_pages"](tmp_path))) == [
+        "b.html has no title",
+        "c.html has the title of a.html: One",
+        "d.html has no title",
+    ]
+
+
+@pytest.mark.skipif(
+    os.name != "posix" or CHECK["find_browser"]() is None, reason="no Chromium here"
+)
+def test_the_site_check_sees_a_search_that_goes_astray(tmp_path):
+    """A first hit on another page than wanted is told of, and a search that finds nothing."""
+    if not loopback_works():
+        pytest.skip("no loopback address here")
+    (tmp_path / "index.html").write_text("""<!doctype html><input class="md-search__input">
+      <p class="md-search-result__item"></p><script>
+      document.querySelector("input").oninput = ({ target }) => {
+        document.querySelector("p").innerHTML = target.value === "lost" ? ""
+          : `<a href="${target.value}/">hit</a>`;
+      };</script>""")
+    queries = {"tern": "glossary/|tern/", "noise": "chapters/ch06_noise/", "lost": "glossary/"}
+    assert list(CHECK["check_search"](tmp_path, CHECK["find_browser"](), queries)) == [
+        "search for 'noise' finds noise/, not chapters/ch06_noise/",
+        "search for 'lost' finds nothing, not glossary/",
     ]
 
 

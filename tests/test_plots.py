@@ -1,9 +1,12 @@
 """Pictures: one look, readable, the same bytes every time."""
 
+import colorsys
 import os
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +28,35 @@ def test_every_colour_stands_out_from_white_and_from_the_others():
     assert len(set(plots.PALETTE)) == len(plots.PALETTE) >= 6
     for colour in plots.PALETTE:
         assert 1.05 / (luminance(colour) + 0.05) > 2, colour
+
+
+def in_the_dark(colour: str) -> str:
+    """What a dark page of the site makes of a colour: its filter, by the matrices of CSS."""
+    css = (Path(__file__).resolve().parents[1] / "docs/assets/site.css").read_text("utf-8")
+    rule = re.search(r"img\.figure \{ filter: invert\((.*?)\) hue-rotate\(180deg\); \}", css)
+    amount = float(rule[1])
+    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    turned = 2 * np.array([0.213, 0.715, 0.072]) - np.eye(3)  # by half a circle: luminance stays
+    rgb = np.clip(turned @ (amount + rgb * (1 - 2 * amount)), 0, 1)
+    return "#" + "".join(f"{round(255 * channel):02x}" for channel in rgb)
+
+
+def test_figures_stand_out_in_the_dark_and_keep_their_hues():
+    """White becomes the dark page's background; colours stand out by 2:1, hues stay."""
+    paper = luminance(in_the_dark("#ffffff")) + 0.05
+    assert abs(paper - luminance("#1e2429") - 0.05) < 0.01, "the background of slate with hue 210"
+    assert (luminance(in_the_dark("#000000")) + 0.05) / paper > 10
+    for colour in plots.PALETTE:
+        drawn = in_the_dark(colour)
+        assert (luminance(drawn) + 0.05) / paper > 2, (colour, drawn)
+        if colour == "#000000":
+            continue
+        hues = [
+            colorsys.rgb_to_hsv(*(int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)))[0]
+            for c in (colour, drawn)
+        ]
+        apart = abs(hues[0] - hues[1])
+        assert min(apart, 1 - apart) < 30 / 360, (colour, drawn)
 
 
 def test_a_style_as_a_context_leaves_everything_as_it_was():

@@ -52,10 +52,20 @@ CACHE = ROOT / ".cache" / "book"
 SECONDS = 300  # the longest that a chapter may run
 
 
+def describe(figure: Any) -> str:
+    """Say in words what a figure shows: its titles, and what its axes measure."""
+    parts = [figure.get_suptitle()]
+    for axes in figure.axes:
+        titles = [axes.get_title(loc=place) for place in ("left", "center", "right")]
+        measured = " against ".join(filter(None, (axes.get_ylabel(), axes.get_xlabel())))
+        parts.append(": ".join(filter(None, (*titles, measured))))
+    return "; ".join(dict.fromkeys(" ".join(part.split()) for part in parts if part))
+
+
 def take_figures(folder: Path, start: int) -> list[tuple[str, str]]:
     """Save every open figure as ``figure<N>.svg`` and close it: its file name and what it shows.
 
-    That is its label (``figure.set_label``), a sentence of what one sees, else its titles.
+    That is its label (``figure.set_label``), a sentence of what one sees, else what `describe` finds.
     """
     if "matplotlib.pyplot" not in sys.modules:
         return []
@@ -65,12 +75,10 @@ def take_figures(folder: Path, start: int) -> list[tuple[str, str]]:
     for number in plt.get_fignums():
         figure = plt.figure(number)
         name = f"figure{start + len(figures)}.svg"
-        titles = [figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]
-        titles = [" ".join(title.split()) for title in titles if title]
         with plt.rc_context({"svg.hashsalt": name}):
             figure.savefig(folder / name, metadata={"Date": None}, bbox_inches="tight")
         seen = figure.get_label() if isinstance(figure.get_label(), str) else ""
-        figures.append((name, seen or "; ".join(titles) or f"Figure {start + len(figures)}"))
+        figures.append((name, seen or describe(figure) or f"Figure {start + len(figures)}"))
     plt.close("all")
     return figures
 

@@ -154,6 +154,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Fill in the table of rooms; lead from chapters to their laws."""
     if page.file.src_uri == "spec/index.md":
         return markdown.replace("<!-- rooms -->", index(specification()))
+    if room := re.fullmatch(r"spec/(\w+)\.md", page.file.src_uri):
+        page.meta["title"] = f"Laws of {room[1]}"  # the reference page has the room's name
     match = re.fullmatch(r"chapters/ch(\d\d)[a-z]?_\w+\.md", page.file.src_uri)
     if match and int(match[1]):  # chapter 0 is of no room
         return markdown + "".join(links(minibit.ORDER[int(match[1]) - 1]))

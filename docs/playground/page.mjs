@@ -21,19 +21,23 @@ async function carried(name) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-const worker = new Worker(globalThis.playground.worker);
+let worker = null;
 const waiting = new Map();
 let calls = 0;
 
-worker.onmessage = ({ data: { id, result, error, progress } }) => {
-  const call = waiting.get(id);
-  if (progress !== undefined) call.progress(progress);
-  else {
-    waiting.delete(id);
-    if (error === undefined) call.done(result);
-    else call.failed(new Error(error));
-  }
-};
+function startWorker() {
+  worker = new Worker(globalThis.playground.worker);
+  worker.onmessage = ({ data: { id, result, error, progress } }) => {
+    const call = waiting.get(id);
+    if (progress !== undefined) call.progress(progress);
+    else {
+      waiting.delete(id);
+      if (error === undefined) call.done(result);
+      else call.failed(new Error(error));
+    }
+  };
+  worker.onerror = (event) => { event.preventDefault(); restart(`the engine failed: ${event.message}`); };
+}
 
 /** Ask the worker. */
 function ask(call, args = {}, progress = () => {}) {
@@ -44,7 +48,7 @@ function ask(call, args = {}, progress = () => {}) {
 }
 
 /** Ask for the newest alone: while one call is under way, only the last of the others is kept. */
-function latest(call, show) {
+function latest(call, place, show) {
   let busy = false, next = null;
   const send = async (args) => {
     if (busy) { next = args; return; }
@@ -52,7 +56,7 @@ function latest(call, show) {
     try {
       show(await ask(call, args), args);
     } catch (error) {
-      tell("replay-status", error.message);
+      say(place, sentence(error.message));
     }
     busy = false;
     if (next !== null) { const args = next; next = null; send(args); }
@@ -60,7 +64,49 @@ function latest(call, show) {
   return send;
 }
 
+/** A worker that does not answer is replaced: what was under way ends, and the log comes back. */
+async function restart(why) {
+  worker.terminate();
+  const ended = [...waiting.values()];
+  waiting.clear();
+  startWorker();
+  const taught = teach();
+  for (const call of ended) call.failed(new Error(why));
+  await taught;
+  await open(shown?.log ?? shippedLog, shown?.name ?? "the shipped log");
+}
+
+/** End the calls of some names that are under way, by force if need be; how many there were. */
+async function stop(...names) {
+  const timer = setTimeout(() => restart("it was stopped"), 2000);
+  const count = await ask("stop", { names }).catch(() => 1);
+  clearTimeout(timer);
+  return count;
+}
+
 const tell = (id, text) => { $(id).textContent = text; };
+const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
+const saying = new Map();
+
+/** Show a text. A screen reader says it, too, once it has stood for a moment. */
+function say(id, text) {
+  tell(id, text);
+  clearTimeout(saying.get(id));
+  if (text) saying.set(id, setTimeout(() => {
+    $("said").append(make("p", {}, text));
+    while ($("said").children.length > 3) $("said").firstChild.remove();
+  }, 600));
+}
+
+/** A whole number that a field has, as text: so none is too large to be exact. */
+function whole(name, text, least, most) {
+  if (!/^\d+$/.test(text) || BigInt(text) < BigInt(least) || BigInt(text) > BigInt(most))
+    throw new Error(`${name} must be a whole number from ${least} to ${most}, got ${text || "nothing"}.`);
+  return text;
+}
+
+const number = (...law) => Number(whole(...law));
+const seedOf = (text) => whole("The seed", text, 0, 2n ** 64n - 1n);
 
 // ---------------------------------------------------------------------------------------- drawings
 
@@ -116,17 +162,19 @@ let shippedLog = null;
 
 /** Replay a log and show it; what goes wrong is said, and what was shown stays. */
 async function open(log, name) {
-  tell("replay-status", `Replaying ${name}.`);
+  say("replay-status", `Replaying ${name}.`);
   try {
     const result = await ask("open", { bytes: log }, (share) => { $("replay-progress").value = share; });
     shown = { ...result, name, log };
   } catch (error) {
-    tell("replay-status", `${name} was not replayed: ${error.message}`);
-    return false;
+    $("replay-progress").value = shown ? 1 : 0;
+    say("replay-status", `${name} was not replayed: ${error.message}${shown ? `. Shown is still ${shown.name}.` : ""}`);
+    return;
   }
   const { header, steps, tornAt, milliseconds, digest, sizes } = shown;
   const torn = tornAt === null ? "" : ` Its last bytes, from ${tornAt} on, are torn and were not read.`;
-  tell("replay-status", `${name}: ${steps} steps in ${Math.round(milliseconds)} ms, every digest right.${torn}`);
+  $("replay-progress").value = 1;
+  say("replay-status", `${name}: ${steps} steps in ${Math.round(milliseconds)} ms, every digest right.${torn}`);
   tell("seed", header.plan.seed);
   tell("steps", steps);
   tell("digest", digest);
@@ -140,13 +188,12 @@ async function open(log, name) {
   off = [];
   for (const input of [$("time"), $("watched")]) input.max = input === $("time") ? steps : header.plan.shapes[0][0] - 1;
   $("time").value = steps;
-  $("edit").elements.from.max = $("edit").elements.to.max = steps;
   $("edit").elements.to.value = Math.min(steps, 100);
   $("edit").elements.layer.max = header.plan.shapes.length;
   curve = [];
   showStep();
+  predictNow();
   await measure();
-  return true;
 }
 
 /** Accuracy at the end, then along the training: ends first, then the middle of every gap. */
@@ -156,15 +203,18 @@ async function measure() {
   tell("accuracy", "counting");
   for (const step of wanted) {
     let share;
+    while (waiting.size) await new Promise((go) => setTimeout(go, 50)); // what the reader asked for comes first
+    if (own !== shown) return;
     try {
       share = await ask("accuracy", { step });
     } catch (error) {
-      tell("accuracy", error.message);
+      if (own === shown) tell("accuracy", curve.length ? $("accuracy").textContent : sentence(error.message));
       return;
     }
     if (own !== shown) return;
     if (step === steps) {
-      tell("accuracy", `${percent(share)} of ${digits}`);
+      const own = shown.header.data?.name === "playground" ? ", with those that it was trained on" : "";
+      tell("accuracy", `${percent(share)} of ${digits}${own}`);
       document.body.dataset.ready = "true";
     }
     curve.push([step, share]);
@@ -179,37 +229,45 @@ const strokes = []; // of points [x, y] in [0, 1]
 let off = []; // units that are switched off
 let pixels = new Uint8Array(784);
 
-/** How dark a stroke of this radius makes a pixel whose middle lies at (x, y). */
-function ink(lines, x, y, radius) {
-  let nearest = Infinity;
+/** 28 x 28 pixels of lines of this radius, each as dark as the nearest line makes it. */
+function paint(lines, radius = 1.1) {
+  const ink = new Float64Array(784), reach = radius + 0.5;
+  const from = (a, b) => Math.max(0, Math.floor(Math.min(a, b) - reach)), to = (a, b) => Math.min(27, Math.ceil(Math.max(a, b) + reach));
   for (const line of lines)
     line.forEach(([x1, y1], i) => {
       const [x0, y0] = line[Math.max(0, i - 1)], dx = x1 - x0, dy = y1 - y0;
-      const along = dx || dy ? Math.max(0, Math.min(1, ((x - x0) * dx + (y - y0) * dy) / (dx * dx + dy * dy))) : 0;
-      nearest = Math.min(nearest, Math.hypot(x - x0 - along * dx, y - y0 - along * dy));
+      for (let row = from(y0, y1); row <= to(y0, y1); row++)
+        for (let column = from(x0, x1); column <= to(x0, x1); column++) {
+          const x = column + 0.5 - x0, y = row + 0.5 - y0; // the pixel's middle
+          const along = dx || dy ? Math.max(0, Math.min(1, (x * dx + y * dy) / (dx * dx + dy * dy))) : 0;
+          const dark = Math.min(1, reach - Math.hypot(x - along * dx, y - along * dy));
+          ink[28 * row + column] = Math.max(ink[28 * row + column], dark);
+        }
     });
-  return Math.max(0, Math.min(1, radius + 0.5 - nearest));
+  return Uint8Array.from(ink, (dark) => Math.round(255 * dark));
 }
 
 /** The strokes as MNIST has digits: fitted into 20 x 20, their centre of mass in the middle of 28 x 28. */
 function rasterise() {
   const points = strokes.flat();
   if (!points.length) return new Uint8Array(784);
-  const low = [0, 1].map((axis) => Math.min(...points.map((p) => p[axis])));
-  const high = [0, 1].map((axis) => Math.max(...points.map((p) => p[axis])));
+  const edge = (axis, most) => points.reduce((best, p) => most(best, p[axis]), points[0][axis]);
+  const [low, high] = [Math.min, Math.max].map((most) => [edge(0, most), edge(1, most)]);
   const scale = 18 / Math.max(high[0] - low[0], high[1] - low[1], 0.15);
-  const paint = (shift) => {
-    const lines = strokes.map((line) => line.map((p) => p.map((v, axis) => (v - (low[axis] + high[axis]) / 2) * scale + 14 + shift[axis])));
-    return Uint8Array.from({ length: 784 }, (_, i) => Math.round(255 * ink(lines, (i % 28) + 0.5, Math.floor(i / 28) + 0.5, 1.1)));
-  };
-  const first = paint([0, 0]), mass = first.reduce((a, b) => a + b, 0) || 1;
+  const shifted = (shift) => paint(strokes.map((line) => line.map((p) => p.map(
+    (v, axis) => (v - (low[axis] + high[axis]) / 2) * scale + 14 + shift[axis]))));
+  const first = shifted([0, 0]), mass = first.reduce((a, b) => a + b, 0) || 1;
   const centre = [0, 1].map((axis) => first.reduce((sum, v, i) => sum + v * (axis ? Math.floor(i / 28) : i % 28), 0) / mass);
-  return paint(centre.map((c) => 13.5 - c));
+  return shifted(centre.map((c) => 13.5 - c));
 }
 
 function drawBoard(pen) {
   const context = $("board").getContext("2d");
   context.clearRect(0, 0, 280, 280);
+  if (!strokes.length && pixels.some(Boolean)) { // a test image
+    context.imageSmoothingEnabled = false;
+    context.drawImage($("seen"), 0, 0, 280, 280);
+  }
   Object.assign(context, { lineWidth: 20, lineCap: "round", lineJoin: "round", strokeStyle: colour("--ink") });
   for (const line of strokes) {
     context.beginPath();
@@ -227,9 +285,13 @@ function drawBoard(pen) {
 function see(image) {
   pixels = image;
   off = [];
-  const paper = rgb("--panel"), dark = rgb("--ink");
-  drawPixels($("seen"), 784, (i) => paper.map((p, c) => Math.round(p + ((dark[c] - p) * image[i]) / 255)));
+  drawSeen();
   predictNow();
+}
+
+function drawSeen() {
+  const paper = rgb("--panel"), dark = rgb("--ink");
+  drawPixels($("seen"), 784, (i) => paper.map((p, c) => Math.round(p + ((dark[c] - p) * pixels[i]) / 255)));
 }
 
 let said = null; // probabilities of the pixels as they are now
@@ -237,11 +299,12 @@ let said = null; // probabilities of the pixels as they are now
 /** What is shown: for tests, and for the curious at the console. */
 export const state = () => ({ pixels: [...pixels], probabilities: said, shown });
 
-const predict = latest("predict", ({ probabilities, answer, units }, asked) => {
-  if (asked.pixels === pixels && asked.off === off) said = probabilities;
+const predict = latest("predict", "answer", ({ probabilities, answer, units }, asked) => {
+  if (asked.pixels !== pixels || asked.off !== off) return; // another drawing is there by now
+  said = probabilities;
   drawBars($("probabilities"), probabilities.map((p, digit) => [String(digit), p, percent(p)]), answer);
   const without = off.length ? `, without ${off.length} unit${off.length > 1 ? "s" : ""}` : "";
-  tell("answer", `It is a ${answer}: ${percent(probabilities[answer])}${without}.`);
+  say("answer", `It is a ${answer}: ${percent(probabilities[answer])}${without}.`);
   showUnits(units, answer);
 });
 
@@ -249,7 +312,7 @@ function predictNow() {
   said = null;
   if (!shown) return;
   if (!pixels.some(Boolean)) {
-    tell("answer", "Nothing is drawn yet.");
+    say("answer", "Nothing is drawn yet.");
     $("probabilities").replaceChildren();
     $("units").replaceChildren();
     tell("then", "");
@@ -280,33 +343,50 @@ function showUnits(units, answer) {
 
 function setUpBoard() {
   const board = $("board");
-  let pen = null, down = false;
+  let pen = null, down = false, finger = null, due = false;
   const at = (event) => {
-    const box = board.getBoundingClientRect();
-    return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+    const box = board.getBoundingClientRect(), inside = (v) => Math.max(0, Math.min(1, v));
+    return [inside((event.clientX - box.left) / box.width), inside((event.clientY - box.top) / box.height)];
   };
-  const changed = () => { drawBoard(document.activeElement === board ? pen : null); see(rasterise()); };
+  const changed = () => { // as often as the screen shows it
+    said = null;
+    if (due) return;
+    due = true;
+    requestAnimationFrame(() => {
+      due = false;
+      see(rasterise());
+      drawBoard(document.activeElement === board ? pen : null);
+    });
+  };
   board.onpointerdown = (event) => {
-    board.setPointerCapture(event.pointerId);
+    if (finger !== null || event.button !== 0) return;
+    finger = event.pointerId;
+    board.setPointerCapture(finger);
     pen = null;
+    down = false;
     strokes.push([at(event)]);
     changed();
   };
   board.onpointermove = (event) => {
-    if (!board.hasPointerCapture(event.pointerId)) return;
-    strokes.at(-1).push(at(event));
+    if (event.pointerId !== finger) return;
+    const line = strokes.at(-1), [x, y] = at(event), [x0, y0] = line?.at(-1) ?? [];
+    if (!line) strokes.push([[x, y]]); // it was cleared meanwhile
+    else if (Math.hypot(x - x0, y - y0) > 0.004) line.push([x, y]);
+    else return;
     changed();
   };
+  board.onlostpointercapture = () => { finger = null; };
   board.onkeydown = (event) => {
     const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     pen ??= [0.5, 0.3];
     if (event.key === " ") {
       down = !down;
       if (down) strokes.push([[...pen]]);
-      tell("board-hint", down ? "The pen is down." : "The pen is up.");
+      say("board-hint", down ? "The pen is down." : "The pen is up.");
     } else if (event.key === "Delete" || event.key === "Backspace") {
       strokes.length = 0;
       down = false;
+      say("board-hint", "The board is clear.");
     } else if (moves[event.key]) {
       pen = pen.map((v, axis) => Math.max(0.05, Math.min(0.95, v + 0.04 * moves[event.key][axis])));
       if (down) strokes.at(-1).push([...pen]);
@@ -320,9 +400,9 @@ function setUpBoard() {
   let image = 0;
   $("sample").onclick = () => {
     strokes.length = 0;
-    drawBoard();
     see(images.subarray(784 * image, 784 * (image + 1)));
-    tell("board-hint", `Test image ${image}, which is a ${labels[image]}.`);
+    drawBoard();
+    say("board-hint", `Test image ${image}, which is a ${labels[image]}.`);
     image = (image + 1) % digits;
   };
 }
@@ -334,35 +414,42 @@ let curve = []; // [step, accuracy]
 const drawCurve = () => drawLine($("curve"), curve, {
   last: shown.steps, low: 0, high: 1, marked: Number($("time").value), unit: (v) => percent(v, 0),
 });
-const predictThen = latest("predict", ({ probabilities, answer }, { step }) =>
-  tell("then", `After step ${step} the image above is a ${answer}: ${percent(probabilities[answer])}.`));
-const showUnit = latest("unit", (weights) => drawWeights($("then-unit"), weights));
-const countAt = latest("accuracy", (share, { step }) => {
-  if (Number($("time").value) === step) tell("step", `${step} of ${shown.steps}: ${percent(share)}`);
+const predictThen = latest("predict", "then", ({ probabilities, answer }, { step }) =>
+  say("then", `After step ${step} the image above is a ${answer}: ${percent(probabilities[answer])}.`));
+const showUnit = latest("unit", "then", (weights) => drawWeights($("then-unit"), weights));
+const countAt = latest("accuracy", "then", (share, { step }) => {
+  if (Number($("time").value) === step) tellStep(`${step} of ${shown.steps}: ${percent(share)}`);
 });
 
+function tellStep(text) {
+  tell("step", text);
+  $("time").setAttribute("aria-valuetext", text);
+}
+
 function showStep() {
-  const step = Number($("time").value), unit = Number($("watched").value);
-  tell("step", `${step} of ${shown.steps}`);
+  if (!shown) return;
+  const step = Number($("time").value), unit = Number($("watched").value), units = shown.header.plan.shapes[0][0];
+  tellStep(`${step} of ${shown.steps}`);
   drawCurve();
-  if (unit >= 0 && unit < shown.header.plan.shapes[0][0]) showUnit({ unit, step });
+  if (Number.isInteger(unit) && unit >= 0 && unit < units) showUnit({ unit, step });
+  else say("then", `The first layer has units 0 to ${units - 1}.`);
   countAt({ step });
   if (pixels.some(Boolean)) predictThen({ pixels, step });
 }
 
 function setUpTime() {
   let timer = null;
-  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches; // then larger, slower steps
-  const stop = () => {
+  const pause = () => {
     clearInterval(timer);
     timer = null;
     tell("play", "Play");
     $("play").setAttribute("aria-pressed", "false");
   };
-  $("time").oninput = () => { stop(); showStep(); };
+  $("time").oninput = () => { pause(); showStep(); };
   $("watched").oninput = showStep;
   $("play").onclick = () => {
-    if (timer !== null) return stop();
+    if (timer !== null || !shown) return pause();
+    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches; // then larger, slower steps
     const time = $("time"), most = Number(time.max), hop = Math.max(1, Math.ceil(most / (calm ? 8 : 100)));
     if (Number(time.value) === most) time.value = 0;
     tell("play", "Pause");
@@ -370,7 +457,7 @@ function setUpTime() {
     timer = setInterval(() => {
       time.value = Math.min(most, Number(time.value) + hop);
       showStep();
-      if (Number(time.value) === most) stop();
+      if (Number(time.value) === most) pause();
     }, calm ? 1500 : 150);
   };
 }
@@ -383,83 +470,122 @@ function offer(name, log, title) {
   URL.revokeObjectURL(link.href);
   link.href = URL.createObjectURL(new Blob([log], { type: "application/octet-stream" }));
   link.hidden = show.hidden = false;
-  show.onclick = () => { open(log, title); $("replay-title").scrollIntoView(); };
+  show.onclick = () => { open(log, title); $("replay-title").focus(); };
 }
 
-/** Run a form's call; its button waits, and errors are said beside it. */
-function onSubmit(form, status, call) {
+/** Run a form's call. Its button stops it meanwhile; what goes wrong is said beside it. */
+function onSubmit(name, status, call) {
+  const form = $(name), button = form.querySelector("button"), label = button.textContent;
+  form.noValidate = true; // what is wrong is said in the page
   form.onsubmit = async (event) => {
     event.preventDefault();
-    const button = form.querySelector("button");
-    button.disabled = true;
+    if (form.dataset.busy) {
+      if (performance.now() - Number(form.dataset.busy) > 400) stop(name); // no double click
+      return;
+    }
+    form.dataset.busy = performance.now();
+    button.textContent = "Stop";
     try {
       await call(Object.fromEntries(new FormData(form)));
     } catch (error) {
-      tell(status, error.message);
+      say(status, sentence(error.message));
     }
-    button.disabled = false;
+    button.textContent = label;
+    delete form.dataset.busy;
   };
 }
 
 async function edit({ kind, from, to, layer, seed }) {
-  tell("edited", "Editing.");
-  const args = { kind, from: Number(from), to: Number(to), layer: Number(layer) - 1, seed };
+  say("edited", "Editing.");
+  $("edited-link").hidden = $("edited-file").hidden = $("edited-show").hidden = true;
+  const args = {
+    kind, from: number("The first step", from, 0, 1e9), to: number("The last step", to, 0, 1e9),
+    layer: number("The layer", layer, 1, 1e6) - 1, seed: seedOf(seed),
+  };
   const result = await ask("edit", args);
   const more = kind === "layer" ? `, layer ${layer}` : kind === "shuffle" ? `, seed ${seed}` : "";
-  tell("edited", `Right before: ${percent(result.before)}. After: ${percent(result.after)}. ${bytes(result.bytes.length)}, SHA-256 ${result.digest}.`);
+  say("edited", `Right before: ${percent(result.before)}. After: ${percent(result.after)}. ${bytes(result.bytes.length)}, SHA-256 ${result.digest}.`);
   offer("edited", result.bytes, `the edited log (${kind}, steps ${from} to ${to}${more})`);
   $("edited-link").href = `#edit=${[kind, from, to, layer, seed].join(",")}`;
   $("edited-link").hidden = false;
 }
 
+/** Show the fields that the chosen kind of edit needs. */
+function showEditFields() {
+  const { kind, layer, seed } = $("edit").elements;
+  layer.parentElement.hidden = kind.value !== "layer";
+  seed.parentElement.hidden = kind.value !== "shuffle";
+}
+
 /** An edit that the page's address names is made at once. */
-async function editFromAddress() {
-  const [, text] = /^#edit=(.+)$/.exec(decodeURIComponent(location.hash)) ?? [];
+function editFromAddress() {
+  const [, text] = /^#edit=(.*)$/.exec(location.hash.replaceAll("%2C", ",")) ?? [], form = $("edit"), fields = form.elements;
   if (text === undefined) return;
-  const fields = $("edit").elements;
-  ["kind", "from", "to", "layer", "seed"].forEach((name, i) => { fields[name].value = text.split(",")[i] ?? ""; });
-  $("edit").requestSubmit();
+  $("edit-title").focus();
+  const [kind, ...numbers] = text.split(",");
+  const known = [...fields.kind.options].some((option) => option.value === kind);
+  if (!known || numbers.length !== 4 || !numbers.every((one) => /^\d{1,20}$/.test(one)))
+    return say("edited", `The address names no edit, "${location.hash.slice(0, 60)}". One is #edit=mask,0,100,1,0.`);
+  if (form.dataset.busy) return say("edited", "An edit is under way.");
+  fields.kind.value = kind;
+  ["from", "to", "layer", "seed"].forEach((name, i) => { fields[name].value = numbers[i]; });
+  showEditFields();
+  form.requestSubmit();
 }
 
 const own = { pixels: [], labels: [] }; // digits of the reader's, to train on
 
-async function train({ method, seed, steps, on }) {
+async function train({ method, seed: text, steps: count, on }) {
+  const seed = seedOf(text), steps = number("The steps", count, 1, 2000);
+  $("trained-file").hidden = $("trained-show").hidden = true;
   if (on === "own" && !own.labels.length) throw new Error("Keep a digit of your own first: draw it, and say what it is.");
   const data = on === "own" ? { pixels: Uint8Array.from(own.pixels.flatMap((p) => [...p])), labels: Uint8Array.from(own.labels) } : {};
   const losses = [];
-  const result = await ask("train", { ...data, method, seed, steps: Number(steps) }, ({ step, loss, accuracy, bytes: size }) => {
+  const result = await ask("train", { ...data, method, seed, steps }, ({ step, loss, accuracy, bytes: size }) => {
     losses.push([step, loss]);
-    drawLine($("losses"), losses, { last: Number(steps), low: 0, high: losses[0][1], unit: (v) => v.toFixed(2) });
+    drawLine($("losses"), losses, { last: steps, low: 0, high: Math.max(...losses.map(([, v]) => v)), unit: (v) => v.toFixed(2) });
     tell("trained", `Step ${step + 1}: loss ${loss.toFixed(3)}, ${percent(accuracy)} of the batch right, a log of ${bytes(size)}.`);
   });
-  const held = result.held === undefined ? "" : ` ${percent(result.held)} of the 100 images that it never saw are right.`;
-  tell("trained", `${result.steps} steps, a log of ${bytes(result.bytes.length)}.${held} SHA-256 ${result.digest}.`);
+  const held = result.held === undefined ? " Draw another digit, and show the log above to try it." : ` ${percent(result.held)} of the 100 images that it never saw are right.`;
+  say("trained", `${result.steps} steps, a log of ${bytes(result.bytes.length)}.${held} SHA-256 ${result.digest}.`);
   offer("trained", result.bytes, "the log that was trained here");
 }
 
 async function write({ prompt, seed, temperature, count }) {
+  const args = { prompt, seed: seedOf(seed), temperature: Number(temperature), count: number("The characters", count, 1, 2000) };
+  if (temperature === "" || !(args.temperature >= 0 && args.temperature <= 5))
+    throw new Error(`The temperature must lie from 0 to 5, got ${temperature || "nothing"}.`);
   tell("text", prompt);
-  const args = { prompt, seed, temperature: Number(temperature), count: Number(count) };
-  await ask("write", args, ({ character, next, perSecond }) => {
+  tell("speed", "Reading the prompt.");
+  const { text } = await ask("write", args, ({ character, next, perSecond }) => {
     $("text").append(character);
     tell("speed", `${Math.round(perSecond)} characters per second`);
     const drawn = next.findIndex(([other]) => other === character);
     const name = (c) => (c === "\n" ? "line end" : c === " " ? "space" : c);
     drawBars($("next"), next.map(([c, share]) => [name(c), share, percent(share)]), drawn);
   });
+  say("speed", `${text.length} characters written, ${$("speed").textContent}.`);
 }
 
 function setUpForms() {
-  onSubmit($("edit"), "edited", edit);
-  onSubmit($("train"), "trained", train);
-  onSubmit($("write"), "speed", write);
+  onSubmit("edit", "edited", edit);
+  onSubmit("train", "trained", train);
+  onSubmit("write", "speed", write);
+  $("edit").elements.kind.onchange = showEditFields;
+  showEditFields();
   $("keep").onclick = () => {
-    const label = Number($("label").value);
-    if (!pixels.some(Boolean)) return tell("kept", "Draw a digit first.");
-    if (!(Number.isInteger(label) && label >= 0 && label <= 9)) return tell("kept", "A digit is 0 to 9.");
+    const label = $("label").value;
+    if (!pixels.some(Boolean)) return say("kept", "Draw a digit first.");
+    if (!/^\d$/.test(label)) return say("kept", "A digit is 0 to 9.");
     own.pixels.push(pixels.slice());
-    own.labels.push(label);
-    tell("kept", `${own.labels.length} kept: ${own.labels.join(" ")}.`);
+    own.labels.push(Number(label));
+    $("train").elements.on.value = "own";
+    say("kept", `${own.labels.length} kept: ${own.labels.join(" ")}.`);
+  };
+  $("forget").onclick = () => {
+    own.pixels.length = own.labels.length = 0;
+    $("train").elements.on.value = "shipped";
+    say("kept", "No digit is kept.");
   };
 }
 
@@ -502,14 +628,20 @@ let chosenBar = -1;
 function setUpWeights() {
   const area = $("weights"), canvas = $("bars");
   const read = () => {
-    const numbers = area.value.split(/[^-+.\deE]+/).filter(Boolean).map(Number).filter(Number.isFinite).slice(0, 256);
-    if (!numbers.length) return;
-    weights = numbers;
+    const words = area.value.split(/[\s,;[\]()]+/).filter(Boolean), numbers = words.map(Number);
+    const bad = words.find((_, i) => !(Math.abs(numbers[i]) <= 1e30));
+    if (bad !== undefined) return say("weights-said", `"${bad.slice(0, 20)}" is no number that a float32 holds.`);
+    if (!words.length) return say("weights-said", "Write a number at least.");
+    weights = numbers.slice(0, 256);
+    chosenBar = Math.min(chosenBar, weights.length - 1);
     $("k").max = weights.length;
+    tell("k-is", $("k").value);
+    say("weights-said", words.length > 256 ? `The first 256 of ${words.length} numbers are taken.` : "");
     showQuantised();
   };
   const put = (i, w) => {
     weights[i] = w;
+    say("weights-said", `Weight ${i + 1} of ${weights.length} is ${+w.toFixed(3)}.`);
     area.value = weights.map((v) => +v.toFixed(3)).join(" ");
     showQuantised();
   };
@@ -519,7 +651,11 @@ function setUpWeights() {
     const i = Math.floor(((event.clientX - box.left) / box.width) * weights.length);
     if (i >= 0 && i < weights.length) put(i, most * Math.max(-1, Math.min(1, 1 - (2 * (event.clientY - box.top)) / box.height)));
   };
-  canvas.onpointerdown = (event) => { canvas.setPointerCapture(event.pointerId); drag(event); };
+  canvas.onpointerdown = (event) => {
+    if (event.button !== 0) return;
+    canvas.setPointerCapture(event.pointerId);
+    drag(event);
+  };
   canvas.onpointermove = drag;
   canvas.onkeydown = (event) => {
     const most = Math.max(...weights.map(Math.abs), 0.1);
@@ -541,22 +677,32 @@ function setUpWeights() {
 let images, labels, digits = 0;
 
 function setUpReplay() {
-  const take = async (file) => {
-    if (!file) return;
-    if (file.size > 16e6) return tell("replay-status", `${file.name} has ${file.size} bytes; this page takes logs up to 16 MB.`);
-    await open(new Uint8Array(await file.arrayBuffer()), file.name);
+  const take = async (files) => {
+    const [file] = files ?? [];
+    if (!file) return say("replay-status", "What was dropped is no file.");
+    if (file.size > 16e6) return say("replay-status", `${file.name} has ${file.size} bytes; this page takes logs up to 16 MB.`);
+    let data;
+    try {
+      data = new Uint8Array(await file.arrayBuffer());
+    } catch {
+      return say("replay-status", `${file.name} cannot be read: a folder, or a file that has changed.`);
+    }
+    await open(data, file.name);
   };
-  $("file").onchange = async () => { await take($("file").files[0]); $("file").value = ""; };
+  $("file").onchange = async () => { await take($("file").files); $("file").value = ""; };
   $("shipped").onclick = () => open(shippedLog, "the shipped log");
-  $("stop").onclick = () => ask("stop");
-  document.body.ondragover = (event) => { event.preventDefault(); document.body.classList.add("dropping"); };
-  document.body.ondragleave = () => document.body.classList.remove("dropping");
-  document.body.ondrop = (event) => {
-    event.preventDefault();
-    document.body.classList.remove("dropping");
-    take(event.dataTransfer.files[0]);
+  $("stop").onclick = async () => {
+    if (!await stop("open", "accuracy")) say("replay-status", "Nothing is being replayed.");
   };
+  const mark = (on) => document.body.classList.toggle("dropping", on);
+  addEventListener("dragover", (event) => { event.preventDefault(); mark(true); });
+  addEventListener("dragleave", () => mark(false));
+  addEventListener("drop", (event) => { event.preventDefault(); mark(false); take(event.dataTransfer.files); });
 }
+
+let lessons = null; // what a worker is taught as it begins: test images and the language model
+
+const teach = () => Promise.all([ask("digits", lessons.digits), ask("language", lessons.language)]);
 
 async function begin() {
   setUpReplay();
@@ -564,16 +710,24 @@ async function begin() {
   setUpTime();
   setUpForms();
   setUpWeights();
-  matchMedia("(prefers-color-scheme: dark)").onchange = () => { drawBoard(); see(pixels); showQuantised(); showStep(); };
+  matchMedia("(prefers-color-scheme: dark)").onchange = () => {
+    drawSeen();
+    drawBoard();
+    predictNow();
+    showQuantised();
+    showStep();
+  };
   const [log, test, config, model, characters] = await Promise.all(
     ["small.steps", "digits", "config.json", "model.safetensors", "characters"].map(carried));
   digits = test.length / 785;
   [labels, images] = [test.subarray(0, digits), test.subarray(digits)];
-  await ask("digits", { bytes: test });
-  await ask("language", { config, weights: model, characters });
+  lessons = { digits: { bytes: test }, language: { config, weights: model, characters } };
   shippedLog = log;
+  startWorker();
+  await teach();
+  for (const button of document.querySelectorAll("button[disabled]")) button.disabled = false;
   await open(log, "the shipped log");
 }
 
 addEventListener("hashchange", editFromAddress);
-begin().then(editFromAddress, (error) => tell("replay-status", `The playground could not begin: ${error.message}`));
+begin().then(editFromAddress, (error) => say("replay-status", `The playground could not begin: ${error.message}`));

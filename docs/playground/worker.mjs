@@ -2,7 +2,7 @@
  * The playground's engine: everything that takes time, away from the page.
  *
  * A message is {id, call, args}; it is answered by {id, result} or {id, error}, and on the way by
- * {id, progress}. Long calls stop now and then to let others in, and end early when "stop" is called.
+ * {id, progress}. Long calls pause now and then to let others in; "stop" ends those of some names.
  */
 
 import {
@@ -11,15 +11,20 @@ import {
 } from "../ports/js/minibit.mjs";
 import { LogWriter, Training, compact } from "../ports/js/training.mjs";
 
-const MOST_BYTES = 16e6, MOST_WEIGHTS = 4e6; // of logs that a page takes
+const MOST_BYTES = 16e6, MOST_WEIGHTS = 4e6, MOST_STEPS = 1e5, MOST_MOVES = 2e7; // of logs that a page takes
+const SIDE = 28, PIXELS = SIDE * SIDE; // of an image
 const f32 = Math.fround;
 
 let run = null; // the log that is shown
 let digits = null; // {pixels, labels} of the shipped test images
 let writer = null; // the language model
-let turn = 0; // a call of "stop" ends what began before
+const running = new Set(); // {call, stopped} of the calls under way
 
-const pause = () => new Promise((go) => setTimeout(go));
+/** Let other calls in; a call that was stopped meanwhile ends. */
+async function pause(own) {
+  await new Promise((go) => setTimeout(go));
+  if (own.stopped) throw new RangeError("it was stopped");
+}
 
 /** A log with the way of its weights, so that any step is near. */
 class Run {
@@ -31,21 +36,27 @@ class Run {
     if (size > MOST_WEIGHTS)
       throw new RangeError(`the model has ${size} weights; this page takes up to ${MOST_WEIGHTS}`);
     const count = records.reduce((sum, { steps }) => sum + steps, 0);
+    if (count > MOST_STEPS) throw new RangeError(`the log has ${count} steps; this page takes up to ${MOST_STEPS}`);
+    if (!plan.shapes.every((shape) => shape.length === 2))
+      throw new RangeError("its layers are no matrices, so it is no log of a network that this page can show");
     Object.assign(this, { header, plan, records, tornAt, size, count });
     this.changes = []; // {positions, moves} of each step, clamped
   }
 
   /** Replay all records, each digest checked. */
-  async replay(progress) {
-    const weights = initialWeights(this.plan), began = turn;
-    for (const { weights: after, moves, end } of replaySteps(this)) {
+  async replay(own, progress) {
+    const weights = initialWeights(this.plan);
+    let paused = performance.now(), moved = 0;
+    for (const { weights: after, moves } of replaySteps(this)) {
       const positions = Int32Array.from(moves.keys());
       this.changes.push({ positions, moves: Int8Array.from(positions, (p) => after[p] - weights[p]) });
       positions.forEach((p) => { weights[p] = after[p]; });
-      if (!end) continue;
+      moved += positions.length;
+      if (moved > MOST_MOVES) throw new RangeError(`its steps move more than ${MOST_MOVES} weights, too many for this page`);
+      if (performance.now() - paused < 100) continue;
       progress(this.changes.length / this.count);
-      await pause();
-      if (began !== turn) throw new RangeError("stopped");
+      await pause(own);
+      paused = performance.now();
     }
     this.weights = weights;
     this.at = this.count;
@@ -57,7 +68,8 @@ class Run {
   }
 
   /** Go to the weights after so many steps. */
-  go(step) {
+  go(to) {
+    const step = Math.max(0, Math.min(this.count, to));
     while (this.at > step) {
       const { positions, moves } = this.changes[--this.at];
       positions.forEach((p, m) => { this.weights[p] -= moves[m]; });
@@ -73,6 +85,8 @@ class Run {
   logits(pixels, step, off = [], watch = () => {}) {
     const { recipe, data } = this.header;
     if (!recipe || !data) throw new RangeError("this log does not say which model its weights belong to");
+    const inputs = this.plan.shapes[0][1];
+    if (inputs !== PIXELS) throw new RangeError(`this log's model takes ${inputs} numbers, no image of ${SIDE} x ${SIDE}`);
     const x = Float32Array.from(pixels, (p) => f32(f32(p) * f32(data.input_scale)) + f32(data.input_offset));
     const silence = (h, layer) => {
       watch(h, layer);
@@ -85,27 +99,31 @@ class Run {
   }
 }
 
-/** How many of the shipped images a run names right after a step, in parts. */
-async function correct(of, step, began) {
+/** The share of images that a run names right after a step, counted in parts. */
+async function correct(own, of, step, { pixels, labels }) {
   let right = 0;
-  const some = 50, width = of.plan.shapes.at(-1)[0], count = digits.labels.length;
-  for (let first = 0; first < count && began === turn; first += some) {
-    const logits = of.logits(digits.pixels.subarray(784 * first, 784 * (first + some)), step);
+  const some = 50, width = of.plan.shapes.at(-1)[0];
+  for (let first = 0; first < labels.length; first += some) {
+    const logits = of.logits(pixels.subarray(PIXELS * first, PIXELS * (first + some)), step);
     for (let i = 0; i < logits.length / width; i++) {
       const row = logits.subarray(i * width, (i + 1) * width);
-      right += row.indexOf(Math.max(...row)) === digits.labels[first + i];
+      right += row.indexOf(Math.max(...row)) === labels[first + i];
     }
-    await pause();
+    await pause(own);
   }
-  return right / count;
+  return right / labels.length;
 }
 
 /** Steps `from` to `to` of a log, edited: a new log's bytes. */
 function edited({ kind, from, to, layer, seed }) {
-  const { plan, header, steps } = run, [first, stop] = [Math.max(0, from), Math.min(steps.length, to)];
-  if (!(first < stop)) throw new RangeError(`steps ${from} to ${to}: there are ${steps.length}`);
+  if (!run) throw new RangeError("there is no log to edit yet");
+  const { plan, header, steps } = run, first = from, stop = Math.min(steps.length, to);
+  if (first >= to) throw new RangeError(`no step lies from ${from} up to ${to}: the first number must be the smaller`);
+  if (first >= steps.length) throw new RangeError(`the log has ${steps.length} steps, counted from 0; got ${from}`);
   if (kind === "layer" && plan.method !== "units")
     throw new RangeError("a step of method sampled moves all layers at once: no layer can be left out");
+  if (kind === "layer" && layer >= plan.shapes.length)
+    throw new RangeError(`the model has layers 1 to ${plan.shapes.length}, got ${layer + 1}`);
   const nothing = (step, l) => ({
     positions: step.positions.map((q, i) => (l === undefined || l === i ? [] : q)),
     signs: step.signs.map((s, i) => (l === undefined || l === i ? [] : s)),
@@ -148,15 +166,16 @@ function edited({ kind, from, to, layer, seed }) {
 const calls = {
   /** Take the shipped images: labels, then pixels. */
   digits({ bytes }) {
-    const count = bytes.length / 785;
+    const count = bytes.length / (PIXELS + 1);
     digits = { labels: bytes.subarray(0, count), pixels: bytes.subarray(count) };
     return { count };
   },
 
   /** Replay a log, and show it from now on. */
-  async open({ bytes }, progress) {
-    const next = new Run(bytes), began = performance.now();
-    await next.replay(progress);
+  async open({ bytes }, progress, own) {
+    for (const other of running) if (other !== own && other.call === "open") other.stopped = true;
+    const began = performance.now(), next = new Run(bytes);
+    await next.replay(own, progress);
     run = next;
     const { header, plan, size } = run;
     return {
@@ -194,32 +213,35 @@ const calls = {
   },
 
   /** Share of the shipped images that are named right after a step. */
-  accuracy({ step }) {
-    return correct(run, step, turn);
+  accuracy({ step }, _, own) {
+    return correct(own, run, step, digits);
   },
 
   /** An edited copy of the log: its bytes, and accuracy before and after. */
-  async edit(args, progress) {
-    const bytes = edited(args), other = new Run(bytes);
-    await other.replay(progress);
-    const before = await correct(run, run.count, turn), after = await correct(other, other.count, turn);
+  async edit(args, progress, own) {
+    const source = run, bytes = edited(args), other = new Run(bytes);
+    await other.replay(own, progress);
+    const before = await correct(own, source, source.count, digits);
+    const after = await correct(own, other, other.count, digits);
     return { bytes, before, after, digest: hex(digestOf(other.weights)), steps: other.count };
   },
 
-  /** Train on the first 400 shipped images, or on others; told of every step. */
-  async train({ pixels, labels, ...options }, progress) {
-    const own = labels !== undefined, began = turn, kept = 400;
-    const data = own ? { pixels, labels } : { pixels: digits.pixels.slice(0, 784 * kept), labels: digits.labels.slice(0, kept) };
-    const training = new Training(data, { ...options, seed: BigInt(options.seed) });
-    for (let step = 0; step < options.steps && began === turn; step++) {
+  /** Train on the first 400 shipped images, or on others; told of every step. Stopped, it keeps its steps. */
+  async train({ pixels, labels, ...options }, progress, own) {
+    const kept = labels === undefined ? 400 : 0, part = (from, to = digits.labels.length) => ({
+      pixels: digits.pixels.slice(PIXELS * from, PIXELS * to), labels: digits.labels.slice(from, to),
+    });
+    const training = new Training(kept ? part(0, kept) : { pixels, labels }, { ...options, seed: BigInt(options.seed) });
+    for (let step = 0; step < options.steps && !own.stopped; step++) {
       const { loss, accuracy } = training.step();
       progress({ step, loss, accuracy, bytes: training.log.length });
-      await pause();
+      await new Promise((go) => setTimeout(go));
     }
+    own.stopped = false;
     const bytes = training.log.bytes(), done = new Run(bytes);
-    await done.replay(() => {});
+    await done.replay(own, () => {});
     const result = { bytes, steps: done.count, digest: hex(digestOf(done.weights)) };
-    if (!own) result.held = await correctOf(done, kept);
+    if (kept) result.held = await correct(own, done, done.count, part(kept));
     return result;
   },
 
@@ -231,8 +253,9 @@ const calls = {
   },
 
   /** Write text, a character at a time, each with the likeliest of those it was drawn from. */
-  async write({ prompt, count, seed, temperature }, progress) {
-    const began = turn, start = performance.now();
+  async write({ prompt, count, seed, temperature }, progress, own) {
+    if (!writer) throw new RangeError("the language model is not read yet");
+    const start = performance.now();
     let text = "", next = [];
     const watch = (logits) => {
       const p = softmax(logits.map((z) => z / (temperature || 1)), logits.length);
@@ -242,34 +265,28 @@ const calls = {
     for (const character of generate(writer, prompt, count, { seed: BigInt(seed), temperature, watch })) {
       text += character;
       progress({ character, next, perSecond: (1e3 * text.length) / (performance.now() - start) });
-      await pause();
-      if (began !== turn) break;
+      await new Promise((go) => setTimeout(go));
+      if (own.stopped) break;
     }
     return { text };
   },
 
-  /** End what is under way. */
-  stop() {
-    turn++;
+  /** End the calls of some names that are under way; returns how many there were. */
+  stop({ names }) {
+    const those = [...running].filter(({ call }) => names.includes(call));
+    for (const other of those) other.stopped = true;
+    return those.length;
   },
 };
 
-/** Share of the shipped images from one on that a run names right. */
-async function correctOf(of, first) {
-  const all = digits;
-  digits = { pixels: all.pixels.subarray(784 * first), labels: all.labels.subarray(first) };
-  try {
-    return await correct(of, of.count, turn);
-  } finally {
-    digits = all;
-  }
-}
-
 self.onmessage = async ({ data: { id, call, args } }) => {
+  const own = { call, stopped: false };
+  running.add(own);
   try {
-    const result = await calls[call](args, (progress) => self.postMessage({ id, progress }));
+    const result = await calls[call](args, (progress) => self.postMessage({ id, progress }), own);
     self.postMessage({ id, result });
   } catch (error) {
     self.postMessage({ id, error: error.message });
   }
+  running.delete(own);
 };
