@@ -207,14 +207,15 @@ globalThis.siteLook = (() => {
     focus,
     async page(width, scheme) {
       await document.fonts.ready;
-      const { dataset } = document.body; // the theme asks the system only as a page begins
-      if (dataset.mdColorScheme) dataset.mdColorScheme = scheme === "dark" ? "slate" : "default";
       if (window.innerWidth !== width || document.documentElement.clientWidth !== width)
         throw new Error(`the window is ${window.innerWidth} pixels wide`);
       const still = document.createElement("style");
       still.textContent = "*, ::before, ::after { transition: none !important; animation: none !important; }";
       document.head.append(still);
-      await new Promise((go) => { setTimeout(go, 20); });
+      await new Promise((go) => { setTimeout(go, 100); });
+      const { dataset } = document.body; // the theme asks the system only as a page begins
+      if (dataset.mdColorScheme) dataset.mdColorScheme = scheme === "dark" ? "slate" : "default";
+      await new Promise((go) => { requestAnimationFrame(go); });
       const faults = [...faintText()];
       if (scheme === "light") faults.push(...wideThings(width), ...badFormulas(), ...badPictures());
       else faults.push(...glaringPictures());

@@ -112,8 +112,8 @@ plots.label_axes(axes, "trits in a group", "bits a trit", "Groups of trits in wh
 # ## Three dense packings, drawn
 #
 # Ten codes, three ways. Every cell is a bit, the highest of a byte on the left, with the weight
-# that it belongs to; white is padding. In the first two packings a weight has bits of its own,
-# which we find by changing the weight and looking which bits flip.
+# that it belongs to; cells without a colour are padding. In the first two packings a weight has
+# bits of its own, which we find by changing the weight and looking which bits flip.
 
 # %%
 codes = np.array([-1, 0, 1, 1, -1, 0, 1, -1, 0, 1], np.int8)
@@ -148,7 +148,7 @@ for axes, (name, pack) in zip(panels, PACKINGS.items(), strict=True):
     for x, bit, i in zip(places, bits, owner, strict=True):
         text = f"{bit}" if i < 0 or pack is pack_base3 else f"{bit}\n$w_{{{i}}}$"
         axes.text(x + 0.5, 0.48, text, ha="center", va="center", fontsize=8)
-    axes.set(xlim=(0, 36), ylim=(0, 1), xticks=[], yticks=[])  # white: padding
+    axes.set(xlim=(0, 36), ylim=(0, 1), xticks=[], yticks=[])
     axes.set_title(f"{name}: {pack(codes).size} bytes", loc="left")
     axes.grid(False)
     axes.spines[:].set_visible(False)

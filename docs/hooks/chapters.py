@@ -65,7 +65,7 @@ def describe(figure: Any) -> str:
 def take_figures(folder: Path, start: int) -> list[tuple[str, str]]:
     """Save every open figure as ``figure<N>.svg`` and close it: its file name and what it shows.
 
-    That is its label (``figure.set_label``), a sentence of what one sees, else what `describe` finds.
+    That is its label (``figure.set_label``), a sentence of what one sees, else `describe` of it.
     """
     if "matplotlib.pyplot" not in sys.modules:
         return []

@@ -15,9 +15,8 @@ const make = (tag, fields = {}, ...children) => {
 
 /** A file that the page carries, as bytes. */
 async function carried(name) {
-  const text = atob($(`file-${name}`).textContent.trim());
-  const packed = Uint8Array.from(text, (c) => c.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const packed = await fetch(`data:;base64,${$(`file-${name}`).textContent.trim()}`); // decoded elsewhere
+  const stream = packed.body.pipeThrough(new DecompressionStream("gzip"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
