@@ -414,7 +414,7 @@ def test_damaged_snapshots_are_refused():
 
 @pytest.mark.skipif(not compiled(), reason="times are of compiled draws")
 def test_any_step_of_a_long_run_is_at_hand_and_a_row_costs_little(tmp_path):
-    """6,000 steps of 334,336 weights: under 50 ms of a CPU for any, a row under 5% of a replay."""
+    """6,000 steps of 334,336 weights: any under 2% of the CPU time of a replay, a row under 5%."""
     widths = (784, 256, 256, 256, 10)
     shapes = tuple((n_out, n_in) for n_in, n_out in pairwise(widths))
     plan = replace(SMALL, names=("w1", "w2", "w3", "w4"), shapes=shapes, units=(16, 16, 16, 4))
@@ -431,16 +431,16 @@ def test_any_step_of_a_long_run_is_at_hand_and_a_row_costs_little(tmp_path):
         log.append(steps)
     again = StepLog.open(log.path)
     again.snapshots()
-    whole = cpu_seconds(again.replay)
+    whole = cpu_seconds(again.replay, calls=1)
     for step in (20, 500, 2999, 5990, 6000):
-        assert cpu_seconds(lambda step=step: again.weights_at(step)) < 0.05, step
+        assert cpu_seconds(lambda step=step: again.weights_at(step)) < 0.02 * whole, step
         assert cpu_seconds(lambda step=step: again.slice("w2", [7], step)) < 0.05 * whole, step
 
 
-def cpu_seconds(work):
-    """CPU time of the quickest of three calls."""
+def cpu_seconds(work, calls=3):
+    """CPU time of the quickest of some calls."""
     seconds = []
-    for _ in range(3):
+    for _ in range(calls):
         begin = time.process_time()
         work()
         seconds.append(time.process_time() - begin)
