@@ -108,11 +108,11 @@ here, agree = loss(flat), {}
 for epsilon in (np.float32(0.05), np.float32(1)):
     ahead = np.array([loss(flat + epsilon * row) for row in v])
     behind = np.array([loss(flat - epsilon * row) for row in v])
-    agree[float(epsilon)] = [np.mean(terns(a) == exact) for a in (ahead - behind, ahead - here)]
-    pair, single = agree[float(epsilon)]
+    agree[f"{epsilon:g}"] = [np.mean(terns(a) == exact) for a in (ahead - behind, ahead - here)]
+    pair, single = agree[f"{epsilon:g}"]
     print(f"epsilon {epsilon:g}: the same terns for {pair:.0%} by pairs, {single:.0%} one-sided")
-assert agree[1.0][1] <= agree[1.0][0]
-assert agree[1.0][1] < max(agree[0.05])
+assert agree["1"][1] <= agree["1"][0]
+assert agree["1"][1] < max(agree["0.05"])
 
 # %% [markdown]
 # **4.** Weights at five trits per byte are 66.9 KB. At the last rate of `small` a step is worth
