@@ -1,5 +1,5 @@
 # %% [markdown]
-# # From floats to trits: quantization-aware training
+# # From floats to trits: quantization-aware training with straight-through (STE)
 #
 # **The question.** Given a matrix of floats, which trits, and which scale? And why is the answer
 # worth so little until training knows of it?
