@@ -49,7 +49,7 @@ from minibit.results import chapter_number
 log = logging.getLogger("mkdocs.hooks.chapters")
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "book"
-SECONDS = 300  # the longest that a chapter may run
+SECONDS = 900  # the longest that a chapter may run, on a busy machine too
 
 
 def describe(figure: Any) -> str:
