@@ -406,7 +406,7 @@ REFUSED = {  # a log, and what the page says of it
     "cube": (lambda: crafted(plan_of([[9, 9, 9]], 1)), "its layers are no matrices"),
     "moves": (
         lambda: crafted(plan_of([[1000, 1000]], 1), [b"\0\0\0\xc0" + b"\xaa" * 8] * 8),
-        "another digest",
+        "its steps move more than 20000000 weights",
     ),
 }
 
