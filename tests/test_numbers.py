@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).resolve().parents[1]
-NUMBERS = runpy.run_path(str(ROOT / ".ci" / "numbers.py"))
+NUMBERS = runpy.run_path(str(ROOT / ".ci" / "prose_numbers.py"))
 HOOK = NUMBERS["HOOK"]
 
 
@@ -66,7 +66,7 @@ def test_counting_names_formulas_and_exercises_are_no_claims():
 @pytest.mark.book
 @pytest.mark.parametrize("path", HOOK["chapter_files"](), ids=lambda path: path.stem)
 def test_every_number_of_a_chapter_comes_from_somewhere(path):
-    """The list that ``python .ci/numbers.py`` prints has no gap."""
+    """The list that ``python .ci/prose_numbers.py`` prints has no gap."""
     found = NUMBERS["examine"](path.stem, HOOK["finished_chapter"](path, HOOK["CACHE"])[0])
     assert found
     assert [each for each in found if not each.kind] == []

@@ -1,4 +1,4 @@
-"""Where each number in a chapter's prose comes from: ``python .ci/numbers.py [CHAPTER...]``.
+"""Where each number in a chapter's prose comes from: ``python .ci/prose_numbers.py [CHAPTER...]``.
 
 A number is
 
