@@ -15,7 +15,10 @@ SETTINGS = {
 
 
 def local_cluster(workers: int, **options: Any) -> Any:
-    """Start a ``distributed.LocalCluster`` whose processes have one thread each.
+    """Start a ``distributed.LocalCluster`` whose processes have one thread each::
+
+        with local_cluster(2) as local, local.get_client() as client:
+            train_on(client)
 
     Parameters
     ----------
@@ -23,12 +26,6 @@ def local_cluster(workers: int, **options: Any) -> Any:
         How many processes.
     **options
         Of ``LocalCluster``.
-
-    Examples
-    --------
-    >>> from minibit.cluster import local_cluster, train_on
-    >>> with local_cluster(2) as local, local.get_client() as client:  # doctest: +SKIP
-    ...     train_on(client)
     """
     import dask
     from distributed import LocalCluster

@@ -127,7 +127,7 @@ def cases_of(room: str) -> list[Case]:
     Examples
     --------
     >>> sorted({case.call for case in cases_of("matmul")})
-    ['ternary_matmul', 'ternary_matmul_int8']
+    ['head_matmul', 'ternary_matmul', 'ternary_matmul_int8']
     """
     if room not in minibit.ORDER:
         return []
