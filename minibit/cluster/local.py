@@ -15,7 +15,9 @@ SETTINGS = {
 
 
 def local_cluster(workers: int, **options: Any) -> Any:
-    """Start a ``distributed.LocalCluster`` whose processes have one thread each::
+    """Start a ``distributed.LocalCluster`` whose processes have one thread each.
+
+    In use::
 
         with local_cluster(2) as local, local.get_client() as client:
             train_on(client)
