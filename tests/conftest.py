@@ -1,8 +1,11 @@
 """Settings that all tests share."""
 
+import gc
 import os
+import sys
 from fnmatch import fnmatch
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 PLAIN = os.environ.get("NUMBA_DISABLE_JIT") == "1"
@@ -47,3 +50,18 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if item.get_closest_marker("once")]
         items[:] = [item for item in items if not item.get_closest_marker("once")]
         config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture
+def lost_interrupts():
+    """Let a finalizer that happens to run when a signal comes swallow what its handler raises.
+
+    Python prints it and goes on. pytest would fail whichever test runs just then, and its hook may
+    be cut short itself.
+    """
+    gc.collect()
+    gc.disable()
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _lost: None
+    yield
+    sys.unraisablehook = hook
+    gc.enable()

@@ -1,7 +1,6 @@
 """Compiled code that is kept in files, work that no signal cuts short, and life without Numba."""
 
 import _imp
-import gc
 import importlib.util
 import json
 import logging
@@ -263,7 +262,7 @@ def test_a_process_that_forks_while_another_thread_compiles_can_compile(folder):
 
 
 @pytest.fixture
-def alarms():
+def alarms(lost_interrupts):
     """Let SIGALRM raise KeyboardInterrupt in what a test does without interruption."""
 
     def interrupt(_number, frame):
@@ -273,14 +272,9 @@ def alarms():
             raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    gc.collect()
-    gc.disable()  # a finalizer that runs just then would swallow the exception
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _lost: None
     yield lambda again: signal.setitimer(signal.ITIMER_REAL, 1e-6, again)
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
-    sys.unraisablehook = hook
-    gc.enable()
 
 
 def test_the_result_or_the_error_of_the_work_comes_back():

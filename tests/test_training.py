@@ -319,7 +319,7 @@ class Interrupt:
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no such signals")
 @pytest.mark.parametrize("again", [0.0, 0.01])
-def test_an_interrupt_at_any_time_of_a_run_gives_its_result(tmp_path, again):
+def test_an_interrupt_at_any_time_of_a_run_gives_its_result(tmp_path, again, lost_interrupts):
     """In mid-step, while a record is written and while the end is measured; once, or repeatedly."""
     code = loop._Run.go.__code__
 

@@ -92,6 +92,7 @@ UNNAMED = {  # what no case names, and why
     "Pullback": "what `vjp` returns, and its cases call",
     "Traffic": "counts bytes of connections, which are no function of arguments",
     "train_on": "needs worker processes; the result is that of `train`",
+    "local_cluster": "starts worker processes",
     "load_text": "reads a file as it is",
     "shipped_log": "a file of the package",
     "random_checkpoint": "bytes to measure by, whose values no format states",
