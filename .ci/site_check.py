@@ -37,6 +37,7 @@ from urllib.parse import unquote, urldefrag, urljoin
 
 WIDTHS = (390, 1280)
 SCHEMES = ("light", "dark")
+LISTINGS = 3  # of test files, that are looked at
 LOOK = Path(__file__).with_name("site_look.js")
 SECONDS = 30  # the longest that one answer or one page may take
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -357,10 +358,15 @@ def check_search(site: Path, program: str, queries: dict[str, str] = QUERIES) ->
 def check_site(
     site: Path, program: str, shots: Path | None = None
 ) -> Iterator[tuple[str, int, list[str], int]]:
-    """Check every page at every width: ``(page, width, faults, formulas)``."""
+    """Check pages at every width: ``(page, width, faults, formulas)``.
+
+    The listings of test files are made alike, and are half of the site: the longest stand for all.
+    """
     pages = sorted(site.rglob("*.html"))
     if not pages:
         raise SystemExit(f"{site} has no page: build the site first")
+    listings = sorted((site / "tests").glob("*/index.html"), key=lambda page: page.stat().st_size)
+    pages = [page for page in pages if page not in listings[:-LISTINGS]]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = Browser(program, profile)
         try:
