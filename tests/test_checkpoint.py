@@ -1196,10 +1196,14 @@ def test_packed_weights_are_never_expanded_and_embeddings_never_copied(tmp_path)
         random_checkpoint(sys.argv[1], config)
         _, written = tracemalloc.get_traced_memory()
         load_bitnet(sys.argv[1])  # compiles
-        tracemalloc.clear_traces()
-        tracemalloc.reset_peak()
-        model = load_bitnet(sys.argv[1])
-        _, peak = tracemalloc.get_traced_memory()
+        peaks = []
+        for _ in range(3):  # a table of Python's own may double while one of them loads
+            tracemalloc.clear_traces()
+            tracemalloc.reset_peak()
+            model = load_bitnet(sys.argv[1])
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.clear_traces()
+        peak = min(peaks)
         packed = sum(p.nbytes for n, p in model.params.items() if n.endswith("_proj"))
         print(written, peak, packed, model.params["embed_tokens"].nbytes, kernels.compiled())
     """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from minibit.base import checks
+
 __all__ = ["local_cluster"]
 
 # Dask looks at the stack of a busy thread every 10 ms, and has the C library give memory back to
@@ -25,10 +27,28 @@ def local_cluster(workers: int, **options: Any) -> Any:
     Parameters
     ----------
     workers : int
-        How many processes.
+        How many processes, at least 1.
     **options
         Of ``LocalCluster``.
+
+    Returns
+    -------
+    LocalCluster
+        Ends its processes when it is closed, or when its ``with`` block ends.
+
+    Raises
+    ------
+    ValueError
+        If `workers` is below 1.
+
+    Examples
+    --------
+    >>> local_cluster(0)
+    Traceback (most recent call last):
+        ...
+    ValueError: workers must be at least 1, got 0
     """
+    workers = checks.integer("workers", workers, 1)
     import dask
     from distributed import LocalCluster
 
