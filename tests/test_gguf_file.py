@@ -763,3 +763,43 @@ def test_every_parameter_has_a_name_of_its_own():
     """gguf_name is one to one."""
     names = [gguf_name(name) for name in param_shapes(dataclasses.replace(SMALL, tied=False))]
     assert len(set(names)) == len(names) == 3 + 11 * SMALL.layers
+
+
+def header_of(tmp_path, tensors):
+    """A file whose tensors have any type number: name -> (number, shape, number of bytes)."""
+    table, data = b"", b""
+    for name, (kind, shape, count) in tensors.items():
+        lengths = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
+        table += text(name) + lengths + struct.pack("<IQ", kind, len(data))
+        data += bytes(count + -count % 32)
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 0) + table
+    path = tmp_path / "any.gguf"
+    path.write_bytes(head + bytes(-len(head) % 32) + data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "name"),
+    [
+        (42, 4 * 512 // 64 * 18, "Q2_0"),
+        (42, 4 * 512 // 128 * 34, "PQ2_0"),
+        (42, 4 * 512 // 256 * 42, "STQ1_0"),
+        (142, 4 * 512 // 128 * 34, "PQ2_0"),
+        (143, 4 * 512 // 128 * 28, "PTQ1_0"),
+        (39, 4 * 512 // 32 * 17, "MXFP4"),
+    ],
+)
+def test_a_number_of_several_meanings_is_told_by_its_size(tmp_path, kind, count, name):
+    """Forks write other blocks under ggml's numbers; the next tensor's offset tells which."""
+    for last in (False, True):  # in the middle of a file, and at its end
+        other = {} if last else {"b": (0, (3,), 12)}
+        file = open_gguf(header_of(tmp_path, {"a": (kind, (4, 512), count), **other}))
+        assert (file.tensors["a"].type, file.tensors["a"].nbytes) == (name, count)
+
+
+def test_bitnet_cpps_types_are_refused_by_name(tmp_path):
+    """TL1 has a number of its own; TL2 has MXFP4's, and fewer bytes than that takes."""
+    with pytest.raises(CheckpointError, match="TL1 of bitnet"):
+        open_gguf(header_of(tmp_path, {"a": (38, (4, 512), 544)}))
+    with pytest.raises(CheckpointError, match="too small for ggml"):
+        open_gguf(header_of(tmp_path, {"a": (39, (4, 512), 448), "b": (0, (3,), 12)}))

@@ -42,7 +42,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "steps": 2_440,
     "tape": 980,
     "transformer": 1_800,
-    "checkpoint": 2_280,
+    "checkpoint": 2_460,
     "topk": 850,
     "nf4": 1_000,
     "lora": 1_300,
@@ -60,7 +60,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "conformance": 10_490,
     "": 200,  # the face of the package
 }
-ALL_LINES = 45_030  # and each idea that is added brings its own
+ALL_LINES = 45_210  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:

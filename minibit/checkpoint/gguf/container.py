@@ -20,7 +20,7 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,33 +29,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.base import CheckpointError, beginning, check_file, shown
+from minibit.checkpoint.gguf.types import BF16 as BF16
+from minibit.checkpoint.gguf.types import F16 as F16
+from minibit.checkpoint.gguf.types import F32 as F32
+from minibit.checkpoint.gguf.types import I2_S as I2_S
+from minibit.checkpoint.gguf.types import NAMED, TYPES, Meaning, fitting
+from minibit.checkpoint.gguf.types import TQ1_0 as TQ1_0
+from minibit.checkpoint.gguf.types import TQ2_0 as TQ2_0
 
 Bytes = NDArray[np.uint8]
 Value = int | float | bool | str | None  # None stands for an array, which is walked and not kept
 
 ALIGNMENT = 32
-F32, F16, BF16, TQ1_0, TQ2_0, I2_S = 0, 1, 30, 34, 35, 36
-BLOCKS: dict[int, tuple[str, int, int]] = {  # type: its name, weights and bytes of a block
-    F32: ("F32", 1, 4),
-    F16: ("F16", 1, 2),
-    2: ("Q4_0", 32, 18),
-    3: ("Q4_1", 32, 20),
-    6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24),
-    8: ("Q8_0", 32, 34),
-    10: ("Q2_K", 256, 84),
-    11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176),
-    14: ("Q6_K", 256, 210),
-    BF16: ("BF16", 1, 2),
-    TQ1_0: ("TQ1_0", 256, 54),
-    TQ2_0: ("TQ2_0", 256, 66),
-    I2_S: ("I2_S", 4, 1),  # and a tail of 32 bytes per tensor
-}
-_OTHERS = {  # bitnet.cpp's bytes are in the order of one CPU's kernel; ggml has taken 39 since
-    38: "TL1 of bitnet.cpp",
-    39: "MXFP4 of ggml, or TL2 of bitnet.cpp",
+BLOCKS: dict[int, tuple[str, int, int]] = {  # a number's first meaning: name, weights and bytes
+    number: meanings[0][:3] for number, meanings in TYPES.items()
 }
 _SCALARS = dict(enumerate(("<B", "<b", "<H", "<h", "<I", "<i", "<f", "<?")))  # types of metadata
 _SCALARS |= {10: "<Q", 11: "<q", 12: "<d"}
@@ -70,10 +57,59 @@ class Tensor(NamedTuple):
     """One line of the table of tensors, checked against the file."""
 
     name: str
-    kind: int  # see BLOCKS
+    kind: int  # see TYPES
     shape: tuple[int, ...]  # the slowest axis first, as NumPy has it
     offset: int  # of its first byte in the file
     nbytes: int
+    type: str = ""  # its name: of the number's meanings the one whose size fits
+
+
+class Line(NamedTuple):
+    """One line of the table of tensors as a file has it, compared with nothing."""
+
+    name: str
+    kind: int
+    shape: tuple[int, ...]
+    offset: int  # into the data
+    at: int  # the line's byte of the file
+
+
+@dataclass(frozen=True)
+class Header:
+    """What stands before the data of a mapped file."""
+
+    path: Path
+    metadata: Mapping[str, Value]
+    lines: list[Line]
+    end: int  # of the table
+    mapped: mmap.mmap
+
+    def error(
+        self, message: str, name: str | None = None, at: int | None = None
+    ) -> CheckpointError:
+        """Return an error about the file, by default at the end of its table."""
+        return CheckpointError(message, self.path, name, self.end if at is None else at)
+
+    @property
+    def unit(self) -> int:
+        """The alignment of tensors; a `CheckpointError` if the file claims an impossible one."""
+        unit = self.metadata.get("general.alignment", ALIGNMENT)
+        if type(unit) is not int or not 8 <= unit <= 1 << 20 or unit & (unit - 1):
+            raise self.error(
+                f"has general.alignment {shown(unit)}; takes a power of two from 8", at=24
+            )
+        return unit
+
+    @property
+    def begin(self) -> int:
+        """Where the data begin."""
+        return -(-self.end // self.unit) * self.unit
+
+    def rooms(self) -> Iterator[tuple[Line, int]]:
+        """Yield the lines in the order of their offsets, each with the bytes up to the next."""
+        lines = sorted(self.lines, key=lambda line: line.offset)
+        ends = [line.offset for line in lines[1:]] + [len(self.mapped) - self.begin]
+        yield from ((line, end - line.offset) for line, end in zip(lines, ends, strict=False))
 
 
 @dataclass(frozen=True)
@@ -103,9 +139,11 @@ class GGUFFile:
 
 
 def nbytes(kind: int, shape: tuple[int, ...]) -> int:
-    """Return how many bytes a tensor takes, without the padding after it."""
-    _, weights, size = BLOCKS[kind]
-    return math.prod(shape) // weights * size + (32 if kind == I2_S else 0)
+    """Return how many bytes a tensor takes by a number's first meaning, without padding."""
+    size = TYPES[kind][0].size(shape)
+    if size is None:
+        raise ValueError(f"shape {shape} is no whole blocks of {TYPES[kind][0].name}")
+    return size
 
 
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
@@ -126,6 +164,15 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     >>> open_gguf(path).metadata
     {'general.name': 'nothing'}
     """
+    header = read_header(path)
+    return GGUFFile(header.path, header.metadata, _locate(header), header.mapped)
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Map a file and read its header, whatever types, sizes and offsets its table claims.
+
+    Raises `CheckpointError` as `open_gguf` does for what stands before the data.
+    """
     path = Path(path)
     check_file(path)
     with path.open("rb") as file:
@@ -145,8 +192,52 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     reader.check_count(entries, 13, "metadata entries", 16)
     reader.check_count(tensors, 32, "tensors", 8)
     metadata = reader.metadata(entries)
-    lines = [reader.tensor() for _ in range(tensors)]
-    return GGUFFile(path, metadata, reader.locate(lines, metadata), mapped)
+    lines = [reader.line() for _ in range(tensors)]
+    return Header(path, metadata, lines, reader.at, mapped)
+
+
+def _locate(header: Header) -> dict[str, Tensor]:
+    """Turn offsets into places in the file, and see that tensors have bytes of their own."""
+    unit, begin, size = header.unit, header.begin, len(header.mapped)
+    rooms = {line.at: room for line, room in header.rooms()}
+    table: dict[str, Tensor] = {}
+    for line in header.lines:
+        meaning = _meaning(header, line, rooms[line.at])
+        if line.name in table:
+            raise header.error("is listed twice", line.name)
+        if line.offset % unit:
+            raise header.error(f"has offset {line.offset}, no multiple of {unit}", line.name)
+        offset, length = begin + line.offset, meaning.size(line.shape) or 0
+        if offset + length > size:
+            needs = f"needs bytes {offset} to {offset + length}, and the file has {size}"
+            raise header.error(needs, line.name, offset)
+        table[line.name] = Tensor(line.name, line.kind, line.shape, offset, length, meaning.name)
+    end, last = begin, ""
+    for tensor in sorted(table.values(), key=lambda tensor: tensor.offset):
+        if tensor.offset < end:
+            raise header.error(f"overlaps tensor {shown(last)}", tensor.name, tensor.offset)
+        end, last = tensor.offset + tensor.nbytes, tensor.name
+    return table
+
+
+def _meaning(header: Header, line: Line, room: int) -> Meaning:
+    """Return what a tensor's number means: of several meanings the one whose size fits."""
+    if 0 in line.shape or math.prod(line.shape) >= 1 << 63:
+        raise header.error(f"has an impossible shape, {line.shape}", line.name, line.at)
+    if line.kind not in TYPES:
+        known = f"{line.kind} ({NAMED[line.kind]})" if line.kind in NAMED else line.kind
+        read = ", ".join(block[0] for block in BLOCKS.values())
+        raise header.error(f"is of type {known}; known here are {read}", line.name, line.at)
+    first = TYPES[line.kind][0]
+    meaning = next(fitting(TYPES[line.kind], line.shape, room, header.unit), first)
+    size = meaning.size(line.shape)
+    if size is None:
+        message = f"of type {meaning.name} has shape {line.shape}: no whole blocks"
+        raise header.error(message, line.name, line.at)
+    if size > room >= 0 and line.kind in NAMED:
+        message = f"is of type {line.kind} in {room} bytes: {NAMED[line.kind]}"
+        raise header.error(message, line.name, line.at)
+    return meaning
 
 
 class _Reader:
@@ -235,48 +326,13 @@ class _Reader:
             raise self.error(f"ends within the strings of {shown(key)}", at=start)
         self.at = at
 
-    def tensor(self) -> Tensor:
-        """Read one line of the table; its offset still counts from the first byte of data."""
+    def line(self) -> Line:
+        """Read one line of the table."""
         start = self.at
         name = self.string("tensor name", _MOST_NAME)
         axes = self.scalar("<I")
         if not 1 <= axes <= 4:
             raise self.error(f"claims {axes} axes; ggml knows 1 to 4", name, start)
         lengths = [self.scalar("<Q") for _ in range(axes)]
-        kind, offset, shape = self.scalar("<I"), self.scalar("<Q"), tuple(reversed(lengths))
-        if 0 in lengths or math.prod(lengths) >= 1 << 63:
-            raise self.error(f"has an impossible shape, {shape}", name, start)
-        if kind not in BLOCKS:
-            known = f"{kind} ({_OTHERS[kind]})" if kind in _OTHERS else kind
-            read = ", ".join(block[0] for block in BLOCKS.values())
-            raise self.error(f"is of type {known}; known here are {read}", name, start)
-        called, weights, _ = BLOCKS[kind]
-        if (math.prod(lengths) if kind == I2_S else lengths[0]) % weights:
-            raise self.error(f"of type {called} has shape {shape}: no whole blocks", name, start)
-        return Tensor(name, kind, shape, offset, nbytes(kind, shape))
-
-    def locate(self, lines: list[Tensor], metadata: Mapping[str, Value]) -> dict[str, Tensor]:
-        """Turn offsets into places in the file, and see that tensors have bytes of their own."""
-        unit = metadata.get("general.alignment", ALIGNMENT)
-        if type(unit) is not int or not 8 <= unit <= 1 << 20 or unit & (unit - 1):
-            raise self.error(
-                f"has general.alignment {shown(unit)}; takes a power of two from 8", at=24
-            )
-        begin = -(-self.at // unit) * unit
-        table: dict[str, Tensor] = {}
-        for line in lines:
-            if line.name in table:
-                raise self.error("is listed twice", line.name)
-            if line.offset % unit:
-                raise self.error(f"has offset {line.offset}, no multiple of {unit}", line.name)
-            offset, end = begin + line.offset, begin + line.offset + line.nbytes
-            if end > self.size:
-                needs = f"needs bytes {offset} to {end}, and the file has {self.size}"
-                raise self.error(needs, line.name, offset)
-            table[line.name] = line._replace(offset=offset)
-        end, last = begin, ""
-        for tensor in sorted(table.values(), key=lambda tensor: tensor.offset):
-            if tensor.offset < end:
-                raise self.error(f"overlaps tensor {shown(last)}", tensor.name, tensor.offset)
-            end, last = tensor.offset + tensor.nbytes, tensor.name
-        return table
+        kind, offset = self.scalar("<I"), self.scalar("<Q")
+        return Line(name, kind, tuple(reversed(lengths)), offset, start)
