@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from minibit import kernels
-from minibit.ternary.panels import pack_panels_reference
+from minibit.ternary.panels import arrange_scales, pack_panels_reference, restore_scales
 
 JIT = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0") and not kernels.missing()
 pytestmark = pytest.mark.skipif(not JIT, reason="kernels are compiled only with the JIT")
@@ -35,9 +35,11 @@ AT_THE_END_OF_MEMORY = """
 import ctypes, mmap, sys
 from functools import partial
 import numpy as np
-from minibit.kernels import pack, portable
+from minibit.kernels import grouped, pack, portable
 from minibit.kernels.product import LANES, product
-from minibit.ternary.panels import pack_columns_reference, pack_panels_reference
+from minibit.ternary.panels import (
+    arrange_scales, pack_columns_reference, pack_panels_reference
+)
 
 system, page, kept = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE, []
 system.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -85,6 +87,27 @@ for batch, n_out, n_in in shapes:
                     assert multiply(tokens, weights, out, first, groups, gamma)
                     assert np.array_equal(out[:, 64 * first :], exact[:, 64 * first :]), path
                     assert (out[:, : 64 * first] == 7).all(), path
+        kept.clear()
+for batch, n_out, n_in, group in ((1, 70, 96, 32), (5, 129, 128, 64), (13, 64, 256, 256)):
+    rng = np.random.default_rng(batch)
+    codes = rng.integers(-1, 2, (n_out, n_in)).astype(np.int8)
+    x = rng.integers(-127, 128, (batch, n_in)).astype(np.float32)
+    x[:, ::group] = 127
+    scales = rng.choice([0.5, 1, 4], (n_out, n_in // group)).astype(np.float32)
+    exact = x @ (codes * np.repeat(scales, group, axis=1)).T
+    for at_end in (True, False):
+        for path in paths:
+            layout = "columns" if path == "portable" else "panels"
+            pack_all = pack_columns_reference if path == "portable" else pack_panels_reference
+            weights = fenced(pack_all(codes), at_end)
+            laid = fenced(arrange_scales(scales, layout), at_end)
+            tokens, out = fenced(x, at_end), fenced(np.zeros((batch, n_out), np.float32), at_end)
+            if path == "portable":
+                multiply = portable.grouped_product
+            else:
+                multiply = partial(grouped.product, LANES[path])
+            assert multiply(tokens, weights, laid, group, out, 0, -(-n_out // 64))
+            assert np.array_equal(out, exact), path
         kept.clear()
 print("whole")
 """
@@ -166,6 +189,29 @@ def _tile_finish(tile, first, minus, scales, token):
     return (rows.astype(np.float32) * factors).view(np.int32)
 
 
+def _tile_fill(tile, first, words, at, step):
+    tokens, vectors, lanes = tile.shape
+    groups = first + np.arange(vectors) * lanes // 16
+    rows = [[_within(words, 4 * (4 * (at + token * step) + group), 1) for group in groups]
+            for token in range(tokens)]  # fmt: skip
+    return np.broadcast_to(np.array(rows), tile.shape).astype(np.int32)
+
+
+def _tile_group(total, sums, first, factors, at, step, scales, offset):
+    tokens, vectors, lanes = sums.shape
+    rows, half = scales[offset : offset + vectors * lanes], scales.itemsize == 2
+    assert rows.size == vectors * lanes
+    rows = (rows.view(np.float16) if half else rows).astype(np.float32).reshape(vectors, lanes)
+    groups = first + np.arange(vectors) * lanes // 16
+    counted, expected = (4 if lanes == 16 else 1) ** groups, (4 if half else 1) ** groups
+    result = total.view(np.float32).copy()
+    for token in range(tokens):
+        factor = _within(factors, 4 * (at + token * step), 1).view(np.float32)
+        exact = sums[token] // counted[:, None] * expected[:, None]
+        result[token] += exact.astype(np.float32) * (rows * factor)
+    return result.view(np.int32)
+
+
 def _tile_load(array, offset, stride, present, valid, like):
     tile = np.zeros(like.shape, np.int32)
     some = int(np.clip(valid, 0, tile[0].size))
@@ -185,7 +231,9 @@ EMULATED = {
     "tile_add": _tile_add,
     "tile_codes": _tile_codes,
     "tile_dot": _tile_dot,
+    "tile_fill": _tile_fill,
     "tile_finish": _tile_finish,
+    "tile_group": _tile_group,
     "tile_load": _tile_load,
     "tile_store": _tile_store,
     "tile_transpose": lambda tile: tile.transpose(2, 1, 0),
@@ -245,6 +293,33 @@ def test_products_stay_within_their_buffers(tile, batch, n_out, n_in):
         assert multiply(y.astype(np.float32), panels, floats, 0, groups, np.float32(0.5))
         exact = y.astype(np.float32) @ codes.T.astype(np.float32) / 2
         np.testing.assert_array_equal(floats, exact)
+
+
+@pytest.mark.parametrize(("n_out", "n_in", "group"), [(1, 32, 32), (65, 96, 32), (130, 256, 128)])
+@pytest.mark.parametrize("batch", [1, 4, 13])
+@pytest.mark.parametrize("tile", [(1, 4), (2, 4), (5, 2), (6, 2), (4, 1)])
+@pytest.mark.parametrize("kind", ["f2", "f4"])
+def test_products_of_groups_stay_within_their_buffers(tile, batch, n_out, n_in, group, kind):
+    """Likewise with scales of groups, of either size; blocks of 7 tokens end within a tile."""
+    from minibit.kernels import grouped
+
+    x, codes, _ = random_problem(batch, n_out, n_in)
+    x = np.maximum(x, -127).astype(np.float32)
+    x[:, ::group] = 127  # quantised to itself
+    scales = np.random.default_rng(n_in).choice([0.25, 0.5, 2], (n_out, n_in // group))
+    w = codes * np.repeat(scales, group, axis=1)
+    panels = pack_panels_reference(codes)
+    arranged = arrange_scales(scales.astype(np.float32), "panels")
+    if kind == "f4":
+        arranged = arrange_scales(restore_scales(arranged, "panels", n_out) + 2**-20, "panels")
+        w = codes * np.repeat(scales + 2**-20, group, axis=1)
+    for lanes in (16,) if tile[1] == 2 else (16, 8, 4):
+        multiply = emulated(grouped, BLOCK=7)["tile_product"](*tile, lanes, group)
+        out = np.zeros((batch, n_out), np.float32)
+        assert multiply(x, panels, arranged, out, 0, -(-n_out // 64))
+        np.testing.assert_allclose(
+            out, x @ w.T, rtol=0 if kind == "f2" else 1e-6, atol=0 if kind == "f2" else 1e-3
+        )
 
 
 def test_int16_sums_are_widened_in_time():

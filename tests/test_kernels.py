@@ -182,17 +182,17 @@ def test_panels_begin_where_a_cache_line_does(shape):
 COMPILE = """
 import importlib, json, sys
 from numba import types as t
-weights = t.Array(t.uint8, 1, "C", readonly=True)
-arguments = (
-    t.Array(t.int8, 2, "C"), weights, t.Array(t.int32, 2, "C"), t.int64, t.int64, t.none
-)
+weights, halves = (t.Array(kind, 1, "C", readonly=True) for kind in (t.uint8, t.uint16))
+floats, places = t.Array(t.float32, 2, "C"), (t.int64, t.int64)
+one_scale = t.Array(t.int8, 2, "C"), weights, t.Array(t.int32, 2, "C"), *places, t.none
+groups = floats, weights, halves, floats, *places
 texts = {}
 for words in sys.argv[1:]:
     name, *tile = words.split()
     module = importlib.import_module(f"minibit.kernels.{name}")
     kernel = module.tile_product(*map(int, tile)) if tile else module.product
     kernel.disable_cache = True
-    kernel.compile(arguments)
+    kernel.compile(groups if name == "grouped" else one_scale)
     texts[words] = kernel.inspect_asm(kernel.signatures[0])
 print(json.dumps(texts))
 """
@@ -207,6 +207,8 @@ INSTRUCTIONS = [  # kernel file and tile, the CPU it is meant for, an instructio
     ("product 5 4 16", "cascadelake", "vpdpbusd", 40),
     ("product 12 2 16", "cascadelake", "vpdpbusd", 48),
     ("amx", "sapphirerapids", "tdpbsud", 4),
+    ("grouped 1 4 16 64", "cascadelake", "vpdpbusd", 64),
+    ("grouped 6 2 16 32", "cascadelake", "vpdpbusd", 24),
     ("product 1 4 8", "haswell", "vpmaddubsw", 16),
     ("product 4 1 8", "haswell", "vpmaddubsw", 16),
     ("portable", "haswell", "vpmullw", 8),
@@ -281,7 +283,7 @@ for tokens, groups in ((1, 4), (4, 1)):
     shape = t.Tuple([t.UniTuple(t.int64, count) for count in (tokens, groups, 4)])
     places = (t.int64,) * 3
     try:
-        product._add_columns.compile((tile, shape, t.int64, flat[0], *places, flat[1], *places[1:]))
+        product.add_columns.compile((tile, shape, t.int64, flat[0], *places, flat[1], *places[1:]))
     except Taken as taken:
         text = str(taken)
     text = re.sub('"target-(cpu|features)"="[^"]*"', "", text)
@@ -329,6 +331,29 @@ def test_the_arm_kernel_is_exact_wherever_it_runs(batch):
     assert product(arguments[0], x, arguments[2], floats, 0, 3, one)
     x[-1, -1] = np.nan
     assert not product(arguments[0], x, arguments[2], floats, 0, 3, one)
+
+
+@needs_jit
+@pytest.mark.parametrize("batch", [1, 3, 9])
+@pytest.mark.parametrize("kind", ["f2", "f4"])
+def test_groups_on_arm_equal_the_reference_wherever_they_run(batch, kind):
+    """Its tiles of 4 lanes, with scales of both sizes."""
+    from minibit.kernels.grouped import product
+    from minibit.kernels.product import LANES
+    from minibit.matmul import ternary_matmul_reference
+    from minibit.ternary import TernaryMatrix
+    from minibit.ternary.panels import arrange_scales
+
+    x, codes, _ = random_problem(batch, 137, 192)
+    x = x.astype(np.float32)
+    scales = np.random.default_rng(1).random((137, 3)).astype(kind)
+    out = np.zeros((batch, 137), np.float32)
+    panels = pack_panels_reference(codes)
+    arranged = arrange_scales(scales.astype(np.float32), "panels")
+    assert arranged.itemsize == scales.itemsize
+    assert product(LANES["arm"], x, panels, arranged, 64, out, 0, 3)
+    matrix = TernaryMatrix.from_codes(codes, scales)
+    np.testing.assert_array_equal(out, ternary_matmul_reference(x, matrix))
 
 
 # --- rungs beside the main path -----------------------------------------------------------------

@@ -31,10 +31,10 @@ HEAVY = ("numba", "llvmlite", "matplotlib", "rich", "safetensors", "scipy", "typ
 OFFERED = (*ORDER, "datasets", "training")  # the rooms whose names `minibit` offers
 LINES = {  # of Python that a room may have, docstrings too: a new idea brings its budget along
     "base": 940,
-    "kernels": 4_200,
+    "kernels": 4_420,
     "dual": 2_064,
-    "ternary": 1_240,
-    "matmul": 430,
+    "ternary": 1_380,
+    "matmul": 492,
     "absmean": 285,
     "layers": 350,
     "noise": 700,
@@ -55,12 +55,12 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "diagrams": 130,
     "results": 100,
     "experiments": 1_520,
-    "bench": 1_640,
+    "bench": 1_660,
     "cli": 3_760,
     "conformance": 10_490,
     "": 200,  # the face of the package
 }
-ALL_LINES = 45_210  # and each idea that is added brings its own
+ALL_LINES = 45_420  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:

@@ -378,6 +378,111 @@ def test_a_head_of_other_types_or_shapes_is_refused(path):
             head_matmul(x, w)
 
 
+# --- a scale per group of columns ---------------------------------------------------------------
+
+
+@st.composite
+def grouped_problems(draw):
+    """Floats, codes and scales of groups; scales that float16 holds, and others."""
+    group = draw(st.sampled_from([32, 64, 128, 256]))
+    n_out, groups = draw(sizes), draw(st.integers(1, 5))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    codes = rng.integers(-1, 2, (n_out, group * groups)).astype(np.int8)
+    scales = rng.standard_normal((n_out, groups)).astype(draw(st.sampled_from(["f2", "f4"])))
+    scales[rng.random(scales.shape) < 0.1] = 0
+    x = rng.standard_normal((draw(batches), codes.shape[1]), np.float32)
+    x *= np.float32(2.0) ** rng.integers(-8, 8, x.shape).astype(np.float32)
+    return x, codes, scales, group
+
+
+def dense(codes, scales, group):
+    """The matrix in float32, each scale repeated."""
+    return codes * np.repeat(scales.astype(np.float32), group, axis=1)
+
+
+@pytest.mark.parametrize("path_name", PATHS)
+@given(grouped_problems())
+def test_the_product_of_groups_equals_its_reference_bit_for_bit(path_name, problem):
+    """Each group exact in int32, then float32 from the first group on, on every path."""
+    x, codes, scales, group = problem
+    matrix = packed_on(path_name, codes, scales)
+    assert matrix.group == (group if scales.size > 1 else None)
+    y = ternary_matmul(x, matrix)
+    np.testing.assert_array_equal(y, ternary_matmul_reference(x, matrix), strict=True)
+
+
+@given(grouped_problems())
+def test_groups_are_quantised_one_by_one(problem):
+    """|y - x W^T| <= sum over groups of the group's max|x| / 254 times its weights' sum."""
+    x, codes, scales, group = problem
+    w = dense(codes, scales, group).astype(np.float64)
+    y = ternary_matmul(x, TernaryMatrix.from_codes(codes, scales))
+    parts = x.reshape(len(x), scales.shape[1], group)
+    steps = np.abs(parts).max(axis=2, initial=1e-5) / 254  # (batch, groups)
+    weights = np.abs(w).reshape(*scales.shape, group).sum(axis=2)  # (n_out, groups)
+    bound = steps @ weights.T + 1e-5 * (np.abs(x).astype(np.float64) @ np.abs(w).T)
+    assert (np.abs(y - x.astype(np.float64) @ w.T) <= bound).all()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 7, 97, 203])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_groups_whose_numbers_are_all_exact_give_the_exact_product(
+    path, batch, threads, monkeypatch
+):
+    """Whole activations up to 127 and scales that are powers of two: nothing is rounded."""
+    monkeypatch.setattr("minibit.matmul.products._PAYS", 0)
+    rng = np.random.default_rng(batch)
+    codes = rng.integers(-1, 2, (203, 384)).astype(np.int8)
+    scales = 2.0 ** rng.integers(-3, 3, (203, 6))
+    x = rng.integers(-127, 128, (batch, 384)).astype(np.float32)
+    x[:, ::64] = 127
+    y = ternary_matmul(x, TernaryMatrix.from_codes(codes, scales), threads=threads)
+    np.testing.assert_array_equal(y, x.astype(np.float64) @ dense(codes, scales, 64).T)
+
+
+def test_the_order_of_groups_is_from_the_first_on(path):
+    """2^30 - 2^30 + 1 is 1 in float32, and 1 + 2^30 - 2^30 is 0."""
+    codes = np.zeros((2, 192), np.int8)
+    codes[:, [0, 64, 128]] = [[1, -1, 1], [1, 1, -1]]
+    x = 127 * np.abs(codes[:1]).astype(np.float32)
+    scales = np.float32([[2**30, 2**30, 1], [1, 2**30, 2**30]]) / np.float32(128)
+    y = ternary_matmul(x, TernaryMatrix.from_codes(codes, scales))
+    np.testing.assert_array_equal(y, [[np.float32(127 / 128), 0]])
+
+
+@given(grouped_problems())
+def test_float_activations_meet_the_values_of_the_matrix(problem):
+    """``activations="float32"`` is x (scale codes)^T, of one scale or of groups."""
+    x, codes, scales, group = problem
+    for scale, w in ((scales, dense(codes, scales, group)), (0.25, codes * np.float32(0.25))):
+        y = ternary_matmul(x, TernaryMatrix.from_codes(codes, scale), activations="float32")
+        assert y.dtype == np.float32
+        bound = 1e-5 * (np.abs(x).astype(np.float64) @ np.abs(w).astype(np.float64).T)
+        assert (np.abs(y - x.astype(np.float64) @ w.T.astype(np.float64)) <= bound).all()
+
+
+def test_the_integer_product_knows_no_scales_of_groups(path):
+    """z = q codes^T, whatever the scales."""
+    rng = np.random.default_rng(3)
+    codes = rng.integers(-1, 2, (70, 128)).astype(np.int8)
+    x = rng.integers(-128, 128, (5, 128)).astype(np.int8)
+    z = ternary_matmul_int8(x, TernaryMatrix.from_codes(codes, rng.random((70, 2))))
+    np.testing.assert_array_equal(z, product(x, codes))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 200])
+def test_a_group_that_is_not_finite_is_named(path, batch):
+    """As for one scale: the first entry, by its place; other words for activations are refused."""
+    matrix = TernaryMatrix.from_codes(np.ones((40, 128), np.int8), np.ones((40, 4)))
+    x = np.zeros((batch, 128), np.float32)
+    np.testing.assert_array_equal(ternary_matmul(x, matrix), np.zeros((batch, 40)))
+    x[-1, 127] = np.inf
+    with pytest.raises(ValueError, match=rf"x must be finite, got inf at \({batch - 1}, 127\)"):
+        ternary_matmul(x, matrix)
+    with pytest.raises(ValueError, match="activations must be 'int8' or 'float32', got"):
+        ternary_matmul(x, matrix, activations="int4")
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 

@@ -361,6 +361,82 @@ def test_a_matrix_cannot_change():
     np.testing.assert_array_equal(matrix.codes(), before)
 
 
+group_scales = st.sampled_from(["f2", "f4"]).flatmap(
+    lambda kind: st.tuples(
+        st.sampled_from([(1, 2), (3, 1), (64, 2), (70, 3), (130, 5)]),
+        st.sampled_from([32, 64, 128, 256]),
+        st.just(kind),
+        st.integers(0, 2**32 - 1),
+    )
+)
+
+
+@pytest.mark.parametrize("path", ["reference", "portable", "auto"])
+@given(group_scales)
+def test_a_matrix_gives_back_the_scales_of_its_groups(path, choice):
+    """Codes, scales, rows and pickles of a matrix whose groups have scales, in every layout."""
+    (n_out, groups), group, kind, seed = choice
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(-1, 2, (n_out, groups * group)).astype(np.int8)
+    scales = rng.standard_normal((n_out, groups)).astype(kind)
+    with pytest.MonkeyPatch.context() as patch:
+        if path in kernels.supported():
+            patch.setenv("MINIBIT_KERNELS", path)
+        matrix = TernaryMatrix.from_codes(codes, scales)
+        again = pickle.loads(pickle.dumps(matrix))
+        hf = TernaryMatrix.from_hf(to_hf(codes), n_out, scales)
+    values = codes * np.repeat(scales.astype(np.float32), group, axis=1)
+    for twin in (matrix, again, hf):
+        assert (twin.group, twin.shape) == (group, codes.shape)
+        np.testing.assert_array_equal(twin.codes(), codes)
+        np.testing.assert_array_equal(twin.scale, scales.astype(np.float32), strict=True)
+        np.testing.assert_array_equal(twin.rows(), values, strict=True)
+        picks = rng.integers(-n_out, n_out, 7)
+        np.testing.assert_array_equal(twin.rows(picks), values[picks])
+        np.testing.assert_array_equal(twin.rows(slice(1, None, 2)), values[1::2])
+
+
+def test_scales_of_groups_take_two_bytes_where_float16_holds_them():
+    """One entry beyond float16 makes them four bytes each; nothing is rounded to save them."""
+    codes, scales = random_codes(128, 256), np.full((128, 4), 0.5)
+    halves = TernaryMatrix.from_codes(codes, scales)
+    scales[5, 2] = 0.1
+    floats = TernaryMatrix.from_codes(codes, scales)
+    assert floats.scale[5, 2] == np.float32(0.1)
+    extra = halves.nbytes - TernaryMatrix.from_codes(codes).nbytes
+    if kernels.layout(kernels.path()) == "panels":
+        assert extra == 128 * 4 * 2
+    assert floats.nbytes - TernaryMatrix.from_codes(codes).nbytes == 128 * 4 * 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "scale", "message"),
+    [
+        ((2, 64), np.ones((2, 3)), r"shape \(2, 2\), \(2, 1\) for groups .*, got shape \(2, 3\)"),
+        ((2, 64), np.ones((1, 2)), r"got shape \(1, 2\)"),
+        ((2, 64), np.ones((2, 2, 1)), r"got shape \(2, 2, 1\)"),
+        ((2, 70), np.ones((2, 1)), "70 columns are no whole groups of 32"),
+        ((2, 64), [[1, 2], [3, np.inf]], r"finite as float32, got inf at \(1, 1\)"),
+        ((2, 64), [[1, 2], [1e39, 4]], r"finite as float32, got 1e\+39 at \(1, 0\)"),
+    ],
+)
+def test_scales_that_fit_no_groups_are_refused(shape, scale, message):
+    """The error says which shapes would do."""
+    with pytest.raises(ValueError, match=message):
+        TernaryMatrix.from_codes(random_codes(*shape), scale)
+
+
+def test_rows_outside_a_matrix_are_refused():
+    """As NumPy refuses them; and so is an index of two axes, or of none."""
+    matrix = TernaryMatrix.from_codes(random_codes(5, 7))
+    assert matrix.rows([]).shape == (0, 7)
+    with pytest.raises(IndexError, match="out of bounds"):
+        matrix.rows([5])
+    for indices in (2, [[0, 1]]):
+        with pytest.raises(IndexError, match="must have one axis"):
+            matrix.rows(indices)
+
+
 def test_padding_of_a_file_does_not_reach_the_matrix():
     """Bits beyond the last code differ between files of one matrix; the canonical form does not."""
     minus_filled = np.array([0b00_00_00_10], np.uint8)
@@ -415,12 +491,12 @@ def test_a_matrix_of_an_hf_file_holds_no_code_3(path, byte, monkeypatch):
 @pytest.mark.parametrize(
     ("scale", "error", "message"),
     [
-        (np.nan, ValueError, "must be finite"),
-        (np.inf, ValueError, "must be finite"),
+        (np.nan, ValueError, "must be finite as float32, got nan"),
+        (np.inf, ValueError, "must be finite as float32, got inf"),
         (1e39, ValueError, "must be finite as float32"),
         (2**2000, TypeError, "must be a real number, got object"),
         (np.ma.masked, TypeError, "scale must not be a masked array"),
-        ([1.0, 2.0], ValueError, r"one number, got shape \(2,\)"),
+        ([1.0, 2.0], ValueError, r"one number, .*, got shape \(2,\)"),
         ("1", TypeError, "must be a real number"),
         (1j, TypeError, "must be a real number"),
     ],

@@ -27,6 +27,7 @@ __all__ = ["gemv", "matmul", "quantise"]
 
 LARGE = ((4096, 4096), (2560, 6912), (6912, 2560), (14336, 4096))  # (n_out, n_in)
 SMALL = ((256, 256), (256, 784))
+GROUP = 64  # columns that share a scale, as in Q2_0
 CACHE = 256_000_000  # bytes; more than the last cache of a CPU, or a core's share of it, holds
 SECONDS = 3.0  # for all candidates of a shape
 ROUNDS = 20_000  # of independent dot products: the peak
@@ -37,6 +38,7 @@ WORDS = {  # of ways, where a figure names them otherwise than the details
     "read": "a plain read alone",
     "numpy absmean": "NumPy",
     "numpy absmax": "NumPy",
+    "groups": f"a scale per {GROUP} columns",
 }
 Bars = dict[str, float | None]
 Ways = dict[str, Callable[[], object]]
@@ -52,6 +54,7 @@ ALL_BARS: dict[str, Bars] = {  # for one token: our way's least speeds over othe
 LARGE_BARS: dict[str, Bars] = ALL_BARS | {
     "int8": {"numpy float32": 20.0, **TORCH, "torch int8": 12.0, "copy": None},
     "portable": {"numpy float32": 5.0},
+    "groups": {"numpy float32": 20.0},
     "read": {"torch int8": None},
 }
 
@@ -63,12 +66,15 @@ def gemv(options: Options) -> Report:
     for shape in (*LARGE, *SMALL):
         name, large = "{} x {}".format(*shape), shape in LARGE
         problem = Problem(*shape, 1, options)
-        times = details[name] = warm_medians(problem.ways_of_one_token(), SECONDS)
+        ways = problem.ways_of_one_token() | ({"groups": problem.grouped()} if large else {})
+        times = details[name] = warm_medians(ways, SECONDS)
         for ours, bars in (LARGE_BARS if large else ALL_BARS).items():
             figures += speeds(f"{name}: {WORDS.get(ours, ours)}", times, ours, bars, WORDS)
         if large:
             loss = times["end to end"] / times["int8"]
             figures.append(Figure(f"{name}: end to end, times int8", loss, "x", 1.15, False))
+            words, loss = WORDS["groups"], times["groups"] / times["end to end"]
+            figures.append(Figure(f"{name}: {words}, times one scale", loss, "x", 1.3, False))
         if large and "read" in times:
             for words, source in (("share of a plain read", ""), ("the same", " from memory")):
                 share = times[f"read{source}"] / times[f"int8{source}"]
@@ -78,8 +84,11 @@ def gemv(options: Options) -> Report:
         rate = problem.matrix.nbytes / times["int8"] / 1e9
         figures.append(Figure(f"{name}: packed weights read", rate, "GB/s"))
         if shape == LARGE[0]:
-            ways = [way for way in BYTES if way in times]
-            points = {way: (1 / BYTES[way], problem.codes.size / times[way]) for way in ways}
+            points = {
+                way: (1 / size, problem.codes.size / times[way])
+                for way, size in BYTES.items()
+                if way in times
+            }
             details["roofline"] = _roofline(f"One token, {name}", points)
     return Report(figures, notes(options, "PyTorch", "torch"), details)
 
@@ -176,6 +185,14 @@ class Problem:
             torch._int_mm(e, f)
             ways["torch int8"] = lambda: torch._int_mm(e, f)
         return ways
+
+    def grouped(self) -> Callable[[], object]:
+        """Return the product with the same codes and a float16 scale per group of columns."""
+        n_out, n_in = self.codes.shape
+        scales = np.random.default_rng(0).uniform(0.01, 0.03, (n_out, n_in // GROUP))
+        matrix = TernaryMatrix.from_codes(self.codes, scales.astype(np.float16))
+        x = self.x.astype(np.float32)
+        return lambda: ternary_matmul(x, matrix, threads=self.threads)
 
     def ways_of_one_token(self) -> Ways:
         """Return also a copy and a plain read of the weights, other kernels, and two threads."""

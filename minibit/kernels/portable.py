@@ -78,6 +78,31 @@ def product(
 
 
 @njit(cache=True, nogil=True)
+def grouped_product(
+    x: Array, columns: Array, scales: Array, group: int, out: Array, first: int, last: int
+) -> bool:
+    """Multiply as `product`, with ``scales (groups, n_out)`` of groups of `group` columns."""
+    (batch, n_in), n_out = x.shape, out.shape[1]
+    begin, end, parts = ROWS * first, min(ROWS * last, n_out), x.shape[1] // group
+    codes = np.zeros((parts, group), np.int8)
+    minus, factors = np.empty(parts, np.int32), np.empty(parts, np.float32)
+    lines = columns.reshape((n_in + 15) // 16 * 4, n_out)
+    sums = np.empty(end - begin, np.int32)
+    for token in range(batch):
+        if not take_tokens(x[token].reshape(parts, group), np.float32(1), codes, minus, factors):
+            return False
+        total = out[token, begin:end]
+        total[:] = 0
+        for part in range(parts):
+            here = lines[part * group // 4 : (part + 1) * group // 4]
+            _sums(codes[part], here, begin, end, minus[part], sums)
+            scale, factor = scales[part, begin:end], factors[part]
+            for r in range(sums.size):
+                total[r] += np.float32(sums[r]) * (scale[r] * factor)
+    return True
+
+
+@njit(cache=True, nogil=True)
 def widen(lines: Array, begin: int, end: int, w: Array) -> None:
     """Decode rows begin..end of ``lines (n_in / 4, n_out)`` into ``w (n_in, end - begin)``."""
     for k in range(w.shape[0]):

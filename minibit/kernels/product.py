@@ -70,7 +70,7 @@ class Tokens(NamedTuple):
 
 
 @njit(cache=True, nogil=True, forceinline=True, _nrt=False)
-def _add_columns(sums, shape, first, acts, at, step, stride, panels, offset, columns):
+def add_columns(sums, shape, first, acts, at, step, stride, panels, offset, columns):
     """Return the tile `sums` plus the products of some columns with groups `first` and on.
 
     Activations of 4 columns of a token begin at byte `at` of `acts`, those of the next 4 `step`
@@ -122,7 +122,7 @@ def multiply(tokens, panels, out, start, first, last, shape):
                     sums = tile_zero(*shape)
                     if k:
                         sums = tile_load(out, at, 4 * n_out, present, n_out - row, sums)
-                    sums = _add_columns(
+                    sums = add_columns(
                         sums,
                         shape,
                         group,

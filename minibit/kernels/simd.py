@@ -29,8 +29,9 @@ from numba.extending import intrinsic
 
 ARM = platform.machine().lower() in ("arm64", "aarch64")  # whose intrinsics LLVM may be given
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-FLOAT = ir.FloatType()
+HALF, FLOAT = ir.HalfType(), ir.FloatType()
 ONE_CODE = 0x03030303  # the lowest 2 bits of every byte
+_TWO = ir.Constant(I64, 2)
 
 
 class Tile(types.Type):  # type: ignore[misc]
@@ -276,6 +277,73 @@ def tile_finish(typingctx, tile, first, minus, scales, token):
         return tile_of(builder, vectors)
 
     return tile(tile, types.intp, minus, scales, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_fill(typingctx, tile, first, words, at, step):
+    """``tile_fill(tile, first, words, at, step)``: a tile like `tile`, to begin sums with.
+
+    Group ``g`` of 16 rows of token ``t`` has int32 number ``4 (at + t step) + first + g`` of
+    `words` in all lanes.
+    """
+
+    def codegen(context, builder, signature, args):
+        index, vectors = args[3], []
+        for _ in range(tile.tokens):
+            at = builder.shl(builder.add(builder.shl(index, _TWO), args[1]), _TWO)
+            pointer = pointer_to(context, builder, signature.args[2], args[2], at)
+            for vector in range(tile.vectors):
+                group = beyond(builder, pointer, vector * tile.lanes // 16 * 4)
+                vectors.append(repeat(builder, read(builder, group, I32), tile.lanes))
+            index = builder.add(index, args[4])
+        return tile_of(builder, vectors)
+
+    return tile(tile, types.intp, words, types.intp, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_group(typingctx, total, sums, first, factors, at, step, scales, offset):
+    """``tile_group(total, sums, ...)``: floats `total` plus the products of one group of columns.
+
+    Each sum, rounded to float32, is multiplied by its row's scale times the factor of its token:
+    float32 number ``at + t step`` of `factors`. The rows' scales are entries `offset` and on of
+    `scales`, float32 or the bits of float16. Those in float16 expect sums that count ``4**g`` times
+    too much in group ``g``, as they do with 16 lanes.
+    """
+    half = scales.dtype.bitwidth == 16
+
+    def codegen(context, builder, signature, args):
+        kinds, floats, each = signature.args, ir.VectorType(FLOAT, sums.lanes), sums.vectors
+        totals, exact = vectors_of(builder, args[0]), vectors_of(builder, args[1])
+        stored, size = ir.VectorType(HALF if half else FLOAT, sums.lanes), 2 if half else 4
+        offset = builder.mul(args[7], ir.Constant(I64, size))
+        begin = pointer_to(context, builder, kinds[6], args[6], offset)
+        shift, rows = builder.shl(builder.trunc(args[2], I32), ir.Constant(I32, 1)), []
+        for vector in range(each):
+            scale = read(builder, beyond(builder, begin, vector * sums.lanes * size), stored)
+            rows.append(builder.fpext(scale, floats) if half else scale)
+        index = args[4]
+        for token in range(sums.tokens):
+            at = builder.shl(index, _TWO)
+            factor = read(builder, pointer_to(context, builder, kinds[3], args[3], at), FLOAT)
+            factors = repeat(builder, factor, sums.lanes)
+            for vector in range(each):
+                value = exact[token * each + vector]
+                if half != (sums.lanes == 16):  # to count as often as the scales expect
+                    group = vector * sums.lanes // 16
+                    by = builder.add(shift, ir.Constant(I32, 2 * group))
+                    by = repeat(builder, by, sums.lanes)
+                    value = builder.shl(value, by) if half else builder.ashr(value, by)
+                scale = builder.fmul(rows[vector], factors)
+                product = builder.fmul(builder.sitofp(value, floats), scale)
+                before = builder.bitcast(totals[token * each + vector], floats)
+                after = builder.bitcast(builder.fadd(before, product), value.type)
+                totals[token * each + vector] = after
+            index = builder.add(index, args[5])
+        return tile_of(builder, totals)
+
+    places = (types.intp,) * 2
+    return total(total, sums, types.intp, factors, *places, scales, types.intp), codegen
 
 
 @intrinsic(prefer_literal=True)

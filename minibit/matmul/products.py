@@ -1,7 +1,8 @@
 """The ternary product: activations times a ternary matrix, as fast as the machine allows.
 
     ternary_matmul_int8   z = q codes^T                      int8 activations, exact int32 sums
-    ternary_matmul        s = 127 / max|x| a token,  q = rint(s x),  y = (gamma / s) (q codes^T)
+    ternary_matmul        s = 127 / max|x| per token,  q = rint(s x),  y = (gamma / s) (q codes^T);
+                          with a scale per group, s, q and the product are per group and added up
     head_matmul           y = x w^T, unquantised: the head of a language model
 
 A kernel computes the same numbers as its reference, bit for bit. Which kernel runs is decided when
@@ -16,12 +17,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.base import finite, float32, last_axis, not_finite, thread_count, unmasked
+from minibit.base import finite, float32, last_axis, not_finite, one_of, thread_count, unmasked
 from minibit.ternary import ROWS, TernaryMatrix
 
 __all__ = [
@@ -60,7 +61,7 @@ def ternary_matmul_int8_reference(x: Array, matrix: TernaryMatrix) -> NDArray[np
 
 
 def ternary_matmul_reference(x: Array, matrix: TernaryMatrix) -> NDArray[np.float32]:
-    """Quantise activations per token, multiply exactly, scale: three lines of NumPy.
+    """Quantise activations, multiply exactly, scale, and add groups up: a few lines of NumPy.
 
     The specification of `ternary_matmul`, with its `x` and `matrix`: all in float32, in this order.
 
@@ -71,12 +72,31 @@ def ternary_matmul_reference(x: Array, matrix: TernaryMatrix) -> NDArray[np.floa
     """
     x = _checked(x, matrix, _FLOAT32)
     finite("x", x)
-    absmax = np.abs(x).max(axis=-1, keepdims=True, initial=np.float32(1e-5))  # (..., 1)
-    scale = np.float32(1) / absmax * np.float32(127)
-    q = np.rint(x * scale).astype(np.int8)  # (..., n_in)
+    if matrix.group is not None:
+        return _grouped_reference(x, matrix.codes(), np.asarray(matrix.scale), matrix.group)
+    q, scale = _absmax(x)
     z = ternary_matmul_int8_reference(q, matrix)  # (..., n_out)
     with np.errstate(over="ignore", invalid="ignore"):  # silent, as compiled code is
-        y: NDArray[np.float32] = z.astype(np.float32) * (matrix.scale / scale)
+        y: NDArray[np.float32] = z.astype(np.float32) * (np.float32(matrix.scale) / scale)
+    return y
+
+
+def _absmax(x: Array) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Quantise along the last axis: codes, and scales (..., 1)."""
+    absmax = np.abs(x).max(axis=-1, keepdims=True, initial=np.float32(1e-5))  # (..., 1)
+    scale = np.float32(1) / absmax * np.float32(127)
+    return np.rint(x * scale).astype(np.int8), scale
+
+
+def _grouped_reference(x: Array, codes: Array, scales: Array, group: int) -> NDArray[np.float32]:
+    """Quantise, multiply and scale each group of columns, and add the groups up in their order."""
+    y = np.zeros((*x.shape[:-1], len(codes)), np.float32)
+    for number in range(scales.shape[1]):
+        columns = slice(number * group, (number + 1) * group)
+        q, scale = _absmax(x[..., columns])
+        z = q.astype(np.float64) @ codes[:, columns].T.astype(np.float64)  # exact: whole numbers
+        with np.errstate(over="ignore", invalid="ignore"):
+            y += z.astype(np.float32) * (scales[:, number] * (np.float32(1) / scale))
     return y
 
 
@@ -130,15 +150,24 @@ def ternary_matmul_int8(
 
 
 def ternary_matmul(
-    x: Array, matrix: TernaryMatrix, *, threads: int | None = None
+    x: Array,
+    matrix: TernaryMatrix,
+    *,
+    threads: int | None = None,
+    activations: Literal["int8", "float32"] = "int8",
 ) -> NDArray[np.float32]:
     """Multiply float activations by a ternary matrix, with int8 activations inside.
 
-    ``s = (1 / max(max|x|, 1e-5)) * 127`` a token, ``q = rint(x s)`` (half to even),
+    ``s = (1 / max(max|x|, 1e-5)) * 127`` per token, ``q = rint(x s)`` (half to even),
     ``y = float32(q codes^T) (gamma / s)``; equal to `ternary_matmul_reference` bit for bit.
 
-    The error of rounding a token is at most ``max|x| / 254`` an input (BitNet b1.58, arXiv
-    2402.17764; the order of operations is that of the published code).
+    Where each group of columns has scales of its own, each group of a token is quantised with an
+    ``s_g`` of its own, too, and with ``q_g``, ``codes_g`` and ``gamma_g`` of group g::
+
+        y = sum_g float32(q_g codes_g^T) (gamma_g (1 / s_g))      float32, from the first g on
+
+    The error of rounding a token (or its group) is at most ``max|x| / 254`` per input (BitNet
+    b1.58, arXiv 2402.17764; the order of operations is that of the published code).
 
     Parameters
     ----------
@@ -146,6 +175,10 @@ def ternary_matmul(
         Cast to float32; all finite. A token of zeros gives zeros; no rows give no rows.
     matrix, threads
         As for `ternary_matmul_int8`.
+    activations : {"int8", "float32"}
+        "float32" leaves `x` as it is and multiplies by ``scale * codes`` through NumPy, some rows
+        at a time: for models whose activations were never quantised. Sums may differ in the last
+        bits between machines; a NaN or an infinity of `x` goes through.
 
     Returns
     -------
@@ -156,7 +189,7 @@ def ternary_matmul(
     ------
     TypeError, ValueError
         As `ternary_matmul_int8`, but `x` is of floats. The first entry that is NaN or infinite as
-        float32 is named.
+        float32 is named. If `activations` is another word.
 
     Examples
     --------
@@ -171,13 +204,16 @@ def ternary_matmul(
         and x.shape == matrix._one_token
         and x.dtype is _FLOAT32
         and x.flags.carray
+        and activations == "int8"
     ):
         out = _empty(matrix._one_result, _FLOAT32)
-        if _one(matrix._path)(x, matrix._packed, out, 0, matrix._groups, matrix.scale):
+        if _one(matrix._path)(x, matrix._packed, out, 0, matrix._groups, matrix._scale):
             return out
     rows = _rows(x, matrix, _FLOAT32)
     out = np.empty((rows.shape[0], matrix.shape[0]), _FLOAT32)
-    if not _multiply(rows, matrix, out, matrix.scale, threads):
+    if one_of("activations", activations, ("int8", "float32")) == "float32":
+        _multiply_floats(rows, matrix, out)
+    elif not _multiply(rows, matrix, out, matrix._scale, threads):
         raise not_finite("x", _checked(x, matrix, _FLOAT32))
     return out if rows is x else out.reshape(*np.asarray(x).shape[:-1], matrix.shape[0])
 
@@ -275,6 +311,31 @@ def _columns_many(
     return True
 
 
+def _multiply_floats(x: Array, matrix: TernaryMatrix, out: Array) -> None:
+    """Fill `out` with the product of floats; about a million weights are unpacked at a time."""
+    step = max(1, 2**20 // max(matrix.shape[1], 1) // ROWS) * ROWS
+    for begin in range(0, matrix.shape[0], step):
+        rows = slice(begin, begin + step)
+        np.matmul(x, matrix.rows(rows).T, out=out[:, rows])
+
+
+def _grouped(
+    matrix: TernaryMatrix, x: Array, weights: Array, out: Array, first: int, last: int, gamma: Array
+) -> bool:
+    """Multiply by a matrix whose groups have scales; `gamma` is 1."""
+    scales, group = matrix._scales, matrix.group
+    assert scales is not None
+    assert group is not None
+    if matrix._path == "portable":
+        from minibit.kernels.portable import grouped_product
+
+        return bool(grouped_product(x, weights, scales, group, out, first, last))
+    from minibit.kernels.grouped import product
+    from minibit.kernels.product import LANES
+
+    return product(LANES[matrix._path], x, weights, scales, group, out, first, last)
+
+
 def _multiply(
     x: Array, matrix: TernaryMatrix, out: Array, gamma: np.float32 | None, threads: int | None
 ) -> bool:
@@ -291,6 +352,8 @@ def _multiply(
             return False
         return True
     kernel = (kernel_of_many if batch > 1 else _one)(matrix._path)
+    if gamma is not None and matrix.group is not None:
+        kernel = partial(_grouped, matrix)
     if threads == 1 or out.size * n_in < _PAYS:
         return kernel(x, matrix._packed, out, 0, groups, gamma)
     from minibit.kernels.threads import cpus, run

@@ -15,6 +15,12 @@ columns to 64 too (a block of AMX), and the first byte lies where a cache line b
 
 *Columns* are for any CPU: byte ``r`` of line ``q`` holds row r and columns 4 q .. 4 q + 3, so a
 plain loop over rows multiplies by one activation at a time, and compilers turn it into vectors.
+
+Scales of groups of columns lie in the order of the loop, too: those of the 64 rows of a panel side
+by side for each group, in float16 where that holds all of them exactly, as it does in every file
+whose scales are float16; beside columns, those of all rows side by side, in float32.
+
+    panels    [n_out / 64][groups][64]        columns   [groups][n_out]
 """
 
 from __future__ import annotations
@@ -32,16 +38,20 @@ from minibit.ternary.published import from_hf
 
 __all__ = [
     "PACK",
+    "arrange_scales",
     "pack_columns",
     "pack_columns_reference",
     "pack_panels",
     "pack_panels_reference",
     "repack_hf",
+    "restore_scales",
+    "rows_of",
     "unpack_columns",
     "unpack_panels",
 ]
 
 ROWS = 64  # in a panel
+Floats = NDArray[np.float32]
 
 
 def _digits(codes: Codes, rows: int, columns: int) -> Bytes:
@@ -175,4 +185,85 @@ def unpack_columns(packed: Bytes, shape: tuple[int, int]) -> Codes:
     lines = np.ascontiguousarray(packed.reshape(-(-n_in // 16) * 4, n_out).T)  # r q
     digits = lines[..., None] >> np.array([0, 2, 4, 6], np.uint8) & 3  # r q j
     filled = digits.reshape(n_out, -(-n_in // 16) * 16)
+    return filled[:, :n_in].view(np.int8) - np.int8(1)
+
+
+def arrange_scales(scales: Floats, layout: str) -> NDArray[Any]:
+    """Lay float32 scales of groups, (n_out, groups), out as the product of a layout reads them.
+
+    Panels hold the bits of float16 where these are exact, of the scale times 64, 16, 4 or 1 by the
+    row's place in its byte: sums of codes left in place count 1, 4, 16 or 64 times. Else float32.
+
+    Examples
+    --------
+    >>> arrange_scales(np.float32([[0.5, 0.25]]), "panels").view("f2").reshape(2, 64)[:, :2]
+    array([[32.,  0.],
+           [16.,  0.]], dtype=float16)
+    """
+    if layout != "panels":
+        return np.ascontiguousarray(scales.T if layout == "columns" else scales)
+    n_out, groups = scales.shape
+    filled = np.zeros((-(-n_out // ROWS) * ROWS, groups), np.float32)
+    filled[:n_out] = scales
+    turned = filled.reshape(-1, ROWS, groups).transpose(0, 2, 1).reshape(-1)
+    with np.errstate(over="ignore"):
+        halves = (turned * np.tile(_TIMES, turned.size // ROWS)).astype(np.float16)
+    exact = np.array_equal(_plain_scales(halves.view(np.uint16)), turned)
+    return _aligned(halves.view(np.uint16) if exact else turned)
+
+
+def _aligned(array: NDArray[Any]) -> NDArray[Any]:
+    """Copy a flat array to where a cache line begins, so that no load of 64 bytes meets two."""
+    room = np.empty(array.nbytes + 63, np.uint8)
+    begin = -room.ctypes.data % 64
+    copy = room[begin : begin + array.nbytes].view(array.dtype)
+    copy[:] = array
+    return copy
+
+
+_TIMES = np.repeat(np.array([64, 16, 4, 1], np.float32), 16)  # a panel's rows
+
+
+def _plain_scales(arranged: NDArray[Any]) -> Floats:
+    """Return scales in the order of panels as float32."""
+    if arranged.dtype != np.uint16:
+        return arranged
+    floats = arranged.view(np.float16).astype(np.float32).reshape(-1, ROWS) / _TIMES
+    return floats.reshape(-1)
+
+
+def restore_scales(arranged: NDArray[Any], layout: str, n_out: int) -> Floats:
+    """Undo `arrange_scales`: float32 of shape (n_out, groups).
+
+    Examples
+    --------
+    >>> restore_scales(arrange_scales(np.float32([[0.5, 0.1]]), "panels"), "panels", 1)
+    array([[0.5, 0.1]], dtype=float32)
+    """
+    if layout != "panels":
+        return np.array(arranged.T if layout == "columns" else arranged, order="C")
+    panels = -(-n_out // ROWS)
+    groups = arranged.size // (panels * ROWS) if panels else 0
+    turned = _plain_scales(arranged).reshape(panels, groups, ROWS).transpose(0, 2, 1)
+    return np.ascontiguousarray(turned.reshape(panels * ROWS, groups)[:n_out])
+
+
+def rows_of(packed: Bytes, layout: str, shape: tuple[int, int], rows: NDArray[np.intp]) -> Codes:
+    """Unpack some rows alone, from panels or columns: int8 of shape (rows, n_in).
+
+    Examples
+    --------
+    >>> rows_of(pack_panels(np.int8([[1, 0], [0, -1]])), "panels", (2, 2), np.array([1, 0]))
+    array([[ 0, -1],
+           [ 1,  0]], dtype=int8)
+    """
+    n_out, n_in = shape
+    if layout == "columns":
+        lines = packed.reshape(-(-n_in // 16) * 4, n_out)[:, rows].T  # r q
+        digits = np.ascontiguousarray(lines)[..., None] >> np.array([0, 2, 4, 6], np.uint8) & 3
+    else:
+        vectors = packed.reshape(-(-n_out // ROWS), -(-n_in // 64) * 16, 16, 4)  # p q r c
+        shifts = (2 * (rows % ROWS // 16)).astype(np.uint8)[:, None, None]
+        digits = vectors[rows // ROWS, :, rows % 16] >> shifts & 3  # rows q c
+    filled = digits.reshape(len(rows), digits.shape[1] * 4)
     return filled[:, :n_in].view(np.int8) - np.int8(1)

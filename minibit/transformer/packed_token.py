@@ -65,7 +65,7 @@ def packed_arrays(model: BitNetModel) -> PackedArrays | None:
     layers = [f"layers.{layer}." for layer in range(config.layers)]
     matrices = [[params[name + projection] for projection in PROJECTIONS] for name in layers]
     flat = [matrix for row in matrices for matrix in row]
-    if not all(isinstance(matrix, TernaryMatrix) for matrix in flat):
+    if not all(isinstance(matrix, TernaryMatrix) and matrix.group is None for matrix in flat):
         return None
     path = flat[0]._path
     embedding = np.asarray(params["embed_tokens"])  # the array itself, also if it is a file's

@@ -248,6 +248,6 @@ def _new(name: str, value: Any, kind: str, layout: I2Layout) -> NewTensor:
         codes = value.codes()
         if not codes.any():
             raise ValueError(f"{name} cannot be written as {kind}: all its codes are 0")
-        return encoded(codes, value.scale, code, layout)
+        return encoded(codes, np.float32(value.scale), code, layout)
 
     return NewTensor(gguf_name(name), code, value.shape, chunks)

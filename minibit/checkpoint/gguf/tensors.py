@@ -234,7 +234,7 @@ def check_encodable(matrix: TernaryMatrix, kind: int, layout: I2Layout) -> None:
     That is: for a shape of no whole blocks, a scale that is not above 0, or one that float16 holds
     as a subnormal only, so less exactly than 2**-11.
     """
-    scale, (n_out, n_in) = matrix.scale, matrix.shape
+    scale, (n_out, n_in) = np.float32(matrix.scale), matrix.shape
     if not scale > 0:
         raise ValueError(f"its scale must be above 0, got {scale:g}")
     half = np.float32(np.float16(scale)) if scale < 65520 else np.float32(np.inf)

@@ -124,7 +124,7 @@ def save_bitnet(
     def produce(name: str) -> Iterator[NDArray[Any]]:
         param = names[name]
         if name.endswith("_scale"):
-            yield _scale(matrix(param).scale, param, storage)
+            yield _scale(np.float32(matrix(param).scale), param, storage)
         elif specs[name][0] == "U8":
             codes = matrix(param).codes()
             if not codes.any():
