@@ -106,6 +106,13 @@ def test_trees_go_in_and_come_out_in_their_structure():
     assert [float(d) for d in dot[1]] == [0.0, 1.0]
 
 
+@pytest.mark.parametrize("other", [np.ones(2), [1.0], {"a": 1.0, "b": 1.0}, (1.0, 2.0, 3.0)])
+def test_tangents_of_another_structure_are_refused(other):
+    """An array is no list, even if it is as long; the error names both."""
+    with pytest.raises(TypeError, match=r"primals\[0\] and what goes with it .* a list of 2 and a"):
+        jvp(lambda tree: tree[0] * tree[1], ([1.0, 2.0],), (other,))
+
+
 def test_an_argument_without_a_tangent_arrives_as_it_was_given():
     """None costs nothing: the function sees the plain array, of whatever type."""
     seen = []
@@ -687,17 +694,31 @@ def test_views_are_written_through_as_numpy_does(steps, turned):
             np.testing.assert_array_equal(a, b)
 
 
-def test_a_tile_of_one_keeps_its_order_in_memory():
+@pytest.mark.parametrize("repeats", [1, (1, 1), (1, 1, 1)])
+def test_a_tile_of_one_keeps_its_order_in_memory(repeats):
     """So a reshape of it is a copy where NumPy's is, and a view where that is one."""
 
     def f(x):
-        flat = np.tile(x.T, 1).reshape(-1)
+        tiled = np.tile(x.T, repeats)
+        flat = tiled.reshape(-1)
         flat[0] += flat[1]
-        return flat
+        return tiled
 
     x = np.arange(6.0).reshape(2, 3)
     _, tangent = jvp(f, (x,), (x + 1,))
     np.testing.assert_array_equal(tangent, f(x + 1))
+
+
+def test_a_view_shows_what_was_written_to_its_array():
+    """Its text, too, is that of today."""
+
+    def f(x):
+        view = x[:2]
+        x[0] = 5.0
+        assert repr(view) == "Dual([5. 2.], [0. 4.])"
+        return view
+
+    jvp(f, (np.array([1.0, 2.0]),), (np.array([3.0, 4.0]),))
 
 
 def test_a_view_sees_what_is_written_to_its_array():

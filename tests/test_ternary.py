@@ -276,6 +276,7 @@ def test_i2_s_brings_codes_and_scale_back(layout, seed, rows, groups):
     np.testing.assert_array_equal(codes_again, codes)
     assert scale == np.float32(0.3)
     assert isinstance(scale, np.float32)
+    assert from_i2_s(to_i2_s(codes, 0.0, layout), codes.shape, layout)[1] == 0
 
 
 def test_the_three_i2_s_layouts_cannot_be_told_apart_by_their_bytes():
@@ -547,6 +548,6 @@ def test_a_matrix_has_two_axes():
     """Vectors and stacks are refused, and so are shapes that are none."""
     with pytest.raises(ValueError, match=r"2 axes, got shape \(4,\)"):
         TernaryMatrix.from_codes(random_codes(4))
-    for shape in ((4,), (-2, -2), (1, 2, 2)):
+    for shape in ((4,), (-2, -2), (-1, -1), (1, 2, 2)):
         with pytest.raises(ValueError, match="shape must be"):
             TernaryMatrix.from_packed2(np.zeros(1, np.uint8), shape)

@@ -64,8 +64,8 @@ def _picked(a: Array, positions: Any) -> Array:
 
 def _tiled(a: Array, repeats: Any) -> Array:
     """Repeat an array; a single repeat is a copy in the array's own order in memory."""
-    if np.size(repeats) <= a.ndim and np.all(repeats == 1):
-        return np.copy(a)
+    if np.all(np.asarray(repeats) == 1):
+        return np.copy(a)[(None,) * (np.size(repeats) - a.ndim)]
     return _picked(a, np.tile(numbered(a), repeats))
 
 

@@ -172,8 +172,7 @@ def unpack_base3(packed: ArrayLike, count: int) -> Codes:
     """
     count = integer("count", count)
     packed = check_bytes(packed, (-(-count // 5),), f"count = {count} (five a byte)")
-    if packed.size and packed.max() > 242:
-        refuse_entries("packed", packed, packed > 242, "be 0..242 (five base-3 digits)")
+    refuse_entries("packed", packed, packed > 242, "be 0..242 (five base-3 digits)")
     digits = np.arange(243)[:, None] // np.array([1, 3, 9, 27, 81]) % 3  # (243, 5)
     codes: Codes = (digits - 1).astype(np.int8)[packed].reshape(-1)[:count]  # (count,)
     return codes

@@ -121,7 +121,7 @@ def to_i2_s(codes: ArrayLike, scale: float = 1.0, layout: I2Layout = "x86") -> B
     exact = check_scale(scale)
     with np.errstate(over="ignore", under="ignore"):
         one = exact.astype("<f4")
-    if one.size != 1 or not (np.isfinite(one) & (one >= 0) & ((one > 0) | (exact == 0))).all():
+    if one.size != 1 or not (np.isfinite(one) & ((one > 0) | (exact == 0))).all():
         raise ValueError(f"scale must be one finite number >= 0 as float32, got {scale!r}")
     outer, inner = _i2_groups(codes.shape, layout)
     e = (codes + np.int8(1)).view(np.uint8).reshape(outer, 4, inner)
