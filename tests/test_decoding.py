@@ -39,6 +39,10 @@ CONFIGS = {
     "several chunks": BitNetConfig(200, 768, 1600, 1, heads=4, kv_heads=2, max_positions=80),
     "many narrow heads": BitNetConfig(50, 64, 64, 1, heads=32, kv_heads=32, max_positions=80),
     "other constants": BitNetConfig(83, 48, 128, 2, 4, 2, 80, rope_theta=500.0, rms_eps=0.3),
+    "llama": BitNetConfig(83, 48, 128, 2, 4, 2, 80, family="llama", tied=False),
+    "qwen3": BitNetConfig(83, 48, 128, 2, 4, 2, 80, family="qwen3", own_head_dim=20),
+    "a norm each": BitNetConfig(83, 48, 128, 2, 4, 2, 80, projection_norms=True),
+    "wide heads": BitNetConfig(83, 48, 128, 2, 4, 2, 80, own_head_dim=20),
 }
 compiled = pytest.mark.skipif(not kernels.compiled(), reason="needs compiled kernels")
 

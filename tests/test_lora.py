@@ -521,6 +521,28 @@ def test_a_b158_model_stays_quantised_beside_its_adapters(packed, targets):
     assert set(merge(adapted)) == set(params) if not packed else True
 
 
+@pytest.mark.parametrize("family", ["bitnet", "llama", "qwen3"])
+def test_adapters_learn_beside_every_family_of_blocks(family):
+    """Fresh ones change nothing, and ten steps of Adam lower the loss; the base stays."""
+    config = BitNetConfig(19, 32, 64, 2, 2, 1, 16, family=family, own_head_dim=24)
+    params = init_params(config, 0)
+    adapters = init_adapters(params, rank=4)
+    tokens = np.random.default_rng(1).integers(0, 19, (3, 9))
+
+    def loss(adapters):
+        adapted = with_adapters(params, adapters)
+        logits = forward(config, adapted, tokens[:, :-1], linear=lora_linear)
+        return token_loss(logits, tokens[:, 1:])
+
+    first = loss(adapters)
+    assert first == token_loss(forward(config, params, tokens[:, :-1]), tokens[:, 1:])
+    adam = Adam(adapters, lr=1e-2)
+    for _ in range(20):
+        adam.step(grad(loss)(adam.params))
+    assert loss(adam.params) < first - 0.2
+    assert all(np.array_equal(w, init_params(config, 0)[name]) for name, w in params.items())
+
+
 def test_a_packed_ternary_base_has_a_derivative_straight_through_its_quantisers():
     """The tangent of x goes through codes * scale; the base refuses to take an adapter in."""
     w = TernaryMatrix.from_codes(np.random.default_rng(0).integers(-1, 2, (6, 4)), 0.5)

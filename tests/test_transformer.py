@@ -25,6 +25,7 @@ from minibit.transformer import (
     check_params,
     float_linear,
     forward,
+    generate,
     init_params,
     pack_params,
     packed_linear,
@@ -41,6 +42,7 @@ from minibit.transformer.blocks import (
     normalize,
     normalize_back_reference,
     normalize_reference,
+    silu_unit,
     token_loss,
 )
 
@@ -52,6 +54,12 @@ KINDS = {
     "one key head, own head": dataclasses.replace(CONFIG, kv_heads=1, tied=False),
     "no sub-norms": dataclasses.replace(CONFIG, sub_norms=False),
     "slow rotation": dataclasses.replace(CONFIG, rope_theta=500000.0, rms_eps=1e-3),
+    "llama": dataclasses.replace(CONFIG, family="llama", tied=False),
+    "qwen3, wide heads": dataclasses.replace(CONFIG, family="qwen3", own_head_dim=6),
+    "a norm before each projection": dataclasses.replace(CONFIG, projection_norms=True),
+    "qwen3, all norms": dataclasses.replace(
+        CONFIG, family="qwen3", own_head_dim=2, projection_norms=True
+    ),
 }
 needs_kernels = pytest.mark.skipif(not compiled(), reason="kernels are not compiled")
 texts = st.lists(st.integers(0, VOCAB - 1), min_size=2, max_size=10)
@@ -95,11 +103,20 @@ class PlainCache:
 
 
 def plain_forward(config, params, text):
-    """The published block for one text, written token by token and head by head."""
+    """The block of a family for one text, written token by token and head by head."""
     hidden, d = config.hidden_size, config.head_dim
 
     def norm(x, name):
         return params[name] * x / np.sqrt(np.mean(x * x) + config.rms_eps)
+
+    def project(x, name):
+        if config.projection_norms:
+            x = norm(x, name + "_proj.rms_norm")
+        return params[name + "_proj"] @ x
+
+    def heads_of(x, name):
+        heads = x.reshape(-1, d)
+        return [norm(head, name) for head in heads] if config.family == "qwen3" else heads
 
     def turn(x, position):
         out = np.empty(d)
@@ -116,11 +133,11 @@ def plain_forward(config, params, text):
         keys, values, attended = [], [], []
         for t, x in enumerate(stream):
             h = norm(x, at + "input_layernorm")
-            q, k, v = (params[f"{at}self_attn.{name}_proj"] @ h for name in "qkv")
-            keys.append([turn(part, t) for part in k.reshape(-1, d)])
+            q, k, v = (project(h, f"{at}self_attn.{name}") for name in "qkv")
+            keys.append([turn(part, t) for part in heads_of(k, at + "self_attn.k_norm")])
             values.append(v.reshape(-1, d))
             heads = []
-            for head, part in enumerate(q.reshape(-1, d)):
+            for head, part in enumerate(heads_of(q, at + "self_attn.q_norm")):
                 of = head // (config.heads // config.kv_heads)
                 query = turn(part, t)
                 scores = np.array([query @ keys[s][of] / np.sqrt(d) for s in range(t + 1)])
@@ -131,15 +148,17 @@ def plain_forward(config, params, text):
             o = attended[t]
             if config.sub_norms:
                 o = norm(o, at + "self_attn.attn_sub_norm")
-            x = stream[t] + params[at + "self_attn.o_proj"] @ o
+            x = stream[t] + project(o, at + "self_attn.o")
             h = norm(x, at + "post_attention_layernorm")
-            gate, up = (params[f"{at}mlp.{name}_proj"] @ h for name in ("gate", "up"))
-            h = np.where(gate > 0, gate, 0) ** 2 * up
+            gate, up = (project(h, f"{at}mlp.{name}") for name in ("gate", "up"))
+            squared = np.where(gate > 0, gate, 0) ** 2
+            h = (squared if config.family == "bitnet" else gate / (1 + np.exp(-gate))) * up
             if config.sub_norms:
                 h = norm(h, at + "mlp.ffn_sub_norm")
-            stream[t] = x + params[at + "mlp.down_proj"] @ h
+            stream[t] = x + project(h, at + "mlp.down")
     out = params["embed_tokens" if config.tied else "lm_head"]
     assert out.shape == (config.vocab_size, hidden)
+    assert set(params) == set(param_shapes(config))
     return np.array([out @ norm(x, "norm") for x in stream])
 
 
@@ -186,16 +205,17 @@ def test_the_rows_of_a_batch_do_not_see_each_other():
 
 
 @settings(max_examples=25)
-@given(texts, st.sets(st.integers(1, 9)))
-def test_a_cache_changes_nothing(text, cuts):
+@given(texts, st.sets(st.integers(1, 9)), st.sampled_from([*KINDS]))
+def test_a_cache_changes_nothing(text, cuts, kind):
     """A text in pieces, each after a cache of the earlier ones, has the logits of the whole."""
-    params = draw_params(CONFIG)
+    config = KINDS[kind]
+    params = draw_params(config)
     edges = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
-    cache, pieces = PlainCache(CONFIG.layers), []
+    cache, pieces = PlainCache(config.layers), []
     for start, end in pairwise(edges):
-        pieces.append(forward(CONFIG, params, [text[start:end]], cache=cache))
+        pieces.append(forward(config, params, [text[start:end]], cache=cache))
     assert cache.length == len(text)
-    whole = forward(CONFIG, params, [text])
+    whole = forward(config, params, [text])
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, atol=1e-6)
 
 
@@ -234,6 +254,29 @@ def test_an_embedding_of_bfloat16_bits_is_its_float32():
     logits = forward(CONFIG, params | {"embed_tokens": bits}, tokens)
     expected = forward(CONFIG, params | {"embed_tokens": widened}, tokens)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("group", [None, 32])
+def test_packed_matrices_everywhere_are_the_floats_that_they_stand_for(tied, group):
+    """Projections by float activations, embedding and head: scale * codes, never expanded."""
+    config = BitNetConfig(33, 64, 96, 2, 4, 2, 12, family="qwen3", own_head_dim=24, tied=tied)
+    rng = np.random.default_rng(0)
+    packed = draw_params(config, np.float32)
+    for name, shape in param_shapes(config).items():
+        if len(shape) == 2:
+            scale = rng.uniform(0.1, 0.3, (shape[0], shape[1] // group) if group else ())
+            packed[name] = TernaryMatrix.from_codes(rng.integers(-1, 2, shape), scale)
+    plain = {n: w.rows() if isinstance(w, TernaryMatrix) else w for n, w in packed.items()}
+    tokens = rng.integers(0, 33, (2, 9))
+    expected = forward(config, plain, tokens)
+    logits = forward(config, packed, tokens, linear=float_linear)
+    np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
+    model = BitNetModel(config, packed, float_linear)
+    assert list(generate(model, [1, 2], 9)) == list(
+        generate(BitNetModel(config, plain, float_linear), [1, 2], 9)
+    )
+    assert model.nbytes < 0.3 * BitNetModel(config, plain, float_linear).nbytes
 
 
 # --- what multiplies, and what makes sparse ----------------------------------------------------
@@ -487,6 +530,7 @@ def test_the_pieces_are_those_of_layers():
     labels = np.arange(6) % 10
     np.testing.assert_allclose(normalize(x, gain, eps=1e-3), rms_norm(x, gain, 1e-3), rtol=1e-12)
     np.testing.assert_allclose(gated_unit(x, up), squared_relu(x) * up, rtol=1e-12)
+    np.testing.assert_allclose(silu_unit(x, up), x / (1 + np.exp(-x)) * up, rtol=1e-12)
     assert token_loss(x, labels) == pytest.approx(cross_entropy(x, labels), rel=1e-12)
 
 
@@ -500,12 +544,17 @@ def test_the_pieces_are_those_of_layers():
         ),
         (gated_unit, lambda g, u: squared_relu(g) * u, (floats(6, 10), floats(6, 10, seed=2))),
         (
+            silu_unit,
+            lambda g, u: g / (1 + np.exp(-g)) * u,
+            (floats(6, 10), floats(6, 10, seed=2)),
+        ),
+        (
             lambda z: token_loss(z, np.arange(6)),
             lambda z: cross_entropy(z, np.arange(6)),
             (floats(6, 10),),
         ),
     ],
-    ids=["normalize", "gated_unit", "token_loss"],
+    ids=["normalize", "gated_unit", "silu_unit", "token_loss"],
 )
 def test_a_rule_of_its_own_is_the_derivative_of_the_plain_function(ours, plain, arguments):
     """Operation by operation, `minibit.dual` comes to the same tangent."""
@@ -567,6 +616,17 @@ def test_kernels_and_plain_numpy_come_to_the_same_gradient(monkeypatch):
         np.testing.assert_array_equal(y, [[np.nan, 0, 0, 4]])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_sigmoid_gate_is_sure_at_both_ends(dtype):
+    """Far below 0 it is shut, far above open, without an overflow; NaN stays."""
+    gate = np.array([-1e4, -90, 0, 90, 1e4, np.nan], dtype)
+    ones = np.ones_like(gate)
+    y, slope = jvp(silu_unit, (gate, ones), (ones, 0 * ones))
+    assert y.dtype == slope.dtype == dtype
+    np.testing.assert_allclose(y, [0, 0, 0, 90, 1e4, np.nan], atol=1e-30)
+    np.testing.assert_allclose(slope, [0, 0, 0.5, 1, 1, np.nan], atol=1e-30)
+
+
 def test_an_embedding_adds_up_the_slopes_of_equal_tokens():
     """In a small vocabulary by a product, in a large one by a gather: the same gradient."""
     tokens = np.array([3, 1, 3, 3])
@@ -617,12 +677,26 @@ def test_initial_parameters_are_uniform_draws_of_philox():
         ({"rope_theta": float("nan")}, "rope_theta must be above 0"),
         ({"rope_theta": 2.0**128}, "rope_theta must be above 0 and finite in float32"),
         ({"eos": (3, -1)}, r"eos must lie in \[0, 2\*\*31\)"),
+        ({"family": "gemma"}, "family must be 'bitnet', 'llama' or 'qwen3', got 'gemma'"),
+        ({"own_head_dim": 3}, r"own_head_dim must be even \(pairs\), got 3"),
+        ({"own_head_dim": 0}, "own_head_dim must be at least 2"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(change, match):
     """By name, before any array is made."""
     with pytest.raises(ValueError, match=match):
         dataclasses.replace(CONFIG, **change)
+
+
+def test_configurations_of_equal_models_are_equal():
+    """A head's width that follows from the sizes needs no saying; sub-norms are BitNet's alone."""
+    assert dataclasses.replace(CONFIG, own_head_dim=4) == CONFIG
+    wide = dataclasses.replace(CONFIG, own_head_dim=4, heads=2)
+    assert (wide.head_dim, dataclasses.replace(wide, heads=4)) == (4, CONFIG)
+    llama = dataclasses.replace(CONFIG, family="llama")
+    assert llama == dataclasses.replace(CONFIG, family="llama", sub_norms=False)
+    assert llama != dataclasses.replace(CONFIG, sub_norms=False)
+    assert [*param_shapes(llama)] == [*param_shapes(dataclasses.replace(CONFIG, sub_norms=False))]
 
 
 @pytest.mark.parametrize("size", [2.0, True, "4"])

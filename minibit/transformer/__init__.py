@@ -1,7 +1,8 @@
-"""A BitNet language model: the published block of BitNet b1.58 2B4T, in plain functions."""
+"""Language models in plain functions: the blocks of BitNet b1.58 2B4T, of Llama and of Qwen3."""
 
 from minibit.transformer.blocks import token_loss as token_loss
 from minibit.transformer.config import BitNetConfig as BitNetConfig
+from minibit.transformer.config import Family as Family
 from minibit.transformer.config import check_params as check_params
 from minibit.transformer.config import init_params as init_params
 from minibit.transformer.config import param_shapes as param_shapes

@@ -16,11 +16,13 @@ from minibit.base import refuse_entries, widen
 from minibit.dual import custom_jvp
 from minibit.kernels import takes
 from minibit.tape import Recorder
+from minibit.ternary import TernaryMatrix
 
-__all__ = ["embed", "gated_unit", "normalize", "token_loss"]
+__all__ = ["embed", "gated_unit", "normalize", "silu_unit", "token_loss"]
 
 Array = Any  # an ndarray, or a Dual, which behaves like one
 
+SURE = 80.0  # largest exponent: exp of it is finite in float32, and what it gates 0 but for 1e-33
 ONE_HOT = 1024  # largest vocabulary whose embedding is differentiated as a product
 
 
@@ -123,12 +125,41 @@ def gated_unit_reference(gate: Array, up: Array) -> tuple[Array, Array, Array]:
 
 
 @custom_jvp
-def embed(table: Array, tokens: Array) -> Array:
-    """Look up the row of every token in a table (vocab, hidden) of floats or bfloat16 bits.
+def silu_unit(gate: Array, up: Array) -> Array:
+    """Gate by the sigmoid linear unit of Llama and Qwen3: ``gate sigma(gate) up``.
 
-    The rows of bits are float32. A negative token is a ValueError, one without a row an IndexError.
-    The tangent is ``one_hot(tokens) @ table_dot`` for a small vocabulary: its transpose, which sums
-    the rows of equal tokens, is then a product of matrices.
+    With ``sigma = 1 / (1 + exp(-gate))`` the tangent is
+    ``y_dot = sigma (1 + gate (1 - sigma)) up gate_dot + gate sigma up_dot``. Two shapes are a
+    ValueError. Source: Shazeer, arXiv 2002.05202 (SwiGLU).
+
+    Examples
+    --------
+    >>> silu_unit(np.array([-2.0, 0.0, 2.0]), np.ones(3)).round(3)
+    array([-0.238,  0.   ,  1.762])
+    """
+    _check_same(gate, up)
+    return gate / (1 + np.exp(np.minimum(-gate, SURE))) * up
+
+
+@silu_unit.defjvp
+def _silu_unit_rule(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    (gate, up), (gate_dot, up_dot) = primals, tangents
+    _check_same(gate, up)
+    sigma = 1 / (1 + np.exp(np.minimum(-gate, SURE)))
+    unit = gate * sigma
+    slope = sigma * (1 + gate * (1 - sigma)) * up
+    return unit * up, gate_dot * slope + up_dot * unit
+
+
+@custom_jvp
+def embed(table: Array, tokens: Array) -> Array:
+    """Look up the row of every token in a table (vocab, hidden): floats, bfloat16 bits, or packed.
+
+    The rows of bits and of a `TernaryMatrix` are float32. A negative token is a ValueError, one
+    without a row an IndexError. The tangent is ``one_hot(tokens) @ table_dot`` for a small
+    vocabulary: its transpose, which sums the rows of equal tokens, is then a product of matrices.
 
     Examples
     --------
@@ -137,7 +168,7 @@ def embed(table: Array, tokens: Array) -> Array:
            [1., 2.]])
     """
     refuse_entries("tokens", tokens, tokens < 0, "be 0 or more")  # NumPy counts them from the end
-    return widen(table[tokens])
+    return table.rows(tokens) if isinstance(table, TernaryMatrix) else widen(table[tokens])
 
 
 @embed.defjvp

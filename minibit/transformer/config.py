@@ -1,7 +1,13 @@
-"""The sizes of a BitNet model, and the parameters that they ask for: names, shapes, first values.
+"""The sizes of a model and the family of its blocks, and the parameters that they ask for.
 
-Parameters are a flat dict, named as the published files name them, without the leading ``model.``
-and the trailing ``.weight``; `param_shapes` lists them.
+    family    gated unit           norms beside those of the residual stream
+    bitnet    max(gate, 0)^2 up    before o and before down (`sub_norms`)
+    llama     silu(gate) up        none
+    qwen3     silu(gate) up        of each head of q and of k, before the rotation
+
+In every family each projection may have a norm of its own (`projection_norms`), and a head a width
+of its own (`own_head_dim`). Parameters are a flat dict, named as the published files name them,
+without the leading ``model.`` and the trailing ``.weight``; `param_shapes` lists them.
 """
 
 from __future__ import annotations
@@ -9,22 +15,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.base import integer
+from minibit.base import integer, one_of
 from minibit.noise import INITIAL, uniform
 
-__all__ = ["BitNetConfig", "Params", "check_params", "init_params", "param_shapes"]
+__all__ = ["BitNetConfig", "Family", "Params", "check_params", "init_params", "param_shapes"]
 
 Params = Mapping[str, Any]  # name -> array, Dual or TernaryMatrix
+Family = Literal["bitnet", "llama", "qwen3"]
 
 
 @dataclass(frozen=True)
 class BitNetConfig:
-    """Sizes and constants of a BitNet model.
+    """Sizes and constants of a model, and the family of its blocks: BitNet, Llama or Qwen3.
 
     A size that is no whole number is a TypeError, one that does not fit the others a ValueError.
     Tokens that begin or end a text may lie outside of a small vocabulary, as in models drawn at
@@ -42,7 +49,7 @@ class BitNetConfig:
     hidden_size: int  # width of the residual stream
     intermediate_size: int  # width of the gated unit
     layers: int
-    heads: int  # of queries; divides the width
+    heads: int  # of queries; divides the width, unless `own_head_dim` says the width of a head
     kv_heads: int  # of keys and values; divides `heads`
     max_positions: int  # most tokens of a text, those in a cache included
     rope_theta: float = 10000.0
@@ -50,13 +57,24 @@ class BitNetConfig:
     tied: bool = True  # whether the output head is the embedding
     bos: int | None = None  # first token of a text, where there is one
     eos: int | tuple[int, ...] | None = None  # each of these tokens ends a text
-    sub_norms: bool = True  # whether the inputs of output projections are normalised: as published
+    sub_norms: bool = True  # of BitNet alone: a norm before o and down, as published
+    family: Family = "bitnet"
+    own_head_dim: int | None = None  # width of a head, where it is not hidden_size / heads
+    projection_norms: bool = False  # whether each projection has a norm of its own before it
 
     def __post_init__(self) -> None:
         """Check that the sizes fit one another."""
         for size in (field.name for field in fields(self) if field.type == "int"):
             integer(size, getattr(self, size), 1)
-        if self.hidden_size % self.heads or self.head_dim % 2:
+        one_of("family", self.family, get_args(Family))
+        if self.family != "bitnet":
+            object.__setattr__(self, "sub_norms", False)
+        if self.own_head_dim is not None:
+            if integer("own_head_dim", self.own_head_dim, 2) % 2:
+                raise ValueError(f"own_head_dim must be even (pairs), got {self.own_head_dim}")
+            if self.own_head_dim * self.heads == self.hidden_size:
+                object.__setattr__(self, "own_head_dim", None)  # equal models, equal configurations
+        elif self.hidden_size % self.heads or self.head_dim % 2:
             raise ValueError(
                 "hidden_size must be heads times an even number (rotary pairs), "
                 f"got {self.hidden_size} for {self.heads} heads"
@@ -81,7 +99,7 @@ class BitNetConfig:
     @property
     def head_dim(self) -> int:
         """Width of a head."""
-        return self.hidden_size // self.heads
+        return self.hidden_size // self.heads if self.own_head_dim is None else self.own_head_dim
 
 
 def param_shapes(config: BitNetConfig) -> dict[str, tuple[int, ...]]:
@@ -97,14 +115,16 @@ def param_shapes(config: BitNetConfig) -> dict[str, tuple[int, ...]]:
     ('embed_tokens', 'norm', (24, 48))
     """
     hidden, inner = config.hidden_size, config.intermediate_size
-    kept = config.kv_heads * config.head_dim
+    mixed, kept = config.heads * config.head_dim, config.kv_heads * config.head_dim
     block: dict[str, tuple[int, ...]] = {
         "input_layernorm": (hidden,),
-        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.q_proj": (mixed, hidden),
         "self_attn.k_proj": (kept, hidden),
         "self_attn.v_proj": (kept, hidden),
-        "self_attn.attn_sub_norm": (hidden,),
-        "self_attn.o_proj": (hidden, hidden),
+        "self_attn.q_norm": (config.head_dim,),
+        "self_attn.k_norm": (config.head_dim,),
+        "self_attn.attn_sub_norm": (mixed,),
+        "self_attn.o_proj": (hidden, mixed),
         "post_attention_layernorm": (hidden,),
         "mlp.gate_proj": (inner, hidden),
         "mlp.up_proj": (inner, hidden),
@@ -113,6 +133,11 @@ def param_shapes(config: BitNetConfig) -> dict[str, tuple[int, ...]]:
     }
     if not config.sub_norms:
         block = {name: shape for name, shape in block.items() if not name.endswith("sub_norm")}
+    if config.family != "qwen3":
+        del block["self_attn.q_norm"], block["self_attn.k_norm"]
+    if config.projection_norms:
+        matrices = [(name, shape[1:]) for name, shape in block.items() if name.endswith("_proj")]
+        block |= {f"{name}.rms_norm": width for name, width in matrices}
     shapes: dict[str, tuple[int, ...]] = {"embed_tokens": (config.vocab_size, hidden)}
     for layer in range(config.layers):
         shapes |= {f"layers.{layer}.{name}": shape for name, shape in block.items()}

@@ -215,7 +215,9 @@ def _read(model: BitNetModel, tokens: Sequence[int], cache: KVCache, threads: in
     config, params, before = model.config, model.params, cache.length
     linear = params.linear
     if linear in (by_type, packed_linear):  # what each projection takes is asked here, once
-        packed = all(isinstance(w, TernaryMatrix) for name, w in params.items() if "_proj" in name)
+        packed = all(
+            isinstance(w, TernaryMatrix) for name, w in params.items() if name[-5:] == "_proj"
+        )
         linear = ternary_matmul if packed else linear
         linear = partial(linear, threads=cpus() if threads is None else threads)
     cache.claim(config, params)

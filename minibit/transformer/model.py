@@ -1,8 +1,11 @@
-"""A BitNet language model: the published block of BitNet b1.58 2B4T, in plain functions.
+"""A language model in the published block of BitNet b1.58 2B4T, of Llama or of Qwen3.
 
     x <- x + o(attn_sub_norm(attention(q, k, v of input_layernorm(x))))
-    x <- x + down(ffn_sub_norm(max(gate, 0)^2 up)),  gate and up of post_attention_layernorm(x)
+    x <- x + down(ffn_sub_norm(unit(gate, up))),  gate and up of post_attention_layernorm(x)
     logits = norm(x) embed_tokens^T
+
+The sub-norms, and ``unit(gate, up) = max(gate, 0)^2 up``, are BitNet's; Llama and Qwen3 have
+``silu(gate) up`` and none, and Qwen3 normalises every head of q and k.
 
 `forward` is a pure function of a configuration, a flat dict of parameters and tokens; what
 multiplies, what makes inputs sparse, and a cache of keys and values are arguments. `minibit.dual`
@@ -20,9 +23,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from minibit.base import integer_array, widen
 from minibit.dual import Dual
-from minibit.matmul import head_matmul
+from minibit.matmul import head_matmul, ternary_matmul
+from minibit.ternary import TernaryMatrix
 from minibit.transformer.attend import Positions, causal_attention, positions, rotate
-from minibit.transformer.blocks import embed, gated_unit, normalize
+from minibit.transformer.blocks import embed, gated_unit, normalize, silu_unit
 from minibit.transformer.config import BitNetConfig, Params, check_params
 from minibit.transformer.kv_cache import Cache, KVCache
 from minibit.transformer.projections import Linear, ModelParams, by_type, float_linear
@@ -44,14 +48,17 @@ def forward(
 ) -> Array:
     """Run the model: for every token, the logits of the token after it.
 
-    The block is that of microsoft/bitnet-b1.58-2B-4T. A token's logits depend on no later token.
+    The block is that of the configuration's family: microsoft/bitnet-b1.58-2B-4T, or
+    `LlamaForCausalLM` and `Qwen3ForCausalLM` of transformers. A token's logits depend on no later
+    token.
 
     Parameters
     ----------
     config : BitNetConfig
     params : mapping
         As `param_shapes` lists. Projections may be anything that `linear` takes; the embedding (and
-        the head) floats or bfloat16 bits as uint16.
+        the head) floats, bfloat16 bits as uint16, or a `TernaryMatrix`, which is multiplied by the
+        floats that the last norm gives.
     tokens : integer array, shape (batch, length)
         From 0 to vocab_size - 1; the logits are (batch, length, vocab_size).
     linear : callable (x, w) -> x w^T
@@ -106,19 +113,27 @@ def run_layers(
 ) -> Array:
     """Run all layers over the residual stream, x (rows, hidden), one row per token."""
     head_dim, heads_first = config.head_dim, (0, 2, 1, 3)
+    unit = gated_unit if config.family == "bitnet" else silu_unit
+
+    def normed(x: Array, name: str) -> Array:
+        """Normalise rows, if the configuration has this norm."""
+        gain = params.get(layer + name)
+        return x if gain is None else normalize(x, gain, eps=config.rms_eps)
 
     def inputs(x: Array, norm: str, site: str) -> Array:
-        """Normalise the inputs of projections, if the configuration does, and make them sparse."""
-        gain = params.get(layer + norm)
-        x = x if gain is None else normalize(x, gain, eps=config.rms_eps)
+        """Normalise the inputs of projections, and make them sparse."""
+        x = normed(x, norm)
         return x if sparsify is None else sparsify(x, site)
 
     def project(x: Array, name: str) -> Array:
-        return linear(x, params[f"{layer}{name}_proj"])
+        name = f"{name}_proj"
+        return linear(normed(x, f"{name}.rms_norm"), params[layer + name])
 
     def heads(letter: str) -> Array:
         y = project(h, f"self_attn.{letter}")  # (rows, heads head_dim)
-        return y.reshape(at.batch, at.length, y.shape[-1] // head_dim, head_dim)
+        count = y.shape[-1] // head_dim
+        y = normed(y.reshape(-1, head_dim), f"self_attn.{letter}_norm")  # (rows heads, head_dim)
+        return y.reshape(at.batch, at.length, count, head_dim)
 
     for number in range(config.layers):
         layer = f"layers.{number}."
@@ -128,10 +143,11 @@ def run_layers(
         if cache is not None:
             k, v = cache.extend(number, k, v)  # (batch, kv_heads, start + length, head_dim)
         o = causal_attention(q, k, v, future=at.future)  # (batch, heads, length, head_dim)
-        o = inputs(np.transpose(o, heads_first).reshape(x.shape), "self_attn.attn_sub_norm", "o")
+        o = np.transpose(o, heads_first).reshape(x.shape[0], config.heads * head_dim)
+        o = inputs(o, "self_attn.attn_sub_norm", "o")
         x = x + project(o, "self_attn.o")
         h = inputs(x, "post_attention_layernorm", "gate_up")
-        h = gated_unit(project(h, "mlp.gate"), project(h, "mlp.up"))  # (rows, intermediate)
+        h = unit(project(h, "mlp.gate"), project(h, "mlp.up"))  # (rows, intermediate)
         x = x + project(inputs(h, "mlp.ffn_sub_norm", "down"), "mlp.down")
     return x
 
@@ -139,7 +155,9 @@ def run_layers(
 def logits_of(config: BitNetConfig, params: Params, x: Array) -> Array:
     """Normalise the residual stream, x (rows, hidden), and multiply it by the output head."""
     x = normalize(x, params["norm"], eps=config.rms_eps)
-    w = params["embed_tokens" if config.tied else "lm_head"]  # floats, or bits of bfloat16
+    w = params["embed_tokens" if config.tied else "lm_head"]  # floats, bits of bfloat16, or packed
+    if isinstance(w, TernaryMatrix):
+        return ternary_matmul(x, w, activations="float32")
     if not isinstance(x, Dual) and w.dtype in (np.float32, np.uint16) and not isinstance(w, Dual):
         return head_matmul(x, w)
     return x @ np.transpose(w if isinstance(w, Dual) else widen(w))  # (rows, vocab)

@@ -62,6 +62,8 @@ def packed_arrays(model: BitNetModel) -> PackedArrays | None:
     config, params = model.config, model.params
     if model.linear not in (None, packed_linear) or not kernels.compiled():
         return None
+    if config.family != "bitnet" or config.own_head_dim or config.projection_norms:
+        return None
     layers = [f"layers.{layer}." for layer in range(config.layers)]
     matrices = [[params[name + projection] for projection in PROJECTIONS] for name in layers]
     flat = [matrix for row in matrices for matrix in row]

@@ -1,6 +1,6 @@
 """Linear layers of projections: float weights, fake-quantised ones, or packed ternary ones.
 
-    float_linear    y = x w^T                        a float model, and its training
+    float_linear    y = x w^T                        float activations; w float, or packed
     bit_linear      y = Q(x) Q_w(w)^T                training b1.58: derivatives straight through
     packed_linear   y = Q(x) codes^T gamma           inference: exact sums of integers
 
@@ -40,15 +40,18 @@ class ModelParams(dict[str, Any]):
 
 
 def float_linear(x: Array, w: Array) -> Array:
-    """Multiply by float weights: ``y = x w^T``.
+    """Multiply by weights as they are, with float activations: ``y = x w^T``.
 
-    w (n_out, n_in) may be bits of bfloat16, uint16: they are widened to float32 at each use.
+    w (n_out, n_in) may be bits of bfloat16, uint16: they are widened to float32 at each use. A
+    `TernaryMatrix` stands for ``scale * codes``: it takes x of float32, and no dual.
 
     Examples
     --------
     >>> float_linear(np.float32([[1, 2]]), np.uint16([[0x3F80, 0xBF80]]))  # 1, -1
     array([[-1.]], dtype=float32)
     """
+    if isinstance(w, TernaryMatrix):
+        return ternary_matmul(x, w, activations="float32")
     return ternary_linear(x, widen(w))
 
 

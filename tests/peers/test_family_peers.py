@@ -1,0 +1,145 @@
+"""Families of blocks against transformers: random small Llama and Qwen3 models, made ternary.
+
+Their weights are plain float32 numbers, of one magnitude beside 0 in a matrix or in each group of a
+row, so that both programs compute the same float model: logits, greedy texts, gradients.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from minibit.language import loss_and_gradient
+from minibit.transformer import BitNetConfig, BitNetModel, float_linear, generate, param_shapes
+
+pytestmark = pytest.mark.peers
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+SIZES = {  # grouped queries; heads wider or narrower than hidden / heads; scales; tied or not
+    "one scale": ({"kv_heads": 2, "tied": False}, None),
+    "groups of 32, tied": ({"kv_heads": 4, "own_head_dim": 16, "tied": True}, 32),
+    "groups of 64, wide": ({"kv_heads": 1, "own_head_dim": 64, "tied": False}, 64),
+}
+FAMILIES = {"llama": "Llama", "qwen3": "Qwen3"}
+each_model = pytest.mark.parametrize(
+    ("family", "sizes"), [(family, sizes) for family in FAMILIES for sizes in SIZES]
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Let torch leave the second CPU to others."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def ternarised(shape, group, rng):
+    """Codes times one scale, or times one for each group of a row: float32."""
+    n_out, n_in = shape
+    scales = rng.uniform(0.5, 1.5, (n_out, n_in // group) if group else (1, 1)) / np.sqrt(n_in)
+    codes = rng.integers(-1, 2, shape).astype(np.float32)
+    return codes * np.repeat(scales.astype(np.float32), group or n_in, axis=1)
+
+
+def both(family, kind, seed=0):
+    """A random model of ours, and the same of transformers."""
+    settings, group = SIZES[kind]
+    sizes = (97, 128, 256, 3, 4)  # vocabulary, hidden, intermediate, layers, heads
+    constants = {"max_positions": 256, "rope_theta": 1e6, "rms_eps": 1e-6}
+    config = BitNetConfig(*sizes, **constants, family=family, **settings)
+    their_config = getattr(transformers, FAMILIES[family] + "Config")(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.max_positions,
+        rms_norm_eps=config.rms_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        tie_word_embeddings=config.tied,
+        bos_token_id=None,
+        eos_token_id=None,
+        attn_implementation="eager",
+    )
+    theirs = getattr(transformers, FAMILIES[family] + "ForCausalLM")(their_config).eval()
+    rng = np.random.default_rng(seed)
+    params = {
+        name: ternarised(shape, group, rng)
+        if len(shape) == 2
+        else rng.uniform(0.6, 1.4, shape).astype(np.float32)
+        for name, shape in param_shapes(config).items()
+    }
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            ours = name.removeprefix("model.").removesuffix(".weight")
+            parameter.copy_(torch.from_numpy(params[ours]))
+    return BitNetModel(config, params, float_linear), theirs
+
+
+@each_model
+def test_the_logits_are_those_of_transformers(family, sizes):
+    """float32, within 1e-5 of the largest, over two texts of 60 tokens."""
+    ours, theirs = both(family, sizes)
+    tokens = np.random.default_rng(1).integers(0, 97, (2, 60))
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(tokens)).logits.numpy()
+    assert np.abs(ours.logits(tokens) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@each_model
+def test_a_greedy_text_is_that_of_transformers(family, sizes):
+    """200 tokens after a prompt of five, with a cache on both sides.
+
+    Where the two best logits are within their rounding, either token is right: no seed here has
+    such a tie.
+    """
+    ours, theirs = both(family, sizes, seed=2)
+    prompt = np.random.default_rng(3).integers(0, 97, 5)
+    text = theirs.generate(
+        torch.from_numpy(prompt[None]), max_new_tokens=200, do_sample=False, pad_token_id=0
+    )
+    assert list(generate(ours, prompt, 200)) == text[0, 5:].tolist()
+
+
+@each_model
+def test_gradients_are_those_of_transformers(family, sizes):
+    """Of the mean loss, by the tape: each within 1e-4 of its largest slope."""
+    ours, theirs = both(family, sizes, seed=4)
+    tokens = np.random.default_rng(5).integers(0, 97, (3, 25))
+    x, y = tokens[:, :-1], tokens[:, 1:]
+    loss, gradient = loss_and_gradient(ours.config, dict(ours.params), x, y)
+    logits = theirs(torch.from_numpy(x)).logits
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), torch.from_numpy(y).flatten()
+    )
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    for name, parameter in theirs.named_parameters():
+        slope = parameter.grad.numpy()
+        ours_of_it = gradient[name.removeprefix("model.").removesuffix(".weight")]
+        np.testing.assert_allclose(ours_of_it, slope, atol=1e-4 * np.abs(slope).max(), rtol=0)
+
+
+@pytest.mark.parametrize("part", ["q_norm", "own head", "silu"])
+def test_a_piece_of_another_family_would_be_seen(part):
+    """The check can fail: each of Qwen3's pieces moves the logits by far more than 1e-5."""
+    ours, theirs = both("qwen3", "one scale")
+    tokens = np.random.default_rng(1).integers(0, 97, (1, 40))
+    config, params = ours.config, dict(ours.params)
+    if part == "q_norm":
+        params["layers.0.self_attn.q_norm"] = np.ones(config.head_dim, np.float32)
+    elif part == "own head":
+        params["lm_head"] = params["embed_tokens"]
+    else:
+        config = dataclasses.replace(config, family="bitnet", sub_norms=False)
+        params = {name: params[name] for name in param_shapes(config)}
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(tokens)).logits.numpy()
+    wrong = BitNetModel(config, params, float_linear).logits(tokens)
+    assert np.abs(wrong - expected).max() > 1e-3 * np.abs(expected).max()
