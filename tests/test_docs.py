@@ -1,5 +1,6 @@
 """The documentation is true: its examples run, and the tools of the site see what they should."""
 
+import copy
 import doctest
 import functools
 import importlib
@@ -20,6 +21,7 @@ import pytest
 
 import minibit
 from minibit.absmean import absmean_quantize
+from minibit.bench import BENCHMARKS, Figure, quantity
 from minibit.cli.notebook import split_cells
 from minibit.results import load_results
 
@@ -32,11 +34,12 @@ SHOWN = {  # every module and folder of the package that shows an example: how m
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 HOOKS = str(ROOT / "docs" / "hooks")
 sys.path.insert(0, HOOKS)  # hooks import each other, as MkDocs lets them
-HOOK, TABLES, LINKS, SPEC, PAGES_HOOK, REFERENCE, REPOSITORY = (
+HOOK, TABLES, BENCHES, LINKS, SPEC, PAGES_HOOK, REFERENCE, REPOSITORY = (
     runpy.run_path(f"{HOOKS}/{name}.py")
     for name in (
         "chapters",
         "tables",
+        "benchmarks",
         "links",
         "spec",
         "pages",
@@ -500,6 +503,97 @@ def test_the_page_of_results_shows_every_experiment():
     assert f"| {row['added']['NF4']:.4f} ± {row['added_std']['NF4']:.4f} |" in TABLES["table"](
         "nf4"
     )
+
+
+def rows_of(text):
+    """The rows of each table of a text, as cells."""
+    tables = re.findall(r"(?:^\|.*\|$\n?)+", text, re.MULTILINE)
+    return [[line.strip("|").split(" | ") for line in table.splitlines()] for table in tables]
+
+
+def test_the_page_of_benchmarks_shows_every_report():
+    """Each benchmark has a section with all recorded figures, its command, machine and file."""
+    text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    names = re.findall(r"^## .* \{ #(\w+) \}$", text, re.MULTILINE)
+    assert names == re.findall(r"<!-- benchmark (\w+) -->", text)
+    assert sorted(names) == sorted(BENCHMARKS)
+    reports = BENCHES["records"]()
+    assert {report["benchmark"] for report in reports.values()} == set(names)
+    for stem, report in reports.items():
+        shown = BENCHES["section"](stem, report)
+        for words in (f"`{report['command']}`", report["environment"]["cpu"], *report["notes"]):
+            assert words in shown
+        assert f"(benchmarks/{stem}.json)" in shown
+        for table in rows_of(shown):
+            assert len({len(row) for row in table}) == 1
+            assert len(table) > 1
+        for figure in report["figures"]:
+            assert figure["name"] in shown
+            assert quantity(figure["value"], figure["unit"]) in shown
+            assert figure["passed"] or figure["name"] in BENCHES["verdict"]([Figure(**{
+                key: value for key, value in figure.items() if key != "passed"
+            })])  # fmt: skip
+
+
+def test_a_section_changes_with_its_report():
+    """A slower time, a bar that is missed and another machine are shown; nothing is kept."""
+    report = copy.deepcopy(BENCHES["records"]()["matmul"])
+    before, drawn = BENCHES["section"]("matmul", report), BENCHES["picture"]
+    picture = drawn(BENCHES["times_of_ways"](report["details"]))
+    assert picture.startswith(b"<?xml")
+    assert picture == drawn(BENCHES["times_of_ways"](report["details"]))
+    figure = next(figure for figure in report["figures"] if figure["bar"])
+    figure["value"] = figure["bar"] * 0.5
+    report["environment"]["cpu"] = "A slow CPU"
+    report["details"]["4096 x 4096, 2 tokens"]["int8"] = 1.234
+    after = BENCHES["section"]("matmul", report)
+    assert f"**Missed:** {figure['name']}." in after
+    assert "**missed** |" in after
+    assert "A slow CPU" in after
+    assert "| 1.23 s |" in after
+    assert "Missed" not in before
+    assert "| 1.23 s |" not in before
+    assert picture != drawn(BENCHES["times_of_ways"](report["details"]))
+
+
+@pytest.mark.parametrize("place", ["command", "notes", "environment.cpu", "details.choice"])
+def test_a_report_that_lacks_something_is_named(place, tmp_path, monkeypatch):
+    """The file and the key; so is a benchmark that has no report."""
+    report = BENCHES["records"]()["topk"]
+    inner, _, key = place.rpartition(".")
+    del (report[inner] if inner else report)[key]
+    (tmp_path / "topk.json").write_text(json.dumps(report))
+    monkeypatch.setitem(BENCHES["records"].__globals__, "RECORDS", tmp_path)
+    page = "# Benchmarks\n\n<!-- benchmark {} -->\n"
+    with pytest.raises(ValueError, match=rf"docs/benchmarks/topk.json has no '{key}'"):
+        BENCHES["on_page_markdown"](page.format("topk"))
+    with pytest.raises(ValueError, match="no report of minibit bench nf4"):
+        BENCHES["on_page_markdown"](page.format("nf4"))
+
+
+def test_times_and_margins_are_written_as_they_are():
+    """By hand: three digits in the unit that suits; a margin grows as a figure gets better."""
+    assert [BENCHES["duration"](s) for s in (12.345, 0.00123456, 42.18e-6, 9.9e-8)] == [
+        "12.3 s", "1.23 ms", "42.2 µs", "99.0 ns"
+    ]  # fmt: skip
+    least, most = Figure("a", 43.0, "x", 20.0), Figure("b", 43.0, "s", 20.0, at_least=False)
+    assert BENCHES["margin"](least) == 2.15
+    assert BENCHES["margin"](most) == 20 / 43
+    assert "--at: 50%" in BENCHES["bars_table"]([Figure("c", 2.0, "x", 2.0)])
+    assert "--at: 100%" in BENCHES["bars_table"]([Figure("d", 0.0, "s", 2.0, at_least=False)])
+    assert BENCHES["verdict"]([least, most]) == "1 of 2 bars are reached. **Missed:** b."
+    ways = BENCHES["ways_of"]({"a": {"plain read": 1.0}, "b": {"torch": 1.0, "minibit": 1.0}})
+    assert ways == ["minibit", "torch", "plain read"]
+
+
+def test_a_report_names_no_folder_and_no_host():
+    """What is recorded is the machine's kind, and nothing that tells whose it is."""
+    for path in BENCHES["RECORDS"].glob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r'"[^"]*(/home|/tmp|/root|/usr|\\\\|[A-Z]:\\)', text), path.name
+        assert set(json.loads(text)["environment"]) == {
+            *("cpu", "cpus", "kernel_path", "threads", "system", "versions"),
+        }  # fmt: skip
 
 
 def test_every_figure_within_a_sentence_is_recorded():

@@ -39,6 +39,7 @@ __all__ = [
     "medians",
     "missing",
     "notes",
+    "quantity",
     "run",
     "run_here",
     "speeds",
@@ -98,6 +99,21 @@ class Report:
             "notes": list(self.notes),
             "details": dict(self.details),
         }
+
+
+def quantity(value: float, unit: str) -> str:
+    """Write a number with its unit, one of those that `Figure` has.
+
+    Examples
+    --------
+    >>> quantity(0.861, "share"), quantity(43.0, "x"), quantity(1.2e9, "bytes")
+    ('86.10%', '43.00x', '1,200,000,000 bytes')
+    """
+    if unit == "share":
+        return f"{value:.2%}"
+    if unit == "bytes":
+        return f"{value:,.0f} bytes"
+    return f"{value:.2f}x" if unit == "x" else f"{value:.4g} {unit}"
 
 
 def speeds(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from minibit.bench import BENCHMARKS, Benchmark, Options, run
+from minibit.bench import BENCHMARKS, Benchmark, Options, quantity, run
 from minibit.cli.common import (
     BadUse,
     Output,
@@ -17,7 +17,6 @@ from minibit.cli.common import (
     check_new_file,
     check_plot,
     command,
-    percent,
     whole_numbers,
 )
 from minibit.experiments import EXPERIMENTS, Experiment, cpu_seconds, kept_runs, write_json
@@ -124,21 +123,12 @@ def _show(out: Output, report: dict[str, Any]) -> None:
     out.say()
     rows = []
     for figure in report["figures"]:
-        row = [figure["name"], _number(figure["value"], figure["unit"]), "", ""]
+        row = [figure["name"], quantity(figure["value"], figure["unit"]), "", ""]
         if figure["bar"] is not None:
             sign = "at least" if figure["at_least"] else "at most"
-            row[2] = f"{sign} {_number(figure['bar'], figure['unit'])}"
+            row[2] = f"{sign} {quantity(figure['bar'], figure['unit'])}"
             row[3] = "ok" if figure["passed"] else "MISSED"
         rows.append(row)
     out.table(["figure", "value", "bar", ""], rows)
     for note in report["notes"]:
         out.say(f"\n{note}")
-
-
-def _number(value: float, unit: str) -> str:
-    """Write a figure with its unit."""
-    if unit == "share":
-        return percent(value)
-    if unit == "bytes":
-        return f"{value:,.0f} bytes"
-    return f"{value:.2f}x" if unit == "x" else f"{value:.4g} {unit}"
