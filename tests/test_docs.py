@@ -527,6 +527,11 @@ def test_the_page_of_benchmarks_shows_every_report():
         for table in rows_of(shown):
             assert len({len(row) for row in table}) == 1
             assert len(table) > 1
+        judged = [figure for figure in report["figures"] if figure["bar"] is not None]
+        reached = sum(figure["passed"] for figure in judged)
+        mark = "**" * (reached < len(judged))
+        line = f"[`{report['command']}`](#{report['benchmark']}) | {len(judged)} | {mark}{reached}"
+        assert line in BENCHES["on_page_markdown"]("<!-- benchmarks -->")
         for figure in report["figures"]:
             assert figure["name"] in shown
             assert quantity(figure["value"], figure["unit"]) in shown
@@ -548,7 +553,7 @@ def test_a_section_changes_with_its_report():
     report["details"]["4096 x 4096, 2 tokens"]["int8"] = 1.234
     after = BENCHES["section"]("matmul", report)
     assert f"**Missed:** {figure['name']}." in after
-    assert "**missed** |" in after
+    assert "0.50 **missed** |" in after
     assert "A slow CPU" in after
     assert "| 1.23 s |" in after
     assert "Missed" not in before
@@ -556,7 +561,7 @@ def test_a_section_changes_with_its_report():
     assert picture != drawn(BENCHES["times_of_ways"](report["details"]))
 
 
-@pytest.mark.parametrize("place", ["command", "notes", "environment.cpu", "details.choice"])
+@pytest.mark.parametrize("place", ["command", "figures", "environment.cpu", "details.choice"])
 def test_a_report_that_lacks_something_is_named(place, tmp_path, monkeypatch):
     """The file and the key; so is a benchmark that has no report."""
     report = BENCHES["records"]()["topk"]

@@ -19,7 +19,7 @@ from typing import Any
 
 from tables import as_table, machine
 
-from minibit.bench import Figure, quantity
+from minibit.bench import BENCHMARKS, Figure, quantity
 from minibit.plots import PALETTE, figure, label_axes, style
 
 RECORDS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -211,25 +211,37 @@ def times_table(times: Times) -> str:
 
 def picture(times: Times) -> bytes:
     """Draw all times as an SVG: a line for each case, a mark for each way."""
-    drawing, (axes,) = figure(height=1.9 + 0.3 * len(times))
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    drawing, (axes,) = figure()
+    ways = ways_of(times)
+    drawing.set_size_inches(5.2, 1.3 + 0.3 * len(times) + 0.1 * len(ways))  # readable on a phone
+    seconds = [s for case in times.values() for s in case.values()]
+    scale, unit = (1.0, "seconds") if min(seconds) > 1 else (1e3, "milliseconds")
     markers = {"ours": iter("os^vdph*"), "peers": iter("DPX<>*8h")}
     colours = iter([*PALETTE[1:6], *PALETTE[1:6]])
-    for way in ways_of(times):
-        points = [(1e3 * case[way], -row) for row, case in enumerate(times.values()) if way in case]
+    for way in ways:
+        points = [
+            (scale * case[way], -row) for row, case in enumerate(times.values()) if way in case
+        ]
         if way.startswith(LIMITS):
-            look: dict[str, Any] = {"color": "black", "marker": "|", "ms": 14, "mew": 2}
+            colour = "black" if way in LIMITS else "0.55"
+            look: dict[str, Any] = {"color": colour, "marker": "|", "ms": 14, "mew": 2}
         elif way.startswith("minibit"):
             look = {"color": PALETTE[0], "marker": next(markers["ours"])}
         else:
             look = {"color": next(colours), "marker": next(markers["peers"])}
         axes.plot(*zip(*points, strict=True), label=way, ls="", **({"ms": 6} | look))
     axes.set_xscale("log")
+    within = max(seconds) < 100 * min(seconds)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if within else (1,)))
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks([-row for row in range(len(times))], list(times))
     axes.set_ylim(0.6 - len(times), 0.6)
-    label_axes(axes, "milliseconds (each line is ten times the one before)", "")
+    label_axes(axes, f"{unit}, on a logarithmic scale", "")
     axes.get_legend().remove()
-    drawing.legend(loc="outside lower center", ncols=3, fontsize="small")
+    drawing.legend(loc="outside lower center", ncols=2, fontsize="small")
     content = io.BytesIO()
     with style():
         drawing.savefig(content, format="svg", metadata={"Date": None})
@@ -245,14 +257,14 @@ def margin(judged: Figure) -> float:
 
 def bars_table(judged: list[Figure]) -> str:
     """Write figures beside their bars, and how far each is from it: the bar is in the middle."""
-    rows = [["figure", "measured", "bar", "times as good as the bar", ""]]
+    rows = [["figure", "measured", "bar", "margin"]]
     for one in judged:
         sign, times = "at least" if one.at_least else "at most", margin(one)
         at = round(50 * (1 + max(-1.0, min(1.0, math.log(times, 16)))))
         mark = f'<span class="margin" style="--at: {at}%" aria-hidden="true"></span>'
         measured, bar = (quantity(value, one.unit) for value in (one.value, one.bar))
-        word = "reached" if one.passed else "**missed**"
-        rows.append([one.name, measured, f"{sign} {bar}", f"{mark} {times:.2f}", word])
+        word = "" if one.passed else " **missed**"
+        rows.append([one.name, measured, f"{sign} {bar}", f"{mark}{times:.2f}{word}"])
     return as_table(rows)
 
 
@@ -263,7 +275,10 @@ def verdict(all_figures: list[Figure]) -> str:
     if not judged:
         return "It has no bar."
     if not missed:
-        return f"All {len(judged)} bars are reached." if len(judged) > 1 else "Its bar is reached."
+        count = {1: "The bar is", 2: "Both bars are"}.get(
+            len(judged), f"All {len(judged)} bars are"
+        )
+        return f"{count} reached."
     reached = f"{len(judged) - len(missed)} of {len(judged)} bars are reached."
     return f"{reached} **Missed:** {'; '.join(missed)}."
 
@@ -275,12 +290,12 @@ def section(stem: str, report: Mapping[str, Any]) -> str:
     others = [one for one in every if one.bar is None]
     parts = [
         f"**`{report['command']}`** {verdict(every)}",
-        f"![Milliseconds of {', '.join(ways_of(times))}; the table below has the numbers]"
+        f"![Times of {', '.join(ways_of(times))}; the table below has the numbers]"
         f"(benchmarks/{stem}.svg){{ .figure }}",
         f'<div class="timings" markdown>\n\n{times_table(times)}\n\n</div>',
     ]
     if judged:
-        parts.append(f'<div class="bars" markdown>\n\n{bars_table(judged)}\n\n</div>')
+        parts.append(f'<div class="timings" markdown>\n\n{bars_table(judged)}\n\n</div>')
     if others:
         rows = [["figure", "measured"], *([o.name, quantity(o.value, o.unit)] for o in others)]
         count = f"{len(others)} further figures" if len(others) > 1 else "1 further figure"
@@ -289,8 +304,8 @@ def section(stem: str, report: Mapping[str, Any]) -> str:
             f"{as_table(rows)}\n\n</details>"
         )
     parts.append(
-        f'<p class="measured" markdown>{" ".join(report["notes"])} `{report["command"]}` measures '
-        f"it again; [the report](benchmarks/{stem}.json). Measured on "
+        f'<p class="measured" markdown>{" ".join(report["notes"])} '
+        f"[The report](benchmarks/{stem}.json). Measured on "
         f"{machine(report['environment'])}.</p>"
     )
     return "\n\n".join(parts)
@@ -311,10 +326,15 @@ def sections(name: str) -> str:
 
 
 def overview() -> str:
-    """Write the list of all reports, with the bars that they reach."""
-    rows = [["command", "result"]]
-    for report in records().values():
-        rows.append([f"[`{report['command']}`](#{report['benchmark']})", verdict(figures(report))])
+    """Write the list of all reports, with the number of their bars and of those reached."""
+    rows = [["command", "bars", "reached"]]
+    place = list(BENCHMARKS)
+    for report in sorted(records().values(), key=lambda one: place.index(one["benchmark"])):
+        judged = [one for one in figures(report) if one.bar is not None]
+        reached = sum(one.passed for one in judged)
+        link = f"[`{report['command']}`](#{report['benchmark']})"
+        mark = "" if reached == len(judged) else "**"
+        rows.append([link, str(len(judged)), f"{mark}{reached}{mark}"])
     return as_table(rows)
 
 
