@@ -211,6 +211,8 @@ def test_a_scheduler_that_does_not_answer_is_an_error_in_time(words, tmp_path, m
         said = refused(*words, "--out", tmp_path / "a.steps", "--scheduler", address, status=1)
         assert time.monotonic() - begin < 15
     assert f"the scheduler {address} cannot be reached" in said
+    assert "object at" not in said
+    assert "refused" in said or kind != "nobody"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -150,6 +150,77 @@ def test_contributors_are_listed_and_reverted(trained, data, tmp_path):
     assert not new.exists()
 
 
+def test_a_log_without_contributors_says_so(trained):
+    """An empty list for programs, a sentence for people."""
+    assert answer("revert", trained)["contributors"] == {}
+    assert "names a contributor" in call("revert", trained).stdout
+
+
+ON_A_LOG = (  # every command that reads a log
+    ("replay", "LOG"),
+    ("evaluate", "LOG", "--data", "DATA"),
+    ("history", "LOG", "--data", "DATA"),
+    ("info", "LOG"),
+    ("export", "LOG", "NEW.safetensors"),
+    ("edit", "LOG", "--mask", 0, "--out", "NEW"),
+    ("blame", "LOG", "w1", 0, 0),
+    ("bisect", "LOG", "--image", 0, "--data", "DATA"),
+    ("fork", "LOG", "--at", 0, "--out", "NEW"),
+    ("merge", "LOG", "WHOLE", "--out", "NEW"),
+    ("merge", "WHOLE", "LOG", "--out", "NEW"),
+    ("revert", "LOG"),
+    ("snapshots", "LOG"),
+    ("train", "--resume", "--threads", 1, "--out", "LOG", "--data", "DATA"),
+)
+
+
+@pytest.mark.parametrize("words", ON_A_LOG, ids=lambda words: "-".join(map(str, words[:2])))
+def test_a_log_that_is_none_damaged_or_not_there_is_named_and_kept(trained, data, tmp_path, words):
+    """Nothing at its place, a text, an empty file, a changed byte: what is wrong, and at which."""
+    path, log = tmp_path / "a.steps", StepLog.open(trained)
+    with StepLog.create(path, log.header) as copy:
+        for step in log.steps():
+            copy.append(step)
+    whole, fourth = path.read_bytes(), copy.records[3].offset
+    changed = whole[: fourth + 1] + bytes([whole[fourth + 1] ^ 4]) + whole[fourth + 2 :]
+    names = {"LOG": path, "WHOLE": trained, "DATA": data, "NEW": tmp_path / "new"}
+    names["NEW.safetensors"] = tmp_path / "new.safetensors"
+    command = [names.get(word, word) for word in words]
+    for content, status, complaint in (
+        (None, 2, f"there is no log {path}"),
+        (b"my notes", 1, f"{path}: not a minibit log: it begins with b'my notes'"),
+        (b"", 1, "the file ends within the log's header, after 0 bytes (byte 0)"),
+        (changed, 1, f"{path}: a record's head is damaged: its check does not fit (byte {fourth});"
+                     " its 3 steps before are good, `minibit salvage` copies them"),
+    ):  # fmt: skip
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        said = refused(*command, status=status).replace("\n", " ")
+        assert complaint in said
+        assert "nothing was changed" in said or content is None
+        left = [] if content is None else [path]
+        assert [*tmp_path.iterdir()] == left
+        assert all(one.read_bytes() == content for one in left)
+
+
+@pytest.mark.parametrize("words", ON_A_LOG[:-1], ids=lambda words: "-".join(map(str, words[:2])))
+def test_a_torn_log_is_read_up_to_its_tear_and_never_mended(trained, data, tmp_path, words):
+    """A warning says how many steps are good; only `train --resume` cuts the rest off."""
+    path, log = tmp_path / "a.steps", StepLog.open(trained)
+    with StepLog.create(path, log.header) as copy:
+        for step in log.steps():
+            copy.append(step)
+    torn = path.read_bytes()[:-3]
+    path.write_bytes(torn)
+    names = {"LOG": path, "WHOLE": trained, "DATA": data, "NEW": tmp_path / "new"}
+    names["NEW.safetensors"] = tmp_path / "new.safetensors"
+    done = call(*[names.get(word, word) for word in words])
+    assert done.exit_code == 0, done.output
+    assert f"its {STEPS - 1} steps are good" in done.stderr
+    assert path.read_bytes() == torn
+
+
 def test_snapshots_are_written_beside_the_log(trained):
     """Size and time are told; a second time they are written anew."""
     for _ in range(2):
@@ -175,11 +246,23 @@ def test_snapshots_are_written_beside_the_log(trained):
         (("bisect", "LOG", "--image", 1, "--data", "DATA", "--label", 3), "must lie in [0, 3)"),
         (("bisect", "LOG", "--image", 1, "--plot", "a.txt"), ".svg"),
         (("fork", "LOG", "--at", 13, "--out", "NEW"), f"has {STEPS} steps, so no fork at 13"),
-        (("fork", "LOG", "--at", 1, "--out", "LOG"), "exists"),
+        (("fork", "LOG", "--at", 1, "--out", "LOG"), "nothing was changed. Choose another --out"),
+        (("fork", "LOG", "--at", -1, "--out", "NEW"), "--at"),
+        (("fork", "LOG", "--out", "NEW"), "--at"),
+        (("fork", "LOG", "--at", 1, "--out", "NONE/new"), "there is no folder"),
+        (("blame", "LOG", "w1", "x", 1), "[ROW]"),
+        (("bisect", "LOG", "--image", 1, "--data", "OTHER"), "is not the data that the log was"),
+        (("bisect", "LOG", "--image", -1, "--data", "DATA"), "--image"),
         (("fork", "LOG", "--at", 1, "--out", "NEW", "--seed", 2**64), "seed must lie in"),
         (("fork", "LOG", "--at", 1, "--out", "NEW", "--split", "final"), "--data names"),
         (("fork", "LOG", "--at", 1, "--out", "NEW", "--data", "WIDE"), "takes 64 inputs"),
-        (("merge", "LOG", "FOREIGN", "--out", "NEW"), "one plan"),
+        (("merge", "LOG", "FOREIGN", "--out", "NEW"), "have one plan; got seed 0 and 5"),
+        (("merge", "LOG", "LOG", "--out", "NEW", "--data", "OTHER"), "is not the data that the"),
+        (("merge", "LOG", "LOG", "--out", "LOG"), "nothing was changed. Choose another --out"),
+        (("snapshots", "LOG", "--every", 0), "--every"),
+        (("snapshots", "NONE"), "there is no log"),
+        (("history", "LOG", "edit", "--mask", "5-3", "--out", "NEW"), "5-3 is no range"),
+        (("edit", "LOG", "--negate", "", "--out", "NEW"), "takes whole numbers and ranges"),
         (("merge", "LOG", "STRANGER", "--out", "NEW"), "not even the first is the same"),
         (("merge", "LOG", "NEW", "--out", "NEW"), "there is no log"),
         (("revert", "LOG", "bob"), "NAME and --out"),
@@ -187,9 +270,9 @@ def test_snapshots_are_written_beside_the_log(trained):
     ],
 )  # fmt: skip
 def test_what_cannot_be_asked_is_refused_and_writes_nothing(
-    trained, data, tmp_path, words, complaint
+    trained, data, other, tmp_path, words, complaint
 ):
-    """Status 2, one sentence, no file."""
+    """Status 2, one sentence, no file; what no option can do is not advised."""
     x = np.zeros((9, 30), np.uint8)
     np.savez(tmp_path / "wide.npz", x=x, y=np.arange(9) % 3)
     log = StepLog.open(trained)
@@ -199,7 +282,10 @@ def test_what_cannot_be_asked_is_refused_and_writes_nothing(
         stranger.append([*log.steps()][1:])
     names = {"LOG": trained, "DATA": data, "NEW": tmp_path / "new", "WIDE": tmp_path / "wide.npz"}
     names |= {"FOREIGN": tmp_path / "foreign", "STRANGER": tmp_path / "stranger"}
-    assert complaint in refused(*(names.get(word, word) for word in words)).replace("\n", " ")
+    names |= {"OTHER": other, "NONE": tmp_path / "none", "NONE/new": tmp_path / "none" / "new"}
+    said = refused(*(names.get(word, word) for word in words)).replace("\n", " ")
+    assert complaint in said
+    assert "--force" not in said
     assert not (tmp_path / "new").exists()
 
 

@@ -660,6 +660,37 @@ def test_what_is_no_engine_is_refused(engine):
         train_on(engine)
 
 
+@pytest.mark.parametrize(
+    ("preset", "options", "complaint"),
+    [
+        ("small", {"check": 1.5}, r"check must lie in \[0, 1\], got 1.5"),
+        ("small", {"check": "all"}, "check must be a real number, got 'all'"),
+        ("small", {"patience": -1}, r"patience must lie in \[0, inf\), got -1"),
+        ("small", {"cut": "samples"}, "cut is for method sampled, got 'samples'"),
+        ("small", {"alone": True}, "alone is for method sampled"),
+        ("strict", {"cut": "rows"}, "cut must be 'samples' or 'perturbations', got 'rows'"),
+        ("strict", {"cut": "samples", "alone": True}, "cut must be 'perturbations' where"),
+        ("strict", {"workers": 0}, "workers must be at least 1, got 0"),
+        ("strict", {"steps": -1}, "steps must be at least 0, got -1"),
+    ],
+)
+def test_what_cannot_be_asked_leaves_no_log_and_no_change(
+    tmp_path, data, preset, options, complaint
+):
+    """A new run has no file then; a log that was to go on, torn, is as it was, byte for byte."""
+    with pytest.raises((TypeError, ValueError), match=complaint):
+        train_on(Inline(), preset, 3, tmp_path / "a", data=data, **{**SHORT, **options})
+    assert list(tmp_path.iterdir()) == []
+    serial(tmp_path / "a", data, preset, steps=3)
+    torn = (tmp_path / "a").read_bytes() + b"\x01"
+    (tmp_path / "a").write_bytes(torn)
+    with pytest.raises((TypeError, ValueError), match=complaint):
+        train_on(Inline(), out=tmp_path / "a", data=data, resume=True, **options)
+    with pytest.raises(ValueError, match="dataset must be the one the log was trained on, blobs"):
+        train_on(Inline(), out=tmp_path / "a", resume=True)
+    assert (tmp_path / "a").read_bytes() == torn
+
+
 def test_alone_workers_answer_codes_and_need_the_fewest_bytes(tmp_path, data):
     """1.6 bits a perturbation and 45 bytes of head; each range keeps its own median."""
     with ThreadPoolExecutor(2) as pool:

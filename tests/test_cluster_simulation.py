@@ -75,6 +75,15 @@ def test_steps_end_when_a_queue_that_is_walked_through_ends(count, cost, delay, 
     np.testing.assert_allclose(seconds, clock)
 
 
+@pytest.mark.parametrize("seconds", [step_seconds, all_reduce_seconds])
+def test_costs_that_cannot_be_are_refused(seconds):
+    """The message names the field."""
+    for name in Costs._fields:
+        for wrong in (-1.0, inf):
+            with pytest.raises(ValueError, match=rf"{name} must lie in \[0, inf\), got {wrong}"):
+                seconds(2, FREE._replace(**{name: wrong}), Link())
+
+
 @pytest.mark.parametrize(("loss", "hops"), [(0.01, 1), (0.1, 1), (0.1, 2)])
 def test_a_lost_packet_waits_for_a_timeout_that_doubles(loss, hops):
     """The mean over many steps: p / (1 - 2 p) timeouts a message, there and back."""

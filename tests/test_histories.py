@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from minibit.kernels import compiled
@@ -19,7 +19,7 @@ from minibit.noise_step import (
     initial_params,
     sparse_update,
 )
-from minibit.steps import Change, LogError, StepLog, changes, contributors
+from minibit.steps import Change, LogError, StepLog, changes, compact, contributors, expand
 from minibit.steps.snapshots import path_of, to_keep
 from test_steps import (
     PAPER,
@@ -198,12 +198,30 @@ def test_a_fork_that_cannot_be_is_refused(step, seed, complaint):
         assert [*log.path.parent.iterdir()] == [log.path]
 
 
+def test_what_is_no_log_is_neither_merged_nor_joined():
+    """The message says what came; of two plans it names the fields that differ."""
+    steps = random_steps(SMALL, 2)
+    with a_log(SMALL, steps) as log, a_log(PAPER, random_steps(PAPER, 2)) as other:
+        for combine in (log.merge, log.concat):
+            for wrong in (None, "a.steps", SMALL):
+                with pytest.raises(TypeError, match="other must be a StepLog, got"):
+                    combine(wrong, log.path.with_name("out"))
+            with pytest.raises(ValueError, match=r"got method 'units' and 'sampled'; perturb.* 0"):
+                combine(other, log.path.with_name("out"))
+        assert [*log.path.parent.iterdir()] == [log.path]
+
+
 def test_a_fork_says_what_its_data_are():
-    """The entry `data` of the header is replaced, and only in the fork."""
+    """The entry `data` of the header is replaced, and only in the fork; it must be JSON."""
     with a_log(SMALL, random_steps(SMALL, 4)) as log:
         fork = log.fork(2, log.path.with_name("fork"), data={"name": "other"})
         assert fork.header["data"] == {"name": "other"}
         assert "data" not in log.header
+        for wrong, complaint in ((5, "data must be an entry of a header"),
+                                 ({"x": object()}, "header must be of JSON types")):  # fmt: skip
+            with pytest.raises(TypeError, match=complaint):
+                log.fork(2, log.path.with_name("other"), data=wrong)
+        assert not log.path.with_name("other").exists()
 
 
 # --- Who did it
@@ -274,6 +292,18 @@ def test_questions_that_have_no_answer_are_refused():
         ):
             with pytest.raises(ValueError, match=complaint):
                 log.blame(*where)
+        for layer in (None, 0.5, True):
+            for ask in (lambda n: log.blame(n, 0), lambda n: log.slice(n, 0)):
+                with pytest.raises(TypeError, match="layer must be an integer, got"):
+                    ask(layer)
+        for rows in (6, -7, [0.5], "a", np.ones(3, bool)):
+            with pytest.raises(IndexError, match="rows must index the 6 rows of a, got"):
+                log.slice("a", rows)
+        assert log.slice("a", []).shape == log.slice("a", slice(5, 2)).shape == (0, 10)
+        with pytest.raises(TypeError, match="at must be several numbers of steps, got 3"):
+            next(log.walk(3))
+        with pytest.raises(ValueError, match=r"step must lie in \[0, 3\], got 4"):
+            compact(log, 4)
         for bad in (lambda p, x: x, lambda p, x: np.ones((2, 3)), lambda p, x: np.ones((1, 0))):
             with pytest.raises(ValueError, match=r"logits must return an array \(1, classes\)"):
                 log.answers(bad, np.ones(1))
@@ -653,3 +683,147 @@ def test_shares_that_are_none_are_refused(shares):
         with pytest.raises(ValueError, match="one list per step, 1, got 2"):
             log.append(random_steps(SMALL, 1), shares=[[], []])
         assert len(log) == 0
+
+
+# --- All of them, of logs that were edited in any way
+
+
+class Past:
+    """A log, and plain lists of what it must hold.
+
+    A row is a step, the factor of its moves (0 if it was masked, -1 if it was negated) and its
+    contributor. `names` are the seeds and numbers that the first steps are drawn by; step n after
+    them is number n of the seed `rest`.
+    """
+
+    def __init__(self, log, rows, names, rest):
+        self.log, self.rows, self.names, self.rest = log, rows, names, rest
+
+    def name(self, number):
+        """The seed and the number that a step is drawn by."""
+        return self.names[number] if number < len(self.names) else (self.rest, number)
+
+    def named(self):
+        """The names of all steps there are."""
+        return [self.name(number) for number in range(len(self.rows))]
+
+    def append(self, steps, owner):
+        """Log steps that one contributor measured."""
+        count = items(self.log.plan)
+        self.log.append(steps, shares=[[(0, count, owner)] if count else [] for _ in steps])
+        self.rows = [*self.rows, *((step, 1, owner) for step in steps)]
+
+    def weights(self):
+        """The weights after every step, by noise_step's own functions."""
+        history = [initial_params(self.log.plan)]
+        for (seed, number), (step, factor, _) in zip(self.named(), self.rows, strict=True):
+            seeded = replace(self.log.plan, seed=seed)
+            positions, deltas = sparse_update(seeded, number, step)
+            history.append(apply_update(history[-1], positions, factor * deltas))
+        return history
+
+    def edited(self, kind, out, data):
+        """Edit the log and the lists, each in its way; the log's file must stay as it was."""
+        log, rows, plan = self.log, self.rows, self.log.plan
+        count = len(rows)
+        numbers = data.draw(st.sets(st.integers(0, max(0, count - 1)), max_size=count))
+        at, seed = max(numbers, default=0), data.draw(seeds)
+        more = [step for step, _, _ in rows[:5]]
+        if kind in ("mask", "negate"):
+            factor = -1 if kind == "negate" else 0
+            new = [
+                (s, f * factor if n in numbers else f, who) for n, (s, f, who) in enumerate(rows)
+            ]
+            return Past(getattr(log, kind)(numbers, out), new, self.names, self.rest)
+        if kind == "fork":
+            new = Past(log.fork(at, out, seed), rows[:at], self.named()[:at], seed)
+            new.append(more, "fork")
+            return new
+        if kind == "fork back":
+            return Past(log.fork(at, out), rows[:at], self.names, self.rest)
+        if kind == "revert":
+            owners = sorted({who for _, _, who in rows})
+            if not owners or not items(plan):
+                return self
+            name = data.draw(st.sampled_from(owners))
+            new = [(step, 0 if who == name else factor, who) for step, factor, who in rows]
+            return Past(log.revert(name, out), new, self.names, self.rest)
+        if kind == "merge":
+            if not count:
+                return self
+            path = out.with_name(f"{out.name}.branch")
+            branch = Past(
+                log.fork(at + 1, path, seed), rows[: at + 1], self.named()[: at + 1], seed
+            )
+            branch.append(more, "branch")
+            merged = log.merge(branch.log, out)
+            shared = merged.header["edits"][-1]["parent"]
+            assert shared > at
+            assert log.digest(shared) == branch.log.digest(shared)
+            names = [*self.named(), *branch.named()[shared:]]
+            return Past(merged, [*rows, *branch.rows[shared:]], names, plan.seed)
+        with StepLog.create(
+            out.with_name(f"{out.name}.other"), header_of(replace(plan, seed=seed))
+        ) as other:
+            tail = Past(other, [], [], seed)
+            tail.append(more, "other")
+            names, new = [*self.named(), *tail.named()], [*rows, *tail.rows]
+            return Past(log.concat(other, out), new, names, plan.seed)
+
+
+KINDS = ("mask", "negate", "fork", "fork back", "merge", "concat", "revert")
+
+
+@few
+@given(runs(most=8), st.integers(1, 9), st.lists(st.sampled_from(KINDS), max_size=4), st.data())
+def test_every_question_to_an_edited_log_has_the_answer_of_a_replay_from_scratch(
+    run, times, kinds, data
+):
+    """Edits of edits in any order; whole weights, rows, differences, causes, the compact form."""
+    plan, steps = run
+    assume(steps)
+    x = np.array([1, -2])
+    with a_log(plan) as log:
+        past = Past(log, [], [], plan.seed)
+        for number in range(times):
+            past.append(steps, "ab"[number % 2])
+        for number, kind in enumerate(kinds):
+            before = past.log.path.read_bytes()
+            new = past.edited(kind, log.path.with_name(f"edit{number}"), data)
+            assert past.log.path.read_bytes() == before
+            past = new
+        history, count = past.weights(), len(past.rows)
+        visits = data.draw(st.lists(st.integers(0, count), min_size=2, max_size=5))
+        labels = np.stack([scores(params, x).argmax(1) for params in history])
+        for every in (None, 1, 5):  # without snapshots, then with them
+            if every:
+                past.log.snapshots(every)
+            again = StepLog.open(past.log.path)
+            assert len(again) == count
+            assert again.verify() == digest(history[-1])
+            assert [again.drawn_by(n) for n in range(count + 2)] == [
+                past.name(n) for n in range(count + 2)
+            ]
+            for n, params in again.walk(range(count + 1)):
+                same(params, history[n])
+            for n in visits:
+                same(again.replay(n), history[n])
+                same(again.weights_at(n), history[n])
+                assert again.digest(n) == digest(history[n])
+                same(expand(plan, compact(again, n)), history[n])
+                for name in plan.names:
+                    whole = np.atleast_1d(history[n][name])
+                    np.testing.assert_array_equal(again.slice(name, slice(None, None, -1), n),
+                                                  whole[::-1])  # fmt: skip
+            a, b = visits[:2]
+            same(again.diff(a, b), {name: history[b][name] - w for name, w in history[a].items()})
+            along = [params[plan.names[-1]].reshape(-1)[-1] for params in history]
+            last = np.atleast_1d(history[0][plan.names[-1]])
+            where = len(last) - 1, last[0].size - 1
+            assert again.blame(plan.names[-1], *where) == flips(along)
+            np.testing.assert_array_equal(again.answers(scores, x), labels)
+            verdict = again.bisect(scores, x[0], 1)
+            assert verdict.changes == flips(labels[:, 0])
+            right = (labels[:, 0] == 1).tolist()
+            turns = [n for n in range(count) if right[n] != right[n + 1]]
+            assert verdict[:2] == (right[-1], turns[-1] if turns else None)

@@ -561,6 +561,16 @@ def test_steps_to_edit_are_named_as_numpy_would(steps, expected):
         assert edited.header["edits"][0]["steps"] == expected
 
 
+def test_an_empty_log_has_no_step_to_edit():
+    """Nothing of it can be masked but nothing."""
+    with a_log(SMALL) as log:
+        with pytest.raises(ValueError, match="steps must be those of the log, which has none"):
+            log.mask(0, log.path.with_name("out"))
+        assert len(log.mask([], log.path.with_name("out"))) == 0
+        with pytest.raises(TypeError, match="steps must be one step or several, got 5"):
+            log.append(5)
+
+
 @pytest.mark.parametrize("steps", [5, -1, [0, 5], [0.5], np.ones(4, bool), "all", None])
 def test_steps_that_cannot_be_edited_are_refused(steps):
     """Out of range, no integers, a mask of another length; no file appears."""

@@ -226,17 +226,18 @@ def whole_numbers(words: list[str], option: str) -> list[int]:
     return numbers
 
 
-def check_new_file(path: Path, option: str, *, force: bool = False) -> None:
+def check_new_file(path: Path, option: str, *, force: bool | None = None) -> None:
     """Check that a file can be made: its folder is there, and it would overwrite nothing.
 
-    With `force` it may overwrite any file but a log.
+    With `force` it may overwrite any file but a log; None is of a command without that option.
     """
     if path.is_dir():
         raise BadUse(f"{option} {path} is a folder")
     if force and is_log(path):
         raise BadUse(f"{path} is a minibit log; nothing was changed. Choose another {option}")
     if path.exists() and not force:
-        raise BadUse(f"{path} exists; nothing was changed. Choose another {option}, or add --force")
+        or_force = "" if force is None else ", or add --force"
+        raise BadUse(f"{path} exists; nothing was changed. Choose another {option}{or_force}")
     if not path.absolute().parent.is_dir():
         raise BadUse(f"{option} {path}: there is no folder {path.absolute().parent}")
 

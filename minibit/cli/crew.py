@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -130,7 +131,7 @@ def _connected(scheduler: str) -> Any:
             "distributed.comm.tls: ca-file, client.cert and client.key"
         ) from error
     except Exception as error:  # a process that is no scheduler may answer anything
-        why = str(error.__cause__ or error) or "no answer"
+        why = re.sub("^in <.*?>: ", "", str(error.__cause__ or error)) or "no answer"
         raise RuntimeError(
             f"the scheduler {address} cannot be reached within {CONNECT:.0f} s: {why}"
         ) from error

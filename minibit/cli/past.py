@@ -19,6 +19,7 @@ from minibit.cli.logs import (
     SPLITS,
     Data,
     Log,
+    Samples,
     accuracy_of,
     data_of,
     open_log,
@@ -151,12 +152,13 @@ def merge(
     """Add the moves of two forks of one parent: its steps, the log's own, then the other's."""
     common.check_new_file(out_path, "--out")
     log, other = open_log(out, log_path), open_log(out, other_path)
+    samples = _test_samples(log, data)
     with common.bad_use():
         new = log.merge(other, out_path)
     shared = new.header["edits"][-1]["parent"]
     own = len(log) - shared, len(other) - shared
     out.say(f"{shared} steps of the parent, {own[0]} and {own[1]} of the forks: {out_path}")
-    accuracies = _measured({"log": log, "other": other, "merged": new}, data)
+    accuracies = _measured({"log": log, "other": other, "merged": new}, samples)
     out.facts({**{name: percent(a) for name, a in accuracies.items()}, "digest": new.digest()})
     fields = {"shared": shared, "own": own, "digest": new.digest(), **sizes_of(new)}
     return {"out": str(out_path), "test_accuracies": accuracies, **fields}
@@ -181,13 +183,17 @@ def revert(
         for own in log.shares():
             for owner in {share.name for share in own}:
                 counts[owner] = counts.get(owner, 0) + 1
+        if not counts:
+            out.say(f"No step of {log_path} names a contributor.")
+            return {"contributors": counts}
         out.table(["contributor", "steps"], [[key, str(n)] for key, n in sorted(counts.items())])
         return {"contributors": counts}
+    samples = _test_samples(log, data)
     with common.bad_use():
         new = log.revert(name, out_path)
     touched = sum(b - a for a, b in new.header["edits"][-1]["steps"])
     out.say(f"{name} measured a part of {touched} of {len(log)} steps; without it: {out_path}")
-    accuracies = _measured({"before": log, "after": new}, data)
+    accuracies = _measured({"before": log, "after": new}, samples)
     out.facts({**{key: percent(a) for key, a in accuracies.items()}, "digest": new.digest()})
     fields = {"reverted": touched, "digest": new.digest(), **sizes_of(new)}
     return {"out": str(out_path), "test_accuracies": accuracies, **fields}
@@ -226,13 +232,18 @@ def _verdict(
     return verdict, label, int(model(log.weights_at(0), x[image : image + 1]).argmax())
 
 
-def _measured(logs: dict[str, StepLog], data: Path | None) -> dict[str, float]:
-    """Measure each log's accuracy on the test samples, where it is a run's and they are at hand."""
-    source = next(iter(logs.values())).header.get("data", {})
+def _test_samples(log: StepLog, data: Path | None) -> Samples | None:
+    """Return the test samples of a log, where it is a run's and they are at hand."""
+    source = log.header.get("data", {})
     if data is None and not (isinstance(source, dict) and source.get("name") == "mnist"):
+        return None
+    return samples_of(log, data_of(log, data), "test")
+
+
+def _measured(logs: dict[str, StepLog], samples: Samples | None) -> dict[str, float]:
+    """Measure each log's accuracy on samples, if there are any."""
+    if samples is None:
         return {}
-    dataset = data_of(next(iter(logs.values())), data)
-    samples = dataset.test_x, dataset.test_y
     return {name: accuracy_of(log, log.replay(), samples) for name, log in logs.items()}
 
 

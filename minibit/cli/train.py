@@ -218,7 +218,7 @@ def _log_path(path: Path | None, resume: bool, force: bool) -> Path:
     if path.is_file() and force and not common.is_log(path):
         raise BadUse(f"{path} is no minibit log, so --force doesn't overwrite it")
     if not (force and common.is_log(path)):
-        common.check_new_file(path, "--out")
+        common.check_new_file(path, "--out", force=force)
     return path
 
 

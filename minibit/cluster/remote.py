@@ -94,7 +94,7 @@ class Remote:
         self.check = number("check", check, "[0, 1]")
         self.workers = 0
         self._tasks = Tasks(plan, method, brief, records)
-        self._asking = Asking(crew, self._tasks, patience)
+        self._asking = Asking(crew, self._tasks, number("patience", patience, "[0, inf)"))
         self.traffic, self.left_out = self._asking.traffic, self._asking.left_out
 
     @property

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from minibit.cluster.crews import crew_of
 from minibit.cluster.remote import Remote
 from minibit.cluster.replica import brief_of
 from minibit.datasets import load_mnist, load_npz
-from minibit.steps import StepLog
+from minibit.noise_step import Plan, SampledStep, UnitsStep
 from minibit.training import Course, Progress, TrainResult, train
 
 __all__ = ["ClusterProgress", "ClusterResult", "train_on"]
@@ -111,16 +111,15 @@ def train_on(
     dataset = load_mnist() if path is None else load_npz(path)
     remotes: list[Remote] = []
 
-    def begin(log: StepLog, header: dict[str, Any], course: Course) -> Remote:
-        brief = brief_of(header, path, os.urandom(8).hex())
-        method, records = course.recipe.settings(), [*log.steps()]
-        plan = replace(log.plan, seed=log.seed_ahead())  # a fork may have its own
-        remotes.append(
-            Remote(
-                crew, plan, method, brief, records,
-                cut=cut, alone=alone, check=check, patience=patience,
-            )
-        )  # fmt: skip
+    def begin(
+        plan: Plan,
+        records: Sequence[SampledStep | UnitsStep],
+        header: dict[str, Any],
+        course: Course,
+    ) -> Remote:
+        brief, method = brief_of(header, path, os.urandom(8).hex()), course.recipe.settings()
+        settings: dict[str, Any] = {"cut": cut, "alone": alone, "check": check}
+        remotes.append(Remote(crew, plan, method, brief, records, patience=patience, **settings))
         return remotes[0]
 
     def report(point: Progress) -> None:

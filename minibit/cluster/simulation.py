@@ -68,6 +68,12 @@ class Costs(NamedTuple):
     handling: float = 0.0  # seconds of the client per worker
     spread: float = 0.0  # of the logarithm of a worker's time, from one time to the next
 
+    def checked(self) -> Costs:
+        """Return the costs, or raise a ValueError that names the field."""
+        for name, cost in self._asdict().items():
+            number(name, cost, "[0, inf)")
+        return self
+
 
 def step_seconds(
     workers: int,
@@ -110,8 +116,7 @@ def step_seconds(
     array([0.3, 0.3])
     """
     shape = integer("steps", steps, 1), integer("workers", workers, 1)
-    for name, cost in costs._asdict().items():
-        number(name, cost, "[0, inf)")
+    costs = costs.checked()
     if not own > 0:
         raise ValueError(f"own must be positive, got {own}")
     turn = np.arange(1, workers + 1)  # (workers,)
@@ -147,6 +152,7 @@ def all_reduce_seconds(
     array([1.5])
     """
     shape = integer("steps", steps, 1), integer("workers", workers, 1)
+    costs = costs.checked()
     luck = uniform(seed, (2, *shape))  # (2, steps, workers)
     slower = np.exp(costs.spread * _normal(*luck)).max(axis=1)  # (steps,)
     ways = []

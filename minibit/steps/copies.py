@@ -13,6 +13,7 @@ from itertools import chain, islice
 from typing import Any, Self
 
 from minibit.base import integer
+from minibit.noise_step import Plan
 from minibit.steps.bounds import Step
 from minibit.steps.contributors import Shares, Tags, shared, without
 from minibit.steps.edits import (
@@ -59,11 +60,11 @@ class Copies(History):
         ``segments`` name them. The initial weights are this log's; the plans may differ in seed and
         zeros alone.
         """
-        ours, theirs = self.plan, other.plan
+        ours, theirs = self.plan, _checked(other).plan
         if replace(theirs, seed=ours.seed, zeros=ours.zeros) != ours:
             raise ValueError(
-                f"only logs of one plan, up to seed and zeros, can follow each other; "
-                f"got {ours} and {theirs}"
+                "only logs of one plan, up to seed and zeros, can follow each other; "
+                f"got {_differences(ours, theirs)}"
             )
         mine, more = [*self.steps()], [*other.steps()]
         names = named(ours, self._segments), named(theirs, other._segments)
@@ -90,6 +91,8 @@ class Copies(History):
         ValueError; `out` must not exist.
         """
         step = self._step("step", integer("step", step))
+        if data is not None and not isinstance(data, Mapping):
+            raise TypeError(f"data must be an entry of a header, a mapping, got {data!r:.80}")
         if seed is not None:
             seed = integer("seed", seed, 0, 2**64 - 1)
         segments = fork_segments(self.plan, self._segments, step, seed)
@@ -106,10 +109,10 @@ class Copies(History):
         moves of the other's branch added, one after another and clamped. A ValueError says if the
         plans differ, or the logs have not even their first step in common.
         """
-        if other.plan != self.plan:
+        if _checked(other).plan != self.plan:
             raise ValueError(
-                f"only forks of one parent can be merged, which have one plan; "
-                f"got {self.plan} and {other.plan}"
+                "only forks of one parent can be merged, which have one plan; "
+                f"got {_differences(self.plan, other.plan)}"
             )
         branches = [(log._segments, [*log.steps()]) for log in (self, other)]
         steps, segments, shared = merged(self.plan, *branches)
@@ -174,3 +177,18 @@ class Copies(History):
     ) -> Self:
         """Write a log of `steps`; its header says what the `edit` did, and to which log."""
         raise NotImplementedError
+
+
+def _checked(other: Any) -> Copies:
+    """Return a log, or raise a TypeError."""
+    if not isinstance(other, Copies):
+        raise TypeError(
+            f"other must be a StepLog, got {other!r:.80} of type {type(other).__name__}"
+        )
+    return other
+
+
+def _differences(a: Plan, b: Plan) -> str:
+    """Name the fields in which two plans differ, and their values."""
+    pairs = zip(a.to_dict().items(), b.to_dict().values(), strict=True)
+    return "; ".join(f"{name} {x!r:.80} and {y!r:.80}" for (name, x), y in pairs if x != y)

@@ -35,7 +35,8 @@ Segments: TypeAlias = list[list[int]]  # [seed, first number, count], one after 
 def chosen_steps(steps: Steps, length: int) -> list[int]:
     """Turn an int, slice, iterable or bool mask into increasing step numbers in [0, length).
 
-    Numbers out of range are refused; a negative one is, too.
+    Numbers out of range are refused; a negative one is, too. Of a slice that goes past the end,
+    what there is of it counts, as in NumPy.
     """
     if isinstance(steps, slice):
         return sorted(range(length)[steps])
@@ -44,6 +45,8 @@ def chosen_steps(steps: Steps, length: int) -> list[int]:
         if array.shape != (length,):
             raise ValueError(f"a mask of steps must have shape ({length},), got {array.shape}")
         return [*map(int, np.flatnonzero(array))]
+    if array.size and not length:
+        raise ValueError(f"steps must be those of the log, which has none, got {steps!r:.80}")
     return [*map(int, np.unique(integer_array("steps", array, 0, length - 1, ndim=1)))]
 
 

@@ -140,7 +140,10 @@ def pack_header(header: dict[str, Any]) -> bytes:
     """
     if not isinstance(header, dict):
         raise TypeError(f"header must be a dict, got {type(header).__name__}")
-    text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    try:
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"header must be of JSON types: {error}") from None
     if len(text) > MOST_HEADER:
         raise ValueError(f"header must take at most {MOST_HEADER} bytes, got {len(text)}")
     start = START.pack(MAGIC, VERSION, len(text)) + text

@@ -80,6 +80,8 @@ class History:
 
     def walk(self, at: Iterable[int]) -> Iterator[tuple[int, Params]]:
         """Yield ``(step, weights)`` for increasing step numbers, in one replay."""
+        if not isinstance(at, Iterable):
+            raise TypeError(f"at must be several numbers of steps, got {at!r:.80}")
         numbers = [self._step("at", step) for step in at]
         if any(b <= a for a, b in pairwise(numbers)):
             raise ValueError(f"at must increase, got {numbers}")
@@ -92,10 +94,18 @@ class History:
         Only the noise blocks that meet the rows (sampled), or the layer's own draws (units), are
         drawn again; so no digest, which is of all weights, is checked, but that of a snapshot (see
         `snapshots`), which makes this as short as for `weights_at`. The layer is named or numbered;
-        `rows` are a NumPy index of its first axis. One row, too, keeps that axis.
+        `rows` are a NumPy index of its first axis (none is an IndexError). One row, too, keeps
+        that axis.
         """
         layer = self._layer(layer)
-        chosen = np.atleast_1d(np.arange([*self.plan.shapes[layer], 1][0])[rows])
+        count = [*self.plan.shapes[layer], 1][0]
+        try:
+            chosen = np.atleast_1d(np.arange(count)[rows])
+        except IndexError as error:
+            raise IndexError(
+                f"rows must index the {count} rows of {self.plan.names[layer]}, "
+                f"got {rows!r:.80}: {error}"
+            ) from None
         step = self._step("step", step)
         passed, start = self._nearest(step)
         history = islice(self._history(passed), step - self._first(passed))
@@ -142,10 +152,8 @@ class History:
         if isinstance(layer, str):
             if layer not in self.plan.names:
                 raise ValueError(f"layer must be one of {self.plan.names}, got {layer!r}")
-            layer = self.plan.names.index(layer)
-        elif not 0 <= layer < len(self.plan.names):
-            raise ValueError(f"layer must lie in [0, {len(self.plan.names)}), got {layer}")
-        return layer
+            return self.plan.names.index(layer)
+        return integer("layer", layer, 0, len(self.plan.names) - 1)
 
     def steps(self) -> Iterator[Step]:
         """Yield every step as it was logged."""

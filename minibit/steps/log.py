@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 from weakref import WeakSet
 
-from minibit.base import open_whole, whole_path
+from minibit.base import integer, open_whole, whole_path
 from minibit.noise_step import SampledStep, UnitsStep, Update
 from minibit.steps.bounds import Step, checked_plan, checked_step
 from minibit.steps.codes import pack_steps
@@ -276,6 +276,8 @@ class StepLog(Copies):
             file is no longer as it was read; if the disk is full or fails.
         """
         several = [steps] if isinstance(steps, SampledStep | UnitsStep) else steps
+        if not isinstance(several, Iterable):
+            raise TypeError(f"steps must be one step or several, got {steps!r:.80}")
         batch = [checked_step(self.plan, step) for step in several]
         if updates is not None and len(updates) != len(batch):
             raise ValueError(f"updates must be one per step, {len(batch)}, got {len(updates)}")
@@ -459,4 +461,5 @@ def compact(log: StepLog, step: int | None = None) -> bytes:
     >>> bool((expand(plan, data)["w1"] == log.replay()["w1"]).all())
     True
     """
-    return net_moves(log.plan, log.replay(step))
+    until = len(log) if step is None else integer("step", step, 0, len(log))
+    return net_moves(log.plan, log.replay(until))

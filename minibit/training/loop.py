@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,7 +23,7 @@ from minibit.datasets import Dataset, load_mnist, split
 from minibit.kernels import compiled
 from minibit.kernels.interrupts import Stop, uninterrupted
 from minibit.noise import BATCH, integers
-from minibit.noise_step import MLP, NoiseStep, SampledStep, UnitsStep, Update, forward
+from minibit.noise_step import MLP, NoiseStep, Plan, SampledStep, UnitsStep, Update, forward
 from minibit.steps import StepLog
 from minibit.training.course import Course
 from minibit.training.log_header import SPLITS, make_header, model_of, recipe_of, training_header
@@ -105,7 +105,8 @@ class Steps(Protocol):
         """Take the next step, with this density where the density follows the loss."""
 
 
-Engine = Callable[[StepLog, dict[str, Any], Course], Steps]
+# From the plan of the steps to come, those that were taken, the header and the course.
+Engine = Callable[[Plan, Sequence[SampledStep | UnitsStep], dict[str, Any], Course], Steps]
 
 
 def train(
@@ -150,7 +151,7 @@ def train(
     progress : callable, optional
         Gets a `Progress` about twice a second. If it raises KeyboardInterrupt, or Ctrl-C does, what
         was trained so far is logged and the result says ``interrupted``.
-    engine : callable (log, header, course) -> `Steps`, optional
+    engine : callable (plan, records, header, course) -> `Steps`, optional
         Takes the steps elsewhere (`minibit.cluster.train_on`); by default they are taken here.
     **overrides
         Fields of `Preset` to replace. ``widths`` may be those of the hidden layers alone.
@@ -167,18 +168,16 @@ def train(
     threads = thread_count(threads)
     data = dataset or load_mnist()
     if resume:
-        run = _Run.resumed(Path(out), data, overrides)
+        run = _Run.resumed(Path(out), data, overrides, engine)
     else:
         recipe = replace(PRESETS[one_of("preset", preset, PRESETS)], **overrides)
         recipe = _fitted(recipe, data, widths, total or max(recipe.steps, steps or 0))
         header = make_header(preset, recipe, data, one_of("split_name", split_name, SPLITS))
-        run = _Run.fresh(header, seed, Path(out), data, overwrite)
+        run = _Run.fresh(header, seed, Path(out), data, overwrite, engine)
     with run.log:  # free for other writers again, also if the run fails
         most = run.course.recipe.steps
         if steps is not None and steps > most:
             raise ValueError(f"steps must be at most the log's {most}, got {steps}")
-        header = run.log.header
-        run.remote = engine(run.log, header, run.course) if engine else None
         return run.go(most if steps is None else steps, threads, progress)
 
 
@@ -224,7 +223,13 @@ class _Run:
 
     @classmethod
     def fresh(
-        cls, header: dict[str, Any], seed: int, out: Path, data: Dataset, overwrite: bool
+        cls,
+        header: dict[str, Any],
+        seed: int,
+        out: Path,
+        data: Dataset,
+        overwrite: bool,
+        engine: Engine | None,
     ) -> _Run:
         """Start a log, after everything else that can fail."""
         if out.exists() and not overwrite:
@@ -234,12 +239,16 @@ class _Run:
         stepper = NoiseStep.start(model, recipe.shapes, seed, recipe.settings(), **rules)
         header["plan"] = stepper.plan.to_dict()
         course = Course(header, data, seed)
-        return cls(data, StepLog.create(out, header, overwrite=overwrite), stepper, course)
+        remote = engine(stepper.plan, [], header, course) if engine else None
+        return cls(data, StepLog.create(out, header, overwrite=overwrite), stepper, course, remote)
 
     @classmethod
-    def resumed(cls, out: Path, data: Dataset, overrides: dict[str, Any]) -> _Run:
+    def resumed(
+        cls, out: Path, data: Dataset, overrides: dict[str, Any], engine: Engine | None
+    ) -> _Run:
         """Go on where the last good record ends; a torn tail is cut off, once all else fits."""
-        header = training_header(StepLog.open(out))
+        begun = StepLog.open(out)
+        header = training_header(begun)
         source, recipe = header["data"], recipe_of(header["recipe"])
         for name, value in overrides.items():
             if getattr(recipe, name, None) != value:
@@ -249,16 +258,19 @@ class _Run:
                 f"dataset must be the one the log was trained on, {source['name']} with digest "
                 f"{source['digest']}; got {data.name} with digest {data.digest}"
             )
+        course = Course(header, data, begun.plan.seed)
+        ahead = replace(begun.plan, seed=begun.seed_ahead())
+        remote = engine(ahead, [*begun.steps()], header, course) if engine else None
         log = StepLog.recover(out)
         try:
             plan, model = log.plan, model_of(header)
             method, zeros = recipe.settings(), plan.zeros / 2**32
             rules: dict[str, Any] = {"zeros": zeros, "threshold": recipe.threshold}
-            stepper = NoiseStep(model, log.replay(), log.seed_ahead(), method, **rules)
+            stepper = NoiseStep(model, log.replay(), ahead.seed, method, **rules)
             if replace(stepper.plan, seed=plan.seed) != plan:
                 raise ValueError(f"{out}: its recipe makes {stepper.plan}, its header says {plan}")
             stepper.steps = len(log)
-            return cls(data, log, stepper, Course(header, data, plan.seed))
+            return cls(data, log, stepper, course, remote)
         except BaseException:
             log.close()
             raise
