@@ -40,7 +40,7 @@ def assert_equal(one, other, name=""):
     assert type(one) is type(other), name
     if isinstance(one, TernaryMatrix):
         assert one.shape == other.shape, name
-        assert one.scale == other.scale, name
+        np.testing.assert_array_equal(one.scale, other.scale, err_msg=name)
         one, other = one.codes(), other.codes()
     assert one.dtype == other.dtype, name
     np.testing.assert_array_equal(one, other, err_msg=name)

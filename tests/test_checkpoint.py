@@ -377,7 +377,9 @@ def test_the_published_configuration_has_its_number_of_parameters():
 
 
 BAD_CONFIGS = {
-    "another model": ({"model_type": "llama"}, 'model_type must be "bitnet", got \'llama\''),
+    "another model": (
+        {"model_type": "gemma"}, 'model_type must be "bitnet" or "llama" or "qwen3", got \'gemma\'',
+    ),
     "no model": ({"model_type": None}, "no model_type"),
     "another activation": ({"hidden_act": "silu"}, 'hidden_act must be "relu2", got \'silu\''),
     "biases": ({"attention_bias": True}, "attention_bias must be false"),
@@ -434,9 +436,15 @@ BAD_CONFIGS = {
         {"quantization_config": {"quant_method": "bitnet", "quantization_mode": "never"}},
         "quantization_mode must be",
     ),
-    "norms inside": (
+    "norms inside, of another eps": (
         {"quantization_config": {"quant_method": "bitnet", "use_rms_norm": True}},
-        "use_rms_norm must be false",
+        "rms_norm_eps of quantization_config must be that of .* norms, 1e-05, got 1e-06",
+    ),
+    "norms inside, of no eps": (
+        {"quantization_config": {
+            "quant_method": "bitnet", "use_rms_norm": True, "rms_norm_eps": None,
+        }},
+        "rms_norm_eps of quantization_config must be a real number, got None",
     ),
     "some float layers": (
         {"quantization_config": {"quant_method": "bitnet", "modules_to_not_convert": ["q_proj"]}},

@@ -42,7 +42,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "steps": 2_470,
     "tape": 980,
     "transformer": 1_890,
-    "checkpoint": 2_460,
+    "checkpoint": 2_700,
     "topk": 850,
     "nf4": 1_000,
     "lora": 1_300,
@@ -60,7 +60,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "conformance": 10_490,
     "": 200,  # the face of the package
 }
-ALL_LINES = 45_550  # and each idea that is added brings its own
+ALL_LINES = 45_790  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:

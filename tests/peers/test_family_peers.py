@@ -9,13 +9,18 @@ import dataclasses
 import numpy as np
 import pytest
 
+from minibit.checkpoint import load_bitnet, save_bitnet
 from minibit.language import loss_and_gradient
+from minibit.ternary import TernaryMatrix
 from minibit.transformer import BitNetConfig, BitNetModel, float_linear, generate, param_shapes
+from model_files import WAYS, model_with_gains, save
 
 pytestmark = pytest.mark.peers
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("accelerate")
 transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers.integrations.bitnet")
 
 SIZES = {  # grouped queries; heads wider or narrower than hidden / heads; scales; tied or not
     "one scale": ({"kv_heads": 2, "tied": False}, None),
@@ -30,10 +35,11 @@ each_model = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Let torch leave the second CPU to others."""
+    """Let torch leave the second CPU to others, and run as written."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with torch.compiler.set_stance("force_eager"):
+        yield
     torch.set_num_threads(threads)
 
 
@@ -143,3 +149,59 @@ def test_a_piece_of_another_family_would_be_seen(part):
         expected = theirs(torch.from_numpy(tokens)).logits.numpy()
     wrong = BitNetModel(config, params, float_linear).logits(tokens)
     assert np.abs(wrong - expected).max() > 1e-3 * np.abs(expected).max()
+
+
+# --- files -------------------------------------------------------------------------------------
+
+TOKENS = np.random.default_rng(6).integers(0, 97, (2, 40))
+
+
+def loaded(folder):
+    """Load a directory with transformers, and return the logits of the tokens."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype=torch.float32, attn_implementation="eager"
+    )
+    with torch.no_grad():
+        return torch.nn.Module.float(model).eval()(torch.from_numpy(TOKENS)).logits.numpy()
+
+
+@each_model
+@pytest.mark.parametrize("shards", ["1GB", "200KB"])
+def test_what_transformers_saves_is_read_and_written_back(family, sizes, shards, tmp_path):
+    """Codes and scales found in plain floats; logits within 1e-5 of the largest, both ways."""
+    _, theirs = both(family, sizes)
+    theirs.save_pretrained(str(tmp_path / "theirs"), max_shard_size=shards)
+    assert (len([*(tmp_path / "theirs").glob("*.safetensors")]) > 1) == (shards == "200KB")
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(TOKENS)).logits.numpy()
+    model = load_bitnet(tmp_path / "theirs")
+    projections = [w for name, w in model.params.items() if name.endswith("_proj")]
+    group = SIZES[sizes][1]
+    assert all(isinstance(w, TernaryMatrix) and w.group == group for w in projections)
+    near = 1e-5 * np.abs(expected).max()
+    assert np.abs(model.logits(TOKENS) - expected).max() <= near
+    save_bitnet(model, tmp_path / "ours", linear_class=None)
+    np.testing.assert_allclose(loaded(tmp_path / "ours"), expected, atol=near)
+
+
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "float"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_linear_classes_of_these_families_are_those_of_transformers(family, way, norms, tmp_path):
+    """bitlinear and autobitlinear, and `use_rms_norm`: a norm before each projection.
+
+    As for BitNet: an activation that rounds to the other int8 code moves some logits.
+    """
+    config = BitNetConfig(
+        97, 64, 176, 2, 4, 2, 64, 1e6, family=family, own_head_dim=24, projection_norms=norms
+    )
+    folder = save(model_with_gains(config, 3), tmp_path / "model", way)
+    expected, model = loaded(folder), load_bitnet(folder)
+    assert model.config == config
+    difference = np.abs(model.logits(TOKENS) - expected)
+    assert np.median(difference) < 1e-6 * max(1, np.abs(expected).max())
+    assert difference.max() < 0.1 * np.abs(expected).max()
+    if norms:
+        plain = dataclasses.replace(config, projection_norms=False)
+        params = {name: model.params[name] for name in param_shapes(plain)}
+        assert np.median(np.abs(BitNetModel(plain, params).logits(TOKENS) - expected)) > 1e-3

@@ -134,6 +134,8 @@ def shortest(stored: float) -> float:
 
 def config_entries(config: BitNetConfig) -> dict[str, int | float | bool | str]:
     """Return the metadata that say what a configuration does, the architecture first."""
+    if config.family != "bitnet" or config.own_head_dim or config.projection_norms:
+        raise ValueError(f"config must be of the published BitNet block, got {config}")
     sizes: dict[str, int | float | bool | str] = {
         "vocab_size": config.vocab_size,
         "context_length": config.max_positions,

@@ -1,4 +1,4 @@
-"""Hugging Face's BitNet directories: from files to a model.
+"""Hugging Face's directories, of BitNet, Llama and Qwen3: from files to a model.
 
 A directory must hold the tensors that its configuration says, of the shapes that it says, and no
 others but those that can be no part of the model, which is checked before a weight is touched.
@@ -6,6 +6,8 @@ Then, tensor by tensor:
 
     projections   uint8, 2 bits per weight   -> a `TernaryMatrix`, never expanded; its pages let go
                   floats (master weights)    -> float32
+                  floats as they are, of a   -> a `TernaryMatrix` with the scales that they have,
+                  Llama or Qwen3                of the matrix or of groups of columns
     norms         any floats                 -> float32
     embeddings    bfloat16                   -> stay in the mapped file, as uint16 bits
                   other floats               -> float32
@@ -26,9 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.base import CheckpointError, first_not_finite, widen
-from minibit.checkpoint.hf.config import Storage, file_name, read_config, tensor_names
+from minibit.checkpoint.hf.config import Storage, file_name, finds_codes, read_config, tensor_names
 from minibit.checkpoint.hf.linear import gamma_of
 from minibit.checkpoint.hf.shards import Tensors, inside, open_tensors
+from minibit.checkpoint.hf.ternary_floats import NotTernaryError, find_ternary
 from minibit.checkpoint.safetensors import SafetensorsFile, Tensor
 from minibit.ternary import TernaryMatrix, to_hf
 from minibit.transformer import BitNetConfig, BitNetModel, float_linear, param_shapes
@@ -43,10 +46,12 @@ ZEROS = "holds only zeros: an upload that lost its weights"
 
 
 def load_bitnet(directory: str | os.PathLike[str]) -> BitNetModel:
-    """Read a BitNet model from a Hugging Face directory.
+    """Read a BitNet, or a ternary Llama or Qwen3, from a Hugging Face directory.
 
     ``W = codes / weight_scale`` (``linear_class: bitlinear``) or ``codes * weight_scale``
-    (``autobitlinear``, offline), as the configuration says.
+    (``autobitlinear``, offline), as the configuration says. A Llama or Qwen3 without a
+    ``quantization_config`` holds the weights themselves: ``W = scale * codes`` is found in them,
+    with one scale, or one for each 256, 128, 64 or 32 columns of a row.
 
     Parameters
     ----------
@@ -58,16 +63,18 @@ def load_bitnet(directory: str | os.PathLike[str]) -> BitNetModel:
     -------
     BitNetModel
         Ternary projections are `TernaryMatrix`; master weights (``autobitlinear``, online) float32,
-        quantised at each use; without a ``quantization_config`` its ``linear`` is `float_linear`.
-        bfloat16 embeddings lie in the mapped file: delete or replace it, but don't shorten it.
+        quantised at each use; without a ``quantization_config`` its ``linear`` is `float_linear`,
+        so that activations stay floats, as in transformers. bfloat16 embeddings lie in the mapped
+        file: delete or replace it, but don't shorten it.
 
     Raises
     ------
     CheckpointError
-        If a file is missing, damaged or pickled; if the configuration says what the published block
-        has not; if a tensor is missing, unexpected, or of another type or shape; if a packed byte
-        holds the 2-bit code 3, a matrix only zeros, a packed slot latent weights, a scale what is
-        not above 0, or floats a NaN or an infinity. It names file, tensor and byte.
+        If a file is missing, damaged or pickled; if the configuration says what the block of its
+        ``model_type`` has not; if a tensor is missing, unexpected, or of another type or shape; if
+        a packed byte holds the 2-bit code 3, a matrix only zeros, a packed slot latent weights, a
+        scale what is not above 0, or floats a NaN or an infinity; if the floats of a Llama or Qwen3
+        are not ternary: the first that is not is named. It names file, tensor and byte.
 
     Notes
     -----
@@ -110,6 +117,8 @@ def load_bitnet(directory: str | os.PathLike[str]) -> BitNetModel:
         if name + "_scale" in names:
             gamma = _gamma(*tensors[name + "_scale"], storage)
             params[param] = _ternary(file, tensor, shape, gamma)
+        elif finds_codes(config, storage) and param.endswith("_proj"):
+            params[param] = _found(file, tensor)
         else:
             params[param] = _floats(file, tensor, mapped=param in ("embed_tokens", "lm_head"))
         file.release(tensor.name)
@@ -177,6 +186,15 @@ def _floats(file: SafetensorsFile, tensor: Tensor, *, mapped: bool = False) -> N
     if floats.ndim == 2 and not floats.any():
         file.damage(ZEROS, tensor.name, tensor.begin)
     return floats
+
+
+def _found(file: SafetensorsFile, tensor: Tensor) -> TernaryMatrix:
+    """Return a projection whose codes and scales are found in its floats."""
+    try:
+        return TernaryMatrix.from_codes(*find_ternary(_floats(file, tensor, mapped=True)))
+    except NotTernaryError as error:
+        at = tensor.begin + error.place * file.array(tensor.name).itemsize
+        file.damage(str(error), tensor.name, at)
 
 
 def _gamma(file: SafetensorsFile, tensor: Tensor, storage: Storage) -> np.float32:

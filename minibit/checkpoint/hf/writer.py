@@ -1,4 +1,4 @@
-"""Hugging Face's BitNet directories: from a model to files that transformers loads.
+"""Hugging Face's directories, of BitNet, Llama and Qwen3: from a model to what transformers loads.
 
 A tensor is made when its place in the file is reached, and forgotten after it, so a model is
 written with one matrix expanded at a time, and a random one of any size takes no more memory.
@@ -16,9 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.absmean import absmean_quantize
-from minibit.base import one_of, to_bfloat16
-from minibit.checkpoint.hf.config import LinearClass, Mode, Storage, config_json, tensor_names
+from minibit.base import one_of, to_bfloat16, widen
+from minibit.checkpoint.hf.config import (
+    LinearClass,
+    Mode,
+    Storage,
+    config_json,
+    file_name,
+    finds_codes,
+    tensor_names,
+)
 from minibit.checkpoint.hf.linear import weight_scale_of
+from minibit.checkpoint.hf.ternary_floats import NotTernaryError, find_ternary
 from minibit.checkpoint.safetensors import Produce, Specs, as_written, write_with_config
 from minibit.ternary import TernaryMatrix, to_hf
 from minibit.transformer import BitNetConfig, BitNetModel, float_linear, param_shapes
@@ -41,7 +50,7 @@ PUBLISHED_2B_4T = BitNetConfig(
 )
 """The configuration of microsoft/bitnet-b1.58-2B-4T."""
 
-ROWS = 4096  # of random embeddings, at a time
+ROWS = 4096  # of floats that are made, at a time
 LEGAL = np.array([b for b in range(256) if not b & b >> 1 & 0x55], np.uint8)  # (81,)
 
 
@@ -57,13 +66,14 @@ def save_bitnet(
     Parameters
     ----------
     model : BitNetModel
-        Embeddings that are bfloat16 bits are written as such, other floats as float32.
+        Embeddings that are bfloat16 bits are written as such, other floats as float32; packed
+        embeddings, and projections written as floats, in the smallest type that holds their scales.
     directory : path-like
         Made if it is not there; that it holds a checkpoint is a FileExistsError.
     linear_class : {"bitlinear", "autobitlinear"}, optional
         "bitlinear": packed projections, with ``weight_scale = 1 / gamma``. "autobitlinear": packed
         with gamma itself, or online. None: floats that are never quantised, which only a model of
-        `float_linear` is.
+        `float_linear` has: of a Llama or Qwen3 those that its ternary projections stand for.
     quantization_mode : {"offline", "online"}
         For "autobitlinear": "online" writes the master weights, which are quantised at each use.
 
@@ -73,8 +83,10 @@ def save_bitnet(
         If master weights are asked for and a projection is ternary; if floats that are never
         quantised are asked for and the model multiplies otherwise; if a packed projection has only
         zeros, a scale that is not above 0, or a number of rows that is no multiple of 4, which
-        transformers cannot read; if a float is not finite, or a matrix of them all zeros; if the
-        model has no sub-norms.
+        transformers cannot read; if packed ones are asked for and groups of columns have scales, or
+        the model multiplies ternary weights by floats; if a float is not finite, or a matrix of
+        them all zeros, or a Llama's or Qwen3's float projection not ternary; if a BitNet has no
+        sub-norms, or the model another part that transformers has not.
 
     Notes
     -----
@@ -99,12 +111,16 @@ def save_bitnet(
     for name, param in names.items():
         value = model.params[param]
         if storage.packed and param.endswith("_proj"):
+            if isinstance(value, TernaryMatrix):
+                _check_packable(value, param, model)
             specs[name] = _packed_spec(name, shapes[param])
-        elif isinstance(value, TernaryMatrix):
+        elif not isinstance(value, TernaryMatrix):
+            specs[name] = ("BF16" if value.dtype == np.uint16 else "F32", shapes[param])
+        elif model.linear is float_linear or not param.endswith("_proj"):
+            specs[name] = _float_type(value), shapes[param]
+        else:
             rule = "must be float to be written as master weights"
             raise ValueError(f"{param} {rule}, got ternary weights")
-        else:
-            specs[name] = ("BF16" if value.dtype == np.uint16 else "F32", shapes[param])
     if linear_class is None and model.linear is not float_linear:
         raise ValueError(
             "linear_class None stores floats that are never quantised, and this model does not "
@@ -131,10 +147,14 @@ def save_bitnet(
                 rule = "must not be all zeros: no reader takes it for a trained layer"
                 raise ValueError(f"{param} {rule}")
             yield to_hf(codes)
+        elif isinstance(value := model.params[param], TernaryMatrix):
+            yield from _values(value, param, specs[name][0])
         else:
-            yield as_written(param, model.params[param])
+            if param.endswith("_proj") and finds_codes(model.config, storage):
+                _check_ternary(value, param)
+            yield as_written(param, value)
 
-    bits = model.params["embed_tokens"].dtype == np.uint16
+    bits = specs[file_name("embed_tokens")][0] == "BF16"
     text = config_json(model.config, storage, "bfloat16" if bits else "float32")
     _write(directory, text, specs, produce)
 
@@ -219,6 +239,47 @@ def _packed_spec(
         rule = "transformers reads packed projections of a multiple of 4"
         raise ValueError(f"{name} has {shape[0]} rows; {rule}")
     return (scales, (1,)) if name.endswith("_scale") else ("U8", (shape[0] // 4, *shape[1:]))
+
+
+def _check_packable(matrix: TernaryMatrix, param: str, model: BitNetModel) -> None:
+    """Refuse a ternary projection that a linear class would make another of."""
+    rule = "is stored as floats, by linear_class None: a packed projection"
+    if matrix.group is not None:
+        raise ValueError(f"{param} {rule} has one scale, got groups of {matrix.group} columns")
+    if model.linear is float_linear:
+        raise ValueError(f"{param} {rule} takes int8 activations, and float_linear does not")
+
+
+def _check_ternary(floats: NDArray[Any], param: str) -> None:
+    """Refuse floats in which the reader would find no codes."""
+    try:
+        find_ternary(as_written(param, floats))
+    except NotTernaryError as error:
+        raise ValueError(f"{param} has {error}") from error
+
+
+def _float_type(matrix: TernaryMatrix) -> str:
+    """Choose the smallest type of floats that holds a matrix's scales exactly."""
+    scales = np.asarray(matrix.scale, np.float32)
+    with np.errstate(over="ignore"):
+        halves = scales.astype(np.float16).astype(np.float32)
+    if (widen(to_bfloat16(scales)) == scales).all():
+        return "BF16"
+    return "F16" if (halves == scales).all() else "F32"
+
+
+def _values(matrix: TernaryMatrix, param: str, dtype: str) -> Iterator[NDArray[Any]]:
+    """Yield what a ternary matrix stands for, some rows at a time, as a type of floats."""
+    seen = False
+    for row in range(0, matrix.shape[0], ROWS):
+        floats = matrix.rows(slice(row, row + ROWS))  # (rows, n_in)
+        seen = seen or bool(floats.any())
+        if dtype == "BF16":
+            yield to_bfloat16(floats)
+        else:
+            yield floats.astype(np.float16 if dtype == "F16" else np.float32, copy=False)
+    if not seen:
+        raise ValueError(f"{param} must not be all zeros: no reader takes it for trained")
 
 
 def _scale(gamma: np.float32, param: str, storage: Storage) -> NDArray[np.float32]:
