@@ -114,6 +114,16 @@ def test_the_docstrings_examples_hold(module, path):
 # --- Every path equals the oracle
 
 
+def test_leading_axes_of_counters_and_keys_broadcast():
+    """Counters (2, 1, 4) and keys (3, 2) give (2, 3, 4), each that of its pair."""
+    counters = np.arange(8, dtype=np.uint32).reshape(2, 1, 4)
+    keys = np.arange(6, dtype=np.uint32).reshape(3, 2)
+    out = philox4x32(counters, keys)
+    assert out.shape == (2, 3, 4)
+    for i, j in np.ndindex(2, 3):
+        assert out[i, j].tolist() == oracle_philox(counters[i, 0].tolist(), keys[j].tolist())
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(*[word32] * 4), min_size=1, max_size=5), st.tuples(word32, word32))
 def test_philox_equals_the_oracle_for_every_counter_and_key(counters, key):

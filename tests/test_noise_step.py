@@ -831,6 +831,20 @@ def test_a_run_starts_at_the_weights_of_its_plan():
     stepper = NoiseStep.start(MLP(), shapes, 7, Units(units=3), zeros=0.7)
     assert stepper.plan.zeros == round(0.7 * 2**32)
     assert digest(stepper.params) == digest(initial_params(stepper.plan))
+    assert NoiseStep.start(MLP(), shapes, 7).plan.zeros == round(2**32 / 3)  # a third by default
+
+
+def test_sums_of_arguments_that_do_not_match_are_refused():
+    """Labels one per sample, and directions whose positions and signs are as many."""
+    params, x, y, weight = problem((20, 12, 4), 6)
+    units = [np.arange(2), np.arange(2)]
+    with pytest.raises(
+        ValueError, match=r"y must be one label per sample, \(32,\), got shape \(31,\)"
+    ):
+        unit_sums(MLP(), params, x, y[:-1], weight, units)
+    directions = np.array([0, 2]), np.array([3, 9]), np.array([1], np.int8)
+    with pytest.raises(ValueError, match=r"positions and signs must match, got \(2,\), \(1,\)"):
+        direction_sums(MLP(), params, x, y, weight, directions)
 
 
 @pytest.mark.parametrize("inputs", [None, 5])

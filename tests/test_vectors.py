@@ -117,6 +117,7 @@ UNNAMED = {  # what no case names, and why
     "PagedAdam.step": "Adam in pages, which tests hold equal to Adam",
     "custom_jvp.defjvp": "gives a function the rule that the cases of `custom_jvp` have",
     "LogError.of": "names a file in a message",
+    "TernaryMatrix.rows": "scale times codes, both of which the cases of products have",
     "PagedAdam.close": "gives files back",
     "StepLog.close": "gives the lock on a file back",
 }

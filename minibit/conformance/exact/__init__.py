@@ -55,13 +55,13 @@ EXACT: dict[str, Callable[..., tuple[Any, ...]]] = {
 
 
 class PlainMatrix:
-    """A ternary matrix that is not packed."""
+    """A ternary matrix that is not packed; `scale` is a number, or (n_out, groups)."""
 
-    def __init__(self, codes: Any, scale: float = 1.0) -> None:
+    def __init__(self, codes: Any, scale: Any = 1.0) -> None:
         self._codes, self.scale = np.asarray(codes), np.float32(scale)
 
     @classmethod
-    def from_codes(cls, codes: Any, scale: float = 1.0) -> PlainMatrix:
+    def from_codes(cls, codes: Any, scale: Any = 1.0) -> PlainMatrix:
         """Keep codes as they are."""
         return cls(codes, scale)
 

@@ -31,12 +31,30 @@ def ternary_matmul_int8(x: Any, matrix: Any) -> tuple[Any]:
 
 def ternary_matmul(x: Any, matrix: Any) -> tuple[Any]:
     """``z (gamma / scale)``, each operation rounded to float32."""
+    if np.ndim(matrix.scale):
+        return (_grouped(x, matrix.codes(), matrix.scale),)
     codes, scale = absmax_quantize(x)
     gamma = Fraction(float(matrix.scale))
     sums = integer_product(codes.reshape(-1, x.shape[-1]), matrix.codes())
     factors = [float32(gamma / Fraction(float(s))) for s in scale.reshape(-1)]
     out = [[nearest(z * f) for z in row] for row, f in zip(sums, factors, strict=True)]
     return (np.array(out, np.float32).reshape(*x.shape[:-1], -1),)
+
+
+def _grouped(x: Any, weights: Any, gammas: Any) -> Any:
+    """``sum_g z_g (gamma_g (1 / scale_g))`` from the first group on, each operation rounded."""
+    tokens, width = x.reshape(-1, x.shape[-1]), x.shape[-1] // gammas.shape[1]
+    out = np.zeros((len(tokens), len(weights)), np.float32)
+    for group in range(gammas.shape[1]):
+        columns = slice(group * width, (group + 1) * width)
+        codes, scale = absmax_quantize(tokens[:, columns])
+        sums = integer_product(codes, weights[:, columns])
+        for (t, o), before in np.ndenumerate(out):
+            inverse = Fraction(float32(1 / Fraction(float(scale[t, 0]))))
+            factor = Fraction(float32(Fraction(float(gammas[o, group])) * inverse))
+            term = Fraction(float(nearest(sums[t][o] * factor)))
+            out[t, o] = nearest(Fraction(float(before)) + term)
+    return out.reshape(*x.shape[:-1], -1)
 
 
 def head_matmul(x: Any, w: Any) -> tuple[Any]:

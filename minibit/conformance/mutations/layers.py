@@ -59,6 +59,36 @@ def _scaled(
         return (z * factor(matrix.scale, scale)).astype(F32)
 
 
+def _grouped(wrong: str) -> Callable[..., Any]:
+    """Return a product with scales of groups that is wrong in one way."""
+
+    def product(x: Any, matrix: Any) -> Any:
+        """Quantise and multiply group by group, and add them up."""
+        codes, gammas = matrix.codes(), np.asarray(matrix.scale, F32)
+        if wrong == "groups-turned":
+            gammas = np.ascontiguousarray(gammas.T).reshape(gammas.shape)
+        if wrong == "first-group-for-all":
+            gammas = np.repeat(gammas[:, :1], gammas.shape[1], axis=1)
+        if wrong == "groups-interleaved":  # column k in group k mod groups
+            order = np.arange(codes.shape[1]).reshape(-1, gammas.shape[1]).T.reshape(-1)
+            x, codes = x[..., order], codes[:, order]
+        absmax = np.abs(x).max(axis=-1, keepdims=True)
+        y = np.zeros((*x.shape[:-1], len(codes)), F32)
+        for group in range(gammas.shape[1]):
+            part = np.split(x, gammas.shape[1], axis=-1)[group]
+            if wrong != "one-scale-per-token":
+                absmax = np.abs(part).max(axis=-1, keepdims=True)
+            scale = F32(1) / np.maximum(absmax, EPS) * F32(127)
+            z = _wide(
+                np.rint(part * scale).astype(np.int8),
+                np.split(codes, gammas.shape[1], axis=1)[group],
+            )
+            y += z.astype(F32) * (gammas[:, group] * (F32(1) / scale))
+        return y
+
+    return product
+
+
 def _head(wrong: str) -> Callable[..., Any]:
     """Return a product with floats or bits of bfloat16 that is wrong in one way."""
 
@@ -230,6 +260,13 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "ternary_matmul/gamma-inverted": lambda x, matrix: _scaled(
         x, matrix, factor=lambda gamma, scale: F32(1) / (gamma * scale)
     ),
+    **{
+        f"ternary_matmul/{wrong}": _grouped(wrong)
+        for wrong in (
+            *("groups-turned", "first-group-for-all"),
+            *("groups-interleaved", "one-scale-per-token"),
+        )
+    },
     "ternary_linear/not-transposed": lambda x, w, scale=None: _linear(
         x, w, scale, lambda x, w: x @ w
     ),
