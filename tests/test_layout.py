@@ -57,10 +57,10 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "experiments": 1_520,
     "bench": 1_676,
     "cli": 3_760,
-    "conformance": 10_490,
+    "conformance": 10_530,
     "": 200,  # the face of the package
 }
-ALL_LINES = 45_790  # and each idea that is added brings its own
+ALL_LINES = 46_200  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:
