@@ -59,9 +59,14 @@ def files() -> dict[str, bytes]:
     }
 
 
-def page() -> str:
-    """Return the whole page."""
+def page(*, site: bool = True) -> str:
+    """Return the whole page; without the `site` around it, it links to none of its pages."""
     html = (DOCS / "playground" / "index.html").read_text(encoding="utf-8")
+    html, notices = re.subn(r"<!-- parts -->.*?<!-- end -->\n", "", html)
+    assert notices == 1
+    if not site:
+        html = re.sub(r'^ *<p><a href="\.\./[^"]*">[^<]*</a></p>\n', "", html, flags=re.MULTILINE)
+        html = re.sub(r'<a href="\.\./[^"]*">([^<]*)</a>', r"\1", html)
     style = (DOCS / "playground" / "style.css").read_text(encoding="utf-8")
     parts = []
     for name, content in files().items():
@@ -92,4 +97,4 @@ def on_post_build(config: Any) -> None:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(page(), encoding="utf-8")
+    Path(sys.argv[1]).write_text(page(site=False), encoding="utf-8")

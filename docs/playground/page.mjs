@@ -157,6 +157,7 @@ function drawLine(svg, points, { last, low, high, marked, unit }) {
 // ------------------------------------------------------------------------------------------ replay
 
 let shown = null; // what the worker said of the log
+const first = (name) => name.replace(/^the /, "The "); // where a sentence begins
 let shippedLog = null;
 
 /** Replay a log and show it; what goes wrong is said, and what was shown stays. */
@@ -167,13 +168,13 @@ async function open(log, name) {
     shown = { ...result, name, log };
   } catch (error) {
     $("replay-progress").value = shown ? 1 : 0;
-    say("replay-status", `${name} was not replayed: ${error.message}${shown ? `. Shown is still ${shown.name}.` : ""}`);
+    say("replay-status", `${first(name)} was not replayed: ${error.message}${shown ? `. Shown is still ${shown.name}.` : ""}`);
     return;
   }
   const { header, steps, tornAt, milliseconds, digest, sizes } = shown;
   const torn = tornAt === null ? "" : ` Its last bytes, from ${tornAt} on, are torn and were not read.`;
   $("replay-progress").value = 1;
-  say("replay-status", `${name}: ${steps} steps in ${Math.round(milliseconds)} ms, every digest right.${torn}`);
+  say("replay-status", `${first(name)}: ${steps} steps in ${Math.round(milliseconds)} ms, every digest right.${torn}`);
   tell("seed", header.plan.seed);
   tell("steps", steps);
   tell("digest", digest);
@@ -182,7 +183,7 @@ async function open(log, name) {
   const row = (label, size) => [label, size / most, bytes(size)];
   drawBars($("sizes"), [
     row("this log", sizes.log), row("net moves alone", sizes.compact),
-    row("five trits a byte", sizes.trits), row("float32", most),
+    row("five trits per byte", sizes.trits), row("float32", most),
   ]);
   off = [];
   for (const input of [$("time"), $("watched")]) input.max = input === $("time") ? steps : header.plan.shapes[0][0] - 1;
@@ -599,7 +600,7 @@ function showQuantised() {
   const { codes, gamma } = absmeanQuantize(w), int8 = absmaxQuantize(w, n), nf4 = quantizeNF4(w);
   const mask = topkMask(w, n, k), zeros = codes.filter((c) => c === 0).length;
   const rows = [
-    ["absmean, ternary", `gamma ${gamma.toFixed(4)}, ${zeros} of ${n} zero`, error(Float32Array.from(codes, (c) => c * gamma)), `2 bits: ${hexed(pack2(codes))}; five a byte: ${hexed(packBase3(codes))}`],
+    ["absmean, ternary", `gamma ${gamma.toFixed(4)}, ${zeros} of ${n} zero`, error(Float32Array.from(codes, (c) => c * gamma)), `2 bits: ${hexed(pack2(codes))}; five per byte: ${hexed(packBase3(codes))}`],
     ["absmax, int8", `scale ${int8.scale[0].toFixed(3)}`, error(Float32Array.from(int8.codes, (c) => c / int8.scale[0])), hexed(new Uint8Array(int8.codes.buffer))],
     ["NF4", `absmax ${nf4.absmax[0].toFixed(4)}, blocks of 64`, error(dequantizeNF4(nf4, n)), hexed(nf4.packed)],
     ["top-K", `${k} of ${n} kept, the others 0`, error(w.map((v, i) => (mask[i] ? v : 0))), "floats"],
@@ -725,6 +726,7 @@ async function begin() {
   startWorker();
   await teach();
   for (const button of document.querySelectorAll("button[disabled]")) button.disabled = false;
+  $("sample").click(); // something to see, until the reader draws
   await open(log, "the shipped log");
 }
 

@@ -1060,7 +1060,7 @@ function hasHole(data, start, stop) {
 export function readLog(data) {
   const view = new DataView(data.buffer, data.byteOffset, data.length);
   const magic = [0x89, 0x4d, 0x42, 0x4c, 0x0d, 0x0a, 0x1a, 0x0a];
-  if (magic.some((byte, i) => i < data.length && data[i] !== byte)) throw new LogError("no log", 0);
+  if (magic.some((byte, i) => i < data.length && data[i] !== byte)) throw new LogError("it does not begin as a step log does", 0);
   if (data.length < 14) throw new LogError("the header is cut", data.length);
   if (view.getUint16(8, true) !== 1) throw new LogError("the version is not 1", 8);
   const start = 14 + view.getUint32(10, true);
