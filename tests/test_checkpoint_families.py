@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from minibit.base import to_bfloat16, widen
 from minibit.checkpoint import CheckpointError, load_bitnet, random_checkpoint, save_bitnet
 from minibit.checkpoint.hf.config import Storage, read_config
-from minibit.checkpoint.hf.ternary_floats import GROUPS, NotTernaryError, find_ternary
 from minibit.checkpoint.safetensors import SafetensorsFile, write_safetensors
+from minibit.checkpoint.ternary_floats import GROUPS, NotTernaryError, find_ternary
 from minibit.ternary import TernaryMatrix
 from minibit.transformer import (
     BitNetConfig,

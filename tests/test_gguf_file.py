@@ -627,7 +627,8 @@ def test_missing_and_foreign_tensors_and_other_shapes_are_refused(path):
 @pytest.mark.parametrize(
     ("entry", "value", "message"),
     [
-        ("general.architecture", "llama", "architecture 'llama'"),
+        ("general.architecture", "gemma", "architecture 'gemma'; known are bitnet, .*, qwen3"),
+        ("general.architecture", "llama", "needs one number as llama.block_count"),
         ("bitnet-b1.58.block_count", 2**32 - 1, "claims 4294967295 blocks"),
         ("bitnet-b1.58.embedding_length", "256", "needs one number"),
         ("bitnet-b1.58.embedding_length", True, "needs one number"),

@@ -42,7 +42,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "steps": 2_470,
     "tape": 980,
     "transformer": 1_890,
-    "checkpoint": 2_700,
+    "checkpoint": 2_890,
     "topk": 850,
     "nf4": 1_000,
     "lora": 1_300,
@@ -60,7 +60,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "conformance": 10_530,
     "": 200,  # the face of the package
 }
-ALL_LINES = 46_200  # and each idea that is added brings its own
+ALL_LINES = 46_390  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:

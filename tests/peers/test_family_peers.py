@@ -9,7 +9,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from minibit.checkpoint import load_bitnet, save_bitnet
+from minibit.checkpoint import load_bitnet, load_gguf, save_bitnet, save_gguf
+from minibit.checkpoint.gguf.models import gguf_name
 from minibit.language import loss_and_gradient
 from minibit.ternary import TernaryMatrix
 from minibit.transformer import BitNetConfig, BitNetModel, float_linear, generate, param_shapes
@@ -205,3 +206,90 @@ def test_linear_classes_of_these_families_are_those_of_transformers(family, way,
         plain = dataclasses.replace(config, projection_norms=False)
         params = {name: model.params[name] for name in param_shapes(plain)}
         assert np.median(np.abs(BitNetModel(plain, params).logits(TOKENS) - expected)) > 1e-3
+
+
+# --- GGUF --------------------------------------------------------------------------------------
+
+
+def gguf_model(family, seed=0):
+    """A model with scales for 256 columns of a row, in float16: what TQ1_0 and TQ2_0 hold."""
+    config = BitNetConfig(
+        97, 256, 512, 2, 4, 2, 64, 1e6, 1e-6, False, family=family, own_head_dim=128
+    )
+    rng = np.random.default_rng(seed)
+    params = dict(model_with_gains(config, seed).params)
+    for name, shape in param_shapes(config).items():
+        if name.endswith("_proj"):
+            scale = rng.uniform(0.04, 0.08, (shape[0], shape[1] // 256)).astype(np.float16)
+            params[name] = TernaryMatrix.from_codes(rng.integers(-1, 2, shape), scale)
+    return BitNetModel(config, params, float_linear)
+
+
+def as_llama_cpp(floats, heads):
+    """The rows of q or k as llama.cpp's converter permutes them."""
+    rows, columns = floats.shape
+    return floats.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, -1)
+
+
+@pytest.mark.parametrize("kind", ["tq2_0", "tq1_0"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gguf_package_reads_and_writes_the_same_tensors(family, kind, tmp_path):
+    """Its quantiser makes our bytes of the permuted floats; a file of its writer is our model."""
+    gguf = pytest.importorskip("gguf")
+    model = gguf_model(family)
+    save_gguf(model, tmp_path / "ours.gguf", kind)
+    reader = gguf.GGUFReader(tmp_path / "ours.gguf")
+    read = {tensor.name: tensor for tensor in reader.tensors}
+    config = model.config
+    writer = gguf.GGUFWriter(tmp_path / "theirs.gguf", family)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_block_count(config.layers)
+    writer.add_context_length(config.max_positions)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.rms_eps)
+    number = gguf.GGMLQuantizationType[kind.upper()]
+    for name, value in model.params.items():
+        if not isinstance(value, TernaryMatrix):
+            writer.add_tensor(gguf_name(name), np.asarray(value))
+            np.testing.assert_array_equal(read[gguf_name(name)].data, value)
+            continue
+        floats, heads = value.rows(), {"q": config.heads, "k": config.kv_heads}
+        letter = name.split(".")[-1][0]
+        if family == "llama" and letter in heads:
+            floats = as_llama_cpp(floats, heads[letter])
+        packed = gguf.quants.quantize(floats, number)
+        np.testing.assert_array_equal(read[gguf_name(name)].data, packed)
+        writer.add_tensor(gguf_name(name), packed, raw_dtype=number)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    theirs = load_gguf(tmp_path / "theirs.gguf")
+    assert theirs.config == config
+    assert theirs.linear is None
+    tokens = TOKENS[:, :20]
+    plain = BitNetModel(config, theirs.params, float_linear)
+    np.testing.assert_array_equal(plain.logits(tokens), model.logits(tokens))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_computes_the_same_of_our_gguf_file(family, tmp_path):
+    """Its own reader of GGUF dequantises, and undoes the order of rows: logits within 1e-5."""
+    pytest.importorskip("gguf")
+    model = gguf_model(family)
+    words = [f"word {i}" for i in range(97)]
+    entries = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": words}
+    save_gguf(model, tmp_path / "model.gguf", "tq2_0", metadata=entries)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        str(tmp_path), gguf_file="model.gguf", dtype=torch.float32, attn_implementation="eager"
+    )
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(TOKENS)).logits.numpy()
+    assert np.abs(model.logits(TOKENS) - expected).max() <= 1e-5 * np.abs(expected).max()

@@ -12,7 +12,8 @@
     tokenizer.ggml.eot_token_id, eom_token_id       more of eos
     minibit.eos_token_ids                           all of eos, as JSON, where there are several
 
-A key begins with the file's ``general.architecture``. A head is tied where there is no
+A key begins with the file's ``general.architecture``: that of BitNet, ``llama`` or ``qwen3``, which
+have ``attention.key_length`` besides, the width of a head. A head is tied where there is no
 ``output.weight``.
 """
 
@@ -25,12 +26,27 @@ import numpy as np
 
 from minibit.base import in_file, shown
 from minibit.checkpoint.gguf.container import GGUFFile
-from minibit.transformer import BitNetConfig
+from minibit.transformer import BitNetConfig, Family
 
 __all__ = ["config_entries", "read_config", "shortest"]
 
 ARCHITECTURE = "bitnet-b1.58"
-SQUARED_RELU = "relu2"
+FAMILIES: dict[str, Family] = {  # architecture: family
+    "bitnet": "bitnet",
+    "bitnet-25": "bitnet",
+    ARCHITECTURE: "bitnet",
+    "llama": "llama",
+    "qwen3": "qwen3",
+}
+SQUARED_RELU, SILU = "relu2", "silu"
+ROTATION = "prism.hadamard."
+NEUTRAL: dict[str, tuple[float, ...]] = {  # keys that change a model, and values that do not
+    "attention.sliding_window": (0,),
+    "attention.causal": (True,),
+    "attention.scale": (0,),
+    "expert_count": (0,),
+    "logit_scale": (0, 1),
+}
 ENDS = "minibit.eos_token_ids"
 MOST_ENDS = 4096  # characters
 
@@ -38,8 +54,8 @@ MOST_ENDS = 4096  # characters
 def read_config(file: GGUFFile, *, squared_relu: bool = False) -> BitNetConfig:
     """Read a model's configuration out of a file's metadata; `squared_relu` is as for `load_gguf`.
 
-    Raises `CheckpointError` for another architecture or activation, or a size that is missing or
-    impossible.
+    Raises `CheckpointError` for another architecture or activation, a size that is missing or
+    impossible, or what would make another model of it: a rotation before projections, a window.
     """
     name = file.metadata.get("general.architecture")
     silu = f"{name}.hidden_activation" not in file.metadata and not squared_relu
@@ -50,8 +66,15 @@ def read_config(file: GGUFFile, *, squared_relu: bool = False) -> BitNetConfig:
         )
     if "general.architecture" not in file.metadata:
         raise file.error("does not say its general.architecture")
-    if name not in ("bitnet", "bitnet-25", ARCHITECTURE):
-        raise file.error(f"is of architecture {shown(name)}, which is no BitNet known here")
+    if name not in FAMILIES:
+        raise file.error(f"is of architecture {shown(name)}; known are {', '.join(FAMILIES)}")
+    family = FAMILIES[str(name)]
+    rotated = next((key for key in file.metadata if key.startswith(ROTATION)), None)
+    if rotated is not None:
+        raise file.error(f"has {shown(rotated)}: a rotation before products, not known here")
+    for key, neutral in NEUTRAL.items():
+        if file.metadata.get(f"{name}.{key}", neutral[0]) not in neutral:
+            raise file.error(f"has {name}.{key}, which is not known here")
 
     def value(key: str, default: int | float | None = None) -> Any:
         stored = file.metadata.get(f"{name}.{key}", default)
@@ -61,9 +84,10 @@ def read_config(file: GGUFFile, *, squared_relu: bool = False) -> BitNetConfig:
             raise file.error(f"needs one number as {name}.{key}, has {got}")
         return stored if isinstance(stored, int) else shortest(stored)
 
-    activation = file.metadata.get(f"{name}.hidden_activation", SQUARED_RELU)
-    if activation != SQUARED_RELU:
-        raise file.error(f"has the activation {shown(activation)}; squared ReLU is known here")
+    known = SQUARED_RELU if family == "bitnet" else SILU
+    activation = file.metadata.get(f"{name}.hidden_activation", known)
+    if activation != known:
+        raise file.error(f"has the activation {shown(activation)}; {known} is known here")
     factors = {value(f"rope.{key}", 1.0) for key in ("scaling.factor", "scale_linear")}
     scaling = file.metadata.get(f"{name}.rope.scaling.type", "linear")
     if scaling != "none" and (scaling != "linear" or factors - {0, 1}):  # 0 means 1
@@ -75,6 +99,7 @@ def read_config(file: GGUFFile, *, squared_relu: bool = False) -> BitNetConfig:
     bos, *ends = (_token(file, name) for name in ("bos", "eos", "eot", "eom"))
     eos = _ends(file, [token for token in ends if token is not None])
     heads = value("attention.head_count")
+    wide = family != "bitnet" and f"{name}.attention.key_length" in file.metadata
     with in_file(file.path):
         config = BitNetConfig(
             vocab_size=value("vocab_size", table.shape[0] if table else None),
@@ -88,6 +113,9 @@ def read_config(file: GGUFFile, *, squared_relu: bool = False) -> BitNetConfig:
             rms_eps=float(value("attention.layer_norm_rms_epsilon")),
             tied="output.weight" not in file.tensors,
             sub_norms="blk.0.attn_sub_norm.weight" in file.tensors,
+            family=family,
+            own_head_dim=value("attention.key_length") if wide else None,
+            projection_norms="blk.0.attn_q_norm_in.weight" in file.tensors,
             bos=bos,
             eos=eos[0] if len(eos) == 1 else eos or None,
         )
@@ -134,8 +162,13 @@ def shortest(stored: float) -> float:
 
 def config_entries(config: BitNetConfig) -> dict[str, int | float | bool | str]:
     """Return the metadata that say what a configuration does, the architecture first."""
-    if config.family != "bitnet" or config.own_head_dim or config.projection_norms:
-        raise ValueError(f"config must be of the published BitNet block, got {config}")
+    if config.family == "bitnet" and config.own_head_dim is not None:
+        raise ValueError("config must have heads of hidden_size / heads: BitNet's block has them")
+    name = ARCHITECTURE if config.family == "bitnet" else config.family
+    own: dict[str, int | float | bool | str] = {
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+    }
     sizes: dict[str, int | float | bool | str] = {
         "vocab_size": config.vocab_size,
         "context_length": config.max_positions,
@@ -147,11 +180,11 @@ def config_entries(config: BitNetConfig) -> dict[str, int | float | bool | str]:
         "attention.head_count_kv": config.kv_heads,
         "attention.layer_norm_rms_epsilon": float(config.rms_eps),
         "rope.freq_base": float(config.rope_theta),
-        "hidden_activation": SQUARED_RELU,
+        **({"hidden_activation": SQUARED_RELU} if config.family == "bitnet" else own),
     }
     entries: dict[str, int | float | bool | str] = {
-        "general.architecture": ARCHITECTURE,
-        **{f"{ARCHITECTURE}.{key}": value for key, value in sizes.items()},
+        "general.architecture": name,
+        **{f"{name}.{key}": value for key, value in sizes.items()},
     }
     ends = zip(("eos", "eot", "eom"), config.ends, strict=False)
     for name, token in (("bos", config.bos), *ends):

@@ -10,7 +10,7 @@
 has two opposite meanings, and nothing in a tensor tells which: the configuration must be read, and
 what it says beyond the block of its ``model_type``, bitnet, llama or qwen3, is refused, not
 ignored. Floats as they are, of a Llama or Qwen3, are ternary numbers of one magnitude, or of one
-for each group of columns (`minibit.checkpoint.hf.ternary_floats`).
+for each group of columns (`minibit.checkpoint.ternary_floats`).
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ from minibit.base import CheckpointError, first_not_finite, widen
 from minibit.checkpoint.hf.config import Storage, file_name, finds_codes, read_config, tensor_names
 from minibit.checkpoint.hf.linear import gamma_of
 from minibit.checkpoint.hf.shards import Tensors, inside, open_tensors
-from minibit.checkpoint.hf.ternary_floats import NotTernaryError, find_ternary
 from minibit.checkpoint.safetensors import SafetensorsFile, Tensor
+from minibit.checkpoint.ternary_floats import NotTernaryError, find_ternary
 from minibit.ternary import TernaryMatrix, to_hf
 from minibit.transformer import BitNetConfig, BitNetModel, float_linear, param_shapes
 

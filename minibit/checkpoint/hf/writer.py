@@ -27,8 +27,8 @@ from minibit.checkpoint.hf.config import (
     tensor_names,
 )
 from minibit.checkpoint.hf.linear import weight_scale_of
-from minibit.checkpoint.hf.ternary_floats import NotTernaryError, find_ternary
 from minibit.checkpoint.safetensors import Produce, Specs, as_written, write_with_config
+from minibit.checkpoint.ternary_floats import NotTernaryError, find_ternary
 from minibit.ternary import TernaryMatrix, to_hf
 from minibit.transformer import BitNetConfig, BitNetModel, float_linear, param_shapes
 
