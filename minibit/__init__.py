@@ -104,8 +104,9 @@ _NAMES = {
     ),
     "nf4": (
         "E2M1_CODE E3M0_CODE INT4_CODE NF4_CODE NF4Tensor codebook_quantize "
-        "dequantize_nf4_reference dynamic_map from_bitsandbytes nearest_code nf4_matmul "
-        "nf4_matmul_reference normal_float quantize_nf4 quantize_nf4_reference to_bitsandbytes"
+        "dequantize_nf4_reference dynamic_map from_bitsandbytes from_mxfp4 from_nvfp4 nearest_code "
+        "nf4_matmul nf4_matmul_reference normal_float optimal_codebook quantize_nf4 "
+        "quantize_nf4_reference to_bitsandbytes to_mxfp4 to_nvfp4"
     ),
     "lora": (
         "LoRALinear PagedAdam init_adapters load_adapters lora_linear merge save_adapters unmerge "

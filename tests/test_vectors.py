@@ -116,6 +116,11 @@ UNNAMED = {  # what no case names, and why
     "Adam.step": "what the cases of `Adam` call, step after step",
     "PagedAdam.step": "Adam in pages, which tests hold equal to Adam",
     "custom_jvp.defjvp": "gives a function the rule that the cases of `custom_jvp` have",
+    **dict.fromkeys(
+        ("from_mxfp4", "from_nvfp4", "to_mxfp4", "to_nvfp4"),
+        "a format of hardware beside NF4, whose oracle is the package gguf",
+    ),
+    "optimal_codebook": "an integral to the last bits of float32, for which ports have no use",
     "LogError.of": "names a file in a message",
     "TernaryMatrix.rows": "scale times codes, both of which the cases of products have",
     "PagedAdam.close": "gives files back",

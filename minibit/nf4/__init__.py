@@ -10,6 +10,11 @@ from minibit.nf4.codebooks import codebook_quantize as codebook_quantize
 from minibit.nf4.codebooks import nearest_code as nearest_code
 from minibit.nf4.codebooks import normal_float as normal_float
 from minibit.nf4.double_quant import dynamic_map as dynamic_map
+from minibit.nf4.microscaling import from_mxfp4 as from_mxfp4
+from minibit.nf4.microscaling import from_nvfp4 as from_nvfp4
+from minibit.nf4.microscaling import to_mxfp4 as to_mxfp4
+from minibit.nf4.microscaling import to_nvfp4 as to_nvfp4
+from minibit.nf4.optimal import optimal_codebook as optimal_codebook
 from minibit.nf4.product import nf4_matmul as nf4_matmul
 from minibit.nf4.product import nf4_matmul_reference as nf4_matmul_reference
 from minibit.nf4.product import quantize_nf4 as quantize_nf4
@@ -27,11 +32,16 @@ __all__ = [
     "dequantize_nf4_reference",
     "dynamic_map",
     "from_bitsandbytes",
+    "from_mxfp4",
+    "from_nvfp4",
     "nearest_code",
     "nf4_matmul",
     "nf4_matmul_reference",
     "normal_float",
+    "optimal_codebook",
     "quantize_nf4",
     "quantize_nf4_reference",
     "to_bitsandbytes",
+    "to_mxfp4",
+    "to_nvfp4",
 ]
