@@ -7,10 +7,11 @@
 # machines take a step together, on slow lines, and send nothing else? And does the model then still
 # depend on its seed alone, and not on who helped?
 #
-# What a step needs has three parts. The *data* do not travel: every worker has them, and a digest
-# says that they are the same. The *weights* do not travel: they are the seed and the steps so far.
-# What is left is the step's number, and what the last step kept. A worker answers with sums, two
-# small numbers for each perturbation.
+# A run has one *client*, which decides the steps and writes the log, and *workers*, which measure.
+# The *data* do not travel: every worker has them, and a digest says that they are the same. The
+# *weights* do not travel: they follow from the seed and the steps so far. So the client sends a
+# step's number and what the last step kept, and a worker answers with sums, two small numbers for
+# each perturbation.
 
 # %%
 import importlib.util
@@ -19,7 +20,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker is one thread
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import tempfile
-import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from math import ceil, log2
@@ -73,14 +73,16 @@ assert serial.test_accuracy > 0.5
 # %% [markdown]
 # ## A step, cut and joined
 #
-# A step measures each perturbation $v_i$ on each sample $b$ of a batch, and needs the sums
-# $\sum_b a_{ib}$ and $\sum_b a_{ib}^2$. Where should it be cut, between perturbations or between
-# samples?
+# A step draws sparse random perturbations $v_i$ of the weights. The *alignment* $a_{ib}$ is the
+# derivative of the loss of sample $b$ along $v_i$ (chapter 7). The sums $\sum_b a_{ib}$ and
+# $\sum_b a_{ib}^2$ over the batch give each perturbation a score. Those with a score above the
+# median are kept, with the sign of their sum: these signs, and zeros for the others, are the step's
+# *codes*. Should workers share the perturbations or the samples?
 #
-# *Between perturbations* is the simple way. Every perturbation has a number, and its noise is a
-# function of seed, step and number (chapter 6). A worker draws a range of numbers and measures it
-# over the whole batch; the client lays the answers end to end, takes the median over all of them,
-# and has the codes:
+# To *cut between perturbations* is the simple way. Every perturbation has a number, and its noise
+# is a function of seed, step and number (chapter 6). A worker draws a range of numbers and measures
+# it over the whole batch; the client lays the answers end to end, takes the median over all of
+# them, and has the codes:
 
 # %%
 course = Course(log.header, data, plan.seed)
@@ -109,10 +111,10 @@ assert np.array_equal(alone[1], joined[1])
 assert np.mean(alone[32] != joined[32]) > 0.05
 
 # %% [markdown]
-# Not nearly the same codes, the same. The second column is what the manuscript proposes for many
-# machines: each worker takes the median of its own range, and sends codes, and no sums. A median of
-# 4 perturbations is no median of 128. It is another algorithm, and whether it learns as well has to
-# be measured; it is, below.
+# The joined codes equal those of the serial step in every place. The second column is what the
+# manuscript proposes for many machines: each worker takes the median of its own range alone, and
+# sends codes and no sums. A median of 4 perturbations is no median of 128. It is another algorithm,
+# and a later section measures whether it learns as well.
 #
 # But half of the perturbations are not half of the work. What takes time is one tangent for each
 # unit that a perturbation touches (chapter 7b), and while perturbations are dense, as a run's first
@@ -129,11 +131,12 @@ for step in (0, STEPS - 1):
         assert touched[0] > 0.75 * touched[1]
 
 # %% [markdown]
-# *Between samples* every worker has a part of the batch, and there a half is a half. But a float
-# sum depends on its order, and a sum that is joined from other parts has other last bits. So the
-# parts are always the same four *chunks*, whatever the number of workers: a serial run, too, sums
-# over each chunk apart and adds the four sums from first to last. A worker has one chunk or more,
-# and with more than four workers a range of the perturbations as well.
+# To *cut between samples* gives every worker a part of the batch, and half of the samples are half
+# of the work. But a float sum depends on the order of its terms, and a sum that is joined from
+# other parts has other last bits. So the parts are always the same four *chunks*, whatever the
+# number of workers: a serial run, too, sums over each chunk apart and adds the four sums from first
+# to last. A worker has one chunk or more, and with more than four workers a range of the
+# perturbations as well.
 
 # %%
 drawn = draw_range(plan, 0, numerator, 0, K)
@@ -147,11 +150,12 @@ assert np.array_equal(keep_terns(*exact, "t"), records[0].codes)
 print(f"two workers, exact: {8 * 2 * 2 * K:,} bytes from each")
 
 # %% [markdown]
-# Exact sums over each chunk are many bytes, and codes need few of their bits: whether a score lies
-# above the median is mostly plain. So a worker rounds its sums to 16 bits, and the client computes
-# what each score lies between (`minibit.cluster.rounded`). What is certain is decided. For the few
-# perturbations whose bounds reach across the median, or whose sign is open, it asks for the exact
-# sums. The codes are those of a serial run always, and few steps ask a second time:
+# Exact sums over each chunk take many bytes, and the codes need few of their bits: most scores lie
+# so far from the median that a rough sum decides. So a worker rounds its sums to 16 bits, as
+# multiples of one *spacing*, and the client computes bounds for each score
+# (`minibit.cluster.rounded`). A perturbation is *open* if its bounds reach across the median, or if
+# its sum may be of either sign. The client asks for the exact sums of the open ones alone. So the
+# codes are always those of a serial run, and few steps ask a second time:
 
 # %%
 opened = []
@@ -169,9 +173,9 @@ for number, kept in enumerate(records):
         assert np.array_equal(known.codes(), kept.codes)
     course.saw(np.concatenate([half.hardness for half in both]), 0.0)
 print(f"{np.count_nonzero(opened)} of {len(records)} steps leave a perturbation open")
-low, high, step = bounds[0][0]
+low, high, spacing = bounds[0][0]
 sizes = np.abs(low + high) / 2
-print(f"a rounded sum is right within half of {step:.1e}; the largest is {sizes.max():.1f}")
+print(f"a rounded sum is right within half of {spacing:.1e}; the largest is {sizes.max():.1f}")
 assert np.count_nonzero(opened) <= 4
 
 # %% [markdown]
@@ -213,7 +217,8 @@ assert (folder / "threads.steps.workers").is_file()
 #
 # ## What travels
 #
-# These are two of the messages, a task and its answer, from the middle of the run.
+# These are two of the messages, a task and its answer, from the middle of the run. A *record* is
+# what one step kept, as the log codes it.
 
 # %%
 middle = [pair for pair in wire.messages if Task.unpack(pair[0]).step == STEPS // 2]
@@ -232,7 +237,7 @@ down = {
 up = {
     "kind": 1, "worker": 8, "step": 4, "loss": 8, "weight": 8, "correct": 4, "samples": 4,
     "state": 4, "seconds": 4,
-    "step of sums": 8, "sums": 2 * 128, "step of squares": 8, "sums of squares": 2 * 128,
+    "spacing": 8, "sums": 2 * 128, "spacing of squares": 8, "sums of squares": 2 * 128,
 }  # fmt: skip
 assert sum(down.values()) == len(message)
 assert sum(up.values()) == len(reply)
@@ -258,21 +263,22 @@ for axis, parts, title in zip(axes, (down, up), ("task", "answer"), strict=True)
 axes[1].set_xlabel("bytes")
 
 # %% [markdown]
-# Nothing in a message grows with the weights. Beside it, for $W$ workers that share $K = 128$
-# perturbations and $n$ weights:
+# Nothing in a message grows with the number of weights. Here it stands beside other ways, for $W$
+# workers that share $K = 128$ perturbations of $n$ weights. An answer has a head of 45 bytes, a
+# task one of 39:
 #
 # | what travels | bytes up, per worker and step | bytes down |
 # |---|---|---|
 # | gradients in float32, all-reduced in a ring | $4n \cdot 2(W-1)/W$ | as many |
-# | here: rounded sums up, codes down | $45 + 16 + 4K/\lfloor W/4 \rfloor$, at least one | $39$ and a record |
+# | here: rounded sums up, codes down | $45 + 16 + 4K/\max(1, \lfloor W/4 \rfloor)$ | $39$ and a record |
 # | here, cut by perturbations: sums up | $45 + 8K/W$ | the same |
 # | here, alone: codes up, codes down | $45 + \lceil K/5W \rceil$ | the same |
 # | codes alone, as the paper counts them | $\log_2 3 \cdot K/8W$ | $\log_2 3 \cdot K/8$ |
 # | MeZO (Malladi et al. 2023): a scalar for each perturbation, one per worker | $4$ | $4(W-1)$ |
 #
-# The ring's formula is that of Patarasuk and Yuan (2009): each worker passes its share on $2(W-1)$
-# times. MeZO's row is what its step needs, two forward passes and their difference in float32, if a
-# run is shared in the obvious way.
+# The ring's formula is that of Patarasuk and Yuan (2009): $2(W-1)$ times, each worker passes on a
+# $W$-th of the gradient. MeZO's row assumes that each worker measures one perturbation by two
+# forward passes, sends the difference of the two losses in float32, and gets those of all others.
 
 # %%
 n = plan.size
@@ -305,8 +311,8 @@ axis.legend(ncols=2, loc="center", bbox_to_anchor=(0.5, 0.6))
 
 # %% [markdown]
 # Bytes alone do not compare methods: a gradient says more than 128 codes, and a run by codes takes
-# more steps (chapter 7c has both accuracies). But a line decides what is possible at all. Here is
-# one of 1 Mbit/s:
+# more steps (chapter 7c has both accuracies). But the line limits which methods are possible at
+# all. Here is one of 1 Mbit/s:
 
 # %%
 for name in ("float32 gradients", "here: rounded sums up"):
@@ -327,8 +333,8 @@ assert (
 # that comes late asks for the steps, makes their forward passes, and has the same weights and draws
 # the same samples.
 #
-# `Remote` is the client below `train_on`, which takes one step at a time. We give it workers of our
-# own, each with a replica of its own.
+# `Remote` is the client that `train_on` uses; it takes one step at a time. We give it workers of
+# our own. Each has a *replica*: its own copy of the weights, and of what is known of the samples.
 
 
 # %%
@@ -374,30 +380,30 @@ assert late.received[1] < ceil(n / 5) / 10
 assert max(late.received[2:]) < 200
 
 # %% [markdown]
-# The first task comes to a worker that does not know the run. The task comes again, with the brief
-# (in the main the log's header) and 25 steps; and from then on the late worker gets what the others
-# get. A process that was killed and started again does the same, and so no state of a worker has to
-# be saved.
+# The late worker does not know the run, and says so to its first task. The client sends that task
+# again, with the *brief* (mostly the log's header) and the records of 25 steps. From then on the
+# late worker gets what the others get. A process that was killed and started again does the same,
+# so no state of a worker has to be saved.
 #
 # In a long run the price of coming late is one forward pass for every step that was missed. The
 # steps' tangents are not measured again.
 #
 # ## A worker that lies
 #
-# An answer carries a checksum of the worker's weights, of which samples it takes to be hard, and of
-# the logits of a few samples of the batch. A worker with other weights (a bit flipped in its
-# memory, or a CPU that rounds otherwise) differs there, and is found at once. A worker that *lies*
-# has the right weights and sends false sums. The client cannot tell from the sums. But an honest
-# answer is a function of the task: so some of the parts are given to two workers, their answers are
-# compared bit by bit, and where they differ a third decides. One worker in four negates its
-# alignments, from the start:
+# An answer carries one checksum over three things: the worker's weights, the list of samples that
+# it takes to be hard, and the logits of a few samples of the batch. A worker with other weights (a
+# bit flipped in its memory) or other logits (a CPU that rounds otherwise) has another checksum, and
+# is found at once. A worker that *lies* has the right weights and sends false sums. The client
+# cannot tell from the sums. But an honest answer depends on the task alone. So the client gives
+# some of the parts to two workers and compares their answers bit by bit; where they differ, a third
+# worker decides. Here one worker in four negates its alignments, from the start:
 
 
 # %%
 def negated(told):
     """The same answer, with every alignment turned round."""
     body = bytearray(told.body)
-    np.frombuffer(body, "<i2", K, offset=8)[:] *= -1  # after the step that sums are multiples of
+    np.frombuffer(body, "<i2", K, offset=8)[:] *= -1  # after the spacing of the sums
     return told._replace(body=bytes(body))
 
 
@@ -431,10 +437,10 @@ print(remote.left_out)
 # A liar is compared when its own part is checked, or when it is the second that measures another's.
 # With a share $c$ of the parts checked, the probability that it still goes unnoticed after $t$
 # steps is about $(1-c)^{2t}$. Which parts are checked is drawn from the operating system's
-# randomness and told to nobody. The codes of the steps before stay in the log. Where the batch was
-# cut, they are the work of all workers; whoever wants to take back what one worker put in trains
-# with `cut="perturbations"`. Then `StepLog.revert` writes a copy of the log without the codes of a
-# named worker.
+# randomness and told to nobody. The codes of the steps before stay in the log. Where steps were cut
+# between samples, every code is the work of all workers. If you want to be able to take back what
+# one worker put in, train with `cut="perturbations"`: then `StepLog.revert` writes a copy of the
+# log without the codes of a named worker.
 
 # %%
 shares = [0.02, 0.05, 0.1, 0.25]
@@ -452,13 +458,15 @@ plots.label_axes(axis, "step", "liars not yet found (%)")
 # %% [markdown]
 # ## On Dask
 #
-# Dask brings what a pool has not: workers on other machines, that come and go, behind one
-# scheduler; and deployers for SLURM, Kubernetes, clouds. The extra `[cluster]` installs it: in a
-# checkout, `pip install -e '.[cluster]'`. A program of yours says `local_cluster(2)` of
-# `minibit.cluster`, below `if __name__ == "__main__":`, because its workers import the program: it
-# is Dask's `LocalCluster` without what looks at a busy worker's stack again and again. It connects
-# to a cluster that runs already by `Client("tls://scheduler:8786")`. This page is one script, so
-# its workers are started as commands.
+# The pools above live on one machine. Dask has workers on other machines, which come and go, behind
+# one *scheduler*; other packages of its family start them on SLURM, on Kubernetes or in a cloud.
+# The extra `[cluster]` installs Dask: in a checkout, `pip install -e '.[cluster]'`.
+#
+# In a program of yours, `local_cluster(2)` of `minibit.cluster` starts two workers on this machine.
+# The call must stand below `if __name__ == "__main__":`, because workers import the program. (It is
+# Dask's `LocalCluster` without the profiler, which would interrupt a busy worker again and again.)
+# `Client("tls://scheduler:8786")` connects to a cluster that runs already. This page is a script
+# without such a line, so it starts its workers as commands:
 
 # %%
 if importlib.util.find_spec("distributed"):
@@ -468,35 +476,44 @@ if importlib.util.find_spec("distributed"):
     options = {"n_workers": 2, "threads_per_worker": 1}
     with SubprocessCluster(**options, silence_logs=50) as local, Client(local) as client:
         client.wait_for_workers(2, timeout=60)
-        begin = time.perf_counter()
-        run = train_on(client, "strict", 0, folder / "dask.steps", **{**RUN, "steps": 16})
-        seconds = time.perf_counter() - begin
-    print(f"{run.steps} steps on two processes: {seconds:.1f} s with their start")
-    print(f"digest {run.digest[:16]}..., after {run.steps} steps of the serial run the same")
-    assert run.digest == log.digest(16)
+        out = folder / "dask.steps"
+        train_on(client, "strict", 0, out, **{**RUN, "steps": 4})  # workers connect, and compile
+        run = train_on(client, out=out, resume=True, steps=24)
+    print(f"digest {run.digest[:16]}..., after {run.steps} steps on two processes")
+    for part, each in run.traffic.parts.items():
+        print(f"{part:12}{1000 * each:7.1f} ms per step")
+    one = 1000 * np.median(serial.step_seconds[4:24])
+    both = 1000 * np.median(run.step_seconds)
+    print(f"median step: {both:.1f} ms on two workers, {one:.1f} ms in one process")
+    assert run.digest == log.digest(24)
     assert run.traffic.up / run.traffic.answers < 600
 else:
     print("Dask is not installed here: pip install -e '.[cluster]' in a checkout")
 temporary.cleanup()
 
 # %% [markdown]
-# If a worker dies, Dask runs its task elsewhere; if the scheduler dies, the run ends with an error,
-# and `resume=True` goes on from the log. Both end with the digest of a run that nobody disturbed.
-# The bytes above are those of task and answer, without what Dask wraps around them.
-# `minibit bench cluster` times the steps of two workers beside those of one process.
+# If a worker dies, its task goes to another; if the scheduler dies, the run ends with an error, and
+# `resume=True` goes on from the log. Both end with the digest of a run that nobody disturbed. The
+# bytes above are those of task and answer, without what Dask wraps around them.
+#
+# *Measuring* is the slowest worker's part of a step, *on the way* are messages and Dask, *deciding*
+# is the client's part. Batches of 512 samples are small: a worker has little to do, and the way
+# weighs much. `minibit bench cluster` times the two workers with batches of 4,096 beside one process.
 
 # %% [markdown]
 # ## A thousand workers on slow lines
 #
-# `minibit.cluster.simulation` computes what a step takes from what one machine measures: seconds
-# that every worker repeats (the batch and its forward pass, all of it counted, though a worker
-# makes most of that while it waits), seconds that are shared (the tangents), and the bytes above.
-# Tasks leave through the client's own line one after another, each line has its delay, a lost
-# packet is sent again after a timeout, and a step ends with its slowest worker. First the seconds,
-# here, on one thread, with batches of 4,096 and the density of the middle of a run. The time of a
-# part is a constant and what grows with its chunks. All workers move their weights by all codes, so
-# that part grows with the crew if each brings perturbations of its own; it is the same for MeZO,
-# whose perturbations are dense.
+# `minibit.cluster.simulation` computes the time of a step on many machines from measurements on
+# one: the seconds that every worker repeats, the seconds that workers share, and the bytes above.
+# Tasks leave through the client's own line one after another; each line has a delay; a lost packet
+# is sent again after a timeout; and a step ends with its slowest worker.
+#
+# First the seconds, measured here on one thread, with batches of 4,096 and the density of the
+# middle of a run. Every worker repeats the batch and its forward pass. (It makes most of the pass
+# while it waits for the next task, but we count all of it.) Workers share the tangents. The times
+# of one chunk and of four tell the two apart: what grows with the chunks is shared. Every worker
+# also moves its weights by the codes of all, which takes longer if each worker brings perturbations
+# of its own.
 
 # %%
 recipe = {**log.header["recipe"], "batch": [4096, 4096]}
@@ -636,12 +653,13 @@ axes[1].set_ylabel("")
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
 # %% [markdown]
-# A step of this small network that is cut into more and more parts gains little: the forward pass
-# stays, and the way there and back comes on top. What can grow is what a step measures. With 128
-# perturbations for each worker, every worker is as busy as one machine alone, and the line is
-# waited for once. That curve bends where the client has to tell each worker the codes of all, and
-# each worker has to move by them. MeZO bends earlier: its perturbations are dense, and a worker has
-# to draw those of all others. Gradients on the slow lines are slower than one machine alone.
+# A step of this small network that is cut into more and more parts gains little: every worker still
+# makes the forward pass, and waits for the line. But a step can measure more. With 128
+# perturbations for each worker, every worker is as busy as one machine alone, and waits for the
+# line once in a step. That curve bends where the client has to tell each worker the codes of all,
+# and each worker has to move by them. MeZO's curve bends earlier: its perturbations are dense, and
+# a worker has to draw those of all others. Gradients on the slow lines are slower than one machine
+# alone.
 #
 # More perturbations per step are worth less and less (chapter 7): a speed-up in perturbations is
 # not one in accuracy.

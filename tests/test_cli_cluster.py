@@ -108,7 +108,10 @@ def test_local_workers_make_the_log_of_one_process(tmp_path, words, serial):
     said = answer(*words, "--workers", 2, "--check", 1, "--out", out, "--plot", plot)
     assert said["digest"] == serial["digest"] == StepLog.open(out).verify()
     assert said["test_accuracy"] == serial["test_accuracy"]
-    assert said.keys() == serial.keys() | {"workers", "bytes_up", "bytes_down", "left_out"}
+    new = {"workers", "bytes_up", "bytes_down", "left_out", "step_seconds_by_part"}
+    assert said.keys() == serial.keys() | new
+    assert said["step_seconds_by_part"].keys() == {"measuring", "on the way", "deciding"}
+    assert min(said["step_seconds_by_part"].values()) > 0
     assert said["workers"] == 2
     assert said["left_out"] == {}
     assert said["bytes_up"] >= 4 * 33  # two ranges, each measured twice

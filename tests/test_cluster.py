@@ -228,16 +228,19 @@ def test_scores_of_absolute_alignments_need_no_squares(tmp_path, data):
         assert ours.traffic.up <= 80 * (45 + body) + 400
 
 
-@pytest.mark.parametrize("kind", ["processes", "one of our own", "executorlib"])
+@pytest.mark.parametrize("kind", ["processes", "one of our own", "executorlib", "mpi4py"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_any_executor_will_do(tmp_path, data, run, kind):
-    """Processes, an executor of one's own, and one of another package, where it is installed."""
+    """Processes, an executor of one's own, and those of packages, where these are installed."""
     preset, result, _ = run
     if kind == "processes":
         engine = ProcessPoolExecutor(2, mp_context=get_context("spawn"))
     elif kind == "executorlib":
         package = pytest.importorskip("executorlib")
         engine = package.SingleNodeExecutor(max_workers=2, block_allocation=True)
+    elif kind == "mpi4py":
+        package = pytest.importorskip("mpi4py.futures", exc_type=ImportError)
+        engine = package.MPIPoolExecutor(max_workers=2, main=False)
     else:
         engine = Inline()
     with engine:

@@ -128,15 +128,15 @@ def test_equal_scores_are_asked_for_and_all_kept():
 
 @pytest.mark.parametrize("body", [b"", bytes(2 * 12), bytes(11), bytes(8) + b"\1\0\1\0" * 1])
 def test_bodies_that_are_no_rounded_sums_are_refused(body):
-    """Too short, too long, a step of 0."""
+    """Too short, too long, a spacing of 0."""
     with pytest.raises(ValueError, match="rounded sums"):
         read_rounded(body, 2, "absolute")
 
 
 def test_squares_below_zero_are_refused():
     """No sum of squares is negative, so a worker that says so lies."""
-    step = np.float64(1).tobytes()
-    body = step + b"\1\0" + step
+    spacing = np.float64(1).tobytes()
+    body = spacing + b"\1\0" + spacing
     assert read_rounded(body + b"\1\0", 1, "t")[1].low[0] == 0
     with pytest.raises(ValueError, match="squares"):
         read_rounded(body + b"\xff\xff", 1, "t")

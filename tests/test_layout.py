@@ -46,7 +46,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "topk": 850,
     "nf4": 1_285,
     "lora": 1_300,
-    "cluster": 1_860,
+    "cluster": 1_870,
     "datasets": 400,
     "training": 852,
     "language": 790,
@@ -56,11 +56,11 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "results": 100,
     "experiments": 1_520,
     "bench": 1_676,
-    "cli": 3_760,
+    "cli": 3_770,
     "conformance": 10_530,
     "": 200,  # the face of the package
 }
-ALL_LINES = 46_390  # and each idea that is added brings its own
+ALL_LINES = 46_410  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:

@@ -147,7 +147,8 @@ async def _identity(address: str) -> dict[str, Any]:
 
     certificates = Security().get_connection_args("client")
     async with rpc(address, timeout=CONNECT, connection_args=certificates) as peer:
-        identity: dict[str, Any] = await asyncio.wait_for(peer.identity(), CONNECT)
+        # Who refuses is asked again for that long; the error then says why, so it comes first.
+        identity: dict[str, Any] = await asyncio.wait_for(peer.identity(), CONNECT + 1)
         return identity
 
 

@@ -122,7 +122,9 @@ def train(
     out.status = int(result.interrupted)
     fields = {name: value for name, value in vars(result).items() if not hasattr(value, "shape")}
     if isinstance(result, ClusterResult):
-        fields["bytes_up"], fields["bytes_down"] = fields.pop("traffic").per_step
+        traffic = fields.pop("traffic")
+        fields["bytes_up"], fields["bytes_down"] = traffic.per_step
+        fields["step_seconds_by_part"] = traffic.parts
     loss = result.loss if math.isfinite(result.loss) else None
     return {"log": str(path), **fields, "loss": loss}
 
@@ -277,8 +279,12 @@ def _summary(
 
 
 def _shared(result: training.TrainResult) -> dict[str, str]:
-    """Say what a run on workers sent, and who was left out."""
+    """Say what a run on workers sent, and where the time of its steps went."""
     if not isinstance(result, ClusterResult):
         return {}
     up, down = (kilobytes(round(count)) for count in result.traffic.per_step)
-    return {"workers": f"{result.workers}; per step {up} up and {down} down, all of them together"}
+    parts = [f"{1000 * s:.0f} ms {part}" for part, s in result.traffic.parts.items()]
+    return {
+        "workers": f"{result.workers}; per step {up} up and {down} down, all of them together",
+        "a step": f"{', '.join(parts)} (the slowest worker, messages and Dask, the client)",
+    }

@@ -53,6 +53,13 @@ class Traffic:
         steps = max(1, self.steps)
         return self.up / steps, self.down / steps
 
+    @property
+    def parts(self) -> dict[str, float]:
+        """Seconds of a step on the mean: its slowest worker's, those of the way, the client's."""
+        way = self.waiting - self.working
+        seconds = {"measuring": self.working, "on the way": way, "deciding": self.joining}
+        return {part: total / max(1, self.steps) for part, total in seconds.items()}
+
 
 class Tasks:
     """The tasks of a run: what the client knows, and workers need to know, to measure a step."""

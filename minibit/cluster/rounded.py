@@ -1,20 +1,20 @@
 """Sums in 16 bits, and what they decide: which perturbations a step keeps, or who has to be asked.
 
-A worker that has a part of the batch answers its sums of all perturbations as multiples of a step
+A worker that has a part of the batch answers its sums of all perturbations as multiples of
 
-    step = largest / 32766,   code = rint(sum / step), but 0 for a sum of exactly 0 alone
+    spacing = largest / 32766,   code = rint(sum / spacing), but 0 for a sum of exactly 0 alone
 
-of its own, one for the alignments and one for the roots of their squares' sums, which differ less
-than these do. So the client knows each sum over the
+which it says, too: one spacing for the alignments, and one for the roots of their squares' sums,
+which differ less than these do. So the client knows each sum over the
 batch within bounds, and hence each score. A perturbation is kept for certain if fewer than half of
 the scores can lie above its own, and left out for certain if half of them do lie above. What is
 between, or has no certain sign, is *open*: the client asks for its exact sums, in which it adds the
 chunks of the batch as a serial run does. So codes are those of a serial run always.
 
 The bounds hold to the bit, for rounding is monotone: sums of float64 are bounded with a slack of
-2**-20 steps (squares also of 2**-30 of themselves), a thousand times what adding in another order
-may change; from there on float32 and the
-score are computed from both bounds by the same operations as a serial run's.
+2**-20 spacings (squares also of 2**-30 of themselves), a thousand times what adding in another
+order may change; from there on float32 and the score are computed from both bounds by the same
+operations as a serial run's.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = ["Bounds", "Known", "pack_exact", "pack_rounded", "read_exact", "read_
 MOST = 32766  # the largest code
 NOT_FINITE = -32768
 HUGE = 1e150  # and more count as not finite
-SLACK = 2.0**-20  # of a step
+SLACK = 2.0**-20  # of a spacing
 HALF = 0.5 + SLACK
-_STEP = struct.Struct("<d")
+_SPACING = struct.Struct("<d")
 Floats = NDArray[np.float64]
 Score = Literal["absolute", "t"]
 
@@ -45,7 +45,7 @@ class Bounds(NamedTuple):
 
     low: Floats
     high: Floats
-    step: float  # of the alignments; squares have no signs, so none that cancel: 0
+    spacing: float  # of the alignments; squares have no signs, so none that cancel: 0
 
 
 def kinds(sums: ChunkSums, score: Score) -> list[Floats]:
@@ -63,36 +63,38 @@ def pack_rounded(sums: ChunkSums, score: Score) -> bytes:
             chunks, total = np.sqrt(chunks), np.sqrt(total)
         sizes = np.abs([*chunks, total])  # (chunks + 1, perturbations)
         finite = (sizes < HUGE).all(axis=0)
-        step = max(sizes[:, finite].max(initial=0) / MOST, np.finfo(float).tiny)
+        spacing = max(sizes[:, finite].max(initial=0) / MOST, np.finfo(float).tiny)
         codes = np.full(len(total), NOT_FINITE, "<i2")
-        rounded = np.rint(total[finite] / step)
+        rounded = np.rint(total[finite] / spacing)
         codes[finite] = np.where(rounded == 0, np.sign(total[finite]), rounded)
-        body += [_STEP.pack(step), codes.tobytes()]
+        body += [_SPACING.pack(spacing), codes.tobytes()]
     return b"".join(body)
 
 
 def read_rounded(body: bytes, count: int, score: Score) -> list[Bounds]:
     """Read `pack_rounded`; a ValueError if the body is none of so many perturbations."""
-    size = _STEP.size + 2 * count
+    size = _SPACING.size + 2 * count
     number = 2 if score == "t" else 1
     if len(body) != number * size:
         raise ValueError(f"{count} rounded sums take {number * size} bytes, got {len(body)}")
     bounds = []
     for at in range(0, len(body), size):
-        (step,) = _STEP.unpack_from(body, at)
-        codes = np.frombuffer(body, "<i2", count, at + _STEP.size).astype(np.float64)
-        if not 0 < step < HUGE or (at and ((codes < 0) & (codes != NOT_FINITE)).any()):
-            raise ValueError(f"rounded sums have a positive step and squares, got step {step}")
+        (spacing,) = _SPACING.unpack_from(body, at)
+        codes = np.frombuffer(body, "<i2", count, at + _SPACING.size).astype(np.float64)
+        if not 0 < spacing < HUGE or (at and ((codes < 0) & (codes != NOT_FINITE)).any()):
+            raise ValueError(
+                f"rounded sums have a positive spacing and squares, got spacing {spacing}"
+            )
         size_of = np.abs(codes)
         inner = np.where(size_of > 1, size_of - HALF, 0)  # towards 0
         outer = np.where(size_of > 0, size_of + HALF, 0)
-        low = np.where(codes > 0, inner, -outer) * step
-        high = np.where(codes > 0, outer, -inner) * step
+        low = np.where(codes > 0, inner, -outer) * spacing
+        high = np.where(codes > 0, outer, -inner) * spacing
         unknown = codes == NOT_FINITE
         if at:
-            low, high, step = low**2 * (1 - 2.0**-30), high**2 * (1 + 2.0**-30), 0.0
+            low, high, spacing = low**2 * (1 - 2.0**-30), high**2 * (1 + 2.0**-30), 0.0
         low, high = np.where(unknown, -np.inf, low), np.where(unknown, np.inf, high)
-        bounds.append(Bounds(low, high, step))
+        bounds.append(Bounds(low, high, spacing))
     return bounds
 
 
@@ -191,7 +193,7 @@ class Known:
 
 def _between(groups: Sequence[Bounds]) -> tuple[Floats, Floats]:
     """Return what sums over the batch lie between, in whatever order its chunks are added."""
-    slack = SLACK * sum([step for _, _, step in groups])
+    slack = SLACK * sum([spacing for _, _, spacing in groups])
     zero = np.all([(each.low == 0) & (each.high == 0) for each in groups], axis=0)
     low = np.sum([each.low for each in groups], axis=0)
     high = np.sum([each.high for each in groups], axis=0)
