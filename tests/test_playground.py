@@ -116,6 +116,10 @@ class Page:
         """Return the text of an element."""
         return self.js(f"document.getElementById({name!r}).textContent")
 
+    def says(self, name, start):
+        """Wait until the text of an element begins so."""
+        self.until(f"document.getElementById({name!r}).textContent.startsWith({start!r})")
+
     def fill(self, form, **fields):
         """Fill a form in and send it; wait until it is done."""
         for name, value in fields.items():
@@ -141,7 +145,7 @@ class Page:
     def open_log(self, data, name):
         """Drop a log on the page."""
         self.drop(f"new File([Uint8Array.from({json.dumps(list(data))})], {name!r})")
-        self.until(f"document.getElementById('replay-status').textContent.startsWith({name!r})")
+        self.says("replay-status", name)
 
     def shipped(self):
         """Show the shipped log again."""
@@ -158,11 +162,13 @@ class Page:
             self.call("Input.dispatchKeyEvent", type="keyDown", **fields, text=text)
             self.call("Input.dispatchKeyEvent", type="keyUp", **fields)
 
-    def tab_to(self, selector):
-        """Press Tab until an element has the focus."""
+    def tab_to(self, selector, *keys):
+        """Press Tab until an element has the focus, then keys."""
         for _ in range(120):
             self.press("Tab")
             if self.js(f"document.activeElement.matches({selector!r})"):
+                for key in keys:
+                    self.press(key)
                 return
         raise AssertionError(f"Tab never reaches {selector}")
 
@@ -292,9 +298,11 @@ def test_a_digit_is_shown_before_the_reader_draws(browse):
     assert page.seen()[0].tolist() == load_mnist().test_x[0].ravel().tolist()
     page.until("document.querySelectorAll('#units button').length === 16")
     assert page.text("answer").startswith("It is a 7: ")
+    assert page.text("board-hint").startswith("Test image 0, which is a 7. Draw on the board")
     page.stroke([(0.5, 0.2), (0.5, 0.5), (0.5, 0.8)])
     pixels, _ = page.seen()
     assert (pixels.reshape(28, 28)[6:22, 13:15] > 200).all()
+    assert page.text("board-hint").startswith("Draw on the board")
 
 
 def test_the_shipped_log_replays_to_the_digest_of_python(page, network):
@@ -370,7 +378,7 @@ def test_an_address_carries_an_edit(page):
     assert link.endswith("#edit=mask,0,50,2,5")
     page.js("document.getElementById('edited').textContent = ''")
     page.js(f"location.hash = ''; location.href = {link!r}")
-    page.until("document.getElementById('edited').textContent.startsWith('Right')")
+    page.says("edited", "Right")
     assert page.text("edited") == said
 
 
@@ -482,7 +490,7 @@ def test_a_file_of_17_megabytes_is_not_even_read(page):
     """Its size and the bound are named; what was shown stays."""
     before = page.text("digest")
     page.drop("new File([new Uint8Array(17e6)], 'huge.steps')")
-    page.until("document.getElementById('replay-status').textContent.startsWith('huge')")
+    page.says("replay-status", "huge")
     said = page.text("replay-status")
     assert said == "huge.steps has 17000000 bytes; this page takes logs up to 16 MB."
     assert page.text("digest") == before
@@ -528,7 +536,7 @@ def test_a_worker_that_does_not_answer_is_replaced(page):
     page.drop(f"new File([Uint8Array.from({json.dumps(list(slow))})], 'slow.steps')")
     page.until("document.getElementById('replay-status').textContent.includes('slow')")
     page.js("document.getElementById('stop').click()")
-    page.until("document.getElementById('replay-status').textContent.startsWith('The shipped log')")
+    page.says("replay-status", "The shipped log")
     assert page.text("digest") == page.text("expected")
     page.fill("write", prompt="LOVE, n.", seed="0", temperature="0", count="5")
     assert "5 characters written" in page.text("speed")
@@ -643,7 +651,7 @@ def test_training_on_two_drawn_digits_replays_in_python(page, tmp_path):
     assert said.startswith("12 steps"), said
     form = "document.getElementById('train')"
     page.js(f"{form}.elements.steps.value = 2000; {form}.requestSubmit()")
-    page.until("document.getElementById('trained').textContent.startsWith('Step 2')")
+    page.says("trained", "Step 2")
     assert page.js(f"{form}.querySelector('button').textContent") == "Stop"
     time.sleep(0.5)
     page.js(f"{form}.requestSubmit()")
@@ -778,70 +786,51 @@ def test_the_keyboard_alone_reaches_and_works_every_control(browse):
     page.press("Enter")
     assert page.js("location.hash") in ("#main", "")
     page.call("Page.setInterceptFileChooserDialog", enabled=True)
-    page.tab_to("#file")
-    page.press("Enter")
+    page.tab_to("#file", "Enter")
     page.until("true")
     assert any(event["method"] == "Page.fileChooserOpened" for event in page.browser.events)
-    page.tab_to("#shipped")
-    page.press("Enter")
+    page.tab_to("#shipped", "Enter")
     page.until(
         "/^(Replaying t|T)he shipped/.test(document.getElementById('replay-status').textContent)"
     )
-    page.tab_to("#stop")
-    page.press(" ")
+    page.tab_to("#stop", " ")
     page.shipped()
-    page.tab_to("#board")
-    page.press(" ")
+    page.tab_to("#board", " ")
     page.press("ArrowDown", 9)
     page.press(" ")
     assert page.text("board-hint") == "The pen is up."
     page.seen()
-    page.tab_to("#units button")
-    page.press(" ")
+    page.tab_to("#units button", " ")
     page.until("document.querySelectorAll('#units [aria-pressed=true]').length === 1")
     assert page.js("document.activeElement.getAttribute('aria-pressed')") == "true"
-    page.tab_to("#time")
-    page.press("Home")
+    page.tab_to("#time", "Home")
     page.press("ArrowRight", 3)
     assert page.text("step").startswith("3 of 800")
-    page.tab_to("#play")
-    page.press(" ")
+    page.tab_to("#play", " ")
     assert page.js("document.activeElement.getAttribute('aria-pressed')") == "true"
     page.press(" ")
     assert page.js("document.activeElement.getAttribute('aria-pressed')") == "false"
-    page.tab_to("#watched")
-    page.press("7")
+    page.tab_to("#watched", "7")
     assert page.js("document.activeElement.value") == "7"
-    page.tab_to("#edit select")
-    page.press("ArrowDown")
+    page.tab_to("#edit select", "ArrowDown")
     assert page.js("document.activeElement.value") == "negate"
-    page.tab_to("#edit [name=from]")
-    page.press("9")
-    page.press("Enter")
-    page.until("document.getElementById('edited').textContent.startsWith('Right before')")
+    page.tab_to("#edit [name=from]", "9", "Enter")
+    page.says("edited", "Right before")
     page.tab_to("#edited-file")
-    page.tab_to("#edited-show")
-    page.press("Enter")
-    page.until("document.getElementById('replay-status').textContent.startsWith('The edited log')")
+    page.tab_to("#edited-show", "Enter")
+    page.says("replay-status", "The edited log")
     assert page.js("document.activeElement.id") == "replay-title"
     page.tab_to("#edited-link")
-    page.tab_to("#train [name=steps]")
-    page.press("4")
-    page.tab_to("#train button")
-    page.press(" ")
-    page.until("document.getElementById('trained').textContent.startsWith('4 steps')")
-    page.tab_to("#label")
-    page.press("1")
-    page.tab_to("#keep")
-    page.press(" ")
+    page.tab_to("#train [name=steps]", "4")
+    page.tab_to("#train button", " ")
+    page.says("trained", "4 steps")
+    page.tab_to("#label", "1")
+    page.tab_to("#keep", " ")
     assert page.text("kept") == "1 kept: 1."
-    page.tab_to("#forget")
-    page.press(" ")
+    page.tab_to("#forget", " ")
     assert page.text("kept") == "No digit is kept."
-    page.tab_to("#write [name=count]")
-    page.press("6")
-    page.press("Enter")
-    page.until("document.getElementById('speed').textContent.startsWith('6 characters written')")
+    page.tab_to("#write [name=count]", "6", "Enter")
+    page.says("speed", "6 characters written")
     page.tab_to("#weights")
     page.press("a", modifiers=2)
     for key in "3 1":
@@ -851,8 +840,7 @@ def test_the_keyboard_alone_reaches_and_works_every_control(browse):
     page.press("ArrowRight", 2)
     page.press("ArrowDown")
     assert page.text("weights-said") == "Weight 2 of 2 is 0.7."
-    page.tab_to("#k")
-    page.press("Home")
+    page.tab_to("#k", "Home")
     assert page.text("k-is") == "1"
 
 

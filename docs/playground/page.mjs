@@ -147,7 +147,7 @@ function drawLine(svg, points, { last, low, high, marked, unit }) {
   };
   const parts = [
     part("text", { x: 4, y: y(high) + 4 }, unit(high)), part("text", { x: 4, y: y(low) }, unit(low)),
-    part("text", { x: 588, y: 158, "text-anchor": "end" }, `step ${last}`),
+    part("text", { x: 588, y: 153, "text-anchor": "end" }, `step ${last}`),
     part("polyline", { points: points.map(([a, b]) => `${x(a).toFixed(1)},${y(b).toFixed(1)}`).join(" ") }),
   ];
   if (marked !== undefined) parts.push(part("line", { x1: x(marked), x2: x(marked), y1: 10, y2: 146 }));
@@ -343,6 +343,7 @@ function showUnits(units, answer) {
 
 function setUpBoard() {
   const board = $("board");
+  const hint = $("board-hint").textContent;
   let pen = null, down = false, finger = null, due = false;
   const at = (event) => {
     const box = board.getBoundingClientRect(), inside = (v) => Math.max(0, Math.min(1, v));
@@ -365,6 +366,7 @@ function setUpBoard() {
     pen = null;
     down = false;
     strokes.push([at(event)]);
+    tell("board-hint", hint);
     changed();
   };
   board.onpointermove = (event) => {
@@ -396,13 +398,18 @@ function setUpBoard() {
   };
   board.onfocus = () => drawBoard(pen);
   board.onblur = () => { down = false; drawBoard(); };
-  $("clear").onclick = () => { strokes.length = 0; down = false; changed(); };
+  $("clear").onclick = () => {
+    strokes.length = 0;
+    down = false;
+    tell("board-hint", hint);
+    changed();
+  };
   let image = 0;
   $("sample").onclick = () => {
     strokes.length = 0;
     see(images.subarray(784 * image, 784 * (image + 1)));
     drawBoard();
-    say("board-hint", `Test image ${image}, which is a ${labels[image]}.`);
+    say("board-hint", `Test image ${image}, which is a ${labels[image]}. ${hint}`);
     image = (image + 1) % digits;
   };
 }
