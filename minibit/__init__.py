@@ -66,8 +66,8 @@ _NAMES = {
         "to_tq1_0 to_tq2_0 unpack2 unpack_base3 unpack_bitplanes"
     ),
     "matmul": (
-        "MAX_INPUTS head_matmul head_matmul_reference ternary_matmul ternary_matmul_int8 "
-        "ternary_matmul_int8_reference ternary_matmul_reference"
+        "MAX_INPUTS RotatedMatrix head_matmul head_matmul_reference ternary_matmul "
+        "ternary_matmul_int8 ternary_matmul_int8_reference ternary_matmul_reference walsh_hadamard"
     ),
     "absmean": (
         "absmax_quantize absmax_quantize_reference absmean_quantize absmean_quantize_reference "

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibit.base import finite, float32, last_axis, not_finite, one_of, thread_count, unmasked
+from minibit.matmul.rotation import RotatedMatrix
 from minibit.ternary import ROWS, TernaryMatrix
 
 __all__ = [
@@ -151,7 +152,7 @@ def ternary_matmul_int8(
 
 def ternary_matmul(
     x: Array,
-    matrix: TernaryMatrix,
+    matrix: TernaryMatrix | RotatedMatrix,
     *,
     threads: int | None = None,
     activations: Literal["int8", "float32"] = "int8",
@@ -174,7 +175,7 @@ def ternary_matmul(
     x : float array, shape (..., n_in)
         Cast to float32; all finite. A token of zeros gives zeros; no rows give no rows.
     matrix, threads
-        As for `ternary_matmul_int8`.
+        As for `ternary_matmul_int8`; a `RotatedMatrix` turns `x` first.
     activations : {"int8", "float32"}
         "float32" leaves `x` as it is and multiplies by ``scale * codes`` through NumPy, some rows
         at a time: for models whose activations were never quantised. Sums may differ in the last
@@ -209,6 +210,8 @@ def ternary_matmul(
         out = _empty(matrix._one_result, _FLOAT32)
         if _one(matrix._path)(x, matrix._packed, out, 0, matrix._groups, matrix._scale):
             return out
+    if isinstance(matrix, RotatedMatrix):
+        x, matrix = matrix.turned(float32("x", x)), matrix.matrix
     rows = _rows(x, matrix, _FLOAT32)
     out = np.empty((rows.shape[0], matrix.shape[0]), _FLOAT32)
     if one_of("activations", activations, ("int8", "float32")) == "float32":
