@@ -429,3 +429,60 @@ def test_a_shape_that_a_kind_cannot_hold_is_a_failure_that_names_the_projection(
     message = refused(tmp_path / "hf", tmp_path / "m.gguf", status=1)
     assert "q_proj cannot be written as tq2_0" in message
     answer(tmp_path / "hf", tmp_path / "m.gguf", "--kind", "i2_s", "--layout", "rows")
+
+
+LLAMA = dataclasses.replace(CONFIG, family="llama", own_head_dim=128, tied=False, layers=2)
+QWEN3 = dataclasses.replace(LLAMA, family="qwen3", tied=True)
+
+
+def grouped(config, group, linear=float_linear):
+    """A model with scales of groups, in float16."""
+    rng = np.random.default_rng(0)
+    params = pack_params(init_params(config, 0))
+    for name, value in params.items():
+        if isinstance(value, TernaryMatrix):
+            shape = value.shape[0], value.shape[1] // group
+            scale = rng.uniform(0.04, 0.08, shape).astype(np.float16)
+            params[name] = TernaryMatrix.from_codes(value.codes(), scale)
+    return BitNetModel(config, params, linear)
+
+
+@pytest.mark.parametrize("config", [LLAMA, QWEN3], ids=["llama", "qwen3"])
+@pytest.mark.parametrize("kind", ["q2_0", "pq2_0", "ptq1_0", "tq2_0"])
+def test_group_wise_models_go_through_gguf_and_back_bit_for_bit(config, kind, tmp_path):
+    """Plain floats -> blocks -> plain floats: the same files and logits, and floats beside them."""
+    save_bitnet(grouped(config, 256), tmp_path / "hf", linear_class=None)
+    there = answer(tmp_path / "hf", tmp_path / "m.gguf", "--kind", kind)
+    home = answer(tmp_path / "m.gguf", tmp_path / "back")
+    assert there["digest"] == home["digest"]
+    assert there["largest_scale_change"] == home["largest_scale_change"] == 0
+    assert there["largest_logit_difference"] < 1e-5
+    assert home["format"] == "Hugging Face, float"
+    for name in ("config.json", "model.safetensors"):
+        ours, theirs = (tmp_path / folder / name for folder in ("hf", "back"))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_group_wise_file_of_others_becomes_a_directory_of_floats(tmp_path):
+    """A packed embedding too; and a kind whose blocks are wider than the groups is a failure."""
+    model = grouped(QWEN3, 64, None)
+    codes = np.random.default_rng(1).integers(-1, 2, (11, 256))
+    scale = np.linspace(0.1, 0.2, 44, dtype=np.float16).reshape(11, 4)
+    model.params["embed_tokens"] = TernaryMatrix.from_codes(codes, scale)
+    save_gguf(model, tmp_path / "m.gguf", "q2_0")
+    report = answer(tmp_path / "m.gguf", tmp_path / "hf")
+    assert report["format"] == "Hugging Face, float"
+    table = load_bitnet(tmp_path / "hf").params["embed_tokens"]
+    np.testing.assert_array_equal(table, model.params["embed_tokens"].rows())
+    failed = call(tmp_path / "m.gguf", tmp_path / "other.gguf", "--kind", "tq2_0")
+    assert failed.exit_code == 1
+    assert "a block of 256 columns has one scale there" in " ".join(failed.output.split())
+    assert not (tmp_path / "other.gguf").exists()
+
+
+def test_words_about_a_llama_name_its_readers(tmp_path):
+    """llama.cpp reads it, unlike a BitNet."""
+    save_bitnet(grouped(LLAMA, 256), tmp_path / "hf", linear_class=None)
+    said = " ".join(call(tmp_path / "hf", tmp_path / "m.gguf", "--kind", "q2_0").output.split())
+    assert "Read by minibit and llama.cpp" in said
+    assert "bitnet-b1.58" not in said

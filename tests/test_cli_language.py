@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minibit.checkpoint import HUGGING_FACE, load_bitnet, random_checkpoint, save_gguf
+from minibit.checkpoint import HUGGING_FACE, load_bitnet, load_gguf, random_checkpoint, save_gguf
 from minibit.transformer import BitNetConfig, Decoder, generate, init_params
 
 typer = pytest.importorskip("typer")
@@ -585,6 +585,36 @@ def test_end_tokens_and_template_travel_in_a_gguf_file(tmp_path):
     call("convert", tmp_path / "a.gguf", tmp_path / "b")
     assert load_bitnet(tmp_path / "b").config == config
     assert (tmp_path / "b" / "chat_template.jinja").read_text() == "<|im_start|>"
+
+
+@pytest.mark.parametrize(
+    ("family", "template", "end"),
+    [("llama", "llama3", "<|eot_id|>"), ("qwen3", "chatml", "<|im_end|>")],
+)
+def test_other_families_write_and_chat_from_directories_and_gguf_files(
+    family, template, end, tmp_path
+):
+    """Tokens are the library's, the template that of the file, and its end ends an answer."""
+    stop = WORDS.token(end)
+    config = BitNetConfig(
+        300, 256, 512, 1, 4, 2, 120, family=family, own_head_dim=128, bos=0, eos=(1, stop)
+    )
+    directory, gguf = tmp_path / "a", tmp_path / "a.gguf"
+    random_checkpoint(directory, config)
+    (directory / "tokenizer.json").write_text(TOKENIZER, encoding="utf-8")
+    (directory / "chat_template.jinja").write_text(PUBLISHED_TEMPLATES[template])
+    call("convert", directory, gguf, "--kind", "q2_0")
+    words = ("--count", 6, "--temperature", 0)
+    for path, model in ((directory, load_bitnet(directory)), (gguf, load_gguf(gguf))):
+        prompt = [0, *WORDS.encode("the cat")]
+        reply = answer("generate", path, "--prompt", "the cat", *words)
+        assert reply["tokens"] == list(generate(model, prompt, 6, stop=[1, stop]))
+        chat = answer("chat", path, *words, typed="the cat?\n/exit\n")
+        assert chat["template"] == template
+        turn = TEMPLATES[template]
+        said = [0, *turn.message(WORDS, "user", "the cat?"), *turn.opening(WORDS)]
+        assert chat["turns"][0]["tokens"] == list(generate(model, said, 6, stop=[1, stop]))
+        assert language._load(path, None, True).stop == {1, stop}
 
 
 def test_a_first_token_beyond_the_vocabulary_is_named_when_a_text_begins(tmp_path):

@@ -16,29 +16,36 @@ import hashlib
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import numpy as np
 
 from minibit import checkpoint
-from minibit.base import whole_path
+from minibit.base import whole_path, widen
 from minibit.checkpoint import CHAT_TEMPLATE, HUGGING_FACE, GGUFKind
 from minibit.cli.common import BadUse, Force, Output, check_choice, command, kilobytes, starts
 from minibit.cli.models import COMPANIONS, IN_GGUF, Source, model_path, read_model
 from minibit.ternary import I2Layout, TernaryMatrix
 from minibit.transformer import BitNetModel, float_linear, pack_params
 
+KINDS = get_args(GGUFKind)
 STYLES: dict[str, dict[str, Any]] = {  # how a directory stores projections, for `save_bitnet`
     "bitlinear": {"linear_class": "bitlinear"},
     "autobitlinear": {"linear_class": "autobitlinear"},
     "online": {"linear_class": "autobitlinear", "quantization_mode": "online"},
     "float": {"linear_class": None},
 }
-LEEWAY = {"tq2_0": 2**-11, "tq1_0": 2**-11, "bitlinear": 2**-22}  # of a scale, relative to itself
+LEEWAY = dict.fromkeys(KINDS, 2**-11)  # of a scale, relative to itself
+LEEWAY |= {"i2_s": 0.0, "bitlinear": 2**-22}
 READERS = (
     "Read by minibit, and by bitnet.cpp (I2_S in the layout of its CPU). llama.cpp itself knows no "
     "architecture bitnet-b1.58, only bitnet, which has another activation."
+)
+OTHER_READERS = (
+    "Read by minibit and llama.cpp (Q2_0: since July 2026), which quantises activations to int8; "
+    "PQ2_0 and PTQ1_0 by PrismML's fork of it, and I2_S by bitnet.cpp."
 )
 KEPT_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".md")
 
@@ -48,7 +55,7 @@ def convert(
     out: Output,
     source: Annotated[Path, "SOURCE", "A directory, a .gguf or a .npz file, or shipped."],
     target: Annotated[Path, "OUT", "A .gguf file, or a directory to be made."],
-    kind: Annotated[str, "Type of the projections in a GGUF file: tq2_0, tq1_0 or i2_s."] = "tq2_0",
+    kind: Annotated[str, f"Type of the projections in GGUF: {', '.join(KINDS)}."] = "tq2_0",
     layout: Annotated[str, "Order of codes in I2_S, as written: x86, arm or rows."] = "x86",
     source_layout: Annotated[
         str | None, "Order of codes in I2_S, as read, if the file is silent."
@@ -61,7 +68,7 @@ def convert(
 ) -> dict[str, Any]:
     """Write a language model as another kind of file, and check that it is the same model."""
     path = model_path(source)
-    check_choice("--kind", kind, get_args(GGUFKind))
+    check_choice("--kind", kind, KINDS)
     check_choice("--layout", layout, get_args(I2Layout))
     check_choice("--source-layout", source_layout, get_args(I2Layout))
     check_choice("--linear", linear, STYLES)
@@ -74,11 +81,14 @@ def convert(
         reading: dict[str, Any] = {"layout": source_layout, "squared_relu": squared_relu}
         read = read_model(path, **reading, masters=linear == "online", publish=True)
         style = kind if to_gguf else linear or _style(read.model)
+        if style == "float" and read.model.config.family != "bitnet":
+            read = read._replace(model=replace(read.model, linear=float_linear))
         kept = extras(target) if force else []
         with whole_path(target, overwrite=force) as part:
             expected = read.model
             if style not in ("online", "float"):  # as packed files have it
-                expected = BitNetModel(read.model.config, pack_params(read.model.params))
+                plain = float_linear if to_gguf and expected.linear is float_linear else None
+                expected = BitNetModel(expected.config, pack_params(expected.params), plain)
             if to_gguf:
                 _write_gguf(read, part, kind, layout, source.name)
                 written = checkpoint.load_gguf(part)
@@ -97,7 +107,8 @@ def convert(
         raise BadUse(str(error)) from error
     if to_gguf:
         _warn_of_tokenizer(out, target)
-        out.say(READERS, style="dim")
+        of_bitnet = expected.config.family == "bitnet"
+        out.say(READERS if of_bitnet else OTHER_READERS, style="dim")
     fields = {
         "source": str(source),
         "source_format": read.form,
@@ -114,10 +125,10 @@ def convert(
 
 def _style(model: BitNetModel) -> str:
     """Choose the style that stores projections as the model has them."""
-    if model.linear is float_linear:
+    packed = [w for w in model.params.values() if isinstance(w, TernaryMatrix)]
+    if model.linear is float_linear or any(w.group is not None for w in packed):
         return "float"
-    is_ternary = any(isinstance(w, TernaryMatrix) for w in model.params.values())
-    return "bitlinear" if is_ternary else "online"
+    return "bitlinear" if packed else "online"
 
 
 def _write_gguf(source: Source, path: Path, kind: Any, layout: Any, name: str) -> None:
@@ -162,6 +173,8 @@ def compare(ours: BitNetModel, theirs: BitNetModel, leeway: float = 0.0) -> dict
     digest, change, projections = hashlib.sha256(), 0.0, 0
     for name, value in ours.params.items():
         other = theirs.params[name]
+        if isinstance(value, TernaryMatrix) and isinstance(other, np.ndarray):
+            value, other = value.rows(), widen(other).astype(np.float32)  # an embedding, as floats
         if type(value) is not type(other):
             raise ValueError(f"{name} differs in kind: {type(value)} and {type(other)}")
         if not isinstance(value, TernaryMatrix):
@@ -173,7 +186,7 @@ def compare(ours: BitNetModel, theirs: BitNetModel, leeway: float = 0.0) -> dict
             raise ValueError(f"the codes of {name} differ")
         digest.update(codes.tobytes())
         projections += 1
-        moved = abs(float(other.scale) - float(value.scale)) / float(value.scale)
+        moved = _moved(value.scale, other.scale)
         if not moved <= leeway:
             raise ValueError(f"the scale of {name} differs: {value.scale} and {other.scale}")
         change = max(change, moved)
@@ -189,6 +202,17 @@ def compare(ours: BitNetModel, theirs: BitNetModel, leeway: float = 0.0) -> dict
         "largest_scale_change": change,
         "largest_logit_difference": difference,
     }
+
+
+def _moved(scale: Any, other: Any) -> float:
+    """Return the largest change of a scale, relative to itself: of the matrix, or of groups."""
+    one, two = np.atleast_2d(np.float64(scale)), np.atleast_2d(np.float64(other))
+    if one.size > 1 and two.size > 1:  # blocks may be narrower than groups, and the reverse
+        width = max(one.shape[1], two.shape[1])
+        one, two = (np.repeat(s, width // s.shape[1], axis=1) for s in (one, two))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        moved = np.where(one == two, 0, np.abs(two - one) / np.abs(one))
+    return float(moved.max())
 
 
 def _say(out: Output, fields: dict[str, Any]) -> None:

@@ -38,6 +38,7 @@ KINDS = {  # for people
     "GGUF": "a GGUF file",
     "minibit": "latent weights of minibit's own training",
 }
+TITLES = {"bitnet": "BitNet", "llama": "Llama", "qwen3": "Qwen3"}
 MOST = 1 << 26  # bytes of a companion
 
 
@@ -163,7 +164,7 @@ def tell_about(out: Output, path: Path) -> dict[str, Any]:
     size = sum(fields["files"].values())
     out.facts(
         {
-            "model": f"BitNet language model, {fields['format']}",
+            "model": f"{TITLES[config.family]} language model, {fields['format']}",
             "weights": f"{fields['projection_weights']:,}, {fields['weights']}, in "
             f"{fields['projections']} projections, {config.layers} blocks of width "
             f"{config.hidden_size}",
