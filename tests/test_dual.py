@@ -709,6 +709,34 @@ def test_a_tile_of_one_keeps_its_order_in_memory(repeats):
     np.testing.assert_array_equal(tangent, f(x + 1))
 
 
+def test_leading_axes_of_length_1_may_be_assigned_to_entries_that_lack_them():
+    """As NumPy drops them: (1, 1, 2) goes into two entries."""
+
+    def f(x):
+        y = 3 * x
+        y[1:] = (x[:2] ** 2).reshape(1, 1, 2)
+        return y
+
+    x, v = np.array([1.0, 2.0, 3.0]), np.array([1.0, 10.0, 100.0])
+    out, tangent = jvp(f, (x,), (v,))
+    np.testing.assert_array_equal(out, [3, 1, 4])
+    np.testing.assert_array_equal(tangent, [3, 2, 40])
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: np.average(x, axis=0, weights=np.ones(2)), "weights of another shape"),
+        (lambda x: np.einsum(np.ones((2, 3)), [0, 1], x, [1, 0]), "lists of axes: write the subscripts"),
+    ],
+)
+def test_forms_of_functions_without_a_rule_are_named(function, message):
+    """And the error says what to write in their place."""
+    x = np.ones((2, 3))
+    with pytest.raises(NoRuleError, match=message):
+        jvp(function, (x,), (x,))
+
+
 def test_a_view_shows_what_was_written_to_its_array():
     """Its text, too, is that of today."""
 
