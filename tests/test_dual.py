@@ -727,7 +727,10 @@ def test_leading_axes_of_length_1_may_be_assigned_to_entries_that_lack_them():
     ("function", "message"),
     [
         (lambda x: np.average(x, axis=0, weights=np.ones(2)), "weights of another shape"),
-        (lambda x: np.einsum(np.ones((2, 3)), [0, 1], x, [1, 0]), "lists of axes: write the subscripts"),
+        (
+            lambda x: np.einsum(np.ones((2, 3)), [0, 1], x, [1, 0]),
+            "lists of axes: write the subscripts",
+        ),
     ],
 )
 def test_forms_of_functions_without_a_rule_are_named(function, message):
