@@ -60,7 +60,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "conformance": 10_530,
     "": 200,  # the face of the package
 }
-ALL_LINES = 47_600  # and each idea that is added brings its own
+ALL_LINES = 47_640  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:

@@ -543,6 +543,36 @@ def test_adapters_learn_beside_every_family_of_blocks(family):
     assert all(np.array_equal(w, init_params(config, 0)[name]) for name, w in params.items())
 
 
+@pytest.mark.parametrize("targets", [None, ["q_proj"]])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_adapters_beside_groups_of_scales_leave_activations_as_the_model_has_them(family, targets):
+    """Floats in a model of `float_linear`, to the bit while B is 0; and the base is never moved."""
+    config = BitNetConfig(19, 64, 96, 2, 4, 2, 16, family=family, own_head_dim=24)
+    rng = np.random.default_rng(0)
+    params = init_params(config, 0)
+    for name, w in params.items():
+        if name.endswith("_proj"):
+            scale = rng.uniform(0.1, 0.2, (w.shape[0], w.shape[1] // 32))
+            params[name] = TernaryMatrix.from_codes(rng.integers(-1, 2, w.shape), scale)
+    tokens = rng.integers(0, 19, (3, 9))
+    adapters = init_adapters(params, rank=4, targets=targets)
+    for linear in (float_linear, None):
+        whole = BitNetModel(config, params, linear)
+        adapted = with_adapters(whole.params, adapters)
+        logits = forward(config, adapted, tokens, linear=lora_linear)
+        np.testing.assert_array_equal(logits, whole.logits(tokens))
+
+        def loss(adapters, whole=whole):
+            adapted = with_adapters(whole.params, adapters)
+            logits = forward(config, adapted, tokens[:, :-1], linear=lora_linear)
+            return token_loss(logits, tokens[:, 1:])
+
+        adam = Adam(adapters, lr=1e-2)
+        for _ in range(15):
+            adam.step(grad(loss)(adam.params))
+        assert loss(adam.params) < loss(adapters) - 0.1
+
+
 def test_a_packed_ternary_base_has_a_derivative_straight_through_its_quantisers():
     """The tangent of x goes through codes * scale; the base refuses to take an adapter in."""
     w = TernaryMatrix.from_codes(np.random.default_rng(0).integers(-1, 2, (6, 4)), 0.5)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from minibit.base import integer, last_axis, number
 from minibit.dual import stop_gradient
-from minibit.lora.frozen import Frozen, floats_of, frozen_linear
+from minibit.lora.frozen import Frozen, floats_of, frozen_linear, plain_linear
 from minibit.nf4 import NF4Tensor
 from minibit.noise import ADAPTERS, DROPOUT, uniform
 from minibit.ternary import TernaryMatrix
@@ -56,7 +56,8 @@ class LoRALinear:
         DoRA's m.
     linear : callable (x, w), optional
         What multiplies by a float base, `bit_linear` for one that its model quantises at each use;
-        by default the base is multiplied as it is.
+        by default the base is multiplied as it is. A packed base takes `plain_linear` alone, if x
+        is not to be quantised for a `TernaryMatrix`.
 
     Notes
     -----
@@ -166,7 +167,9 @@ class LoRALinear:
 
     def _base(self, x: Array) -> Array:
         """Multiply by the base: packed kinds by themselves, floats as their model does."""
-        packed = isinstance(self.base, NF4Tensor | TernaryMatrix)
+        packed = (
+            isinstance(self.base, NF4Tensor | TernaryMatrix) and self.linear is not plain_linear
+        )
         return (frozen_linear if packed or self.linear is None else self.linear)(x, self.base)
 
 
@@ -274,7 +277,9 @@ def with_adapters(
     """
     adapted = dict(params)
     linear = getattr(params, "linear", None) if linear is None else linear
-    if linear in (float_linear, lora_linear, frozen_linear):
+    if linear is float_linear and any(isinstance(w, TernaryMatrix) for w in params.values()):
+        linear = plain_linear
+    elif linear in (float_linear, lora_linear, frozen_linear):
         linear = None
     beside = partial(LoRALinear, rank_stabilized=rank_stabilized, dropout=dropout, linear=linear)
     for lane, (name, parts) in enumerate(adapters.items()):
@@ -297,7 +302,8 @@ def with_adapters(
             raise type(error)(f"adapters[{name!r}]: {error}") from None
     if linear is not None:
         for name, w in adapted.items():
-            if name.endswith("_proj") and not isinstance(w, LoRALinear):
+            of_itself = isinstance(w, NF4Tensor | TernaryMatrix) and linear is not plain_linear
+            if name.endswith("_proj") and not isinstance(w, LoRALinear) and not of_itself:
                 adapted[name] = Frozen(w, linear)
     return adapted
 

@@ -10,7 +10,7 @@ codes, and the floats exist while they are multiplied: once on the way there, on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -22,9 +22,10 @@ from minibit.nf4 import NF4Tensor, nf4_matmul
 from minibit.ternary import TernaryMatrix
 from minibit.transformer import Linear
 
-__all__ = ["Dequantized", "Frozen", "floats_of", "frozen_linear"]
+__all__ = ["Dequantized", "Frozen", "floats_of", "frozen_linear", "plain_linear"]
 
 Array = Any  # an ndarray, or a Dual, which behaves like one
+Activations = Literal["int8", "float32"]
 
 
 class Dequantized:
@@ -66,17 +67,26 @@ def floats_of(w: Any) -> NDArray[Any]:
 
 
 @custom_jvp
-def _product(x: Array, *, tensor: NF4Tensor | TernaryMatrix) -> Array:
+def _product(
+    x: Array, *, tensor: NF4Tensor | TernaryMatrix, activations: Activations = "int8"
+) -> Array:
     """Multiply by a packed matrix."""
-    return nf4_matmul(x, tensor) if isinstance(tensor, NF4Tensor) else ternary_matmul(x, tensor)
+    if isinstance(tensor, NF4Tensor):
+        return nf4_matmul(x, tensor)
+    return ternary_matmul(x, tensor, activations=activations)
 
 
 @_product.defjvp
 def _product_rule(
-    primals: tuple[Array, ...], tangents: tuple[Array, ...], *, tensor: NF4Tensor | TernaryMatrix
+    primals: tuple[Array, ...],
+    tangents: tuple[Array, ...],
+    *,
+    tensor: NF4Tensor | TernaryMatrix,
+    activations: Activations = "int8",
 ) -> tuple[Array, Array]:
     (x,), (x_dot,) = primals, tangents
-    return _product(x, tensor=tensor), x_dot @ Dequantized(tensor)  # (rows, n_out)
+    y = _product(x, tensor=tensor, activations=activations)
+    return y, x_dot @ Dequantized(tensor)  # (rows, n_out)
 
 
 def frozen_linear(x: Array, w: Any) -> Array:
@@ -93,11 +103,30 @@ def frozen_linear(x: Array, w: Any) -> Array:
     >>> frozen_linear(np.float32([[3, 5]]), w), frozen_linear(np.float32([[3, 5]]), quantize_nf4(w))
     (array([[6., 4.]], dtype=float32), array([[6., 4.]], dtype=float32))
     """
+    return _multiply(x, w, "int8")
+
+
+def plain_linear(x: Array, w: Any) -> Array:
+    """Multiply as `frozen_linear` does, but by a `TernaryMatrix` without quantising x.
+
+    So that a model of `minibit.transformer.float_linear` keeps the floats between its layers.
+
+    Examples
+    --------
+    >>> w = TernaryMatrix.from_codes([[1, -1]], scale=0.5)
+    >>> plain_linear(np.float32([[3, 5]]), w)
+    array([[-1.]], dtype=float32)
+    """
+    return _multiply(x, w, "float32")
+
+
+def _multiply(x: Array, w: Any, activations: Activations) -> Array:
+    """Multiply, if there is a packed matrix with activations of a kind."""
     if not isinstance(w, NF4Tensor | TernaryMatrix):
         return ternary_linear(x, w)
     if isinstance(x, Dual) and x.ndim == 1:  # a tangent takes matrices
-        return _product(x.reshape(1, -1), tensor=w).reshape(-1)
-    return _product(x, tensor=w)
+        return _product(x.reshape(1, -1), tensor=w, activations=activations).reshape(-1)
+    return _product(x, tensor=w, activations=activations)
 
 
 @dataclass(frozen=True, eq=False)
