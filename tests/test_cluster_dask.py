@@ -150,7 +150,7 @@ def test_a_run_whose_scheduler_dies_ends_and_goes_on_from_its_log(tmp_path, data
 
     try:
         first, second = start(0), start(1)  # one is ready when the other has died
-        with Client(scheduler_file=str(first), timeout=60) as one:
+        with Client(scheduler_file=str(first), timeout=10) as one:  # it waits so long for the dead
             one.wait_for_workers(2, timeout=60)
             with pytest.raises(RuntimeError, match=r"lost|no worker|no answer"):
                 train_on(one, "small", 3, out, progress=kill, **options, **fields)
