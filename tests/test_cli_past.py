@@ -113,15 +113,26 @@ def test_a_fork_goes_on_with_other_data(trained, data, other, tmp_path):
     assert "is not the data" in refused("replay", path, "--data", data)
 
 
-def test_a_merge_is_measured_beside_both_forks(trained, data, tmp_path):
-    """Their accuracies, and that of all moves together."""
+def test_a_merge_is_measured_beside_both_forks(trained, data, tmp_path, monkeypatch):
+    """Their accuracies, and that of all moves together; each is the end of its line in the plot."""
     forks = [tmp_path / name for name in "ab"]
     for seed, path in enumerate(forks, start=7):
         answer("fork", trained, "--at", 5, "--out", path, "--seed", seed)
         words = ("--resume", "--out", path, "--data", data, "--threads", 1)
         answer("train", *words, "--steps", STEPS - 2)
     out = tmp_path / "merged.steps"
-    said = answer("history", forks[0], "merge", forks[1], "--out", out, "--data", data)
+    drawn = []
+    monkeypatch.setattr("minibit.plots.save", lambda figure, path: drawn.append(figure))
+    words = ("--out", out, "--data", data, "--plot", tmp_path / "a.svg")
+    said = answer("history", forks[0], "merge", forks[1], *words)
+    lines = {line.get_label(): line.get_ydata() for line in drawn[0].axes[0].lines}
+    steps = {"log": STEPS - 2, "other": STEPS - 2, "merged": 2 * STEPS - 9}
+    assert lines.keys() == steps.keys()
+    for name, line in lines.items():
+        ends = line[np.isfinite(line)]
+        assert (len(line), len(ends)) == (steps["merged"] + 1, steps[name] + 1)
+        assert ends[-1] == pytest.approx(100 * said["test_accuracies"][name])
+        assert ends[5] == lines["log"][5]
     assert (said["shared"], said["own"]) == (5, [5, 5])
     log, dataset = StepLog.open(out), load_npz(data)
     accuracy = evaluate(log.replay(), model_of(log.header), dataset.test_x, dataset.test_y)
@@ -139,7 +150,10 @@ def test_contributors_are_listed_and_reverted(trained, data, tmp_path):
         names = [["ada", "bob"][n % 2] for n in range(STEPS)]
         copy.append(log.steps(), shares=[[(0, 1, name)] for name in names])
     assert answer("revert", path)["contributors"] == {"ada": 6, "bob": 6}
-    said = answer("history", path, "revert", "bob", "--out", tmp_path / "out", "--data", data)
+    plot = tmp_path / "both.svg"
+    words = ("revert", "bob", "--out", tmp_path / "out", "--data", data, "--plot", plot)
+    said = answer("history", path, *words)
+    assert plot.read_bytes().startswith(b"<?xml")
     assert (said["reverted"], said["digest"]) == (6, StepLog.open(tmp_path / "out").verify())
     assert {*said["test_accuracies"]} == {"before", "after"}
     new = tmp_path / "new"
@@ -266,6 +280,9 @@ def test_snapshots_are_written_beside_the_log(trained):
         (("merge", "LOG", "STRANGER", "--out", "NEW"), "not even the first is the same"),
         (("merge", "LOG", "NEW", "--out", "NEW"), "there is no log"),
         (("revert", "LOG", "bob"), "NAME and --out"),
+        (("revert", "LOG", "--plot", "a.svg"), "it goes with NAME and --out"),
+        (("merge", "LOG", "LOG", "--out", "NEW", "--plot", "a.svg"), "give it with --data"),
+        (("merge", "LOG", "LOG", "--out", "NEW", "--plot", "a.txt"), ".svg"),
         (("history", "LOG", "edit", "--mask", 12, "--out", "NEW"), "there is no 12"),
     ],
 )  # fmt: skip

@@ -56,11 +56,11 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "results": 100,
     "experiments": 1_520,
     "bench": 1_676,
-    "cli": 3_790,
+    "cli": 3_820,
     "conformance": 10_530,
     "": 200,  # the face of the package
 }
-ALL_LINES = 47_640  # and each idea that is added brings its own
+ALL_LINES = 47_670  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:

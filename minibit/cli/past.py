@@ -7,6 +7,7 @@ changes the log that it reads.
 from __future__ import annotations
 
 import time
+from math import nan
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -148,17 +149,18 @@ def merge(
     other_path: Annotated[Path, "OTHER", "Another fork of the same parent."],
     out_path: New,
     data: Data = None,
+    plot: Plot = None,
 ) -> dict[str, Any]:
     """Add the moves of two forks of one parent: its steps, the log's own, then the other's."""
     common.check_new_file(out_path, "--out")
     log, other = open_log(out, log_path), open_log(out, other_path)
-    samples = _test_samples(log, data)
+    samples = _test_samples(log, data, plot)
     with common.bad_use():
         new = log.merge(other, out_path)
     shared = new.header["edits"][-1]["parent"]
     own = len(log) - shared, len(other) - shared
     out.say(f"{shared} steps of the parent, {own[0]} and {own[1]} of the forks: {out_path}")
-    accuracies = _measured({"log": log, "other": other, "merged": new}, samples)
+    accuracies = _measured(out, {"log": log, "other": other, "merged": new}, samples, plot)
     out.facts({**{name: percent(a) for name, a in accuracies.items()}, "digest": new.digest()})
     fields = {"shared": shared, "own": own, "digest": new.digest(), **sizes_of(new)}
     return {"out": str(out_path), "test_accuracies": accuracies, **fields}
@@ -171,10 +173,13 @@ def revert(
     name: Annotated[str | None, "[NAME]", "Worker or shard; without one, list them."] = None,
     out_path: Annotated[Path | None, "--out", "The new log."] = None,
     data: Data = None,
+    plot: Plot = None,
 ) -> dict[str, Any]:
     """Leave out what a worker, or a shard of the data, put into a log."""
     if (name is None) != (out_path is None):
         raise BadUse("revert takes NAME and --out, or neither to list the contributors")
+    if name is None and plot is not None:
+        raise BadUse("--plot draws a log before and after: it goes with NAME and --out")
     if out_path is not None:
         common.check_new_file(out_path, "--out")
     log = open_log(out, log_path)
@@ -188,12 +193,12 @@ def revert(
             return {"contributors": counts}
         out.table(["contributor", "steps"], [[key, str(n)] for key, n in sorted(counts.items())])
         return {"contributors": counts}
-    samples = _test_samples(log, data)
+    samples = _test_samples(log, data, plot)
     with common.bad_use():
         new = log.revert(name, out_path)
     touched = sum(b - a for a, b in new.header["edits"][-1]["steps"])
     out.say(f"{name} measured a part of {touched} of {len(log)} steps; without it: {out_path}")
-    accuracies = _measured({"before": log, "after": new}, samples)
+    accuracies = _measured(out, {"before": log, "after": new}, samples, plot)
     out.facts({**{key: percent(a) for key, a in accuracies.items()}, "digest": new.digest()})
     fields = {"reverted": touched, "digest": new.digest(), **sizes_of(new)}
     return {"out": str(out_path), "test_accuracies": accuracies, **fields}
@@ -232,18 +237,35 @@ def _verdict(
     return verdict, label, int(model(log.weights_at(0), x[image : image + 1]).argmax())
 
 
-def _test_samples(log: StepLog, data: Path | None) -> Samples | None:
-    """Return the test samples of a log, where it is a run's and they are at hand."""
+def _test_samples(log: StepLog, data: Path | None, plot: Path | None) -> Samples | None:
+    """Return the test samples of a log, where it is a run's and they are at hand.
+
+    A plot needs them.
+    """
+    common.check_plot(plot)
     source = log.header.get("data", {})
-    if data is None and not (isinstance(source, dict) and source.get("name") == "mnist"):
+    is_mnist = isinstance(source, dict) and source.get("name") == "mnist"
+    if data is None and plot is None and not is_mnist:
         return None
     return samples_of(log, data_of(log, data), "test")
 
 
-def _measured(logs: dict[str, StepLog], samples: Samples | None) -> dict[str, float]:
-    """Measure each log's accuracy on samples, if there are any."""
+def _measured(
+    out: Output, logs: dict[str, StepLog], samples: Samples | None, plot: Path | None
+) -> dict[str, float]:
+    """Measure each log's accuracy on samples, if there are any; draw it along the steps."""
     if samples is None:
         return {}
+    if plot is not None:
+        longest = max(map(len, logs.values()))
+        points = sorted({*range(0, longest, max(1, longest // 40)), *map(len, logs.values())})
+        lines = {}
+        for name, log in logs.items():
+            walk = log.walk([step for step in points if step <= len(log)])
+            line = [accuracy_of(log, params, samples) for _, params in walk]
+            lines[name] = line + [nan] * (len(points) - len(line))  # of a log that has ended
+        plots.save(plots.history_figure(points, lines, title="test accuracy"), plot)
+        out.say(f"Drawn in {plot}.")
     return {name: accuracy_of(log, log.replay(), samples) for name, log in logs.items()}
 
 
