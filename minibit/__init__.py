@@ -93,8 +93,8 @@ _NAMES = {
         "generate init_params pack_params packed_linear param_shapes sample"
     ),
     "checkpoint": (
-        "PUBLISHED_2B_4T CheckpointError load_bitnet load_gguf random_checkpoint save_bitnet "
-        "save_gguf"
+        "PUBLISHED_2B_4T CheckpointError Diagnosis doctor load_bitnet load_gguf random_checkpoint "
+        "save_bitnet save_gguf"
     ),
     "topk": (
         "SITES LawFit TernaryColumns block_topk_mask block_topk_sparsify fit_scaling_law "

@@ -28,6 +28,7 @@ __all__ = [
     "PALETTE",
     "Style",
     "changes_figure",
+    "codes_figure",
     "figure",
     "history_figure",
     "label_axes",
@@ -218,6 +219,18 @@ def changes_figure(
     axes.step(at, [*values, values[-1]], where="post", color=PALETTE[0])
     axes.set_yticks(range(min(values), max(values) + 1))
     label_axes(axes, "step", name)
+    return picture
+
+
+def codes_figure(codes: ArrayLike, *, title: str) -> Figure:
+    """Draw a matrix of codes as pixels, rows from the top: -1, 0, 1, and 2 where there is one."""
+    picture, (axes,) = figure(height=5.0)
+    matrix = np.asarray(codes)
+    most = max(1, int(matrix.max(initial=0)))
+    image = axes.imshow(matrix, vmin=-1, vmax=most, aspect="auto", cmap="cividis")
+    axes.grid(visible=False)
+    picture.colorbar(image, ticks=sorted({-1, 0, 1, *np.unique(matrix).tolist()}), label="code")
+    label_axes(axes, "column", "row", title)
     return picture
 
 

@@ -42,7 +42,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "steps": 2_470,
     "tape": 980,
     "transformer": 1_890,
-    "checkpoint": 2_890,
+    "checkpoint": 4_390,
     "topk": 850,
     "nf4": 1_285,
     "lora": 1_300,
@@ -51,16 +51,16 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "training": 852,
     "language": 790,
     "counting": 300,
-    "plots": 295,
+    "plots": 309,
     "diagrams": 130,
     "results": 100,
     "experiments": 1_520,
     "bench": 1_676,
-    "cli": 3_820,
+    "cli": 3_905,
     "conformance": 10_530,
     "": 200,  # the face of the package
 }
-ALL_LINES = 47_670  # and each idea that is added brings its own
+ALL_LINES = 49_270  # and each idea that is added brings its own
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:

@@ -309,7 +309,11 @@ def navigation(docs: Path) -> list[dict[str, Any]]:
         {"Chapters": [*chapters, *words]},
         {"Results": taken("results", "benchmarks", "comparison")},
         {"Reference": [{file.stem: f"reference/{file.name}"} for file in reference]},
-        {"Formats and ports": taken("log_format", "porting", "ports", "reliability", *pages)},
+        {
+            "Formats and ports": taken(
+                "log_format", "formats", "porting", "ports", "reliability", *pages
+            )
+        },
         {"Project": [{"Contributing": "contributing.md"}, {"Changelog": "changelog.md"}]},
     ]
 

@@ -1,6 +1,10 @@
 """Real files: BitNet checkpoints of Hugging Face, and GGUF."""
 
 from minibit.base import CheckpointError as CheckpointError
+from minibit.checkpoint.diagnosis.doctor import Diagnosis as Diagnosis
+from minibit.checkpoint.diagnosis.doctor import as_fields as as_fields
+from minibit.checkpoint.diagnosis.doctor import doctor as doctor
+from minibit.checkpoint.diagnosis.doctor import picture as picture
 from minibit.checkpoint.gguf.container import open_gguf as open_gguf
 from minibit.checkpoint.gguf.models import GGUFKind as GGUFKind
 from minibit.checkpoint.gguf.models import load_gguf as load_gguf
@@ -21,6 +25,8 @@ from minibit.checkpoint.safetensors import write_with_config as write_with_confi
 __all__ = [
     "PUBLISHED_2B_4T",
     "CheckpointError",
+    "Diagnosis",
+    "doctor",
     "load_bitnet",
     "load_gguf",
     "random_checkpoint",

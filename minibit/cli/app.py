@@ -12,6 +12,7 @@ from minibit.cli import (
     chapters,
     conform,
     convert,
+    doctor,
     language,
     logs,
     measure,
@@ -84,6 +85,7 @@ app.command("export")(logs.export)
 app.command("generate")(language.generate)
 app.command("chat")(language.chat)
 app.command("convert")(convert.convert)
+app.command("doctor")(doctor.doctor)
 app.command("chapters")(chapters.chapters)
 app.command("conform")(conform.conform)
 app.command("bench", cls=ManyValues)(measure.bench)

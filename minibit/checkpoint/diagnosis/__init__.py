@@ -1,0 +1,1 @@
+"""What a model file really holds: layouts, orders and rotations, told from its bytes."""
