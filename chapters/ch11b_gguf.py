@@ -23,7 +23,9 @@ import numpy as np
 from minibit import plots
 from minibit.checkpoint import load_gguf, save_gguf
 from minibit.checkpoint.gguf.container import BLOCKS, open_gguf
-from minibit.ternary import TernaryMatrix, from_i2_s
+from minibit.language import evaluate_loss, shipped_model, shipped_text, write_text
+from minibit.matmul import ternary_matmul, walsh_hadamard
+from minibit.ternary import TernaryMatrix, from_i2_s, to_q2_0
 from minibit.transformer import (
     BitNetConfig,
     BitNetModel,
@@ -203,9 +205,100 @@ assert apart[0] < 1e-5 < 0.1 < apart[-1]  # one token attends to itself alone: n
 # For the first token nothing is different: it looks at itself alone, and the angle at position 0 is
 # 0. Each later token is compared with others by wrong pairs.
 #
+# ## A scale for each group of columns
+#
+# BitNet has one scale per matrix. Most ternary models since then have more: a float16 scale for
+# every 64 or 128 weights of a row, which is what the types Q2_0 and PTQ1_0 hold. A product must
+# then stop at the end of each group. Within a group the sum is exact in integers; it becomes a
+# float, is multiplied by its scale, and the groups are added up:
+#
+# $$y_o = \sum_g \gamma_{og} \, (1 / s_g) \, z_{og}, \qquad z_{og} = \sum_{k \in g} q_k \, c_{ok}.$$
+#
+# The activations $q$ have a scale $s_g$ per group, too. `ternary_matmul` does so whenever a
+# `TernaryMatrix` has such scales.
+
+# %%
+codes = rng.integers(-1, 2, (3, 128)).astype(np.int8)
+groups = TernaryMatrix.from_codes(codes, [[0.5, 2.0], [1.0, 0.25], [4.0, 8.0]])
+x = rng.integers(-9, 10, (1, 128)).astype(np.float32)
+x[:, ::64] = 127  # the largest of each group: whole numbers then stay what they are
+by_hand = sum(
+    np.asarray(groups.scale)[:, g] * (x[:, 64 * g : 64 * g + 64] @ codes[:, 64 * g : 64 * g + 64].T)
+    for g in (0, 1)
+)
+print(groups, ternary_matmul(x, groups), by_hand)
+assert (ternary_matmul(x, groups) == by_hand).all()
+
+# %% [markdown]
+# ## Four faults that no round trip sees
+#
+# In a block of Q2_0 the scale comes first, then 16 bytes of four codes each, the first code in the
+# lowest bits. A fork of llama.cpp has blocks of 128 under the same type number, and its rotated
+# models want their activations turned first (`walsh_hadamard`). A reader that gets one of these
+# wrong writes and reads back its own files without a fault. What does it do to a real model? We
+# take the language model of this package, put the last projection of each layer into Q2_0, and read
+# it in five ways. The rest of the model stays as it is.
+
+# %%
+model, vocabulary = shipped_model()
+text = shipped_text()[2][:6000]  # of the validation text
+floats = {n: w.rows() if n.endswith("_proj") else w for n, w in model.params.items()}
+last = [name for name in floats if name.endswith("down_proj")]
+
+
+def read_blocks(raw, size=64, scale_first=True, shifts=(0, 2, 4, 6)):
+    """Floats of the blocks of a (96, 256) matrix, by a layout that may be the wrong one."""
+    width, count = 2 + size // 4, 96 * 256 // size
+    blocks = raw[: count * width].reshape(count, width)
+    halves, twos = (
+        (blocks[:, :2], blocks[:, 2:]) if scale_first else (blocks[:, -2:], blocks[:, :-2])
+    )
+    scales = np.ascontiguousarray(halves).view("<f2").astype(np.float32)  # (blocks, 1)
+    codes = (twos[..., None] >> np.array(shifts, np.uint8) & 3).reshape(count, size) - 1.0
+    return (codes.astype(np.float32) * scales).reshape(96, 256)
+
+
+signs = rng.choice([-1, 1], 256)
+readers = {
+    "as it is": read_blocks,
+    "first code in the highest bits": lambda raw: read_blocks(raw, shifts=(6, 4, 2, 0)),
+    "blocks of 128": lambda raw: read_blocks(raw, size=128),
+    "scale last": lambda raw: read_blocks(raw, scale_first=False),
+    "rotation left out": lambda raw: walsh_hadamard(read_blocks(raw), signs, 256),
+}
+losses = {}
+for fault, read in readers.items():
+    weights = floats | {
+        n: read(to_q2_0(model.params[n].codes(), model.params[n].scale).reshape(-1)) for n in last
+    }
+    losses[fault] = evaluate_loss(model.config, weights, text, linear=float_linear)
+    wrong = BitNetModel(model.config, weights, float_linear)
+    sentence = write_text(wrong, vocabulary, "The ", 40, temperature=0.0)
+    print(f"{fault:31} {losses[fault]:.2f} nats per character  {sentence!r}")
+nothing = math.log(len(vocabulary.characters))
+assert losses["as it is"] < 1.75
+assert all(loss > nothing for fault, loss in losses.items() if fault != "as it is")
+
+# %% tags=["hide-input"]
+fig, axis = plt.subplots(figsize=(7.2, 2.6))
+colors = [plots.PALETTE[0]] + [plots.PALETTE[1]] * 4
+axis.barh(list(losses), list(losses.values()), color=colors)
+axis.axvline(nothing, color="0.4", ls="--", lw=1)
+axis.text(nothing, 0, "  a guess among all characters", va="center", color="0.4", fontsize=8)
+axis.invert_yaxis()
+axis.set(xlabel="nats per character", title="One projection per layer read in a wrong way")
+
+# %% [markdown]
+# Each of the four is worse than a guess among all characters. And nothing in the file objects: all
+# codes are legal, and so are most of the scales that are none. Only sizes tell: the bytes of a
+# tensor, which the next tensor's offset bounds, fit blocks of one size alone. Where sizes cannot
+# tell, statistics can: rows and columns of real weights are alike, and scales lie close together.
+# `minibit doctor FILE` looks at both.
+#
 # **Limits.** A GGUF file is made to run in llama.cpp or bitnet.cpp. That was not tried here: the
 # bytes are compared with those of the `gguf` package, and the vocabulary with that of transformers.
-# Of the many architectures that GGUF has, only the published block of BitNet is read.
+# Of the many architectures that GGUF has, BitNet, Llama and Qwen3 are read. The measured faults are
+# those of one small model.
 #
 # **Exercises.**
 #
