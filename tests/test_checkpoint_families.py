@@ -18,6 +18,7 @@ from minibit.transformer import (
     BitNetConfig,
     BitNetModel,
     Decoder,
+    RopeScaling,
     float_linear,
     init_params,
     param_shapes,
@@ -346,17 +347,33 @@ def test_fields_that_are_left_out_are_those_of_transformers(tmp_path):
     assert read_config(path)[0] == replace(expected, **others)
 
 
+LLAMA3 = {  # as in Llama 3.1, for a shorter text
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
 BAD_FIELDS = {
     "llama": {
         "biases": ({"attention_bias": True}, "attention_bias must be false"),
         "biases of the unit": ({"mlp_bias": True}, "mlp_bias must be false"),
         "another activation": ({"hidden_act": "relu2"}, 'hidden_act must be "silu" or "swish"'),
-        "positions of Llama 3.1": (
-            {"rope_scaling": {
-                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
-            }},
-            "rope_scaling must be null or of rope_type 'default'.*llama3",
+        "other positions": (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 8.0}},
+            "rope_scaling must be null or of rope_type 'default', .* or 'llama3', got .*yarn",
+        ),
+        "positions of Llama 3.1 and more": (
+            {"rope_scaling": LLAMA3 | {"attention_factor": 2}},
+            "rope_type 'llama3' must not come with 'attention_factor'",
+        ),
+        "a part of them": (
+            {"rope_scaling": LLAMA3, "partial_rotary_factor": 0.5},
+            "must not come with partial_rotary_factor 0.5",
+        ),
+        "no factor": (
+            {"rope_scaling": LLAMA3 | {"factor": None}}, "factor must be a real number, got None",
+        ),
+        "a factor below 1": ({"rope_scaling": LLAMA3 | {"factor": 0.5}}, "factor must lie in"),
+        "low above high": (
+            {"rope_scaling": LLAMA3 | {"low_freq_factor": 4}}, r"rope_scaling.high must lie in \(4",
         ),
         "an odd width": ({"head_dim": 7}, r"own_head_dim must be even"),
         "no width": ({"head_dim": "8"}, "head_dim must be an integer"),
@@ -383,6 +400,20 @@ def test_what_a_block_has_not_is_refused_by_name(family, case, tmp_path):
     reconfigure(tmp_path / "a", **changes)
     with pytest.raises(CheckpointError, match=message):
         load_bitnet(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
+def test_positions_of_llama_3_1_are_read_and_come_back(name, tmp_path):
+    """By either name; the original positions are those of the model if they are left out."""
+    save_bitnet(ternary_model(LLAMA), tmp_path / "a", linear_class=None)
+    reconfigure(tmp_path / "a", **{"rope_parameters": None, name: LLAMA3 | {"rope_theta": 5e5}})
+    model = load_bitnet(tmp_path / "a")
+    assert model.config == replace(LLAMA, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32))
+    save_bitnet(model, tmp_path / "b", linear_class=None)
+    assert_same(load_bitnet(tmp_path / "b"), model)
+    left_out = {k: v for k, v in LLAMA3.items() if not k.startswith("original")}
+    reconfigure(tmp_path / "a", **{name: left_out})
+    assert load_bitnet(tmp_path / "a").config.rope_scaling == RopeScaling(original=64)
 
 
 @each_family

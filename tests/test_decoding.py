@@ -18,6 +18,7 @@ from minibit.transformer import (
     BitNetModel,
     Decoder,
     KVCache,
+    RopeScaling,
     decoding,
     float_linear,
     generate,
@@ -43,6 +44,7 @@ CONFIGS = {
     "qwen3": BitNetConfig(83, 48, 128, 2, 4, 2, 80, family="qwen3", own_head_dim=20),
     "a norm each": BitNetConfig(83, 48, 128, 2, 4, 2, 80, projection_norms=True),
     "wide heads": BitNetConfig(83, 48, 128, 2, 4, 2, 80, own_head_dim=20),
+    "stretched": BitNetConfig(83, 48, 128, 2, 4, 2, 80, rope_scaling=RopeScaling(original=9)),
 }
 compiled = pytest.mark.skipif(not kernels.compiled(), reason="needs compiled kernels")
 

@@ -14,6 +14,7 @@ from minibit.ternary import TernaryMatrix, from_ptq1_0, from_q2_0, from_tq1_0, f
 from minibit.transformer import (
     BitNetConfig,
     BitNetModel,
+    RopeScaling,
     float_linear,
     generate,
     init_params,
@@ -191,6 +192,32 @@ def test_a_file_says_if_activations_stay_floats(tmp_path):
     rewrite(tmp_path / "m.gguf", entries={"minibit.activations": "int4"})
     with pytest.raises(CheckpointError, match=r"has minibit.activations 'int4'"):
         load_gguf(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("scaling", [RopeScaling(), RopeScaling(32.0, 1.5, 3.0, 40)])
+def test_positions_of_llama_3_1_are_a_table_of_divisors(scaling, tmp_path):
+    """rope_freqs.weight: 1 for quick pairs, the factor for slow ones; in a Llama alone."""
+    config = dataclasses.replace(LLAMA, rope_scaling=scaling)
+    model = model_of(config)
+    save_gguf(model, tmp_path / "m.gguf", "q2_0")
+    file = open_gguf(tmp_path / "m.gguf")
+    table = file.bytes_of(file.tensors["rope_freqs.weight"]).view("<f4")
+    np.testing.assert_array_equal(table, scaling.divisors(128, 5e5))
+    assert (table[0], table[-1]) == (1, scaling.factor)
+    assert_same(load_gguf(tmp_path / "m.gguf"), model)
+    rewrite(tmp_path / "m.gguf", drop=["minibit.rope_scaling"])
+    if scaling == RopeScaling():
+        assert_same(load_gguf(tmp_path / "m.gguf"), model)
+    else:  # other constants, that no table tells
+        with pytest.raises(CheckpointError, match="scales rotary frequencies in a way"):
+            load_gguf(tmp_path / "m.gguf")
+    for entry in ("[0]", "[1, 1, 1]", "[4, 1, 9]", "{", '["a", 2, 3]', "[1, 2, 3, 4, 5]", "7"):
+        rewrite(tmp_path / "m.gguf", entries={"minibit.rope_scaling": entry})
+        with pytest.raises(CheckpointError, match="scales rotary frequencies in a way"):
+            load_gguf(tmp_path / "m.gguf")
+    other = dataclasses.replace(QWEN3, rope_scaling=scaling)
+    with pytest.raises(ValueError, match="config must have no rope_scaling"):
+        save_gguf(model_of(other), tmp_path / "q.gguf", "q2_0")
 
 
 def test_the_width_of_a_head_follows_from_the_sizes_if_it_is_left_out(tmp_path):

@@ -20,6 +20,7 @@ from minibit.ternary import TernaryMatrix
 from minibit.transformer import (
     BitNetConfig,
     BitNetModel,
+    RopeScaling,
     bit_linear,
     blocks,
     check_params,
@@ -380,6 +381,24 @@ def test_the_first_token_is_not_turned_and_no_length_changes():
     assert np.abs(y[:, 1:] - x[:, 1:]).max() > 0.1
 
 
+def test_stretched_positions_turn_slow_pairs_more_slowly():
+    """By hand: theta 10^4, head_dim 8, speeds 1, 0.1, 0.01, 0.001, trained with 200 positions.
+
+    200 / wavelength is 31.8, 3.18, 0.318, 0.0318: above 4 the speed stays, below 1 it is divided by
+    8, and 3.18 is 0.728 of the way: ``1 / (0.272 / 8 + 0.728)``.
+    """
+    scaling = RopeScaling(original=200)
+    np.testing.assert_allclose(scaling.divisors(8, 1e4), [1, 1.3128, 8, 8], rtol=1e-4)
+    plain, stretched = positions(1, 9, 8), positions(1, 9, 8, divisors=scaling.divisors(8, 1e4))
+    np.testing.assert_array_equal(stretched.cos[..., 0], plain.cos[..., 0])
+    np.testing.assert_allclose(stretched.sin[8, 0, 1, 2], np.sin(8 * 0.01 / 8), rtol=1e-6)
+    config = dataclasses.replace(CONFIG, rope_scaling=RopeScaling(original=4))
+    assert config != CONFIG
+    params = draw_params(config)
+    logits, before = (forward(c, params, draw_tokens(1, 9)) for c in (config, CONFIG))
+    assert np.abs(logits - before)[0, 1:].max() > 1e-3
+
+
 def test_the_first_pair_turns_by_one_radian_a_token():
     """By hand: head_dim 4, theta 100: the pairs (0, 2) and (1, 3) turn by p and by p / 10."""
     x = np.zeros((1, 3, 1, 4))
@@ -680,6 +699,8 @@ def test_initial_parameters_are_uniform_draws_of_philox():
         ({"family": "gemma"}, "family must be 'bitnet', 'llama' or 'qwen3', got 'gemma'"),
         ({"own_head_dim": 3}, r"own_head_dim must be even \(pairs\), got 3"),
         ({"own_head_dim": 0}, "own_head_dim must be at least 2"),
+        ({"rope_scaling": RopeScaling(0.5)}, r"rope_scaling.factor must lie in \[1, inf\)"),
+        ({"rope_scaling": RopeScaling(low=4)}, r"rope_scaling.high must lie in \(4, inf\)"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(change, match):

@@ -3,6 +3,7 @@
 from minibit.transformer.blocks import token_loss as token_loss
 from minibit.transformer.config import BitNetConfig as BitNetConfig
 from minibit.transformer.config import Family as Family
+from minibit.transformer.config import RopeScaling as RopeScaling
 from minibit.transformer.config import check_params as check_params
 from minibit.transformer.config import init_params as init_params
 from minibit.transformer.config import param_shapes as param_shapes

@@ -36,13 +36,18 @@ class Positions(NamedTuple):
 
 
 def positions(
-    batch: int, length: int, head_dim: int, theta: float = 10000.0, start: int = 0
+    batch: int,
+    length: int,
+    head_dim: int,
+    theta: float = 10000.0,
+    start: int = 0,
+    divisors: NDArray[np.float32] | None = None,
 ) -> Positions:
     """Make the rotary tables and the causal mask for `length` tokens from position `start` on.
 
-    ``angle[p, i] = p theta^(-2 i / head_dim)`` for i below head_dim / 2, in float32 as published;
-    `head_dim` is even. Source: Su et al., RoFormer (arXiv 2104.09864), eq. 15, with Llama's pairs
-    (i, i + head_dim / 2) in place of neighbours.
+    ``angle[p, i] = p theta^(-2 i / head_dim)`` for i below head_dim / 2, in float32 as published,
+    over ``divisors[i]`` if there are any; `head_dim` is even. Source: Su et al., RoFormer (arXiv
+    2104.09864), eq. 15, with Llama's pairs (i, i + head_dim / 2) in place of neighbours.
 
     Examples
     --------
@@ -54,6 +59,7 @@ def positions(
     half = head_dim // 2
     exponent = np.arange(0, 2 * half, 2, dtype=np.float32) / np.float32(head_dim)  # (half,)
     frequency = np.float32(1) / np.float32(theta) ** exponent
+    frequency = frequency if divisors is None else frequency / divisors
     position = np.arange(start, start + length)[:, None]  # (length, 1)
     angle = (position.astype(np.float32) * frequency)[:, None, None, :]  # (length, 1, 1, half)
     cos = np.concatenate([np.cos(angle)] * 2, axis=2)  # (length, 1, 2, half)

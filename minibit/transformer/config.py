@@ -15,18 +15,55 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minibit.base import integer, one_of
+from minibit.base import integer, number, one_of
 from minibit.noise import INITIAL, uniform
 
-__all__ = ["BitNetConfig", "Family", "Params", "check_params", "init_params", "param_shapes"]
+__all__ = [
+    "BitNetConfig",
+    "Family",
+    "Params",
+    "RopeScaling",
+    "check_params",
+    "init_params",
+    "param_shapes",
+]
 
 Params = Mapping[str, Any]  # name -> array, Dual or TernaryMatrix
 Family = Literal["bitnet", "llama", "qwen3"]
+
+
+class RopeScaling(NamedTuple):
+    """How Llama 3.1 stretches its rotary positions to longer texts: slow angles turn more slowly.
+
+    An angle that turns around within ``original / high`` positions keeps its speed; one that takes
+    more than ``original / low`` gets it divided by `factor`; between the two the speed goes over
+    from one to the other, linearly in ``original / wavelength``.
+
+    Source: Llama 3.1's configuration, ``rope_type: llama3`` of transformers.
+    """
+
+    factor: float = 8.0
+    low: float = 1.0
+    high: float = 4.0
+    original: int = 8192  # positions that the model was trained with before
+
+    def divisors(self, head_dim: int, theta: float) -> NDArray[np.float32]:
+        """Return what the speed of each pair is divided by, (head_dim / 2,).
+
+        Examples
+        --------
+        >>> RopeScaling(original=100).divisors(8, theta=10000.0).round(2)
+        array([1., 8., 8., 8.], dtype=float32)
+        """
+        speed = theta ** (-np.arange(0, head_dim, 2) / head_dim)  # (half,)
+        turns = self.original * speed / (2 * math.pi)  # original / wavelength
+        smooth = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
+        return (1 / ((1 - smooth) / self.factor + smooth)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -61,6 +98,7 @@ class BitNetConfig:
     family: Family = "bitnet"
     own_head_dim: int | None = None  # width of a head, where it is not hidden_size / heads
     projection_norms: bool = False  # whether each projection has a norm of its own before it
+    rope_scaling: RopeScaling | None = None  # of positions, if the model stretches them
 
     def __post_init__(self) -> None:
         """Check that the sizes fit one another."""
@@ -85,6 +123,12 @@ class BitNetConfig:
             value = getattr(self, name)
             if not 2.0**-126 <= value < 2.0**128:  # what float32 holds in full
                 raise ValueError(f"{name} must be above 0 and finite in float32, got {value}")
+        if self.rope_scaling is not None:
+            factor, low, high, original = self.rope_scaling
+            number("rope_scaling.factor", factor, "[1, inf)")
+            number("rope_scaling.low", low, "(0, inf)")
+            number("rope_scaling.high", high, f"({low}, inf)")
+            integer("rope_scaling.original", original, 1)
         for name, tokens in (("bos", () if self.bos is None else (self.bos,)), ("eos", self.ends)):
             for token in tokens:
                 integer(name, token, 0, 2**31 - 1)
@@ -95,6 +139,13 @@ class BitNetConfig:
         if self.eos is None:
             return ()
         return self.eos if isinstance(self.eos, tuple) else (self.eos,)
+
+    @property
+    def rope_divisors(self) -> NDArray[np.float32] | None:
+        """What the speeds of rotary pairs are divided by, (head_dim / 2,); None for 1."""
+        if self.rope_scaling is None:
+            return None
+        return self.rope_scaling.divisors(self.head_dim, self.rope_theta)
 
     @property
     def head_dim(self) -> int:

@@ -221,7 +221,7 @@ def _read(model: BitNetModel, tokens: Sequence[int], cache: KVCache, threads: in
         linear = ternary_matmul if packed else linear
         linear = partial(linear, threads=cpus() if threads is None else threads)
     cache.claim(config, params)
-    at = positions(1, len(tokens), config.head_dim, config.rope_theta, before)
+    at = positions(1, len(tokens), config.head_dim, config.rope_theta, before, config.rope_divisors)
     x = embed(params["embed_tokens"], np.array(tokens))  # (tokens, hidden)
     try:
         cache.reserve(before + len(tokens))

@@ -96,7 +96,7 @@ def forward(
         )
     if isinstance(cache, KVCache):
         cache.claim(config, params)
-    at = positions(batch, length, config.head_dim, config.rope_theta, start)
+    at = positions(batch, length, config.head_dim, config.rope_theta, start, config.rope_divisors)
     x = embed(params["embed_tokens"], array.reshape(-1))  # (batch length, hidden)
     x = run_layers(config, params, x, at, linear, sparsify, cache)
     return logits_of(config, params, x).reshape(batch, length, config.vocab_size)

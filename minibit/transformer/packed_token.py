@@ -127,7 +127,7 @@ def packed_step(
     config, number = arrays.config, cache.length
     cache.claim(config, arrays.params)
     cache.reserve(number + 1)
-    at = positions(1, 1, config.head_dim, config.rope_theta, number)
+    at = positions(1, 1, config.head_dim, config.rope_theta, number, config.rope_divisors)
     cos, sin = at.cos[0, 0, 0], at.sin[0, 0, 1]  # (head_dim / 2,)
     context = Context(number, cos, sin, cache._addresses, cache._keys[0].shape[1:])
     arrays.model.streams[0] = widen(arrays.embedding[token])

@@ -11,9 +11,17 @@ import pytest
 
 from minibit.checkpoint import load_bitnet, load_gguf, save_bitnet, save_gguf
 from minibit.checkpoint.gguf.models import gguf_name
+from minibit.checkpoint.ternary_floats import find_ternary
 from minibit.language import loss_and_gradient
 from minibit.ternary import TernaryMatrix
-from minibit.transformer import BitNetConfig, BitNetModel, float_linear, generate, param_shapes
+from minibit.transformer import (
+    BitNetConfig,
+    BitNetModel,
+    RopeScaling,
+    float_linear,
+    generate,
+    param_shapes,
+)
 from model_files import WAYS, model_with_gains, save
 
 pytestmark = pytest.mark.peers
@@ -97,6 +105,24 @@ def test_the_logits_are_those_of_transformers(family, sizes):
     with torch.no_grad():
         expected = theirs(torch.from_numpy(tokens)).logits.numpy()
     assert np.abs(ours.logits(tokens) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stretched_positions_are_those_of_transformers(family, tmp_path):
+    """``rope_type: llama3``, over texts seven times as long as the original."""
+    model, _ = both(family, "one scale")
+    config = dataclasses.replace(model.config, rope_scaling=RopeScaling(4.0, 1.0, 2.0, 9))
+    ternary = {
+        name: TernaryMatrix.from_codes(*find_ternary(w)) if name.endswith("_proj") else w
+        for name, w in model.params.items()
+    }
+    model = BitNetModel(config, ternary, float_linear)
+    save_bitnet(model, tmp_path / "a", linear_class=None)
+    assert load_bitnet(tmp_path / "a").config == config
+    expected = loaded(tmp_path / "a")
+    assert np.abs(model.logits(TOKENS) - expected).max() <= 1e-5 * np.abs(expected).max()
+    plain = BitNetModel(dataclasses.replace(config, rope_scaling=None), ternary, float_linear)
+    assert np.abs(plain.logits(TOKENS) - expected).max() > 1e-2 * np.abs(expected).max()
 
 
 @each_model

@@ -25,21 +25,31 @@ Four things that such files don't say, or say wrongly, are settled here:
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minibit.base import one_of, shown
-from minibit.checkpoint.gguf.container import BF16, F32, I2_S, TQ1_0, TQ2_0, open_gguf
-from minibit.checkpoint.gguf.metadata import config_entries, read_config
+from minibit.checkpoint.gguf.container import (
+    BF16,
+    F32,
+    I2_S,
+    TQ1_0,
+    TQ2_0,
+    GGUFFile,
+    Tensor,
+    open_gguf,
+)
+from minibit.checkpoint.gguf.metadata import config_entries, read_config, shortest
 from minibit.checkpoint.gguf.tensors import (
     block_scales,
     check_encodable,
     encoded,
-    read_floats,
     read_gain,
     read_projection,
     read_table,
@@ -50,6 +60,7 @@ from minibit.ternary import I2Layout, TernaryMatrix
 from minibit.transformer import (
     BitNetConfig,
     BitNetModel,
+    RopeScaling,
     bit_linear,
     float_linear,
     pack_params,
@@ -72,6 +83,8 @@ _KINDS: dict[str, tuple[int, int]] = {  # tensor type and general.file_type
 _LAYOUT = "minibit.i2_s_layout"
 _ACTIVATIONS = "minibit.activations"
 _PLAIN = "float32"
+FREQUENCIES = "rope_freqs.weight"
+_SCALING = "minibit.rope_scaling"  # low, high and original of `RopeScaling`, as JSON
 
 _TITLES = {"bitnet": "BitNet model", "llama": "Llama", "qwen3": "Qwen3"}
 _NAMES = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
@@ -187,9 +200,8 @@ def load_gguf(
     projections = (name for name, param in names.items() if param.endswith("_proj"))
     scales = {name.removesuffix(".weight") + ".scale" for name in projections}
     for name, tensor in file.tensors.items():
-        if name == "rope_freqs.weight":
-            if tensor.kind != F32 or not (read_floats(file, tensor) == 1).all():
-                raise file.error("scales rotary frequencies, which is not known here", tensor)
+        if name == FREQUENCIES:
+            config = _with_scaling(file, tensor, config)
         elif name not in names and name not in scales:
             raise file.error(f"is no part of a {_TITLES[config.family]} as known here", tensor)
     params: dict[str, Any] = {}
@@ -210,6 +222,29 @@ def load_gguf(
                 params[param] = read_table(file, tensor, groups)
         file.release(tensor)
     return BitNetModel(config, params, None if activations is None else float_linear)
+
+
+def _with_scaling(file: GGUFFile, tensor: Tensor, config: BitNetConfig) -> BitNetConfig:
+    """Return the configuration with the scaling of positions that a table of divisors has.
+
+    It must be that of Llama 3.1, with the constants that the file says, if it is ours, or those of
+    the published models: the table alone does not tell them.
+    """
+    if tensor.kind != F32 or tensor.shape != (config.head_dim // 2,):
+        raise file.error("is no float32 for each pair of a head", tensor)
+    table = read_gain(file, tensor)
+    if (table == 1).all():
+        return config
+    try:
+        constants = json.loads(str(file.metadata.get(_SCALING, "[]"))[:100])
+        scaling = RopeScaling(shortest(float(table.max())), *constants)
+        scaled = replace(config, rope_scaling=scaling)
+        near = np.isclose(scaling.divisors(config.head_dim, config.rope_theta), table, rtol=1e-5)
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError):
+        near = np.zeros(1, bool)
+    if config.family != "llama" or not near.all():
+        raise file.error("scales rotary frequencies in a way that is not known here", tensor)
+    return scaled
 
 
 # Writing.
@@ -279,15 +314,25 @@ def save_gguf(
         _new(name, params[name], kind, layout, _interleaved(config, name))
         for name in param_shapes(config)
     ]
+    if config.rope_scaling is not None:
+        tensors.append(NewTensor(FREQUENCIES, F32, (config.head_dim // 2,), _divisors(config)))
     entries: dict[str, Entry] = {
         **config_entries(config),
         "general.file_type": _KINDS[kind][1],
         "general.quantization_version": 2,
         **({_LAYOUT: layout} if kind == "i2_s" else {}),
+        **({} if config.rope_scaling is None else {_SCALING: json.dumps(config.rope_scaling[1:])}),
         **({_ACTIVATIONS: _PLAIN} if model.linear is float_linear else {}),
         **(metadata or {}),
     }
     write_gguf(path, entries, tensors, overwrite=overwrite)
+
+
+def _divisors(config: BitNetConfig) -> Callable[[], Iterable[NDArray[Any]]]:
+    """Return what gives the table of divisors, which llama.cpp reads for a Llama alone."""
+    if config.family != "llama":
+        raise ValueError("config must have no rope_scaling: llama.cpp has it for a Llama alone")
+    return lambda: [np.asarray(config.rope_divisors).astype("<f4", copy=False)]
 
 
 def _new(

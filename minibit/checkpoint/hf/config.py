@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from minibit.base import CheckpointError, in_file, integer, number, one_of, read_json, shown
-from minibit.transformer import BitNetConfig, Family, param_shapes
+from minibit.transformer import BitNetConfig, Family, RopeScaling, param_shapes
 
 __all__ = ["Storage", "config_json", "file_name", "finds_codes", "read_config", "tensor_names"]
 
@@ -90,6 +90,12 @@ QUANTIZATION = {  # what a quantization_config may say
     "quantization_mode": ("offline", "online"),
     "use_rms_norm": (False, None, True),
 }
+LLAMA3 = {  # ours: theirs
+    "factor": "factor",
+    "low": "low_freq_factor",
+    "high": "high_freq_factor",
+    "original": "original_max_position_embeddings",
+}
 SCALING = {"rope_type", "type", "rope_theta", "factor"}  # what may be said of scaled positions
 NOT_CONVERTED = ("lm_head", "embed_tokens", "model.embed_tokens", "norm", "model.norm")
 
@@ -153,10 +159,12 @@ def read_config(path: Path) -> tuple[BitNetConfig, Storage]:
         if inner is not None and inner != eps:
             rule = f"must be that of the model's other norms, {eps}"
             raise ValueError(f"rms_norm_eps of quantization_config {rule}, got {inner}")
+        theta, scaling = _rope(fields, kind.theta, sizes["max_positions"])
         bos, eos = (_token(fields, name) for name in ("bos_token_id", "eos_token_id"))
         config = BitNetConfig(
             **sizes,
-            rope_theta=_rope_theta(fields, kind.theta),
+            rope_theta=theta,
+            rope_scaling=scaling,
             rms_eps=eps,
             tied=one_of("tie_word_embeddings", fields.get("tie_word_embeddings", False), BOOLS),
             bos=bos[0] if isinstance(bos, tuple) else bos,
@@ -189,7 +197,7 @@ def config_json(config: BitNetConfig, storage: Storage, dtype: str) -> str:
         "hidden_act": kind.fixed["hidden_act"][0],
         **{theirs: getattr(config, ours) for theirs, ours in SIZES.items()},
         "rms_norm_eps": config.rms_eps,
-        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+        "rope_parameters": {"rope_theta": config.rope_theta, **_rope_type(config.rope_scaling)},
         "tie_word_embeddings": config.tied,
         "bos_token_id": config.bos,
         "eos_token_id": config.eos,
@@ -223,23 +231,49 @@ def _token(fields: dict[str, Any], name: str) -> Any:
     return tokens[0] if len(tokens) == 1 else tokens or None
 
 
-def _rope_theta(fields: dict[str, Any], default: float) -> float:
-    """Return the base of the rotary positions, if these are the plain ones.
+def _rope_type(scaling: RopeScaling | None) -> dict[str, Any]:
+    """Return the fields of rotary positions besides theta."""
+    if scaling is None:
+        return {"rope_type": "default"}
+    return {"rope_type": "llama3"} | {LLAMA3[name]: v for name, v in scaling._asdict().items()}
+
+
+def _rope(
+    fields: dict[str, Any], default: float, positions: int
+) -> tuple[float, RopeScaling | None]:
+    """Return the base of the rotary positions, and their scaling if it is that of Llama 3.1.
 
     It lies in ``rope_scaling`` where that says anything, else in ``rope_parameters`` (transformers
     5), or beside the sizes (before, and also where these objects leave it out).
     """
     name = "rope_scaling" if fields.get("rope_scaling") else "rope_parameters"
     rope = fields.get(name)
+    scaling = None
     if rope is not None:
-        if not isinstance(rope, dict) or not _plain(rope, "partial_rotary_factor" in fields):
-            expected = "null or of rope_type 'default', without a factor"
+        if isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) == "llama3":
+            scaling = _llama3(rope, name, positions, fields.get("partial_rotary_factor", 1))
+        elif not isinstance(rope, dict) or not _plain(rope, "partial_rotary_factor" in fields):
+            expected = "null or of rope_type 'default', without a factor, or 'llama3'"
             raise ValueError(f"{name} must be {expected}, got {shown(rope)}")
         nested = next((key for key, value in rope.items() if isinstance(value, dict)), None)
         if nested is not None:  # positions of their own for some layers
             raise ValueError(f"{name} must not have an object {shown(nested)}")
         fields = rope if "rope_theta" in rope else fields
-    return number("rope_theta", fields.get("rope_theta", default), "(0, inf)")
+    return number("rope_theta", fields.get("rope_theta", default), "(0, inf)"), scaling
+
+
+def _llama3(rope: dict[str, Any], name: str, positions: int, part: Any) -> RopeScaling:
+    """Return the scaling of Llama 3.1 that a configuration has."""
+    unknown = rope.keys() - {"rope_type", "type", "rope_theta", *LLAMA3.values()}
+    if unknown or part != 1:
+        what = shown(min(unknown)) if unknown else f"partial_rotary_factor {shown(part)}"
+        raise ValueError(f"{name} of rope_type 'llama3' must not come with {what}")
+    fields = {LLAMA3["original"]: positions} | rope
+    factor, low, high = (
+        number(LLAMA3[key], fields.get(LLAMA3[key])) for key in ("factor", "low", "high")
+    )
+    original = integer(LLAMA3["original"], fields[LLAMA3["original"]], 1, 2**31 - 1)
+    return RopeScaling(factor, low, high, original)
 
 
 def _plain(rope: dict[str, Any], partial: bool) -> bool:
