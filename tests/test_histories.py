@@ -1,5 +1,6 @@
 """What a log alone can do, stated as laws: each answer is that of a replay from scratch."""
 
+import json
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -643,6 +644,19 @@ def test_a_log_that_takes_anothers_place_has_its_own_contributors(tmp_path):
     with pytest.raises(FileExistsError, match="exists"):
         StepLog.open(path).fork(0, tmp_path / "c")
     assert not (tmp_path / "c").exists()
+
+
+def test_contributors_of_a_step_stand_in_one_line():
+    """A second line for it is refused, although its CRC fits."""
+    steps = random_steps(SMALL, 2)
+    with a_log(SMALL) as log:
+        log.append(steps, shares=in_shares(steps))
+        path, again = contributors.path_of(log.path), StepLog.open(log.path)
+        first = path.read_bytes().splitlines(keepends=True)[0]
+        twice, _ = contributors.lines(0, [log.shares()[0]], json.loads(first)["crc"])
+        path.write_bytes(first + twice)
+        with pytest.raises(LogError, match="line 2: its step must be a number above 0, got 0"):
+            again.shares()
 
 
 def test_damaged_contributors_are_named_by_their_line():

@@ -31,6 +31,7 @@ from minibit.noise_step import (
     sparse_update,
 )
 from minibit.steps import LogError, StepLog, compact, expand
+from minibit.steps.bounds import draws
 from minibit.steps.codes import encode_sampled
 from minibit.steps.file import pack_header, pack_record, scan
 from minibit.steps.replaying import advance, initial_flat
@@ -153,6 +154,16 @@ def random_steps(plan, count, seed=0):
 
 
 # --- Log and replay
+
+
+def test_a_step_is_priced_by_its_entries_or_its_blocks_of_noise():
+    """``size * density`` entries per kept perturbation, at least one per block of 65536."""
+    plan = Plan("sampled", 0, ("w",), ((256, 1024),), 2**31, perturbations=4)
+    codes = np.array([1, 0, -1, 1], np.int8)
+    assert draws(plan, SampledStep(2**30, codes)) == 3 * 2**18 // 4
+    assert draws(plan, SampledStep(1, codes)) == 3 * 2**18 // 2**16
+    units = UnitsStep((np.array([0]), np.array([], np.int64)), (np.array([1]), np.array([])))
+    assert draws(SMALL, units) == 3 * 1  # ten of ten inputs are no draw
 
 
 @few
