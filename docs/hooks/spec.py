@@ -127,7 +127,9 @@ def on_config(config: Any) -> Any:
     """Put the laws behind the reference in the navigation."""
     names = [next(iter(entry)) for entry in config.nav]
     pages = [{room: f"spec/{room}.md"} for room in specification()]
-    config.nav.insert(names.index("Reference") + 1, {"Laws": ["spec/index.md", *pages]})
+    config.nav.insert(
+        names.index("Reference") + 1, {"Laws": ["spec/index.md", "spec/judged.md", *pages]}
+    )
     return config
 
 
@@ -154,7 +156,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Fill in the table of rooms; lead from chapters to their laws."""
     if page.file.src_uri == "spec/index.md":
         return markdown.replace("<!-- rooms -->", index(specification()))
-    if room := re.fullmatch(r"spec/(\w+)\.md", page.file.src_uri):
+    room = re.fullmatch(r"spec/(\w+)\.md", page.file.src_uri)
+    if room and room[1] in specification():
         page.meta["title"] = f"Laws of {room[1]}"  # the reference page has the room's name
     match = re.fullmatch(r"chapters/ch(\d\d)[a-z]?_\w+\.md", page.file.src_uri)
     if match and int(match[1]):  # chapter 0 is of no room
