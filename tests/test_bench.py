@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minibit import bench, training
-from minibit.bench import Benchmark, Figure, Options, Report, timing
+from minibit.bench import Benchmark, Figure, Options, Report, processes, timing
 from minibit.bench import training as bench_training
 from minibit.layers import mlp
 from minibit.noise import initial_codes
@@ -144,6 +145,16 @@ def test_the_environment_names_what_was_measured_on():
     assert environment["cpu"]
     assert environment["versions"]["numpy"] == np.__version__
     assert environment["kernel_path"] in ("reference", "portable", "avx2", "vnni", "amx")
+
+
+def test_the_environment_names_the_peers_that_were_loaded(monkeypatch):
+    """A library that only lies there is no peer of a measurement."""
+    for name in ("torch", "bitsandbytes", "transformers", "distributed"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(processes, "version", lambda name: f"{name}'s")
+    assert "torch" not in bench.environment(1)["versions"]
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    assert bench.environment(1)["versions"]["torch"] == "torch's"
 
 
 def test_importing_the_harness_imports_no_compiler():

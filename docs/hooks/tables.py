@@ -191,7 +191,9 @@ FIGURES = {  # within a sentence, as ``<!-- figure NAME -->``
 def machine(environment: dict[str, Any]) -> str:
     """Name what a measurement ran on."""
     versions = environment["versions"]
-    told = ", ".join(f"{name} {versions[name]}" for name in ("python", "numpy", "numba", "blas"))
+    names = ("python", "numpy", "numba", "blas")
+    names += tuple(name for name in versions if name not in (*names, "minibit"))  # of peers
+    told = ", ".join(f"{name} {versions[name]}" for name in names)
     cores = environment["cpus"]
     return (
         f"{environment['cpu']}, {cores} core{'s' * (cores != 1)}, {environment['system']}, kernels "

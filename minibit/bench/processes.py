@@ -21,6 +21,7 @@ __all__ = ["call", "clean_environment", "environment", "in_own_process", "keep_f
 
 # Settings that make OpenBLAS choose kernels for another CPU, or smaller tiles, than it would.
 _SLOWING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_VERBOSE")
+_PEERS = ("torch", "bitsandbytes", "transformers", "distributed")
 _THREADS = ("OPENBLAS", "OMP", "MKL", "BLIS", "NUMEXPR", "NUMBA")
 
 
@@ -58,7 +59,7 @@ def call(function: str, arguments: Sequence[Any]) -> Any:
 
 
 def environment(threads: int) -> dict[str, Any]:
-    """Return what a measurement runs on, as JSON types: CPU, kernel path, threads, versions."""
+    """Return what a measurement runs on: CPU, kernel path, threads, versions of what is loaded."""
     from minibit import __version__, kernels
     from minibit.kernels.threads import available
 
@@ -75,6 +76,7 @@ def environment(threads: int) -> dict[str, Any]:
             "numpy": np.__version__,
             "numba": "none" if kernels.missing() else version("numba"),
             "blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
+            **{name: version(name) for name in _PEERS if sys.modules.get(name)},
         },
     }
 

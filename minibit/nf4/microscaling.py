@@ -79,7 +79,7 @@ def from_mxfp4(packed: ArrayLike) -> Floats:
     Examples
     --------
     >>> from_mxfp4(to_mxfp4(np.float32([[6, -1, 0.25] + 29 * [0]])))[0, :4]
-    array([ 6. , -1. ,  0. ,  0. ], dtype=float32)
+    array([ 6., -1.,  0.,  0.], dtype=float32)
     """
     blocks = _cut(packed, 1 + MX // 2, "MXFP4")
     e, qs = blocks[..., :1], blocks[..., 1:]
