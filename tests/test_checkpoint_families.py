@@ -431,3 +431,26 @@ def test_what_changes_no_logit_is_read(family, tmp_path):
         pretraining_tp=1,
     )
     assert_same(load_bitnet(tmp_path / "a"), expected)
+
+
+@each_family
+def test_fuzzed_configurations_give_errors_or_models(family, tmp_path):
+    """200 of them, with fields of any kind: an error of ours, or a model."""
+    save_bitnet(ternary_model(FAMILIES[family]), tmp_path / "a", linear_class=None)
+    path = tmp_path / "a" / "config.json"
+    fields = json.loads(path.read_text())
+    rng = np.random.default_rng(0)
+    strange = [None, True, -1, 0, 3, 2**40, 1e-30, 0.5, "x", [], {}, [1, "a"], {"rope_type": 3}]
+    strange += [LLAMA3, LLAMA3 | {"factor": "8"}, {"quant_method": "bitnet", "use_rms_norm": True}]
+    names = [*fields, "rope_scaling", "quantization_config", "layer_types", "use_sliding_window"]
+    outcomes = {"read": 0, "refused": 0}
+    for _ in range(200):
+        changed = {rng.choice(names): strange[rng.integers(len(strange))] for _ in range(2)}
+        path.write_text(json.dumps(fields | changed))
+        try:
+            load_bitnet(tmp_path / "a")
+        except CheckpointError:  # no other error is ours
+            outcomes["refused"] += 1
+        else:
+            outcomes["read"] += 1
+    assert min(outcomes.values()) > 5, outcomes

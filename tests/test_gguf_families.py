@@ -243,6 +243,68 @@ def test_a_number_of_two_meanings_is_read_by_its_size(tmp_path):
     assert_same(load_gguf(tmp_path / "fork.gguf"), model)
 
 
+# --- parts -------------------------------------------------------------------------------------
+
+
+def split(path, folder, count=3):
+    """Cut a file into parts as llama-gguf-split does: all metadata in the first."""
+    file = open_gguf(path)
+    names = list(file.tensors)
+    for number in range(count):
+        entries = {"split.no": number, "split.count": count, "split.tensors.count": len(names)}
+        if not number:
+            entries |= {k: v for k, v in file.metadata.items() if v is not None}
+        tensors = [
+            NewTensor(name, t.kind, t.shape, lambda tensor=t: [file.bytes_of(tensor)])
+            for name, t in file.tensors.items()
+            if names.index(name) % count == number
+        ]
+        write_gguf(folder / f"m-{number + 1:05}-of-{count:05}.gguf", entries, tensors)
+    return sorted(folder.glob("m-*.gguf"))
+
+
+@pytest.mark.parametrize("count", [2, 3, 31])
+def test_a_split_file_is_read_whole_by_any_part(count, path, tmp_path):
+    """The same model, also where parts hold no tensor."""
+    expected = load_gguf(path)
+    for part in split(path, tmp_path, count)[:: count // 2]:
+        assert_same(load_gguf(part), expected)
+
+
+def test_parts_that_are_not_those_of_one_file_are_refused(path, tmp_path):
+    """Missing, renamed, of another file, doubled, too few; and damage names its part."""
+    parts = split(path, tmp_path)
+    whole = [part.read_bytes() for part in parts]
+
+    def refused(message, part=parts[0]):
+        with pytest.raises(CheckpointError, match=message) as caught:
+            load_gguf(part)
+        for name, content in zip(parts, whole, strict=True):
+            name.write_bytes(content)
+        return caught.value
+
+    parts[1].unlink()
+    refused("m-00002-of-00003.gguf.*no such file")
+    parts[1].rename(tmp_path / "x.gguf")
+    refused(
+        "is a part of 3, which are found by names like NAME-00001-of-00003", tmp_path / "x.gguf"
+    )
+    parts[1].write_bytes(whole[2])
+    refused("m-00002-of-00003.gguf: has split.no 2 and split.count 3, by its name they are 1 and 3")
+    rewrite(parts[0], entries={"split.tensors.count": 99})
+    refused(r"says that the parts hold 99 tensors, they hold \d+", parts[2])
+    for entry in (1025, "3", 2.0):
+        rewrite(parts[0], entries={"split.count": entry})
+        refused("has split.count .*; at most 1024 parts are read")
+    norm = {"output_norm.weight": (0, (256,), np.ones(256, "<f4"))}
+    for part in parts[:2]:
+        rewrite(part, tensors=norm)
+    refused("output_norm.weight.*is in m-00001-of-00003.gguf, too")
+    (part,) = (part for part in parts if "blk.1.attn_norm.weight" in open_gguf(part).tensors)
+    rewrite(part, tensors={"blk.1.attn_norm.weight": (0, (256,), np.full(256, np.nan, "<f4"))})
+    assert refused(r"blk.1.attn_norm.weight.*holds nan at 0").file == str(part)
+
+
 # --- what is refused ---------------------------------------------------------------------------
 
 
@@ -360,3 +422,26 @@ def test_a_bitnet_has_one_scale_whatever_its_blocks_hold(tmp_path):
     rewrite(tmp_path / "m.gguf", tensors={gguf_name(Q): (42, matrix.shape, packed)})
     with pytest.raises(CheckpointError, match="a ternary matrix has one scale"):
         load_gguf(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fuzzed_files_are_refused_or_read(family, tmp_path):
+    """300 files with a few bytes changed, half of them in the header: our error, or a model."""
+    path, outcomes = tmp_path / "m.gguf", {"read": 0, "refused": 0}
+    save_gguf(model_of(FAMILIES[family], 64, packed_tables=True), path, "q2_0")
+    whole = path.read_bytes()
+    header = min(t.offset for t in open_gguf(path).tensors.values())
+    rng = np.random.default_rng(0)
+    for number in range(300):
+        content = np.frombuffer(whole, np.uint8).copy()
+        places = rng.integers(0, header if number % 2 else len(content), rng.integers(1, 4))
+        content[places] = rng.integers(0, 256, len(places))
+        path.write_bytes(content)
+        try:
+            model = load_gguf(path)
+        except CheckpointError:
+            outcomes["refused"] += 1
+        else:
+            outcomes["read"] += 1
+            assert set(model.params) == set(param_shapes(model.config))
+    assert min(outcomes.values()) > 30, outcomes

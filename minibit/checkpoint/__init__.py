@@ -9,6 +9,7 @@ from minibit.checkpoint.gguf.container import open_gguf as open_gguf
 from minibit.checkpoint.gguf.models import GGUFKind as GGUFKind
 from minibit.checkpoint.gguf.models import load_gguf as load_gguf
 from minibit.checkpoint.gguf.models import save_gguf as save_gguf
+from minibit.checkpoint.gguf.parts import open_parts as open_parts
 from minibit.checkpoint.gguf.tokenizer import CHAT_TEMPLATE as CHAT_TEMPLATE
 from minibit.checkpoint.gguf.tokenizer import GENERATION as GENERATION
 from minibit.checkpoint.gguf.tokenizer import HUGGING_FACE as HUGGING_FACE

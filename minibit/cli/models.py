@@ -128,7 +128,7 @@ def read_model(
         return Source(path, "Hugging Face", checkpoint.load_bitnet(path), companions)
     if starts(path, b"GGUF"):
         model = checkpoint.load_gguf(path, layout=layout, squared_relu=squared_relu)
-        metadata = checkpoint.open_gguf(path).metadata
+        metadata = checkpoint.open_parts(path).metadata
         texts = {name: metadata.get(key) for key, name in IN_GGUF.items()}
         companions = {name: text.encode() for name, text in texts.items() if isinstance(text, str)}
         return Source(path, "GGUF", model, companions)

@@ -43,9 +43,9 @@ from minibit.checkpoint.gguf.container import (
     TQ2_0,
     GGUFFile,
     Tensor,
-    open_gguf,
 )
 from minibit.checkpoint.gguf.metadata import config_entries, read_config, shortest
+from minibit.checkpoint.gguf.parts import open_parts
 from minibit.checkpoint.gguf.tensors import (
     block_scales,
     check_encodable,
@@ -139,7 +139,8 @@ def load_gguf(
     path : path
         Its projections are TQ1_0, TQ2_0, Q2_0, PQ2_0, PTQ1_0 or I2_S, or floats that hold nothing
         but 0 and one magnitude; in a Llama or Qwen3 each block may have its own, and each group of
-        32 to 256 columns of floats. It is mapped, and never written to.
+        32 to 256 columns of floats. It is mapped, and never written to. If it was split, any part
+        will do: the others lie beside it.
     layout : {"x86", "arm", "rows"}, optional
         The order of codes in I2_S: the wrong one gives a model that runs and talks nonsense. By
         default what the file says, if `save_gguf` wrote it, else ``x86``, as published files have.
@@ -179,13 +180,7 @@ def load_gguf(
     >>> bool(np.array_equal(load_gguf(path).logits([[1, 2]]), model.logits([[1, 2]])))
     True
     """
-    file = open_gguf(path)
-    parts = file.metadata.get("split.count", 1)
-    if type(parts) is not int or parts > 1:
-        number = file.metadata.get("split.no", 0)
-        which = number + 1 if type(number) is int else shown(number)
-        part = f"part {which} of {shown(parts)} of a split file"
-        raise file.error(f"is {part}: join them first, with llama-gguf-split --merge")
+    file = open_parts(path)
     config = read_config(file, squared_relu=squared_relu)
     order: Any = file.metadata.get(_LAYOUT, "x86") if layout is None else layout
     if layout is None and order not in get_args(I2Layout):
@@ -296,7 +291,7 @@ def save_gguf(
     >>> config = BitNetConfig(7, 256, 256, layers=1, heads=2, kv_heads=1, max_positions=64)
     >>> path = mkdtemp() + "/model.gguf"
     >>> save_gguf(BitNetModel(config, init_params(config, seed=0)), path)
-    >>> open_gguf(path).tensors["blk.0.attn_k.weight"][:3]
+    >>> open_parts(path).tensors["blk.0.attn_k.weight"][:3]
     ('blk.0.attn_k.weight', 35, (128, 256))
     """
     one_of("kind", kind, _KINDS)
