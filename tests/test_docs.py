@@ -591,6 +591,87 @@ def test_times_and_margins_are_written_as_they_are():
     assert ways == ["minibit", "torch", "plain read"]
 
 
+TIMES = {  # benchmark: details as small as they come, and the times that the page takes from them
+    "gemv": (
+        {"2 x 2": {"int8": 1.0, "one thread": 9.0, "read": 2.0}, "roofline": {"peak": 9.0}},
+        {"2 x 2": {"minibit, int8": 1.0, "plain read": 2.0}},
+    ),
+    "quantise": (
+        {"2 x 2": {"absmean": 1.0, "numpy absmean": 2.0, "absmax": 3.0, "numpy absmax": 4.0}},
+        {"absmean": {"minibit": 1.0, "NumPy": 2.0}, "absmax": {"minibit": 3.0, "NumPy": 4.0}},
+    ),
+    "topk": (
+        {
+            "choice": {"0.4": {"one token: topk_mask": 1.0, "one token: argpartition": 2.0}},
+            "product": {"2 x 2": {"zeros": [0.5, 0.6], "dense": [9.0, 3.0], "sparse": [9.0, 4.0]}},
+        },
+        {
+            "choice, 40% zeros, one token": {"minibit": 1.0, "NumPy argpartition": 2.0},
+            "product, 2 x 2": {"minibit, dense product": 3.0, "minibit, sparse product": 4.0},
+        },
+    ),
+    "lm": (
+        {
+            "55k": {"float": 1.0, "float, two threads": 2.0, "b1.58, torch": 3.0},
+            "many rows": {"": 9},
+        },
+        {
+            "55k float": {"minibit, one thread": 1.0, "minibit, two threads": 2.0},
+            "55k b1.58": {"PyTorch": 3.0},
+        },
+    ),
+    "cluster": (
+        {"seconds": {"strict": [[1.0, 4.0], [2.0, 5.0], [9.0, 9.0]]}},
+        {"strict": {"minibit, one process": 2.0, "minibit, two workers": 5.0}},
+    ),
+    "step": (
+        {
+            "strict": {
+                **{"step_seconds": [1.0, 3.0], "own": [4.0], "forward": [5.0, 7.0]},
+                **{"naive_forward_passes": 10.0, "perturbations": 8},
+            }
+        },
+        {
+            "strict": {
+                **{"minibit, a step": 2.0, "minibit, its own forward pass": 4.0},
+                **{"NumPy forward pass": 6.0, "8 dense JVPs, one by one": 60.0},
+            }
+        },
+    ),
+    "start": (
+        {"seconds": {"hidden": [1.0, 2.0, 3.0, 5.0, 4.0]}},
+        {
+            "import": {"minibit, SciPy hidden": 1.0},
+            "first product": {"minibit, SciPy hidden": 2.0},
+            "slowest further kernel": {"minibit, SciPy hidden": 5.0},
+        },
+    ),
+    "decode": (
+        {"minibit": {"token": 1.0, "read": 2.0, "load": 3.0}, "transformers": {}},
+        {"a token": {"minibit": 1.0, "plain read": 2.0}, "loading": {"minibit": 3.0}},
+    ),
+    "train": (
+        {"preset": "small", "runs": [{"seed": 4, "wall_seconds": 1.0, "cpu_seconds": 2.0}]},
+        {"small, seed 4": {"minibit": 1.0, "minibit, of the CPU": 2.0}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_the_times_of_a_page_are_those_of_the_report(name):
+    """By hand: which numbers of a report's details stand in which row and column."""
+    details, expected = TIMES[name]
+    assert BENCHES["TIMES"][name](details) == expected
+
+
+def test_every_benchmark_has_its_times():
+    """None is left without a picture; three share how they are taken."""
+    assert BENCHES["TIMES"].keys() == BENCHMARKS.keys()
+    assert BENCHMARKS.keys() - TIMES.keys() == {"matmul", "nf4"}
+    for name in ("matmul", "nf4"):
+        assert BENCHES["TIMES"][name] is BENCHES["TIMES"]["gemv"]
+
+
 def test_a_report_names_no_folder_and_no_host():
     """What is recorded is the machine's kind, and nothing that tells whose it is."""
     for path in BENCHES["RECORDS"].glob("*.json"):
