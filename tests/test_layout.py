@@ -38,7 +38,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "absmean": 285,
     "layers": 350,
     "noise": 700,
-    "noise_step": 1_910,
+    "noise_step": 1_920,
     "steps": 2_470,
     "tape": 980,
     "transformer": 1_930,

@@ -119,6 +119,14 @@ def test_a_preset_that_no_run_can_have_is_refused():
         replace(PRESETS["small"], threshold=1.0)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_is_no_argument_of_a_run_is_named(tmp_path, resume):
+    """Before there is a log, or a change of one."""
+    with pytest.raises(TypeError, match="a preset has no field colour, speed"):
+        train(out=tmp_path / "a", resume=resume, dataset=blobs(), speed=2, colour=1)
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_seed_names_a_run_and_threads_do_not_matter(tmp_path):
     """The same file from one thread and from two; another from another seed."""
     logs = []
@@ -278,6 +286,11 @@ def test_resuming_what_is_no_training_log_is_refused(tmp_path):
         ("c", {"data": None}, "no log of a training run"),
         ("d", {"recipe": {**header["recipe"], "batch": "x"}}, "recipe is no preset: batch"),
         ("e", {"recipe": {**header["recipe"], "colour": 1}}, "recipe is no preset: .*colour"),
+        (
+            "f",
+            {"recipe": {**header["recipe"], "method": "sampled"}},
+            "method 'sampled' and 'units'",
+        ),
     ):
         StepLog.create(tmp_path / name, {**header, **change}).close()
         with pytest.raises(ValueError, match=match):

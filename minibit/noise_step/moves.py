@@ -81,6 +81,11 @@ class Plan:
         """Number of weights."""
         return sum(math.prod(shape) for shape in self.shapes)
 
+    def differences(self, other: Plan) -> str:
+        """Name the fields in which two plans differ, and both values, for an error."""
+        pairs = zip(self.to_dict().items(), other.to_dict().values(), strict=True)
+        return "; ".join(f"{name} {a!r:.80} and {b!r:.80}" for (name, a), b in pairs if a != b)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON types, NumPy's integers made plain."""
         return asdict(Plan.from_dict(asdict(self)))

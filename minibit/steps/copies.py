@@ -13,7 +13,6 @@ from itertools import chain, islice
 from typing import Any, Self
 
 from minibit.base import integer
-from minibit.noise_step import Plan
 from minibit.steps.bounds import Step
 from minibit.steps.contributors import Shares, Tags, shared, without
 from minibit.steps.edits import (
@@ -64,7 +63,7 @@ class Copies(History):
         if replace(theirs, seed=ours.seed, zeros=ours.zeros) != ours:
             raise ValueError(
                 "only logs of one plan, up to seed and zeros, can follow each other; "
-                f"got {_differences(ours, theirs)}"
+                f"got {ours.differences(theirs)}"
             )
         mine, more = [*self.steps()], [*other.steps()]
         names = named(ours, self._segments), named(theirs, other._segments)
@@ -112,7 +111,7 @@ class Copies(History):
         if _checked(other).plan != self.plan:
             raise ValueError(
                 "only forks of one parent can be merged, which have one plan; "
-                f"got {_differences(self.plan, other.plan)}"
+                f"got {self.plan.differences(other.plan)}"
             )
         branches = [(log._segments, [*log.steps()]) for log in (self, other)]
         steps, segments, shared = merged(self.plan, *branches)
@@ -186,9 +185,3 @@ def _checked(other: Any) -> Copies:
             f"other must be a StepLog, got {other!r:.80} of type {type(other).__name__}"
         )
     return other
-
-
-def _differences(a: Plan, b: Plan) -> str:
-    """Name the fields in which two plans differ, and their values."""
-    pairs = zip(a.to_dict().items(), b.to_dict().values(), strict=True)
-    return "; ".join(f"{name} {x!r:.80} and {y!r:.80}" for (name, x), y in pairs if x != y)

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -166,6 +166,8 @@ def train(
         warnings.warn("workers is now called threads", DeprecationWarning, stacklevel=2)
         threads = overrides.pop("workers")
     threads = thread_count(threads)
+    if unknown := overrides.keys() - {field.name for field in fields(Preset)}:
+        raise TypeError(f"a preset has no field {', '.join(sorted(unknown))}")
     data = dataset or load_mnist()
     if resume:
         run = _Run.resumed(Path(out), data, overrides, engine)
@@ -268,7 +270,8 @@ class _Run:
             rules: dict[str, Any] = {"zeros": zeros, "threshold": recipe.threshold}
             stepper = NoiseStep(model, log.replay(), ahead.seed, method, **rules)
             if replace(stepper.plan, seed=plan.seed) != plan:
-                raise ValueError(f"{out}: its recipe makes {stepper.plan}, its header says {plan}")
+                unlike = stepper.plan.differences(replace(plan, seed=ahead.seed))
+                raise ValueError(f"{out}: its recipe makes another plan than it has: {unlike}")
             stepper.steps = len(log)
             return cls(data, log, stepper, course, remote)
         except BaseException:
