@@ -41,7 +41,7 @@ LINES = {  # of Python that a room may have, docstrings too: a new idea brings i
     "noise_step": 1_920,
     "steps": 2_470,
     "tape": 980,
-    "transformer": 1_930,
+    "transformer": 1_940,
     "checkpoint": 4_540,
     "topk": 850,
     "nf4": 1_285,

@@ -13,6 +13,7 @@ from minibit.base import widen
 from minibit.dual import jvp, jvp_batch
 from minibit.kernels import compiled
 from minibit.layers import cross_entropy, rms_norm, squared_relu
+from minibit.matmul import ternary_matmul
 from minibit.noise import uniform
 from minibit.noise.philox import INITIAL
 from minibit.tape import grad, value_and_grad, vjp
@@ -46,6 +47,7 @@ from minibit.transformer.blocks import (
     silu_unit,
     token_loss,
 )
+from minibit.transformer.model import logits_of
 
 VOCAB = 11
 CONFIG = BitNetConfig(VOCAB, 16, 20, layers=2, heads=4, kv_heads=2, max_positions=12)
@@ -278,6 +280,13 @@ def test_packed_matrices_everywhere_are_the_floats_that_they_stand_for(tied, gro
         generate(BitNetModel(config, plain, float_linear), [1, 2], 9)
     )
     assert model.nbytes < 0.3 * BitNetModel(config, plain, float_linear).nbytes
+    quantised = BitNetModel(config, packed).logits(tokens)  # the head's inputs, too
+    x = np.random.default_rng(1).standard_normal((1, 64)).astype(np.float32)
+    head = packed["embed_tokens" if tied else "lm_head"]
+    one = logits_of(config, packed, x, packed_linear)
+    normed = normalize(x, packed["norm"], eps=config.rms_eps)
+    np.testing.assert_array_equal(one, ternary_matmul(normed, head))
+    assert 1e-4 < np.abs(quantised - expected).max() < 0.1 * np.abs(expected).max()
 
 
 # --- what multiplies, and what makes sparse ----------------------------------------------------

@@ -27,7 +27,7 @@ from minibit.transformer.blocks import embed
 from minibit.transformer.kv_cache import KVCache
 from minibit.transformer.model import BitNetModel, logits_of, run_layers
 from minibit.transformer.packed_token import packed_arrays, packed_step
-from minibit.transformer.projections import by_type, packed_linear
+from minibit.transformer.projections import Linear, by_type, packed_linear
 from minibit.transformer.sampling import check_sampling, sample
 
 __all__ = ["Decoder", "generate"]
@@ -129,7 +129,8 @@ class Decoder:
                 x = _read(self.model, piece, cache, threads)
         if packed is not None:
             return packed_step(packed, self._text[-1], cache, threads=threads)
-        return np.asarray(logits_of(self.model.config, self.model.params, x)[0])
+        linear = _linear_of(self.model, threads)
+        return np.asarray(logits_of(self.model.config, self.model.params, x, linear)[0])
 
     def generate(
         self,
@@ -207,19 +208,24 @@ def generate(
     )
 
 
+def _linear_of(model: BitNetModel, threads: int | None) -> Linear:
+    """Return what multiplies, on so many threads: what each projection takes is asked once."""
+    params = model.params
+    linear: Linear = params.linear
+    if linear not in (by_type, packed_linear):
+        return linear
+    packed = all(isinstance(w, TernaryMatrix) for name, w in params.items() if name[-5:] == "_proj")
+    linear = ternary_matmul if packed else linear
+    return partial(linear, threads=cpus() if threads is None else threads)
+
+
 def _read(model: BitNetModel, tokens: Sequence[int], cache: KVCache, threads: int | None) -> Floats:
     """Read tokens into the cache, which is as before if that fails; return the last's stream.
 
     The logits of all tokens would cost more than all the rest if the vocabulary is large.
     """
     config, params, before = model.config, model.params, cache.length
-    linear = params.linear
-    if linear in (by_type, packed_linear):  # what each projection takes is asked here, once
-        packed = all(
-            isinstance(w, TernaryMatrix) for name, w in params.items() if name[-5:] == "_proj"
-        )
-        linear = ternary_matmul if packed else linear
-        linear = partial(linear, threads=cpus() if threads is None else threads)
+    linear = _linear_of(model, threads)
     cache.claim(config, params)
     at = positions(1, len(tokens), config.head_dim, config.rope_theta, before, config.rope_divisors)
     x = embed(params["embed_tokens"], np.array(tokens))  # (tokens, hidden)

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from minibit.base import integer_array, widen
 from minibit.dual import Dual
-from minibit.matmul import head_matmul, ternary_matmul
+from minibit.matmul import head_matmul
 from minibit.ternary import TernaryMatrix
 from minibit.transformer.attend import Positions, causal_attention, positions, rotate
 from minibit.transformer.blocks import embed, gated_unit, normalize, silu_unit
@@ -57,8 +57,7 @@ def forward(
     config : BitNetConfig
     params : mapping
         As `param_shapes` lists. Projections may be anything that `linear` takes; the embedding (and
-        the head) floats, bfloat16 bits as uint16, or a `TernaryMatrix`, which is multiplied by the
-        floats that the last norm gives.
+        the head) floats, bfloat16 bits as uint16, or a `TernaryMatrix`, which `linear` takes, too.
     tokens : integer array, shape (batch, length)
         From 0 to vocab_size - 1; the logits are (batch, length, vocab_size).
     linear : callable (x, w) -> x w^T
@@ -99,7 +98,7 @@ def forward(
     at = positions(batch, length, config.head_dim, config.rope_theta, start, config.rope_divisors)
     x = embed(params["embed_tokens"], array.reshape(-1))  # (batch length, hidden)
     x = run_layers(config, params, x, at, linear, sparsify, cache)
-    return logits_of(config, params, x).reshape(batch, length, config.vocab_size)
+    return logits_of(config, params, x, linear).reshape(batch, length, config.vocab_size)
 
 
 def run_layers(
@@ -152,12 +151,15 @@ def run_layers(
     return x
 
 
-def logits_of(config: BitNetConfig, params: Params, x: Array) -> Array:
-    """Normalise the residual stream, x (rows, hidden), and multiply it by the output head."""
+def logits_of(config: BitNetConfig, params: Params, x: Array, linear: Linear) -> Array:
+    """Normalise the residual stream, x (rows, hidden), and multiply it by the output head.
+
+    Floats as they are; a packed head as `linear` multiplies by projections.
+    """
     x = normalize(x, params["norm"], eps=config.rms_eps)
     w = params["embed_tokens" if config.tied else "lm_head"]  # floats, bits of bfloat16, or packed
     if isinstance(w, TernaryMatrix):
-        return ternary_matmul(x, w, activations="float32")
+        return linear(x, w)
     if not isinstance(x, Dual) and w.dtype in (np.float32, np.uint16) and not isinstance(w, Dual):
         return head_matmul(x, w)
     return x @ np.transpose(w if isinstance(w, Dual) else widen(w))  # (rows, vocab)
