@@ -10,7 +10,7 @@ import pytest
 
 from commands import answer, call, refused
 from doctor_zoo import ZOO, Weights, about, blocks_file, encode, weights, write_gguf
-from minibit.checkpoint import doctor, picture
+from minibit.checkpoint import doctor, picture, save_gguf, write_safetensors
 from minibit.checkpoint.diagnosis.doctor import as_fields
 from minibit.checkpoint.diagnosis.drawing import byte_diagram
 from minibit.checkpoint.diagnosis.layouts import HF, LAYOUTS, decode, frames, orders
@@ -27,6 +27,7 @@ from minibit.ternary import (
     to_tq1_0,
     to_tq2_0,
 )
+from minibit.transformer import BitNetConfig, BitNetModel, init_params
 
 SEEDS = (1001,)  # on which no threshold of the doctor was chosen
 MOST = 64_000_000  # bytes of memory, whatever a file's size
@@ -174,6 +175,32 @@ def test_the_shipped_model_is_healthy():
     found = doctor(shipped_folder())
     assert found.healthy
     assert found.layouts == {"F32": 24, "HF": 14}
+    right, *wrong = found.order["HF"].scores.values()
+    assert 40 < right < 80  # standard errors, as the page of formats says
+    assert max(np.abs(wrong)) < 4
+
+
+@pytest.mark.parametrize("kind", ["tq2_0", "i2_s"])
+def test_what_the_package_writes_is_healthy(kind, tmp_path):
+    """A file of `save_gguf` is what it is declared as; weights of no training leave orders open."""
+    config = BitNetConfig(64, 256, 256, 1, 4, 2, 64)
+    save_gguf(BitNetModel(config, init_params(config, 0)), tmp_path / "a.gguf", kind)
+    found = doctor(tmp_path / "a.gguf")
+    assert found.healthy, found.verdict
+    assert found.layouts[kind.upper()] == 7
+    assert {t.declared for t in found.tensors} == {kind.upper(), "F32"}
+    assert found.order[kind.upper()].choice is None
+
+
+def test_bytes_that_are_no_ternary_codes_are_not_called_so(tmp_path):
+    """Four-bit weights are uint8 as well: code 3 in a quarter of the pairs says that."""
+    raw = np.random.default_rng(0).integers(0, 256, (64, 96), np.uint8)
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, {"a.weight": ("U8", raw.shape)}, lambda name: [raw])
+    found = doctor(path)
+    assert found.kinds == {"unknown"}
+    assert found.healthy
+    assert found.layouts == {"U8": 1}
 
 
 @pytest.mark.parametrize(

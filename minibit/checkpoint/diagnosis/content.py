@@ -8,8 +8,7 @@ number says: 1 for the right one, about 1/4 for others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -79,19 +78,11 @@ def packed_content(entry: Entry, layouts: list[Layout]) -> Content:
     """Read a sample in each frame of some layouts, and return what the best one says."""
     best = Content(None, 0.0)
     for layout in layouts:
-        for frame in _framed(layout):
+        for frame in frames(layout):
             content = _flat(entry, frame) if frame.scale is None else _read(entry, frame)
             if content is not None and content.score > best.score + 1e-9:
                 best = content
     return best
-
-
-def _framed(layout: Layout) -> Iterator[Layout]:
-    """Yield the frames of a layout, and base 3 without the fraction."""
-    for frame in frames(layout):
-        yield frame
-        if frame.coding == "fractions":
-            yield replace(frame, coding="plain")
 
 
 def whole_content(entry: Entry, layout: Layout) -> Content:

@@ -3,62 +3,24 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minibit.base import CheckpointError, shown
-from minibit.checkpoint.diagnosis.content import (
-    CLEAR,
-    FLOATS,
-    Content,
-    fits,
-    float_content,
-    packed_content,
-    row_content,
-    whole_content,
-)
-from minibit.checkpoint.diagnosis.layouts import HF, LAYOUTS, Layout, orders
+from minibit.checkpoint.diagnosis.content import FLOATS
+from minibit.checkpoint.diagnosis.layouts import HF, LAYOUTS, orders
 from minibit.checkpoint.diagnosis.matrices import Role, View, role_of
 from minibit.checkpoint.diagnosis.orders import Answer, head_order, order_of, rotation_of
-from minibit.checkpoint.diagnosis.sources import Entry, Source, open_source
-from minibit.checkpoint.gguf.types import NAMED, TYPES, fitting
+from minibit.checkpoint.diagnosis.sources import Source, open_source
+from minibit.checkpoint.diagnosis.tensors import TERNARY, Finding, TensorReport, examined
 
-__all__ = ["Diagnosis", "Finding", "TensorReport", "as_fields", "doctor", "picture"]
+__all__ = ["Diagnosis", "as_fields", "doctor", "picture"]
 
-TERNARY = {"TQ1_0", "TQ2_0", "I2_S", "Q2_0", "PQ2_0", "PTQ1_0", "STQ1_0"}
-WITH_TWO = {"Q2_0", "PQ2_0"}  # whose code 3 is legal, and means +2
 LAYERS = 3  # that orders are judged by: the first, the middle and the last
 INTERLEAVED = ("llama", "mistral", "mistral3")  # architectures that turn neighbours in llama.cpp
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that a reader should know: a fault, or a note."""
-
-    kind: str  # one word, the same for every file
-    message: str
-    tensor: str | None = None
-    fault: bool = True
-
-
-@dataclass
-class TensorReport:
-    """One tensor: what it is declared as, what its size allows, what its bytes say."""
-
-    name: str
-    shape: tuple[int, ...]
-    declared: str
-    allowed: list[str]  # layouts whose size fits between the offsets
-    layout: str | None  # by its bytes
-    score: float = 0.0
-    codes: dict[str, int] = field(default_factory=dict)  # a histogram of the sample
-    zeros: float = 0.0
-    scales: dict[str, int] = field(default_factory=dict)
-    scale_range: tuple[float, float] | None = None
-    granularity: str = ""
 
 
 @dataclass
@@ -124,7 +86,7 @@ def doctor(path: str | os.PathLike[str]) -> Diagnosis:
     found.findings += [Finding(kind, message) for kind, message in source.faults]
     views: dict[Role, View] = {}
     for entry in source.entries:
-        report, layout = _examined(entry, found)
+        report, layout = examined(entry, found.findings)
         found.tensors.append(report)
         key = report.layout or f"{entry.declared}?"
         found.layouts[key] = found.layouts.get(key, 0) + 1
@@ -134,126 +96,6 @@ def doctor(path: str | os.PathLike[str]) -> Diagnosis:
     _judge_orders(source, found, _some_layers(views))
     found.verdict = _verdict(found)
     return found
-
-
-def _examined(entry: Entry, found: Diagnosis) -> tuple[TensorReport, Layout | None]:
-    """Look at one tensor."""
-
-    def finding(kind: str, message: str, fault: bool = True) -> None:
-        found.findings.append(Finding(kind, f"{shown(entry.name)} {message}", entry.name, fault))
-
-    allowed = [layout.name for layout in fits(entry)]
-    report = TensorReport(entry.name, entry.shape, entry.declared, allowed, entry.declared)
-    content, layout = Content(None, 0.0), None
-    if entry.number is None and entry.declared == "U8" and len(entry.shape) == 2:
-        content, layout, report.layout = row_content(entry), HF, "HF"
-    elif entry.declared in FLOATS:
-        if _short(entry, finding):
-            return report, None
-        content = float_content(entry) or content
-        if "not finite" in content.scales:
-            finding("not-finite", "holds NaN or infinities")
-    elif entry.number is not None:
-        content = _packed(entry, report, finding)
-        layout = content.layout
-        if layout is None:
-            return report, None
-    report.score = round(content.score, 3)
-    report.codes, report.zeros = content.codes, round(content.share("0"), 4)
-    report.scales, report.scale_range = content.scales, content.scale_range
-    report.granularity = content.granularity
-    if report.codes and entry.declared not in FLOATS:
-        _codes(content, report.layout or "", finding)
-    return report, layout
-
-
-def _short(entry: Entry, finding: Any) -> bool:
-    """Tell of a tensor that has fewer bytes than its declaration takes."""
-    if entry.number is None or entry.number not in TYPES:
-        return False
-    size = TYPES[entry.number][0].size(entry.shape)
-    if size is None or size <= entry.room:
-        return False
-    finding("truncated", f"takes {size} bytes as {entry.declared}, and has {entry.room}")
-    return True
-
-
-def _packed(entry: Entry, report: TensorReport, finding: Any) -> Content:
-    """Find the layout of a tensor of blocks in a GGUF file, from its size and its bytes."""
-    report.layout = None
-    meanings = TYPES.get(entry.number or 0, ())
-    names = {meaning.name for meaning in meanings}
-    by_size = next(fitting(meanings, entry.shape, entry.room, entry.unit), None)
-    if by_size is not None and by_size.name not in TERNARY:
-        report.layout = by_size.name  # not ternary, and of the right size: not looked into
-        return Content(None, 0.0)
-    if not entry.room:
-        finding("truncated", "has no bytes: the file ends before it")
-        return Content(None, 0.0)
-    content = packed_content(entry, [LAYOUTS[name] for name in report.allowed])
-    if content.score < CLEAR:
-        framed = [layout for layout in LAYOUTS.values() if layout.scale is not None]
-        content = max(content, packed_content(entry, framed), key=lambda content: content.score)
-    named = sorted(names & TERNARY) or report.allowed
-    if content.score < CLEAR:
-        if entry.number in NAMED:
-            finding("named", f"is of type {entry.number}: {NAMED[entry.number]}")
-            report.layout = NAMED[entry.number].partition(" ")[0]
-            return Content(None, 0.0)
-        if not entry.read(0, 1 << 16).any():
-            finding("all-zeros", "is all zero bytes: an upload that lost its weights")
-        elif _short(entry, finding):
-            return Content(None, 0.0)
-        fallback = next((LAYOUTS[name] for name in report.allowed if name in named), None)
-        if fallback is None:
-            finding("unknown", f"of {entry.declared} fits no layout known here")
-            return Content(None, 0.0)
-        content = packed_content(entry, [fallback])  # its scales are the fault
-        finding("unclear", f"of {entry.declared} has no block whose scales are good", False)
-        content = replace(content, layout=fallback)
-    layout = content.layout
-    if layout is None:
-        return Content(None, 0.0)
-    report.layout = layout.name
-    size = layout.size(entry.matrix) or 0
-    if size > entry.room:
-        finding("truncated", f"takes {size} bytes as {layout.name}, and has {entry.room}")
-    elif layout.name not in report.allowed:
-        finding("size", f"has {entry.room} bytes, and holds {layout.name}, which takes {size}")
-    first = meanings[0].name if meanings else None
-    if layout.name != first:
-        other = f"{entry.declared} in ggml" if first else "no type of ggml"
-        finding("type-number", f"is of type {entry.number}, {other}, and holds {layout.name}")
-    if layout.scale != LAYOUTS[layout.name].scale:
-        place = "first" if layout.scale == 0 else "last"
-        finding("scale-place", f"holds {layout.name} with the scale {place} in each block")
-    if layout.coding != LAYOUTS[layout.name].coding:
-        finding("coding", f"holds {layout.name} with plain base-3 bytes, not binary fractions")
-    return whole_content(entry, layout)
-
-
-def _codes(content: Content, layout: str, finding: Any) -> None:
-    """Tell of codes and scales that no healthy tensor has."""
-    if content.codes["2"]:
-        share = f"{100 * content.share('2'):.2f}% of its codes are 3"
-        if layout in WITH_TWO:
-            finding("code-3", f"is not ternary: {share}, which stand for +2", False)
-        else:
-            finding("code-3", f"holds code 3, which {layout} does not have: {share}")
-    if content.codes["illegal"]:
-        finding("illegal", f"holds {content.codes['illegal']} trits of bytes that nobody writes")
-    if content.count and content.share("0") == 1:
-        finding("all-zeros", "holds only weights of 0")
-    count = max(1, sum(content.scales.values()))
-    for kind, slug in (
-        ("zero", "scale-zero"),
-        ("negative", "scale-negative"),
-        ("not finite", "scale-nan"),
-        ("denormal", "scale-denormal"),
-    ):
-        if number := content.scales.get(kind, 0):
-            words = "zero over weights" if kind == "zero" else kind
-            finding(slug, f"has {number} of {count} scales that are {words}")
 
 
 def _some_layers(views: dict[Role, View]) -> dict[Role, View]:
@@ -384,7 +226,7 @@ def picture(path: str | os.PathLike[str], tensor: str, most: int = 256) -> np.nd
     entry = next((entry for entry in source.entries if entry.name == tensor), None)
     if entry is None:
         raise KeyError(f"tensor {shown(tensor)} is not in {path}")
-    report, layout = _examined(entry, Diagnosis("", "", ""))
+    report, layout = examined(entry, [])
     if not report.codes or (layout is None and entry.declared not in FLOATS):
         raise ValueError(
             f"tensor {shown(tensor)} holds {report.layout or entry.declared}, no codes"

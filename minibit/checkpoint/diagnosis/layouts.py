@@ -143,10 +143,16 @@ ROWS = replace(
 
 
 def frames(layout: Layout) -> Iterator[Layout]:
-    """Yield a layout with its scale where it belongs, and at the other end of the block."""
-    yield layout
-    if layout.scale is not None:
-        yield replace(layout, scale=layout.nbytes - 2 if layout.scale == 0 else 0)
+    """Yield a layout with its scale where it belongs, and at the other end of the block.
+
+    For base 3 each comes once more, with plain numbers for bytes and not binary fractions.
+    """
+    codings = ("fractions", "plain") if layout.coding == "fractions" else (layout.coding,)
+    for coding in codings:
+        yield replace(layout, coding=coding)
+        if layout.scale is not None:
+            other = layout.nbytes - 2 if layout.scale == 0 else 0
+            yield replace(layout, scale=other, coding=coding)
 
 
 def orders(layout: Layout) -> Iterator[Layout]:
