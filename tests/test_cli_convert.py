@@ -481,8 +481,8 @@ def test_a_group_wise_file_of_others_becomes_a_directory_of_floats(tmp_path):
 
 
 def test_words_about_a_llama_name_its_readers(tmp_path):
-    """llama.cpp reads it, unlike a BitNet."""
+    """llama.cpp knows its architecture, unlike a BitNet's."""
     save_bitnet(grouped(LLAMA, 256), tmp_path / "hf", linear_class=None)
     said = " ".join(call(tmp_path / "hf", tmp_path / "m.gguf", "--kind", "q2_0").output.split())
-    assert "Read by minibit and llama.cpp" in said
+    assert "llama.cpp has the architecture" in said
     assert "bitnet-b1.58" not in said

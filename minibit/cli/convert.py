@@ -44,8 +44,8 @@ READERS = (
     "architecture bitnet-b1.58, only bitnet, which has another activation."
 )
 OTHER_READERS = (
-    "Read by minibit and llama.cpp (Q2_0: since July 2026), which quantises activations to int8; "
-    "PQ2_0 and PTQ1_0 by PrismML's fork of it, and I2_S by bitnet.cpp."
+    "Read by minibit. llama.cpp has the architecture, and the types TQ1_0, TQ2_0 and (since July "
+    "2026) Q2_0; PQ2_0 and PTQ1_0 are of PrismML's fork of it, I2_S is bitnet.cpp's."
 )
 KEPT_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".md")
 

@@ -58,7 +58,7 @@ class RopeScaling(NamedTuple):
         Examples
         --------
         >>> RopeScaling(original=100).divisors(8, theta=10000.0).round(2)
-        array([1., 8., 8., 8.], dtype=float32)
+        array([1.  , 3.36, 8.  , 8.  ], dtype=float32)
         """
         speed = theta ** (-np.arange(0, head_dim, 2) / head_dim)  # (half,)
         turns = self.original * speed / (2 * math.pi)  # original / wavelength
