@@ -437,9 +437,9 @@ assert np.mean(together) < kept_on + 1
 #
 # Where workers or owners of data took part, a file beside the log says who measured which part of
 # which step. `revert` writes the log without what one of them put in. Five owners with a sixth of
-# the training images each take steps in turn; then the first wants out. What it put in goes
-# exactly. But does the model forget? We compare with training again without it, on its own images
-# and on the last sixth, which nobody trained on.
+# the training images each take steps in turn; then the first wants out. `revert` takes out its
+# moves exactly. But does the model forget? We compare with training again without it, on its own
+# images and on the last sixth, which nobody trained on.
 
 # %%
 small, turns_each = PRESETS["small"], 20
@@ -495,8 +495,8 @@ assert without[1] < again[1] < everyone[1] + 1
 #
 # A replay to step $n$ costs $n$ steps. `snapshots` keeps the weights at the ends of some records
 # beside the log, five trits per byte, and `weights_at` and `slice` go on from the last one before.
-# Each is held by the log's running CRC and by its record's digest, so a file of another log, or of
-# an older run, is an error.
+# A snapshot carries the log's running CRC, and its weights must have the digest of their record, so
+# a file of another log, or of an older run, is refused.
 
 # %%
 
@@ -523,7 +523,8 @@ assert digest(log.weights_at(130)) == log.digest(130)
 assert visit < 0.6 * whole
 
 # %% [markdown]
-# The whole replay grows with the log, the others do not.
+# The time of a whole replay grows with the log. The other two do not: a snapshot lies at most 32
+# steps before any step. Its price is a fifth of a byte for each weight.
 #
 # ## Taking steps back
 #

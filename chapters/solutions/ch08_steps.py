@@ -130,21 +130,24 @@ if sys.platform != "win32":
 
 # %% [markdown]
 # **6.** The step of its last turn made it what it is; without it the answer falls back, unless
-# another step does the same. Most other answers stay: one step of hundreds changes few of them.
+# another step does the same. Most other answers stay: one step changes few of them.
 
 # %%
 shown = parts.validation_x[:200]
 answers = log.answers(model, shown)  # (steps + 1, images)
 turns = answers[1:] != answers[:-1]
 last = {i: int(np.flatnonzero(turns[:, i])[-1]) for i in np.flatnonzero(turns.any(axis=0))}
-image, step = max(last.items(), key=lambda pair: pair[1])
-without = log.mask([step], folder / "one.steps")
-now = np.argmax(model(without.replay(), shown), axis=1)
-others = np.mean(np.delete(now != answers[-1], image))
-print(f"image {image}: {answers[-1, image]}; without step {step} {now[image]}")
-print(f"of the others, {others:.1%} change")
-assert now[image] != answers[-1, image]
-assert others < 0.1
+latest = sorted(last.items(), key=lambda pair: pair[1])[-10:]
+fell, others = [], []
+for image, step in latest:
+    without = log.mask([step], folder / f"without{image}.steps")
+    now = np.argmax(model(without.replay(), shown), axis=1)
+    fell.append(now[image] != answers[-1, image])
+    others.append(np.mean(np.delete(now != answers[-1], image)))
+print(f"{sum(fell)} of the {len(latest)} answers that turned last change without their last turn")
+print(f"of the others, {np.mean(others):.1%} change")
+assert any(fell)
+assert np.mean(others) < 0.1
 
 # %% [markdown]
 # **7.** Moves are added and each step is clamped. `a.merge(b)` takes a's steps, then b's own. Where
