@@ -177,7 +177,7 @@ class TernaryMatrix:
         )
         if self._scales is None:
             return codes * self._scale
-        scales = restore_scales(self._scales, layout, n_out)[numbers]
+        scales = restore_scales(self._scales, layout, n_out, numbers)
         groups = codes.reshape(len(numbers), scales.shape[1], self.group or n_in)
         with np.errstate(over="ignore", under="ignore"):
             values: NDArray[np.float32] = (groups * scales[..., None]).reshape(len(numbers), n_in)

@@ -208,8 +208,8 @@ def arrange_scales(scales: Floats, layout: str) -> NDArray[Any]:
     turned = filled.reshape(-1, ROWS, groups).transpose(0, 2, 1).reshape(-1)
     with np.errstate(over="ignore"):
         halves = (turned * np.tile(_TIMES, turned.size // ROWS)).astype(np.float16)
-    exact = np.array_equal(_plain_scales(halves.view(np.uint16)), turned)
-    return _aligned(halves.view(np.uint16) if exact else turned)
+    back = halves.astype(np.float32) / np.tile(_TIMES, turned.size // ROWS)
+    return _aligned(halves.view(np.uint16) if np.array_equal(back, turned) else turned)
 
 
 def _aligned(array: NDArray[Any]) -> NDArray[Any]:
@@ -224,28 +224,24 @@ def _aligned(array: NDArray[Any]) -> NDArray[Any]:
 _TIMES = np.repeat(np.array([64, 16, 4, 1], np.float32), 16)  # a panel's rows
 
 
-def _plain_scales(arranged: NDArray[Any]) -> Floats:
-    """Return scales in the order of panels as float32."""
-    if arranged.dtype != np.uint16:
-        return arranged
-    floats = arranged.view(np.float16).astype(np.float32).reshape(-1, ROWS) / _TIMES
-    return floats.reshape(-1)
-
-
-def restore_scales(arranged: NDArray[Any], layout: str, n_out: int) -> Floats:
-    """Undo `arrange_scales`: float32 of shape (n_out, groups).
+def restore_scales(arranged: NDArray[Any], layout: str, n_out: int, rows: Any = None) -> Floats:
+    """Undo `arrange_scales`: float32 of shape (n_out, groups), or of some rows alone.
 
     Examples
     --------
     >>> restore_scales(arrange_scales(np.float32([[0.5, 0.1]]), "panels"), "panels", 1)
     array([[0.5, 0.1]], dtype=float32)
     """
+    rows = np.arange(n_out) if rows is None else rows
     if layout != "panels":
-        return np.array(arranged.T if layout == "columns" else arranged, order="C")
-    panels = -(-n_out // ROWS)
-    groups = arranged.size // (panels * ROWS) if panels else 0
-    turned = _plain_scales(arranged).reshape(panels, groups, ROWS).transpose(0, 2, 1)
-    return np.ascontiguousarray(turned.reshape(panels * ROWS, groups)[:n_out])
+        turned = arranged.T if layout == "columns" else arranged
+        return np.ascontiguousarray(turned[rows])
+    groups = arranged.size // (-(-n_out // ROWS) * ROWS) if n_out else 0
+    panels = arranged.reshape(-(-n_out // ROWS), groups, ROWS)
+    picked = panels[rows // ROWS, :, rows % ROWS]  # (rows, groups)
+    if arranged.dtype != np.uint16:
+        return picked
+    return picked.view(np.float16).astype(np.float32) / _TIMES[rows % ROWS, None]
 
 
 def rows_of(packed: Bytes, layout: str, shape: tuple[int, int], rows: NDArray[np.intp]) -> Codes:
