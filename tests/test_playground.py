@@ -529,6 +529,7 @@ def test_a_worker_that_does_not_answer_is_replaced(page):
     slow = crafted(plan_of([[2000, 2000]], 4000), [b"\0\0\0\xc0" + b"\xaa" * 1000], steps=1)
     page.drop(f"new File([Uint8Array.from({json.dumps(list(slow))})], 'slow.steps')")
     page.until("document.getElementById('replay-status').textContent.includes('slow')")
+    time.sleep(3)  # the worker has read the file and is at the step
     page.js("document.getElementById('stop').click()")
     page.says("replay-status", "The shipped log")
     assert page.text("digest") == page.text("expected")

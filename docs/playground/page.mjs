@@ -164,7 +164,7 @@ let shippedLog = null;
 async function open(log, name) {
   say("replay-status", `Replaying ${name}.`);
   try {
-    const result = await ask("open", { bytes: log }, (share) => { $("replay-progress").value = share; });
+    const result = await ask("open", { log }, (share) => { $("replay-progress").value = share; });
     shown = { ...result, name, log };
   } catch (error) {
     $("replay-progress").value = shown ? 1 : 0;
@@ -688,13 +688,7 @@ function setUpReplay() {
     const [file] = files ?? [];
     if (!file) return say("replay-status", "What was dropped is no file.");
     if (file.size > 16e6) return say("replay-status", `${file.name} has ${file.size} bytes; this page takes logs up to 16 MB.`);
-    let data;
-    try {
-      data = new Uint8Array(await file.arrayBuffer());
-    } catch {
-      return say("replay-status", `${file.name} cannot be read: a folder, or a file that has changed.`);
-    }
-    await open(data, file.name);
+    await open(file, file.name); // the worker reads it
   };
   $("file").onchange = async () => { await take($("file").files); $("file").value = ""; };
   $("shipped").onclick = () => open(shippedLog, "the shipped log");

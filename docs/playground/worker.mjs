@@ -163,6 +163,15 @@ function edited({ kind, from, to, layer, seed }) {
   return log.bytes();
 }
 
+/** The bytes of a file. */
+async function read(file) {
+  try {
+    return new Uint8Array(await file.arrayBuffer());
+  } catch {
+    throw new RangeError("it cannot be read: a folder, or a file that has changed");
+  }
+}
+
 const calls = {
   /** Take the shipped images: labels, then pixels. */
   digits({ bytes }) {
@@ -171,9 +180,11 @@ const calls = {
     return { count };
   },
 
-  /** Replay a log, and show it from now on. */
-  async open({ bytes }, progress, own) {
+  /** Replay a log, a file or its bytes, and show it from now on. */
+  async open({ log }, progress, own) {
     for (const other of running) if (other !== own && other.call === "open") other.stopped = true;
+    const bytes = log instanceof Blob ? await read(log) : log;
+    if (own.stopped) throw new RangeError("it was stopped");
     const began = performance.now(), next = new Run(bytes);
     await next.replay(own, progress);
     run = next;
