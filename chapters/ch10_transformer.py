@@ -36,7 +36,7 @@ from minibit.transformer import (
     sample,
 )
 from minibit.transformer.attend import causal_attention, positions, rotate
-from minibit.transformer.blocks import gated_unit
+from minibit.transformer.blocks import gated_unit, silu_unit
 
 plots.style(show=True)
 BLUE, RED, GREEN, PINK, *_ = plots.PALETTE
@@ -245,6 +245,53 @@ print(f"in three pieces with a cache: median {np.median(difference):.1e}")
 assert cache.length == 24
 assert np.median(difference) < 1e-5
 assert KVCache(dataclasses.replace(config, kv_heads=4)).nbytes == 2 * KVCache(config).nbytes
+
+# %% [markdown]
+# ## The same pass, other families
+#
+# Other published ternary models were not born as BitNet: Llama3-8B-1.58 and Falcon3-1.58 are Llamas
+# whose matrices became ternary later, Ternary Bonsai is such a Qwen3. Their blocks differ from
+# BitNet's in three pieces, and the configuration's `family` says which are in place:
+#
+# | | bitnet | llama | qwen3 |
+# |---|---|---|---|
+# | unit | $\max(\text{gate}, 0)^2\, \text{up}$ | $\text{silu}(\text{gate})\, \text{up}$ | as llama |
+# | norms before `o` and `down` | yes | no | no |
+# | a norm of each head of q and k | no | no | yes |
+#
+# Here $\text{silu}(g) = g / (1 + e^{-g})$, which is smooth and never quite shut. A Qwen3 also says
+# how wide a head is, whatever the width of the stream. The norm of the heads bounds every score:
+# with gains of 1, q and k are $\sqrt{d}$ long, so that $q \cdot k / \sqrt{d} \le \sqrt{d}$.
+
+# %%
+families = {
+    "bitnet": config,
+    "llama": dataclasses.replace(config, family="llama"),
+    "qwen3": dataclasses.replace(config, family="qwen3", own_head_dim=32),
+}
+gains = {
+    family: {name.split(".")[-1] for name, shape in param_shapes(other).items() if len(shape) == 1}
+    for family, other in families.items()
+}
+for family, other in families.items():
+    logits = forward(other, init_params(other, seed=0), tokens)
+    beside = ", ".join(sorted(gains[family] - gains["llama"])) or "none"
+    print(f"{family:7} heads of {other.head_dim}; norms beside Llama's: {beside}")
+    assert logits.shape == (*tokens.shape, 83)
+assert gains["bitnet"] - gains["llama"] == {"attn_sub_norm", "ffn_sub_norm"}
+assert gains["qwen3"] - gains["llama"] == {"q_norm", "k_norm"}
+
+smooth = silu_unit(gate, up)
+codes = np.rint(smooth * (127 / np.abs(smooth).max(axis=1, keepdims=True)))
+print(f"zero in 8 bits: {np.mean(codes == 0):.1%} with silu")
+assert np.mean(codes == 0) < 0.25
+
+long = 30 * np.random.default_rng(1).standard_normal(
+    (2, 500, 32)
+)  # q and k of 500 tokens, of one head
+scores = [np.abs(a[0] @ a[1].T).max() / np.sqrt(32) for a in (long, rms_norm(long))]
+print(f"largest score: {scores[0]:.0f}, and {scores[1]:.2f} of norms; sqrt(32) is {32**0.5:.2f}")
+assert scores[1] < np.sqrt(32) < scores[0] / 100
 
 # %% [markdown]
 # To write, **sample**: divide the logits by a temperature, remove unlikely tokens if you like

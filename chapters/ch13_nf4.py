@@ -272,11 +272,11 @@ assert costs["NF4, blocks of 32, doubly"][1] < costs["NVFP4"][1] < costs["MXFP4"
 # bits in the scale and half the block. NF4 in doubly quantised blocks of 32 loses less than both,
 # for fewer bits than NVFP4; its scales cost a table, which hardware spares itself.
 #
-# The codebook of the scales of NF4 is a strange choice, though. The *dynamic map* was made for the state
-# of Adam, where magnitudes span many decades: half of its numbers lie above 0.1, a quarter between
-# 0.01 and 0.1, and so on down to $10^{-7}$. Absmaxes minus their mean span one decade. An even grid
-# of 256 numbers would do better; both errors vanish beside that of the weights, so the map stays,
-# for files are full of it.
+# The codebook of the scales of NF4 is a strange choice, though. The *dynamic map* was made for the
+# state of Adam, where magnitudes span many decades: half of its numbers lie above 0.1, a quarter
+# between 0.01 and 0.1, and so on down to $10^{-7}$. Absmaxes minus their mean span one decade. An
+# even grid of 256 numbers would do better; both errors vanish beside that of the weights, so the
+# map stays, for files are full of it.
 
 # %%
 nested = np.repeat(doubled.nested_absmax, 256)[: tensor.absmax.size]

@@ -495,7 +495,8 @@ temporary.cleanup()
 #
 # *Measuring* is the slowest worker's part of a step, *on the way* are messages and Dask, *deciding*
 # is the client's part. Batches of 512 samples are small: a worker has little to do, and the way
-# weighs much. `minibit bench cluster` times the two workers with batches of 4,096 beside one process.
+# weighs much. `minibit bench cluster` times the two workers with batches of 4,096 beside one
+# process.
 
 # %% [markdown]
 # ## A thousand workers on slow lines
