@@ -180,15 +180,15 @@ def i2_s_file(path, model, order):
     return write_gguf(path, tensors, about(model))
 
 
-def hf_folder(path, model, pack):
-    """A Hugging Face directory of packed codes, or floats."""
+def hf_folder(path, model, pack, scale=None):
+    """A Hugging Face directory of packed codes and their scales, or of floats."""
     path.mkdir()
     arrays = {"model.embed_tokens.weight": model.embedding}
     for (layer, role), codes in model.codes.items():
         name = f"model.layers.{layer}.{HF[role]}.weight"
         arrays[name] = pack(codes)
         if arrays[name].dtype == np.uint8:
-            arrays[name + "_scale"] = np.float32([1 / model.scale()])
+            arrays[name + "_scale"] = np.float32([1 / model.scale() if scale is None else scale])
     kinds = {np.dtype("u1"): "U8", np.dtype("<f4"): "F32"}
     specs = {name: (kinds[array.dtype], array.shape) for name, array in arrays.items()}
     write_safetensors(path / "model.safetensors", specs, lambda name: [arrays[name]])
@@ -375,6 +375,12 @@ ZOO = {
     "hugging face": Animal(lambda p, m: hf_folder(p, m, to_hf), "HF"),
     "hugging face, neighbours": Animal(
         lambda p, m: hf_folder(p, m, neighbours), "HF", NEIGHBOURS, {"order"}
+    ),
+    "hugging face, scales zero": Animal(
+        lambda p, m: hf_folder(p, m, to_hf, 0), "HF", None, {"scale-zero"}
+    ),
+    "hugging face, scales NaN": Animal(
+        lambda p, m: hf_folder(p, m, to_hf, np.nan), "HF", None, {"scale-nan"}
     ),
     "floats": Animal(
         lambda p, m: hf_folder(p, m, lambda c: c.astype(np.float32) * np.float32(0.05)), "F32"

@@ -30,7 +30,7 @@ from minibit.ternary import (
 from minibit.transformer import BitNetConfig, BitNetModel, init_params
 
 SEEDS = (1001,)  # on which no threshold of the doctor was chosen
-MOST = 64_000_000  # bytes of memory, whatever a file's size
+MOST = 128_000_000  # bytes of memory, whatever a file's size
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "formats.md"
 ENCODERS = {
     "Q2_0": to_q2_0,

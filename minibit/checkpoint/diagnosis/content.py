@@ -25,12 +25,13 @@ __all__ = [
     "packed_content",
     "row_content",
     "sampled",
+    "scale_content",
     "whole_content",
 ]
 
 Codes = NDArray[np.int8]
 ROWS, BYTES = 24, 2176  # of a sample: rows, and bytes of each (a multiple of 34 and of 64)
-MOST = 1 << 20  # bytes of a tensor in the frame that fits
+MOST = 1 << 18  # bytes of a tensor in the frame that fits
 CLEAR = 0.75  # a frame fits if this share of its scales is good
 FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
 
@@ -172,6 +173,17 @@ def row_content(entry: Entry) -> Content:
         np.stack([bytes_ >> 2 * i & 3 for i in range(4)]).astype(np.int8) - np.int8(1)
     )
     return Content(None, 1 - min(1.0, 4 * codes["2"] / max(1, sum(codes.values()))), codes)
+
+
+def scale_content(entry: Entry) -> Content:
+    """Count the scales of a tensor of floats that holds nothing else."""
+    form = np.dtype(FLOATS[entry.declared])
+    raw = entry.read(0, min(entry.room, MOST) // form.itemsize * form.itemsize)
+    with np.errstate(over="ignore"):
+        scales = widen(raw.view(form)).astype(np.float32)
+    content = Content(None, 0.0)
+    content.score = _scales(content, scales, np.zeros(len(scales), bool), 2.0**-126)
+    return content
 
 
 def float_content(entry: Entry) -> Content | None:

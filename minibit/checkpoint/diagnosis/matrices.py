@@ -24,9 +24,9 @@ from minibit.checkpoint.diagnosis.sources import Entry
 __all__ = ["Role", "View", "agreement", "role_of", "spectral_agreement", "unit_rows"]
 
 Floats = NDArray[np.float32]
-Gram = NDArray[np.float64]
-ACROSS = 1024  # rows, or columns, that a Gram matrix sums over
-TURNS = 100  # of the power method
+Gram = NDArray[np.float32]
+ACROSS = 512  # rows, or columns, that a Gram matrix sums over
+TURNS = 100
 _GGUF = re.compile(r"blk\.(\d{1,5})\.(attn_(?:q|k|v|output)|ffn_(?:gate|up|down))\.weight")
 _HF = re.compile(
     r"(?:.*\.)?layers\.(\d{1,5})\.(?:self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj\.weight"
@@ -106,7 +106,7 @@ class View:
 def _gram(vectors: Floats) -> Gram:
     """Return the cosines of all pairs of rows."""
     unit = unit_rows(vectors)
-    gram: Gram = (unit @ unit.T).astype(np.float64)
+    gram: Gram = unit @ unit.T
     return gram
 
 
@@ -122,8 +122,10 @@ def unit_rows(vectors: Floats) -> Floats:
 def _standard(gram: Gram) -> Gram:
     """Return the entries off the diagonal, less their mean and over their deviation."""
     pairs = ~np.eye(len(gram), dtype=bool)
-    centred = np.where(pairs, gram - gram[pairs].mean(), 0.0)
-    return centred / max(float(centred[pairs].std()), 1e-20)
+    others = gram[pairs].astype(np.float64)
+    standard: Gram = (gram - np.float32(others.mean())) / np.float32(max(others.std(), 1e-20))
+    np.fill_diagonal(standard, 0)
+    return standard
 
 
 def agreement(one: Gram, other: Gram) -> float:
@@ -135,7 +137,8 @@ def agreement(one: Gram, other: Gram) -> float:
     count = len(one)
     if count < 8:
         return 0.0
-    mean = float((_standard(one) * _standard(other)).sum()) / (count * (count - 1))
+    total = (_standard(one) * _standard(other)).sum(dtype=np.float64)
+    mean = float(total) / (count * (count - 1))
     return mean * float(np.sqrt(count * (count - 1) / 2))
 
 
@@ -149,10 +152,16 @@ def spectral_agreement(pairs: list[tuple[Gram, Gram]]) -> float:
     """
     if not pairs or len(pairs[0][0]) < 8:
         return 0.0
-    products = np.sum([_standard(one) * _standard(other) for one, other in pairs], axis=0)
+    products = np.zeros_like(pairs[0][0])
+    for one, other in pairs:
+        products += _standard(one) * _standard(other)
     edge = 2 * np.sqrt(len(pairs) * len(products))
-    vector = np.cos(np.arange(len(products)) ** 2)  # nothing special; the power method turns it
+    vector = np.cos(np.arange(len(products)) ** 2).astype(
+        np.float32
+    )  # nothing special; the power method turns it
     for _ in range(TURNS):
-        vector = products @ vector + 1.5 * edge * vector  # the shift keeps negative ones small
+        vector = (
+            products @ vector + np.float32(1.5 * edge) * vector
+        )  # the shift keeps negative ones small
         vector /= np.linalg.norm(vector)
     return float(vector @ products @ vector / edge)

@@ -33,6 +33,7 @@ FOLDED, UNFOLDED = 1.6, 1.25  # multiples of the edge of noise, and of what ther
 PAIRED, LEAD, CLEAR_LEAD = 3.0, 0.5, 2.5  # standard errors, of rotary pairs
 HEADS, HEAD = 8, 256  # of a layer, and the longest
 Views = Mapping[Role, View]
+Rows = dict[tuple[Role, int], Gram]
 
 
 @dataclass
@@ -55,35 +56,41 @@ def order_of(views: Views, family: set[Role]) -> Answer:
     """Find the order of the weights of a family: tensors of one layout, written by one program."""
     first = next(iter(family))
     layout = views[first].layout
-    scores = {}
+    scores: dict[str, float] = {}
+    rows: Rows = {}  # inner products of rows are the same for all orders of columns
     for order in orders(layout) if layout else [None]:
         read = dict(views)
+        if order is not None and (order.rows or order.name in ("HF", "I2_S")):
+            rows = {}
         for role in family:
             if order is not None and not order.divides(views[role].shape):
                 break
             read[role] = View(views[role].entry, order)
         else:
-            parts = [agreement(*pair) for pair in _shared_axes(read, family, AXES)]
+            parts = [agreement(*pair) for pair in _shared_axes(read, family, AXES, rows)]
             name = order.order if order else "as it is"
             scores[name] = float(np.sum(parts) / np.sqrt(max(1, len(parts))))
     return _pick(scores, FITS, STANDS_OUT)
 
 
-def _shared_axes(views: Views, family: set[Role], most: int) -> list[tuple[Gram, Gram]]:
-    """Return for each axis that the family's matrices share: inner products on both its sides."""
+def _shared_axes(views: Views, family: set[Role], most: int, rows: Rows) -> list[tuple[Gram, Gram]]:
+    """Return for each axis that the family's matrices share: inner products on both its sides.
+
+    What is known of rows is taken from `rows`, and what is not is put there.
+    """
     pairs = []
     layouts = [views[role].layout for role in family]
     by_rows = any(layout is not None and layout.rows for layout in layouts)
     readers = [role for role in views if role[1] in READERS]
     writers = [role for role in views if role[1] in WRITERS]
     if family & {*(writers if by_rows else readers)}:  # else every order says the same
-        pairs += _pair(views, [r for r in readers if r in family] or readers, writers, most)
+        pairs += _pair(views, [r for r in readers if r in family] or readers, writers, most, rows)
     for layer, name in views:
         units = [(layer, "gate"), (layer, "up")]
         if name != "down" or not all(unit in views for unit in units):
             continue
         if family & {*(units if by_rows else [(layer, name)])}:
-            pairs += _pair(views, [(layer, name)], units, most, np.multiply)
+            pairs += _pair(views, [(layer, name)], units, most, rows, np.multiply)
     return pairs
 
 
@@ -92,6 +99,7 @@ def _pair(
     readers: list[Role],
     writers: list[Role],
     most: int,
+    rows: Rows,
     join: Callable[[Gram, Gram], Gram] = np.add,
 ) -> list[tuple[Gram, Gram]]:
     """Join the Gram matrices of columns, and those of rows, of matrices with one axis in common."""
@@ -103,11 +111,16 @@ def _pair(
     count = min(views[role].whole_blocks(most) for role in readers)
     if not writers or count < 8:
         return []
-    columns = sum(views[role].of_columns(count) for role in readers)
-    rows = views[writers[0]].of_rows(count)
+    columns = views[readers[0]].of_columns(count)
+    for role in readers[1:]:
+        columns += views[role].of_columns(count)
+    for role in writers:
+        if (role, count) not in rows:
+            rows[role, count] = views[role].of_rows(count)
+    joined = rows[writers[0], count]
     for role in writers[1:]:
-        rows = join(rows, views[role].of_rows(count))
-    return [(np.asarray(columns), rows)]
+        joined = join(joined, rows[role, count])
+    return [(columns, joined)]
 
 
 def rotation_of(views: Views, family: set[Role]) -> Answer:
@@ -116,11 +129,11 @@ def rotation_of(views: Views, family: set[Role]) -> Answer:
     The choice is "none", or the block's length. Signs before the rotation, which only metadata
     know, change the signs of columns alone.
     """
-    natural = [agreement(*pair) for pair in _shared_axes(views, family, AXES)]
+    natural = [agreement(*pair) for pair in _shared_axes(views, family, AXES, {})]
     score = float(np.sum(natural) / np.sqrt(max(1, len(natural))))
     if score >= FITS:
         return Answer("none", {"none": score})
-    pairs = _shared_axes(views, family, ROTATED)
+    pairs = _shared_axes(views, family, ROTATED, {})
     lengths = {len(one) for one, _ in pairs}
     widths = [[pair for pair in pairs if len(pair[0]) == length] for length in lengths]
     scores = {"none": max(map(spectral_agreement, widths), default=0.0)}
@@ -155,7 +168,7 @@ def _hadamard(rows: Gram, block: int) -> Gram:
             [pairs[:, :, :1] + pairs[:, :, 1:], pairs[:, :, :1] - pairs[:, :, 1:]], axis=2
         ).reshape(len(parts), block)
         width *= 2
-    turned: Gram = parts.reshape(rows.shape) / np.sqrt(block)
+    turned: Gram = parts.reshape(rows.shape) / np.float32(np.sqrt(block))
     return turned
 
 
@@ -167,7 +180,7 @@ def head_order(views: Views, heads: int, kv_heads: int) -> Answer:
     frequencies correlate a little as well, which are side by side if pairs lie half a head apart;
     so that choice takes any lead, and the other a clear one.
     """
-    squares: list[NDArray[np.float64]] = []
+    squares: list[Gram] = []
     for layer, name in views:
         if name != "q" or (layer, "k") not in views:
             continue
@@ -209,5 +222,5 @@ def head_order(views: Views, heads: int, kv_heads: int) -> Answer:
 
 def _gram_between(one: NDArray[np.float32], other: NDArray[np.float32]) -> Gram:
     """Return the cosines of the rows of two matrices."""
-    cosines: Gram = (unit_rows(one) @ unit_rows(other).T).astype(np.float64)
+    cosines: Gram = unit_rows(one) @ unit_rows(other).T
     return cosines

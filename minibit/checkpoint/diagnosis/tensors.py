@@ -14,6 +14,7 @@ from minibit.checkpoint.diagnosis.content import (
     float_content,
     packed_content,
     row_content,
+    scale_content,
     whole_content,
 )
 from minibit.checkpoint.diagnosis.layouts import HF, LAYOUTS, Layout
@@ -73,9 +74,13 @@ def examined(entry: Entry, findings: list[Finding]) -> tuple[TensorReport, Layou
     elif entry.declared in FLOATS:
         if _short(entry, finding):
             return report, None
-        content = float_content(entry) or content
-        if "not finite" in content.scales:
-            finding("not-finite", "holds NaN or infinities")
+        if entry.name.endswith(("_scale", ".scale")):
+            content = scale_content(entry)
+            _scales(content, finding)
+        else:
+            content = float_content(entry) or content
+            if "not finite" in content.scales:
+                finding("not-finite", "holds NaN or infinities")
     elif entry.number is not None:
         content = _packed(entry, report, finding)
         layout = content.layout
@@ -166,7 +171,7 @@ def _mismatches(entry: Entry, allowed: list[str], layout: Layout, finding: Tell)
 
 
 def _codes(content: Content, layout: str, finding: Tell) -> None:
-    """Tell of codes and scales that no healthy tensor has."""
+    """Tell of codes that no healthy tensor has, and of its scales."""
     if content.codes["2"]:
         share = f"{100 * content.share('2'):.2f}% of its codes are 3"
         if layout in WITH_TWO:
@@ -177,6 +182,11 @@ def _codes(content: Content, layout: str, finding: Tell) -> None:
         finding("illegal", f"holds {content.codes['illegal']} trits of bytes that nobody writes")
     if content.count and content.share("0") == 1:
         finding("all-zeros", "holds only weights of 0")
+    _scales(content, finding)
+
+
+def _scales(content: Content, finding: Tell) -> None:
+    """Tell of scales that no healthy tensor has."""
     count = max(1, sum(content.scales.values()))
     for kind, slug in (
         ("zero", "scale-zero"),
