@@ -501,6 +501,21 @@ def python(code, **environment):
     return done.stdout
 
 
+@needs_jit
+@pytest.mark.once
+def test_the_first_token_of_a_packed_model_compiles_on_any_cpu(tmp_path):
+    """With no compiled code at hand: what a kernel calls has flags of its own."""
+    code = """
+from minibit.transformer import BitNetConfig, BitNetModel, Decoder, init_params, pack_params
+config = BitNetConfig(11, 16, 16, layers=1, heads=2, kv_heads=1, max_positions=8)
+decoder = Decoder(BitNetModel(config, pack_params(init_params(config, seed=0))))
+decoder.append([3])
+print(decoder.logits().shape)
+"""
+    settings = {"MINIBIT_KERNELS": "portable", "NUMBA_CACHE_DIR": str(tmp_path)}
+    assert python(code, **settings) == "(11,)\n"
+
+
 def test_numpy_alone_gives_the_same_results_without_a_word(tmp_path):
     """Where Numba cannot be imported the reference path is taken: maths, and replay of a log."""
     from minibit.training import train

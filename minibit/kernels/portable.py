@@ -19,7 +19,7 @@ ROWS = 64  # rows are given in groups of 64, as for panels
 FLUSH = 8  # steps of 16 columns that int16 can hold
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=True)
 def _sums(x, lines, begin, end, minus, sums):
     """Sum the products of rows begin..end of ``lines (n_in / 4, n_out)`` with one padded token."""
     part = np.zeros(end - begin, np.int16)
@@ -49,7 +49,7 @@ def _sums(x, lines, begin, end, minus, sums):
         sums[r] += part[r]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=True)  # it allocates, also if a kernel that must not calls it
 def product(
     x: Array, columns: Array, out: Array, first: int, last: int, gamma: np.float32 | None
 ) -> bool:
