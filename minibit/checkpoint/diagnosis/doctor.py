@@ -197,7 +197,7 @@ def _verdict(found: Diagnosis) -> str:
         sentence += "; cannot tell whether a rotation is folded in"
     faults = [finding for finding in found.findings if finding.fault]
     if not faults:
-        return f"{sentence}; nothing is wrong with it."
+        return f"{sentence}; no fault was found."
     first = faults[0].message if len(faults) == 1 else f"{len(faults)} faults, {faults[0].message}"
     return f"{sentence}; {first}."
 
