@@ -7,9 +7,8 @@
 # them takes 16 or 32 bits. In a **ternary** network a weight is one of three numbers: -1, 0 or +1.
 # A choice among three carries $\log_2 3 \approx 1.58$ bits, hence the name.
 #
-# This page shows why that helps, how floats become such weights, what is lost, and how a ternary
-# network is trained. It needs no other chapter. Under each piece of code stands what it printed
-# when this page was made.
+# This page needs no other chapter. On the site, the output stands under each piece of code; in a
+# terminal, `minibit chapters 0 --run` prints it.
 
 # %%
 from math import log2
@@ -38,8 +37,9 @@ rng = np.random.default_rng(0)
 # adds the product to a sum, and drops it. For the next token it reads all of them again.
 #
 # So two things grow with the bits of a weight: the memory that the model fills, and the time for a
-# token. Take a model with the sizes of LLaMA 7B. Say that the memory delivers 50 GB per second;
-# then no program can write more tokens per second than this:
+# token. Take a language model with the sizes of LLaMA 7B (Touvron et al. 2023), which has 7 billion
+# weights. Say that the memory delivers 50 GB per second; then no program can write more tokens per
+# second than this:
 
 # %%
 shape = costs.SHAPES["7B"]
@@ -48,9 +48,7 @@ gigabytes = {}
 for bits in (16, 8, 4, 1.6):
     gigabytes[bits] = (shape.matrix_weights * bits + ends * 16) / 8e9
     read = gigabytes[bits] - shape.head_weights * 16 / 8e9  # of the embedding, one row per token
-    print(
-        f"{bits:4} bits per weight: {gigabytes[bits]:5.1f} GB, at most {50 / read:4.1f} tokens per second"
-    )
+    print(f"{bits:4} bits per weight: {gigabytes[bits]:4.1f} GB, at most {50 / read:4.1f} tokens/s")
 print(f"16 bits take {gigabytes[16] / gigabytes[1.6]:.1f} times the memory of 1.6")
 assert 6 < gigabytes[16] / gigabytes[1.6] < 8
 
@@ -58,9 +56,9 @@ assert 6 < gigabytes[16] / gigabytes[1.6] < 8
 # (The first and the last matrix stay at 16 bits, here as in BitNet b1.58. That is why the memory
 # shrinks by less than 10 times.)
 #
-# Energy tells the same story. To read 16 bits from the memory beside a large chip costs far more
+# The same is true of energy. To read 16 bits from the memory beside a large chip costs far more
 # than the multiplication and the addition that the weight is read for (O'Connor et al. 2017; Jouppi
-# et al. 2021, for chips of 7 nm):
+# et al. 2021, for chips of 7 nm). The unit is the picojoule (pJ):
 
 # %%
 reading, computing = 2 * costs.DRAM_PJ_PER_BYTE, costs.FP16.pj
@@ -69,8 +67,8 @@ print(f"reading costs {reading / computing:.0f} times as much")
 assert reading > 100 * computing
 
 # %% [markdown]
-# A server that answers many people at once reads a weight once for all of them. It saves less, and
-# chapter 10b counts how much.
+# A server that answers many people at once reads a weight once for all of them. There, trits save
+# less; chapter 10b counts how much.
 #
 # ## What a trit is
 #
@@ -86,8 +84,8 @@ assert (unpack_base3(packed, 5) == weights).all()
 print(f"a trit: {log2(3):.3f} bits; stored: {8 / 5} bits")
 
 # %% [markdown]
-# Nothing has to be multiplied, either. The product of a row of trits and an input is a sum: take
-# the inputs where the weight is +1, take away those where it is -1, skip the rest.
+# Nothing has to be multiplied, either. The product of a row of trits and an input is a sum: add the
+# inputs where the weight is +1, subtract those where it is -1, skip the rest.
 
 # %%
 x = np.array([0.5, 2.0, 1.0, -3.0, 7.0])
@@ -135,9 +133,10 @@ for axes, (title, matrix) in zip(panels, pictures.items(), strict=True):
 #
 # <div class="trit-slider"></div>
 #
-# A threshold of 0 leaves signs alone: one bit per weight. A high one leaves almost nothing but
-# zeros. Between them lies the least error. The number of bits is the **entropy**: what a trit
-# carries if zeros come that often. It is largest, 1.58 bits, when a third of the trits are zeros.
+# A threshold of 0 leaves only signs: one bit per weight. A high one leaves almost only zeros.
+# Between them lies the least **error**: the length of $W - \gamma\,T$ over the length of $W$. The
+# number of bits is the **entropy**: what a trit carries if zeros come that often. It is largest,
+# 1.58 bits, when a third of the trits are zeros.
 #
 # The same on a large matrix, whose weights follow a normal distribution:
 
@@ -152,9 +151,9 @@ assert 0.30 < zeros < 0.32
 assert 0.88 < cosine < 0.92
 
 # %% [markdown]
-# The error is large. But a layer adds up many products, and what counts is the sum. The **cosine**
-# says how far the trits still point where the floats point: 1 is the same direction, 0 is none in
-# common.
+# The error is large. But a layer adds up many products, and only the sum counts. The **cosine**
+# compares the directions of the trits and of the floats: 1 means the same direction, 0 means a
+# right angle.
 #
 # ## Three ways to get there
 #
@@ -163,9 +162,9 @@ assert 0.88 < cosine < 0.92
 # 1. **After training.** Train with floats, then round (*post-training quantization*, PTQ).
 # 2. **During training** (*quantization-aware training*, QAT). Keep a float behind each trit, its
 #    *latent weight*. Each step rounds it and runs the network with the trits. The derivative of
-#    rounding is 0 almost everywhere, so nothing would ever move. Therefore the way back pretends
-#    that rounding did nothing: this is the **straight-through estimator** (STE; Bengio et al.
-#    2013). Most ternary language models are trained so.
+#    rounding is 0 almost everywhere, so nothing would ever move. Therefore the backward pass
+#    pretends that rounding did nothing: this is the **straight-through estimator** (STE; Bengio et
+#    al. 2013). Most ternary language models are trained so.
 # 3. **Forwards only.** Keep the trits alone. Propose changes, measure how the loss would answer,
 #    keep the best ones (*noise_step*, Brickner 2024). There are no latent weights and no backward
 #    pass.
@@ -180,15 +179,15 @@ for axes, title in ((left, "Forwards: stairs"), (right, "Backwards: as if it wer
     plots.label_axes(axes, r"latent weight, in units of $\gamma$", "what the network sees", title)
 
 # %% [markdown]
-# We try all three on the smallest network there is: one matrix of 10 x 784 weights that names the
-# digit on an image of 28 x 28 pixels (MNIST; LeCun et al. 1998). First the two ways with floats:
+# We try all three on a very small network: one matrix of 10 x 784 weights that names the digit on
+# an image of 28 x 28 pixels (MNIST; LeCun et al. 1998). First the two ways with floats:
 
 # %%
 mnist = load_mnist()
 
 
 def prepared(pixels):
-    """Pixels with mean 0 and spread 1."""
+    """Pixels with mean 0 and standard deviation 1."""
     return (pixels / np.float32(255) - np.float32(0.1307)) / np.float32(0.3081)
 
 
@@ -222,17 +221,19 @@ latent = train(fake_quant_weight)  # the network sees gamma times trits
 
 # %% [markdown]
 # Now forwards only. `NoiseStep` gets a function and a start, and no gradient. A **unit** is one of
-# the ten outputs. In each step it asks, with one derivative that runs forwards along with the
-# network, how the loss answers a small push at each unit; from that it knows which trits to move.
+# the ten outputs. In each step `NoiseStep` computes, with one derivative that runs forwards along
+# with the network (chapter 1), how the loss answers a small push at each unit. From that it chooses
+# which trits to move.
 
 
 # %%
 def outputs(params, x, linear=ternary_linear):
     """Return the ten outputs for each image."""
-    return 0.05 * linear(x, params["w"])
+    return 0.05 * linear(x, params["w"])  # 0.05: the scale of the matrix
 
 
 start = {"w": noise.initial_codes(0, (10, 784), 0.7)}  # 70% zeros
+# The rate: the share of all proposed moves that are made, from 2% down to 0.1%
 learner = NoiseStep(outputs, start, 0, Units((10,), rate=geometric(0.02, 0.001, 200)))
 for step in range(200):
     rows = noise.integers(0, len(train_x), 512, domain=noise.USER, step=step)
@@ -253,17 +254,18 @@ assert straight - 0.06 < forwards < best
 
 # %% [markdown]
 # Rounding afterwards loses most, because the errors of neighbouring weights add up. Training that
-# knows of the trits chooses errors that cancel. Forwards only comes close, and keeps no floats at
-# all.
+# sees the trits chooses errors that cancel (chapter 4 measures both). Training forwards only comes
+# close, and keeps no float weights at all.
 #
 # ## What it costs
 #
-# For language models the published answer is: less, the larger the model. BitNet b1.58 with 3
-# billion weights has a perplexity of 9.91, its float twin 10.04; at 700 million it is 12.87 against
-# 12.33 (Ma et al. 2024, table 1). **Perplexity** says among how many equally likely tokens a model
-# would hesitate as much; lower is better.
+# For language models the published answer is: the larger the model, the less it loses. The measure
+# is **perplexity**: a model of perplexity 10 is as unsure of the next token as if it chose among 10
+# equally likely ones; lower is better. BitNet b1.58 with 3 billion weights has a perplexity of
+# 9.91, the same model in floats 10.04; at 700 million they have 12.87 and 12.33 (Ma et al. 2024,
+# table 1).
 #
-# Our own models are thousands of times smaller and tell the same. Each was trained three times on
+# Our own models are thousands of times smaller and show the same. Each was trained three times on
 # the characters of one book. The loss is in **nats per character**, the natural logarithm of the
 # perplexity:
 
@@ -285,8 +287,8 @@ assert gaps[-1] < 0.01
 # %% [markdown]
 # ## A model in 37 KB
 #
-# At the end, the model that this book is named for. It has 334,336 ternary weights in four layers
-# and was trained forwards only. What it keeps of training is no matrix but a **log**: a seed for
+# At the end, the model at the centre of this book. It has 334,336 ternary weights in four layers
+# and was trained forwards only. Its file holds no matrix but a **log** of the training: a seed for
 # the first weights, and for each step which trits moved. The package carries the log of one run.
 # From it the weights come back, to the bit:
 
@@ -299,15 +301,12 @@ print(f"{len(log)} steps in {log.nbytes:,} bytes; {share:.2%} of 10,000 test ima
 assert log.digest() == recorded["digest"]
 assert share == recorded["test_accuracy"]
 count = sum(w.size for w in params.values())
-print(
-    f"its {count:,} weights take {count / 5:,.0f} bytes at five per byte, {4 * count:,} as floats"
-)
+print(f"its {count:,} weights: {count / 5:,.0f} bytes at five per byte, {4 * count:,} as floats")
 assert log.nbytes < count / 5
 
 # %% [markdown]
-# And this is how it recognises digits. Below each image stand the **probabilities** that the
-# network gives to the ten digits. The third one is hard, and the network gets it wrong; it is not
-# sure of it.
+# This is how it recognises digits. Below each image stand the **probabilities** that the network
+# gives to the ten digits. The third is hard: the network gets it wrong, and is not sure of it.
 
 # %%
 chosen = [0, 7, 247, 18]
@@ -343,8 +342,8 @@ panels[1, 0].set_ylabel("probability (%)")
 # | other methods: sparse activations, four-bit weights, adapters | chapter 12, chapter 13, chapter 14 |
 # | many machines | chapter 15 |
 #
-# **Limits.** Small networks on an easy task say little about large ones. Speed is no gift of the
-# format: without a program that is made for trits, a processor gains nothing (chapter 3). And
+# **Limits.** Small networks on an easy task say little about large ones. The format alone gives no
+# speed: without a program that is made for trits, a processor gains nothing (chapter 3). And
 # training straight-through is not cheaper: the latent floats need all the memory of a float
 # network.
 #
@@ -352,7 +351,8 @@ panels[1, 0].set_ylabel("probability (%)")
 #
 # 1. Which threshold of the slider gives the least error, and is it that of absmean? (Chapter 4
 #    draws the answer for three kinds of weights.)
-# 2. Why do seven trits not fit into eleven bits, and why do people not use 17 in 27? (Chapter 2.)
+# 2. Why do seven trits not fit into eleven bits, and why does nobody store 17 trits in 27 bits?
+#    (Chapter 2.)
 # 3. Let `train` begin at `floats` and see trits from then on. How many steps does it need to be as
 #    good as `latent`? (`test_the_derivative_is_the_identity` says what flows back.)
 #

@@ -33,7 +33,8 @@ rng = np.random.default_rng(0)
 # $$(x + \dot x\,\varepsilon)(y + \dot y\,\varepsilon) = xy + (\dot x y + x \dot y)\,\varepsilon .$$
 #
 # The product rule falls out of the algebra. For every smooth function the Taylor series stops after
-# one term: $f(x + \dot x\,\varepsilon) = f(x) + f'(x)\,\dot x\,\varepsilon$.
+# the first power of $\varepsilon$: $f(x + \dot x\,\varepsilon) = f(x) + f'(x)\,\dot
+# x\,\varepsilon$.
 
 # %%
 z = mb.Dual(3.0, 1.0) * mb.Dual(2.0, 4.0)
@@ -125,9 +126,9 @@ assert value == loss(weights, x, labels)  # the same bits as without a derivativ
 # ## Exact, where a difference quotient is not
 #
 # The obvious alternative runs the network twice, $(f(x + hv) - f(x - hv)) / 2h$. Then $h$ has to be
-# chosen: large, and the curve bends, or a rectifier opens or closes between the two points (right
-# of the dotted line, where the error jumps); small, and the subtraction eats the digits. There is
-# no good $h$ in float32.
+# chosen: if it is large, the curve bends, or a rectifier ($\max(x, 0)$) opens or closes between the
+# two points (right of the dotted line, where the error jumps); if it is small, the subtraction
+# cancels the leading digits. In float32 no $h$ is good.
 
 # %%
 steps = np.logspace(-10, 0, 41)
@@ -195,7 +196,7 @@ axes.legend(loc="lower right", frameon=True, edgecolor="none")
 # constant), a dual (a derivative of a derivative), a stack of directions, or a recorder that writes
 # the fourteen operations down, to transpose them: that would be reverse mode, out of the same
 # rules. Functions that are flat wherever they have a slope (comparisons, rounding, `argmax`) need
-# none. A function with neither is an error, never a tangent that quietly got lost.
+# none. A function that has no rule and is not flat raises an error: no tangent gets lost silently.
 
 # %%
 print(f"{len(RULES)} functions have a rule, {len(CONSTANT)} are constant")
@@ -210,14 +211,14 @@ else:
 # %% [markdown]
 # ## Derivatives inside derivatives
 #
-# Since a tangent may be a dual, JVPs nest: $f''$ is the JVP of a JVP. There is a trap, old enough
-# to have a name, *perturbation confusion*. In
+# Since a tangent may be a dual, JVPs nest: $f''$ is the JVP of a JVP. There is a known trap,
+# *perturbation confusion*. In
 #
 # $$\frac{d}{dx}\Big( x \cdot \frac{d}{dy}(x + y)\Big|_{y=1} \Big)\Big|_{x=1}$$
 #
-# the inner derivative is 1, so the answer is 1. Whoever uses the *same* $\varepsilon$ for both
-# counts the movement of $x$ as a movement of $y$, and gets 2. Every call of `jvp` therefore takes a
-# fresh integer tag, and what carries another tag is a constant to it.
+# the inner derivative is 1, so the answer is 1. A program that uses the *same* $\varepsilon$ for
+# both counts the movement of $x$ as a movement of $y$, and gets 2. Every call of `jvp` therefore
+# takes a new integer tag, and treats a dual with another tag as a constant.
 
 # %%
 D = mb.derivative
@@ -232,8 +233,8 @@ assert D(D(D(np.sin)))(0.0) == -1.0
 # ## Many directions at once
 #
 # The primal pass is the same for every direction, so `jvp_batch` runs it once. A tangent then has
-# one extra *leading* axis, `(directions, *shape)`. It is easy to get wrong: the tangents of a
-# vector, `(directions, n)`, added to a matrix `(m, n)` would broadcast their directions over its
+# one extra *leading* axis, `(directions, *shape)`. That axis is easy to get wrong: the tangents of
+# a vector, `(directions, n)`, added to a matrix `(m, n)` would broadcast their directions over its
 # rows. So a stack of directions is a type of its own: to a rule it looks like a single tangent with
 # a single tangent's axes.
 
@@ -250,8 +251,8 @@ assert np.allclose(slopes, loop, rtol=1e-10)
 #
 # A layer that computes $XW^\top$ must also compute $\dot X W^\top + X \dot W^\top$: three products
 # for one, two where the input stands still. For the network of this book (784-256-256-256-10) the
-# first layer is most of the work. The count of multiplications is exact; the clock depends on the
-# machine.
+# first layer is most of the work. A *pass* is the time of one run without a derivative. The count
+# of products is exact; times depend on the machine.
 
 # %%
 widths = [784, 256, 256, 256, 10]
@@ -280,7 +281,7 @@ assert single / plain < 6  # wide, for a machine that does other things too
 assert 1e-7 < overhead < 1e-3
 
 # %% [markdown]
-# Memory is the other half. A tangent lives as long as its primal, so a JVP holds the current
+# The other cost is memory. A tangent lives as long as its primal, so a JVP holds the current
 # activations a few times over, whatever the depth. Reverse mode keeps those of *every* layer until
 # it comes back for them.
 
@@ -304,11 +305,12 @@ assert peak(32) < 1.1 * peak(4)
 # %% [markdown]
 # ## A gradient from slopes
 #
-# A JVP is one number a direction: the gradient's projection $\nabla f \cdot v$. Baydin et al.
+# A JVP is one number per direction: the gradient's projection $\nabla f \cdot v$. Baydin et al.
 # (2022) turn it into an estimate of the gradient, $g = (\nabla f \cdot v)\,v$ with random $v$. When
-# $E[vv^\top] = I$ it is unbiased: $E[g] = E[vv^\top]\,\nabla f = \nabla f$. But $v$ points almost
-# nowhere near the gradient in high dimension. The mean over $K$ directions in $n$ dimensions has a
-# cosine of about $\sqrt{K / (K + n)}$ to the truth.
+# the mean $E[vv^\top]$ is the identity $I$, the estimate is unbiased:
+# $E[g] = E[vv^\top]\,\nabla f = \nabla f$. But in high dimension $v$ is almost at a right angle to
+# the gradient. The mean over $K$ directions in $n$ dimensions has a cosine of about
+# $\sqrt{K / (K + n)}$ to the gradient.
 
 # %%
 last = weights[-1]  # (5, 16)
@@ -342,24 +344,22 @@ axes.set(xlabel="directions K", ylabel="cosine to the gradient", title="K direct
 axes.legend()
 
 # %% [markdown]
-# That is what forward mode cannot do cheaply. A full gradient takes as many directions as there are
+# So forward mode cannot give a full gradient cheaply. That takes as many directions as there are
 # parameters: for the 80 above that is nothing, for the 334,336 weights of the big network it would
 # be that many tangent passes, where reverse mode takes one. Chapter 7 trains anyway. It asks of
-# each direction only whether it goes up or down, and keeps that one trit.
+# each direction only whether the loss rises or falls along it, and keeps that answer, one trit.
 
 # %%
 size = sum(w.size for w in big)
-print(
-    f"{size:,} weights: a gradient of one batch would take {size * batch / 3600:.1f} hours forwards"
-)
+print(f"{size:,} weights: one gradient would take {size * batch / 3600:.1f} hours forwards")
 assert size == 334_336
 assert size * batch / plain > 100_000  # passes
 
 # %% [markdown]
 # ## Kinks
 #
-# At a kink there is no derivative, and in a network of integers the kinks are not rare points:
-# pre-activations sit exactly on zero. So the conventions are written down, and tested:
+# At a kink there is no derivative, and in a network of integers kinks are not rare: the inputs of a
+# rectifier are often exactly zero. So the slope there is a convention, written down and tested:
 
 # %%
 assert D(lambda x: np.maximum(x, 0))(0.0) == 0.0  # a tie with a constant: the constant wins
@@ -389,7 +389,7 @@ assert tangent.tolist() == [1.0, 2.0, 3.0]
 # a plain array, or leaves NumPy (`math.sin`, `float(x)`), stops with an error. Matrix
 # decompositions have no rules here. `jvp_batch` holds `directions` copies of the current
 # activations: for large networks, take the directions in groups. An operation costs some
-# microseconds of Python, which only arrays of some thousand entries repay.
+# microseconds of Python; only with arrays of some thousand entries is that little.
 #
 # **Exercises.**
 #

@@ -3,9 +3,9 @@
 #
 # **The question.** A weight is -1, 0 or 1. How many bits is that, and which bit of which byte?
 #
-# The first half has an answer in mathematics. The second is folklore: every file format has an
-# order of its own, one name stands for three of them, and the wrong order gives weights that look
-# perfectly right. This chapter draws each layout by asking it.
+# Mathematics answers the first half. The second depends on the file: every file format has an order
+# of its own, one name stands for three of them, and the wrong order gives weights that look
+# perfectly right. This chapter changes one weight at a time and draws which byte changes.
 
 # %%
 import lzma
@@ -22,7 +22,7 @@ rng = np.random.default_rng(0)
 
 
 def draw(*shape, zeros=1 / 3):
-    """Random codes with a given share of zeros, the signs even."""
+    """Random codes with a given share of zeros, and as many +1 as -1 on average."""
     return (rng.choice([-1, 1], shape) * (rng.random(shape) >= zeros)).astype(np.int8)
 
 
@@ -30,11 +30,11 @@ def draw(*shape, zeros=1 / 3):
 # ## What a trit weighs
 #
 # Three values that are equally likely carry $\log_2 3 = 1.585$ bits: hence the 1.58 in the name.
-# With a share $z$ of zeros and even signs, the entropy is
+# With a share $z$ of zeros, and as many +1 as -1, the entropy in bits is
 #
 # $$H(z) = -z \log_2 z - (1 - z) \log_2 \tfrac{1 - z}{2},$$
 #
-# which has its maximum $\log_2 3$ at $z = 1/3$ and falls slowly on both sides. Two places on the
+# which has its maximum $\log_2 3$ at $z = 1/3$ and falls slowly on both sides. Two points of this
 # curve matter in this book. Rounding normal weights to ternary ones by their mean magnitude
 # $\gamma$ (chapter 4) sends all $|w| < \gamma / 2$ to zero. And the networks of chapter 7 start
 # from 70% zeros.
@@ -42,7 +42,7 @@ def draw(*shape, zeros=1 / 3):
 
 # %%
 def entropy(z):
-    """Bits a weight at a share z of zeros, for 0 < z < 1."""
+    """Bits per weight at a share z of zeros, for 0 < z < 1."""
     return -z * np.log2(z) - (1 - z) * np.log2((1 - z) / 2)
 
 
@@ -57,9 +57,9 @@ assert 1 - entropy(absmean_zeros) / log2(3) < 0.002
 assert 0.73 < entropy(0.7) / 1.6 < 0.75
 
 # %% [markdown]
-# So weights that come from rounding hold within 0.2% of all that a trit can, while weights with 70%
-# zeros could take a quarter less than base 3 does. A general compressor finds most of that (the
-# dots: LZMA on the 2-bit packing), and never all: it works on bytes.
+# So weights that come from rounding carry all but 0.2% of what a trit can, while weights with 70%
+# zeros could take a quarter less than five per byte does (*base 3*, below). A general compressor
+# finds most of that (the dots: LZMA, on weights of two bits), and never all: it works on bytes.
 
 # %%
 shares = np.linspace(0.05, 0.95, 10)
@@ -87,14 +87,14 @@ plots.label_axes(axes, "share of zeros", "bits per weight", "What a ternary weig
 #
 # $k$ trits have $3^k$ states and need $\lceil k \log_2 3 \rceil$ whole bits. The waste depends on
 # how close a power of 3 comes under a power of 2. $3^5 = 243$ is close under $2^8 = 256$, and a
-# byte is a unit that machines like. The next group that beats it has 17 trits in 27 bits, and no
-# good size.
+# byte is a unit that machines like. The next group that wastes less has 17 trits in 27 bits, which
+# are no whole number of bytes.
 
 # %%
 k = np.arange(1, 60)
 bits_per_trit = np.array([ceil(n * log2(3)) / n for n in k])
 waste = 1.6 / log2(3) - 1
-print(f"five a byte wastes {waste:.2%}")
+print(f"five per byte waste {waste:.2%}")
 assert 0.0094 < waste < 0.0096
 assert min(n for n in k if bits_per_trit[n - 1] < 1.6) == 17
 assert ceil(17 * log2(3)) == 27
@@ -106,14 +106,14 @@ axes.axhline(log2(3), color="#888888", linewidth=0.8, linestyle="--")
 for n in (5, 17, 41):
     axes.text(n, 1.78, f"{n} in {ceil(n * log2(3))}", ha="center")
     axes.vlines(n, bits_per_trit[n - 1], 1.77, color="#444444", linewidth=0.6)
-plots.label_axes(axes, "trits in a group", "bits a trit", "Groups of trits in whole bits")
+plots.label_axes(axes, "trits in a group", "bits per trit", "Groups of trits in whole bits")
 
 # %% [markdown]
 # ## Three dense packings, drawn
 #
 # Ten codes, three ways. Every cell is a bit, the highest of a byte on the left, with the weight
 # that it belongs to; cells without a colour are padding. In the first two packings a weight has
-# bits of its own, which we find by changing the weight and looking which bits flip.
+# bits of its own. We change the weight and look which bits flip.
 
 # %%
 codes = np.array([-1, 0, 1, 1, -1, 0, 1, -1, 0, 1], np.int8)
@@ -160,10 +160,10 @@ for axes, (name, pack) in zip(panels, PACKINGS.items(), strict=True):
 # - **Bit-planes** (`pack_bitplanes`) store where the ones are and where the minus ones are. A
 #   product needs no decoding: the sum over one plane less the sum over the other.
 # - **Base 3** (`pack_base3`) stores $\sum_i (t_i + 1)\, 3^i$, a number from 0 to 242. No weight has
-#   a bit of its own, so reading takes a division (or a trick, below), and pays 0.95% over the
+#   a bit of its own, so reading takes a division (or a trick, below). It takes 0.95% more than the
 #   entropy.
 #
-# All three fill the last byte with weight 0, so whoever reads past the end adds nothing to a
+# All three fill the last byte with weight 0, so a kernel that reads past the end adds nothing to a
 # product. For the multi-layer perceptron of this book:
 
 # %%
@@ -194,8 +194,8 @@ assert size["2-bit"] == 83_584
 # sign and one of 14 patterns), whose order depends on a kernel generated for one matrix shape;
 # minibit reads neither.
 #
-# Now ask each layout: change one weight of an 8 x 256 matrix and see which byte changes. Here are
-# four bytes of each, and the weights that share them.
+# Now the experiment for each layout: change one weight of an 8 x 256 matrix and see which byte
+# changes. The picture shows four bytes of each, and the weights that share them.
 
 
 # %%
@@ -242,13 +242,13 @@ for axes in panels[-1]:
     axes.set_xlabel("column")
 
 # %% [markdown]
-# Why so scattered? A vector register of 32 bytes, shifted and masked four times, gives four runs of
-# 32 neighbours. The layout is the kernel's, turned into a file format.
+# The reason is speed: a vector register of 32 bytes, shifted and masked four times, gives four runs
+# of 32 neighbours. The file has the order that the kernel reads.
 #
-# TQ1_0 plays a finer trick. It stores five trits as a binary fraction,
-# $\lceil 256\, v / 243 \rceil$ with $v = 81 d_0 + \dots + d_4$. Then $3 \cdot \text{byte}$ pushes
-# the leading digit out over the point, as 10 times 0.729 gives 7 and leaves 0.29: five
-# multiplications, and no division.
+# TQ1_0 avoids the division. It stores the digits $d_i = t_i + 1$ of five trits as a binary
+# fraction, $\lceil 256\, v / 243 \rceil$ with $v = 81 d_0 + \dots + d_4$. Then
+# $3 \cdot \text{byte}$ moves the leading digit before the point, as 10 times 0.729 gives 7 and
+# leaves 0.29: five multiplications read all five.
 
 # %%
 digits = [2, 0, 1, 1, 2]
@@ -264,10 +264,10 @@ assert read == digits
 # %% [markdown]
 # ## Traps
 #
-# **Code 0 is not weight 0.** Every 2-bit layout stores $t + 1$, so a file of zero bytes is a matrix
-# of -1. This matters at the edge of Hugging Face's layout: rows missing to a multiple of four are
-# filled with zero bits, and decode to -1. Whoever doesn't slice to `n_out` gets whole rows that
-# subtract everything.
+# **Zero bits are not weight 0.** Every 2-bit layout stores $t + 1$, so a file of zero bytes is a
+# matrix of -1. This matters at the edge of Hugging Face's layout: rows missing to a multiple of
+# four are filled with zero bits, and decode to -1. A reader that doesn't slice to `n_out` gets
+# whole rows that subtract everything.
 
 # %%
 codes = draw(10, 64)
@@ -279,7 +279,7 @@ assert (rows[10:] == -1).all()
 # %% [markdown]
 # **Three layouts, one name.** I2_S files don't say which of its three orders they hold. The wrong
 # one raises no error: the same number of each code, in other places. Reading the x86 layout as
-# Arm's leaves one code in four where it was. The others agree as often as chance has it,
+# Arm's leaves one code in four where it was. The others agree by chance, with probability
 # $z^2 + (1-z)^2/2$ at a share $z$ of zeros, and the model talks nonsense.
 
 # %%
@@ -292,8 +292,8 @@ assert (wrong == 0).sum() == (codes == 0).sum()
 assert abs(agree - (1 / 4 + 3 / 4 * chance)) < 0.02
 
 # %% [markdown]
-# **Scales.** ggml's blocks round the scale to float16, and a block of zeros gets scale 0, whatever
-# the matrix's scale is: don't read "the" scale off the first block.
+# **Scales.** The blocks of GGUF (TQ1_0, TQ2_0) round the scale to float16, and a block of zeros
+# gets scale 0, whatever the matrix's scale is: don't read "the" scale off the first block.
 
 # %%
 gamma = 0.0123
@@ -305,9 +305,9 @@ assert ternary.from_tq2_0(ternary.to_tq2_0(np.zeros((1, 256), np.int8), gamma))[
 # %% [markdown]
 # ## The matrix
 #
-# `TernaryMatrix` holds packed codes and one scale, and never changes. How it lays its bytes out is
-# its own affair (the fastest product wants another order on each kind of processor, chapter 3);
-# `codes()` and `packed2()` derive what others need.
+# `TernaryMatrix` holds packed codes and one scale, and never changes. The order of its bytes is
+# private (the fastest product needs another order on each kind of processor, chapter 3); `codes()`
+# and `packed2()` give the orders that others need.
 
 # %%
 matrix = TernaryMatrix.from_codes(mlp_codes[0], scale=0.05)
@@ -319,7 +319,7 @@ assert (matrix.packed2() == pack2(mlp_codes[0])).all()
 # **Limits.** None of these packings uses the zeros: at 70% of them a quarter of every byte carries
 # nothing, and chapter 8 needs an entropy code to get at it. I2_S has no Python package to check
 # against: its bytes are worked by hand from the published C code, and no file can tell which of its
-# layouts it has, except by a model that talks sense. TL1 and TL2 are described here, not read.
+# layouts it has, except by a model that talks sense.
 #
 # **Exercises.**
 #

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # From floats to trits: quantization-aware training with straight-through (STE)
 #
-# **The question.** Given a matrix of floats, which trits, and which scale? And why is the answer
-# worth so little until training knows of it?
+# **The question.** Which trits and which scale stand best for a matrix of floats? And why do they
+# work so badly unless training sees them?
 #
 # BitNet b1.58 takes two lines for a weight matrix, *absmean*, and two for a token of activations,
 # *absmax*:
@@ -14,7 +14,9 @@
 # $$s = \frac{127}{\max(\max|x|,\ 10^{-5})}, \qquad c = \operatorname{rint}(s\,x), \qquad x \approx
 # c / s.$$
 #
-# There is one $\gamma$ per matrix and one $s$ per token. Here they are in NumPy, beside the module.
+# $W$ is the matrix, $T$ its trits; $x$ are the activations of a token, $c$ their codes of 8 bits.
+# rint rounds to the nearest whole number, and a half to the even one; clip cuts at -1 and 1. There
+# is one $\gamma$ per matrix and one $s$ per token. $10^{-5}$ prevents a division by zero.
 
 # %%
 import matplotlib.pyplot as plt
@@ -51,7 +53,7 @@ print(f"gamma {gamma:.4f}, zeros {np.mean(codes == 0):.1%}, cosine {cosine(w, co
 # %% [markdown]
 # The same rule on a small matrix. Left, the floats. In the middle, the same numbers as points on a
 # line: between the dashed lines, at $-\gamma/2$ and $\gamma/2$, they become 0; outside they keep
-# their sign. Right, the trits. Times $\gamma$ they stand for the floats.
+# their sign. Right, the trits.
 
 # %% tags=["hide-input"]
 little = np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32)
@@ -83,8 +85,8 @@ middle.set(yticks=[], xlabel="weight", title="what a weight becomes")
 # ## What the scale does
 #
 # $\gamma$ does two things. It is the **threshold**: $|w| > \gamma/2$ keeps its sign, all else is 0.
-# And it is the **value** that the signs stand for. Neither is optimal. The picture lets $k\gamma$
-# take the place of $\gamma$, for three shapes of weights, and draws the relative error
+# And it is the **value** that the signs stand for. Neither is optimal. The picture puts $k\gamma$
+# in the place of $\gamma$, for weights of three distributions, and draws the relative error
 # $\lVert W - k\gamma\,T_k \rVert / \lVert W \rVert$.
 
 # %%
@@ -105,9 +107,7 @@ for name, v in shapes.items():
         angles.append(cosine(v, t))
     curves[name] = errors, angles
     best, chosen = multiples[np.argmin(errors)], cosine(v, absmean_quantize(v)[0])
-    print(
-        f"{name}: least error at {best:.2f} gamma; cosine {chosen:.3f}, at best {max(angles):.3f}"
-    )
+    print(f"{name}: least error at {best:.2f} gamma; cosine {chosen:.3f}, best {max(angles):.3f}")
     assert 1.2 < best < 2.2
     assert 0 < max(angles) - chosen < (0.015 if name == "normal" else 0.04)
 
@@ -123,14 +123,14 @@ plots.label_axes(right, "scale, in units of mean |w|", "cosine of W and T", "Kep
 
 # %% [markdown]
 # The dashed line is absmean. For squared error, a scale half as large again would suit normal
-# weights better. But what counts behind a norm is the direction, since layer norm and RMS norm
-# divide any factor away: there, absmean gives away less than 0.015 of a cosine of 0.90. It also
-# keeps more weights alive, and its share of zeros, 31%, is close to the third that a trit's entropy
-# asks for (chapter 2).
+# weights better. But where a norm follows the layer, only the direction counts, since layer norm
+# and RMS norm divide any factor away: there, absmean loses less than 0.015 of a cosine of 0.90. It
+# also has fewer zeros: 31%, close to the third at which a trit carries most (chapter 2).
 #
-# For normal weights all of that is arithmetic. With $t = \sqrt{2/\pi}/2 = 0.399$, the share of
-# zeros is $2\Phi(t) - 1$ and the cosine $2\varphi(t) / \sqrt{2 - 2\Phi(t)}$. Signs alone
-# (`binary_quantize`, BitNet's first, with one bit per weight) have $\sqrt{2/\pi}$.
+# For normal weights all of that is arithmetic. Let $t = \sqrt{2/\pi}/2 = 0.399$ be the threshold in
+# standard deviations, $\varphi$ the density of the normal distribution and $\Phi$ its distribution
+# function. The share of zeros is $2\Phi(t) - 1$ and the cosine $2\varphi(t) / \sqrt{2 - 2\Phi(t)}$.
+# Signs alone (`binary_quantize`, BitNet's first, with one bit per weight) have $\sqrt{2/\pi}$.
 
 # %%
 t = np.sqrt(2 / np.pi) / 2
@@ -146,9 +146,10 @@ assert abs(cosine(w, signs) - np.sqrt(2 / np.pi)) < 0.002
 # %% [markdown]
 # ## Five traps
 #
-# Ports of these four lines go wrong in five places. Here are four of them, on three matrices:
-# normal weights of an ordinary size (spread 0.02), small ones (spread $2 \cdot 10^{-5}$), and one
-# made of 1 and 3, where $\gamma = 2$ and every 1 is a tie.
+# Ports of the two rules to other programs go wrong in five places. Here are four of them, on three
+# matrices: normal weights of an ordinary size (standard deviation, or *spread*, 0.02), small ones
+# ($2 \cdot 10^{-5}$), and one made of 1 and 3, where $\gamma = 2$ and every 1 is a tie, halfway
+# between two codes.
 
 
 # %%
@@ -184,20 +185,18 @@ assert differ["scale inverted"][0] == np.mean(absmean_quantize(ordinary)[0] != 0
 
 # %% [markdown]
 # An **inverted scale** (published files hold $\gamma$ or $1/\gamma$, by configuration) sends all
-# small weights to zero, and a **cast** all below $\gamma$. Both show at once. An **added epsilon**,
-# which the paper's formula has and the published code has not, moves a few codes in ten thousand:
-# nobody notices, and no comparison with a reference is ever exact again. A **tie** does not occur
-# among random weights.
+# small weights to zero, and a **cast** to integers all below $\gamma$. Both are noticed at once. An
+# **added epsilon** ($10^{-5}$), which the paper's formula has and the published code has not, moves
+# a few codes in ten thousand: nobody notices, but the codes are not those of a reference. A **tie**
+# does not occur among random weights.
 #
-# It does among activations. A bfloat16 has 8 significant bits. If the largest of a token is
-# $127 \cdot 2^e$, the scale is a power of two and every odd multiple of half a step is a tie. Here
-# are 4,000 random tokens, of different sizes.
+# Ties do occur among activations. A bfloat16 has 8 significant bits. If the largest of a token is
+# $127 \cdot 2^e$ with a whole number $e$, the scale is a power of two and every odd multiple of
+# half a step $1/s$ is a tie. Here are 4,000 random tokens, of different sizes.
 
 # %%
 tokens = rng.standard_normal((4000, 256)) * 2 ** rng.uniform(-3, 3, (4000, 1))
-bits = tokens.astype(np.float32).view(np.uint32) + np.uint32(
-    0x8000
-)  # to bfloat16: keep the upper half
+bits = tokens.astype(np.float32).view(np.uint32) + np.uint32(0x8000)  # bfloat16: the upper half
 tokens = (bits & np.uint32(0xFFFF0000)).view(np.float32)  # (tokens, n_in)
 c, s = absmax_quantize(tokens)
 away = half_away(tokens * s) != c
@@ -210,9 +209,10 @@ assert 10 < hit.sum() < 80
 assert away[hit].sum(axis=1).mean() > 20
 
 # %% [markdown]
-# The fifth trap is the order of operations. `127 / m` in PyTorch is a reciprocal and a product, so
-# the published scale is $127 \cdot \mathrm{fl}(1/m)$, rounded once more. An entry that is half of
-# the largest has $s x = 63.5$ in exact arithmetic: the last bit of $s$ decides.
+# The fifth trap is the order of operations. Let $m$ be the largest magnitude. `127 / m` in PyTorch
+# is a reciprocal and a product, so the published scale is $127 \cdot \mathrm{fl}(1/m)$, where fl
+# rounds to a float, and is rounded once more. An entry that is half of the largest has $s x = 63.5$
+# in exact arithmetic: the last bit of $s$ decides.
 
 # %%
 m = np.arange(1, 1001, dtype=np.float32)[:, None]
@@ -230,9 +230,9 @@ assert 0.1 < np.mean((c != direct).any(axis=1)) < 0.5
 # %% [markdown]
 # ## What activations lose
 #
-# 255 levels are plenty, if the values fill them. One outlier takes them all: the step is $a/127$
-# for a largest entry $a$, and an evenly spread rounding error is step$/\sqrt{12}$. So the others'
-# relative error is $a / (127\sqrt{12})$, until all of them round to 0.
+# 255 levels are plenty, if the values fill them. One outlier makes the step wide for all: the step
+# is $a/127$ for a largest entry $a$, and an evenly spread rounding error is step$/\sqrt{12}$. So if
+# the others have spread 1, their relative error is $a / (127\sqrt{12})$, until all round to 0.
 
 # %%
 outliers = np.geomspace(4, 4000, 25)
@@ -276,18 +276,19 @@ assert abs(cosine(y, x @ w.T) - cosine(w, codes)) < 0.01
 
 # %% [markdown]
 # The outputs point as far off as the weights do, and int8 costs nothing beside that. A cosine of
-# 0.89 on random inputs sounds survivable. Real inputs aren't random.
+# 0.89 on random inputs may sound good enough. Real inputs aren't random.
 #
 # ## Why training must know of it
 #
 # Take the smallest classifier there is, softmax regression on MNIST: logits $x W^\top$ with $W$ of
-# 10 x 784. Its gradient has a closed form, $(p - y)^\top x$. We train it several times on the same
-# batches, and change only what the forward pass **sees** of the weights: the floats themselves;
-# their ternary values; or a warm-up $W + \lambda\,(\gamma T - W)$, with $\lambda$ rising from 0 to
-# 1, that starts from the float solution.
+# 10 x 784. Its gradient has a closed form, $(p - y)^\top x$, with $p$ the ten probabilities and $y$
+# 1 at the label, else 0. We train it several times on the same batches, and change only what the
+# forward pass **sees** of the weights: the floats themselves; their ternary values; or a warm-up
+# $W + \lambda\,(\gamma T - W)$, with $\lambda$ rising from 0 to 1, that starts from the trained
+# floats.
 #
-# In the last two the loss depends on $T$, and still we must move $W$. The true derivative of
-# rounding is useless: zero. **Straight-through** takes that of the identity instead:
+# In the last two the loss depends on $T$, but the step moves $W$. The true derivative of rounding
+# is zero, which is useless. **Straight-through** takes that of the identity instead:
 # `fake_quant_weight` returns $\gamma T$ and passes tangents on untouched.
 
 # %%
@@ -409,18 +410,18 @@ assert np.mean(end == 0) > np.mean(rounded == 0) > 0.35
 # %% [markdown]
 # Measured by weights, the two are about equally far from the float solution. Measured by logits,
 # the trained one is much nearer: it chose its 7,840 errors so that they cancel on real images,
-# while independent rounding lets them add up, as neighbouring pixels say the same. **The nearest
+# while rounding each weight alone lets them add up, as neighbouring pixels are alike. **The nearest
 # trits are not the best trits**, and only the loss can tell.
 #
-# Four more things can be read off:
+# The figures and the picture show four more things:
 #
-# - The latent floats are no model. Run unrounded, they lose 15 points to their own trits. They are
-#   counters: how much evidence a trit still needs to change. (A checkpoint that holds latent
-#   weights and is run without quantising them has the same illness.)
+# - The latent floats are no model. Run unrounded, they lose 15 points to their own trits. They
+#   count how much evidence a trit still needs to change. (So a checkpoint of latent weights must
+#   not be run without quantising them.)
 # - Rounding gets no better as the float model does: the best rounded one comes within the first 40
 #   steps.
 # - Codes settle as the rate falls: in the second half of training, 6% of them change.
-# - The warm-up spares the shock: without it, the loss starts at more than twice that of the float
+# - The warm-up avoids a shock: without it, the loss starts at more than twice that of the float
 #   model. Here it buys nothing lasting: both curves end within 0.05 nats. Fine-tuning a large
 #   model, where the shock undoes what long training built, is what the published recipe has it for.
 
@@ -432,8 +433,8 @@ assert abs(cold_losses[-1] - warm_losses[-1]) < 0.05
 assert scores["trits, warmed up from the float solution"] > scores["float"] - 0.02
 
 # %% [markdown]
-# **Limits.** Straight-through is no derivative of anything: its use rests on experience, and on
-# each step being small against $\gamma$. Training needs the float latents, so it needs all of a
+# **Limits.** Straight-through is no derivative of anything: that it works is experience, and needs
+# steps that are small against $\gamma$. Training keeps the latent floats, so it needs all of a
 # float model's memory and more; chapter 7 trains without them. A softmax regression has no layer
 # behind it whose norm would undo a scale, and 7,840 weights are few: how the gap to float models
 # closes with size is a matter for language models. Gamma is summed in float64 here and in float32

@@ -7,8 +7,8 @@
 #
 # [GGUF](https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) is as plain as safetensors
 # (chapter 11), with binary fields in the place of JSON. A magic word, a version and two counts come
-# first. Then comes the metadata: a key, a type and a value for each entry. Then one line for each
-# tensor, and then the bytes. We make a small random model, write it, and read the beginning by
+# first. Then comes the metadata: a key, a type and a value for each entry. Then comes one entry for
+# each tensor, and then the bytes. We make a small random model, write it, and read the beginning by
 # hand.
 
 # %%
@@ -60,9 +60,10 @@ assert (magic, version, tensors, value) == (b"GGUF", 3, 24, "bitnet-b1.58")
 
 # %% [markdown]
 # The first value decides more than it seems to. A GGUF file does not say what a model computes:
-# programs know that from the *name* of its architecture. `bitnet-b1.58` means squared ReLU.
-# `bitnet` means SiLU, because the first models of that name had it. The published model under the
-# wrong name runs and writes, but its perplexity on WikiText is 99.8 instead of 17.1
+# programs know that from the *name* of its architecture. `bitnet-b1.58` means that the activation
+# function is the square of ReLU. `bitnet` means SiLU, $x / (1 + e^{-x})$, because the first models
+# of that name had it. The published model under the wrong name runs and writes text, but its
+# perplexity on WikiText is 99.8 instead of 17.1
 # ([microsoft/BitNet#588](https://github.com/microsoft/BitNet/issues/588)). `load_gguf` therefore
 # refuses `bitnet`, unless the caller says which activation it is.
 #
@@ -78,9 +79,8 @@ for kind in ("tq1_0", "tq2_0", "i2_s"):
     save_gguf(small, folder / f"{kind}.gguf", kind, overwrite=True)
     loaded[kind] = load_gguf(folder / f"{kind}.gguf")
     tensor = open_gguf(folder / f"{kind}.gguf").tensors["blk.0.ffn_up.weight"]
-    print(
-        f"{BLOCKS[tensor.kind][0]:6} {8 * tensor.nbytes / math.prod(tensor.shape):.4f} bits per weight"
-    )
+    bits = 8 * tensor.nbytes / math.prod(tensor.shape)
+    print(f"{BLOCKS[tensor.kind][0]:6} {bits:.4f} bits per weight")
 tokens = rng.integers(0, 256, (1, 64))
 exact = small.logits(tokens)
 for kind, again in loaded.items():
@@ -105,7 +105,7 @@ assert all(
 #
 # Then why do logits move a hundred times as much as scales? Because activations are rounded to 8
 # bits. A number near the middle between two codes falls to the other side and moves by a whole
-# step. The same two models with float weights, and nothing rounded in between, differ by about as
+# step. With float weights, and nothing rounded in between, the same two models differ by about as
 # much as their scales do:
 
 
@@ -150,7 +150,7 @@ fig.suptitle("The sixteen weights of the first four bytes", y=1.08)
 
 # %% [markdown]
 # No byte tells them apart. Each reading of a file is legal, has the same scale and the same numbers
-# of -1, 0 and 1. It is just another model:
+# of -1, 0 and 1. But each reading is another model:
 
 # %%
 q = "layers.0.mlp.up_proj"
@@ -162,7 +162,7 @@ for layout in ("x86", "arm", "rows"):
         np.linalg.norm(other.logits(tokens)) * np.linalg.norm(exact)
     )
     print(
-        f"read as {layout:4}: {100 * same:5.1f}% of the codes are the right ones, cosine of the logits {cosine:.3f}"
+        f"read as {layout:4}: {same:6.1%} of the codes are right, cosine of the logits {cosine:.3f}"
     )
     assert (
         np.bincount(other.params[q].codes().ravel() + 1).tolist()
@@ -171,16 +171,16 @@ for layout in ("x86", "arm", "rows"):
     assert same == 1 if layout == "x86" else same < 0.6
 
 # %% [markdown]
-# So a reader must be told (`layout=`; the default is the first one, which the published files
-# have). `save_gguf` writes the layout into the metadata, under a key that other programs ignore.
+# So the caller must say the layout (`layout=`; the default is the first one, which the published
+# files have). `save_gguf` writes the layout under a key of the metadata that other programs ignore.
 #
 # ## Rows that are reordered, or not
 #
-# Rotary positions turn *pairs* of coordinates (chapter 10). There are two ways to pair them:
-# neighbours (the original LLaMA), or one half with the other (Hugging Face). Programs that convert
-# to GGUF reorder the rows of the query and key matrices for models that ggml turns by neighbours.
-# It turns BitNet by halves, so the rows of BitNet stay. If they are reordered all the same, the
-# model still runs:
+# Rotary position embedding (RoPE, chapter 10) turns *pairs* of coordinates. There are two ways to
+# pair them: neighbours (the original LLaMA), or one half with the other (Hugging Face). Programs
+# that convert to GGUF reorder the rows of the query and key matrices for models that ggml turns by
+# neighbours. It turns BitNet by halves, so the rows of BitNet stay. If they are reordered all the
+# same, the model still runs:
 
 
 # %%
@@ -202,8 +202,8 @@ print(f"apart after 1 token {apart[0]:.1e}, after 64 tokens {apart[-1]:.2f}")
 assert apart[0] < 1e-5 < 0.1 < apart[-1]  # one token attends to itself alone: nothing to see
 
 # %% [markdown]
-# For the first token nothing is different: it looks at itself alone, and the angle at position 0 is
-# 0. Each later token is compared with others by wrong pairs.
+# For the first token nothing is different: it looks at itself alone, and position 0 is not turned.
+# Each later token is compared with others in wrong pairs.
 #
 # ## A scale for each group of columns
 #
@@ -214,8 +214,9 @@ assert apart[0] < 1e-5 < 0.1 < apart[-1]  # one token attends to itself alone: n
 #
 # $$y_o = \sum_g \gamma_{og} \, (1 / s_g) \, z_{og}, \qquad z_{og} = \sum_{k \in g} q_k \, c_{ok}.$$
 #
-# The activations $q$ have a scale $s_g$ per group, too. `ternary_matmul` does so whenever a
-# `TernaryMatrix` has such scales.
+# Here $o$ counts the outputs, $g$ the groups and $k$ the columns; $c$ are the codes of the weights
+# and $\gamma$ their scales. The activations $q$ have a scale $s_g$ per group, too. `ternary_matmul`
+# does so whenever a `TernaryMatrix` has such scales.
 
 # %%
 codes = rng.integers(-1, 2, (3, 128)).astype(np.int8)
@@ -233,9 +234,9 @@ assert (ternary_matmul(x, groups) == by_hand).all()
 # ## Four faults that no round trip sees
 #
 # In a block of Q2_0 the scale comes first, then 16 bytes of four codes each, the first code in the
-# lowest bits. A fork of llama.cpp has blocks of 128 under the same type number, and its rotated
-# models want their activations turned first (`walsh_hadamard`). A reader that gets one of these
-# wrong writes and reads back its own files without a fault. What does it do to a real model? We
+# lowest bits. A fork of llama.cpp had blocks of 128 under the same type number. Some models are
+# rotated: their activations must be turned by `walsh_hadamard` before the product. A program that
+# gets one of these wrong still reads back what it wrote. What does the fault do to a real model? We
 # take the language model of this package, put the last projection of each layer into Q2_0, and read
 # it in five ways. The rest of the model stays as it is.
 
@@ -289,9 +290,9 @@ axis.invert_yaxis()
 axis.set(xlabel="nats per character", title="One projection per layer read in a wrong way")
 
 # %% [markdown]
-# Each of the four is worse than a guess among all characters. And nothing in the file objects: all
-# codes are legal, and so are most of the scales that are none. Only sizes tell: the bytes of a
-# tensor, which the next tensor's offset bounds, fit blocks of one size alone. Where sizes cannot
+# Each of the four is worse than a guess among all characters. Yet all codes are legal, and so are
+# most of the bytes that are wrongly read as scales. Sizes tell one of the faults: the next tensor's
+# offset bounds the bytes of a tensor, and they fit blocks of one size alone. Where sizes cannot
 # tell, statistics can: rows and columns of real weights are alike, and scales lie close together.
 # `minibit doctor FILE` looks at both.
 #

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Fine-tuning in four bits
 #
-# **The question.** A model has learnt one kind of text, and now it should learn another. To move
-# all of its weights takes eight times the memory that it takes to use them. How few numbers have to
+# **The question.** A model has learnt one kind of text, and now it should learn another. To train
+# all of its weights takes six times the memory that it takes to use them. How few numbers have to
 # move? And may those that stand still be kept in four bits?
 #
 # The published answer is QLoRA: 65 billion parameters, fine-tuned on one card of 48 GB instead
@@ -71,7 +71,7 @@ assert gigabytes(full) == 780
 # Two thirds of it are Adam's, for weights that mostly move a little. If instead a few numbers move,
 # beside weights that stand still, then gradient and means are small, and the weights may be stored
 # in any form that can be multiplied by. In NF4 with double quantisation (chapter 13) and with
-# adapters of rank 64, for one text of 512 tokens:
+# adapters of rank 64 (the next section explains them), for one text of 512 tokens:
 
 # %%
 qlora = qlora_fine_tune(SHAPES["65B"])
@@ -84,9 +84,9 @@ assert gigabytes(qlora) < 48 < single
 
 # %% [markdown]
 # It fits, and without double quantisation it would not: 0.37 bits per weight are three gigabytes.
-# (48 GB on the box are a little more than 48 x $10^9$ bytes, and a runtime takes some. The last
-# lines depend on the text's length; Adam's 6.4 GB are what the paper pages out when a long text
-# comes.)
+# (A card of 48 GB has a little more than 48 x $10^9$ bytes, and a runtime takes some. The last
+# lines depend on the text's length; Adam's 6.4 GB are what the paper moves off the card when a long
+# text comes.)
 #
 # The same counting says what a figure for *using* a model means. Twelve billion parameters "in
 # about 12 GB" are weights of 8 bits:
@@ -109,10 +109,11 @@ assert 12 < sum(line.bytes for line in inference(PYTHIA_12B, "int8", gated=False
 #
 # $$y = x W^T + \frac{\alpha}{r}\,(x A^T) B^T, \qquad A: (r, n_{in}), \quad B: (n_{out}, r) .$$
 #
-# That is a change $\Delta W = \frac{\alpha}{r} B A$ of rank $r$ at most, for
-# $r\,(n_{in} + n_{out})$ numbers instead of $n_{in} n_{out}$. $A$ begins random, $B$ at zero:
-# before the first step nothing has changed, and yet $B$ has a gradient. $A$ has none until $B$ has
-# moved.
+# $x$ are the layer's inputs and $y$ its outputs, $r$ is the rank, and the constant $\alpha$ sets
+# the size of the change. The product is a change $\Delta W = \frac{\alpha}{r} B A$ of rank $r$ at
+# most, for $r\,(n_{in} + n_{out})$ numbers instead of $n_{in} n_{out}$. $A$ begins random, $B$ at
+# zero: before the first step nothing has changed, and yet $B$ has a gradient. $A$ has none until
+# $B$ has moved.
 
 # %% tags=["hide-input"]
 fig, axes = plt.subplots(figsize=(8.4, 3.4))
@@ -154,9 +155,9 @@ axes.legend(loc="upper right")
 axes.axis("off")
 
 # %% [markdown]
-# Is a fine-tune's change of low rank? We train a model of 55k weights on the first half of the text
-# for some seconds, go on in full with the second half in UPPER CASE, and look at the singular
-# values of what changed.
+# Is a fine-tune's change of low rank? We train a model of 55k weights on the first half of the
+# package's text for some seconds, then all of its weights on the second half in UPPER CASE, and
+# look at the singular values of the change.
 
 # %%
 config, params, train, validation = small_base()
@@ -191,16 +192,16 @@ plots.label_axes(
 )
 
 # %% [markdown]
-# Eight directions of 48 hold four fifths and more of the change (of noise: a third to a half), and
-# a full fine-tune did not even *try* to have a low rank. LoRA asks another question: how good is
-# the best change *within* rank $r$? That has to be trained to be known.
+# Eight directions of 48 hold four fifths and more of the change (of noise: a third to a half),
+# although nothing asked the full fine-tune for a low rank. LoRA asks another question: how good is
+# the best change *within* rank $r$? Only training can tell.
 #
 # ## A frozen base that nobody holds as floats
 #
-# Reverse mode multiplies by $W$ twice: $x W^T$ on the way there, $c\,W$ on the way back. In
-# between, the tape (chapter 9) would hold $W$ as floats, of all layers at once. So our frozen
-# product gives the tape an object that is an array to NumPy, holds only packed codes, and
-# dequantises when it is multiplied by.
+# Reverse mode multiplies by $W$ twice: $x W^T$ forwards, and $c\,W$ backwards, where $c$ is the
+# gradient in $y$. In between, the tape (chapter 9) would hold $W$ as floats, of all layers at once.
+# So our frozen product gives the tape an object that NumPy takes for an array. It holds only packed
+# codes, and dequantises them for each product.
 
 # %%
 x, y = draw_batch(train, 0, 0, 16, 64)
@@ -226,13 +227,12 @@ assert not fresh["A"].any()
 assert fresh["B"].any()
 
 # %% [markdown]
-# The difference is the projections, but for q, k and v of the first layer: their inputs don't
-# depend on any adapter, so nothing is carried back through them. Activations are the larger part
-# here, since the batch has more rows than the matrices; in a model of billions it is the other way
-# round.
+# The difference is the floats of the projections, except q, k and v of the first layer: their
+# inputs don't depend on any adapter, so no gradient goes back through them. Activations are the
+# larger part here, since the batch has more rows than the matrices; in a model of billions it is
+# the other way round.
 #
-# Now train: 100 steps of Adam on the adapters alone, and nothing but them. This is a run of the
-# experiment below, made again:
+# Now 100 steps of Adam on the adapters alone. This repeats a run of the experiment below:
 
 # %%
 results = load_results("lora")
@@ -244,7 +244,7 @@ assert abs(before - small["before"]) < 0.05
 assert abs(curve[-1][1] - small["after"]) < 0.05
 trained = {name: {"A": w.A, "B": w.B} for name, w in tuned.items() if isinstance(w, LoRALinear)}
 with tempfile.TemporaryDirectory() as folder:
-    save_adapters(folder, trained, alpha=16)  # the files of peft
+    save_adapters(folder, trained, alpha=16)  # as peft, Hugging Face's library
     sizes = {path.name: path.stat().st_size for path in Path(folder).iterdir()}
     again, settings = load_adapters(folder)
 print("saved:", ", ".join(f"{name} {size / 1e3:.1f} KB" for name, size in sorted(sizes.items())))
@@ -260,7 +260,8 @@ assert all(np.array_equal(again[name]["B"], trained[name]["B"]) for name in trai
 # fine-tune and for QLoRA, whose rate LoRA takes over). The last tenth gives the losses here.
 #
 # The share recovered is $(L_0 - L) / (L_0 - L_{full})$, with $L_0$ the loss of the float model
-# before. So QLoRA pays for its four bits, too.
+# before, $L$ the loss after, and $L_{full}$ that after the full fine-tune. So QLoRA pays for its
+# four bits, too.
 
 # %%
 rows = [row for row in results["rows"] if row["kind"] == "run" and not row["choice"]]
@@ -309,11 +310,9 @@ assert np.mean(share["upper", "qlora", 8]) >= 0.90
 assert np.mean(share["upper", "lora", 8]) >= 0.90
 assert np.mean(share["plain", "qlora", 8]) < 0.90
 
-# %%
+# %% tags=["hide-input"]
 kinds = [("upper", "lora", 8), ("upper", "qlora", 8), *(("plain", *w) for w in list(WAYS)[1:])]
 labels = [f"{task}\n{method}\nr = {rank}" for task, method, rank in kinds]
-
-# %% tags=["hide-input"]
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.8, 3.3))
 for (method, rank), color in zip(WAYS, plots.PALETTE, strict=False):
     for r in runs("upper", method, rank)[:1]:
@@ -327,12 +326,12 @@ right.set_xticks(range(len(kinds)), labels)
 plots.label_axes(right, "", "% of the full fine-tune's gain", "Recovered (points: seeds)")
 
 # %% [markdown]
-# A large change of one kind (all letters in another place of the embedding) is recovered almost
-# whole, in four bits as well as in floats. A small, diffuse one (more of the same author) is not:
-# its gain is a few hundredths of a nat, and part of that is out of a low rank's reach, or is the
-# price of four bits. A higher rank gets more of it.
+# A large change of one kind (all letters become other characters) is recovered almost whole, in
+# four bits as well as in floats. A small, diffuse one (more of the same author) is not: its gain is
+# a few hundredths of a nat, and part of that is out of a low rank's reach, or is the price of four
+# bits. A higher rank gets more of it.
 #
-# What else does the table of runs say?
+# The runs also show bytes, and what the model forgets:
 
 # %%
 one = {method: runs("upper", method, rank)[0] for method, rank in list(WAYS)[:3]}
@@ -357,8 +356,7 @@ assert forgets["qlora"] < forgets["full"]
 # After training, $W + \frac{\alpha}{r} B A$ can take the place of both. In floats that is exact to
 # rounding. A base in NF4 has to be dequantised, added to, and quantised *again*: an entry moves
 # only if the change carries it over the border between two codes, and then it moves too far. Users
-# of the users of peft (issue 2321) and of QLoRA (issue 28) report it: the merged model answers
-# differently.
+# of peft (issue 2321) and of QLoRA (issue 28) report that the merged model answers differently.
 
 # %%
 merged = [r["merged"] for r in runs("upper", "qlora")]
@@ -369,9 +367,7 @@ for key, label in names.items():
     print(f"{label:18} {np.mean([m[key] for m in merged]):.4f}")
 same = np.mean([m["same_codes"] for m in merged])
 error = np.mean([m["relative_error"] for m in merged])
-print(
-    f"{same:.0%} of the codes stay; the change that arrives is wrong by {error:.0%} of its length"
-)
+print(f"{same:.0%} of the codes stay; what arrives is wrong by {error:.0%} of the change's length")
 assert all(
     abs(m["float32"] - r["after"]["test"]) < 1e-4
     for m, r in zip(merged, runs("upper", "qlora"), strict=True)
@@ -410,14 +406,15 @@ plots.label_axes(
 
 # %% [markdown]
 # For a change of the weights' own size the error is that of NF4 itself, about a tenth. For a change
-# of a hundredth, what arrives is mostly error. So: keep the adapters beside, or merge into floats
-# and leave four bits.
+# of a hundredth, what arrives is mostly error. So keep the adapters beside the base, or merge into
+# floats and do without four bits.
 #
 # ## Few numbers: forward gradients?
 #
 # Chapter 9 found forward gradients hopeless for whole networks: $K$ directions in $n$ dimensions
-# see a gradient at a cosine of $\sqrt{K/(K+n)}$. Adapters have few dimensions. With $r = 1$, $A$ as
-# it was drawn and only $B$ moving, 1,984 numbers remain, and no tape is needed at all.
+# give an estimate whose cosine to the gradient is $\sqrt{K/(K+n)}$. Adapters have few dimensions.
+# With $r = 1$, $A$ as it was drawn and only $B$ moving, 1,984 numbers remain, and no tape is
+# needed.
 
 # %%
 ones = init_adapters(params, rank=1)
@@ -447,15 +444,15 @@ print(f"forward gradients get {fraction:.0%} of what the tape gets")
 assert 0.5 < fraction < 0.9
 
 # %% [markdown]
-# Eight directions a step, on 221k weights in NF4 (the learning rate its own, chosen as above): it
-# learns, without ever going backwards. It also stays behind the tape, which is cheaper. Forward
-# mode's one advantage is memory: no activation is kept.
+# With eight directions per step, on 221k weights in NF4 (with a learning rate of its own, chosen as
+# above), the model learns without a backward pass. It stays behind the tape, which is also cheaper.
+# Forward mode's one advantage is memory: no activation is kept.
 #
 # ## State that lives in a file
 #
 # Adam needs its two means once a step, in order. `PagedAdam` keeps them in a file that is mapped
-# into memory, walks over it in strips, and hands each strip back (`madvise`). The arithmetic is
-# entry by entry, so the strips don't show: the bits are those of `Adam`.
+# into memory, walks over it in strips, and gives the memory of each strip back to the system
+# (`madvise`). The arithmetic is entry by entry, so the bits are those of `Adam`.
 
 # %%
 w = {"w": rng.standard_normal(2_000_000, dtype=np.float32)}
@@ -474,7 +471,7 @@ print(f"{plain.nbytes / 1e6:.0f} MB of means, a budget of {budget / 1e6:.1f} MB:
 print(f"{seconds['paged'] / seconds['resident']:.1f} times the time of a step in memory")
 
 # %% [markdown]
-# The system keeps pages that were handed back while it has room, and writes them out when it has
+# The system keeps pages that were given back while it has room, and writes them out when it has
 # none: an optimizer that would not fit becomes slow instead of impossible. That is what the paper's
 # paged optimizer does with a GPU's unified memory, for the moments when a long text needs the room.
 #
