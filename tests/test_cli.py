@@ -673,7 +673,7 @@ def test_a_log_that_is_not_there_is_bad_use(tmp_path, command):
     """Status 2; a folder is no log either."""
     more = [tmp_path / "a.safetensors"] if command == "export" else []
     assert "there is no log" in refused(command, tmp_path / "none.steps", *more)
-    assert "there is no log" in refused(command, tmp_path, *more)
+    assert f"there is no log {tmp_path}: it is a folder" in refused(command, tmp_path, *more)
 
 
 def other_seed(source: Path, path: Path) -> Path:

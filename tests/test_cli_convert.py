@@ -428,6 +428,7 @@ def test_a_shape_that_a_kind_cannot_hold_is_a_failure_that_names_the_projection(
     save_bitnet(BitNetModel(config, init_params(config, 0)), tmp_path / "hf")
     message = refused(tmp_path / "hf", tmp_path / "m.gguf", status=1)
     assert "q_proj cannot be written as tq2_0" in message
+    assert "i2_s in the layout 'rows' takes every shape" in message
     answer(tmp_path / "hf", tmp_path / "m.gguf", "--kind", "i2_s", "--layout", "rows")
 
 

@@ -212,6 +212,12 @@ def test_logits_that_differ_by_less_than_their_exponentials_keep_their_order():
     assert sample([1.0, 0.0, 1e-27], 0.999, top_k=2) == 2  # also beside a larger one
 
 
+def test_temperature_zero_takes_the_first_of_equal_logits():
+    """A tie goes to the lowest index, whatever the number drawn."""
+    assert [sample([1.0, 3.0, 3.0], u, temperature=0) for u in (0.0, 0.999)] == [1, 1]
+    assert sample(np.zeros(5), 0.999, temperature=0) == 0
+
+
 def test_the_largest_number_below_one_draws_the_last_kept():
     """Also where the product with the sum rounds up to the sum."""
     below = np.nextafter(1.0, 0.0)

@@ -11,10 +11,13 @@ import pytest
 from commands import answer, call, refused
 from doctor_zoo import ZOO, Weights, about, blocks_file, encode, weights, write_gguf
 from minibit.checkpoint import doctor, picture, save_gguf, write_safetensors
+from minibit.checkpoint.diagnosis.content import MOST as SAMPLE
+from minibit.checkpoint.diagnosis.content import whole_content
 from minibit.checkpoint.diagnosis.doctor import as_fields
 from minibit.checkpoint.diagnosis.drawing import byte_diagram
 from minibit.checkpoint.diagnosis.layouts import HF, LAYOUTS, decode, frames, orders
 from minibit.checkpoint.diagnosis.matrices import agreement, spectral_agreement
+from minibit.checkpoint.diagnosis.sources import Entry
 from minibit.language import shipped_folder
 from minibit.ternary import (
     from_hf,
@@ -210,6 +213,7 @@ def test_bytes_that_are_no_ternary_codes_are_not_called_so(tmp_path):
         (b"<!DOCTYPE html><html>", "a web page"),
         (b"\x80\x02}q\x00", "a pickle"),
         (b"PK\x03\x04", "a zip archive"),
+        (b"\x89MBL\r\n\x1a\n", "a log of minibit: `minibit info` reads it"),
         (b"", "it begins with b''"),
         (b"GGUF\x03", "a header has 24"),
     ],
@@ -221,6 +225,24 @@ def test_what_is_no_model_is_named_as_what_it_is(content, words, tmp_path):
     found = doctor(path)
     assert words in found.verdict
     assert not found.healthy
+
+
+@pytest.mark.parametrize("n_in", [96, 4096 * 12])
+def test_the_share_of_zeros_of_i2_s_is_that_of_its_weights(n_in, tmp_path):
+    """Small tensors are counted whole, whatever part of a block they end in; large by a sample."""
+    codes = np.random.default_rng(0).integers(-1, 2, (60, n_in)).astype(np.int8)
+    codes[:20] = 1  # the first third has no zeros
+    entry, layout = _i2_s_entry(codes, tmp_path / "packed"), LAYOUTS["I2_S"]
+    counted = whole_content(entry, layout)
+    expected = (codes == 0).mean()
+    assert counted.share("0") == pytest.approx(expected, abs=0 if n_in == 96 else 0.05)
+    assert counted.count == codes.size if n_in == 96 else counted.count == 4 * SAMPLE
+
+
+def _i2_s_entry(codes, path):
+    """Write two bits a weight, in the order of rows, and a scale."""
+    path.write_bytes(to_i2_s(codes, 0.5, "rows").tobytes())
+    return Entry("w", codes.shape, "I2_S", path, 0, path.stat().st_size)
 
 
 def test_folders_without_a_model_are_named(tmp_path):

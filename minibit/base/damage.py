@@ -45,6 +45,7 @@ IMPOSTORS = (  # what people have in the place of a checkpoint, by its first byt
     (b"PK", "a zip archive: unpack it, or a pickle of PyTorch, which is never opened"),
     (b"\x80", "a pickle, which can run any code and is never opened"),
     (b"GGUF", "a GGUF file"),
+    (b"\x89MBL", "a log of minibit: `minibit info` reads it"),
     (b"\x1f\x8b", "gzip-compressed: unpack it"),
     (b"{", "JSON"),
 )

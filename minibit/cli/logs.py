@@ -246,8 +246,7 @@ def salvage(
     out_path: Annotated[Path, "OUT", "The new log."],
 ) -> dict[str, Any]:
     """Copy a damaged log up to the damage: all steps that are good and replay as written."""
-    if not log_path.is_file():
-        raise BadUse(f"there is no log {log_path}")
+    _check_log(log_path)
     common.check_new_file(out_path, "OUT")
     log = StepLog.salvage(log_path, out_path)
     rest, digest = log_path.stat().st_size - log.nbytes, log.digest()
@@ -288,10 +287,16 @@ def export(
     return {"file": str(file), "digest": digest, "tensors": tensors}
 
 
+def _check_log(path: Path) -> None:
+    """Refuse a name that no file has."""
+    if not path.is_file():
+        kind = ": it is a folder" if path.is_dir() else ""
+        raise BadUse(f"there is no log {path}{kind}")
+
+
 def open_log(out: Output, path: Path, step: int | None = None) -> StepLog:
     """Open a log; say so if its tail is torn, and refuse a step that it does not have."""
-    if not path.is_file():
-        raise BadUse(f"there is no log {path}")
+    _check_log(path)
     log = StepLog.open(path)
     if log.warning:
         out.warn(f"{path}: {log.warning}")

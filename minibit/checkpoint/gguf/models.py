@@ -343,7 +343,9 @@ def _new(
     try:
         check_encodable(value, code, layout)
     except ValueError as error:
-        raise ValueError(f"{name} cannot be written as {kind}: {error}") from error
+        narrow = kind != "i2_s" and value.group is None
+        hint = "; i2_s in the layout 'rows' takes every shape" if narrow else ""
+        raise ValueError(f"{name} cannot be written as {kind}: {error}{hint}") from error
 
     def chunks() -> Iterable[NDArray[np.uint8]]:
         codes, scales = value.codes(), block_scales(value, code)
