@@ -426,3 +426,11 @@ def test_pytest_runs_each_case_as_a_test(tmp_path):
     passed = int(re.search(r"(\d+) passed", done.stdout)[1])
     assert passed > len(offered)
     assert run("no_such_port").returncode == 4
+
+
+def test_a_port_that_rounds_half_up_is_told_so_in_every_case_that_shows_it():
+    """JavaScript's Math.round: halves of one sign alone are wrong."""
+    port = types.SimpleNamespace(absmean_quantize=MUTATIONS["absmean_quantize/half-up"])
+    wrong = [r for r in conform(port, ABSMEAN).results if r.verdict == "deviates"]
+    assert len(wrong) > 1
+    assert {r.answer_is_that_of for r in wrong} == {"absmean_quantize/half-up"}

@@ -17,6 +17,11 @@ def half_away(x: Any) -> Any:
     return np.trunc(x + np.copysign(F32(0.5), x))
 
 
+def half_up(x: Any) -> Any:
+    """Round half up, as JavaScript's `Math.round` does."""
+    return np.floor(x + F32(0.5))
+
+
 def _absmean(
     w: Any,
     mean: Callable[..., Any] = lambda w: F32(np.abs(w).mean(dtype=np.float64)),
@@ -95,6 +100,7 @@ ABSMEAN: dict[str, Callable[..., Any]] = {
     "absmean_quantize/maximum": lambda w: _absmean(w, lambda w: np.abs(w).max()),
     "absmean_quantize/signed-mean": lambda w: _absmean(w, lambda w: abs(w.mean())),
     "absmean_quantize/half-away": lambda w: _absmean(w, rounding=half_away),
+    "absmean_quantize/half-up": lambda w: _absmean(w, rounding=half_up),
     "absmean_quantize/truncated": lambda w: _absmean(w, rounding=np.trunc),
     "absmean_quantize/not-clipped": lambda w: _absmean(w, cut=127),
     "absmean_quantize/no-floor": lambda w: _absmean(w, floor=lambda gamma, _: gamma),
