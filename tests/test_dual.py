@@ -477,6 +477,19 @@ def test_a_custom_rule_may_take_a_jvp_itself():
     np.testing.assert_allclose(dots, (v @ np.cos(x))[:, None] * np.ones(2), rtol=1e-12)
 
 
+def test_a_rule_may_join_tangents_without_saying_along_which_axis():
+    """It is the first, as NumPy's default."""
+
+    @custom_jvp
+    def twice(x):
+        return np.concatenate([x, x])
+
+    twice.defjvp(lambda p, t: (twice(*p), np.concatenate([t[0], 2 * t[0]])))
+    x = np.arange(6.0).reshape(2, 3)
+    _, dots = jvp_batch(twice, (x,), (np.stack([x, x + 1]),))
+    np.testing.assert_array_equal(dots[1], np.concatenate([x + 1, 2 * (x + 1)]))
+
+
 def test_custom_rules_that_cannot_work_are_refused():
     """No rule yet, a dual as keyword, no pair, a tangent that does not fit: each says so."""
 

@@ -120,6 +120,8 @@ UNNAMED = {  # what no case names, and why
         ("from_mxfp4", "from_nvfp4", "to_mxfp4", "to_nvfp4"),
         "a format of hardware beside NF4, whose oracle is the package gguf",
     ),
+    "Plan.differences": "words for a message",
+    **dict.fromkeys(("Diagnosis", "doctor"), "an opinion on a file, from statistics"),
     "RotatedMatrix": "a product after `walsh_hadamard`, whose law is Sylvester's matrix",
     "RotatedMatrix.turned": "`walsh_hadamard` with its own signs and block",
     "walsh_hadamard": "its rounding is bounded, and its law is Sylvester's matrix",

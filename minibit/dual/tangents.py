@@ -150,7 +150,7 @@ def _einsum(subscripts: str, *operands: Array, optimize: Any = False) -> Array:
     return tangent._einsum(subscripts, list(operands), numbers[0])
 
 
-def _concatenate(tangents: list[Array], axis: int) -> Array:
+def _concatenate(tangents: list[Array], axis: int = 0) -> Array:
     first = next(t for t in tangents if isinstance(t, Tangent))
     return first._concatenate(list(tangents), normalize_axis_index(axis, first.ndim))
 
