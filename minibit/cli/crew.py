@@ -148,7 +148,7 @@ async def _identity(address: str) -> dict[str, Any]:
     certificates = Security().get_connection_args("client")
     async with rpc(address, timeout=CONNECT, connection_args=certificates) as peer:
         # Who refuses is asked again for that long; the error then says why, so it comes first.
-        identity: dict[str, Any] = await asyncio.wait_for(peer.identity(), CONNECT + 1)
+        identity: dict[str, Any] = await asyncio.wait_for(peer.identity(), CONNECT + 5)
         return identity
 
 
