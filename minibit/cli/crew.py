@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -131,13 +132,23 @@ def _connected(scheduler: str) -> Any:
             "distributed.comm.tls: ca-file, client.cert and client.key"
         ) from error
     except Exception as error:  # a process that is no scheduler may answer anything
-        why = re.sub("^in <.*?>: ", "", str(error.__cause__ or error)) or "no answer"
+        why = re.sub("^in <.*?>: ", "", str(error.__cause__ or error)) or _refusal(address)
         raise RuntimeError(
             f"the scheduler {address} cannot be reached within {CONNECT:.0f} s: {why}"
         ) from error
     if identity.get("type") != "Scheduler":
         raise BadUse(f"--scheduler {address} is a {identity.get('type')}, not a scheduler")
     return Client(address, timeout=CONNECT, set_as_default=False)
+
+
+def _refusal(address: str) -> str:
+    """Say why nobody answered: Dask's last try may have ended by the clock and tell nothing."""
+    host, _, port = address.partition("://")[2].rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT).close()
+    except (OSError, ValueError, OverflowError) as error:
+        return str(error) or "no answer"
+    return "no answer"
 
 
 async def _identity(address: str) -> dict[str, Any]:
@@ -148,7 +159,7 @@ async def _identity(address: str) -> dict[str, Any]:
     certificates = Security().get_connection_args("client")
     async with rpc(address, timeout=CONNECT, connection_args=certificates) as peer:
         # Who refuses is asked again for that long; the error then says why, so it comes first.
-        identity: dict[str, Any] = await asyncio.wait_for(peer.identity(), CONNECT + 5)
+        identity: dict[str, Any] = await asyncio.wait_for(peer.identity(), CONNECT + 1)
         return identity
 
 
