@@ -214,8 +214,8 @@ print(
     f"all slopes by jvp: {one_slope * size:,.0f} forward passes, "
     f"{base * one_slope * size / 3600:.1f} h"
 )
-assert 1 < one_slope < 10
-assert 1 < all_slopes < 20
+expect_time(1 < one_slope < 10, "a slope costs more than one forward pass and less than ten")
+expect_time(1 < all_slopes < 20, "all slopes cost more than one forward pass and less than twenty")
 
 # %% [markdown]
 # Both modes do two more products per layer, of the sizes that the layer has:
