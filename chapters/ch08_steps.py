@@ -25,6 +25,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minibit import plots
+from minibit.bench import expect_time
 from minibit.datasets import load_mnist, split
 from minibit.noise_step import (
     NoiseStep,
@@ -520,7 +521,7 @@ print(
     f"replay {1e3 * whole:.0f} ms; any step {1e3 * visit:.0f} ms; one row at the end {1e3 * a_row:.0f} ms"
 )
 assert digest(log.weights_at(130)) == log.digest(130)
-assert visit < 0.6 * whole
+expect_time(visit < 0.6 * whole, "a step near a snapshot takes less than a whole replay")
 
 # %% [markdown]
 # The time of a whole replay grows with the log. The other two do not: a snapshot lies at most 32
