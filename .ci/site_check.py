@@ -311,7 +311,7 @@ QUERIES = {  # what people look for, and which page must come first
     "STE": "chapters/|glossary/",
     "QAT": "chapters/|glossary/",
     "load a model": "chapters/ch11_checkpoint/|chapters/ch10_transformer/|command_line/",
-    "benchmark": "command_line/|chapters/|reference/bench",
+    "benchmark": "benchmarks/|command_line/|chapters/|reference/bench",
     "NF4": "chapters/ch13_nf4/",
     "double quantisation": "chapters/ch13_nf4/|reference/nf4/",
     "packing": "chapters/ch02_ternary/",
