@@ -88,7 +88,7 @@ def test_a_log_says_which_activations_its_model_has(tmp_path, method):
     assert again.digest == log.verify()
     assert log.digest(64) == result.digest == StepLog.open(tmp_path / "b.steps").digest(64)
     # Guessing has 0.25. Few sampled steps learn little: seeds and CPUs differ, from 0.41 to 0.71.
-    assert whole.test_accuracy > {"units": 0.65, "sampled": 0.35}[method]
+    assert whole.test_accuracy > {"units": 0.65, "sampled": 0.5}[method]
     rounded = forward(model_of(header), log.replay(), data.test_x, data.test_y)[0]
     assert again.test_accuracy == np.mean(rounded.argmax(axis=1) == data.test_y)
     exact = replace(model_of(header), activations="float")
